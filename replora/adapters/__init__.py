@@ -1,0 +1,1 @@
+"""Low-rank adaptation of frozen weights: options, factors, injection, merging and files."""

@@ -1,0 +1,110 @@
+"""Other methods through the `peft` library (DoRA, (IA)^3, OFT ...), injected into the model in place."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from replora.adapters.config import PeftConfig
+from replora.backbones.targets import Target
+from replora.errors import RepLoRAError, nearest
+
+if TYPE_CHECKING:
+    from replora.adapters.inject import Adapters
+
+# Method -> (config class in peft, our option -> its argument)
+_LORA = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+_CLASSES: dict[str, tuple[str, dict[str, str]]] = {
+    "lora": ("LoraConfig", _LORA),
+    "dora": ("LoraConfig", _LORA),
+    "ia3": ("IA3Config", {}),
+    "oft": ("OFTConfig", {"dropout": "module_dropout"}),
+    "boft": ("BOFTConfig", {"dropout": "boft_dropout"}),
+    "loha": ("LoHaConfig", {"rank": "r", "alpha": "alpha", "dropout": "module_dropout"}),
+    "lokr": ("LoKrConfig", {"rank": "r", "alpha": "alpha", "dropout": "module_dropout"}),
+    "hra": ("HRAConfig", {"rank": "r"}),
+}
+
+
+def inject_peft(model: nn.Module, adapters: Adapters, config: PeftConfig, targets: list[Target]) -> set[int]:
+    """Let `peft` adapt the modules of `targets`, and return the identities of the tensors that it added.
+
+    Raises:
+        RepLoRAError: `peft` is missing, an option is unknown to the method, or it cannot adapt such a module.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise RepLoRAError(
+            f"{config.method!r} comes from the peft library, which is not installed: pip install peft"
+        ) from error
+    attention = [t.name for t in targets if isinstance(model.get_submodule(t.module), nn.MultiheadAttention)]
+    if attention:
+        raise RepLoRAError(
+            f"{config.method}: peft cannot adapt the projections of nn.MultiheadAttention one by one ({attention[0]}, "
+            "...). RepLoRAConfig can, with factors mlp, linear or none."
+        )
+    before = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    modules = list(dict.fromkeys(target.module for target in targets))
+    peft_config = _peft_config(peft, config, modules)
+    try:
+        peft.inject_adapter_in_model(peft_config, model)
+    except (TypeError, ValueError) as error:
+        raise RepLoRAError(f"{config.method}: peft refuses: {error}") from error
+    added = [p for p in model.parameters() if id(p) not in before]
+    for parameter in added:
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+    adapters.targets = modules
+    for name, layer in peft_layers(model).items():
+        adapters.peft_called[name] = False
+        layer.train(layer.get_base_layer().training)
+        layer.register_forward_pre_hook(partial(_note_call, adapters.peft_called, name))
+    kept = [p for p in added if p.requires_grad] + [b for b in model.buffers() if id(b) not in before]
+    return {id(tensor) for tensor in kept}
+
+
+def _note_call(called: dict[str, bool], name: str, _layer: nn.Module, _inputs: Any) -> None:
+    called[name] = True
+
+
+def peft_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers that `peft` put into the model, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+
+
+def peft_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters of each of those layers."""
+    layers = peft_layers(model)
+    return {name: [p for p in layer.parameters() if p.requires_grad] for name, layer in layers.items()}
+
+
+def remove_peft(model: nn.Module) -> None:
+    """Put the frozen layers back where `peft` wrapped them."""
+    for name, layer in peft_layers(model).items():
+        model.set_submodule(name, layer.get_base_layer())
+
+
+def _peft_config(peft: Any, config: PeftConfig, modules: list[str]) -> Any:
+    class_name, argument = _CLASSES[config.method]
+    cls = getattr(peft, class_name)
+    values = {"rank": config.rank, "alpha": config.alpha or config.rank, "dropout": config.dropout}
+    arguments: dict[str, Any] = {argument[option]: value for option, value in values.items() if option in argument}
+    if config.method == "dora":
+        arguments["use_dora"] = True
+    if config.method == "ia3":
+        arguments["feedforward_modules"] = []
+    known = inspect.signature(cls).parameters
+    for option in config.options:
+        if option not in known:
+            raise RepLoRAError(f"options: {class_name} of peft has no {option!r}. {nearest(option, known)}")
+    # One regular expression that matches these full names and nothing else.
+    arguments["target_modules"] = "|".join(re.escape(name) for name in modules)
+    return cls(**arguments | config.options)

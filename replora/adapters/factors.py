@@ -1,0 +1,179 @@
+r"""Where the low-rank factors A and B come from: pure maths, batched over all groups of one shape.
+
+The update of a frozen weight W0 (out x in) is (alpha / r) B A with A (r x in) and B (out x r). A *group* is the set of
+targets that share their structure, by default the query and the value projection of one attention module.
+
+RepLoRA (paper Figure 1; symbols as in the project's method notes), for a group with diagonals a, b in R^r:
+
+    H_A = s(diag(a) U_A + c_A)    (r x h)        A_t = H_A V_A,t        (r x in_t)     for each target t of the group
+    H_B = s(diag(b) U_B + c_B)    (r x h)        B_t = (H_B V_B,t)^T    (out_t x r)
+
+        diag(a) --[ U_A, c_A ]-- s --+--[ V_A,q ]--> A_q        diag(b) --[ U_B, c_B ]-- s --+--[ V_B,q ]--> B_q
+                                     +--[ V_A,v ]--> A_v                                     +--[ V_B,v ]--> B_v
+
+with s the activation (identity in the linear ablation). The MLP acts row by row on a diagonal matrix, so diag(a) U is
+row i of U times a_i and costs nothing. Both factors are multiplied by h ** -scale_exponent.
+V_B is 0 at the start, so the update is exactly 0; V_A is drawn such that A has the variance of LoRA's initialisation
+(kaiming_uniform with a = sqrt(5): 1 / (3 in)). The factors depend on parameters only, never on the input.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from replora.adapters.config import Activation, RepLoRAConfig
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "identity": lambda x: x,
+}
+
+# For each target of the group, A (groups, rank, in) and B (groups, out, rank).
+FactorPairs = list[tuple[Tensor, Tensor]]
+
+
+class FactorBank(nn.Module, ABC):
+    """The factors of all `groups` groups whose targets have the same `shapes`, one (in, out) pair a target."""
+
+    def __init__(self, groups: int, shapes: Sequence[tuple[int, int]], rank: int) -> None:
+        super().__init__()
+        self.groups, self.shapes, self.rank = groups, tuple(shapes), rank
+        self.running = False  # whether a forward pass of the model runs
+        # The factors of the running pass, or of the last one with gradients: for each target (A, B) of every group.
+        self.current: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] | None = None
+
+    @abstractmethod
+    def forward(self, group: int | None = None) -> FactorPairs:
+        """The factors of every group, or of one `group` alone (then the first dimension is 1)."""
+
+    @abstractmethod
+    def last_matrices(self) -> list[nn.Parameter]:
+        """For each target the parameter (groups, ...) that B is linear in: its gradient tells whether B matters."""
+
+    def open(self) -> None:
+        """Produce all factors once, for the forward pass that begins. Autocast is left out: it is a small product."""
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            self.current = [(A.unbind(0), B.unbind(0)) for A, B in self()]
+        self.running = True
+
+    def close(self) -> None:
+        """The forward pass is over. With gradients, its factors are kept for what a backward pass computes again."""
+        self.running = False
+        if not torch.is_grad_enabled():
+            self.current = None
+
+    def factors_of(self, group: int, slot: int) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and B (out, rank) of one target: those of the running pass, else fresh ones of this group alone.
+
+        Gradient checkpointing runs layers again inside the backward pass; they must see the factors of their own pass.
+        """
+        if self.current is not None and (self.running or torch._C._current_graph_task_id() != -1):
+            A, B = self.current[slot]
+            return A[group], B[group]
+        A_alone, B_alone = self(group)[slot]
+        return A_alone[0], B_alone[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"running": False, "current": None}  # copies and pickles begin without a pass
+
+    def deployed_count(self) -> int:
+        """Numbers in A and B: what remains when training is over."""
+        return self.groups * sum(self.rank * (n_in + n_out) for n_in, n_out in self.shapes)
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Parameters that weight decay should leave alone, as it leaves biases alone."""
+        return []
+
+
+class FreeFactors(FactorBank):
+    """Vanilla LoRA: A and B are parameters themselves."""
+
+    def __init__(self, groups: int, shapes: Sequence[tuple[int, int]], rank: int, init: str = "zero") -> None:
+        super().__init__(groups, shapes, rank)
+        self.A = nn.ParameterList(torch.empty(groups, rank, n_in) for n_in, _ in shapes)
+        self.B = nn.ParameterList(torch.zeros(groups, n_out, rank) for _, n_out in shapes)
+        for matrix, (n_in, _) in zip(self.A, shapes, strict=True):
+            nn.init.uniform_(matrix, -1 / math.sqrt(n_in), 1 / math.sqrt(n_in))  # kaiming_uniform with a = sqrt(5)
+        if init == "normal002":
+            for matrix in (*self.A, *self.B):
+                nn.init.normal_(matrix, std=0.02)
+
+    def forward(self, group: int | None = None) -> FactorPairs:
+        pick = slice(None) if group is None else slice(group, group + 1)
+        return [(A[pick], B[pick]) for A, B in zip(self.A, self.B, strict=True)]
+
+    def last_matrices(self) -> list[nn.Parameter]:
+        return list(self.B)
+
+
+class DiagonalMLP(nn.Module):
+    """diag(d) -> s(diag(d) U + c) V_t for every target t: one side (A or B) of RepLoRA, for `groups` groups at once."""
+
+    def __init__(self, groups: int, rank: int, hidden: int, widths: Sequence[int], activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        self.diagonal = nn.Parameter(torch.ones(groups, rank))
+        self.U = nn.Parameter(torch.randn(groups, rank, hidden))
+        self.c = nn.Parameter(torch.zeros(groups, 1, hidden))
+        self.V = nn.ParameterList(torch.zeros(groups, hidden, width) for width in widths)
+
+    def hidden_layer(self, pick: slice = slice(None)) -> Tensor:
+        """H (groups, rank, hidden)."""
+        preactivation = self.diagonal[pick].unsqueeze(-1) * self.U[pick] + self.c[pick]  # diag(d) U + c
+        return ACTIVATIONS[self.activation](preactivation)
+
+    def forward(self, group: int | None = None) -> list[Tensor]:
+        """One (groups, rank, width_t) a target."""
+        pick = slice(None) if group is None else slice(group, group + 1)
+        H = self.hidden_layer(pick)
+        return [torch.matmul(H, V[pick]) for V in self.V]
+
+
+class GeneratedFactors(FactorBank):
+    """RepLoRA, or its linear ablation when the activation is `identity`."""
+
+    def __init__(
+        self,
+        groups: int,
+        shapes: Sequence[tuple[int, int]],
+        rank: int,
+        hidden: int,
+        activation: Activation,
+        scale_exponent: float,
+    ) -> None:
+        super().__init__(groups, shapes, rank)
+        self.output_scale = hidden**-scale_exponent
+        self.mlp_A = DiagonalMLP(groups, rank, hidden, [n_in for n_in, _ in shapes], activation)
+        self.mlp_B = DiagonalMLP(groups, rank, hidden, [n_out for _, n_out in shapes], activation)
+        with torch.no_grad():
+            energy = self.mlp_A.hidden_layer().square().mean(dim=(1, 2), keepdim=True)  # E[H^2] of each group
+            for V, (n_in, _) in zip(self.mlp_A.V, shapes, strict=True):
+                # Var(A) = output_scale^2 * h * E[H^2] * Var(V), wanted: 1 / (3 in)
+                V.normal_().mul_((3 * n_in * hidden * energy).rsqrt() / self.output_scale)
+
+    def forward(self, group: int | None = None) -> FactorPairs:
+        pairs = zip(self.mlp_A(group), self.mlp_B(group), strict=True)
+        return [(A * self.output_scale, B.transpose(1, 2) * self.output_scale) for A, B in pairs]
+
+    def last_matrices(self) -> list[nn.Parameter]:
+        return list(self.mlp_B.V)
+
+    def undecayed(self) -> list[nn.Parameter]:
+        return [self.mlp_A.diagonal, self.mlp_A.c, self.mlp_B.diagonal, self.mlp_B.c]
+
+
+def build_factors(config: RepLoRAConfig, groups: int, shapes: Sequence[tuple[int, int]]) -> FactorBank:
+    """The bank of `config` for `groups` groups, each with targets of the given (in, out) shapes."""
+    if config.factors == "none":
+        return FreeFactors(groups, shapes, config.rank, config.init)
+    return GeneratedFactors(groups, shapes, config.rank, config.hidden, config.nonlinearity, config.scale_exponent)

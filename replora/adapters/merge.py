@@ -1,0 +1,79 @@
+"""Fold the update into the frozen weights and take it out again; switch it off for a while. Always explicit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from replora.adapters.baselines import peft_layers
+from replora.adapters.config import PeftConfig
+from replora.adapters.inject import adapters_of
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Add the update to the frozen weights, in float32 and rounded once; a second call changes nothing.
+
+    The weights before are kept, so that `unmerge` restores them bit for bit. A merged model cannot train.
+
+    Raises:
+        RepLoRAError: A frozen weight is quantised.
+    """
+    adapters = adapters_of(model)
+    for update in adapters.updates:
+        update.merge()
+    if isinstance(adapters.config, PeftConfig):
+        for layer in peft_layers(model).values():
+            if not layer.merged:
+                layer.merge()
+    return model
+
+
+def unmerge(model: nn.Module) -> nn.Module:
+    """Take the update out of the weights again (methods of `peft` do so within rounding)."""
+    adapters = adapters_of(model)
+    for update in adapters.updates:
+        update.unmerge()
+    if isinstance(adapters.config, PeftConfig):
+        for layer in peft_layers(model).values():
+            if layer.merged:
+                layer.unmerge()
+    return model
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[nn.Module]:
+    """`with replora.merged(model): evaluate(model)` runs at the frozen backbone's own speed."""
+    merge(model)
+    try:
+        yield model
+    finally:
+        unmerge(model)
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """`with replora.disabled(model):` gives the frozen backbone (with the trained head, if there is one).
+
+    Raises:
+        RepLoRAError: The adapter is merged.
+    """
+    adapters = adapters_of(model)
+    layers = peft_layers(model) if isinstance(adapters.config, PeftConfig) else {}
+    if any(update.merged for update in adapters.updates) or any(layer.merged for layer in layers.values()):
+        from replora.errors import RepLoRAError
+
+        raise RepLoRAError("The adapter is merged, so it cannot be switched off. Call replora.unmerge first.")
+    before = [update.enabled for update in adapters.updates]
+    for update in adapters.updates:
+        update.enabled = False
+    for layer in layers.values():
+        layer.enable_adapters(False)
+    try:
+        yield model
+    finally:
+        for update, enabled in zip(adapters.updates, before, strict=True):
+            update.enabled = enabled
+        for layer in layers.values():
+            layer.enable_adapters(True)

@@ -1,0 +1,216 @@
+"""What query, value, ... are called: from roles or name patterns to the weight matrices of a model.
+
+A *target* is one weight matrix to adapt: the weight of an `nn.Linear`, some rows of it (the query rows of timm's fused
+`qkv`), or some rows of `nn.MultiheadAttention.in_proj_weight`. A *group* is the module whose targets share structure:
+an attention module for q, k, v and out, an MLP for fc1, fc2, gate, up and down.
+
+Verified families: timm ViT, DeiT, Swin, SwinV2, BEiT, EVA02; torchvision ViT and Swin (2-D and 3-D); transformers ViT,
+VideoMAE, BERT, BART, LLaMA and all that name their projections like one of these; `torch.nn.MultiheadAttention`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from replora.errors import RepLoRAError, nearest
+
+ROLES = ("q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down")
+
+# Full name of a projection -> its role; "group" is the module that holds the group. The first match counts.
+_ROLE_NAMES = [
+    ("q", r"(?P<group>.*attention)\.(attention|self)\.query"),
+    ("k", r"(?P<group>.*attention)\.(attention|self)\.key"),
+    ("v", r"(?P<group>.*attention)\.(attention|self)\.value"),
+    ("out", r"(?P<group>.*attention)\.output\.dense"),
+    ("q", r"(?P<group>.*)\.(q_proj|query_proj|query|q_lin|to_q|wq|q)"),
+    ("k", r"(?P<group>.*)\.(k_proj|key_proj|key|k_lin|to_k|wk|k)"),
+    ("v", r"(?P<group>.*)\.(v_proj|value_proj|value|v_lin|to_v|wv|v)"),
+    ("out", r"(?P<group>.*(attn|attention)[^.]*)\.(out_proj|o_proj|proj|out_lin|to_out\.0|wo)"),
+    ("fc1", r"(?P<group>.*)\.intermediate\.dense"),
+    ("fc2", r"(?P<group>.*)\.output\.dense"),
+    ("fc1", r"(?P<group>.*\bmlp)\.0"),
+    ("fc2", r"(?P<group>.*\bmlp)\.3"),
+    ("fc1", r"(?P<group>.*)\.(fc1|lin1)"),
+    ("fc2", r"(?P<group>.*)\.(fc2|lin2)"),
+    ("gate", r"(?P<group>.*)\.gate_proj"),
+    ("up", r"(?P<group>.*)\.up_proj"),
+    ("down", r"(?P<group>.*)\.down_proj"),
+]
+_FUSED_QKV = re.compile(r"(?P<group>.*)\.(qkv|qkv_proj|Wqkv)")
+# Small networks beside the attention proper, which happen to use the same names.
+_NOT_A_TARGET = re.compile(r".*\b(meta_mlp|cpb_mlp)\b.*")
+# The part of a name up to its last numbered component: `blocks.3`, `layers.1.blocks.0`, `layers.encoder_layer_7`.
+_BLOCK = re.compile(r"(?P<block>.*?(^|[._])\d+)(?=\.(?!.*(^|[._])\d+(\.|$))|$)")
+
+
+class TargetNotFoundError(RepLoRAError):
+    """A role or pattern matches nothing in the model, or nothing that can be adapted."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight matrix to adapt, or a range of its rows.
+
+    Attributes:
+        module: Dotted name of the `nn.Linear` or `nn.MultiheadAttention`.
+        attribute: Which parameter of the module: `weight`, or `in_proj_weight` and the like.
+        role: One of `ROLES`, or the module's own name where a pattern chose it.
+        group: Name of the module that holds its group.
+        rows: First and last + 1 row of the matrix, None for the whole matrix.
+        shape: (in, out) of the adapted rows.
+    """
+
+    module: str
+    attribute: str
+    role: str
+    group: str
+    rows: tuple[int, int] | None
+    shape: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        """How the target is written in messages and files: `blocks.0.attn.qkv[q]`, `layers.0.self_attn.q_proj`."""
+        partial = self.rows is not None or self.attribute != "weight"
+        return f"{self.module}[{self.role}]" if partial else self.module
+
+
+def find_targets(
+    model: nn.Module,
+    wanted: Sequence[str],
+    blocks: Literal["all"] | Sequence[int] = "all",
+    skip: Iterable[nn.Module] = (),
+) -> list[Target]:
+    """The targets that `wanted` (roles or shell patterns of full names) selects, in the model's order.
+
+    Modules inside `skip` (a head that trains as a whole) are passed over.
+
+    Raises:
+        TargetNotFoundError: An entry of `wanted` matches nothing, matches no linear layer, or two entries choose the
+            same rows; or an index of `blocks` does not exist.
+    """
+    skipped = {id(inner) for module in skip for inner in module.modules()}
+    modules = {name: m for name, m in model.named_modules() if name and id(m) not in skipped}
+    by_role = [target for name, module in modules.items() for target in _roles_of(name, module, modules)]
+
+    chosen: list[Target] = []
+    for entry in wanted:
+        if entry in ROLES:
+            found = [target for target in by_role if target.role == entry]
+        else:
+            found = [_whole(name, m) for name, m in modules.items() if _is_linear(m) and fnmatch.fnmatch(name, entry)]
+        if not found:
+            raise TargetNotFoundError(_nothing_found(entry, model, modules, by_role))
+        chosen += found
+    _refuse_overlap(chosen)
+
+    numbers = _block_numbers(modules)
+    if blocks != "all":
+        count = len(set(numbers.values()))
+        unknown = sorted(set(blocks) - set(range(count)))
+        if unknown:
+            raise TargetNotFoundError(
+                f"blocks: {unknown} asked for, but {type(model).__name__} has blocks 0 to {count - 1}."
+            )
+        chosen = [target for target in chosen if numbers.get(_block_of(target.group)) in set(blocks)]
+        if not chosen:
+            raise TargetNotFoundError(f"blocks: {list(blocks)} hold none of the targets {list(wanted)}.")
+    position = {name: i for i, name in enumerate(modules)}
+    return sorted(chosen, key=lambda target: (position[target.module], target.rows or (0, 0)))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def _roles_of(name: str, module: nn.Module, modules: dict[str, nn.Module]) -> list[Target]:
+    """The roles that one module plays: three for a fused projection, one for a plain one, none for most."""
+    if _NOT_A_TARGET.fullmatch(name):
+        return []
+    if isinstance(module, nn.MultiheadAttention):
+        return _multihead_attention_targets(name, module)
+    if not isinstance(module, nn.Linear):
+        return []
+    if fused := _FUSED_QKV.fullmatch(name):
+        width = module.out_features // 3
+        if _holds_three_equal_parts(module, fused["group"], modules):
+            parts = [("q", 0), ("k", width), ("v", 2 * width)]
+            shape = (module.in_features, width)
+            return [Target(name, "weight", role, fused["group"], (a, a + width), shape) for role, a in parts]
+        return []
+    for role, pattern in _ROLE_NAMES:
+        if match := re.fullmatch(pattern, name):
+            return [Target(name, "weight", role, match["group"], None, (module.in_features, module.out_features))]
+    return []
+
+
+def _holds_three_equal_parts(qkv: nn.Linear, attention: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether q, k and v are equal thirds: not so with fewer key than query heads, where thirds would be wrong rows."""
+    inner = {qkv.in_features}
+    for name in ("proj", "out_proj", "o_proj"):
+        projection = modules.get(f"{attention}.{name}")
+        if isinstance(projection, nn.Linear):
+            inner = {projection.in_features}
+    return qkv.out_features in {3 * width for width in inner}
+
+
+def _multihead_attention_targets(name: str, module: nn.MultiheadAttention) -> list[Target]:
+    width = module.embed_dim
+    if module._qkv_same_embed_dim:
+        parts = [("q", 0), ("k", width), ("v", 2 * width)]
+        return [Target(name, "in_proj_weight", role, name, (a, a + width), (width, width)) for role, a in parts]
+    inputs = [("q", width), ("k", module.kdim or width), ("v", module.vdim or width)]
+    return [Target(name, f"{role}_proj_weight", role, name, None, (n_in, width)) for role, n_in in inputs]
+
+
+def _whole(name: str, module: nn.Module) -> Target:
+    assert isinstance(module, nn.Linear)
+    parent, _, own = name.rpartition(".")
+    return Target(name, "weight", own, parent or name, None, (module.in_features, module.out_features))
+
+
+def _block_of(name: str) -> str:
+    match = _BLOCK.match(name)
+    return match["block"] if match else ""
+
+
+def _block_numbers(modules: dict[str, nn.Module]) -> dict[str, int]:
+    """Block name -> index, for every numbered module that holds an attention or MLP role."""
+    groups = [t.group for name, module in modules.items() for t in _roles_of(name, module, modules)]
+    names = dict.fromkeys(_block_of(group) for group in groups if _block_of(group))
+    return {name: i for i, name in enumerate(names)}
+
+
+def _refuse_overlap(targets: list[Target]) -> None:
+    taken: dict[tuple[str, str], list[Target]] = {}
+    for target in targets:
+        for other in taken.setdefault((target.module, target.attribute), []):
+            if target.rows is None or other.rows is None or target.rows == other.rows:
+                raise TargetNotFoundError(
+                    f"targets: {target.name} is chosen twice; remove one of the entries that match it."
+                )
+        taken[target.module, target.attribute].append(target)
+
+
+def _nothing_found(entry: str, model: nn.Module, modules: dict[str, nn.Module], by_role: list[Target]) -> str:
+    where = type(model).__name__
+    others = sorted({type(m).__name__ for name, m in modules.items() if fnmatch.fnmatch(name, entry)})
+    if others:
+        return (
+            f"targets: {entry!r} matches only modules that cannot be adapted in {where}: {', '.join(others)}. "
+            "nn.Linear and nn.MultiheadAttention can be."
+        )
+    roles = list(dict.fromkeys(target.role for target in by_role))
+    linear = [name for name, m in modules.items() if _is_linear(m)]
+    if not linear and not roles:
+        return f"targets: {entry!r} matches nothing: {where} has no nn.Linear and no nn.MultiheadAttention."
+    known = f"Roles found in it: {', '.join(roles) or 'none'}."
+    return (
+        f"targets: {entry!r} matches nothing in {where}. {known} Its linear layers: {nearest(entry, linear)} "
+        "Name a role, or a pattern of full module names such as '*.mlp.fc1'."
+    )

@@ -1,0 +1,110 @@
+"""Adapter files: what is refused, and that nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import replora
+from tests.adapters.test_contract import adapted, disturb
+
+
+def test_state_of_another_rank_or_method_names_the_differences(tmp_path: Path) -> None:
+    model, _ = adapted("timm_vit", "replora")
+    path = replora.save_adapter(model, tmp_path / "a.safetensors")
+    other, _ = adapted("timm_vit", "lora")
+    before = {name: tensor.clone() for name, tensor in replora.adapter_state(other).items()}
+    with pytest.raises(
+        replora.StateMismatchError, match=r"(?s)a\.safetensors \(method replora; rank=2.*missing: replora\.banks"
+    ):
+        replora.load_adapter(other, path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in replora.adapter_state(other).items())
+
+    wider = replora.inject(
+        adapted_model_without_adapter(), replora.RepLoRAConfig(rank=3, hidden=4), also_train=["head"]
+    )
+    with pytest.raises(replora.StateMismatchError, match=r"\(3, 2\) instead of \(3, 3\)"):
+        replora.load_adapter(wider, path)
+
+
+def adapted_model_without_adapter() -> torch.nn.Module:
+    return replora.remove(adapted("timm_vit", "replora")[0])
+
+
+def test_wrong_files_are_named(tmp_path: Path) -> None:
+    model, _ = adapted("timm_vit", "replora")
+    with pytest.raises(replora.RepLoRAError, match="There is no adapter file"):
+        replora.load_adapter(model, tmp_path / "none.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(replora.RepLoRAError, match="damaged or not a safetensors file"):
+        replora.load_adapter(model, tmp_path / "text.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(replora.RepLoRAError, match="not a RepLoRA adapter"):
+        replora.load_adapter(model, tmp_path / "other.safetensors")
+    future = {"format": "replora-adapter", "version": "99", "description": "{}"}
+    save_file({"x": torch.zeros(1)}, tmp_path / "future.safetensors", metadata=future)
+    with pytest.raises(replora.RepLoRAError, match="format version 99"):
+        replora.load_adapter(model, tmp_path / "future.safetensors")
+    whole = replora.save_adapter(model, tmp_path / "whole.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(replora.RepLoRAError, match="damaged"):
+        replora.load_adapter(model, tmp_path / "half.safetensors")
+
+
+def test_failed_write_keeps_the_file_that_was_there(tmp_path: Path, monkeypatch) -> None:
+    model, _ = adapted("timm_vit", "replora")
+    path = replora.save_adapter(model, tmp_path / "adapter.safetensors")
+    before = path.read_bytes()
+
+    def full_disk(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
+    disturb(model)
+    with pytest.raises(OSError, match="No space left"):
+        replora.save_adapter(model, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_state_is_the_same_while_merged_but_cannot_be_replaced() -> None:
+    model, _ = adapted("timm_vit", "replora")
+    disturb(model)
+    state = {name: tensor.clone() for name, tensor in replora.adapter_state(model).items()}
+    with replora.merged(model):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in replora.adapter_state(model).items())
+        with pytest.raises(replora.RepLoRAError, match="merged"):
+            replora.load_adapter_state(model, state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "rank: 0 is out of range"),
+        ({"alpha": 0.0}, "alpha: 0.0"),
+        ({"hidden": 0}, "hidden: 0"),
+        ({"dropout": 1.0}, "dropout: 1.0"),
+        ({"targets": ()}, "targets: "),
+        ({"targets": "q"}, "a list of roles or names"),
+        ({"factors": "mpl"}, "Did you mean 'mlp'"),
+        ({"activation": "geluu"}, "Did you mean 'gelu'"),
+        ({"sharing": "all"}, "sharing: 'all' is not known"),
+        ({"blocks": "some"}, "blocks: 'some'"),
+        ({"blocks": []}, "at least one block index"),
+        ({"scale_exponent": 2.0}, "scale_exponent: 2.0"),
+        ({"init": "normal002"}, "needs factors: none"),
+    ],
+)
+def test_options_out_of_range_are_named(options: dict, message: str) -> None:
+    with pytest.raises(replora.RepLoRAError, match=message):
+        replora.RepLoRAConfig(**options)
+
+
+def test_options_of_peft_are_checked() -> None:
+    with pytest.raises(replora.RepLoRAError, match="Did you mean 'dora'"):
+        replora.PeftConfig(method="doraa")
+    with pytest.raises(replora.RepLoRAError, match="rank: 0"):
+        replora.PeftConfig(rank=0)
