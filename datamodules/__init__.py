@@ -1,0 +1,7 @@
+"""Splits, subsets and batches for PyTorch Lightning: one file per benchmark, one shared base."""
+
+from datamodules.base import BaseDataModule
+from datamodules.digits import DigitsDataModule
+from datamodules.vtab import VTABDataModule
+
+__all__ = ["BaseDataModule", "DigitsDataModule", "VTABDataModule"]

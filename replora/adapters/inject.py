@@ -142,10 +142,8 @@ def inject(
     """
     from replora.adapters.check import prove_targets
 
-    if isinstance(getattr(model, "replora", None), Adapters):
-        raise RepLoRAError(
-            f"The model already carries {model.replora.config.name!r}. Call replora.remove(model) first."
-        )
+    if isinstance(present := getattr(model, "replora", None), Adapters):
+        raise RepLoRAError(f"The model already carries {present.config.name!r}. Call replora.remove(model) first.")
     also_train = tuple(also_train)
     heads = _submodules(model, also_train)
     head_tensors = {id(tensor) for head in heads for tensor in (*head.parameters(), *head.buffers())}
@@ -314,8 +312,8 @@ def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAC
                     "weights instead of calling a layer, so there is no input to drop elements of. Set dropout to 0."
                 )
             if type(module) is nn.MultiheadAttention:
-                module.__class__ = AdaptedMultiheadAttention  # type: ignore[assignment]
-                module.updates = []
+                module.__class__ = AdaptedMultiheadAttention
+                module.updates = []  # type: ignore[assignment]
             adapted = owner = module
         else:
             raise RepLoRAError(

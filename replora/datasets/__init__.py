@@ -1,0 +1,73 @@
+"""Files on disk -> sample dicts. No batching and no Lightning here; `datamodules` turns samples into batches."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class ImageSample(TypedDict):
+    """One image as a dataset gives it."""
+
+    image: Tensor  # uint8 (3, H, W)
+    label: int  # 0 <= label < number of classes; -1 marks padding of an evaluation set
+    index: int  # position in the data set's own list, before any subset was taken; -1 for padding
+
+
+class ImageBatch(TypedDict):
+    """B samples. `image` is uint8 on its way to the device, and normalised floating point from there on."""
+
+    image: Tensor  # (B, 3, H, W)
+    label: Tensor  # int64 (B,)
+    index: Tensor  # int64 (B,)
+
+
+class ImageDataset(Dataset[ImageSample]):
+    """What every labelled image data set offers; the labels are known without decoding an image."""
+
+    labels: list[int]
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+# The modules below use the types above.
+from replora.datasets.cache import InMemory, in_memory  # noqa: E402
+from replora.datasets.digits import Digits  # noqa: E402
+from replora.datasets.errors import (  # noqa: E402
+    CorruptImageError,
+    DatasetNotFoundError,
+    ListFileError,
+    ProtocolError,
+    SubsetError,
+    UnknownTaskError,
+)
+from replora.datasets.images import Interpolation, read_image  # noqa: E402
+from replora.datasets.subsample import subsample_indices  # noqa: E402
+from replora.datasets.vtab import VTAB, VTAB_TASKS, VTABTask, vtab_averages, vtab_task  # noqa: E402
+
+__all__ = [
+    "VTAB",
+    "VTAB_TASKS",
+    "CorruptImageError",
+    "DatasetNotFoundError",
+    "Digits",
+    "ImageBatch",
+    "ImageDataset",
+    "ImageSample",
+    "InMemory",
+    "Interpolation",
+    "ListFileError",
+    "ProtocolError",
+    "SubsetError",
+    "UnknownTaskError",
+    "VTABTask",
+    "in_memory",
+    "read_image",
+    "subsample_indices",
+    "vtab_averages",
+    "vtab_task",
+]

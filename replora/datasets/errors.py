@@ -1,0 +1,29 @@
+"""What can be wrong with data on disk or with the choice of a subset or a protocol."""
+
+from __future__ import annotations
+
+from replora.errors import RepLoRAError
+
+
+class DatasetNotFoundError(RepLoRAError):
+    """The folder of a data set, or one of its list files, is not where it was looked for."""
+
+
+class UnknownTaskError(RepLoRAError):
+    """The name of a task is not known, or what was said about the task contradicts the table."""
+
+
+class ListFileError(RepLoRAError):
+    """A list file has a bad line, a label out of range, a path out of the data, a missing image or a wrong length."""
+
+
+class CorruptImageError(RepLoRAError):
+    """An image file cannot be read or decoded."""
+
+
+class SubsetError(RepLoRAError):
+    """The fraction or the number of shots cannot be taken from this training set."""
+
+
+class ProtocolError(RepLoRAError):
+    """A split was asked for that the chosen protocol does not offer."""

@@ -1,0 +1,126 @@
+"""Which training images are used when only some may be.
+
+Everything follows from one fixed order of all images, which depends on the seed and the labels only:
+
+1. within a class, images are ranked by SHA-256 of (seed, class, position): the same on every machine, in every process
+   and with every version of numpy or torch;
+2. the order begins with the first image of every class, the classes ranked by SHA-256 of (seed, class);
+3. then image j = 1, 2, ... of a class with n_c images follows at time (2j + 1) / (2 n_c), ties in the order of step 2.
+
+Step 3 is Sainte-Laguë's rule for sharing seats in proportion, so every prefix of the order is stratified; and because
+every fraction is a prefix of the same order, a smaller subset lies inside each larger one of the same seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+from replora.datasets.errors import SubsetError
+
+log = logging.getLogger(__name__)
+
+
+def subsample_indices(
+    labels: Sequence[int], fraction: float | None = None, shots: int | None = None, seed: int = 0
+) -> list[int]:
+    """The positions of the chosen images.
+
+    `fraction` takes `max(1, round(fraction * n))` of the n images (the decimal as written, halves rounded up): in
+    proportion to the classes, with at least one image of each class that is present while that number suffices. With
+    fewer images than classes, as many classes get one image each. `shots` takes that many images of each class that is
+    present. Neither takes all.
+
+    Subsets of one seed are nested: `fraction=0.1` lies inside `fraction=0.3`, and `shots=k` inside `shots=k+1`.
+
+    Args:
+        labels: the class of every training image.
+        fraction: in (0, 1].
+        shots: images per class, at least 1; excludes `fraction`.
+        seed: any integer.
+
+    Returns:
+        Sorted positions in `labels`, each at most once.
+
+    Raises:
+        SubsetError: an option is out of its range, both were given, or a class has fewer images than `shots`.
+    """
+    check_subset_options(fraction, shots)
+    if shots is not None:
+        return sorted(position for ranked in _shots_per_class(labels, shots, seed) for position in ranked)
+    if fraction is None or not labels:
+        return list(range(len(labels)))
+    # Fraction(repr) is the decimal that the user wrote: 0.145 of 100 is 14.5, which no float product tells for sure.
+    size = max(1, math.floor(Fraction(repr(float(fraction))) * len(labels) + Fraction(1, 2)))
+    classes = len(set(labels))
+    if size < classes:
+        log.warning(
+            "train_fraction=%s of %d images is %d, fewer than the %d classes present: %d classes have no image",
+            fraction,
+            len(labels),
+            size,
+            classes,
+            classes - size,
+        )
+    return sorted(stratified_order(labels, seed)[:size])
+
+
+def check_subset_options(fraction: float | None, shots: int | None) -> None:
+    """Refuse options that no training set could satisfy.
+
+    Raises:
+        SubsetError: as `subsample_indices` says.
+    """
+    if fraction is not None and shots is not None:
+        raise SubsetError(
+            f"Both train_fraction={fraction} and shots={shots} were given, and they contradict each other: "
+            "keep one (train_fraction takes a part of all images, shots a number of images per class)."
+        )
+    # NaN fails the comparison as well.
+    if fraction is not None and not 0 < fraction <= 1:
+        raise SubsetError(f"train_fraction={fraction} is not in (0, 1]: 0.1 takes a tenth of the images, 1.0 all.")
+    if shots is not None and (not isinstance(shots, int) or shots < 1):
+        raise SubsetError(f"shots={shots} is not a whole number of images per class of at least 1.")
+
+
+def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
+    """All positions in the order that the head of this file defines; each prefix is stratified."""
+    timed: list[tuple[float, int, int]] = []
+    for class_rank, ranked in enumerate(_ranked_classes(labels, seed)):
+        count = len(ranked)
+        for j, position in enumerate(ranked):
+            # Equal ratios give equal floats (IEEE division is correctly rounded), so that ties are exact everywhere.
+            time = (2 * j + 1) / (2 * count) if j else 0.0
+            timed.append((time, class_rank, position))
+    return [position for _, _, position in sorted(timed)]
+
+
+def _shots_per_class(labels: Sequence[int], shots: int, seed: int) -> list[list[int]]:
+    classes = _ranked_classes(labels, seed)
+    short = sorted((labels[ranked[0]], len(ranked)) for ranked in classes if len(ranked) < shots)
+    if short:
+        listed = ", ".join(f"class {label} has {count}" for label, count in short[:10])
+        more = f" and {len(short) - 10} further classes have too few" if len(short) > 10 else ""
+        raise SubsetError(
+            f"shots={shots} asks for {shots} images of every class, but {listed}{more}. "
+            f"At most shots={min(count for _, count in short)} is possible here; train_fraction needs no equal numbers."
+        )
+    return [ranked[:shots] for ranked in classes]
+
+
+def _ranked_classes(labels: Sequence[int], seed: int) -> list[list[int]]:
+    """One list of positions per class: classes in their seeded order, positions in theirs."""
+    classes: dict[int, list[int]] = {}
+    for position, label in enumerate(labels):
+        classes.setdefault(int(label), []).append(position)
+    return [
+        sorted(classes[label], key=lambda position: _digest(f"image {seed} {label} {position}"))
+        for label in sorted(classes, key=lambda label: _digest(f"class {seed} {label}"))
+    ]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

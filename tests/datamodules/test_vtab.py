@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules import VTABDataModule
+from replora.datasets import VTAB_TASKS, CorruptImageError, DatasetNotFoundError, ListFileError, UnknownTaskError
+from tests.fake_data import write_vtab, write_vtab_task
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_vtab(tmp_path_factory.mktemp("archive"))
+
+
+@pytest.mark.parametrize("task", VTAB_TASKS)
+def test_every_task_gives_batches(archive: Path, task: str) -> None:
+    data = VTABDataModule(archive, task, check_sizes=False, batch_size=8, image_size=8)
+    assert data.num_classes == len(data.class_names) == VTAB_TASKS[task].num_classes
+    data.setup("fit")
+    batches = [*data.train_dataloader(), *data.test_dataloader()]
+    assert [len(batch["label"]) for batch in batches] == [8, 8, 8, 8]
+    for batch in batches:
+        assert batch["image"].shape == (8, 3, 8, 8)
+        assert [batch[key].dtype for key in ("image", "label", "index")] == [torch.uint8, torch.int64, torch.int64]
+    assert json.dumps(data.describe())
+
+
+def test_defaults_are_the_preprocessing_of_the_archive() -> None:
+    data = VTABDataModule()
+    assert (data.image_size, data.interpolation, data.normalization) == (224, "bicubic", "imagenet")
+    assert (data.batch_size, data.protocol, data.check_sizes) == (64, "final", True)
+
+
+def test_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("REPLORA_DATA", raising=False)
+    assert VTABDataModule().root == Path("data")
+    monkeypatch.setenv("REPLORA_DATA", str(tmp_path))
+    assert VTABDataModule().root == tmp_path
+    assert VTABDataModule(root=Path("elsewhere")).root == Path("elsewhere")
+
+
+def test_description(tmp_path: Path) -> None:
+    home = write_vtab_task(tmp_path, "cifar", folder="cifar100")
+    data = VTABDataModule(tmp_path, check_sizes=False, protocol="tune", image_size=8, train_fraction=0.5, source="mine")
+    data.setup("fit")
+    described = data.describe()
+    expected = {"dataset": "VTAB", "task": "cifar", "group": "natural", "folder": "cifar100", "source": "mine"}
+    assert {key: described[key] for key in expected} == expected
+    assert described["root"] == str(home.resolve().parent)
+    assert described["split_sizes"] == {"train": 8, "val": 8}
+    assert len(described["train_indices"]) == 8
+    assert len(described["lists_sha256"]) == 64
+
+
+def test_own_data_set(tmp_path: Path) -> None:
+    write_vtab_task(tmp_path, "leaves", num_classes=3)
+    data = VTABDataModule(tmp_path, "leaves", num_classes=3, image_size=8)
+    data.setup("fit")
+    assert data.describe()["group"] is None
+
+
+def test_task_is_checked_when_it_is_named() -> None:
+    with pytest.raises(UnknownTaskError, match="Did you mean 'kitti'"):
+        VTABDataModule(task="kiti")
+
+
+def test_bad_test_set_fails_before_training(tmp_path: Path) -> None:
+    home = write_vtab_task(tmp_path, "kitti")
+    data = VTABDataModule(tmp_path, "kitti", check_sizes=False, image_size=8)
+    (home / "images" / "test" / "000001.jpg").write_bytes(b"damaged")
+    with pytest.raises(CorruptImageError, match=r"test/000001\.jpg"):
+        data.setup("fit")
+    (home / "images" / "test" / "000001.jpg").unlink()
+    with pytest.raises(ListFileError, match="1 of 8 images are missing"):
+        data.setup("fit")
+    (home / "test.txt").unlink()
+    with pytest.raises(DatasetNotFoundError, match=r"test\.txt"):
+        data.setup("fit")
+
+
+def test_tune_needs_no_test_set(tmp_path: Path) -> None:
+    home = write_vtab_task(tmp_path, "kitti")
+    (home / "test.txt").unlink()
+    VTABDataModule(tmp_path, "kitti", check_sizes=False, image_size=8, protocol="tune").setup("fit")
+
+
+def test_real_sizes_are_demanded(archive: Path) -> None:
+    with pytest.raises(ListFileError, match="lists 24 images, but train800val200 of kitti has 1,000"):
+        VTABDataModule(archive, "kitti").setup("fit")

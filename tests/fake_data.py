@@ -1,0 +1,87 @@
+"""Writes data in the real archive layout of VTAB-1K, for any task, as small as a test needs."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from replora.datasets import vtab_task
+from replora.datasets.vtab import VTAB_TASKS, VTABSplit
+
+
+def write_vtab_task(
+    root: Path,
+    task: str = "cifar",
+    num_classes: int | None = None,
+    folder: str | None = None,
+    train: int = 16,
+    val: int = 8,
+    test: int = 8,
+    image_size: tuple[int, int] = (16, 12),
+    seed: int = 0,
+) -> Path:
+    """Write `root/vtab-1k/<folder>` with its four list files and JPEGs of quality 75.
+
+    The hue of an image tells its class, so a model can learn the task. The first and the last class of the task are in
+    every split, and all classes where the split has that many images.
+
+    Args:
+        root: where `vtab-1k` is made.
+        task: one of the 19, or any name with `num_classes`.
+        folder: its folder, the name of the task by default.
+        train, val, test: number of images; 800, 200 and `task.test_size` are the real ones.
+        image_size: width and height in pixels.
+        seed: of the noise and of the order of the classes.
+
+    Returns:
+        The folder of the task.
+    """
+    classes = vtab_task(task, num_classes).num_classes
+    home = root / "vtab-1k" / (folder or task)
+    rng = random.Random(f"{seed} {task}")
+    train_images, val_images, test_images = (
+        [(_jpeg(label, classes, image_size, rng), label) for label in _labels(count, classes, rng)]
+        for count in (train, val, test)
+    )
+    _write_split(home, "train800", train_images)
+    _write_split(home, "val200", val_images)
+    _write_split(home, "train800val200", train_images + val_images)
+    _write_split(home, "test", test_images)
+    return home
+
+
+def write_vtab(root: Path, tasks: Iterable[str] = VTAB_TASKS, train: int = 16, val: int = 8, test: int = 8) -> Path:
+    """Write several of the 19 tasks, all with these sizes; returns `root/vtab-1k`."""
+    for task in tasks:
+        write_vtab_task(root, task, train=train, val=val, test=test)
+    return root / "vtab-1k"
+
+
+def _labels(count: int, classes: int, rng: random.Random) -> list[int]:
+    labels = [round(i * (classes - 1) / max(1, min(count, classes) - 1)) % classes for i in range(count)]
+    rng.shuffle(labels)
+    return labels
+
+
+def _jpeg(label: int, classes: int, size: tuple[int, int], rng: random.Random) -> bytes:
+    colour = 255 * np.array(colorsys.hsv_to_rgb(label / classes, 0.8, 0.7))
+    noise = np.random.default_rng(rng.getrandbits(32)).normal(0, 12, (size[1], size[0], 3))
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=75)
+    return buffer.getvalue()
+
+
+def _write_split(home: Path, split: VTABSplit, images: list[tuple[bytes, int]]) -> None:
+    directory = home / "images" / split
+    directory.mkdir(parents=True)
+    lines = []
+    for number, (jpeg, label) in enumerate(images):
+        (directory / f"{number:06d}.jpg").write_bytes(jpeg)
+        lines.append(f"images/{split}/{number:06d}.jpg {label}\n")
+    (home / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
