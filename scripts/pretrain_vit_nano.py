@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import math
 import platform
@@ -43,7 +44,7 @@ def load_npz(path: Path) -> tuple[Tensor, Tensor, list[str]]:
     with np.load(path, allow_pickle=False) as archive:
         blob, offsets = archive["jpeg"].tobytes(), archive["offsets"]
         labels, classes = archive["labels"], [str(name) for name in archive["classes"]]
-    images = np.stack([read_image(io.BytesIO(blob[a:b])) for a, b in zip(offsets[:-1], offsets[1:], strict=True)])
+    images = np.stack([read_image(io.BytesIO(blob[a:b])) for a, b in itertools.pairwise(offsets)])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long(), classes
 
 
@@ -124,19 +125,22 @@ def main() -> None:
     total, warmup = args.epochs * steps_per_epoch, steps_per_epoch * min(3, args.epochs) // 2
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda t: (t + 1) / warmup
-        if t < warmup
-        else 0.5 * (1 + math.cos(math.pi * (t - warmup) / max(1, total - warmup))),
+        lambda t: (
+            (t + 1) / warmup if t < warmup else 0.5 * (1 + math.cos(math.pi * (t - warmup) / max(1, total - warmup)))
+        ),
     )
 
     log: list[dict[str, float]] = []
+    plan = [{"from_epoch": 1, "cosine_epochs": args.epochs}]
     if args.resume and args.resume.is_file():
         state = torch.load(args.resume, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         generator.set_state(state["generator"])
-        log = state["log"]
+        log, plan = state["log"], state["plan"]
+        if plan[-1]["cosine_epochs"] != args.epochs:  # the rest of the run follows another cosine: keep that on record
+            plan.append({"from_epoch": len(log) + 1, "cosine_epochs": args.epochs})
 
     for epoch in range(len(log), args.epochs):
         started, losses = time.perf_counter(), 0.0
@@ -164,7 +168,7 @@ def main() -> None:
         )
         print(log[-1], flush=True)
         if args.resume:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log, "plan": plan}
             state |= {"schedule": schedule.state_dict(), "generator": generator.get_state()}
             torch.save(state, args.resume.with_suffix(".tmp"))
             args.resume.with_suffix(".tmp").replace(args.resume)
@@ -181,6 +185,7 @@ def main() -> None:
         "classes": classes,
         "architecture": VIT_NANO_ARCHITECTURE,
         "recipe": {k: v for k, v in vars(args).items() if isinstance(v, int | float)},
+        "learning_rate_plan": plan,
         "precision": "bfloat16 autocast, accuracy in float32",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "log": log,

@@ -36,4 +36,7 @@ def build_vit_nano(num_classes: int = 0, drop_path_rate: float = 0.0) -> nn.Modu
     """A `vit_nano` with random weights. `num_classes=0` leaves the head out: the output is then (batch, 128)."""
     from timm.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(num_classes=num_classes, drop_path_rate=drop_path_rate, **VIT_NANO_ARCHITECTURE)
+    model: nn.Module = VisionTransformer(
+        num_classes=num_classes, drop_path_rate=drop_path_rate, **VIT_NANO_ARCHITECTURE
+    )
+    return model

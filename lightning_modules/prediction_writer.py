@@ -1,0 +1,76 @@
+"""Writes what `predict` predicts, one line an image, in the order of the data set."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+COLUMNS = ["index", "path", "label", "label_name", "predicted", "predicted_name", "probability"]
+
+
+class PredictionWriter(Callback):
+    """`predictions.csv` of an image classifier: the likeliest class and its probability, beside the true label.
+
+    Every process gathers its own images; the first one writes them all, each image once.
+
+    Args:
+        run_dir: The directory to write into.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.file = run_dir / "predictions.csv"
+        self.rows: dict[int, tuple[int, int, float]] = {}  # index -> label, predicted class, probability
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self.rows = {}
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> None:
+        probability, predicted = outputs["probabilities"].max(dim=-1)
+        columns = (outputs["index"], batch["label"], predicted, probability)
+        for index, label, best, p in zip(*(column.tolist() for column in columns), strict=True):
+            if index >= 0:  # -1 marks padding
+                self.rows[index] = (label, best, p)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        rows = self.rows
+        if trainer.world_size > 1:
+            gathered: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
+            torch.distributed.gather_object(rows, gathered)
+            for part in gathered or []:
+                rows = rows | part
+        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            self._write(rows, *_names_and_paths(trainer))
+
+    def _write(self, rows: dict[int, tuple[int, int, float]], names: list[str], paths: list[str]) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(COLUMNS)
+            for index in sorted(rows):
+                label, predicted, probability = rows[index]
+                path = paths[index] if paths else ""
+                label_name, predicted_name = (names[i] if 0 <= i < len(names) else "" for i in (label, predicted))
+                writer.writerow([index, path, label, label_name, predicted, predicted_name, f"{probability:.6f}"])
+        rank_zero_info(f"{len(rows):,} predictions are in {self.file}")
+
+
+def _names_and_paths(trainer: Trainer) -> tuple[list[str], list[str]]:
+    """The classes' names, and the images' paths where the data set has files."""
+    datamodule = getattr(trainer, "datamodule", None)
+    if datamodule is None or not hasattr(datamodule, "build_dataset"):
+        return [], []
+    paths = getattr(datamodule.build_dataset(datamodule.eval_split), "paths", [])
+    return datamodule.class_names, [str(path) for path in paths]

@@ -1,0 +1,93 @@
+"""Writes `results.json` and `adapter.safetensors` into the run's directory."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+import replora
+from lightning_modules.base import AdaptedModule
+from replora.reports.results import add_to_results, circumstances, peak_memory, read_results, refuse_other_run
+
+
+class ResultsWriter(Callback):
+    """One entry in `results.json` for each verb, and the trained adapter when a fit ends.
+
+    Nothing is written where a run is a dry one (`fast_dev_run`) or does not come to its end.
+
+    Args:
+        run_dir: The run's directory.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.fitted = False
+        self.started = 0.0
+
+    @property
+    def file(self) -> Path:
+        return self.run_dir / "results.json"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        if trainer.is_global_zero and self.file.exists() and isinstance(pl_module, AdaptedModule):
+            refuse_other_run(self.file, read_results(self.file), pl_module.describe())
+        self.started = time.monotonic()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.fitted = True
+        resumed = str(trainer.ckpt_path) if trainer.ckpt_path else None
+        entry = {"epochs": trainer.current_epoch, "steps": trainer.global_step, "resumed_from": resumed}
+        self._write(trainer, pl_module, "fit", entry | {"selection": "last epoch"})
+        if (
+            trainer.is_global_zero
+            and not getattr(trainer, "fast_dev_run", False)
+            and isinstance(pl_module, AdaptedModule)
+        ):
+            replora.save_adapter(pl_module.model, self.run_dir / "adapter.safetensors")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module, "validate", {"weights": self._weights(trainer)})
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module, "test", {"weights": self._weights(trainer)})
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module, "predict", {"weights": self._weights(trainer)})
+
+    def _weights(self, trainer: Trainer) -> str:
+        """Which weights were measured."""
+        if trainer.ckpt_path:
+            epoch = getattr(trainer.lightning_module, "loaded_epochs", None)
+            return f"{trainer.ckpt_path} (after {epoch} epochs)"
+        return "last epoch" if self.fitted else "as given"
+
+    def _write(self, trainer: Trainer, module: LightningModule, verb: str, entry: dict[str, Any]) -> None:
+        if (
+            not trainer.is_global_zero
+            or getattr(trainer, "fast_dev_run", False)
+            or not isinstance(module, AdaptedModule)
+        ):
+            return
+        metrics = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items() if "/" in name}
+        entry = {
+            "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+            **entry,
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            "seconds": round(time.monotonic() - self.started, 2),
+            "peak_memory_bytes": peak_memory(),
+            "devices": trainer.world_size,
+            "accelerator": type(trainer.accelerator).__name__,
+            "precision": trainer.precision,
+            **circumstances(),
+        }
+        describe = getattr(getattr(trainer, "datamodule", None), "describe", dict)
+        add_to_results(self.file, module.describe(), describe(), verb, entry)

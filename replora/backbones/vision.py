@@ -1,0 +1,296 @@
+"""Image classifiers from timm with a fresh head: by name, from the hub's weights or from a checkpoint file.
+
+On Google's ViT-B/16 of ImageNet-21k: `vit_base_patch16_224.orig_in21k` is the checkpoint of the ViT paper, which nearly
+all published VTAB-1K rows use. The bare name `vit_base_patch16_224_in21k` has meant two different checkpoints (the
+paper's up to timm 0.4.9, AugReg's from 0.4.12 on), so it is accepted with `checkpoint` alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from replora.backbones.vit_nano import VIT_NANO_WEIGHTS, build_vit_nano
+from replora.errors import RepLoRAError, nearest
+
+VIT_NANO = "vit_nano"
+_AMBIGUOUS = "_in21k"
+
+
+class BackboneError(RepLoRAError):
+    """The backbone asked for does not exist, its weights cannot be had, or they are those of another model."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """An image classifier with a fresh head, and what is needed to name it in a result.
+
+    Attributes:
+        model: (batch, 3, H, W) normalised images -> (batch, num_classes) logits.
+        name: As asked for.
+        head_names: Dotted names of the classification layers in `model`; two for a distilled DeiT, else one.
+        input_size: Height and width H of the images in pixels.
+        any_size: Whether other sizes than `input_size` work too, as in convolutional networks.
+        weights: Where the weights are from: a file's path, a hub id, or `random`.
+        sha256: Of the weights' file; None for hub weights and random ones.
+        fingerprint: Of the weights without the head: equal weights have equal fingerprints, wherever they are from.
+    """
+
+    model: nn.Module
+    name: str
+    head_names: tuple[str, ...]
+    input_size: int
+    any_size: bool
+    weights: str
+    sha256: str | None
+    fingerprint: str
+
+
+def build_vision_backbone(
+    name: str = "vit_base_patch16_224.orig_in21k",
+    *,
+    num_classes: int,
+    pretrained: bool = True,
+    checkpoint: Path | None = None,
+    drop_path_rate: float = 0.0,
+) -> Backbone:
+    """A timm model, or the packaged `vit_nano`, with a new classification layer of random weights.
+
+    Args:
+        name: A timm model name with or without its weights' tag, or `vit_nano`.
+        num_classes: Outputs of the new head, at least 1.
+        pretrained: Whether to load the hub's weights (for `vit_nano`: the packaged ones). Not used with `checkpoint`.
+        checkpoint: Weights file: Google's `.npz` of a ViT, `.safetensors`, or `.pth`, `.pt`, `.bin` of tensors. Its
+            classification head and pre-logits layer are left out; the rest must fit exactly.
+        drop_path_rate: Probability in [0, 1) of skipping the deepest residual branch in training; it grows linearly
+            with depth from 0.
+
+    Raises:
+        BackboneError: The name is unknown, the weights cannot be loaded or belong to another model.
+    """
+    import timm
+
+    if num_classes < 1:
+        raise BackboneError(f"num_classes: {num_classes} asked for. A classifier needs at least 1 class.")
+    if not 0 <= drop_path_rate < 1:
+        raise BackboneError(f"drop_path_rate: {drop_path_rate} is out of range. It must be a probability in [0, 1).")
+    if checkpoint is not None:
+        checkpoint = Path(checkpoint).expanduser()
+        if not checkpoint.is_file():
+            raise BackboneError(f"checkpoint: there is no file {str(checkpoint)!r} (looked in {Path.cwd()}).")
+    from_hub = pretrained and checkpoint is None and name != VIT_NANO
+    if name != VIT_NANO:
+        _check_name(name, from_hub)
+
+    weights, sha256 = "random", None
+    if name == VIT_NANO:
+        model = build_vit_nano(num_classes=num_classes, drop_path_rate=drop_path_rate)
+        if pretrained and checkpoint is None:
+            if not VIT_NANO_WEIGHTS.is_file():
+                raise BackboneError(
+                    f"The packaged weights {VIT_NANO_WEIGHTS} are missing. Reinstall the package, make them with "
+                    "scripts/pretrain_vit_nano.py, or start from random ones: --model.pretrained false."
+                )
+            checkpoint = VIT_NANO_WEIGHTS
+    else:
+        model = _create(name, num_classes, from_hub, drop_path_rate)
+        if from_hub:
+            cfg = model.pretrained_cfg
+            weights = f"timm/{cfg['architecture']}.{cfg['tag']}" if cfg.get("tag") else f"timm/{name}"
+            if cfg["num_classes"] == num_classes:  # timm kept the head of other classes
+                model.reset_classifier(num_classes)
+    if checkpoint is not None:
+        load_backbone_weights(model, checkpoint)
+        weights, sha256 = (
+            checkpoint.name if checkpoint == VIT_NANO_WEIGHTS else str(checkpoint),
+            file_sha256(checkpoint),
+        )
+
+    patch_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    size = patch_size[0] if patch_size else timm.data.resolve_model_data_config(model)["input_size"][-1]
+    heads = _head_names(model)
+    return Backbone(
+        model=model,
+        name=name,
+        head_names=heads,
+        input_size=int(size),
+        any_size=patch_size is None,
+        weights=weights,
+        sha256=sha256,
+        fingerprint=_fingerprint(model, heads),
+    )
+
+
+def load_backbone_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Load everything but the classification head from a file into a timm model, in place.
+
+    Raises:
+        BackboneError: The file is of no known kind, or a weight of the model is missing in it or has another shape.
+    """
+    kinds = {".npz": _load_npz, ".safetensors": _load_tensors, ".pth": _load_tensors, ".pt": _load_tensors}
+    kinds[".bin"] = _load_tensors
+    if checkpoint.suffix not in kinds:
+        raise BackboneError(f"checkpoint: {checkpoint} is not one of {', '.join(kinds)}.")
+    kinds[checkpoint.suffix](model, checkpoint)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_name(name: str, from_hub: bool) -> None:
+    """Refuse what timm does not know, and the one name that has meant two checkpoints."""
+    import timm
+
+    if "/" in name:  # a hub id such as hf-hub:owner/model: timm asks the hub
+        return
+    architecture, _, tag = name.partition(".")
+    if from_hub and not tag and architecture.endswith(_AMBIGUOUS):
+        base = architecture.removesuffix(_AMBIGUOUS)
+        raise BackboneError(
+            f"{name!r} names two checkpoints: the ViT paper's in timm up to 0.4.9, AugReg's from 0.4.12 on. Say which: "
+            f"--model.backbone {base}.orig_in21k (the paper's, in nearly all published VTAB-1K rows) or "
+            f"--model.backbone {base}.augreg_in21k; or give the file: --model.checkpoint FILE."
+        )
+    if not timm.is_model(name):
+        known = [VIT_NANO, *timm.list_models(), *timm.list_pretrained()]
+        raise BackboneError(f"timm {timm.__version__} has no model {name!r}. {nearest(name, known)}")
+    tags = [
+        known.partition(".")[2]
+        for known in timm.list_pretrained(f"{architecture}*")
+        if known.startswith(f"{architecture}.")
+    ]
+    if tag and tag not in tags:
+        raise BackboneError(f"timm {timm.__version__} has no weights {tag!r} of {architecture!r}. {nearest(tag, tags)}")
+    if from_hub and not tags and not architecture.endswith(_AMBIGUOUS):
+        raise BackboneError(
+            f"timm has no weights of {name!r}. Give --model.checkpoint FILE, or --model.pretrained false."
+        )
+
+
+def _create(name: str, num_classes: int, pretrained: bool, drop_path_rate: float) -> Any:
+    import timm
+
+    options = {"drop_path_rate": drop_path_rate} if drop_path_rate > 0 else {}
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
+    except TypeError as error:
+        if "drop_path_rate" in str(error):
+            raise BackboneError(f"{name!r} has no drop path in timm. Set --model.drop_path_rate 0.") from error
+        raise
+    except Exception as error:  # the hub's client raises its own, httpx's and requests' errors
+        if not pretrained:
+            raise
+        raise BackboneError(
+            f"The weights of {name!r} could not be fetched ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            "Without a network give a file, --model.checkpoint FILE, or start from random weights, "
+            "--model.pretrained false."
+        ) from error
+
+
+def _head_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the classification layers, found by identity."""
+    heads = model.get_classifier()  # type: ignore[operator]
+    wanted = {id(head) for head in (heads if isinstance(heads, tuple | list) else [heads])}
+    return tuple(name for name, module in model.named_modules() if id(module) in wanted)
+
+
+def _load_npz(model: nn.Module, checkpoint: Path) -> None:
+    """Google's ViT format, by timm's own reader; the pre-logits layer and the head are not read."""
+    if not hasattr(model, "load_pretrained"):
+        raise BackboneError(
+            f"checkpoint: {checkpoint} is in Google's ViT format, which {type(model).__name__} cannot read."
+        )
+    heads = _head_names(model)
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        # What is still NaN afterwards was not in the file.
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    try:
+        model.load_pretrained(str(checkpoint))  # type: ignore[operator]
+    except (KeyError, IndexError, RuntimeError, ValueError, AssertionError, OSError) as error:
+        raise BackboneError(f"checkpoint: {checkpoint} does not fit {_describe(model)} ({error}).") from error
+    missing = [name for name, p in model.named_parameters() if not _in_head(name, heads) and p.isnan().any()]
+    _refuse(model, checkpoint, missing, [])
+    for name, tensor in model.state_dict().items():
+        if _in_head(name, heads):
+            tensor.copy_(kept[name])
+    _refuse_deeper(model, checkpoint)
+
+
+def _refuse_deeper(model: nn.Module, checkpoint: Path) -> None:
+    """timm reads as many blocks as the model has: a deeper model's file would be cut off without a word."""
+    import numpy as np
+
+    with np.load(checkpoint) as arrays:
+        in_file = {key.split("encoderblock_")[1].split("/")[0] for key in arrays.files if "encoderblock_" in key}
+    blocks = getattr(model, "blocks", [])
+    if in_file and len(in_file) != len(blocks):
+        raise BackboneError(
+            f"checkpoint: {checkpoint} has {len(in_file)} blocks, {_describe(model)} has {len(blocks)}."
+        )
+
+
+def _load_tensors(model: nn.Module, checkpoint: Path) -> None:
+    from timm.models import load_state_dict
+
+    try:
+        state: dict[str, Tensor] = load_state_dict(str(checkpoint), use_ema=False, weights_only=True)
+        tensors = all(isinstance(value, Tensor) for value in state.values())
+    except Exception as error:  # safetensors, zip and pickle each raise their own
+        raise BackboneError(f"checkpoint: {checkpoint} cannot be read as weights ({error}).") from error
+    if not tensors:
+        raise BackboneError(
+            f"checkpoint: {checkpoint} holds no plain table of tensors (nor under 'state_dict' or 'model')."
+        )
+    heads = _head_names(model)
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if not _in_head(name, heads)}
+    missing = [name for name in wanted if name not in state]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
+    _refuse(model, checkpoint, missing, shapes)
+    model.load_state_dict({name: state[name] for name in wanted}, strict=False)
+
+
+def _refuse(model: nn.Module, checkpoint: Path, missing: list[str], shapes: list[str]) -> None:
+    if not missing and not shapes:
+        return
+    found = [f"missing: {_some(missing)}"] * bool(missing) + [f"of another shape: {_some(shapes)}"] * bool(shapes)
+    raise BackboneError(
+        f"checkpoint: {checkpoint} is not of {_describe(model)}: {'; '.join(found)}. Is --model.backbone the model "
+        "that the file was made with?"
+    )
+
+
+def _some(names: list[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def _describe(model: nn.Module) -> str:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return str(config.get("architecture") or type(model).__name__)
+
+
+def _fingerprint(model: nn.Module, heads: tuple[str, ...], sample: int = 256) -> str:
+    """A hash of every tensor's name, shape and first values: milliseconds, where all of ViT-B would take a second."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not _in_head(name, heads):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.flatten()[:sample].double().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _in_head(name: str, heads: tuple[str, ...]) -> bool:
+    return any(name.startswith(f"{head}.") for head in heads)

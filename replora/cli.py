@@ -1,0 +1,152 @@
+"""`replora-cli`: fit, validate, test and predict by LightningCLI (`trainer_cli.py`), other verbs by `commands.py`.
+
+Nothing heavy is imported before it is known that the verb needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.resources
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from replora import commands
+from replora.errors import RepLoRAError, nearest
+
+# Verbs that LightningCLI runs, and verbs that are functions of `replora.commands`.
+TRAINER_VERBS = {
+    "fit": "train an adapter, then test it where the protocol allows",
+    "validate": "measure a trained adapter on the validation images",
+    "test": "measure a trained adapter on the test images",
+    "predict": "write a trained adapter's predictions as CSV",
+}
+COMMANDS: dict[str, Callable[..., None]] = {"configs": commands.configs, "quickstart": commands.quickstart}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one verb.
+
+    Args:
+        args: The command line without the program's name; that of this process by default.
+    """
+    arguments = sys.argv[1:] if args is None else list(args)
+    try:
+        _run(arguments)
+    except ValueError as error:
+        mistake = _root_mistake(error)
+        if mistake is None or os.environ.get("REPLORA_DEBUG") == "1":
+            raise
+        print(f"replora-cli: error: {mistake}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(arguments: list[str]) -> None:
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print(_help())
+    elif verb == "--version":
+        print(f"replora {importlib.metadata.version('replora')}")
+    elif verb in COMMANDS:
+        from jsonargparse import auto_cli
+
+        auto_cli(COMMANDS[verb], args=arguments[1:], prog=f"replora-cli {verb}")
+    elif verb in TRAINER_VERBS:
+        _run_trainer(arguments)
+    else:
+        raise RepLoRAError(f"There is no verb {verb!r}. {nearest(verb, [*TRAINER_VERBS, *COMMANDS])}")
+
+
+def _help() -> str:
+    verbs = TRAINER_VERBS | {name: _first_line(function) for name, function in COMMANDS.items()}
+    listed = "\n".join(f"  {name:<12}{text}" for name, text in verbs.items())
+    return f"""usage: replora-cli VERB [options]
+
+RepLoRA on PyTorch Lightning: adapt frozen backbones, measure them, compare methods.
+
+{listed}
+
+replora-cli VERB --help lists the options of a verb. Those of a class:
+  replora-cli fit --model.help ImageClassification
+  replora-cli fit --model.adapter.help RepLoRAConfig
+  replora-cli fit --data.help VTABDataModule
+
+For example:
+  replora-cli quickstart
+  replora-cli fit --config vtab.yaml --data.root DIR --data.task dtd
+  replora-cli fit --config vtab.yaml --config adapter/lora.yaml --config trainer/ddp.yaml --data.task dtd
+  replora-cli test --config runs/NAME/fit.yaml"""
+
+
+def _first_line(function: Callable[..., None]) -> str:
+    line = (function.__doc__ or "").strip().splitlines()[0].rstrip(".")
+    return line[:1].lower() + line[1:]
+
+
+def _root_mistake(error: BaseException) -> RepLoRAError | None:
+    """The user's mistake behind an error; jsonargparse wraps what a constructor raises in errors of its own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RepLoRAError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+# --- configurations that ship with the package
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Name -> file of every configuration that ships with the package, such as `vtab.yaml` and `adapter/lora.yaml`."""
+    root = Path(str(importlib.resources.files("replora.configs")))
+    return {file.relative_to(root).as_posix(): file for file in sorted(root.rglob("*.yaml"))}
+
+
+def find_config(name: str) -> Path:
+    """The configuration file called `name`: a local one, else the packaged one (whose `.yaml` may be left out).
+
+    Raises:
+        RepLoRAError: There is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    packaged = packaged_configs()
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in packaged:
+            return packaged[candidate]
+    raise RepLoRAError(
+        f"--config {name}: no such file here ({Path.cwd()}), and none of that name ships with the package. "
+        f"{nearest(name, packaged)} List them with: replora-cli configs"
+    )
+
+
+# --- fit, validate, test, predict
+
+
+def _run_trainer(arguments: list[str]) -> None:
+    """Parse a command line and run its verb with the Trainer."""
+    _require_own_packages()
+    from replora.trainer_cli import TrainerCLI
+
+    TrainerCLI(arguments)
+
+
+def _require_own_packages() -> None:
+    """Name the culprit if another `datamodules` or `lightning_modules` comes before ours on the import path.
+
+    Raises:
+        RepLoRAError: It does.
+    """
+    for package, own in (("datamodules", "BaseDataModule"), ("lightning_modules", "AdaptedModule")):
+        module = importlib.import_module(package)
+        if hasattr(module, own):
+            continue
+        found = module.__file__ or ", ".join(module.__path__)
+        others = [name for name in importlib.metadata.packages_distributions().get(package, []) if name != "replora"]
+        culprit = f"belongs to the installed {' and '.join(others)}" if others else "comes first on the import path"
+        raise RepLoRAError(
+            f"The package {package!r} that Python finds is {found}, not the one of replora. It {culprit}. Use an "
+            "environment without it, or rename it."
+        )

@@ -1,0 +1,167 @@
+"""`results.json`: what one run measured and everything that the numbers depend on.
+
+    {
+      "format": 1,
+      "backbone": {name, weights, sha256, fingerprint},         what was adapted
+      "method": "replora", "options": {...}, "targets": [...],   with what
+      "parameters": {backbone, adapter_trained, adapter_deployed, head},
+      "data": {...},                                             a datamodule's describe()
+      "fit":  {"metrics": {"val/accuracy": 0.9, ...}, "epochs": 100, "steps": 1500, ...},
+      "test": {"metrics": {...}, "weights": "last epoch", ...}
+    }
+
+Each verb (`fit`, `validate`, `test`, `predict`) has its own entry: its metrics, the weights it used, its seed, command,
+date, duration, peak memory and software versions. A later verb is added to the file of its run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from replora.errors import RepLoRAError
+
+FORMAT = 1
+VERBS = ("fit", "validate", "test", "predict")
+PACKAGES = ("replora", "torch", "lightning", "timm", "peft", "torchvision", "torchmetrics")
+# What must be the same for two verbs to belong to one run.
+SAME_RUN = ("backbone", "method", "options")
+
+
+class ResultsError(RepLoRAError):
+    """A results file is missing, damaged, of a newer format, or of another run."""
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a `results.json`, or of the one in a run's directory.
+
+    Raises:
+        ResultsError: There is none, or it cannot be read by this release.
+    """
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ResultsError(f"There is no {file}. A run writes it when fit, validate, test or predict ends.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{file} is damaged: {error}.") from error
+    if not isinstance(results, dict) or not isinstance(results.get("format"), int):
+        raise ResultsError(f"{file} is not a results file of this project: it has no 'format'.")
+    if results["format"] > FORMAT:
+        raise ResultsError(f"{file} has format {results['format']}; this release reads up to {FORMAT}. Update replora.")
+    return results
+
+
+def add_to_results(file: Path, model: dict[str, Any], data: dict[str, Any], verb: str, entry: dict[str, Any]) -> None:
+    """Write one verb's entry into `file`, beside the entries of other verbs of the same run; whole or not at all.
+
+    Args:
+        file: Where; made with its folder if absent.
+        model: Backbone, method, options, targets and parameter counts.
+        data: The data's description.
+        verb: One of `VERBS`. An earlier entry of the same verb is replaced.
+        entry: Its metrics and circumstances.
+
+    Raises:
+        ResultsError: `file` exists and belongs to a run of another backbone or method, or cannot be read.
+    """
+    before = read_results(file) if file.exists() else {}
+    refuse_other_run(file, before, model)
+    entries = {name: before[name] for name in VERBS if name in before} | {verb: entry}
+    # What a verb's datamodule has not built is known from the verbs before.
+    known = before.get("data", {})
+    merged = {key: known.get(key) if value in (None, {}, []) else value for key, value in data.items()}
+    if isinstance(known.get("split_sizes"), dict) and isinstance(data.get("split_sizes"), dict):
+        merged["split_sizes"] = known["split_sizes"] | data["split_sizes"]
+    write_json(file, {"format": FORMAT, **model, "data": merged, **entries})
+
+
+def refuse_other_run(file: Path, before: dict[str, Any], model: dict[str, Any]) -> None:
+    """Raise if `before`, read from `file`, is of another backbone or method than `model`.
+
+    Raises:
+        ResultsError: It is.
+    """
+    other = [key for key in SAME_RUN if key in before and before[key] != json.loads(json.dumps(model[key]))]
+    if other:
+        raise ResultsError(
+            f"{file} belongs to a run with another {' and '.join(other)}. Choose a new directory with --run_dir."
+        )
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write JSON so that readers see the old file or the new one, never a part."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # Lists of indices on one line; a raw line break tells them from brackets inside strings.
+    text = re.sub(r"\[\n[\s\d,]+\]", lambda found: f"[{', '.join(re.findall('[0-9]+', found[0]))}]", text)
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(file)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def circumstances() -> dict[str, Any]:
+    """Where and how this process runs: command, date (UTC), versions, the code's git commit, the machine."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "git": git_commit(),
+        "platform": platform.platform(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with `-dirty` if tracked files differ from it; None outside a repository."""
+    package = Path(__file__).resolve().parents[1]
+    if _git(package, "ls-files", "--error-unmatch", "errors.py") is None:
+        return None
+    commit = _git(package, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return commit + ("-dirty" if _git(package, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def peak_memory() -> dict[str, int]:
+    """Peak memory of this process so far, in bytes: `cpu` resident, `cuda` allocated by torch where a GPU was used."""
+    peaks = {}
+    try:
+        import resource
+
+        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peaks["cpu"] = usage if sys.platform == "darwin" else usage * 1024
+    except ImportError:  # Windows
+        pass
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peaks["cuda"] = torch.cuda.max_memory_allocated()
+    return peaks
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

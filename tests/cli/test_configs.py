@@ -1,0 +1,148 @@
+"""The configurations that ship with the package: how they are found, and that each of them runs."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from replora.cli import find_config, main, packaged_configs
+from replora.datasets import VTAB_TASKS
+from replora.errors import RepLoRAError
+from replora.reports.results import read_results
+from tests.cli.helpers import DIGITS, QUICK
+from tests.fake_data import write_vtab_task
+
+# The 224-pixel ViT-B/16 stands aside for the small backbone, the data are 16 + 8 + 8 generated images.
+SMALL = [
+    "--model.backbone=vit_nano",
+    "--model.pretrained=false",
+    "--data.image_size=32",
+    "--data.check_sizes=false",
+    "--data.batch_size=8",
+    "--trainer.max_epochs=1",
+    "--trainer.limit_train_batches=2",
+    "--trainer.enable_progress_bar=false",
+]
+NAMES = sorted(packaged_configs())
+
+
+def test_what_ships():
+    groups = {name.partition("/")[0] for name in NAMES}
+    assert groups == {"quickstart.yaml", "vtab.yaml", "adapter", "recipe", "trainer"}
+    methods = {"replora", "linear", "lora", "dora", "bitfit", "linear_probe", "full"}
+    assert {f"adapter/{method}.yaml" for method in methods} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_configuration_says_what_it_is(name):
+    first, *rest = packaged_configs()[name].read_text(encoding="utf-8").splitlines()
+    assert first.startswith("# ")
+    assert 20 < len(first) <= 140
+    assert not first.endswith(".")
+    assert yaml.safe_load("\n".join(rest))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "trainer/ddp_cpu.yaml"])
+def test_every_configuration_runs(name, tmp_path):
+    """`trainer/ddp_cpu.yaml` runs in `test_distributed.py`; what needs a GPU runs on the CPU otherwise unchanged."""
+    write_vtab_task(tmp_path, "dtd")
+    vtab = ["--config=vtab.yaml", f"--data.root={tmp_path}", "--data.task=dtd"]
+    if name == "vtab.yaml":
+        arguments = [*vtab, *SMALL]
+    elif name.startswith("recipe/"):
+        arguments = [*vtab, f"--config={name}", *SMALL]
+    else:
+        arguments = [*DIGITS[:1], f"--config={name}", *QUICK]
+    if name in ("trainer/gpu.yaml", "trainer/ddp.yaml"):
+        arguments += ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto"]
+    main(["fit", *arguments, f"--run_dir={tmp_path / 'run'}"])
+    content = read_results(tmp_path / "run")
+    if name.startswith("adapter/"):
+        assert content["method"] == name.removeprefix("adapter/").removesuffix(".yaml")
+    if name == "trainer/gpu.yaml":
+        assert content["fit"]["precision"] == "bf16-mixed"
+    if name == "recipe/paper_grid.yaml":
+        assert "val/accuracy" in content["fit"]["metrics"]
+        assert "test" not in content
+    else:
+        assert 0 <= content["test"]["metrics"]["test/accuracy"] <= 1
+
+
+@pytest.mark.parametrize("task", VTAB_TASKS)
+def test_every_vtab_task_trains_and_tests(task, tmp_path):
+    write_vtab_task(tmp_path, task)
+    options = [f"--data.root={tmp_path}", f"--data.task={task}", f"--run_dir={tmp_path / 'run'}"]
+    main(["fit", "--config=vtab.yaml", "--config=adapter/linear_probe.yaml", *SMALL, *options])
+    content = read_results(tmp_path / "run")
+    assert content["data"]["task"] == task
+    assert content["parameters"]["head"] == 129 * VTAB_TASKS[task].num_classes
+    assert content["test"]["weights"] == "last epoch"
+
+
+def test_groups_are_laid_over_each_other(capsys):
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "fit",
+                "--config=vtab.yaml",
+                "--config=adapter/lora.yaml",
+                "--config=trainer/ddp.yaml",
+                "--model.adapter.rank=4",
+                "--print_config",
+            ]
+        )
+    config = yaml.safe_load(capsys.readouterr().out)
+    adapter = config["model"]["init_args"]["adapter"]["init_args"]
+    assert (adapter["factors"], adapter["rank"]) == ("none", 4)
+    assert config["model"]["init_args"]["schedule"] == {
+        "warmup_epochs": 10.0,
+        "warmup_lr": 1e-6,
+        "min_lr": 1e-5,
+        "per": "epoch",
+    }
+    assert config["trainer"]["strategy"] == "ddp"
+    assert config["trainer"]["max_epochs"] == 100
+    assert config["data"]["init_args"]["drop_last"] is True
+
+
+def test_archive_recipe_is_the_one_of_vtab():
+    recipe = yaml.safe_load(packaged_configs()["recipe/archive.yaml"].read_text())
+    vtab = yaml.safe_load(packaged_configs()["vtab.yaml"].read_text())
+    for part in ("model", "data"):
+        for key, value in recipe[part]["init_args"].items():
+            assert vtab[part]["init_args"][key] == value, key
+    assert recipe["trainer"] == vtab["trainer"]
+
+
+def test_a_local_file_comes_before_the_packaged_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("vtab.yaml") == packaged_configs()["vtab.yaml"]
+    assert find_config("adapter/lora") == packaged_configs()["adapter/lora.yaml"]
+    (tmp_path / "vtab.yaml").write_text("trainer: {max_epochs: 7}\n")
+    assert find_config("vtab.yaml").resolve() == tmp_path / "vtab.yaml"
+
+
+def test_the_file_in_use_is_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("trainer: {max_epochs: 7}\n")
+    with caplog.at_level("INFO", "lightning.pytorch"), pytest.raises(SystemExit):
+        main(["fit", "--config=vtab.yaml", "--config=mine.yaml", "--print_config"])
+    assert f"config vtab.yaml: {packaged_configs()['vtab.yaml']}" in caplog.text
+    assert "config mine.yaml: mine.yaml" in caplog.text
+
+
+def test_unknown_name_lists_the_nearest(capsys):
+    with pytest.raises(RepLoRAError, match=r"Did you mean 'adapter/lora\.yaml' or "):
+        find_config("adapter/loora.yaml")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=vtba.yaml"])
+    error = capsys.readouterr().err
+    assert "no such file here" in error
+    assert "Did you mean 'vtab.yaml'" in error
+    assert "replora-cli configs" in error
+
+
+def test_configuration_given_inline(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=vtab.yaml", '--config={"trainer": {"max_epochs": 3}}', "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_epochs"] == 3

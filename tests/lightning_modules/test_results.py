@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+
+import replora
+from lightning_modules import PredictionWriter, ResultsWriter
+from replora.reports import results
+from replora.reports.results import ResultsError, add_to_results, read_results
+from tests.lightning_modules.helpers import StopBefore, StopError, TinyImages, module, trainer
+
+ADAPTER = replora.RepLoRAConfig(rank=2, factors="none", blocks=[0])
+MODEL = {"backbone": {"name": "a"}, "method": "lora", "options": {"rank": 2, "targets": ["q"]}}
+
+
+class Described(TinyImages):
+    def describe(self):
+        return {"task": "tiny", "split_sizes": self.sizes, "train_indices": [0, 1, 2]}
+
+
+def test_a_run_writes_everything_a_number_depends_on(tmp_path):
+    model, writer = module(adapter=ADAPTER), ResultsWriter(tmp_path)
+    fit = trainer(tmp_path, 2, (writer,))
+    fit.fit(model, Described())
+    fit.test(model, Described(), verbose=False)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content == read_results(tmp_path) == read_results(tmp_path / "results.json")
+    assert content["format"] == 1
+    assert content["backbone"]["name"] == "vit_nano"
+    assert content["backbone"]["weights"] == "random"
+    assert content["method"] == "lora"
+    assert content["options"]["rank"] == 2
+    assert content["targets"] == ["blocks.0.attn.qkv[q]", "blocks.0.attn.qkv[v]"]
+    counts = {"backbone": 1204352, "adapter_trained": 1024, "adapter_deployed": 1024, "head": 387}
+    assert content["parameters"] == counts
+    assert content["data"] == {
+        "task": "tiny",
+        "split_sizes": model.trainer.datamodule.sizes,
+        "train_indices": [0, 1, 2],
+    }
+    entry = content["fit"]
+    assert set(entry["metrics"]) == {
+        "train/loss",
+        "train/accuracy",
+        "train/learning_rate",
+        "val/loss",
+        "val/accuracy",
+        "val/mean_class_accuracy",
+    }
+    assert (entry["epochs"], entry["steps"], entry["selection"], entry["resumed_from"]) == (2, 4, "last epoch", None)
+    assert entry["seed"] == 0
+    assert entry["seconds"] > 0
+    assert entry["peak_memory_bytes"]["cpu"] > 10_000_000
+    assert entry["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert {"python", "lightning", "timm", "peft", "replora"} < set(entry["versions"])
+    assert entry["command"]
+    assert entry["date"].endswith("+00:00")
+    assert content["test"]["weights"] == "last epoch"
+    assert set(content["test"]["metrics"]) == {"test/loss", "test/accuracy", "test/mean_class_accuracy"}
+    assert "[0, 1, 2]" in (tmp_path / "results.json").read_text(), "index lists stay on one line"
+
+    fresh = module(adapter=ADAPTER)
+    replora.load_adapter(fresh.model, tmp_path / "adapter.safetensors")
+    assert torch.equal(fresh.model.head.weight, model.model.head.weight)
+
+
+def test_a_later_verb_names_its_checkpoint_and_keeps_the_rest(tmp_path):
+    trainer(tmp_path, 1, (ResultsWriter(tmp_path),)).fit(module(adapter=ADAPTER), Described())
+    before = read_results(tmp_path)["fit"]
+    later = trainer(tmp_path, 1, (ResultsWriter(tmp_path),))
+    later.validate(module(adapter=ADAPTER), Described(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    content = read_results(tmp_path)
+    assert content["fit"] == before
+    assert content["validate"]["weights"] == f"{tmp_path / 'last.ckpt'} (after 1 epochs)"
+
+
+def test_weights_without_a_fit_are_not_called_the_last_epochs(tmp_path):
+    trainer(tmp_path, 1, (ResultsWriter(tmp_path),)).test(module(adapter=ADAPTER), Described(), verbose=False)
+    assert read_results(tmp_path)["test"]["weights"] == "as given"
+
+
+def test_dry_and_broken_runs_write_nothing(tmp_path):
+    trainer(tmp_path, callbacks=(ResultsWriter(tmp_path),), fast_dev_run=True).fit(
+        module(adapter=ADAPTER), TinyImages()
+    )
+    callbacks = (ResultsWriter(tmp_path), StopBefore(1))
+    with pytest.raises(StopError):
+        trainer(tmp_path, 2, callbacks).fit(module(adapter=ADAPTER), TinyImages())
+    assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt"}
+
+
+def test_another_run_in_the_same_directory_fails_before_training(tmp_path):
+    trainer(tmp_path, 1, (ResultsWriter(tmp_path),)).fit(module(adapter=ADAPTER), TinyImages())
+    other = replora.RepLoRAConfig(rank=3, factors="none", blocks=[0])
+    with pytest.raises(ResultsError, match=r"belongs to a run with another options\. Choose a new directory"):
+        trainer(tmp_path, 1, (ResultsWriter(tmp_path), StopBefore(0))).fit(module(adapter=other), TinyImages())
+
+
+def test_merging_keeps_what_a_later_verb_does_not_know(tmp_path):
+    file = tmp_path / "deep" / "results.json"
+    data = {"task": "t", "split_sizes": {"train": 8}, "train_indices": [1, 2]}
+    add_to_results(file, MODEL, data, "fit", {"metrics": {}})
+    data = {"task": "t", "split_sizes": {"test": 9}, "train_indices": None}
+    add_to_results(file, MODEL, data, "test", {"metrics": {"test/accuracy": 1.0}})
+    merged = {"task": "t", "split_sizes": {"train": 8, "test": 9}, "train_indices": [1, 2]}
+    assert read_results(file)["data"] == merged
+    assert {"fit", "test"} < set(read_results(file))
+    assert [child.name for child in file.parent.iterdir()] == ["results.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "results.json"
+    add_to_results(file, MODEL, {}, "fit", {"metrics": {}})
+    before = file.read_text()
+    with pytest.raises(TypeError):
+        add_to_results(file, MODEL, {}, "test", {"metrics": object()})
+    assert file.read_text() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"There is no .*results\.json"),
+        ("{", "is damaged"),
+        ("[]", "is not a results file"),
+        ('{"format": 99}', "has format 99; this release reads up to 1. Update"),
+    ],
+)
+def test_unreadable_results(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ResultsError, match=message):
+        read_results(tmp_path)
+
+
+def test_git_commit(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "_git", lambda *_: None)
+    assert results.git_commit() is None
+    answers = {"ls-files": "errors.py", "rev-parse": "abc", "status": " M errors.py"}
+    monkeypatch.setattr(results, "_git", lambda _folder, verb, *_: answers[verb])
+    assert results.git_commit() == "abc-dirty"
+    monkeypatch.undo()
+    assert results._git(tmp_path, "rev-parse", "HEAD") is None
+
+
+def test_predictions_are_written_once_an_image_in_order(tmp_path):
+    class Named(Described):
+        class_names = ("zero", "one", "two")
+        eval_split = "test"
+
+        def build_dataset(self, split):
+            assert split == "test"
+            return type("Files", (), {"paths": [f"images/{i}.jpg" for i in range(7)]})()
+
+        def predict_dataloader(self):
+            return self.loader("test")
+
+    model = module(adapter=ADAPTER)
+    run = trainer(tmp_path, callbacks=(PredictionWriter(tmp_path), ResultsWriter(tmp_path)))
+    outputs = run.predict(model, Named(padding=2))
+    with (tmp_path / "predictions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["index"]) for row in rows] == list(range(7))
+    best = torch.cat([out["probabilities"] for out in outputs])[3].max(-1)
+    assert rows[3] == {
+        "index": "3",
+        "path": "images/3.jpg",
+        "label": "0",
+        "label_name": "zero",
+        "predicted": str(best.indices.item()),
+        "predicted_name": Named.class_names[best.indices],
+        "probability": f"{best.values:.6f}",
+    }
+    assert "predict" in read_results(tmp_path)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from lightning_modules.schedule import WarmupCosine
+from replora.errors import RepLoRAError
+
+
+def optimizer(*rates: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates or (1e-3,)])
+
+
+def rates(schedule: WarmupCosine, epochs: int, steps_per_epoch: int) -> list[float]:
+    """The learning rate at the start of every step (or epoch) of a run, as the Trainer steps the scheduler."""
+    opt = optimizer()
+    scheduler = schedule.scheduler(opt, steps_per_epoch, epochs * steps_per_epoch)
+    seen = []
+    for _ in range(epochs * (steps_per_epoch if schedule.per == "step" else 1)):
+        seen.append(opt.param_groups[0]["lr"])
+        opt.step()
+        scheduler.step()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("epoch", "rate"),
+    [(0, 1e-6), (1, 1e-6), (2, 1.009e-4), (10, 9.001e-4), (11, 9.758e-4), (50, 5.205e-4), (99, 1.098e-5)],
+)
+def test_archive_recipe(epoch, rate):
+    assert rates(WarmupCosine(per="epoch"), 100, 15)[epoch] == pytest.approx(rate, rel=1e-3)
+
+
+def test_archive_recipe_is_timms_scheduler_stepped_after_each_epoch():
+    opt = optimizer(1e-3, 5e-3)
+    timms = CosineLRScheduler(opt, t_initial=100, lr_min=1e-5, warmup_t=10, warmup_lr_init=1e-6)
+    ours_opt = optimizer(1e-3, 5e-3)
+    ours = WarmupCosine(per="epoch").scheduler(ours_opt, 15, 1500)
+    for epoch in range(100):
+        assert [g["lr"] for g in ours_opt.param_groups] == [g["lr"] for g in opt.param_groups], epoch
+        timms.step(epoch)
+        ours_opt.step()
+        ours.step()
+
+
+def test_per_step_warms_up_and_falls_without_a_jump():
+    seen = rates(WarmupCosine(warmup_epochs=2, warmup_lr=1e-6, min_lr=1e-5), epochs=10, steps_per_epoch=5)
+    assert seen[0] == pytest.approx(1e-6)
+    assert seen[10] == max(seen) == pytest.approx(1e-3)
+    assert seen[5] == pytest.approx((1e-6 + 1e-3) / 2)
+    assert seen[30] == pytest.approx((1e-5 + 1e-3) / 2)
+    assert seen[:11] == sorted(seen[:11])
+    assert seen[10:] == sorted(seen[10:], reverse=True)
+    assert 1e-5 < seen[-1] < 2e-5
+    assert max(abs(b - a) for a, b in itertools.pairwise(seen)) < 1.01e-4
+
+
+def test_without_warmup_the_peak_comes_first():
+    assert rates(WarmupCosine(warmup_epochs=0), 2, 3)[0] == pytest.approx(1e-3)
+
+
+def test_after_the_end_the_rate_stays():
+    opt = optimizer()
+    scheduler = WarmupCosine(warmup_epochs=1).scheduler(opt, 2, 4)
+    for _ in range(9):
+        opt.step()
+        scheduler.step()
+    assert opt.param_groups[0]["lr"] == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize("per", ["step", "epoch"])
+def test_warmup_longer_than_the_run_is_clipped(per):
+    with pytest.warns(UserWarning, match=r"warmup_epochs: 10 epochs are longer than the run of 3"):
+        seen = rates(WarmupCosine(per=per), 3, 4)
+    assert seen == sorted(seen)
+    assert seen[0] == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("per", ["step", "epoch"])
+def test_state_restores_the_course(per):
+    schedule = WarmupCosine(warmup_epochs=2, per=per)
+    whole = rates(schedule, 8, 3)
+    opt = optimizer()
+    first = schedule.scheduler(opt, 3, 24)
+    for _ in range(5):
+        opt.step()
+        first.step()
+    resumed_opt = optimizer()
+    resumed = schedule.scheduler(resumed_opt, 3, 24)
+    resumed_opt.load_state_dict(opt.state_dict())
+    resumed.load_state_dict(first.state_dict())
+    seen = []
+    while len(seen) < len(whole) - 5:
+        seen.append(resumed_opt.param_groups[0]["lr"])
+        resumed_opt.step()
+        resumed.step()
+    assert seen == whole[5:]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup_epochs": -1}, r"schedule\.warmup_epochs: -1 is negative"),
+        ({"min_lr": -1e-5}, r"schedule\.min_lr: -1e-05 is negative"),
+        ({"per": "batch"}, r"schedule\.per: 'batch' is not known"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(RepLoRAError, match=message):
+        WarmupCosine(**options)
+
+
+def test_a_rate_below_the_final_one_is_refused():
+    with pytest.raises(RepLoRAError, match=r"lr 1e-06 is below schedule.min_lr 1e-05"):
+        WarmupCosine().scheduler(optimizer(1e-6), 1, 10)

@@ -1,0 +1,55 @@
+"""What README says is so: its commands exist, its example runs, its figures are those of the results files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from replora.cli import COMMANDS, TRAINER_VERBS, find_config
+from replora.reports.quickstart import METHODS, row
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMAND_LINES = re.findall(r"replora-cli ((?:\w+ )?(?:\S+ )*?\S*)(?=`|\n|\s&&|$)", README.replace("\\\n", " "))
+QUICKSTART = sorted((ROOT / "results" / "quickstart").glob("*/results.json"))
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_commands_name_verbs_and_configs_that_exist(line: str) -> None:
+    verb, *options = shlex.split(line)
+    assert verb in TRAINER_VERBS or verb in COMMANDS
+    for name in (value for flag, value in pairwise(options) if flag == "--config"):
+        assert find_config(name).is_file()
+
+
+@pytest.mark.parametrize("name", re.findall(r"^\| `(adapter/\S+)`", README, flags=re.MULTILINE))
+def test_methods_of_the_table_are_packaged(name: str) -> None:
+    assert find_config(name).is_file()
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)]+)\)", README))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_quickstart_figures_are_those_of_its_results_files() -> None:
+    assert len(QUICKSTART) == 6
+    for file in QUICKSTART:
+        r = row(file)
+        assert (
+            f"| {METHODS[r.method]} | {r.images} | {r.trained:,} | {r.deployed:,} "
+            f"| {r.val_accuracy:.1%} | {r.test_accuracy:.1%} |"
+        ) in README
+
+
+def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    small = code.replace("vit_base_patch16_224.orig_in21k", "test_vit").replace("pretrained=True", "pretrained=False")
+    assert small.count("test_vit") == 1
+    exec(compile(small, "README.md", "exec"), {})
+    assert (tmp_path / "adapter.safetensors").is_file()
