@@ -105,7 +105,7 @@ class ImageClassification(AdaptedModule):
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log("loss", loss, prog_bar=True, logger=False)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        self.log("train/learning_rate", rate, on_step=False, on_epoch=True, batch_size=1)
+        self.log("train/learning_rate", rate, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from itertools import pairwise
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from replora.backbones.vit_nano import VIT_NANO_WEIGHTS
 from replora.cli import COMMANDS, TRAINER_VERBS, find_config
 from replora.reports.quickstart import METHODS, row
 
@@ -44,6 +46,13 @@ def test_quickstart_figures_are_those_of_its_results_files() -> None:
             f"| {METHODS[r.method]} | {r.images} | {r.trained:,} | {r.deployed:,} "
             f"| {r.val_accuracy:.1%} | {r.test_accuracy:.1%} |"
         ) in README
+
+
+def test_accuracy_of_the_bundled_backbone_is_that_of_its_log() -> None:
+    log = json.loads(VIT_NANO_WEIGHTS.with_suffix(".json").read_text(encoding="utf-8"))
+    assert f"{log['test_accuracy_percent']} % on {log['test_images']:,} CIFAR-10 test images" in README.replace(
+        "\n", " "
+    )
 
 
 def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,11 +91,23 @@ def refuse_other_run(file: Path, before: dict[str, Any], model: dict[str, Any]) 
     Raises:
         ResultsError: It is.
     """
-    other = [key for key in SAME_RUN if key in before and before[key] != json.loads(json.dumps(model[key]))]
-    if other:
-        raise ResultsError(
-            f"{file} belongs to a run with another {' and '.join(other)}. Choose a new directory with --run_dir."
-        )
+    now = json.loads(json.dumps(model))
+    differing = [
+        f"{name}: {found.get(name)!r} there, {asked.get(name)!r} here"
+        for key in SAME_RUN
+        if key in before
+        for found, asked in [(_entries(key, before[key]), _entries(key, now[key]))]
+        for name in sorted(found.keys() | asked.keys())
+        if found.get(name) != asked.get(name)
+    ]
+    if differing:
+        listed = "\n  ".join(differing)
+        raise ResultsError(f"{file} belongs to another run:\n  {listed}\nChoose a new directory with --run_dir.")
+
+
+def _entries(key: str, value: Any) -> dict[str, Any]:
+    """{"options.rank": 8, ...} of a table, {"method": "lora"} of a plain value."""
+    return {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

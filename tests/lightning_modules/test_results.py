@@ -95,7 +95,7 @@ def test_dry_and_broken_runs_write_nothing(tmp_path):
 def test_another_run_in_the_same_directory_fails_before_training(tmp_path):
     trainer(tmp_path, 1, (ResultsWriter(tmp_path),)).fit(module(adapter=ADAPTER), TinyImages())
     other = replora.RepLoRAConfig(rank=3, factors="none", blocks=[0])
-    with pytest.raises(ResultsError, match=r"belongs to a run with another options\. Choose a new directory"):
+    with pytest.raises(ResultsError, match=r"belongs to another run:\n.*  options\.rank: \d there, 3 here\n"):
         trainer(tmp_path, 1, (ResultsWriter(tmp_path), StopBefore(0))).fit(module(adapter=other), TinyImages())
 
 
