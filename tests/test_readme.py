@@ -1,4 +1,4 @@
-"""What README says is so: its commands exist, its example runs, its figures are those of the results files."""
+"""What README and docs say is so: its commands exist, its example runs, its figures are those of the results files."""
 
 from __future__ import annotations
 
@@ -46,6 +46,13 @@ def test_quickstart_figures_are_those_of_its_results_files() -> None:
             f"| {METHODS[r.method]} | {r.images} | {r.trained:,} | {r.deployed:,} "
             f"| {r.val_accuracy:.1%} | {r.test_accuracy:.1%} |"
         ) in README
+
+
+def test_figures_of_the_method_page_are_those_of_its_results_file() -> None:
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    for name, found in json.loads((ROOT / "results" / "defaults.json").read_text(encoding="utf-8"))["variants"].items():
+        by_rate = " | ".join(f"{mean:.1f}" for mean in found["mean_by_rate"].values())
+        assert f"| {name} | {by_rate} | {found['best_mean']:.1f} ± {found['best_std']:.1f} |" in page
 
 
 def test_accuracy_of_the_bundled_backbone_is_that_of_its_log() -> None:
