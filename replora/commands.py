@@ -9,7 +9,7 @@ from pathlib import Path
 
 # The quickstart's methods (files of configs/adapter), each at its own best learning rate: scripts/choose_defaults.py
 # measured them on validation images (results/defaults.json).
-QUICKSTART_METHODS = {"linear_probe": 0.03, "lora": 0.01, "replora": 0.01}
+QUICKSTART_METHODS = {"linear_probe": 0.1, "lora": 0.01, "replora": 0.01}
 # Its training sets, with options that give both 200 steps.
 QUICKSTART_DATA = {
     "few": ["--data.shots=5", "--data.batch_size=10", "--trainer.max_epochs=40", "--trainer.check_val_every_n_epoch=4"],
