@@ -59,7 +59,7 @@ class FakeTFDS:
 
     Args:
         limit: examples that a slice yields at most; None yields all.
-        fail_at: raise after this many examples, as an interrupted download or a damaged record would.
+        fail_at: raise once after this many examples, as an interrupted download or a damaged record would.
     """
 
     limit: int | None = 8
@@ -101,6 +101,7 @@ class FakeTFDS:
         positions = range(size)[position(matched[2], 0) : position(matched[3], size)]
         for index in positions[: self.limit]:
             if self.fail_at is not None and self.served >= self.fail_at:
+                self.fail_at = None
                 raise RuntimeError("InvalidArgumentError: cannot decode")
             self.served += 1
             yield example(name, matched[1], index)

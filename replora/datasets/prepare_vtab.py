@@ -40,16 +40,18 @@ def prepare_vtab(
         check_sizes: compare the number of images with the table.
 
     Returns:
-        A report for each task.
+        A report for each task. A task that could not be built is missing, with the reason among its problems; the
+        others are built all the same.
 
     Raises:
         UnknownTaskError: a name is not one of the 19.
-        PrepareError: building or downloading failed; tasks that were finished before stay.
+        PrepareError: TensorFlow Datasets is not installed, or the download from the hub failed.
     """
     chosen = [vtab_task(name) for name in dict.fromkeys(tasks or VTAB_TASKS)]
     if from_tfds and hub:
         raise PrepareError("--from_tfds and --hub were both given: choose one source for what is missing.")
     missing = [task for task in chosen if not _is_there(root, task)]
+    failed: dict[VTABTask, str] = {}
     if missing and from_tfds:
         import_tfds()
     if missing and (from_tfds or hub):
@@ -57,9 +59,11 @@ def prepare_vtab(
         if hub:
             _install(root, missing, hub, track)
         else:
-            for task in missing:
-                _build(root, task, track or "archive", tfds_dir, check_sizes)
+            failed = _build_all(root, missing, track or "archive", tfds_dir, check_sizes)
     checks = [TaskCheck(root, task, track, check_sizes) for task in chosen]
+    for check in checks:
+        if check.report.task in failed:
+            check.report.problems.append(failed[check.report.task])
     with _progress() as progress:
         bar = progress.add_task("", total=sum(map(len, checks)))
         return [_run(check, progress, bar) for check in checks]
@@ -73,6 +77,19 @@ def _install(root: Path, tasks: list[VTABTask], hub: str, track: Track | None) -
     with _progress() as progress:
         bar = progress.add_task(f"unpack {hub}", total=None)
         install_tasks(root, download, tasks, track, lambda: progress.advance(bar))
+
+
+def _build_all(
+    root: Path, tasks: list[VTABTask], track: Track, tfds_dir: Path | None, check_sizes: bool
+) -> dict[VTABTask, str]:
+    """Why each task that could not be built could not."""
+    failed = {}
+    for task in tasks:
+        try:
+            _build(root, task, track, tfds_dir, check_sizes)
+        except PrepareError as error:
+            failed[task] = str(error)
+    return failed
 
 
 def _build(root: Path, task: VTABTask, track: Track, tfds_dir: Path | None, check_sizes: bool) -> None:
@@ -124,9 +141,8 @@ def print_reports(reports: list[TaskReport], root: Path) -> None:
         for note in report.notes:
             print(f"note: {report.task.name}: {note}")
     for report in reports:
-        if report.folder:
-            for problem in report.problems:
-                print(f"problem: {report.task.name}: {problem}")
+        for problem in report.problems:
+            print(f"problem: {report.task.name}: {problem}")
     print(remedy(reports, root))
 
 

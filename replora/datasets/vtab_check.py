@@ -73,7 +73,8 @@ class TaskCheck:
         try:
             folder = self.report.folder = find_task_folder(root, task)
         except DatasetNotFoundError:
-            self.report.problems.append("not found")
+            for partial in root.glob(f".{task.name}-*.partial"):
+                self.report.notes.append(f"an interrupted build is kept in {partial}; the same command continues it")
             return
         self._note_names(folder)
         for split in SPLITS:

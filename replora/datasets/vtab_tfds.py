@@ -153,10 +153,11 @@ def build_task(
                 f"another version of the data set, or an incomplete one.{sun397_note(task, count)} What was written is "
                 f"kept in {partial}; --check_sizes false accepts it, its results are then not those of VTAB-1K."
             )
-    _join(partial, suffix)
+    with _write_errors(partial):
+        _join(partial, suffix)
+        versions = {package: _version(package) for package in VERSIONS}
+        write_marker(partial, task, track, f"tensorflow_datasets {name}", versions)
     advance(task.size("train800val200") or 0)
-    versions = {package: _version(package) for package in VERSIONS}
-    write_marker(partial, task, track, f"tensorflow_datasets {name}", versions)
     folder = root / task.name
     if folder.exists():
         raise PrepareError(f"{folder} appeared while {partial} was written. Move one of them away and start again.")
@@ -173,18 +174,19 @@ def _write_split(
 ) -> None:
     """The images of a split, then its list: a list that exists is whole."""
     suffix = TRACKS[track].suffix
-    (home / "images" / split).mkdir(parents=True, exist_ok=True)
+    with _write_errors(home):
+        (home / "images" / split).mkdir(parents=True, exist_ok=True)
 
     def write(numbered: tuple[int, dict[str, Any]]) -> str:
         number, example = numbered
         path = f"images/{split}/{number:06d}{suffix}"
         try:
             label = label_of(task.name, example)
-            save_image(rgb(task.name, example["image"]), home / path, track)
+            pixels = rgb(task.name, example["image"])
         except RepLoRAError as error:
             raise PrepareError(f"Image {number} of {split} of {task.name}: {error}") from error
-        except OSError as error:
-            raise PrepareError(f"{home / path} cannot be written: {error}. Starting again continues here.") from error
+        with _write_errors(home / path):
+            save_image(pixels, home / path, track)
         return f"{path} {label}\n"
 
     lines = []
@@ -192,7 +194,8 @@ def _write_split(
         for line in in_threads(threads, write, enumerate(examples)):
             lines.append(line)
             advance(1)
-    _write_list(home, split, lines)
+    with _write_errors(home):
+        _write_list(home, split, lines)
 
 
 def _join(home: Path, suffix: str) -> None:
@@ -234,6 +237,15 @@ def save_image(pixels: NDArray[np.uint8], file: Path, track: Track) -> None:
         image.save(file, "PNG")
     else:
         image.save(file, "JPEG", quality=75, subsampling="4:2:0")
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """A full disk or a folder without permission, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise PrepareError(f"{path} cannot be written: {error}. Starting again continues here.") from error
 
 
 @contextmanager

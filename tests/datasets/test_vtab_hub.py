@@ -142,7 +142,7 @@ def tar_with(file: Path, member: tarfile.TarInfo, content: bytes = b"") -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", ["../evil.txt", "/tmp/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:\\evil.txt"])
+@pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:\\evil.txt"])
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_paths_that_leave_the_folder(tmp_path: Path, name: str, kind: str) -> None:
     if kind == "tar":
