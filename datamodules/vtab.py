@@ -9,6 +9,7 @@ from typing import Any
 from datamodules.base import BaseDataModule, Normalization, Protocol, Split
 from replora.datasets import VTAB, Interpolation, vtab_task
 from replora.datasets.vtab import VTABSplit, find_task_folder, lists_sha256
+from replora.datasets.vtab_tracks import Track, read_marker, require_track, track_options
 
 LIST_FILES: dict[Split, VTABSplit] = {
     "train": "train800",
@@ -21,8 +22,7 @@ LIST_FILES: dict[Split, VTABSplit] = {
 class VTABDataModule(BaseDataModule):
     """One task of VTAB-1K.
 
-    The defaults are the preprocessing of the archive's published rows: 224 x 224, bicubic, ImageNet mean and standard
-    deviation, no augmentation.
+    The defaults are the preprocessing of the track's published rows, 224 x 224 without augmentation.
 
     Args:
         root: the folder that holds the folders of the tasks, or its parent if it is called `vtab-1k`. By default the
@@ -30,8 +30,9 @@ class VTABDataModule(BaseDataModule):
         task: one of the 19 (`replora.datasets.VTAB_TASKS`), or the folder of another data set in the same layout.
         num_classes: for a data set outside the 19 only.
         check_sizes: compare the number of images with the table (the 19 tasks only).
-        source: where the files come from, for the record only: numbers from the JPEG archive and from lossless images
-            differ, by more than ten points on `cifar`.
+        track: `archive` compares with NOAH, FacT and RepAdapter: images re-encoded as JPEG, bicubic, ImageNet mean and
+            standard deviation. `clean` compares with VPT and Adapter+: lossless PNG, bilinear, pixels in [-1, 1]. Their
+            results do not compare with each other: on `cifar` they are more than ten points apart.
         batch_size: training images per batch and process; two processes with 32 see the batches of one with 64.
         eval_batch_size: images per batch and process elsewhere; twice `batch_size` by default.
         num_workers: loader processes of each training process. By default none for images held in memory, else the
@@ -45,11 +46,13 @@ class VTABDataModule(BaseDataModule):
         shuffle_seed: the order of the training images; it changes every epoch.
         cache_bytes: bound on decoded images held in memory by each process, in bytes; 0 holds nothing.
         image_size: height and width of the images, in pixels.
-        interpolation: the filter that resizes an image.
-        normalization: `imagenet` mean and standard deviation, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
+        interpolation: the filter that resizes an image; that of the track by default.
+        normalization: `imagenet` mean and standard deviation, `half` (pixels in [-1, 1]), or `none` (in [0, 1]); that
+            of the track by default.
 
     Raises:
         UnknownTaskError: the task is not known and has no `num_classes`, or contradicts the table.
+        TrackError: no such track; from `setup`, the images belong to the other one.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class VTABDataModule(BaseDataModule):
         task: str = "cifar",
         num_classes: int | None = None,
         check_sizes: bool = True,
-        source: str = "archive",
+        track: Track = "archive",
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -70,9 +73,10 @@ class VTABDataModule(BaseDataModule):
         shuffle_seed: int = 0,
         cache_bytes: int = 2 * 2**30,
         image_size: int = 224,
-        interpolation: Interpolation = "bicubic",
-        normalization: Normalization = "imagenet",
+        interpolation: Interpolation | None = None,
+        normalization: Normalization | None = None,
     ) -> None:
+        options = track_options(track)
         super().__init__(
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
@@ -85,18 +89,18 @@ class VTABDataModule(BaseDataModule):
             shuffle_seed=shuffle_seed,
             cache_bytes=cache_bytes,
             image_size=image_size,
-            interpolation=interpolation,
-            normalization=normalization,
+            interpolation=interpolation or options.interpolation,
+            normalization=normalization or options.normalization,
         )
         self.root = Path(root or os.environ.get("REPLORA_DATA") or "data").expanduser()
         self.task = vtab_task(task, num_classes)
         self.num_classes = self.task.num_classes
         self.class_names = [str(label) for label in range(self.num_classes)]
         self.check_sizes = check_sizes
-        self.source = source
+        self.track: Track = track
 
     def build_dataset(self, split: Split) -> VTAB:
-        return VTAB(
+        dataset = VTAB(
             self.root,
             self.task.name,
             LIST_FILES[split],
@@ -105,6 +109,8 @@ class VTABDataModule(BaseDataModule):
             interpolation=self.interpolation,
             check_sizes=self.check_sizes,
         )
+        require_track(dataset.folder, dataset.folder / dataset.paths[0], self.task, self.track)
+        return dataset
 
     def describe(self) -> dict[str, Any]:
         folder = find_task_folder(self.root, self.task)
@@ -113,7 +119,8 @@ class VTABDataModule(BaseDataModule):
             "group": self.task.group,
             "root": str(folder.resolve().parent),
             "folder": folder.name,
-            "source": self.source,
+            "track": self.track,
+            "source": (read_marker(folder) or {}).get("source"),
             "lists_sha256": lists_sha256(folder),
             "check_sizes": self.check_sizes,
         }

@@ -12,18 +12,23 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from replora import commands
 from replora.errors import RepLoRAError, nearest
 
-# Verbs that LightningCLI runs, and verbs that are functions of `replora.commands`.
+# Verbs that LightningCLI runs, and verbs that are functions of `replora.commands`, or several of them by a second word.
 TRAINER_VERBS = {
     "fit": "train an adapter, then test it where the protocol allows",
     "validate": "measure a trained adapter on the validation images",
     "test": "measure a trained adapter on the test images",
     "predict": "write a trained adapter's predictions as CSV",
 }
-COMMANDS: dict[str, Callable[..., None]] = {"configs": commands.configs, "quickstart": commands.quickstart}
+COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
+    "configs": commands.configs,
+    "prepare": {"vtab": commands.prepare_vtab},
+    "quickstart": commands.quickstart,
+}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -52,7 +57,8 @@ def _run(arguments: list[str]) -> None:
     elif verb in COMMANDS:
         from jsonargparse import auto_cli
 
-        auto_cli(COMMANDS[verb], args=arguments[1:], prog=f"replora-cli {verb}")
+        components: Any = COMMANDS[verb]
+        auto_cli(components, args=arguments[1:], prog=f"replora-cli {verb}")
     elif verb in TRAINER_VERBS:
         _run_trainer(arguments)
     else:
@@ -60,8 +66,12 @@ def _run(arguments: list[str]) -> None:
 
 
 def _help() -> str:
-    verbs = TRAINER_VERBS | {name: _first_line(function) for name, function in COMMANDS.items()}
-    listed = "\n".join(f"  {name:<12}{text}" for name, text in verbs.items())
+    verbs = dict(TRAINER_VERBS)
+    for name, command in COMMANDS.items():
+        named = {f"{name} {word}": f for word, f in command.items()} if isinstance(command, dict) else {name: command}
+        verbs |= {words: _first_line(function) for words, function in named.items()}
+    width = max(map(len, verbs)) + 2
+    listed = "\n".join(f"  {name:<{width}}{text}" for name, text in verbs.items())
     return f"""usage: replora-cli VERB [options]
 
 RepLoRA on PyTorch Lightning: adapt frozen backbones, measure them, compare methods.
@@ -75,6 +85,7 @@ replora-cli VERB --help lists the options of a verb. Those of a class:
 
 For example:
   replora-cli quickstart
+  replora-cli prepare vtab --root DIR
   replora-cli fit --config vtab.yaml --data.root DIR --data.task dtd
   replora-cli fit --config vtab.yaml --config adapter/lora.yaml --config trainer/ddp.yaml --data.task dtd
   replora-cli test --config runs/NAME/fit.yaml"""

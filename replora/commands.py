@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 # The quickstart's methods (files of configs/adapter), each at its own best learning rate: scripts/choose_defaults.py
 # measured them on validation images (results/defaults.json).
@@ -75,3 +78,38 @@ def quickstart(run_dir: Path | None = None, seed: int = 0) -> None:
     table([row(run) for run in runs])
     print(f"{time.monotonic() - started:.0f} seconds. Learning curves and predictions: {picture}")
     print(f"Everything about a run, for example: {runs[-1] / 'results.json'}")
+
+
+def prepare_vtab(
+    root: Path | None = None,
+    tasks: list[str] | str | None = None,
+    from_tfds: bool = False,
+    hub: str | None = None,
+    track: Literal["archive", "clean"] | None = None,
+    tfds_dir: Path | None = None,
+    check_sizes: bool = True,
+) -> None:
+    """Check a copy of VTAB-1K, image by image; with --from_tfds or --hub get what is missing first.
+
+    Prints a table, everything that is wrong and how to mend it. The exit status is 1 if something is wrong. A task is
+    written beside its place and moved there when it is whole; after an interruption the same command continues.
+
+    Args:
+        root: The folder of the tasks. Default: the environment variable REPLORA_DATA, else `data`.
+        tasks: Names separated by commas, such as dtd,kitti. Default: all 19.
+        from_tfds: Build what is missing from TensorFlow Datasets (pip install "replora[tfds]").
+        hub: Take what is missing from this data set repository of the Hugging Face hub, as OWNER/NAME.
+        track: What to build: archive writes JPEG of quality 75, as published rows used; clean writes lossless PNG.
+            Default: archive. For a check: what the images must be. Default: either.
+        tfds_dir: Where TensorFlow Datasets keeps its data. Default: its own.
+        check_sizes: Compare the number of images with the table; false for data made smaller on purpose.
+    """
+    from replora.datasets.prepare_vtab import prepare_vtab as prepare
+    from replora.datasets.prepare_vtab import print_reports
+
+    home = (root or Path(os.environ.get("REPLORA_DATA") or "data")).expanduser()
+    names = [name.strip() for name in tasks.split(",") if name.strip()] if isinstance(tasks, str) else tasks
+    reports = prepare(home, names, from_tfds, hub, track, tfds_dir, check_sizes)
+    print_reports(reports, home)
+    if any(report.state != "whole" for report in reports):
+        sys.exit(1)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from replora.datasets import vtab_task
 from replora.datasets.vtab import VTAB_TASKS, VTABSplit
+from replora.datasets.vtab_tracks import ImageFormat
 
 
 def write_vtab_task(
@@ -25,8 +26,9 @@ def write_vtab_task(
     test: int = 8,
     image_size: tuple[int, int] = (16, 12),
     seed: int = 0,
+    image_format: ImageFormat = "JPEG",
 ) -> Path:
-    """Write `root/vtab-1k/<folder>` with its four list files and JPEGs of quality 75.
+    """Write `root/vtab-1k/<folder>` with its four list files and its images.
 
     The hue of an image tells its class, so a model can learn the task. The first and the last class of the task are in
     every split, and all classes where the split has that many images.
@@ -38,6 +40,7 @@ def write_vtab_task(
         train, val, test: number of images; 800, 200 and `task.test_size` are the real ones.
         image_size: width and height in pixels.
         seed: of the noise and of the order of the classes.
+        image_format: JPEG of quality 75, or PNG as in the clean track.
 
     Returns:
         The folder of the task.
@@ -46,7 +49,7 @@ def write_vtab_task(
     home = root / "vtab-1k" / (folder or task)
     rng = random.Random(f"{seed} {task}")
     train_images, val_images, test_images = (
-        [(_jpeg(label, classes, image_size, rng), label) for label in _labels(count, classes, rng)]
+        [(_image(label, classes, image_size, rng, image_format), label) for label in _labels(count, classes, rng)]
         for count in (train, val, test)
     )
     _write_split(home, "train800", train_images)
@@ -69,11 +72,13 @@ def _labels(count: int, classes: int, rng: random.Random) -> list[int]:
     return labels
 
 
-def _jpeg(label: int, classes: int, size: tuple[int, int], rng: random.Random) -> bytes:
+def _image(
+    label: int, classes: int, size: tuple[int, int], rng: random.Random, image_format: ImageFormat = "JPEG"
+) -> bytes:
     colour = 255 * np.array(colorsys.hsv_to_rgb(label / classes, 0.8, 0.7))
     noise = np.random.default_rng(rng.getrandbits(32)).normal(0, 12, (size[1], size[0], 3))
     buffer = io.BytesIO()
-    Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=75)
+    Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(buffer, image_format, quality=75)
     return buffer.getvalue()
 
 
@@ -81,7 +86,8 @@ def _write_split(home: Path, split: VTABSplit, images: list[tuple[bytes, int]]) 
     directory = home / "images" / split
     directory.mkdir(parents=True)
     lines = []
-    for number, (jpeg, label) in enumerate(images):
-        (directory / f"{number:06d}.jpg").write_bytes(jpeg)
-        lines.append(f"images/{split}/{number:06d}.jpg {label}\n")
+    for number, (image, label) in enumerate(images):
+        name = f"{number:06d}" + (".jpg" if image.startswith(b"\xff\xd8") else ".png")
+        (directory / name).write_bytes(image)
+        lines.append(f"images/{split}/{name} {label}\n")
     (home / f"{split}.txt").write_text("".join(lines), encoding="utf-8")

@@ -27,3 +27,15 @@ class SubsetError(RepLoRAError):
 
 class ProtocolError(RepLoRAError):
     """A split was asked for that the chosen protocol does not offer."""
+
+
+class LabelError(RepLoRAError):
+    """An annotation of an original data set is outside what the label rule of a task knows."""
+
+
+class TrackError(RepLoRAError):
+    """Images of one track of VTAB-1K were asked for as another, or the record of how they were made is damaged."""
+
+
+class PrepareError(RepLoRAError):
+    """A data set cannot be built, downloaded or unpacked."""

@@ -328,7 +328,7 @@ def test_other_value_errors_keep_their_traceback(monkeypatch):
         (["fit", "--model=ImageClassification", "--model.adapter.help=RepLoRAConfig"], ["rank", "factors", "targets"]),
         (
             ["fit", "--data.help", "VTABDataModule"],
-            ["--data.root", "--data.task", "--data.protocol", "--data.shots", "--data.train_fraction", "--data.source"],
+            ["--data.root", "--data.task", "--data.protocol", "--data.shots", "--data.train_fraction", "--data.track"],
         ),
         (["fit", "--data.help", "DigitsDataModule"], ["--data.batch_size", "--data.subset_seed"]),
     ],

@@ -397,7 +397,9 @@ def test_every_shared_option_is_offered_and_documented(datamodule: type[BaseData
     shared = inspect.signature(BaseDataModule.__init__).parameters
     own = inspect.signature(datamodule.__init__).parameters
     assert [name for name in own if name in shared] == list(shared)
-    assert all(own[name].annotation == parameter.annotation for name, parameter in shared.items())
+    # Without a value the track of VTAB-1K decides.
+    offered = {name: str(own[name].annotation).removesuffix(" | None") for name in shared}
+    assert offered == {name: str(parameter.annotation).removesuffix(" | None") for name, parameter in shared.items()}
     assert all(f"        {name}: " in (datamodule.__doc__ or "") for name in own if name != "self")
 
 

@@ -8,6 +8,8 @@ import torch
 
 from datamodules import VTABDataModule
 from replora.datasets import VTAB_TASKS, CorruptImageError, DatasetNotFoundError, ListFileError, UnknownTaskError
+from replora.datasets.errors import TrackError
+from replora.datasets.vtab_tracks import ImageFormat, Track, write_marker
 from tests.fake_data import write_vtab, write_vtab_task
 
 
@@ -31,8 +33,48 @@ def test_every_task_gives_batches(archive: Path, task: str) -> None:
 
 def test_defaults_are_the_preprocessing_of_the_archive() -> None:
     data = VTABDataModule()
-    assert (data.image_size, data.interpolation, data.normalization) == (224, "bicubic", "imagenet")
+    assert (data.track, data.image_size, data.interpolation, data.normalization) == (
+        "archive",
+        224,
+        "bicubic",
+        "imagenet",
+    )
     assert (data.batch_size, data.protocol, data.check_sizes) == (64, "final", True)
+
+
+def test_track_gives_the_defaults_that_are_not_given() -> None:
+    data = VTABDataModule(track="clean")
+    assert (data.interpolation, data.normalization) == ("bilinear", "half")
+    data = VTABDataModule(track="clean", normalization="imagenet")  # as in VPT
+    assert (data.interpolation, data.normalization) == ("bilinear", "imagenet")
+    with pytest.raises(TrackError, match=r"track='clear' is not an option\. Did you mean 'clean'"):
+        VTABDataModule(track="clear")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("images", "asked"), [("JPEG", "clean"), ("PNG", "archive")])
+def test_images_of_the_other_track_are_refused(tmp_path: Path, images: ImageFormat, asked: Track) -> None:
+    write_vtab_task(tmp_path, "kitti", image_format=images)
+    data = VTABDataModule(tmp_path, "kitti", check_sizes=False, image_size=8, track=asked)
+    with pytest.raises(TrackError, match=f"track '{asked}' was asked for, but .*its images are {images}.*--data.track"):
+        data.setup("fit")
+
+
+def test_the_record_of_a_folder_decides_its_track(tmp_path: Path) -> None:
+    home = write_vtab_task(tmp_path, "kitti", image_format="PNG")
+    write_marker(home, VTAB_TASKS["kitti"], "clean", "tensorflow_datasets kitti/3.2.0", {})
+    data = VTABDataModule(tmp_path, "kitti", check_sizes=False, image_size=8, track="clean")
+    data.setup("fit")
+    described = data.describe()
+    assert (described["track"], described["source"]) == ("clean", "tensorflow_datasets kitti/3.2.0")
+    assert described["normalization"]["mean"] == [0.5, 0.5, 0.5]
+    with pytest.raises(TrackError, match=r"prepared\.json says 'clean'"):
+        VTABDataModule(tmp_path, "kitti", check_sizes=False, image_size=8).setup("fit")
+    (home / "prepared.json").write_text("{}")
+    with pytest.raises(TrackError, match="names no track"):
+        data.describe()
+    (home / "prepared.json").write_text("{")
+    with pytest.raises(TrackError, match="cannot be read"):
+        data.describe()
 
 
 def test_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -45,10 +87,10 @@ def test_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_description(tmp_path: Path) -> None:
     home = write_vtab_task(tmp_path, "cifar", folder="cifar100")
-    data = VTABDataModule(tmp_path, check_sizes=False, protocol="tune", image_size=8, train_fraction=0.5, source="mine")
+    data = VTABDataModule(tmp_path, check_sizes=False, protocol="tune", image_size=8, train_fraction=0.5)
     data.setup("fit")
     described = data.describe()
-    expected = {"dataset": "VTAB", "task": "cifar", "group": "natural", "folder": "cifar100", "source": "mine"}
+    expected = {"dataset": "VTAB", "task": "cifar", "group": "natural", "folder": "cifar100", "track": "archive"}
     assert {key: described[key] for key in expected} == expected
     assert described["root"] == str(home.resolve().parent)
     assert described["split_sizes"] == {"train": 8, "val": 8}
@@ -57,7 +99,7 @@ def test_description(tmp_path: Path) -> None:
 
 
 def test_own_data_set(tmp_path: Path) -> None:
-    write_vtab_task(tmp_path, "leaves", num_classes=3)
+    write_vtab_task(tmp_path, "leaves", num_classes=3, image_format="PNG")
     data = VTABDataModule(tmp_path, "leaves", num_classes=3, image_size=8)
     data.setup("fit")
     assert data.describe()["group"] is None
