@@ -35,6 +35,7 @@ class ImageDataset(Dataset[ImageSample]):
 
 
 # The modules below use the types above.
+from replora.datasets.augment import Augmentation, Augmented, EpochSampler, RandomCropFlip  # noqa: E402
 from replora.datasets.cache import InMemory, in_memory  # noqa: E402
 from replora.datasets.digits import Digits  # noqa: E402
 from replora.datasets.errors import (  # noqa: E402
@@ -45,16 +46,20 @@ from replora.datasets.errors import (  # noqa: E402
     SubsetError,
     UnknownTaskError,
 )
-from replora.datasets.images import Interpolation, read_image  # noqa: E402
+from replora.datasets.images import Framing, Interpolation, read_image  # noqa: E402
 from replora.datasets.subsample import subsample_indices  # noqa: E402
 from replora.datasets.vtab import VTAB, VTAB_TASKS, VTABTask, vtab_averages, vtab_task  # noqa: E402
 
 __all__ = [
     "VTAB",
     "VTAB_TASKS",
+    "Augmentation",
+    "Augmented",
     "CorruptImageError",
     "DatasetNotFoundError",
     "Digits",
+    "EpochSampler",
+    "Framing",
     "ImageBatch",
     "ImageDataset",
     "ImageSample",
@@ -62,6 +67,7 @@ __all__ = [
     "Interpolation",
     "ListFileError",
     "ProtocolError",
+    "RandomCropFlip",
     "SubsetError",
     "UnknownTaskError",
     "VTABTask",
