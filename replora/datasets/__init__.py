@@ -46,11 +46,15 @@ from replora.datasets.errors import (  # noqa: E402
     SubsetError,
     UnknownTaskError,
 )
+from replora.datasets.fgvc import FGVC, FGVC_TASKS, FGVCTask, fgvc_task  # noqa: E402
+from replora.datasets.image_folder import ImageFolder, ImageFolderError, ImageTable, read_image_table  # noqa: E402
 from replora.datasets.images import Framing, Interpolation, read_image  # noqa: E402
 from replora.datasets.subsample import subsample_indices  # noqa: E402
 from replora.datasets.vtab import VTAB, VTAB_TASKS, VTABTask, vtab_averages, vtab_task  # noqa: E402
 
 __all__ = [
+    "FGVC",
+    "FGVC_TASKS",
     "VTAB",
     "VTAB_TASKS",
     "Augmentation",
@@ -59,10 +63,14 @@ __all__ = [
     "DatasetNotFoundError",
     "Digits",
     "EpochSampler",
+    "FGVCTask",
     "Framing",
     "ImageBatch",
     "ImageDataset",
+    "ImageFolder",
+    "ImageFolderError",
     "ImageSample",
+    "ImageTable",
     "InMemory",
     "Interpolation",
     "ListFileError",
@@ -71,8 +79,10 @@ __all__ = [
     "SubsetError",
     "UnknownTaskError",
     "VTABTask",
+    "fgvc_task",
     "in_memory",
     "read_image",
+    "read_image_table",
     "subsample_indices",
     "vtab_averages",
     "vtab_task",
