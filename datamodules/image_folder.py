@@ -115,7 +115,7 @@ class ImageFolderDataModule(BaseDataModule):
             "images": len(self.table.paths),
             # Which images, labels and splits a result is about.
             "lists_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "own_splits": sorted({split for split in self.table.splits if split}),
+            "made_splits": sorted(set(self.split_of) - set(self.table.splits) - {"train"}),
             **self.split_options,
             "augmentation": self.augmentation_name,
         }

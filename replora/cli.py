@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.resources
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -23,7 +24,11 @@ TRAINER_VERBS = {
     "test": "measure a trained adapter on the test images",
     "predict": "write a trained adapter's predictions as CSV",
 }
-COMMANDS: dict[str, Callable[..., None]] = {"configs": commands.configs, "quickstart": commands.quickstart}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "configs": commands.configs,
+    "predict-files": commands.predict_files,
+    "quickstart": commands.quickstart,
+}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -52,16 +57,25 @@ def _run(arguments: list[str]) -> None:
     elif verb in COMMANDS:
         from jsonargparse import auto_cli
 
-        auto_cli(COMMANDS[verb], args=arguments[1:], prog=f"replora-cli {verb}")
+        options = _list_files(arguments[1:]) if verb == "predict-files" else arguments[1:]
+        auto_cli(COMMANDS[verb], args=options, prog=f"replora-cli {verb}")
     elif verb in TRAINER_VERBS:
         _run_trainer(arguments)
     else:
         raise RepLoRAError(f"There is no verb {verb!r}. {nearest(verb, [*TRAINER_VERBS, *COMMANDS])}")
 
 
+def _list_files(arguments: list[str]) -> list[str]:
+    """RUN a.jpg b.jpg --out x -> RUN ["a.jpg", "b.jpg"] --out x, for jsonargparse takes a list as one argument."""
+    first_option = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    if first_option < 2:
+        return arguments
+    return [arguments[0], json.dumps(arguments[1:first_option]), *arguments[first_option:]]
+
+
 def _help() -> str:
     verbs = TRAINER_VERBS | {name: _first_line(function) for name, function in COMMANDS.items()}
-    listed = "\n".join(f"  {name:<12}{text}" for name, text in verbs.items())
+    listed = "\n".join(f"  {name:<14} {text}" for name, text in verbs.items())
     return f"""usage: replora-cli VERB [options]
 
 RepLoRA on PyTorch Lightning: adapt frozen backbones, measure them, compare methods.
@@ -77,7 +91,9 @@ For example:
   replora-cli quickstart
   replora-cli fit --config vtab.yaml --data.root DIR --data.task dtd
   replora-cli fit --config vtab.yaml --config adapter/lora.yaml --config trainer/ddp.yaml --data.task dtd
-  replora-cli test --config runs/NAME/fit.yaml"""
+  replora-cli test --config runs/NAME/fit.yaml
+  replora-cli fit --config image_folder.yaml --data.root photos
+  replora-cli predict-files runs/NAME new_photos --out predictions.csv"""
 
 
 def _first_line(function: Callable[..., None]) -> str:

@@ -13,6 +13,7 @@ from replora.cli import main
 from replora.datasets import FGVC_TASKS
 from replora.reports.results import read_results
 from tests.fake_data import write_fgvc_task, write_image_folder
+from tests.lightning_modules.helpers import StopError
 
 torch.set_num_threads(1)
 
@@ -82,7 +83,7 @@ def test_an_image_folder_trains_tests_and_predicts(folder: Path, tmp_path: Path)
     main(["test", f"--config={run / 'fit.yaml'}"])
     main(["predict", f"--config={run / 'fit.yaml'}"])
     data = read_results(run)["data"]
-    assert (data["task"], data["images"], data["own_splits"]) == ("pets", 30, [])
+    assert (data["task"], data["images"], data["made_splits"]) == ("pets", 30, ["test", "val"])
     assert data["split_sizes"] == {"train": 24, "val": 3, "test": 3}
     rows = predictions(run)
     assert [row["label_name"] for row in rows] == ["cat", "dog", "eel"]
@@ -103,8 +104,10 @@ def test_a_resumed_run_with_augmentation_equals_the_uninterrupted_one(folder: Pa
     options = ["fit", "--config=image_folder.yaml", *TINY, f"--data.root={folder}", "--test_after_fit=false"]
     main([*options, "--trainer.max_epochs=2", "--data.num_workers=1", f"--run_dir={tmp_path / 'whole'}"])
     stop = "--trainer.callbacks+=tests.lightning_modules.helpers.StopBefore"
-    with pytest.raises(Exception, match="."):
-        main([*options, "--trainer.max_epochs=2", stop, "--trainer.callbacks.epoch=1", f"--run_dir={tmp_path / 'part'}"])
+    with pytest.raises(StopError):
+        main(
+            [*options, "--trainer.max_epochs=2", stop, "--trainer.callbacks.epoch=1", f"--run_dir={tmp_path / 'part'}"]
+        )
     last = tmp_path / "part" / "checkpoints" / "last.ckpt"
     main([*options, "--trainer.max_epochs=2", f"--ckpt_path={last}"])
     whole = torch.load(tmp_path / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
