@@ -33,7 +33,7 @@ def draw(
     rows = -(-len(pictures) // columns)
     figure = Figure(figsize=(1.6 * columns + 0.2, 2.1 * rows + 0.2), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
     for axis, picture, name, probability, source in zip(axes, pictures, names, probabilities, sources, strict=False):
