@@ -92,6 +92,7 @@ class BaseDataModule(LightningDataModule, ABC):
     num_classes: int
     class_names: list[str]
     framing: Framing = "squash"  # how an image of the evaluation becomes a square
+    upright: bool = False  # whether photos are turned as their EXIF orientation says
     augmentation: Augmentation | None = None
 
     def __init__(
@@ -168,6 +169,7 @@ class BaseDataModule(LightningDataModule, ABC):
             "image_size": self.image_size,
             "interpolation": self.interpolation,
             "framing": self.framing,
+            "upright": self.upright,
             "normalization": {"name": self.normalization, "mean": list(mean), "std": list(std)},
         }
 

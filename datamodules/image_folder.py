@@ -48,6 +48,7 @@ class ImageFolderDataModule(BaseDataModule):
     """
 
     framing = "crop"
+    upright = True
 
     def __init__(
         self,

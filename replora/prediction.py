@@ -50,6 +50,7 @@ class Classifier:
     image_size: int
     interpolation: Interpolation
     framing: Framing
+    upright: bool
     mean: Tensor
     std: Tensor
     device: torch.device
@@ -60,7 +61,7 @@ class Classifier:
         Raises:
             CorruptImageError: The file cannot be decoded.
         """
-        return read_image(path, self.image_size, self.interpolation, self.framing)
+        return read_image(path, self.image_size, self.interpolation, self.framing, self.upright)
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -175,6 +176,7 @@ def load_classifier(run: Path, checkpoint: Path | None = None, device: str = "au
         image_size=data["image_size"],
         interpolation=data["interpolation"],
         framing=data["framing"],
+        upright=data["upright"],
         mean=mean,
         std=std,
         device=where,

@@ -138,7 +138,7 @@ def read_image_table(root: Path) -> ImageTable:
 
 
 class ImageFolder(ImageDataset):
-    """The images of one or more splits.
+    """The images of one or more splits; photos are turned as their EXIF orientation says.
 
     Args:
         table: from `read_image_table`.
@@ -174,9 +174,9 @@ class ImageFolder(ImageDataset):
         index = range(len(self))[index]
         path = self.home / self.paths[index]
         if self.cropped:
-            image = read_image(path, self.image_size, self.interpolation, "crop")
+            image = read_image(path, self.image_size, self.interpolation, "crop", upright=True)
         else:
-            image = read_uncropped(path, self.image_size, self.interpolation)
+            image = read_uncropped(path, self.image_size, self.interpolation, upright=True)
         return {"image": image, "label": self.labels[index], "index": index}
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from replora.datasets.errors import CorruptImageError
@@ -22,7 +22,13 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def read_image(path: Path, size: int, interpolation: Interpolation = "bicubic", framing: Framing = "squash") -> Tensor:
+def read_image(
+    path: Path,
+    size: int,
+    interpolation: Interpolation = "bicubic",
+    framing: Framing = "squash",
+    upright: bool = False,
+) -> Tensor:
     """Read an image as an RGB square.
 
     Equal, pixel for pixel, to torchvision on a PIL image: `Resize((size, size), interpolation)` with `squash`;
@@ -33,6 +39,7 @@ def read_image(path: Path, size: int, interpolation: Interpolation = "bicubic", 
         size: height and width of the result, in pixels.
         interpolation: the resize filter; both filters are antialiased when they make an image smaller.
         framing: `squash` ignores the aspect ratio, `crop` keeps it and loses the borders.
+        upright: turn photos as their EXIF orientation says; the loaders of the benchmarks do not.
 
     Returns:
         uint8 (3, size, size).
@@ -41,14 +48,17 @@ def read_image(path: Path, size: int, interpolation: Interpolation = "bicubic", 
         CorruptImageError: the file is absent, empty, truncated, or not an image.
     """
     if framing == "squash":
-        return _read(path, lambda image: square_tensor(image, size, interpolation))
-    image = read_uncropped(path, size, interpolation)
+        return _read(path, lambda image: square_tensor(image, size, interpolation), upright)
+    image = read_uncropped(path, size, interpolation, upright)
     top, left = (round((side - size) / 2) for side in image.shape[1:])
     return image[:, top : top + size, left : left + size].contiguous()
 
 
-def read_uncropped(path: Path, size: int, interpolation: Interpolation = "bicubic") -> Tensor:
+def read_uncropped(path: Path, size: int, interpolation: Interpolation = "bicubic", upright: bool = False) -> Tensor:
     """Read an image as RGB, its shorter side resized to `short_side(size)`, for a crop of `size` to be cut out.
+
+    Args:
+        path, size, interpolation, upright: as of `read_image`.
 
     Returns:
         uint8 (3, H, W), min(H, W) = short_side(size).
@@ -64,7 +74,7 @@ def read_uncropped(path: Path, size: int, interpolation: Interpolation = "bicubi
         shape = (short, short * height // width) if width <= height else (short * width // height, short)
         return _tensor(image.convert("RGB").resize(shape, _FILTERS[interpolation]))
 
-    return _read(path, convert)
+    return _read(path, convert, upright)
 
 
 def short_side(size: int) -> int:
@@ -85,10 +95,10 @@ def check_header(path: Path) -> str | None:
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
-def _read(path: Path, convert: Callable[[Image.Image], Tensor]) -> Tensor:
+def _read(path: Path, convert: Callable[[Image.Image], Tensor], upright: bool) -> Tensor:
     try:
         with Image.open(path) as image:
-            return convert(image)
+            return convert(ImageOps.exif_transpose(image) if upright else image)
     except _DAMAGED as error:
         raise CorruptImageError(
             f"The image {path} cannot be read: {_reason(path, error)}. Copy or extract this file again from its source."

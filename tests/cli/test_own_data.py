@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from replora.adapters.state import read_metadata
 from replora.cli import main
 from replora.datasets import FGVC_TASKS
 from replora.reports.results import read_results
@@ -59,6 +60,8 @@ def test_every_fgvc_task_trains_tests_and_predicts(task: str, tmp_path: Path) ->
     rows = predictions(run)
     assert [row["label"] for row in rows] == [str(i % 4) for i in range(8)]
     assert rows[0]["path"]
+    header = json.loads(read_metadata(run / "adapter.safetensors")["data"])
+    assert rows[1]["label_name"] == header["class_names"][1] != "1"
 
 
 def test_training_on_ninety_percent(tmp_path: Path) -> None:

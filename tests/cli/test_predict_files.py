@@ -169,6 +169,7 @@ def test_random_weights_are_those_of_the_seed(tmp_path: Path) -> None:
     assert (classifier.framing, classifier.image_size) == ("squash", 32)
     data = json.loads(read_metadata(run / "adapter.safetensors")["data"])
     assert data["normalization"]["name"] == "half"
+    assert not data["upright"]
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "bitfit", "linear_probe", "full"])

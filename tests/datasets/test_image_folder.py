@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from replora.datasets import (
     CorruptImageError,
@@ -145,6 +146,19 @@ def test_every_unreadable_image_is_named(tmp_path: Path) -> None:
         read_image_table(tmp_path)
     assert f"{tmp_path / 'cat' / '3.jpg'}: the file is empty (0 bytes)" in str(raised.value)
     assert str(tmp_path / "eel" / "4.jpg") in str(raised.value)
+
+
+def test_photos_are_upright(tmp_path: Path) -> None:
+    write_image_folder(tmp_path, ["a", "b"], 1)
+    halves = Image.new("RGB", (32, 32), "black")
+    halves.paste("white", (0, 0, 32, 16))  # white above
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    halves.save(tmp_path / "a" / "0.jpg", exif=exif, quality=95)
+    table = read_image_table(tmp_path)
+    for cropped in (True, False):
+        image = ImageFolder(table, [0], image_size=28, cropped=cropped)[0]["image"].float()
+        assert image[:, :8].mean() < 20 < 200 < image[:, -8:].mean()
 
 
 def test_links_stay_inside(tmp_path: Path) -> None:
