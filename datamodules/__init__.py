@@ -2,6 +2,8 @@
 
 from datamodules.base import BaseDataModule
 from datamodules.digits import DigitsDataModule
+from datamodules.fgvc import FGVCDataModule
+from datamodules.image_folder import ImageFolderDataModule
 from datamodules.vtab import VTABDataModule
 
-__all__ = ["BaseDataModule", "DigitsDataModule", "VTABDataModule"]
+__all__ = ["BaseDataModule", "DigitsDataModule", "FGVCDataModule", "ImageFolderDataModule", "VTABDataModule"]

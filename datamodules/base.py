@@ -13,6 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from replora.datasets import (
+    Augmentation,
+    Augmented,
+    EpochSampler,
+    Framing,
     ImageBatch,
     ImageDataset,
     ImageSample,
@@ -57,7 +61,11 @@ class BaseDataModule(LightningDataModule, ABC):
     `holdout` shows a learning curve beside a test at the last epoch, for demonstrations; published rows use `final`. A
     choice by test accuracy is not offered.
 
-    A subclass sets `num_classes` and `class_names` when it is constructed, and gives the images by `build_dataset`.
+    The numbers are VTAB-1K's; other data have other sizes of the same splits.
+
+    A subclass sets `num_classes` and `class_names` when it is constructed, and gives the images by `build_dataset`. It
+    may set `augmentation`; then `build_dataset` gives the images of `train_split` as the augmentation takes them, and
+    they are read from disk every epoch.
 
     Args:
         batch_size: training images per batch and process; two processes with 32 see the batches of one with 64.
@@ -70,7 +78,7 @@ class BaseDataModule(LightningDataModule, ABC):
         protocol: see the table.
         drop_last: leave out the last, incomplete training batch of an epoch. A training set smaller than one batch is
             always one batch.
-        shuffle_seed: the order of the training images; it changes every epoch.
+        shuffle_seed: the order of the training images and their augmentation; both change every epoch.
         cache_bytes: bound on decoded images held in memory by each process, in bytes. What does not fit is read from
             disk every epoch. 0 holds nothing.
         image_size: height and width of the images, in pixels.
@@ -83,6 +91,9 @@ class BaseDataModule(LightningDataModule, ABC):
 
     num_classes: int
     class_names: list[str]
+    framing: Framing = "squash"  # how an image of the evaluation becomes a square
+    upright: bool = False  # whether photos are turned as their EXIF orientation says
+    augmentation: Augmentation | None = None
 
     def __init__(
         self,
@@ -138,20 +149,28 @@ class BaseDataModule(LightningDataModule, ABC):
         `train_indices` are the positions of the chosen training images in the list of their split, and `split_sizes`
         the images of each split; both hold what `setup` has built so far.
         """
-        mean, std = NORMALIZATIONS[self.normalization]
         return {
             "dataset": type(self).__name__.removesuffix("DataModule"),
             "num_classes": self.num_classes,
             "protocol": self.protocol,
-            "image_size": self.image_size,
-            "interpolation": self.interpolation,
-            "normalization": {"name": self.normalization, "mean": list(mean), "std": list(std)},
+            **self.preprocessing(),
             "train_fraction": self.train_fraction,
             "shots": self.shots,
             "subset_seed": self.subset_seed,
             "shuffle_seed": self.shuffle_seed,
             "split_sizes": {name: _length(dataset) for name, dataset in self._splits.items()},
             "train_indices": self.train_indices,
+        }
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What turns an image file into an input of the evaluation, as JSON values."""
+        mean, std = NORMALIZATIONS[self.normalization]
+        return {
+            "image_size": self.image_size,
+            "interpolation": self.interpolation,
+            "framing": self.framing,
+            "upright": self.upright,
+            "normalization": {"name": self.normalization, "mean": list(mean), "std": list(std)},
         }
 
     # --- splits
@@ -186,7 +205,11 @@ class BaseDataModule(LightningDataModule, ABC):
             self.train_indices = subsample_indices(full.labels, self._fraction, self.shots, self.subset_seed)
             if len(self.train_indices) < len(full):
                 dataset = Subset(full, self.train_indices)
-        if split == "test" and len(full) > SMALL_TEST_SET:
+        if split == self.train_split and self.augmentation is not None:
+            dataset = Augmented(
+                dataset, self.augmentation, self.shuffle_seed
+            )  # their shapes differ: not held in memory
+        elif split == "test" and len(full) > SMALL_TEST_SET:
             log.info("test: %s images, read from disk as they are needed", f"{len(full):,}")
         else:
             held = sum(other.images.nbytes for other in self._splits.values() if isinstance(other, InMemory))
@@ -196,8 +219,8 @@ class BaseDataModule(LightningDataModule, ABC):
     def _refuse_test(self) -> None:
         if self.protocol == "tune":
             raise ProtocolError(
-                "A test was asked for under the protocol 'tune', which trains on 800 images and keeps the test set "
-                "unseen while options are chosen on the 200 validation images. Train and test with protocol 'final' "
+                "A test was asked for under the protocol 'tune', which keeps the test set unseen while options are "
+                "chosen on the validation images. Train and test with protocol 'final' "
                 "(--data.protocol final), or measure this model with `validate`."
             )
 
@@ -218,7 +241,8 @@ class BaseDataModule(LightningDataModule, ABC):
         drop = self.drop_last and _length(dataset) >= self.batch_size * world
         # Also for one process: Lightning leaves this sampler alone and calls its set_epoch, and the batches of one
         # process with 2 x B are those of two processes with B together.
-        sampler: DistributedSampler[ImageSample] = DistributedSampler(
+        kind = EpochSampler if isinstance(dataset, Augmented) else DistributedSampler
+        sampler: DistributedSampler[ImageSample] = kind(
             dataset, num_replicas=world, rank=rank, shuffle=True, seed=self.shuffle_seed, drop_last=drop
         )
         return self._loader(dataset, self.batch_size, sampler, drop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -51,7 +52,8 @@ class ResultsWriter(Callback):
             and not getattr(trainer, "fast_dev_run", False)
             and isinstance(pl_module, AdaptedModule)
         ):
-            replora.save_adapter(pl_module.model, self.run_dir / "adapter.safetensors")
+            metadata = adapter_metadata(pl_module, getattr(trainer, "datamodule", None))
+            replora.save_adapter(pl_module.model, self.run_dir / "adapter.safetensors", metadata)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
@@ -91,3 +93,11 @@ class ResultsWriter(Callback):
         }
         describe = getattr(getattr(trainer, "datamodule", None), "describe", dict)
         add_to_results(self.file, module.describe(), describe(), verb, entry)
+
+
+def adapter_metadata(module: AdaptedModule, datamodule: Any) -> dict[str, str]:
+    """What must be known to use an adapter file on other images: its backbone, the classes and the preprocessing."""
+    metadata = {"backbone": json.dumps(module.describe()["backbone"])}
+    if hasattr(datamodule, "preprocessing"):
+        metadata["data"] = json.dumps({"class_names": datamodule.class_names, **datamodule.preprocessing()})
+    return metadata

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.resources
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ TRAINER_VERBS = {
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "configs": commands.configs,
     "prepare": {"vtab": commands.prepare_vtab},
+    "predict-files": commands.predict_files,
     "quickstart": commands.quickstart,
 }
 
@@ -58,11 +60,20 @@ def _run(arguments: list[str]) -> None:
         from jsonargparse import auto_cli
 
         components: Any = COMMANDS[verb]
-        auto_cli(components, args=arguments[1:], prog=f"replora-cli {verb}")
+        options = _list_files(arguments[1:]) if verb == "predict-files" else arguments[1:]
+        auto_cli(components, args=options, prog=f"replora-cli {verb}")
     elif verb in TRAINER_VERBS:
         _run_trainer(arguments)
     else:
         raise RepLoRAError(f"There is no verb {verb!r}. {nearest(verb, [*TRAINER_VERBS, *COMMANDS])}")
+
+
+def _list_files(arguments: list[str]) -> list[str]:
+    """RUN a.jpg b.jpg --out x -> RUN ["a.jpg", "b.jpg"] --out x, for jsonargparse takes a list as one argument."""
+    first_option = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    if first_option < 2:
+        return arguments
+    return [arguments[0], json.dumps(arguments[1:first_option]), *arguments[first_option:]]
 
 
 def _help() -> str:
@@ -88,7 +99,9 @@ For example:
   replora-cli prepare vtab --root DIR
   replora-cli fit --config vtab.yaml --data.root DIR --data.task dtd
   replora-cli fit --config vtab.yaml --config adapter/lora.yaml --config trainer/ddp.yaml --data.task dtd
-  replora-cli test --config runs/NAME/fit.yaml"""
+  replora-cli test --config runs/NAME/fit.yaml
+  replora-cli fit --config image_folder.yaml --data.root photos
+  replora-cli predict-files runs/NAME new_photos --out predictions.csv"""
 
 
 def _first_line(function: Callable[..., None]) -> str:

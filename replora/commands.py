@@ -30,6 +30,61 @@ def configs() -> None:
         print(f"{name:<{width}}  {file.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
 
 
+def predict_files(
+    run: Path,
+    images: list[str] | str,
+    out: Path = Path("predictions.csv"),
+    top_k: int = 5,
+    contact_sheet: Path | None = None,
+    checkpoint: Path | None = None,
+    skip_corrupt: bool = False,
+    batch_size: int = 64,
+    device: str = "auto",
+    progress: bool = True,
+) -> None:
+    """Classify image files with a trained run.
+
+    Reads the run's fit.yaml and adapter.safetensors, merges the adapter into the backbone, and treats images as the
+    run's evaluation does. Writes a line an image: path, class and probabilities.
+
+    Args:
+        run: The run's directory.
+        images: Image files, folders (searched with the folders inside) and patterns such as "photos/**/*.jpg".
+        out: The file to write, .csv or .json.
+        top_k: How many classes an image to write, the likeliest first. 0 writes all: in CSV a column a class.
+        contact_sheet: A PNG file for a picture of the first 40 images with their predictions.
+        checkpoint: The backbone's weights, where they are not where the run had them.
+        skip_corrupt: Leave out images that cannot be read, and name and count them, instead of stopping at the first.
+        batch_size: Images at once, at least 1.
+        device: cpu, cuda, cuda:1, ...; auto is the first GPU if there is one.
+        progress: Show a progress bar.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from replora import prediction
+
+    prediction.check_options(out, top_k, batch_size)
+    paths = prediction.find_images([images] if isinstance(images, str) else images)
+    classifier = prediction.load_classifier(run, checkpoint, device)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*columns, disable=not progress) as bars:
+        bar = bars.add_task("predict", total=len(paths))
+        found = prediction.classify(classifier, paths, batch_size, skip_corrupt, lambda count: bars.advance(bar, count))
+    prediction.write(out, found, classifier.class_names, top_k)
+    print(f"{len(found.paths):,} predictions are in {out}")
+    for path, reason in found.skipped.items():
+        print(f"skipped: {path}: {reason}")
+    if found.skipped:
+        print(f"{len(found.skipped):,} of {len(paths):,} images could not be read")
+    if contact_sheet is not None:
+        from replora.reports.contact_sheet import draw
+
+        best = found.probabilities.max(dim=1)
+        names = [classifier.class_names[i] for i in best.indices.tolist()]
+        draw(contact_sheet, found.pictures, names, best.values.tolist(), [path.name for path in found.paths])
+        print(f"contact sheet: {contact_sheet}")
+
+
 def quickstart(run_dir: Path | None = None, seed: int = 0) -> None:
     """Compare linear probe, LoRA and RepLoRA on digits, offline, in about two minutes.
 

@@ -1,9 +1,10 @@
-"""Writes data in the real archive layout of VTAB-1K, for any task, as small as a test needs."""
+"""Writes data in the real layouts of VTAB-1K, FGVC and a folder of images, as small as a test needs."""
 
 from __future__ import annotations
 
 import colorsys
 import io
+import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,6 +65,56 @@ def write_vtab(root: Path, tasks: Iterable[str] = VTAB_TASKS, train: int = 16, v
     for task in tasks:
         write_vtab_task(root, task, train=train, val=val, test=test)
     return root / "vtab-1k"
+
+
+# What the keys of the split files look like, and the folder that they are relative to.
+FGVC_LAYOUTS = {
+    "cub_200_2011": ("CUB_200_2011", "images", "{c:03d}.Bird_{c}/Bird_{c}_{i:04d}.jpg"),
+    "nabirds": ("nabirds", "images", "{c:04d}/{i:032x}.jpg"),
+    "oxford_flowers": ("OxfordFlower", "", "jpg/image_{i:05d}.jpg"),
+    "stanford_dogs": ("StanfordDogs", "Images", "n{c:08d}-dog_{c}/n{c:08d}_{i}.jpg"),
+    "stanford_cars": ("StanfordCars", "", "car_ims/{i:06d}.jpg"),
+}
+
+
+def write_fgvc_task(root: Path, task: str, classes: int = 4, train: int = 8, val: int = 4, test: int = 8) -> Path:
+    """Write one data set of FGVC with VPT's three split files; returns its folder.
+
+    The classes in the files are 3, 10, 17, ...: numbers with gaps, as NABirds has them. Their hue tells the classes.
+    """
+    folder, image_root, pattern = FGVC_LAYOUTS[task]
+    home = root / folder
+    rng = random.Random(task)
+    number = 0
+    for split, count in {"train": train, "val": val, "test": test}.items():
+        listed = {}
+        for i in range(count):
+            number += 1
+            label = i % classes
+            path = pattern.format(c=label + 1, i=number)
+            file = home / image_root / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(_jpeg(label, classes, (30, 24) if i % 2 else (20, 28), rng))
+            listed[path] = 3 + 7 * label
+        (home / f"{split}.json").write_text(json.dumps(listed), encoding="utf-8")
+    return home
+
+
+def write_image_folder(
+    root: Path, classes: Iterable[str] = ("cat", "dog", "eel"), per_class: int = 10, splits: Iterable[str] = ()
+) -> Path:
+    """Write a folder for each class, in each of `splits` or at once in `root`; returns `root`.
+
+    The hue of an image tells its class.
+    """
+    names = list(classes)
+    rng = random.Random(0)
+    for parent in [root / split for split in splits] or [root]:
+        for label, name in enumerate(names):
+            (parent / name).mkdir(parents=True)
+            for i in range(per_class):
+                (parent / name / f"{i}.jpg").write_bytes(_jpeg(label, len(names), (24 + i, 30), rng))
+    return root
 
 
 def _labels(count: int, classes: int, rng: random.Random) -> list[int]:

@@ -111,6 +111,20 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     Raises:
         RepLoRAError: There is no such file, it is damaged, or it is not an adapter of this format.
     """
+    header, state = _read(path)
+    return json.loads(header["description"]), state
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The header of an adapter file, with the `metadata` that `save_adapter` was given.
+
+    Raises:
+        RepLoRAError: As `read_adapter` says.
+    """
+    return _read(path)[0]
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -129,4 +143,4 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         raise RepLoRAError(
             f"{path} has format version {header['version']}; this release reads up to {FILE_VERSION}. Update replora."
         )
-    return json.loads(header["description"]), state
+    return header, state

@@ -35,6 +35,7 @@ class ImageDataset(Dataset[ImageSample]):
 
 
 # The modules below use the types above.
+from replora.datasets.augment import Augmentation, Augmented, EpochSampler, RandomCropFlip  # noqa: E402
 from replora.datasets.cache import InMemory, in_memory  # noqa: E402
 from replora.datasets.digits import Digits  # noqa: E402
 from replora.datasets.errors import (  # noqa: E402
@@ -45,28 +46,43 @@ from replora.datasets.errors import (  # noqa: E402
     SubsetError,
     UnknownTaskError,
 )
-from replora.datasets.images import Interpolation, read_image  # noqa: E402
+from replora.datasets.fgvc import FGVC, FGVC_TASKS, FGVCTask, fgvc_task  # noqa: E402
+from replora.datasets.image_folder import ImageFolder, ImageFolderError, ImageTable, read_image_table  # noqa: E402
+from replora.datasets.images import Framing, Interpolation, read_image  # noqa: E402
 from replora.datasets.subsample import subsample_indices  # noqa: E402
 from replora.datasets.vtab import VTAB, VTAB_TASKS, VTABTask, vtab_averages, vtab_task  # noqa: E402
 
 __all__ = [
+    "FGVC",
+    "FGVC_TASKS",
     "VTAB",
     "VTAB_TASKS",
+    "Augmentation",
+    "Augmented",
     "CorruptImageError",
     "DatasetNotFoundError",
     "Digits",
+    "EpochSampler",
+    "FGVCTask",
+    "Framing",
     "ImageBatch",
     "ImageDataset",
+    "ImageFolder",
+    "ImageFolderError",
     "ImageSample",
+    "ImageTable",
     "InMemory",
     "Interpolation",
     "ListFileError",
     "ProtocolError",
+    "RandomCropFlip",
     "SubsetError",
     "UnknownTaskError",
     "VTABTask",
+    "fgvc_task",
     "in_memory",
     "read_image",
+    "read_image_table",
     "subsample_indices",
     "vtab_averages",
     "vtab_task",

@@ -9,7 +9,7 @@ from replora.cli import find_config, main, packaged_configs
 from replora.errors import RepLoRAError
 from replora.reports.results import read_results
 from tests.cli.helpers import DIGITS, QUICK
-from tests.fake_data import write_vtab_task
+from tests.fake_data import write_fgvc_task, write_image_folder, write_vtab_task
 
 # The 224-pixel ViT-B/16 stands aside for the small backbone, the data are 16 + 8 + 8 generated images.
 SMALL = [
@@ -27,7 +27,7 @@ NAMES = sorted(packaged_configs())
 
 def test_what_ships():
     groups = {name.partition("/")[0] for name in NAMES}
-    assert groups == {"quickstart.yaml", "vtab.yaml", "adapter", "recipe", "trainer"}
+    assert groups == {"fgvc.yaml", "image_folder.yaml", "quickstart.yaml", "vtab.yaml", "adapter", "recipe", "trainer"}
     methods = {"replora", "linear", "lora", "dora", "bitfit", "linear_probe", "full"}
     assert {f"adapter/{method}.yaml" for method in methods} <= set(NAMES)
 
@@ -48,6 +48,13 @@ def test_every_configuration_runs(name, tmp_path):
     vtab = ["--config=vtab.yaml", f"--data.root={tmp_path}", "--data.task=dtd"]
     if name == "vtab.yaml":
         arguments = [*vtab, *SMALL]
+    elif name == "fgvc.yaml":
+        write_fgvc_task(tmp_path, "cub_200_2011")
+        arguments = [f"--config={name}", f"--data.root={tmp_path}", *SMALL]
+    elif name == "image_folder.yaml":
+        write_image_folder(tmp_path / "images")
+        arguments = [f"--config={name}", f"--data.root={tmp_path / 'images'}", *SMALL]
+        arguments.remove("--data.check_sizes=false")
     elif name.startswith("recipe/"):
         arguments = [*vtab, f"--config={name}", *SMALL]
     else:

@@ -16,7 +16,13 @@ from jsonargparse import ArgumentParser
 from torch.utils.data import SequentialSampler
 from torchvision.transforms import functional
 
-from datamodules import BaseDataModule, DigitsDataModule, VTABDataModule
+from datamodules import (
+    BaseDataModule,
+    DigitsDataModule,
+    FGVCDataModule,
+    ImageFolderDataModule,
+    VTABDataModule,
+)
 from datamodules.base import NORMALIZATIONS, PaddedDataset, Split
 from replora.datasets import ImageBatch, ImageDataset, ImageSample, InMemory, ProtocolError, SubsetError
 from replora.errors import RepLoRAError
@@ -392,7 +398,7 @@ def test_description_is_json() -> None:
     assert (described["protocol"], described["interpolation"], described["image_size"]) == ("final", "bicubic", 224)
 
 
-@pytest.mark.parametrize("datamodule", [VTABDataModule, DigitsDataModule])
+@pytest.mark.parametrize("datamodule", [VTABDataModule, DigitsDataModule, FGVCDataModule, ImageFolderDataModule])
 def test_every_shared_option_is_offered_and_documented(datamodule: type[BaseDataModule]) -> None:
     shared = inspect.signature(BaseDataModule.__init__).parameters
     own = inspect.signature(datamodule.__init__).parameters

@@ -1,0 +1,73 @@
+"""Random changes of training images that need no state: each follows from (seed, epoch, image) alone.
+
+So a resumed run sees the images of an uninterrupted one, and several processes those of one process, with any number of
+loader workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from replora.datasets import ImageSample
+
+# uint8 (3, H, W) and the generator to draw from -> uint8 (3, size, size)
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class RandomCropFlip:
+    """A random square, mirrored or not; what VPT trains on (`src/data/transforms.py`: RandomCrop, horizontal flip).
+
+    Args:
+        size: height and width of the square, in pixels.
+        flip: the probability of mirroring left and right, in [0, 1].
+    """
+
+    def __init__(self, size: int, flip: float = 0.5) -> None:
+        self.size = size
+        self.flip = flip
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """uint8 (3, H, W), both sides at least `size` -> uint8 (3, size, size)."""
+        top, left = (int(torch.randint(side - self.size + 1, (), generator=generator)) for side in image.shape[1:])
+        crop = image[:, top : top + self.size, left : left + self.size]
+        mirrored = bool(torch.rand((), generator=generator) < self.flip)
+        return crop.flip(-1) if mirrored else crop.contiguous()
+
+
+class Augmented(Dataset[ImageSample]):
+    """`dataset` with each image changed; asked for by (epoch, position), which `EpochSampler` yields.
+
+    Args:
+        dataset: the images before the change.
+        augmentation: the change.
+        seed: of all changes.
+    """
+
+    def __init__(self, dataset: Dataset[ImageSample], augmentation: Augmentation, seed: int) -> None:
+        self.dataset = dataset
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, drawn: tuple[int, int]) -> ImageSample:
+        epoch, position = drawn
+        sample = self.dataset[position]
+        # The image's own index, not its position in a subset or process.
+        key = np.random.SeedSequence((self.seed, epoch, sample["index"])).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(key) >> 1)
+        return {**sample, "image": self.augmentation(sample["image"], generator)}
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """A `DistributedSampler` that yields (epoch, position): worker processes know the epoch from nothing else."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, position) for position in super().__iter__())

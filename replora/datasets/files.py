@@ -1,0 +1,69 @@
+"""Paths that a data set names: inside its folder, and there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from replora.datasets.errors import ListFileError
+
+
+def inner_path(text: str, where: str) -> PurePosixPath:
+    """The relative path that `text` writes, with `/` or with backslashes.
+
+    Args:
+        text: the path.
+        where: file and line or key, for the error.
+
+    Raises:
+        ListFileError: it is empty, absolute or has `..`.
+    """
+    windows = PureWindowsPath(text)  # splits at / and at \, knows drives
+    if not text.strip() or windows.anchor or ".." in windows.parts:
+        raise ListFileError(f"{where}: the path {text!r} leaves the data. Paths are relative, without `..`.")
+    return PurePosixPath(windows.as_posix())
+
+
+def missing_files(folder: Path, paths: Iterable[PurePosixPath]) -> list[PurePosixPath]:
+    """Those of `paths` that are no files in `folder`. Each folder is listed once, not one call a file.
+
+    Raises:
+        ListFileError: a link leads out of `folder`.
+    """
+    home = folder.resolve()
+    files: dict[PurePosixPath, set[str]] = {}
+    missing: list[PurePosixPath] = []
+    for path in paths:
+        if path.parent not in files:
+            files[path.parent] = _files_in(folder / path.parent, home)
+        if path.name not in files[path.parent]:
+            missing.append(path)
+    return missing
+
+
+def stay_inside(path: Path, home: Path) -> None:
+    """Raise if `path`, its links followed, is not in `home` (resolved).
+
+    Raises:
+        ListFileError: it is not.
+    """
+    target = path.resolve()
+    if not target.is_relative_to(home):
+        raise ListFileError(
+            f"{path} is a link that leaves the data ({target} is not inside {home}). Copy the images there."
+        )
+
+
+def _files_in(directory: Path, home: Path) -> set[str]:
+    if not directory.is_dir():
+        return set()
+    stay_inside(directory, home)
+    names = set()
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_file():
+                names.add(entry.name)
+                if entry.is_symlink():
+                    stay_inside(Path(entry.path), home)
+    return names

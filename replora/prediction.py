@@ -1,0 +1,337 @@
+"""Classify image files with a trained run: its adapter merged into the backbone, its evaluation's preprocessing."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import importlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import replora
+from replora.adapters.config import AdapterConfig
+from replora.adapters.state import read_metadata
+from replora.backbones.vision import build_vision_backbone
+from replora.datasets.cache import usable_cpus
+from replora.datasets.errors import CorruptImageError
+from replora.datasets.images import IMAGE_SUFFIXES, Framing, Interpolation, read_image
+from replora.errors import RepLoRAError, nearest
+
+PICTURES = 40  # how many images are kept for a contact sheet
+FORMATS = (".csv", ".json")
+
+
+class PredictionError(RepLoRAError):
+    """The run cannot predict here, there is no image to predict, or an option is out of its range."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained model and everything that lies between an image file and its probabilities.
+
+    Attributes:
+        model: In evaluation mode, on `device`, the adapter not merged.
+        class_names: In the order of the outputs.
+        mean, std: Of the channels, (3, 1, 1), on `device`.
+    """
+
+    model: nn.Module
+    class_names: list[str]
+    image_size: int
+    interpolation: Interpolation
+    framing: Framing
+    upright: bool
+    mean: Tensor
+    std: Tensor
+    device: torch.device
+
+    def read(self, path: Path) -> Tensor:
+        """An image file as the run's evaluation sees it: uint8 (3, image_size, image_size).
+
+        Raises:
+            CorruptImageError: The file cannot be decoded.
+        """
+        return read_image(path, self.image_size, self.interpolation, self.framing, self.upright)
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, image_size, image_size) -> float32 (B, classes) on the CPU."""
+        pixels = images.to(self.device).float().div_(255).sub_(self.mean).div_(self.std)
+        logits: Tensor = self.model(pixels)
+        return logits.float().softmax(dim=1).cpu()
+
+
+@dataclass
+class Predictions:
+    """What `classify` found.
+
+    Attributes:
+        paths: The images that could be read, N of them, in the order given.
+        probabilities: float32 (N, classes).
+        pictures: The first images as the model saw them, each uint8 (3, S, S); at most `PICTURES`.
+        skipped: Images that could not be read, and why.
+    """
+
+    paths: list[Path]
+    probabilities: Tensor
+    pictures: list[Tensor] = field(default_factory=list)
+    skipped: dict[Path, str] = field(default_factory=dict)
+
+
+def check_options(out: Path, top_k: int, batch_size: int) -> None:
+    """Refuse, before anything is loaded, what could only fail later.
+
+    Raises:
+        PredictionError: `out` is neither CSV nor JSON, or a number is too small.
+    """
+    if out.suffix.lower() not in FORMATS:
+        raise PredictionError(f"out={out}: the file has to end in {' or '.join(FORMATS)}, which says how to write it.")
+    if top_k < 0 or batch_size < 1:
+        raise PredictionError(f"top_k={top_k} and batch_size={batch_size}: top_k is at least 0, batch_size at least 1.")
+
+
+def find_images(asked: list[str]) -> list[Path]:
+    """The image files meant by files, folders and patterns, each once, in this order; within a folder alphabetically.
+
+    Raises:
+        PredictionError: One of them leads to no image.
+    """
+    found: dict[Path, None] = {}
+    for name in asked:
+        path = Path(name).expanduser()
+        if path.is_file():
+            images = [path]
+        elif path.is_dir():
+            images = _images(path.rglob("*"))
+        else:
+            images = _images(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (`**`, cwd)
+        if not images:
+            what = "the folder holds no image" if path.is_dir() else "there is no such file, folder or match"
+            raise PredictionError(
+                f"{name}: {what} (looked in {Path.cwd()}). Images end in {', '.join(IMAGE_SUFFIXES)}."
+            )
+        found |= dict.fromkeys(images)
+    return list(found)
+
+
+def _images(paths: Any) -> list[Path]:
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def load_classifier(run: Path, checkpoint: Path | None = None, device: str = "auto") -> Classifier:
+    """Build the model of a run from its `fit.yaml` and `adapter.safetensors`.
+
+    Args:
+        run: The run's directory.
+        checkpoint: The backbone's weights instead of the source in `fit.yaml`.
+        device: A torch device, or `auto`: the first GPU if there is one, else the CPU.
+
+    Raises:
+        RepLoRAError: A file is missing or of another kind of run, or the backbone's weights are not those of the run.
+    """
+    options, seed = _read_fit(run)
+    adapter_file = run / "adapter.safetensors"
+    metadata = read_metadata(adapter_file)
+    if "data" not in metadata or "backbone" not in metadata:
+        raise PredictionError(
+            f"{adapter_file} does not hold the names of its classes and the preprocessing; a fit of this release "
+            "writes them. Repeat the fit."
+        )
+    data, backbone = json.loads(metadata["data"]), json.loads(metadata["backbone"])
+    given = checkpoint or options.get("checkpoint")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # random weights are those of the run
+        built = build_vision_backbone(
+            options["backbone"],
+            num_classes=len(data["class_names"]),
+            pretrained=options.get("pretrained", True),
+            checkpoint=Path(given) if given else None,
+        )
+        if built.fingerprint != backbone["fingerprint"]:
+            raise PredictionError(
+                f"The backbone's weights ({built.weights}) are not those that {run} was trained on "
+                f"({backbone['weights']}, fingerprint {backbone['fingerprint']}). Give their file with --checkpoint."
+            )
+        model = replora.inject(built.model, _adapter(options["adapter"]), also_train=built.head_names)
+    replora.load_adapter(model, adapter_file)
+    where = _device(device)
+    mean, std = (torch.tensor(data["normalization"][key], device=where).view(3, 1, 1) for key in ("mean", "std"))
+    return Classifier(
+        model=model.eval().to(where),
+        class_names=data["class_names"],
+        image_size=data["image_size"],
+        interpolation=data["interpolation"],
+        framing=data["framing"],
+        upright=data["upright"],
+        mean=mean,
+        std=std,
+        device=where,
+    )
+
+
+def classify(
+    classifier: Classifier,
+    paths: list[Path],
+    batch_size: int = 64,
+    skip_corrupt: bool = False,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Predictions:
+    """The probabilities of image files; threads decode one batch while the model works on the one before.
+
+    Args:
+        classifier: From `load_classifier`.
+        paths: The images.
+        batch_size: Images at once.
+        skip_corrupt: Leave out images that cannot be read.
+        advance: Called with the number of images of each batch that is done.
+
+    Raises:
+        CorruptImageError: An image cannot be read, and `skip_corrupt` is off.
+        PredictionError: No image could be read.
+    """
+    found = Predictions([], torch.empty(0, len(classifier.class_names)))
+    parts: list[Tensor] = []
+    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    with (
+        ThreadPoolExecutor(min(16, usable_cpus()), "decode") as threads,
+        replora.merged(classifier.model),
+    ):
+
+        def submit(number: int) -> list[Future[Tensor]]:
+            batch = batches[number] if number < len(batches) else []
+            return [threads.submit(classifier.read, path) for path in batch]
+
+        ahead = submit(0)
+        for number, batch in enumerate(batches):
+            decoding, ahead = ahead, submit(number + 1)
+            images = []
+            for path, future in zip(batch, decoding, strict=True):
+                try:
+                    images.append(future.result())
+                    found.paths.append(path)
+                except CorruptImageError as error:
+                    if not skip_corrupt:
+                        for waiting in (*decoding, *ahead):
+                            waiting.cancel()
+                        raise CorruptImageError(f"{error} Or leave such images out: --skip_corrupt true") from error
+                    found.skipped[path] = str(error)
+            if images:
+                found.pictures += images[: PICTURES - len(found.pictures)]
+                parts.append(classifier.probabilities(torch.stack(images)))
+            advance(len(batch))
+    if not parts:
+        raise PredictionError(
+            f"None of the {len(paths):,} images can be read. {next(iter(found.skipped.values()), '')}"
+        )
+    found.probabilities = torch.cat(parts)
+    return found
+
+
+def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5) -> None:
+    """Write predictions as CSV or JSON, by the file's ending; whole or not at all.
+
+    Args:
+        file: Where; its folder is made if absent.
+        found: From `classify`.
+        class_names: In the order of the probabilities.
+        top_k: How many classes an image, the likeliest first; 0 for all.
+    """
+    count = min(top_k or len(class_names), len(class_names))
+    values, indices = found.probabilities.topk(count, dim=1)
+    ranked = [
+        [(class_names[i], round(p, 6)) for p, i in zip(*row, strict=True)]
+        for row in zip(values.tolist(), indices.tolist(), strict=True)
+    ]
+    if file.suffix.lower() == ".json":
+        predictions = [
+            {"path": str(path), "predicted": row[0][0], "probability": row[0][1], "probabilities": dict(row)}
+            for path, row in zip(found.paths, ranked, strict=True)
+        ]
+        skipped = [{"path": str(path), "reason": reason} for path, reason in found.skipped.items()]
+        content = {"class_names": class_names, "predictions": predictions, "skipped": skipped}
+        _replace(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        return
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    first = ["path", "predicted", "probability"]
+    if top_k == 0:
+        writer.writerow([*first, *(f"p({name})" for name in class_names)])
+        rest = [[f"{p:.6f}" for p in row] for row in found.probabilities.tolist()]
+    else:
+        writer.writerow([*first, *(f"{column}_{k}" for k in range(2, count + 1) for column in first[1:])])
+        rest = [[text for name, p in row[1:] for text in (name, f"{p:.6f}")] for row in ranked]
+    for path, row, more in zip(found.paths, ranked, rest, strict=True):
+        writer.writerow([path, row[0][0], f"{row[0][1]:.6f}", *more])
+    _replace(file, stream.getvalue())
+
+
+def _read_fit(run: Path) -> tuple[dict[str, Any], int]:
+    """The options of the run's model, and its seed."""
+    import yaml  # type: ignore[import-untyped]
+
+    file = run / "fit.yaml"
+    if not file.is_file():
+        there = ", ".join(sorted(entry.name for entry in run.iterdir())) if run.is_dir() else "no such folder"
+        raise PredictionError(
+            f"{run} is not the directory of a finished fit: it has no fit.yaml ({there or 'it is empty'}). A fit "
+            "writes it and adapter.safetensors into its --run_dir."
+        )
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    model = config.get("model") or {}
+    if model.get("class_path", "").rpartition(".")[2] != "ImageClassification":
+        raise PredictionError(
+            f"{file} is of {model.get('class_path')!r}; image files are for a run of 'ImageClassification'."
+        )
+    seed = config.get("seed_everything")
+    return model["init_args"], seed if isinstance(seed, int) and not isinstance(seed, bool) else 0
+
+
+def _adapter(options: dict[str, Any]) -> AdapterConfig:
+    """{class_path, init_args} -> the method."""
+    module, _, name = options["class_path"].rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    if not issubclass(cls, AdapterConfig):
+        raise PredictionError(f"The run's method {options['class_path']!r} is no AdapterConfig.")
+    config: AdapterConfig = cls(**(options.get("init_args") or {}))
+    return config
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        known = ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        raise PredictionError(
+            f"The device {name!r} cannot be used ({str(error).splitlines()[0]}). {nearest(name, known)}"
+        ) from error
+    return device
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file so that readers see the old one or the new one, never a part."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(file)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""A picture of images with what was predicted for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+
+def draw(
+    file: Path,
+    pictures: Sequence[Tensor],
+    names: Sequence[str],
+    probabilities: Sequence[float],
+    sources: Sequence[str],
+    columns: int = 8,
+) -> None:
+    """Draw the pictures in rows, above each its class and probability, below its source.
+
+    Args:
+        file: The PNG file to write; its folder is made if absent.
+        pictures: Each uint8 (3, H, W), at least one; as many are drawn.
+        names: The predicted class of each.
+        probabilities: Of that class, in [0, 1].
+        sources: The name of each file.
+        columns: Pictures in a row.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(1.6 * columns + 0.2, 2.1 * rows + 0.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes:
+        axis.axis("off")
+    for axis, picture, name, probability, source in zip(axes, pictures, names, probabilities, sources, strict=False):
+        axis.imshow(picture.permute(1, 2, 0).numpy())
+        # Names may hold a dollar sign, which would begin a formula.
+        axis.set_title(f"{_short(name)}\n{probability:.0%}", fontsize=8, parse_math=False)
+        axis.text(
+            0.5, -0.03, _short(source), fontsize=6, ha="center", va="top", transform=axis.transAxes, parse_math=False
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120, format="png")
+
+
+def _short(text: str, length: int = 20) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."

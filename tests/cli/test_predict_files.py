@@ -1,0 +1,194 @@
+"""`predict-files`: files, folders and patterns to CSV and JSON, as the run's own evaluation sees them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from replora import RepLoRAError, prediction
+from replora.adapters.state import read_metadata
+from replora.cli import main
+from tests.cli.helpers import fit as fit_digits
+from tests.cli.test_own_data import TINY, predictions, refused
+from tests.fake_data import write_image_folder
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`pets`, a folder of images, and `run`, trained on it until it is right."""
+    home = tmp_path_factory.mktemp("home")
+    write_image_folder(home / "pets")
+    options = [f"--data.root={home / 'pets'}", "--model.pretrained=true", "--model.optimizer.lr=0.02"]
+    options += ["--trainer.max_epochs=6", "--model.schedule.warmup_epochs=1", f"--run_dir={home / 'run'}"]
+    main(["fit", "--config=image_folder.yaml", *TINY, *options])
+    main(["predict", f"--config={home / 'run' / 'fit.yaml'}"])
+    return home
+
+
+def predict(home: Path, *arguments: str) -> None:
+    main(["predict-files", str(home / "run"), *arguments, "--progress=false"])
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_equal_to_the_predictions_of_the_run(home: Path, tmp_path: Path) -> None:
+    own = predictions(home / "run")
+    files = [str(home / "pets" / row["path"]) for row in own]
+    predict(home, *files, f"--out={tmp_path / 'new.csv'}", "--batch_size=2")
+    found = rows(tmp_path / "new.csv")
+    assert [row["path"] for row in found] == files
+    for mine, theirs in zip(found, own, strict=True):
+        assert mine["predicted"] == theirs["predicted_name"]
+        assert abs(float(mine["probability"]) - float(theirs["probability"])) < 1e-4
+
+
+def test_folder_to_csv_with_the_classes_in_order(home: Path, tmp_path: Path) -> None:
+    predict(home, str(home / "pets"), f"--out={tmp_path / 'new' / 'all.csv'}")
+    found = rows(tmp_path / "new" / "all.csv")
+    assert len(found) == 30
+    right = sum(row["predicted"] == Path(row["path"]).parent.name for row in found)
+    assert right >= 27
+    columns = ["path", "predicted", "probability", "predicted_2", "probability_2", "predicted_3", "probability_3"]
+    assert list(found[0]) == columns
+    for row in found:
+        assert {row["predicted"], row["predicted_2"], row["predicted_3"]} == {"cat", "dog", "eel"}
+        probabilities = [float(row[name]) for name in columns[2::2]]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert abs(sum(probabilities) - 1) < 1e-5
+
+
+def test_all_probabilities_and_batches(home: Path, tmp_path: Path) -> None:
+    pattern = str(home / "pets" / "**" / "[0-3].jpg")
+    predict(home, pattern, f"--out={tmp_path / 'a.csv'}", "--top_k=0", "--batch_size=5")
+    predict(home, pattern, f"--out={tmp_path / 'b.csv'}", "--top_k=0")
+    found, again = rows(tmp_path / "a.csv"), rows(tmp_path / "b.csv")
+    assert len(found) == 12
+    assert list(found[0]) == ["path", "predicted", "probability", "p(cat)", "p(dog)", "p(eel)"]
+    for one, other in zip(found, again, strict=True):
+        assert one["path"] == other["path"]
+        assert float(one["p(dog)"]) == pytest.approx(float(other["p(dog)"]), abs=1e-4)
+
+
+def test_json_and_contact_sheet(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "$a$.jpg").write_bytes((home / "pets" / "cat" / "0.jpg").read_bytes())
+    options = [f"--out={tmp_path / 'p.json'}", "--top_k=2", f"--contact_sheet={tmp_path / 'sheets' / 'sheet.png'}"]
+    predict(home, str(tmp_path), str(home / "pets" / "dog"), *options)
+    content = json.loads((tmp_path / "p.json").read_text())
+    assert content["class_names"] == ["cat", "dog", "eel"]
+    assert len(content["predictions"]) == 11
+    assert content["skipped"] == []
+    first = content["predictions"][0]
+    assert first["path"] == str(tmp_path / "$a$.jpg")
+    assert next(iter(first["probabilities"])) == first["predicted"]
+    assert len(first["probabilities"]) == 2
+    with Image.open(tmp_path / "sheets" / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.width > 8 * 100
+        coloured = sum(max(pixel) - min(pixel) > 40 for pixel in sheet.convert("RGB").resize((80, 40)).getdata())
+        assert coloured > 0.2 * 80 * 40 * 11 / 16  # 11 of 16 places have a picture
+    assert "11 predictions are in" in capsys.readouterr().out
+
+
+def test_corrupt_images(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(home / "pets" / "cat", tmp_path / "cat")
+    whole = (tmp_path / "cat" / "1.jpg").read_bytes()
+    (tmp_path / "cat" / "1.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cat" / "2.jpg").write_bytes(b"")
+    arguments = [str(home / "run"), str(tmp_path / "cat"), f"--out={tmp_path / 'p.json'}", "--progress=false"]
+    error = refused(capsys, "predict-files", *arguments)
+    assert f"{tmp_path / 'cat' / '1.jpg'} cannot be read" in error
+    assert "--skip_corrupt true" in error
+    assert not (tmp_path / "p.json").exists()
+    main(["predict-files", *arguments, "--skip_corrupt=true", "--batch_size=1"])
+    assert "2 of 10 images could not be read" in capsys.readouterr().out
+    content = json.loads((tmp_path / "p.json").read_text())
+    assert len(content["predictions"]) == 8
+    assert [Path(entry["path"]).name for entry in content["skipped"]] == ["1.jpg", "2.jpg"]
+    for file in (tmp_path / "cat").iterdir():
+        file.write_bytes(b"")
+    error = refused(capsys, "predict-files", *arguments, "--skip_corrupt=true")
+    assert "None of the 10 images can be read" in error
+
+
+def test_what_there_is_to_predict(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    one = Path("pets/cat/0.jpg")
+    found = prediction.find_images(["pets/cat/0.jpg", "pets/cat", "pets/*/0.jpg"])
+    assert found[0] == one
+    assert len(found) == len(set(found)) == 12
+    odd = tmp_path / "photo[1].data"
+    odd.write_bytes(b"")
+    assert prediction.find_images([str(odd)]) == [odd]
+    for name, message in [(str(tmp_path), "the folder holds no image"), ("nothing/*.jpg", "no such file, folder")]:
+        with pytest.raises(prediction.PredictionError, match=message):
+            prediction.find_images([name])
+
+
+def test_wrong_options(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, image = str(home / "run"), str(home / "pets" / "cat" / "0.jpg")
+    assert "has to end in .csv or .json" in refused(capsys, "predict-files", run, image, "--out=p.txt")
+    assert "top_k is at least 0" in refused(capsys, "predict-files", run, image, "--top_k=-1")
+    assert "it has no fit.yaml (no such folder)" in refused(capsys, "predict-files", str(tmp_path / "no"), image)
+    error = refused(capsys, "predict-files", run, image, "--device=cpi")
+    assert "The device 'cpi' cannot be used" in error
+    assert "Did you mean 'cpu'" in error
+    assert "there is no file" in refused(capsys, "predict-files", run, image, "--checkpoint=nowhere.npz")
+
+
+def test_the_backbone_has_to_be_that_of_the_run(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "run", tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run" / "fit.yaml").read_text())
+    config["model"]["init_args"]["pretrained"] = False
+    (tmp_path / "run" / "fit.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(RepLoRAError, match=r"The backbone's weights \(random\) are not those that .* was trained on"):
+        prediction.load_classifier(tmp_path / "run")
+    config["model"]["class_path"] = "mine.Regression"
+    (tmp_path / "run" / "fit.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(RepLoRAError, match=r"is of 'mine.Regression'; image files are for a run"):
+        prediction.load_classifier(tmp_path / "run")
+
+
+def test_random_weights_are_those_of_the_seed(tmp_path: Path) -> None:
+    run = fit_digits(tmp_path / "run", "--seed_everything=7")
+    state = torch.get_rng_state()
+    classifier = prediction.load_classifier(run)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert classifier.class_names == [str(digit) for digit in range(10)]
+    assert (classifier.framing, classifier.image_size) == ("squash", 32)
+    data = json.loads(read_metadata(run / "adapter.safetensors")["data"])
+    assert data["normalization"]["name"] == "half"
+    assert not data["upright"]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "bitfit", "linear_probe", "full"])
+def test_every_method(method: str, home: Path, tmp_path: Path) -> None:
+    small = [option for option in TINY if "adapter" not in option]
+    options = [f"--config=adapter/{method}.yaml", f"--data.root={home / 'pets'}", f"--run_dir={tmp_path / 'run'}"]
+    main(["fit", "--config=image_folder.yaml", *options, *small])
+    main(["predict", f"--config={tmp_path / 'run' / 'fit.yaml'}"])
+    own = predictions(tmp_path / "run")
+    found = prediction.classify(
+        prediction.load_classifier(tmp_path / "run"), [home / "pets" / row["path"] for row in own]
+    )
+    expected = torch.tensor([float(row["probability"]) for row in own])
+    assert torch.allclose(found.probabilities.max(dim=1).values, expected, atol=1e-4)
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["predict-files", "--help"])
+    shown = capsys.readouterr().out
+    assert "--contact_sheet" in shown
+    assert "Classify image files with a trained run" in shown
