@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import importlib.resources
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -128,9 +129,14 @@ def find_config(name: str) -> Path:
 def _run_trainer(arguments: list[str]) -> None:
     """Parse a command line and run its verb with the Trainer."""
     _require_own_packages()
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
     from replora.trainer_cli import TrainerCLI
 
-    TrainerCLI(arguments)
+    try:
+        TrainerCLI(arguments)
+    except SIGTERMException:  # Lightning's own exit status would be 0
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _require_own_packages() -> None:
