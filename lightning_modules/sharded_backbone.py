@@ -47,9 +47,10 @@ class ShardedBackboneStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """DDP for what trains; it must not touch the shards."""
-        module = self.lightning_module
+        module = self.model
+        assert module is not None
         names = [name for name, p in module.named_parameters() if not p.requires_grad]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
         super().configure_ddp()
 
 

@@ -24,7 +24,11 @@ TRAINER_VERBS = {
     "test": "measure a trained adapter on the test images",
     "predict": "write a trained adapter's predictions as CSV",
 }
-COMMANDS: dict[str, Callable[..., None]] = {"configs": commands.configs, "quickstart": commands.quickstart}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "configs": commands.configs,
+    "plot": commands.plot,
+    "quickstart": commands.quickstart,
+}
 
 
 def main(args: list[str] | None = None) -> None:
