@@ -20,6 +20,7 @@ from replora.datasets import CorruptImageError
 from replora.reports.results import read_results
 from tests.cli.helpers import DIGITS
 from tests.cli.test_distributed import run_process
+from tests.fake_data import write_vtab_task
 
 OPTIONS = [*DIGITS, "--data.shots=3", "--data.batch_size=6", "--model.drop_path_rate=0.2", "--test_after_fit=false"]
 
@@ -268,6 +269,52 @@ def test_a_run_whose_loader_dies_keeps_its_checkpoint_and_resumes(tmp_path, caps
     assert last(tmp_path)["global_step"] == 5
     fit(tmp_path, *options, "--ckpt_path=last")
     assert_equal_runs(whole, tmp_path)
+
+
+# --- data
+
+
+def cut(home: Path) -> None:
+    image = home / "images" / "train800val200" / "000003.jpg"
+    image.write_bytes(image.read_bytes()[:200])
+
+
+def empty(home: Path) -> None:
+    (home / "images" / "train800val200" / "000003.jpg").write_bytes(b"")
+
+
+def listed(line: str):
+    def add(home: Path) -> None:
+        file = home / "train800val200.txt"
+        file.write_text(file.read_text() + line + "\n")
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("damage", "messages"),
+    [
+        (cut, ["train800val200/000003.jpg"]),
+        (empty, ["train800val200/000003.jpg", "empty (0 bytes)"]),
+        (listed("images/train800val200/000000.jpg 47"), ["train800val200.txt", "47"]),
+        (listed("../../secret.jpg 1"), ["train800val200.txt", "leaves the data"]),
+        (listed("images/train800val200/999999.jpg 1"), ["images/train800val200/999999.jpg", "missing"]),
+    ],
+    ids=["truncated", "zero bytes", "label out of range", "path out of the data", "missing image"],
+)
+@pytest.mark.parametrize("options", [[], ["--data.cache_bytes=0", "--data.num_workers=1"]], ids=["memory", "disk"])
+def test_damaged_data_end_the_run_with_the_file_and_no_result(damage, messages, options, tmp_path, capfd):
+    damage(write_vtab_task(tmp_path, "dtd"))
+    arguments = ["--config=vtab.yaml", "--config=adapter/linear_probe.yaml", "--model.backbone=vit_nano"]
+    arguments += ["--model.pretrained=false", f"--data.root={tmp_path}", "--data.task=dtd", "--data.image_size=32"]
+    arguments += ["--data.check_sizes=false", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *arguments, *options, f"--run_dir={tmp_path / 'run'}", "--trainer.enable_progress_bar=false"])
+    assert stopped.value.code == 2
+    error = capfd.readouterr().err
+    assert [message for message in messages if message not in error] == []
+    assert "Traceback" not in error
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 # --- two processes
