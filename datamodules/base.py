@@ -12,10 +12,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
+from datamodules.loader import ImageLoader, TrainSampler
 from replora.datasets import (
     Augmentation,
     Augmented,
-    EpochSampler,
     Framing,
     ImageBatch,
     ImageDataset,
@@ -241,11 +241,13 @@ class BaseDataModule(LightningDataModule, ABC):
         drop = self.drop_last and _length(dataset) >= self.batch_size * world
         # Also for one process: Lightning leaves this sampler alone and calls its set_epoch, and the batches of one
         # process with 2 x B are those of two processes with B together.
-        kind = EpochSampler if isinstance(dataset, Augmented) else DistributedSampler
-        sampler: DistributedSampler[ImageSample] = kind(
-            dataset, num_replicas=world, rank=rank, shuffle=True, seed=self.shuffle_seed, drop_last=drop
-        )
+        sampler = TrainSampler(dataset, world, rank, self.shuffle_seed, drop, self._seen)
         return self._loader(dataset, self.batch_size, sampler, drop)
+
+    def _seen(self) -> int:
+        """Images of the current epoch that this process trained on before the run was interrupted and resumed."""
+        fit_loop = getattr(self.trainer, "fit_loop", None)
+        return (fit_loop.epoch_loop.batch_idx + 1) * self.batch_size if fit_loop else 0
 
     def val_dataloader(self) -> DataLoader[ImageSample] | list[DataLoader[ImageSample]]:
         """The validation images, or no loader under `final`: Lightning then skips validation."""
@@ -287,7 +289,7 @@ class BaseDataModule(LightningDataModule, ABC):
             devices = self.trainer.num_devices if self.trainer else 1
             decoded = isinstance(dataset.dataset if isinstance(dataset, PaddedDataset) else dataset, InMemory)
             workers = 0 if decoded else max(1, min(8, usable_cpus() // devices))
-        return DataLoader(
+        return ImageLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,

@@ -2,8 +2,18 @@
 
 from lightning_modules.base import AdaptedModule
 from lightning_modules.image_classification import ImageClassification
+from lightning_modules.last_checkpoint import LastCheckpoint
 from lightning_modules.prediction_writer import PredictionWriter
 from lightning_modules.results_writer import ResultsWriter
 from lightning_modules.schedule import WarmupCosine
+from lightning_modules.sharded_backbone import ShardedBackboneStrategy
 
-__all__ = ["AdaptedModule", "ImageClassification", "PredictionWriter", "ResultsWriter", "WarmupCosine"]
+__all__ = [
+    "AdaptedModule",
+    "ImageClassification",
+    "LastCheckpoint",
+    "PredictionWriter",
+    "ResultsWriter",
+    "ShardedBackboneStrategy",
+    "WarmupCosine",
+]

@@ -6,18 +6,20 @@ import math
 import os
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 import replora
 from lightning_modules.schedule import WarmupCosine
+from replora.adapters.inject import adapters_of
 from replora.backbones.vision import Backbone
 from replora.errors import RepLoRAError
 
@@ -59,9 +61,11 @@ class AdaptedModule(LightningModule):
         self._keep_plain_hyperparameters()
         self.backbone = built
         self.model = replora.inject(built.model, adapter, also_train=built.head_names)
+        for name in built.head_names:
+            self.model.get_submodule(name).register_forward_pre_hook(_in_the_dtype_of_its_weight)
         self.make_optimizer = optimizer
         self.schedule = schedule
-        self.loaded_epochs: int | None = None  # how many epochs the weights read from a checkpoint have seen
+        self.loaded_after = ""  # what the weights read from a checkpoint have seen
 
     def describe(self) -> dict[str, Any]:
         """Backbone and method, as JSON values."""
@@ -77,6 +81,30 @@ class AdaptedModule(LightningModule):
             f"({counts.adapter_deployed:,} after training) beside {counts.backbone:,} of the backbone and "
             f"{counts.head:,} of the head"
         )
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Refuse strategies that take apart what trains: its checkpoints would hold pieces."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy | ModelParallelStrategy) or getattr(strategy, "zero_stage_3", False):
+            raise RepLoRAError(
+                f"{type(strategy).__name__} shards what trains as well, so the adapter could not be saved whole. "
+                "--config trainer/fsdp.yaml shards the frozen weights alone; --config trainer/deepspeed.yaml (ZeRO "
+                "stage 2) shards optimiser and gradients."
+            )
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As ever, but low-rank factors and head stay in float32 where the Trainer's precision is 16 bit throughout.
+
+        Small updates of a 16-bit weight would be rounded away.
+        """
+        adapters = adapters_of(self.model)
+        heads = [p for name in self.backbone.head_names for p in self.model.get_submodule(name).parameters()]
+        kept = {parameter: parameter.data for parameter in (*adapters.banks.parameters(), *heads)}
+        super().to(*args, **kwargs)
+        for parameter, data in kept.items():
+            if data.dtype == torch.float32:
+                parameter.data = data.to(parameter.device)
+        return self
 
     # --- optimisation
 
@@ -141,7 +169,7 @@ class AdaptedModule(LightningModule):
         replora.load_adapter_state(self.model, state, found="The checkpoint")
         # What is not in the checkpoint stays as it is: Lightning's strict loading then finds every key.
         checkpoint["state_dict"] = self.state_dict()
-        self.loaded_epochs = checkpoint["epoch"] + 1
+        self.loaded_after = _seen(checkpoint["loops"]["fit_loop"])
         self._tell_other_options(checkpoint.get("hyper_parameters", {}))
 
     def _identity(self) -> dict[str, Any]:
@@ -171,6 +199,21 @@ class AdaptedModule(LightningModule):
             else:
                 self.hparams[key] = _plain(value)
         self.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+
+
+def _in_the_dtype_of_its_weight(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A head in float32 behind a 16-bit backbone."""
+    weight = head.weight
+    return tuple(x.to(weight.dtype) if isinstance(weight, Tensor) else x for x in inputs)
+
+
+def _seen(fit_loop: dict[str, Any]) -> str:
+    """What a checkpoint's weights were trained on, for the reader of a result."""
+    epochs = fit_loop["epoch_progress"]["current"]
+    text = f"{epochs['processed']} epochs"
+    if epochs["processed"] == epochs["started"]:
+        return text
+    return f"{text} and {fit_loop['epoch_loop.batch_progress']['current']['ready']} batches"
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_modules.base import AdaptedModule
 from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig, RepLoRAConfig
-from replora.backbones.vision import build_vision_backbone
+from replora.backbones.vision import build_vision_backbone, checkpoint_gradients
 from replora.datasets import ImageBatch
 from replora.errors import RepLoRAError
 
@@ -48,6 +48,9 @@ class ImageClassification(AdaptedModule):
             `BitFitConfig`, or another one through the peft library (`PeftConfig`).
         optimizer: The optimiser. Biases, norms and diagonals train without weight decay.
         schedule: The learning rate's course.
+        gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them: less
+            memory, about a third more time, the same result.
+        compile: Whether to compile the model with `torch.compile`: minutes at the start, faster steps.
 
     Raises:
         RepLoRAError: An option is out of its range, or the backbone or its weights cannot be had.
@@ -64,6 +67,8 @@ class ImageClassification(AdaptedModule):
         adapter: AdapterConfig = DEFAULT_ADAPTER,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=1e-4),
         schedule: WarmupCosine = DEFAULT_SCHEDULE,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise RepLoRAError(f"label_smoothing: {label_smoothing} is out of range. It must be a number in [0, 1).")
@@ -75,6 +80,10 @@ class ImageClassification(AdaptedModule):
             drop_path_rate=drop_path_rate,
         )
         super().__init__(built, adapter, optimizer, schedule)
+        if gradient_checkpointing:
+            checkpoint_gradients(self.model)
+        if compile:
+            self.model.compile()  # in place: names in checkpoints stay as they are
         self.label_smoothing = label_smoothing
         accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING)
         by_class = MulticlassAccuracy(num_classes, average="macro", ignore_index=PADDING)
@@ -85,7 +94,8 @@ class ImageClassification(AdaptedModule):
         # Lightning's own mean over processes rounds their numbers of images; torchmetrics' does not.
         self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
         size = getattr(getattr(self.trainer, "datamodule", None), "image_size", None)
         if size is not None:
             self._require_size(size, size)

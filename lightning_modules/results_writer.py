@@ -68,8 +68,8 @@ class ResultsWriter(Callback):
     def _weights(self, trainer: Trainer) -> str:
         """Which weights were measured."""
         if trainer.ckpt_path:
-            epoch = getattr(trainer.lightning_module, "loaded_epochs", None)
-            return f"{trainer.ckpt_path} (after {epoch} epochs)"
+            seen = getattr(trainer.lightning_module, "loaded_after", "")
+            return f"{trainer.ckpt_path} (after {seen})"
         return "last epoch" if self.fitted else "as given"
 
     def _write(self, trainer: Trainer, module: LightningModule, verb: str, entry: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.resources
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "configs": commands.configs,
     "prepare": {"vtab": commands.prepare_vtab},
     "predict-files": commands.predict_files,
+    "plot": commands.plot,
     "quickstart": commands.quickstart,
 }
 
@@ -152,9 +154,14 @@ def find_config(name: str) -> Path:
 def _run_trainer(arguments: list[str]) -> None:
     """Parse a command line and run its verb with the Trainer."""
     _require_own_packages()
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
     from replora.trainer_cli import TrainerCLI
 
-    TrainerCLI(arguments)
+    try:
+        TrainerCLI(arguments)
+    except SIGTERMException:  # Lightning's own exit status would be 0
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _require_own_packages() -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 # The quickstart's methods (files of configs/adapter), each at its own best learning rate: scripts/choose_defaults.py
 # measured them on validation images (results/defaults.json).
@@ -83,6 +83,43 @@ def predict_files(
         names = [classifier.class_names[i] for i in best.indices.tolist()]
         draw(contact_sheet, found.pictures, names, best.values.tolist(), [path.name for path in found.paths])
         print(f"contact sheet: {contact_sheet}")
+
+
+def plot(source: str, output: Path | None = None, data: dict[str, Any] | None = None, images: int = 24) -> None:
+    """Draw a run's learning curves and confusion matrix, or training images of any configuration.
+
+        replora-cli plot runs/NAME
+        replora-cli plot vtab.yaml --data.root vtab-1k --data.task dtd
+
+    A run gives curves.png, confusion.png (where `predict` has written its predictions.csv) and batch.png; a
+    configuration gives batch.png.
+
+    Args:
+        source: A run's directory, or a configuration file of one's own or from the package.
+        output: Directory of the pictures. Default: RUN/plots, and the current directory for a configuration.
+        data: Options of the data that replace those of the configuration, for example --data.task dtd.
+        images: How many training images to show, from 1 to 100.
+    """
+    from replora.cli import find_config
+    from replora.reports.pictures import draw_batch, draw_confusion, draw_learning_curves
+
+    run = Path(source)
+    pictures: list[Path] = []
+    if run.is_dir():
+        output = output or run / "plots"
+        output.mkdir(parents=True, exist_ok=True)
+        pictures.append(draw_learning_curves(run, output / "curves.png"))
+        if (run / "predictions.csv").is_file():
+            pictures.append(draw_confusion(run, output / "confusion.png"))
+        else:
+            print(f"No confusion matrix without predictions. First: replora-cli predict --config {run / 'fit.yaml'}")
+        config = run / "fit.yaml"
+    else:
+        output = output or Path()
+        output.mkdir(parents=True, exist_ok=True)
+        config = find_config(source)
+    pictures.append(draw_batch(config, data or {}, images, output / "batch.png"))
+    print("\n".join(str(picture) for picture in pictures))
 
 
 def quickstart(run_dir: Path | None = None, seed: int = 0) -> None:

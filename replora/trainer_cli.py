@@ -20,14 +20,14 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 # Importing the packages makes their classes known by name: --model ImageClassification, --data VTABDataModule.
 from datamodules import BaseDataModule
-from lightning_modules import AdaptedModule, PredictionWriter, ResultsWriter
+from lightning_modules import AdaptedModule, LastCheckpoint, PredictionWriter, ResultsWriter
 from replora.adapters.config import AdapterConfig
 from replora.cli import find_config
 from replora.errors import RepLoRAError, nearest
@@ -41,6 +41,7 @@ SETTLED_WARNINGS = (
     ".*The dirpath has changed.*",  # a checkpoint measured into another run's directory
     ".*GPU available but not used.*",
     ".*Experiment logs directory .* exists and is not empty.*",
+    ".*ended before the epoch ended and your dataloader is not resumable.*",  # the sampler skips what was seen
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
 )
 NEEDLESS_MESSAGES = ("Tip: ", "TPU available", "Loading `train_dataloader` to estimate", "For seamless cloud logging")
@@ -158,8 +159,7 @@ class TrainerCLI(LightningCLI):
         callbacks: list[Callback] = [ResultsWriter(run_dir)]
         if given.enable_checkpointing is not False and not given.fast_dev_run:
             # The last epoch's weights, in one file: what a run is measured with, and what it resumes from.
-            where = run_dir / "checkpoints"
-            callbacks.append(ModelCheckpoint(where, "last", enable_version_counter=False, save_on_train_epoch_end=True))
+            callbacks.append(LastCheckpoint(run_dir / "checkpoints"))
         if self.verb == "predict":
             callbacks.append(PredictionWriter(run_dir))
         self.trainer_defaults["callbacks"] = callbacks  # LightningCLI adds these to the user's

@@ -139,6 +139,31 @@ def load_backbone_weights(model: nn.Module, checkpoint: Path) -> None:
     kinds[checkpoint.suffix](model, checkpoint)
 
 
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Keep no activations inside the blocks of a timm model; the backward pass computes them again.
+
+    Without reentrance: the reentrant kind gives adapters behind a frozen embedding no gradient.
+
+    Raises:
+        BackboneError: The model or this timm cannot do that.
+    """
+    import timm.layers
+
+    if not hasattr(timm.layers, "set_reentrant_ckpt"):
+        raise BackboneError(
+            f"gradient_checkpointing: timm {timm.__version__} only knows the reentrant kind, which does not train "
+            "adapters. Update it: pip install -U timm"
+        )
+    timm.layers.set_reentrant_ckpt(False)
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:
+        raise BackboneError(
+            f"gradient_checkpointing: timm's {type(model).__name__} does not offer it. Leave the option out, or lower "
+            "--data.batch_size and raise --trainer.accumulate_grad_batches."
+        ) from error
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:

@@ -35,7 +35,7 @@ class ImageDataset(Dataset[ImageSample]):
 
 
 # The modules below use the types above.
-from replora.datasets.augment import Augmentation, Augmented, EpochSampler, RandomCropFlip  # noqa: E402
+from replora.datasets.augment import Augmentation, Augmented, RandomCropFlip  # noqa: E402
 from replora.datasets.cache import InMemory, in_memory  # noqa: E402
 from replora.datasets.digits import Digits  # noqa: E402
 from replora.datasets.errors import (  # noqa: E402
@@ -62,7 +62,6 @@ __all__ = [
     "CorruptImageError",
     "DatasetNotFoundError",
     "Digits",
-    "EpochSampler",
     "FGVCTask",
     "Framing",
     "ImageBatch",

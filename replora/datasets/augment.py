@@ -6,13 +6,12 @@ loader workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset
 
 from replora.datasets import ImageSample
 
@@ -41,7 +40,7 @@ class RandomCropFlip:
 
 
 class Augmented(Dataset[ImageSample]):
-    """`dataset` with each image changed; asked for by (epoch, position), which `EpochSampler` yields.
+    """`dataset` with each image changed; asked for by (epoch, position), which the training sampler yields.
 
     Args:
         dataset: the images before the change.
@@ -64,10 +63,3 @@ class Augmented(Dataset[ImageSample]):
         key = np.random.SeedSequence((self.seed, epoch, sample["index"])).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(key) >> 1)
         return {**sample, "image": self.augmentation(sample["image"], generator)}
-
-
-class EpochSampler(DistributedSampler[Any]):
-    """A `DistributedSampler` that yields (epoch, position): worker processes know the epoch from nothing else."""
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, position) for position in super().__iter__())

@@ -59,15 +59,16 @@ def test_every_configuration_runs(name, tmp_path):
         arguments = [*vtab, f"--config={name}", *SMALL]
     else:
         arguments = [*DIGITS[:1], f"--config={name}", *QUICK]
-    if name in ("trainer/gpu.yaml", "trainer/ddp.yaml"):
-        arguments += ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto"]
+    if name.startswith("trainer/"):
+        arguments += ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1"]
+        arguments += ["--trainer.strategy=auto"]
     main(["fit", *arguments, f"--run_dir={tmp_path / 'run'}"])
     content = read_results(tmp_path / "run")
     if name.startswith("adapter/"):
         assert content["method"] == name.removeprefix("adapter/").removesuffix(".yaml")
     if name.startswith("recipe/"):
         assert content["data"]["track"] == ("clean" if name == "recipe/clean.yaml" else "archive")
-    if name == "trainer/gpu.yaml":
+    if name in ("trainer/gpu.yaml", "trainer/cpu_bf16.yaml"):
         assert content["fit"]["precision"] == "bf16-mixed"
     if name == "recipe/paper_grid.yaml":
         assert "val/accuracy" in content["fit"]["metrics"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, Trainer
+from torch.distributed.tensor import DTensor
 
 import replora
 from replora.cli import main
@@ -18,12 +21,22 @@ from replora.reports.results import read_results
 from tests.cli.helpers import fit
 
 REPOSITORY = Path(__file__).parents[2]
+OPTIONS = [
+    "--config=quickstart.yaml",
+    "--config=adapter/replora.yaml",
+    "--model.pretrained=false",
+    "--model.adapter.rank=2",
+    "--model.adapter.hidden=8",
+    "--data.shots=4",
+    "--trainer.max_epochs=2",
+    "--trainer.enable_progress_bar=false",
+]
 
 
-def run_process(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m replora` with these arguments in an own process."""
+def run_process(directory: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """`python -m replora` with these arguments in an own process, or by a launcher such as torchrun."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "replora", *arguments]
+    command = [sys.executable, *launcher, "-m", "replora", *arguments]
     return subprocess.run(
         command, check=False, cwd=directory, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -38,20 +51,10 @@ def predictions(run: Path) -> list[dict[str, str]]:
 def runs(tmp_path_factory):
     """The same run in one process and in two: the global batch is 8, the 797 test images are padded to 798."""
     home = tmp_path_factory.mktemp("distributed")
-    options = [
-        "--config=quickstart.yaml",
-        "--config=adapter/replora.yaml",
-        "--model.pretrained=false",
-        "--model.adapter.rank=2",
-        "--model.adapter.hidden=8",
-        "--data.shots=4",
-        "--trainer.max_epochs=2",
-        "--trainer.enable_progress_bar=false",
-    ]
-    main(["fit", *options, "--data.batch_size=8", "--data.eval_batch_size=64", f"--run_dir={home / 'one'}"])
+    main(["fit", *OPTIONS, "--data.batch_size=8", "--data.eval_batch_size=64", f"--run_dir={home / 'one'}"])
     main(["predict", f"--config={home / 'one' / 'fit.yaml'}"])
     two = ["--config=trainer/ddp_cpu.yaml", "--data.batch_size=4", "--data.eval_batch_size=64", "--run_dir=two"]
-    done = run_process(home, "fit", *options, *two)
+    done = run_process(home, "fit", *OPTIONS, *two)
     assert done.returncode == 0, done.stderr[-3000:]
     done = run_process(home, "predict", "--config=two/fit.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -88,6 +91,55 @@ def test_two_processes_write_every_prediction_once(runs):
     assert [row["index"] for row in two] == [row["index"] for row in one] == [str(i) for i in range(797)]
     agreeing = sum(a["predicted"] == b["predicted"] for a, b in zip(one, two, strict=True))
     assert agreeing >= 796
+
+
+def assert_same_adapter(one: Path, two: Path) -> None:
+    first, second = (replora.read_adapter(run / "adapter.safetensors")[1] for run in (one, two))
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_torchrun_equals_one_process(runs, tmp_path):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    two = ["--config=trainer/ddp_cpu.yaml", "--data.batch_size=4", "--test_after_fit=false", "--run_dir=two"]
+    done = run_process(tmp_path, "fit", *OPTIONS, *two, launcher=torchrun)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_results(tmp_path / "two")["fit"]["devices"] == 2
+    assert_same_adapter(runs[0], tmp_path / "two")
+
+
+class Shares(Callback):
+    """Writes which share of each kind of parameter this process holds."""
+
+    def on_train_end(self, trainer: Trainer, pl_module) -> None:
+        held = {"frozen": [0, 0], "trained": [0, 0]}
+        for parameter in pl_module.parameters():
+            kind = held["trained" if parameter.requires_grad else "frozen"]
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            kind[0] += local.numel()
+            kind[1] += parameter.numel()
+        file = Path(trainer.default_root_dir) / f"shares-{trainer.global_rank}.json"
+        file.write_text(json.dumps({kind: part / whole for kind, (part, whole) in held.items()}))
+
+
+def test_sharded_backbone_killed_and_resumed_equals_one_process(runs, tmp_path):
+    """`trainer/fsdp.yaml` with gloo instead of NCCL."""
+    options = [*OPTIONS, "--config=trainer/fsdp.yaml", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    options += ["--trainer.precision=32-true", "--data.batch_size=4", "--data.eval_batch_size=64", "--run_dir=two"]
+    kill = "--trainer.callbacks+=tests.cli.helpers.KillBefore"
+    done = run_process(tmp_path, "fit", *options, kill, "--trainer.callbacks.epoch=1")
+    assert done.returncode != 0
+    shares = "--trainer.callbacks+=tests.cli.test_distributed.Shares"
+    done = run_process(tmp_path, "fit", *options, shares, "--ckpt_path=last")
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = tmp_path / "two"
+    assert_same_adapter(runs[0], two)
+    assert read_results(two)["test"]["metrics"] == pytest.approx(read_results(runs[0])["test"]["metrics"], rel=1e-3)
+    for rank in (0, 1):
+        held = json.loads((two / f"shares-{rank}.json").read_text())
+        assert held["trained"] == 1
+        assert held["frozen"] < 0.53, "half of the blocks, and the embedding whole"
 
 
 def test_a_killed_run_resumes_as_if_nothing_had_been(tmp_path):

@@ -146,7 +146,7 @@ def test_methods_are_swapped_by_class(tmp_path, options, method):  # C5
 @pytest.mark.usefixtures("finished")
 def test_own_callbacks_survive_the_users():  # C6
     names = [type(callback).__name__ for callback in Remember.trainer.callbacks]
-    assert {"Remember", "ResultsWriter", "ModelCheckpoint", "SaveVerbConfig"} <= set(names)
+    assert {"Remember", "ResultsWriter", "LastCheckpoint", "SaveVerbConfig"} <= set(names)
 
 
 def test_each_verb_saves_its_own_configuration(run):  # C10

@@ -9,7 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2 as transforms
 
-from replora.datasets import Augmented, EpochSampler, ImageDataset, ImageSample, RandomCropFlip, read_image
+from datamodules.loader import TrainSampler
+from replora.datasets import Augmented, ImageDataset, ImageSample, RandomCropFlip, read_image
 from replora.datasets.images import read_uncropped, short_side
 
 
@@ -29,7 +30,7 @@ def seen(seed: int = 0, world: int = 1, workers: int = 0, start: int = 0, count:
     images = {}
     for rank in range(world):
         dataset = Augmented(Noise(), RandomCropFlip(8), seed)
-        sampler = EpochSampler(dataset, num_replicas=world, rank=rank, shuffle=True, seed=5)
+        sampler = TrainSampler(dataset, world, rank, 5, drop_last=False, seen=lambda: 0)
         loader = DataLoader(
             dataset,
             batch_size=3,
