@@ -94,7 +94,7 @@ def write_fgvc_task(root: Path, task: str, classes: int = 4, train: int = 8, val
             path = pattern.format(c=label + 1, i=number)
             file = home / image_root / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(_jpeg(label, classes, (30, 24) if i % 2 else (20, 28), rng))
+            file.write_bytes(_image(label, classes, (30, 24) if i % 2 else (20, 28), rng, "JPEG"))
             listed[path] = 3 + 7 * label
         (home / f"{split}.json").write_text(json.dumps(listed), encoding="utf-8")
     return home
@@ -113,7 +113,7 @@ def write_image_folder(
         for label, name in enumerate(names):
             (parent / name).mkdir(parents=True)
             for i in range(per_class):
-                (parent / name / f"{i}.jpg").write_bytes(_jpeg(label, len(names), (24 + i, 30), rng))
+                (parent / name / f"{i}.jpg").write_bytes(_image(label, len(names), (24 + i, 30), rng, "JPEG"))
     return root
 
 
