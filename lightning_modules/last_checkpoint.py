@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
+import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
@@ -106,7 +106,7 @@ class LastCheckpoint(Checkpoint):
             kept = f"{self.file} is still whole." if self.file.exists() else "There is no earlier one."
             raise CheckpointWriteError(
                 f"The checkpoint after step {trainer.global_step} could not be written to {self.file.parent}: "
-                f"{error.strerror or error}. {kept} Make room there (and in {os.environ.get('TMPDIR', '/tmp')}), then "
+                f"{error.strerror or error}. {kept} Make room there (and in {tempfile.gettempdir()}), then "
                 f"go on with --ckpt_path {self.file}."
             ) from error
         trainer.strategy.barrier("last.ckpt")

@@ -173,19 +173,15 @@ def test_nan_ends_the_run_with_its_step_and_keeps_the_last_good_checkpoint(whole
 
 
 def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path, capsys, monkeypatch):
-    def full(_source, _target):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    replace, written = Path.replace, []
 
-    replace, written = os.replace, []
+    def full_at_the_second(source: Path, target: Path) -> Path:
+        written.append(target)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(source, target)
 
-    def full_at_the_second(source, target):
-        if str(target).endswith("last.ckpt"):
-            written.append(target)
-            if len(written) == 2:
-                full(source, target)
-        replace(source, target)
-
-    monkeypatch.setattr(last_checkpoint.os, "replace", full_at_the_second)
+    monkeypatch.setattr(last_checkpoint.Path, "replace", full_at_the_second)
     with pytest.raises(SystemExit) as stopped:
         fit(tmp_path, "--trainer.max_epochs=3")
     assert stopped.value.code == 2
