@@ -33,7 +33,7 @@ def test_methods_of_the_table_are_packaged(name: str) -> None:
     assert find_config(name).is_file()
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)]+)\)", README))
+@pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)#]+)", README))
 def test_links_lead_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
 
