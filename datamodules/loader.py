@@ -8,11 +8,8 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from replora.datasets import Augmented, ImageSample
+from replora.datasets.errors import LoaderWorkerError
 from replora.errors import RepLoRAError
-
-
-class LoaderWorkerError(RepLoRAError):
-    """A loader process died."""
 
 
 class ImageLoader(DataLoader[ImageSample]):

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from datamodules.loader import LoaderWorkerError
+from replora.datasets.errors import LoaderWorkerError
 from replora.errors import RepLoRAError
 
 

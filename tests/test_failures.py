@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.data import Dataset
 
 import replora
-from datamodules.loader import ImageLoader, LoaderWorkerError
+from datamodules.loader import ImageLoader
 from lightning_modules import last_checkpoint
 from replora.cli import main
 from replora.datasets import CorruptImageError

@@ -39,3 +39,7 @@ class TrackError(RepLoRAError):
 
 class PrepareError(RepLoRAError):
     """A data set cannot be built, downloaded or unpacked."""
+
+
+class LoaderWorkerError(RepLoRAError):
+    """A process that loads images died."""
