@@ -17,6 +17,7 @@ from datamodules.loader import ImageLoader
 from lightning_modules import last_checkpoint
 from replora.cli import main
 from replora.datasets import CorruptImageError
+from replora.datasets.errors import LoaderWorkerError
 from replora.reports.results import read_results
 from tests.cli.helpers import DIGITS
 from tests.cli.test_distributed import run_process
