@@ -28,7 +28,11 @@ TRAINER_VERBS = {
 }
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "configs": commands.configs,
-    "prepare": {"vtab": commands.prepare_vtab},
+    "prepare": {
+        "vtab": commands.prepare_vtab,
+        "fgvc": commands.prepare_fgvc,
+        "images": commands.prepare_images,
+    },
     "predict-files": commands.predict_files,
     "plot": commands.plot,
     "quickstart": commands.quickstart,

@@ -199,9 +199,56 @@ def prepare_vtab(
     from replora.datasets.prepare_vtab import prepare_vtab as prepare
     from replora.datasets.prepare_vtab import print_reports
 
-    home = (root or Path(os.environ.get("REPLORA_DATA") or "data")).expanduser()
-    names = [name.strip() for name in tasks.split(",") if name.strip()] if isinstance(tasks, str) else tasks
-    reports = prepare(home, names, from_tfds, hub, track, tfds_dir, check_sizes)
+    home = _data_root(root)
+    reports = prepare(home, _names(tasks), from_tfds, hub, track, tfds_dir, check_sizes)
     print_reports(reports, home)
     if any(report.state != "whole" for report in reports):
         sys.exit(1)
+
+
+def prepare_fgvc(root: Path | None = None, tasks: list[str] | str | None = None, check_sizes: bool = True) -> None:
+    """Check the five FGVC data sets: split files, classes, sizes and every image.
+
+    Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
+
+    Args:
+        root: The folder of the data sets. Default: the environment variable REPLORA_DATA, else `data`.
+        tasks: Names separated by commas, such as nabirds,stanford_cars. Default: all five.
+        check_sizes: Compare the number of images with VPT's splits; false for data made smaller on purpose.
+    """
+    from replora.datasets.fgvc import FGVC_TASKS, fgvc_task
+    from replora.datasets.prepare_images import check_fgvc, print_reports
+
+    chosen = [fgvc_task(name) for name in _names(tasks) or FGVC_TASKS]
+    reports = check_fgvc(_data_root(root), chosen, check_sizes)
+    print_reports(reports)
+    if any(report.problems for report in reports):
+        sys.exit(1)
+
+
+def prepare_images(root: Path, val_fraction: float = 0.1, test_fraction: float = 0.1, split_seed: int = 0) -> None:
+    """Check a folder of class folders, or a CSV file of path,label: every image, and the splits that a run makes.
+
+    Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
+
+    Args:
+        root: The folder or the CSV file.
+        val_fraction: As of the data module: the part that becomes `val` where there is none, in [0, 1).
+        test_fraction: The same for `test`.
+        split_seed: Which images these are.
+    """
+    from replora.datasets.prepare_images import check_image_folder, print_reports
+
+    reports = check_image_folder(root.expanduser(), val_fraction, test_fraction, split_seed)
+    print_reports(reports)
+    if any(report.problems for report in reports):
+        sys.exit(1)
+
+
+def _data_root(root: Path | None) -> Path:
+    return (root or Path(os.environ.get("REPLORA_DATA") or "data")).expanduser()
+
+
+def _names(names: list[str] | str | None) -> list[str] | None:
+    """Names separated by commas, as a list."""
+    return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names

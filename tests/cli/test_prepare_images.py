@@ -1,0 +1,66 @@
+"""`prepare fgvc` and `prepare images`: whole data pass, each fault is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from replora.cli import main
+from replora.datasets import FGVC_TASKS
+from tests.fake_data import write_fgvc_task, write_image_folder
+
+
+def problems(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    """What `prepare` finds wrong; its exit status must say the same."""
+    try:
+        main(["prepare", *arguments])
+        status = 0
+    except SystemExit as stopped:
+        status = stopped.code
+    found = capsys.readouterr().out.split("problem: ")[1:]
+    assert status == (1 if found else 0)
+    return found
+
+
+def test_whole_data_sets_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for task in FGVC_TASKS:
+        write_fgvc_task(tmp_path, task)
+    assert problems(capsys, "fgvc", f"--root={tmp_path}", "--check_sizes=false") == []
+    photos = write_image_folder(tmp_path / "photos")
+    assert problems(capsys, "images", str(photos)) == []
+
+
+def test_sizes_of_the_splits_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["prepare", "images", str(write_image_folder(tmp_path / "photos"))])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("photos")]
+    assert line.split() == ["photos", "3", "24", "3", "3", "whole"]
+
+
+def test_faults_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = write_fgvc_task(tmp_path, "stanford_dogs")
+    options = ("fgvc", f"--root={tmp_path}", "--tasks=stanford_dogs")
+    (wrong,) = problems(capsys, *options)
+    assert "has 4 classes" in wrong
+    image = home / "Images" / next(iter(json.loads((home / "test.json").read_text())))
+    image.write_bytes(image.read_bytes()[:100])
+    (wrong,) = problems(capsys, *options, "--check_sizes=false")
+    assert "1 of 20 images cannot be read, the first: " in wrong
+    assert image.name in wrong
+    image.unlink()
+    (wrong,) = problems(capsys, *options, "--check_sizes=false")
+    assert image.name in wrong
+
+
+def test_damaged_photo_and_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = write_image_folder(tmp_path / "photos")
+    image = photos / "cat" / "3.jpg"
+    image.write_bytes(image.read_bytes()[:-200])
+    (wrong,) = problems(capsys, "images", str(photos))
+    assert str(image) in wrong
+    (wrong,) = problems(capsys, "images", str(tmp_path / "none"))
+    assert "none" in wrong
+    with pytest.raises(SystemExit):
+        main(["prepare", "fgvc", "--tasks=birds"])
+    assert "'birds'" in capsys.readouterr().err
