@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import importlib
 import io
 import json
 import os
@@ -301,11 +300,12 @@ def _read_fit(run: Path) -> tuple[dict[str, Any], int]:
 
 
 def _adapter(options: dict[str, Any]) -> AdapterConfig:
-    """{class_path, init_args} -> the method."""
-    module, _, name = options["class_path"].rpartition(".")
-    cls = getattr(importlib.import_module(module), name)
-    if not issubclass(cls, AdapterConfig):
-        raise PredictionError(f"The run's method {options['class_path']!r} is no AdapterConfig.")
+    """{class_path, init_args} -> a method of this package: the file of a run cannot make other code run."""
+    name = options["class_path"].rpartition(".")[2]
+    cls = getattr(replora, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, AdapterConfig)):
+        known = [key for key in replora.__all__ if key.endswith("Config")]
+        raise PredictionError(f"The run's method {options['class_path']!r} is not known. {nearest(name, known)}")
     config: AdapterConfig = cls(**(options.get("init_args") or {}))
     return config
 
