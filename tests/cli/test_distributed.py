@@ -35,9 +35,7 @@ OPTIONS = [
 
 def run_process(directory: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """`python -m replora` with these arguments in an own process, or by a launcher such as torchrun."""
-    # An earlier run in this process has left its port behind, on which nothing may listen twice.
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, *launcher, "-m", "replora", *arguments]
     return subprocess.run(
         command, check=False, cwd=directory, env=environment, capture_output=True, text=True, timeout=300

@@ -1,0 +1,19 @@
+"""What every test needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# What Lightning's launcher of processes writes into the environment of the process that calls it.
+LAUNCHER_VARIABLES = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def launcher_leaves_nothing_behind() -> Iterator[None]:
+    """A later run with several processes would take them for its own, and wait for a process that nobody starts."""
+    yield
+    for name in LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
