@@ -6,8 +6,6 @@ import csv
 import glob
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 import replora
 from replora.adapters.config import AdapterConfig
 from replora.adapters.state import read_metadata
+from replora.atomic import replace_text
 from replora.backbones.vision import build_vision_backbone
 from replora.datasets.cache import usable_cpus
 from replora.datasets.errors import CorruptImageError
@@ -262,7 +261,7 @@ def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5
         ]
         skipped = [{"path": str(path), "reason": reason} for path, reason in found.skipped.items()]
         content = {"class_names": class_names, "predictions": predictions, "skipped": skipped}
-        _replace(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        replace_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -275,7 +274,7 @@ def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5
         rest = [[text for name, p in row[1:] for text in (name, f"{p:.6f}")] for row in ranked]
     for path, row, more in zip(found.paths, ranked, rest, strict=True):
         writer.writerow([path, row[0][0], f"{row[0][1]:.6f}", *more])
-    _replace(file, stream.getvalue())
+    replace_text(file, stream.getvalue())
 
 
 def _read_fit(run: Path) -> tuple[dict[str, Any], int]:
@@ -322,16 +321,3 @@ def _device(name: str) -> torch.device:
             f"The device {name!r} cannot be used ({str(error).splitlines()[0]}). {nearest(name, known)}"
         ) from error
     return device
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file so that readers see the old one or the new one, never a part."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from replora.adapters.inject import adapters_of, describe
+from replora.atomic import replacing
 from replora.errors import RepLoRAError
 
 FILE_FORMAT = "replora-adapter"
@@ -78,17 +78,10 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], metadata: Mappi
     from safetensors.torch import save_file
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = {"format": FILE_FORMAT, "version": str(FILE_VERSION), "description": json.dumps(describe(model))}
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in adapter_state(model).items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=header | dict(metadata or {}))
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return path
 
 

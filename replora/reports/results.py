@@ -18,16 +18,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import subprocess
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from replora.atomic import replace_text
 from replora.errors import RepLoRAError
 
 FORMAT = 1
@@ -112,18 +111,10 @@ def _entries(key: str, value: Any) -> dict[str, Any]:
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write JSON so that readers see the old file or the new one, never a part."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     # Lists of indices on one line; a raw line break tells them from brackets inside strings.
     text = re.sub(r"\[\n[\s\d,]+\]", lambda found: f"[{', '.join(re.findall('[0-9]+', found[0]))}]", text)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    replace_text(file, text)
 
 
 def circumstances() -> dict[str, Any]:

@@ -77,7 +77,6 @@ def test_packaged_backbone():
     assert b.model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
 
 
-@pytest.mark.skipif(not vision.VIT_NANO_WEIGHTS.is_file(), reason="the packaged weights are not there yet")
 def test_packaged_weights_are_loaded_and_the_head_is_new():
     first, second = nano(pretrained=True), nano(pretrained=True, num_classes=7)
     assert first.fingerprint == second.fingerprint

@@ -1,0 +1,37 @@
+"""Write a file whole or not at all: readers see the old one or the new one, never a part."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A temporary file beside `file` to write to, which takes its place at the end and is deleted after an error.
+
+    Args:
+        file: What to write; its folder is made if absent.
+
+    Raises:
+        OSError: It cannot be written; a file that was there before is still whole.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write `text` as UTF-8, its line ends as they are."""
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
