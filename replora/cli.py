@@ -110,8 +110,8 @@ For example:
   replora-cli test --config runs/NAME/fit.yaml
   replora-cli fit --config image_folder.yaml --data.root photos
   replora-cli predict-files runs/NAME new_photos --out predictions.csv
-  replora-cli export runs/NAME --out adapter_for_peft
-  replora-cli merge runs/NAME --out model_for_timm"""
+  replora-cli export runs/NAME
+  replora-cli merge runs/NAME --out model"""
 
 
 def _first_line(function: Callable[..., None]) -> str:

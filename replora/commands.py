@@ -87,7 +87,7 @@ def predict_files(
 
 def export(
     source: Path,
-    out: Path,
+    out: Path | None = None,
     format: Literal["peft", "adapter"] = "peft",
     base: str | None = None,
     checkpoint: Path | None = None,
@@ -103,7 +103,8 @@ def export(
 
     Args:
         source: A run's directory, or an adapter file of replora.save_adapter together with --base.
-        out: The folder to write, or the file with --format adapter. Nothing is overwritten.
+        out: The folder to write, or the file with --format adapter. Default: peft or deployed.safetensors in the run's
+            directory; beside an adapter file. Nothing is overwritten.
         format: peft, or adapter: one file of our own for use alone, without the MLPs that only training needs.
         base: For an adapter file: folder or hub name of the transformers model that it was trained on.
         checkpoint: For a run: the backbone's weights, where they are not where the run had them.
@@ -111,13 +112,14 @@ def export(
     """
     from replora import deployment
 
+    out = out or _beside(source, "peft" if format == "peft" else "deployed.safetensors")
     deployment.export(deployment.load_trained(source, base, checkpoint), out, format, license)
     print(f"{'adapter for peft' if format == 'peft' else 'adapter'}: {out}")
 
 
 def merge(
     source: Path,
-    out: Path,
+    out: Path | None = None,
     base: str | None = None,
     checkpoint: Path | None = None,
     license: str = "unknown",
@@ -132,16 +134,23 @@ def merge(
 
     Args:
         source: A run's directory, or an adapter file of replora.save_adapter together with --base.
-        out: The folder to write. Nothing is overwritten.
+        out: The folder to write. Default: merged in the run's directory; beside an adapter file. Nothing is
+            overwritten.
         base: For an adapter file: folder or hub name of the transformers model that it was trained on.
         checkpoint: For a run: the backbone's weights, where they are not where the run had them.
         license: Of the merged model, for its card: an identifier of the Hugging Face hub such as apache-2.0.
     """
     from replora import deployment
 
+    out = out or _beside(source, "merged")
     difference = deployment.merge(deployment.load_trained(source, base, checkpoint), out, license)
     print(f"merged and unmerged outputs differ by at most {difference:.1e} of their size")
     print(f"model: {out}")
+
+
+def _beside(source: Path, name: str) -> Path:
+    """RUN -> RUN/name, file.safetensors -> file_name."""
+    return source.with_name(f"{source.stem}_{name}") if source.is_file() else source / name
 
 
 def plot(source: str, output: Path | None = None, data: dict[str, Any] | None = None, images: int = 24) -> None:

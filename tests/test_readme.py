@@ -17,6 +17,7 @@ from replora.reports.quickstart import METHODS, row
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMAND_LINES = re.findall(r"replora-cli ((?:\w+ )?(?:\S+ )*?\S*)(?=`|\n|\s&&|$)", README.replace("\\\n", " "))
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 QUICKSTART = sorted((ROOT / "results" / "quickstart").glob("*/results.json"))
 
 
@@ -64,8 +65,34 @@ def test_accuracy_of_the_bundled_backbone_is_that_of_its_log() -> None:
 
 def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    code = EXAMPLES[0]
     small = code.replace("vit_base_patch16_224.orig_in21k", "test_vit").replace("pretrained=True", "pretrained=False")
     assert small.count("test_vit") == 1
     exec(compile(small, "README.md", "exec"), {})
     assert (tmp_path / "adapter.safetensors").is_file()
+
+
+def test_example_with_the_trainer_of_transformers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's own lines, with a small Llama in the place of the one that has to be fetched."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from tests.adapters.tiny_models import hf_llama
+
+    monkeypatch.chdir(tmp_path)
+    hf_llama().save_pretrained("small")
+    example = EXAMPLES[1]
+    assert len(example.splitlines()) <= 11
+    tokens = torch.arange(8)
+    rows = [{"input_ids": tokens + start, "labels": tokens + start} for start in range(24)]
+    names: dict = {"train_dataset": rows}
+    exec(example.replace("HuggingFaceTB/SmolLM2-135M", "small"), names)
+    model, batch = names["model"].cpu().eval(), tokens[None]
+    base = AutoModelForCausalLM.from_pretrained("small", dtype="bfloat16")
+    before = base(batch).logits
+    assert {p.dtype for p in model.replora.parameters()} == {torch.float32}
+    assert not torch.equal(model(batch).logits, before)
+    served = PeftModel.from_pretrained(base, "out/peft").eval()
+    torch.testing.assert_close(served(batch).logits, model(batch).logits, rtol=0.05, atol=0.05)
+    assert Path("out/adapter.safetensors").is_file()

@@ -73,7 +73,7 @@ class WeightUpdate:
             self.read = True
         if self.merged or not self.enabled:
             return self.base
-        self._refuse_unmergeable()
+        self.refuse_unmergeable()
         return add_update_to_weight(self.base, self.pieces(), self.scale)
 
     @torch.no_grad()
@@ -84,7 +84,7 @@ class WeightUpdate:
         """
         if self.merged:
             return
-        self._refuse_unmergeable()
+        self.refuse_unmergeable()
         pieces = [Piece(A.float(), B.float(), rows) for A, B, rows in self.pieces()]
         merged = add_update_to_weight(self.base.float(), pieces, self.scale).to(self.base.dtype)
         self.base_before_merge = cast(nn.Parameter, self.base)
@@ -100,7 +100,17 @@ class WeightUpdate:
         """Forget the frozen weight: the merged one is the module's own from now on."""
         self.base_before_merge = None
 
-    def _refuse_unmergeable(self) -> None:
+    def refuse_unmergeable(self) -> None:
+        """Raise if nothing can be added to the frozen weight.
+
+        Raises:
+            RepLoRAError: It is quantised, not in memory, or sharded.
+        """
+        if hasattr(self.base, "device_mesh"):
+            raise RepLoRAError(
+                f"The frozen weight of {', '.join(self.names)} is sharded over processes, each of which holds a part. "
+                "Merge in one process, from the saved adapter: replora-cli merge."
+            )
         if not self.base.is_floating_point():
             raise RepLoRAError(
                 f"The frozen weight of {', '.join(self.names)} is quantised ({self.base.dtype}), and an update cannot "

@@ -24,6 +24,8 @@ def merge(model: nn.Module) -> nn.Module:
     """
     adapters = adapters_of(model)
     for update in adapters.updates:
+        update.refuse_unmergeable()
+    for update in adapters.updates:
         update.merge()
     if isinstance(adapters.config, PeftConfig):
         for layer in peft_layers(model).values():

@@ -26,6 +26,7 @@ from replora.adapters.config import PeftConfig, RepLoRAConfig
 from replora.adapters.factors import FactorBank, FactorPairs
 from replora.adapters.inject import Adapters, adapters_of, describe, inject, remove
 from replora.adapters.layer import AdaptedLinear, WeightUpdate
+from replora.adapters.state import adapter_state
 from replora.atomic import new_folder
 from replora.errors import RepLoRAError, nearest
 
@@ -298,12 +299,12 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, A
     folder = Path(folder)
     config, tensors = _read_folder(folder)
     pairs, scales, rest = _lora_pairs(folder, config, tensors)
-    heads = tuple(config.get("modules_to_save") or ())
     fresh = not isinstance(getattr(model, "replora", None), Adapters)
     if fresh:
-        _inject_like(model, folder, pairs, scales, heads)
+        _inject_like(model, folder, pairs, scales, _heads(model, config, rest))
+    adapters = adapters_of(model)
+    before = {} if fresh else {name: tensor.clone() for name, tensor in adapter_state(model).items()}
     try:
-        adapters = adapters_of(model)
         if not isinstance(adapters.config, RepLoRAConfig):
             raise PeftFormatError(
                 f"The model carries {adapters.config.name!r}; A and B of {folder} go into RepLoRA, linear or LoRA "
@@ -318,8 +319,17 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, A
     except RepLoRAError:
         if fresh:
             remove(model)
+        for name, tensor in before.items():
+            adapter_state(model)[name].copy_(tensor)
         raise
     return config
+
+
+def _heads(model: nn.Module, config: dict[str, Any], rest: dict[str, Tensor]) -> tuple[str, ...]:
+    """The modules that PEFT saved whole: `modules_to_save` says how their names end."""
+    endings = tuple(config.get("modules_to_save") or ())
+    ends = [name for name, _ in model.named_modules() if endings and name.endswith(endings)]
+    return tuple(name for name in ends if any(key.startswith(f"{name}.") for key in rest))
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,0 +1,222 @@
+"""`export` and `merge`, and the files they write opened by stock tools where this package is not installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import replora
+from replora.cli import main
+from replora.deployment import DeploymentError, load_trained, merge
+from replora.runs import load_run
+from tests.adapters.test_contract import disturb
+from tests.adapters.tiny_models import call, hf_bart, hf_llama, hf_vit
+from tests.cli.helpers import fit
+from tests.cli.test_own_data import refused
+
+torch.set_num_threads(1)
+
+OWN = ("replora", "lightning_modules", "datamodules", "__editable__")
+TRANSFORMERS = {"llama": (hf_llama, ()), "bart": (hf_bart, ()), "vit": (hf_vit, ("classifier",))}
+EXAMPLES = {
+    "llama": {"input_ids": torch.tensor([[0, 7, 9, 4, 2], [0, 8, 3, 5, 2]])},
+    "bart": {"input_ids": torch.tensor([[0, 7, 9, 4, 2], [0, 8, 3, 5, 2]])},
+    "vit": {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))},
+    "run": {"x": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Base models and adapter files of three transformers families, a timm run, and what each computes."""
+    home = tmp_path_factory.mktemp("deployment")
+    want = {}
+    for name, (build, heads) in TRANSFORMERS.items():
+        torch.manual_seed(0)
+        model = build().eval()
+        model.save_pretrained(home / f"{name}_base")
+        replora.inject(model, replora.RepLoRAConfig(rank=2, hidden=4), also_train=heads)
+        disturb(model)
+        want[name] = call(model, EXAMPLES[name]).detach()
+        replora.save_adapter(model, home / f"{name}.safetensors")
+    run = fit(home / "run", "--config=adapter/replora.yaml", "--model.optimizer.lr=0.05", "--seed_everything=3")
+    with torch.no_grad():
+        want["run"] = load_run(run).model(EXAMPLES["run"]["x"])
+    save_file(want, home / "want.safetensors")
+    return home
+
+
+@pytest.fixture(scope="module")
+def exported(home: Path) -> Path:
+    """The folders `<name>_peft` and `<name>_merged` of each."""
+    for name in TRANSFORMERS:
+        source = [str(home / f"{name}.safetensors"), f"--base={home / f'{name}_base'}"]
+        main(["export", *source, f"--out={home / f'{name}_peft'}", "--license=mit"])
+        main(["merge", *source, f"--out={home / f'{name}_merged'}"])
+    main(["export", str(home / "run"), f"--out={home / 'run_peft'}"])
+    main(["merge", str(home / "run"), f"--out={home / 'run_merged'}"])
+    return home
+
+
+SERVE = """
+import importlib.util, json, sys
+for name in ("replora", "lightning_modules", "datamodules"):
+    assert importlib.util.find_spec(name) is None, name
+import timm, torch, transformers
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+home = sys.argv[1]
+examples = torch.load(f"{home}/examples.pt", weights_only=True)
+classes = {"llama": "LlamaForCausalLM", "bart": "BartForConditionalGeneration", "vit": "ViTForImageClassification"}
+outputs = {}
+for name, cls in classes.items():
+    cls = getattr(transformers, cls)
+    for kind in ("peft", "merged"):
+        if kind == "peft":
+            model = PeftModel.from_pretrained(cls.from_pretrained(f"{home}/{name}_base"), f"{home}/{name}_peft")
+        else:
+            model = cls.from_pretrained(f"{home}/{name}_merged")
+        outputs[f"{name}_{kind}"] = model.eval()(**examples[name]).logits.detach().clone()
+config = json.load(open(f"{home}/run_merged/config.json"))
+base = timm.create_model(config["architecture"], **config["model_args"])
+base.load_state_dict(load_file(f"{home}/nano_base.safetensors"), strict=False)
+models = {
+    "run_peft": PeftModel.from_pretrained(base, f"{home}/run_peft"),
+    "run_merged": timm.create_model(f"local-dir:{home}/run_merged", pretrained=True),
+}
+for name, model in models.items():
+    outputs[name] = model.eval()(examples["run"]["x"]).detach().clone()
+save_file(outputs, f"{home}/served.safetensors")
+"""
+
+
+def environment_without_our_package(folder: Path) -> Path:
+    """The Python of a new virtual environment that has every installed package but ours."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    target = next(folder.glob("lib/python*/site-packages"))
+    for path in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for entry in Path(path).iterdir():
+            if not entry.name.startswith(OWN) and not (target / entry.name).exists():
+                (target / entry.name).symlink_to(entry)
+    return folder / "bin" / "python"
+
+
+def test_stock_tools_serve_it_in_a_process_without_this_package(exported: Path, tmp_path: Path) -> None:
+    torch.save(EXAMPLES, exported / "examples.pt")
+    torch.manual_seed(3)  # the run's backbone has the random weights of its seed
+    nano = load_run(exported / "run").backbone
+    plain = replora.remove(nano.model).state_dict()
+    save_file(
+        {name: tensor for name, tensor in plain.items() if "head" not in name}, exported / "nano_base.safetensors"
+    )
+    (tmp_path / "serve.py").write_text(SERVE)
+    python = environment_without_our_package(tmp_path / "venv")
+    quiet = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")} | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([python, "serve.py", exported], cwd=tmp_path, env=quiet, check=True)
+    want, served = load_file(exported / "want.safetensors"), load_file(exported / "served.safetensors")
+    assert served.keys() == {f"{name}_{kind}" for name in want for kind in ("peft", "merged")}
+    for name, outputs in served.items():
+        torch.testing.assert_close(outputs, want[name.rpartition("_")[0]], rtol=1e-5, atol=1e-5)
+
+
+def test_merged_timm_folder_knows_classes_and_preprocessing(exported: Path) -> None:
+    config = json.loads((exported / "run_merged" / "config.json").read_text())
+    assert config["label_names"] == [str(digit) for digit in range(10)]
+    assert config["pretrained_cfg"]["crop_mode"] == "squash"
+    assert config["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5]
+    card = (exported / "run_merged" / "README.md").read_text()
+    assert "test/accuracy" in card
+    assert 'library_name: "timm"' in card
+    assert "timm.create_model" in card
+    assert 'license: "mit"' in (exported / "vit_peft" / "README.md").read_text()
+
+
+def test_deployed_file_of_a_run(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "small.safetensors"
+    main(["export", str(home / "run"), "--format=adapter", f"--out={out}"])
+    assert out.stat().st_size < (home / "run" / "adapter.safetensors").stat().st_size
+    model = replora.remove(load_run(home / "run").model)
+    replora.load_adapter(model, out)
+    with torch.no_grad():
+        outputs = model(EXAMPLES["run"]["x"])
+    want = load_file(home / "want.safetensors")["run"]
+    torch.testing.assert_close(outputs, want, rtol=1e-5, atol=1e-5)
+    assert "nothing is overwritten" in refused(capsys, "export", str(home / "run"), "--format=adapter", f"--out={out}")
+
+
+def test_mistakes(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = f"--out={tmp_path / 'out'}"
+    file, run = str(home / "llama.safetensors"), str(home / "run")
+    assert "Name that: --base FOLDER" in refused(capsys, "export", file, out)
+    assert "which names its own backbone" in refused(capsys, "merge", run, out, f"--base={home}")
+    assert "no fit.yaml" in refused(capsys, "merge", str(tmp_path), out)
+    assert "transformers cannot open it" in refused(capsys, "export", file, out, f"--base={tmp_path}")
+    error = refused(capsys, "export", file, out, f"--base={home / 'bart_base'}")
+    assert "llama.safetensors" in error
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    assert "nothing is overwritten" in refused(capsys, "merge", run, f"--out={tmp_path / 'full'}")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full"]
+
+
+def test_a_merge_that_changes_the_outputs_writes_nothing(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = load_trained(home / "run")
+    first = next(iter(trained.model.replora.updates))
+    honest = first.merge
+
+    def wrong() -> None:
+        honest()
+        first.base.data.mul_(1.01)
+
+    monkeypatch.setattr(first, "merge", wrong)
+    with pytest.raises(DeploymentError, match="differ from the unmerged one's by"):
+        merge(trained, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["lora", "linear", "dora", "bitfit", "linear_probe", "full"])
+def test_every_method_of_a_run_merges(method: str, tmp_path: Path) -> None:
+    import timm
+
+    small = ["--config=quickstart.yaml", f"--config=adapter/{method}.yaml", "--model.pretrained=false"]
+    small += ["--data.shots=2", "--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+    main(["fit", *small, "--trainer.limit_test_batches=1", f"--run_dir={tmp_path / 'run'}"])
+    main(["merge", str(tmp_path / "run"), f"--out={tmp_path / 'merged'}"])
+    opened = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
+    x = EXAMPLES["run"]["x"]
+    with torch.no_grad():
+        torch.testing.assert_close(opened(x), load_run(tmp_path / "run").model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_no_known_library(tmp_path: Path) -> None:
+    from torchvision.models import SwinTransformer
+
+    from replora.deployment import Trained
+
+    model: nn.Module = SwinTransformer([2, 2], 16, [2, 1], [2, 4], window_size=[4, 4], num_classes=5).eval()
+    replora.inject(model, replora.RepLoRAConfig(rank=2, hidden=4), also_train=["head"])
+    with pytest.raises(DeploymentError, match="No input is known for SwinTransformer"):
+        merge(Trained(model, None), tmp_path / "out")
+
+
+def test_help_names_both_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert "replora-cli merge runs/NAME" in shown
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert "--license" in capsys.readouterr().out
+    assert sys.modules["replora"].__version__
