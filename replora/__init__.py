@@ -21,7 +21,8 @@ from replora.adapters.config import (
 )
 from replora.adapters.inject import ParameterCounts, describe, inject, parameter_counts, parameter_groups, remove
 from replora.adapters.merge import disabled, merge, merge_and_unload, merged, unmerge
-from replora.adapters.peft_format import PeftFormatError, export_peft, import_peft
+from replora.adapters.peft_export import PeftFormatError, export_peft
+from replora.adapters.peft_import import import_peft
 from replora.adapters.several import adapter_names, delete_adapter, set_adapter
 from replora.adapters.state import (
     StateMismatchError,
