@@ -31,7 +31,7 @@ class MergedEvaluation(Callback):
         self._merged: nn.Module | None = None
 
     def _merge(self, trainer: Trainer, module: LightningModule) -> None:
-        averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+        averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         if isinstance(module, AdaptedModule) and not averaged and merges_exactly(module.model):
             self._merged = module.model
             replora.merge(module.model)
