@@ -102,12 +102,13 @@ class NaiveLinear(nn.Module):
         super().__init__()
         self.linear, self.rows = linear, rows
         shapes = [(linear.in_features, last - first) for first, last in rows]
-        self.factors = GeneratedFactors(1, shapes, rank, hidden=64, activation="gelu", scale_exponent=0.5)
+        factors = GeneratedFactors(1, shapes, rank, hidden=64, activation="gelu", scale_exponent=0.5)
+        self.factors = factors.to(linear.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
         for (first, last), (A, B) in zip(self.rows, self.factors(), strict=True):
-            update = F.linear(F.linear(x, A[0]), B[0])
+            update = F.linear(F.linear(x, A[0].to(x.dtype)), B[0].to(x.dtype))
             y = y + F.pad(update, (first, self.linear.out_features - last))
         return y
 

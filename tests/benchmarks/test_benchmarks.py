@@ -51,6 +51,25 @@ def test_training_step_compares_all_methods_with_the_floor(benchmark, tmp_path: 
     assert results["lora"]["trained"] == results["peft_lora"]["trained"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-mixed"])
+@pytest.mark.parametrize("model", ["llama", "swin"])
+def test_every_method_trains_every_kind_of_model_in_every_precision(model: str, precision: str, benchmark) -> None:
+    contenders = benchmark("contenders")
+    options = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}
+    workload = {
+        "llama": contenders.llama(16, 24, 2, 2, vocabulary=20, length=6),
+        "swin": contenders.timm_model("swin_tiny_patch4_window7_224", 32, **options),
+    }[model]
+    built = contenders.build(workload, None, "cpu", precision)
+    batch = contenders.batch_for(workload, 2, "cpu", precision)
+    for method, adapted in contenders.contenders(built, workload, list(contenders.METHODS)).items():
+        step = contenders.TrainingStep(adapted, *batch, precision)
+        step()
+        trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+        assert trained, method
+        assert len(step.optimizer.state) == len(trained), method  # each had a gradient
+
+
 def test_naive_replora_is_replora(benchmark) -> None:
     contenders = benchmark("contenders")
     workload = contenders.WORKLOADS["tiny"]
