@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import replora
 from lightning_modules.schedule import WarmupCosine
 from replora.adapters.inject import adapters_of
-from replora.backbones.vision import Backbone
+from replora.backbones.backbone import Backbone
 from replora.errors import RepLoRAError
 
 # Options of a method that shape its training alone: a checkpoint may be used with others.
