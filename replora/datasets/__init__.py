@@ -50,6 +50,7 @@ from replora.datasets.fgvc import FGVC, FGVC_TASKS, FGVCTask, fgvc_task  # noqa:
 from replora.datasets.image_folder import ImageFolder, ImageFolderError, ImageTable, read_image_table  # noqa: E402
 from replora.datasets.images import Framing, Interpolation, read_image  # noqa: E402
 from replora.datasets.subsample import subsample_indices  # noqa: E402
+from replora.datasets.text import ChoiceItem, TextBatch  # noqa: E402
 from replora.datasets.vtab import VTAB, VTAB_TASKS, VTABTask, vtab_averages, vtab_task  # noqa: E402
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "VTAB_TASKS",
     "Augmentation",
     "Augmented",
+    "ChoiceItem",
     "CorruptImageError",
     "DatasetNotFoundError",
     "Digits",
@@ -76,6 +78,7 @@ __all__ = [
     "ProtocolError",
     "RandomCropFlip",
     "SubsetError",
+    "TextBatch",
     "UnknownTaskError",
     "VTABTask",
     "fgvc_task",
