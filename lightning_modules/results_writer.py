@@ -16,7 +16,7 @@ import replora
 from lightning_modules.base import AdaptedModule
 from replora.reports.results import add_to_results, circumstances, peak_memory, read_results, refuse_other_run
 
-UNTRAINED = "untrained: the backbone alone, an update of exactly 0"
+UNTRAINED = "untrained"
 
 
 class ResultsWriter(Callback):

@@ -109,6 +109,7 @@ def as_backbone(
     end = saved.eos_token_id if saved.eos_token_id is not None else config.eos_token_id
     end_ids = tuple(end) if isinstance(end, list | tuple) else (() if end is None else (end,))
     pad_id = next((i for i in (saved.pad_token_id, getattr(config, "pad_token_id", None), *end_ids) if _valid(i)), 0)
+    model.train()  # as transformers builds it, dropout would be off and gradient checkpointing with it
     model.generation_config = GenerationConfig(
         do_sample=False, bos_token_id=saved.bos_token_id, eos_token_id=list(end_ids) or None, pad_token_id=pad_id
     )
@@ -136,7 +137,9 @@ def checkpoint_gradients(model: nn.Module) -> None:
         BackboneError: The model does not offer it.
     """
     try:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        # Its name from transformers 5.20 on, and the one before.
+        enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     except (AttributeError, ValueError) as error:
         raise BackboneError(
             f"gradient_checkpointing: {type(model).__name__} does not offer it. Leave the option out, or lower "

@@ -12,6 +12,7 @@ probabilities of a row of its own.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -39,9 +40,8 @@ def option_log_likelihoods(
     if not takes(model, "position_ids"):
         return _row_by_row(model, prompts, options)
     device = next(model.parameters()).device
-    rows = [
-        [*prompt, *(token for option in few for token in option)] for prompt, few in zip(prompts, options, strict=True)
-    ]
+    pairs = list(zip(prompts, options, strict=True))
+    rows = [[*prompt, *itertools.chain.from_iterable(few)] for prompt, few in pairs]
     length = max(map(len, rows))
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     position = torch.zeros_like(ids)
