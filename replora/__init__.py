@@ -20,7 +20,9 @@ from replora.adapters.config import (
     RepLoRAConfig,
 )
 from replora.adapters.inject import ParameterCounts, describe, inject, parameter_counts, parameter_groups, remove
-from replora.adapters.merge import disabled, merge, merged, unmerge
+from replora.adapters.merge import disabled, merge, merge_and_unload, merged, unmerge
+from replora.adapters.peft_format import PeftFormatError, export_peft, import_peft
+from replora.adapters.several import adapter_names, delete_adapter, set_adapter
 from replora.adapters.state import (
     StateMismatchError,
     adapter_state,
@@ -42,23 +44,30 @@ __all__ = [
     "LinearProbeConfig",
     "ParameterCounts",
     "PeftConfig",
+    "PeftFormatError",
     "RepLoRAConfig",
     "RepLoRAError",
     "StateMismatchError",
     "TargetNotFoundError",
     "__version__",
+    "adapter_names",
     "adapter_state",
+    "delete_adapter",
     "describe",
     "disabled",
+    "export_peft",
+    "import_peft",
     "inject",
     "load_adapter",
     "load_adapter_state",
     "merge",
+    "merge_and_unload",
     "merged",
     "parameter_counts",
     "parameter_groups",
     "read_adapter",
     "remove",
     "save_adapter",
+    "set_adapter",
     "unmerge",
 ]

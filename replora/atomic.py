@@ -1,12 +1,15 @@
-"""Write a file whole or not at all: readers see the old one or the new one, never a part."""
+"""Write a file or folder whole or not at all: readers see the old one or the new one, never a part."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from replora.errors import RepLoRAError
 
 
 @contextmanager
@@ -29,6 +32,27 @@ def replacing(file: Path) -> Iterator[Path]:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder to write to, which becomes `folder` at the end and is deleted after an error.
+
+    Raises:
+        RepLoRAError: `folder` exists and is not empty.
+        OSError: It cannot be written.
+    """
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise RepLoRAError(f"{folder} exists already, and nothing is overwritten. Choose another name, or remove it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_text(file: Path, text: str) -> None:

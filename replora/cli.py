@@ -34,6 +34,8 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
         "images": commands.prepare_images,
     },
     "predict-files": commands.predict_files,
+    "export": commands.export,
+    "merge": commands.merge,
     "plot": commands.plot,
     "quickstart": commands.quickstart,
 }
@@ -107,7 +109,9 @@ For example:
   replora-cli fit --config vtab.yaml --config adapter/lora.yaml --config trainer/ddp.yaml --data.task dtd
   replora-cli test --config runs/NAME/fit.yaml
   replora-cli fit --config image_folder.yaml --data.root photos
-  replora-cli predict-files runs/NAME new_photos --out predictions.csv"""
+  replora-cli predict-files runs/NAME new_photos --out predictions.csv
+  replora-cli export runs/NAME --out adapter_for_peft
+  replora-cli merge runs/NAME --out model_for_timm"""
 
 
 def _first_line(function: Callable[..., None]) -> str:

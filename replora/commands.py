@@ -85,6 +85,65 @@ def predict_files(
         print(f"contact sheet: {contact_sheet}")
 
 
+def export(
+    source: Path,
+    out: Path,
+    format: Literal["peft", "adapter"] = "peft",
+    base: str | None = None,
+    checkpoint: Path | None = None,
+    license: str = "unknown",
+) -> None:
+    """Write a trained adapter as a folder of the peft library, or as a small file of A and B.
+
+        replora-cli export runs/NAME --out adapter_for_peft
+        replora-cli export adapter.safetensors --base models/llama --out adapter_for_peft
+
+    The folder is plain LoRA: peft.PeftModel.from_pretrained(base, folder) opens it, and nothing of this package is
+    needed to use it. Heads are in it.
+
+    Args:
+        source: A run's directory, or an adapter file of replora.save_adapter together with --base.
+        out: The folder to write, or the file with --format adapter. Nothing is overwritten.
+        format: peft, or adapter: one file of our own for use alone, without the MLPs that only training needs.
+        base: For an adapter file: folder or hub name of the transformers model that it was trained on.
+        checkpoint: For a run: the backbone's weights, where they are not where the run had them.
+        license: Of the adapter, for the model card: an identifier of the Hugging Face hub such as apache-2.0.
+    """
+    from replora import deployment
+
+    deployment.export(deployment.load_trained(source, base, checkpoint), out, format, license)
+    print(f"{'adapter for peft' if format == 'peft' else 'adapter'}: {out}")
+
+
+def merge(
+    source: Path,
+    out: Path,
+    base: str | None = None,
+    checkpoint: Path | None = None,
+    license: str = "unknown",
+) -> None:
+    """Fold a trained adapter into its backbone, and write the model for timm or transformers.
+
+        replora-cli merge runs/NAME --out model
+        replora-cli merge adapter.safetensors --base models/llama --out model
+
+    A timm model is opened by timm.create_model("local-dir:model", pretrained=True), a transformers model by its class's
+    from_pretrained("model"). The merged model's outputs are compared with the unmerged one's before it is written.
+
+    Args:
+        source: A run's directory, or an adapter file of replora.save_adapter together with --base.
+        out: The folder to write. Nothing is overwritten.
+        base: For an adapter file: folder or hub name of the transformers model that it was trained on.
+        checkpoint: For a run: the backbone's weights, where they are not where the run had them.
+        license: Of the merged model, for its card: an identifier of the Hugging Face hub such as apache-2.0.
+    """
+    from replora import deployment
+
+    difference = deployment.merge(deployment.load_trained(source, base, checkpoint), out, license)
+    print(f"merged and unmerged outputs differ by at most {difference:.1e} of their size")
+    print(f"model: {out}")
+
+
 def plot(source: str, output: Path | None = None, data: dict[str, Any] | None = None, images: int = 24) -> None:
     """Draw a run's learning curves and confusion matrix, or training images of any configuration.
 

@@ -16,21 +16,19 @@ import torch
 from torch import Tensor, nn
 
 import replora
-from replora.adapters.config import AdapterConfig
-from replora.adapters.state import read_metadata
 from replora.atomic import replace_text
-from replora.backbones.vision import build_vision_backbone
 from replora.datasets.cache import usable_cpus
 from replora.datasets.errors import CorruptImageError
 from replora.datasets.images import IMAGE_SUFFIXES, Framing, Interpolation, read_image
 from replora.errors import RepLoRAError, nearest
+from replora.runs import load_run
 
 PICTURES = 40  # how many images are kept for a contact sheet
 FORMATS = (".csv", ".json")
 
 
 class PredictionError(RepLoRAError):
-    """The run cannot predict here, there is no image to predict, or an option is out of its range."""
+    """There is no image to predict, an option is out of its range, or the device cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -141,35 +139,12 @@ def load_classifier(run: Path, checkpoint: Path | None = None, device: str = "au
     Raises:
         RepLoRAError: A file is missing or of another kind of run, or the backbone's weights are not those of the run.
     """
-    options, seed = _read_fit(run)
-    adapter_file = run / "adapter.safetensors"
-    metadata = read_metadata(adapter_file)
-    if "data" not in metadata or "backbone" not in metadata:
-        raise PredictionError(
-            f"{adapter_file} does not hold the names of its classes and the preprocessing; a fit of this release "
-            "writes them. Repeat the fit."
-        )
-    data, backbone = json.loads(metadata["data"]), json.loads(metadata["backbone"])
-    given = checkpoint or options.get("checkpoint")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # random weights are those of the run
-        built = build_vision_backbone(
-            options["backbone"],
-            num_classes=len(data["class_names"]),
-            pretrained=options.get("pretrained", True),
-            checkpoint=Path(given) if given else None,
-        )
-        if built.fingerprint != backbone["fingerprint"]:
-            raise PredictionError(
-                f"The backbone's weights ({built.weights}) are not those that {run} was trained on "
-                f"({backbone['weights']}, fingerprint {backbone['fingerprint']}). Give their file with --checkpoint."
-            )
-        model = replora.inject(built.model, _adapter(options["adapter"]), also_train=built.head_names)
-    replora.load_adapter(model, adapter_file)
+    loaded = load_run(run, checkpoint, kinds=("ImageClassification",))
+    data = loaded.data
     where = _device(device)
     mean, std = (torch.tensor(data["normalization"][key], device=where).view(3, 1, 1) for key in ("mean", "std"))
     return Classifier(
-        model=model.eval().to(where),
+        model=loaded.model.to(where),
         class_names=data["class_names"],
         image_size=data["image_size"],
         interpolation=data["interpolation"],
@@ -275,38 +250,6 @@ def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5
     for path, row, more in zip(found.paths, ranked, rest, strict=True):
         writer.writerow([path, row[0][0], f"{row[0][1]:.6f}", *more])
     replace_text(file, stream.getvalue())
-
-
-def _read_fit(run: Path) -> tuple[dict[str, Any], int]:
-    """The options of the run's model, and its seed."""
-    import yaml  # type: ignore[import-untyped]
-
-    file = run / "fit.yaml"
-    if not file.is_file():
-        there = ", ".join(sorted(entry.name for entry in run.iterdir())) if run.is_dir() else "no such folder"
-        raise PredictionError(
-            f"{run} is not the directory of a finished fit: it has no fit.yaml ({there or 'it is empty'}). A fit "
-            "writes it and adapter.safetensors into its --run_dir."
-        )
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    model = config.get("model") or {}
-    if model.get("class_path", "").rpartition(".")[2] != "ImageClassification":
-        raise PredictionError(
-            f"{file} is of {model.get('class_path')!r}; image files are for a run of 'ImageClassification'."
-        )
-    seed = config.get("seed_everything")
-    return model["init_args"], seed if isinstance(seed, int) and not isinstance(seed, bool) else 0
-
-
-def _adapter(options: dict[str, Any]) -> AdapterConfig:
-    """{class_path, init_args} -> a method of this package: the file of a run cannot make other code run."""
-    name = options["class_path"].rpartition(".")[2]
-    cls = getattr(replora, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, AdapterConfig)):
-        known = [key for key in replora.__all__ if key.endswith("Config")]
-        raise PredictionError(f"The run's method {options['class_path']!r} is not known. {nearest(name, known)}")
-    config: AdapterConfig = cls(**(options.get("init_args") or {}))
-    return config
 
 
 def _device(name: str) -> torch.device:

@@ -51,9 +51,9 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftConfig, target
         )
     before = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     modules = list(dict.fromkeys(target.module for target in targets))
-    peft_config = _peft_config(peft, config, modules)
+    own = peft_config(config, modules)
     try:
-        peft.inject_adapter_in_model(peft_config, model)
+        peft.inject_adapter_in_model(own, model)
     except (TypeError, ValueError) as error:
         raise RepLoRAError(f"{config.method}: peft refuses: {error}") from error
     added = [p for p in model.parameters() if id(p) not in before]
@@ -92,7 +92,10 @@ def remove_peft(model: nn.Module) -> None:
         model.set_submodule(name, layer.get_base_layer())
 
 
-def _peft_config(peft: Any, config: PeftConfig, modules: list[str]) -> Any:
+def peft_config(config: PeftConfig, modules: list[str]) -> Any:
+    """The configuration of `config` in `peft`, for exactly the modules of these names."""
+    import peft
+
     class_name, argument = _CLASSES[config.method]
     cls = getattr(peft, class_name)
     values = {"rank": config.rank, "alpha": config.alpha or config.rank, "dropout": config.dropout}

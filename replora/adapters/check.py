@@ -65,6 +65,22 @@ def prove_targets(model: nn.Module, adapters: Adapters, example: Any = None) -> 
         )
 
 
+@torch.no_grad()
+def outputs_on_example(model: nn.Module, example: Any = None) -> list[Tensor] | None:
+    """The model's outputs in evaluation mode, on `example` or an input made for it; None if there is none it takes."""
+    given = example is not None
+    example = example if given else example_input(model)
+    if example is None:
+        return None
+    with _evaluating(model):
+        try:
+            return list(_float_tensors(_call(model, _to_device_of(model, example))))
+        except Exception:
+            if given:
+                raise
+            return None
+
+
 def refuse_dead_targets(adapters: Adapters) -> None:
     """Refuse updates that a forward pass neither called nor read, and dropout where the weight is only read.
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replora.adapters.config import Activation, RepLoRAConfig
+from replora.errors import RepLoRAError
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -59,6 +60,14 @@ class FactorBank(nn.Module, ABC):
     @abstractmethod
     def last_matrices(self) -> list[nn.Parameter]:
         """For each target the parameter (groups, ...) that B is linear in: its gradient tells whether B matters."""
+
+    @abstractmethod
+    def assign(self, pairs: FactorPairs) -> None:
+        """Change the parameters such that `forward()` gives `pairs`, up to rounding.
+
+        Raises:
+            RepLoRAError: No parameters of this bank give them.
+        """
 
     def open(self) -> None:
         """Produce all factors once, for the forward pass that begins. Autocast is left out: it is a small product."""
@@ -115,6 +124,12 @@ class FreeFactors(FactorBank):
     def last_matrices(self) -> list[nn.Parameter]:
         return list(self.B)
 
+    @torch.no_grad()
+    def assign(self, pairs: FactorPairs) -> None:
+        for (A, B), own_A, own_B in zip(pairs, self.A, self.B, strict=True):
+            own_A.copy_(A)
+            own_B.copy_(B)
+
 
 class DiagonalMLP(nn.Module):
     """diag(d) -> s(diag(d) U + c) V_t for every target t: one side (A or B) of RepLoRA, for `groups` groups at once."""
@@ -137,6 +152,21 @@ class DiagonalMLP(nn.Module):
         pick = slice(None) if group is None else slice(group, group + 1)
         H = self.hidden_layer(pick)
         return [torch.matmul(H, V[pick]) for V in self.V]
+
+    @torch.no_grad()
+    def assign(self, outputs: Sequence[Tensor]) -> None:
+        """Solve H V = output for each V with the least change of V; diagonals and first layer stay as they are."""
+        H = self.hidden_layer().double()
+        inverse = torch.linalg.pinv(H)
+        for V, output in zip(self.V, outputs, strict=True):
+            missing = output.double() - H @ V.double()
+            solved = V.double() + inverse @ missing
+            if not torch.allclose(H @ solved, output.double(), rtol=1e-4, atol=1e-6):
+                raise RepLoRAError(
+                    f"hidden: an MLP of width {H.shape[-1]} cannot produce the given factors of rank {H.shape[-2]}. "
+                    "It can where the width is at least the rank and the activation does not silence it (gelu)."
+                )
+            V.copy_(solved)
 
 
 class GeneratedFactors(FactorBank):
@@ -167,6 +197,10 @@ class GeneratedFactors(FactorBank):
 
     def last_matrices(self) -> list[nn.Parameter]:
         return list(self.mlp_B.V)
+
+    def assign(self, pairs: FactorPairs) -> None:
+        self.mlp_A.assign([A / self.output_scale for A, _ in pairs])
+        self.mlp_B.assign([B.transpose(1, 2) / self.output_scale for _, B in pairs])
 
     def undecayed(self) -> list[nn.Parameter]:
         return [self.mlp_A.diagonal, self.mlp_A.c, self.mlp_B.diagonal, self.mlp_B.c]

@@ -39,6 +39,7 @@ class Adapters(nn.Module):
         targets: Names of what is adapted.
         trained: Names, in the model, of every parameter and buffer that training changes.
         head: Names among `trained` that belong to the modules of `also_train`.
+        also_train: Names of the modules that train as a whole.
         required_grad: Names of the parameters that required gradients before the injection.
         backbone_count: Parameters of the backbone, without head and adapter.
         peft_called: For each layer of the `peft` library, whether it has been called.
@@ -53,6 +54,7 @@ class Adapters(nn.Module):
         self.targets: list[str] = []
         self.trained: list[str] = []
         self.head: list[str] = []
+        self.also_train: tuple[str, ...] = ()
         self.required_grad: set[str] = set()
         self.backbone_count = 0
         self.peft_called: dict[str, bool] = {}
@@ -148,6 +150,7 @@ def inject(
     heads = _submodules(model, also_train)
     head_tensors = {id(tensor) for head in heads for tensor in (*head.parameters(), *head.buffers())}
     adapters = Adapters(config)
+    adapters.also_train = also_train
     adapters.required_grad = {name for name, p in model.named_parameters() if p.requires_grad}
     adapters.backbone_count = sum(p.numel() for p in model.parameters() if id(p) not in head_tensors)
     model.replora = adapters
@@ -176,10 +179,10 @@ def remove(model: nn.Module) -> nn.Module:
     adapters.unhook()
     for update in adapters.updates:
         update.unmerge()
-    for name, module in list(model.named_modules()):
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, AdaptedLinear):
             model.set_submodule(name, module.linear)
-        elif isinstance(module, AdaptedMultiheadAttention):
+        elif type(module) is AdaptedMultiheadAttention:
             del module.updates
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
     if isinstance(adapters.config, PeftConfig):
@@ -220,13 +223,17 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
 def describe(model: nn.Module) -> dict[str, Any]:
     """The method, its options, its targets and the parameter counts, as plain JSON data."""
     adapters = adapters_of(model)
-    options = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(adapters.config).items()}
     return {
         "method": adapters.config.name,
-        "options": options,
+        "options": options_of(adapters.config),
         "targets": list(adapters.targets),
         "parameters": asdict(parameter_counts(model)),
     }
+
+
+def options_of(config: AdapterConfig) -> dict[str, Any]:
+    """The options of a method as plain JSON data."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -299,11 +306,16 @@ def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAC
                 view = FactorView(bank, group, slot, target.rows)
                 views.setdefault((target.module, target.attribute), []).append((target, view))
 
+    # A module may have several names in a model; each of them must lead to what is adapted.
+    aliases: dict[int, list[str]] = {}
+    for alias, module in model.named_modules(remove_duplicate=False):
+        aliases.setdefault(id(module), []).append(alias)
     for (name, attribute), pairs in views.items():
         module, names = model.get_submodule(name), [target.name for target, _ in pairs]
         if isinstance(module, nn.Linear):
             adapted: nn.Module = AdaptedLinear(module)
-            model.set_submodule(name, adapted)
+            for alias in aliases[id(module)]:
+                model.set_submodule(alias, adapted)
             owner: nn.Module = module
         elif type(module) in (nn.MultiheadAttention, AdaptedMultiheadAttention):
             if config.dropout > 0:
@@ -322,9 +334,17 @@ def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAC
         update = WeightUpdate(owner, attribute, names, [view for _, view in pairs], config.scale, config.dropout)
         adapted.updates.append(update)  # type: ignore[union-attr, operator]
         adapters.updates.append(update)
-    # The factors live where the first weight lives; they stay in float32 on a 16-bit backbone.
-    adapters.banks.to(adapters.updates[0].base.device)
+    # The factors live where the first layer computes; they stay in float32 on a 16-bit backbone.
+    adapters.banks.to(device_of(adapters.updates[0]))
     adapters.targets = [target.name for target in targets]
+
+
+def device_of(update: WeightUpdate) -> torch.device:
+    """Where a layer computes: the place of its weight, or the one to which accelerate's device map fetches it."""
+    execution = getattr(getattr(update.owner, "_hf_hook", None), "execution_device", None)
+    if update.base.is_meta and execution is not None:
+        return torch.device(execution)
+    return update.base.device
 
 
 def _frozen_batch_norms(model: nn.Module) -> list[nn.Module]:

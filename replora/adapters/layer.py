@@ -34,6 +34,7 @@ class WeightUpdate:
 
     Attributes:
         enabled: Whether the update acts; off inside `disabled()`.
+        base_before_merge: The frozen weight while the update is merged, else None.
         called, read: Whether the module was called, or its weight read by other code, since injection.
     """
 
@@ -44,7 +45,7 @@ class WeightUpdate:
         self.views, self.scale, self.dropout = views, scale, dropout
         self.enabled = True
         self.called = self.read = False
-        self._unmerged: Tensor | None = None
+        self.base_before_merge: nn.Parameter | None = None
 
     @property
     def base(self) -> Tensor:
@@ -53,7 +54,7 @@ class WeightUpdate:
 
     @property
     def merged(self) -> bool:
-        return self._unmerged is not None
+        return self.base_before_merge is not None
 
     def pieces(self) -> list[Piece]:
         return [view.piece() for view in self.views]
@@ -72,31 +73,43 @@ class WeightUpdate:
             self.read = True
         if self.merged or not self.enabled:
             return self.base
-        self._refuse_quantised()
+        self._refuse_unmergeable()
         return add_update_to_weight(self.base, self.pieces(), self.scale)
 
     @torch.no_grad()
     def merge(self) -> None:
+        """Put the updated weight, computed in float32 and rounded once, in the place of the frozen one.
+
+        The frozen parameter itself is kept aside, so another module that is tied to it does not see the update.
+        """
         if self.merged:
             return
-        self._refuse_quantised()
+        self._refuse_unmergeable()
         pieces = [Piece(A.float(), B.float(), rows) for A, B, rows in self.pieces()]
-        merged = add_update_to_weight(self.base.float(), pieces, self.scale)  # in float32, rounded once by copy_
-        self._unmerged = self.base.detach().clone()
-        self.base.copy_(merged)
+        merged = add_update_to_weight(self.base.float(), pieces, self.scale).to(self.base.dtype)
+        self.base_before_merge = cast(nn.Parameter, self.base)
+        self.owner._parameters[self.attribute] = nn.Parameter(merged, requires_grad=False)
 
-    @torch.no_grad()
     def unmerge(self) -> None:
         """Put the frozen weight back, bit for bit."""
-        if self._unmerged is not None:
-            self.base.copy_(self._unmerged)
-            self._unmerged = None
+        if self.base_before_merge is not None:
+            self.owner._parameters[self.attribute] = self.base_before_merge
+            self.base_before_merge = None
 
-    def _refuse_quantised(self) -> None:
+    def keep_merged(self) -> None:
+        """Forget the frozen weight: the merged one is the module's own from now on."""
+        self.base_before_merge = None
+
+    def _refuse_unmergeable(self) -> None:
         if not self.base.is_floating_point():
             raise RepLoRAError(
                 f"The frozen weight of {', '.join(self.names)} is quantised ({self.base.dtype}), and an update cannot "
                 "be added to it without rounding. Load the backbone in 16 or 32 bit to merge."
+            )
+        if self.base.is_meta:
+            raise RepLoRAError(
+                f"The frozen weight of {', '.join(self.names)} is not in memory (a device map offloads it, or the "
+                "model has shapes only), so no update can be added to it. Load the whole backbone on the CPU to merge."
             )
 
 

@@ -9,16 +9,18 @@ from torch import nn
 
 from replora.adapters.baselines import peft_layers
 from replora.adapters.config import PeftConfig
-from replora.adapters.inject import adapters_of
+from replora.adapters.inject import adapters_of, remove
+from replora.errors import RepLoRAError
 
 
 def merge(model: nn.Module) -> nn.Module:
     """Add the update to the frozen weights, in float32 and rounded once; a second call changes nothing.
 
-    The weights before are kept, so that `unmerge` restores them bit for bit. A merged model cannot train.
+    The weights before are kept, so that `unmerge` restores them bit for bit. A merged model cannot train. A weight
+    that is tied to another module (the output layer of a language model to its embedding) is untied while merged.
 
     Raises:
-        RepLoRAError: A frozen weight is quantised.
+        RepLoRAError: A frozen weight is quantised, or offloaded from memory.
     """
     adapters = adapters_of(model)
     for update in adapters.updates:
@@ -42,6 +44,31 @@ def unmerge(model: nn.Module) -> nn.Module:
     return model
 
 
+def merge_and_unload(model: nn.Module) -> nn.Module:
+    """Fold the update in for good: the plain model, with no trace of the adapter, ready for its own `save_pretrained`.
+
+    Raises:
+        RepLoRAError: As `merge` says; then nothing is changed.
+    """
+    adapters = adapters_of(model)
+    merge(model)
+    for update in adapters.updates:
+        if _tied(model, update.base_before_merge):
+            _declare_untied(model)
+        update.keep_merged()
+    return remove(model)
+
+
+def _tied(model: nn.Module, weight: nn.Parameter | None) -> bool:
+    return any(parameter is weight for parameter in model.parameters())
+
+
+def _declare_untied(model: nn.Module) -> None:
+    """A transformers model ties its weights again when it is loaded, unless its configuration says otherwise."""
+    if hasattr(getattr(model, "config", None), "tie_word_embeddings"):
+        model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+
+
 @contextmanager
 def merged(model: nn.Module) -> Iterator[nn.Module]:
     """`with replora.merged(model): evaluate(model)` runs at the frozen backbone's own speed."""
@@ -62,8 +89,6 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     adapters = adapters_of(model)
     layers = peft_layers(model) if isinstance(adapters.config, PeftConfig) else {}
     if any(update.merged for update in adapters.updates) or any(layer.merged for layer in layers.values()):
-        from replora.errors import RepLoRAError
-
         raise RepLoRAError("The adapter is merged, so it cannot be switched off. Call replora.unmerge first.")
     before = [update.enabled for update in adapters.updates]
     for update in adapters.updates:

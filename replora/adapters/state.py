@@ -1,21 +1,51 @@
-"""Adapter-only state: what training changed, by name, in memory and as a safetensors file."""
+"""Adapter-only state: what training changed, by name, in memory and as a safetensors file.
+
+The file, format "replora-adapter" version 1: a safetensors file whose tensors have their names in the adapted model,
+and whose header holds `format`, `version`, `description` and what `save_adapter` was given as `metadata`. `description`
+is JSON:
+
+    method, options, targets, parameters      as `replora.describe` gives them
+    also_train                                names of the modules that train as a whole (absent in the earliest files)
+    trained_as                                only in a deployed file: method, options and parameters of the training
+
+A *deployed* file holds A and B alone, without the MLPs that produced them. It is the file of vanilla LoRA on the same
+targets, so every release that reads LoRA files reads it. Readers ignore entries that they do not know; a change that
+would mislead old readers raises the version.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from replora.adapters.inject import adapters_of, describe
+from replora.adapters import several
+from replora.adapters.config import (
+    AdapterConfig,
+    BitFitConfig,
+    FullConfig,
+    LinearProbeConfig,
+    PeftConfig,
+    RepLoRAConfig,
+)
+from replora.adapters.factors import FactorBank
+from replora.adapters.inject import Adapters, adapters_of, describe, inject, options_of, parameter_counts, remove
 from replora.atomic import replacing
-from replora.errors import RepLoRAError
+from replora.errors import RepLoRAError, nearest
 
 FILE_FORMAT = "replora-adapter"
 FILE_VERSION = 1
+_PLAIN_CONFIGS: dict[str, type[AdapterConfig]] = {
+    "full": FullConfig,
+    "linear_probe": LinearProbeConfig,
+    "bitfit": BitFitConfig,
+}
 
 
 class StateMismatchError(RepLoRAError):
@@ -67,10 +97,21 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], found: str
         tensor.copy_(state[name])
 
 
-def save_adapter(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> Path:
+def save_adapter(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    deploy: bool = False,
+) -> Path:
     """Write the adapter and head as one safetensors file, whole or not at all.
 
-    The header holds the format's name and version, `describe(model)` as JSON, and `metadata`.
+    Args:
+        model: A model with an adapter.
+        path: The file.
+        metadata: Further entries of the file's header.
+        deploy: Write A and B alone, without the MLPs that produce them: all that a use of the adapter needs, and the
+            size of a LoRA file. Training goes on from a file with the MLPs.
 
     Raises:
         OSError: The file cannot be written; a file that was there before is still whole.
@@ -78,24 +119,107 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], metadata: Mappi
     from safetensors.torch import save_file
 
     path = Path(path)
-    header = {"format": FILE_FORMAT, "version": str(FILE_VERSION), "description": json.dumps(describe(model))}
-    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in adapter_state(model).items()}
+    description = describe(model) | {"also_train": list(adapters_of(model).also_train)}
+    state = adapter_state(model)
+    if deploy and isinstance(adapters_of(model).config, RepLoRAConfig):
+        description, state = _deployed(model, description, state)
+    header = {"format": FILE_FORMAT, "version": str(FILE_VERSION), "description": json.dumps(description)}
+    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=header | dict(metadata or {}))
     return path
 
 
-def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a file of `save_adapter` into a model with the same injection, and return its description.
+@torch.no_grad()
+def _deployed(
+    model: nn.Module, description: dict[str, Any], state: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and state of the vanilla LoRA that has the same A and B."""
+    adapters = adapters_of(model)
+    assert isinstance(adapters.config, RepLoRAConfig)
+    config = replace(adapters.config, factors="none", init="zero")
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("replora.banks.")}
+    for number, bank in enumerate(adapters.banks):
+        assert isinstance(bank, FactorBank)
+        for slot, (A, B) in enumerate(bank()):
+            kept |= {f"replora.banks.{number}.A.{slot}": A, f"replora.banks.{number}.B.{slot}": B}
+    counts = parameter_counts(model)
+    deployed = {
+        "method": config.name,
+        "options": options_of(config),
+        "parameters": asdict(replace(counts, adapter_trained=counts.adapter_deployed)),
+        "trained_as": {key: description[key] for key in ("method", "options", "parameters")},
+    }
+    return description | deployed, kept
+
+
+def load_adapter(model: nn.Module, path: str | os.PathLike[str], name: str | None = None) -> dict[str, Any]:
+    """Read a file of `save_adapter` into a model, and return its description.
+
+    Without a name: a model that carries no adapter gets the one that the file describes; one that does must have the
+    same method, rank and targets. With a name: the adapter is added beside those that the model carries, under this
+    name, and acts from now on (`replora.set_adapter` chooses another one).
 
     Raises:
-        RepLoRAError: There is no such file, or it is not an adapter of this format.
+        RepLoRAError: There is no such file, it is not an adapter of this format, or the name is taken.
         StateMismatchError: It belongs to another model, method, rank or set of targets.
     """
     description, state = read_adapter(path)
+    target = getattr(model, "_orig_mod", model)
+    present = isinstance(getattr(target, "replora", None), Adapters)
+    if not present or name is not None:
+        if "also_train" not in description:
+            raise RepLoRAError(
+                f"{path} does not say which modules were trained as a whole, so the model cannot be prepared for it. "
+                "First call replora.inject(model, config, also_train=[...]) as in its training."
+            )
+        heads = {
+            head: {key.removeprefix(f"{head}."): value for key, value in state.items() if key.startswith(f"{head}.")}
+            for head in description["also_train"]
+        }
+        before = several.shelf_of(target).active
+        several.make_room(target, name or several.DEFAULT_NAME, heads)
+        try:
+            inject(target, config_of(description), also_train=description["also_train"])
+            several.shelf_of(target).active = name or several.DEFAULT_NAME
+            _load(target, path, description, state)
+        except BaseException:
+            if isinstance(getattr(target, "replora", None), Adapters):
+                remove(target)
+            for head in heads.keys() & several.shelf_of(target).heads.keys():
+                target.set_submodule(head, several.shelf_of(target).heads[head])
+            if before is not None:
+                several.set_adapter(target, before)
+            raise
+        return description
+    _load(target, path, description, state)
+    return description
+
+
+def _load(
+    model: nn.Module, path: str | os.PathLike[str], description: dict[str, Any], state: Mapping[str, Any]
+) -> None:
     options = ", ".join(f"{k}={v}" for k, v in description["options"].items())
     load_adapter_state(model, state, found=f"{path} (method {description['method']}; {options})")
-    return description
+
+
+def config_of(description: Mapping[str, Any]) -> AdapterConfig:
+    """The method that a file's description names.
+
+    Raises:
+        RepLoRAError: This release does not know the method or one of its options.
+    """
+    method, options = description["method"], description["options"]
+    try:
+        if "factors" in options:
+            return RepLoRAConfig(**options)
+        if "method" in options:
+            return PeftConfig(**options)
+        if method in _PLAIN_CONFIGS:
+            return _PLAIN_CONFIGS[method]()
+    except TypeError as error:
+        raise RepLoRAError(f"The adapter file has an option that this release does not know ({error}).") from error
+    raise RepLoRAError(f"The adapter file's method {method!r} is not known. {nearest(method, _PLAIN_CONFIGS)}")
 
 
 def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -28,7 +28,7 @@ class ChoiceItem:
         prompt_ids: Its tokens.
         options: What is scored or parsed: the labels (`answer1`, `true`, ...), or the texts of the options.
         option_ids: For each option the tokens that follow `prompt_ids`, fixed words before the option included.
-        option_lengths: Characters of each option, for `acc_norm`.
+        option_lengths: Characters of what follows the prompt for each option, at least 1; for `acc_norm`.
         answer: Position of the right option.
     """
 

@@ -156,7 +156,7 @@ def test_the_backbone_has_to_be_that_of_the_run(home: Path, tmp_path: Path) -> N
         prediction.load_classifier(tmp_path / "run")
     config["model"]["class_path"] = "mine.Regression"
     (tmp_path / "run" / "fit.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(RepLoRAError, match=r"is of 'mine.Regression'; image files are for a run"):
+    with pytest.raises(RepLoRAError, match=r"is of 'mine.Regression', but this is for a run"):
         prediction.load_classifier(tmp_path / "run")
 
 

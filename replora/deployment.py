@@ -1,0 +1,238 @@
+"""From a trained adapter to files that stock tools open: a PEFT folder, or the backbone with the update folded in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import replora
+from replora.adapters.check import outputs_on_example
+from replora.adapters.merge import merge_and_unload, merged
+from replora.adapters.peft_format import base_name, export_peft
+from replora.adapters.state import save_adapter
+from replora.atomic import new_folder
+from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD
+from replora.datasets.images import short_side
+from replora.errors import RepLoRAError, nearest
+from replora.reports.model_card import model_card
+from replora.reports.results import read_results
+from replora.runs import load_run
+
+Format = Literal["peft", "adapter"]
+# How far merged outputs may be from unmerged ones, as a part of the largest output.
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
+
+
+class DeploymentError(RepLoRAError):
+    """The adapter's base is not given or not known, or the merged model does not compute what the unmerged one does."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with a trained adapter, and what its card says.
+
+    Attributes:
+        model: In evaluation mode, the adapter not merged.
+        base: Name of the frozen model; a path or hub name for transformers.
+        data: Class names and preprocessing, where there are any.
+        trained_on: The training data in words.
+        metrics: Name -> value.
+    """
+
+    model: nn.Module
+    base: str | None
+    data: dict[str, Any] = field(default_factory=dict)
+    trained_on: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def load_trained(source: Path, base: str | None = None, checkpoint: Path | None = None) -> Trained:
+    """A finished run, or an adapter file together with its transformers base.
+
+    Args:
+        source: A run's directory, or a file of `replora.save_adapter`.
+        base: For a file: folder or hub name of the transformers model that it was trained on.
+        checkpoint: For a run: the backbone's weights, where they are not where the run had them.
+
+    Raises:
+        RepLoRAError: There is no such run or file, or its base is missing or another one.
+    """
+    if source.is_file():
+        if base is None:
+            raise DeploymentError(
+                f"{source} is an adapter without its base model. Name that: --base FOLDER, a transformers folder or "
+                "hub name. (A run's directory needs no --base.)"
+            )
+        model = load_transformers(base)
+        replora.load_adapter(model, source)
+        return Trained(model.eval(), base)
+    if base is not None:
+        raise DeploymentError(f"--base {base} is for an adapter file; {source} is a run, which names its own backbone.")
+    run = load_run(source, checkpoint)
+    results = read_results(source) if (source / "results.json").is_file() else {}
+    measured = (results.get("test") or results.get("validate") or {}).get("metrics", {})
+    about = results.get("data", {})
+    images = len(about.get("train_indices") or [])
+    words = [about.get("dataset"), about.get("task"), f"{images:,} training items" if images else None]
+    return Trained(
+        run.model,
+        base_name(run.model) if run.backbone.weights.startswith("timm/") else run.backbone.name,
+        run.data,
+        ", ".join(str(word) for word in words if word) or None,
+        {name: value for name, value in measured.items() if value is not None},
+    )
+
+
+def load_transformers(base: str) -> nn.Module:
+    """The model of a transformers folder or hub name, of the class that its configuration names, in its own dtype.
+
+    Raises:
+        DeploymentError: There is none, or this transformers has no such class.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(base)
+        architecture = (config.architectures or [""])[0]
+        cls = getattr(transformers, architecture, None)
+        if cls is None:
+            known = [name for name in dir(transformers) if name.startswith(architecture[:3])]
+            raise DeploymentError(
+                f"{base} is of the class {architecture!r}, which transformers {transformers.__version__} does not "
+                f"have. {nearest(architecture, known)}"
+            )
+        model: nn.Module = cls.from_pretrained(base, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise DeploymentError(f"--base {base}: transformers cannot open it ({str(error).splitlines()[0]}).") from error
+    return model
+
+
+def export(trained: Trained, out: Path, form: Format, license: str = "unknown") -> None:
+    """Write the adapter for PEFT, or as a file of our own without the weights that only training needs.
+
+    Raises:
+        RepLoRAError: PEFT cannot express it, or `out` exists.
+        OSError: It cannot be written.
+    """
+    if form == "adapter":
+        if out.exists():
+            raise DeploymentError(f"{out} exists already, and nothing is overwritten. Choose another name.")
+        metadata = {"data": json.dumps(trained.data)} if trained.data else None
+        save_adapter(trained.model, out, metadata, deploy=True)
+        return
+    export_peft(
+        trained.model, out, base_model=trained.base, license=license, data=trained.trained_on, metrics=trained.metrics
+    )
+
+
+def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
+    """Fold the update into the backbone, prove it on an input, and write the model for stock tools.
+
+    A timm model becomes a folder that `timm.create_model("local-dir:OUT", pretrained=True)` opens, a transformers model
+    one for `from_pretrained`, any other a folder with `model.safetensors`. Each has a model card.
+
+    Returns:
+        The largest difference between merged and unmerged outputs, as a part of the largest output.
+
+    Raises:
+        RepLoRAError: A weight is quantised, the outputs differ, or `out` exists.
+        OSError: It cannot be written; then nothing is left behind.
+    """
+    model, description = trained.model, replora.describe(trained.model)
+    difference = _difference(model)
+    merge_and_unload(model)
+    with new_folder(out) as folder:
+        library, usage = _save(model, trained, folder)
+        card = model_card(
+            description,
+            trained.base,
+            license,
+            trained.trained_on,
+            trained.metrics,
+            base_class=type(model).__name__,
+            library=library,
+            usage=usage,
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return difference
+
+
+def _difference(model: nn.Module) -> float:
+    unmerged = outputs_on_example(model)
+    if unmerged is None:
+        raise DeploymentError(f"No input is known for {type(model).__name__}, so merging could not be checked.")
+    with merged(model):
+        found = outputs_on_example(model) or []
+    largest = max(float(output.abs().max()) for output in unmerged)
+    difference = max(float((a - b).abs().max()) for a, b in zip(found, unmerged, strict=True)) / max(largest, 1e-30)
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    if not difference <= TOLERANCES[dtype]:
+        raise DeploymentError(
+            f"The merged model's outputs differ from the unmerged one's by {difference:.2g} of their size, more than "
+            f"{TOLERANCES[dtype]:g} allowed in {dtype}. Load the base in float32, or keep the adapter apart (export)."
+        )
+    return difference
+
+
+def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
+    """Write the plain model; return the library that opens it, and the code."""
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+        _copy_processors(trained.base, folder)
+        name = type(model).__name__
+        return "transformers", f'from transformers import {name}\n\nmodel = {name}.from_pretrained("this folder")'
+    if hasattr(model, "get_classifier"):  # timm
+        _save_timm(model, trained, folder)
+        return "timm", 'import timm\n\nmodel = timm.create_model("local-dir:this folder", pretrained=True)'
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    load = 'model.load_state_dict(load_file("this folder/model.safetensors"))'
+    return "pytorch", f"from safetensors.torch import load_file\n\n{load}"
+
+
+def _copy_processors(base: str | None, folder: Path) -> None:
+    """A transformers folder serves only with its tokenizer or image processor beside the weights."""
+    import transformers
+
+    for loader in (transformers.AutoTokenizer, transformers.AutoImageProcessor):
+        try:
+            loader.from_pretrained(base).save_pretrained(folder)
+        except (OSError, ValueError, TypeError, KeyError):  # the base has none
+            continue
+
+
+def _save_timm(model: Any, trained: Trained, folder: Path) -> None:
+    import timm
+
+    config: dict[str, Any] = {}
+    if not getattr(model, "pretrained_cfg", None):  # vit_nano, which timm does not know by name
+        model.pretrained_cfg = {
+            "architecture": "vit_tiny_patch16_224",
+            "input_size": (3, VIT_NANO_ARCHITECTURE["img_size"], VIT_NANO_ARCHITECTURE["img_size"]),
+            "fixed_input_size": True,
+            "mean": VIT_NANO_MEAN,
+            "std": VIT_NANO_STD,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        }
+        config["model_args"] = dict(VIT_NANO_ARCHITECTURE)
+    if trained.data:
+        size = trained.data["image_size"]
+        squash = trained.data["framing"] == "squash"
+        config["label_names"] = trained.data["class_names"]
+        config["pretrained_cfg"] = {
+            "input_size": (3, size, size),
+            "interpolation": trained.data["interpolation"],
+            "crop_mode": "squash" if squash else "center",
+            "crop_pct": 1.0 if squash else size / short_side(size),
+            "mean": tuple(trained.data["normalization"]["mean"]),
+            "std": tuple(trained.data["normalization"]["std"]),
+        }
+    timm.models.save_for_hf(model, str(folder), model_config=config, safe_serialization=True)

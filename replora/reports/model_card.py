@@ -1,0 +1,74 @@
+"""The README of an exported adapter or merged model, in the form that model hubs read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_card(
+    description: Mapping[str, Any],
+    base_model: str | None,
+    license: str,
+    data: str | None,
+    metrics: Mapping[str, float],
+    *,
+    base_class: str,
+    library: str,
+    usage: str,
+) -> str:
+    """Markdown with a YAML head.
+
+    Args:
+        description: Of the adapter, as `replora.describe` gives it.
+        base_model: Name of the frozen model, None if unknown.
+        license: An identifier of the Hugging Face hub.
+        data: What it was trained on.
+        metrics: Name -> value.
+        base_class: Python class of the base model.
+        library: Which opens the folder: `peft`, `timm`, `transformers` ...
+        usage: Code that opens it.
+    """
+    head = {
+        "library_name": library,
+        "base_model": base_model,
+        "license": license,
+        "tags": list(dict.fromkeys(["replora", description["method"]])),
+    }
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items() if value is not None]
+    counts = description["parameters"]
+    trained = description.get("trained_as", description)["parameters"]["adapter_trained"]
+    rows = {
+        "Base model": f"{base_model or 'not recorded'} ({base_class}, {counts['backbone']:,} parameters)",
+        "Method": description["method"],
+        "Options": ", ".join(f"{name} = {value}" for name, value in description["options"].items()) or "none",
+        "Adapted layers": f"{len(description['targets'])}",
+        "Parameters trained": f"{trained:,} of the adapter and {counts['head']:,} of the head",
+        "Parameters deployed": f"{counts['adapter_deployed']:,} of the adapter and {counts['head']:,} of the head",
+        "Training data": data or "not recorded",
+    }
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
+    measured = ["| metric | value |", "|---|---|", *(f"| {_cell(k)} | {v:.6g} |" for k, v in metrics.items())]
+    return f"""---
+{chr(10).join(lines)}
+---
+
+# Adapter of {base_model or base_class}, trained with {description["method"]}
+
+Made with [RepLoRA](https://arxiv.org/abs/2502.03044) software. Loading it needs no such software:
+
+```python
+{usage}
+```
+
+| | |
+|---|---|
+{table}
+
+{chr(10).join(measured) if metrics else "No metrics were recorded."}
+"""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,118 @@
+"""A trained run, opened again: its backbone with its adapter, from the run's directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import replora
+from replora.adapters.state import read_metadata
+from replora.backbones.backbone import Backbone
+from replora.backbones.vision import build_vision_backbone
+from replora.errors import RepLoRAError
+
+
+class RunError(RepLoRAError):
+    """A directory is not that of a finished fit, of another kind than asked for, or its backbone cannot be had."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished fit.
+
+    Attributes:
+        folder: Its directory.
+        kind: Class of its LightningModule, such as `ImageClassification`.
+        backbone: As it was built; its `model` carries the trained adapter, not merged, in evaluation mode.
+        data: Class names and preprocessing, where the data have them.
+    """
+
+    folder: Path
+    kind: str
+    backbone: Backbone
+    data: dict[str, Any]
+
+    @property
+    def model(self) -> nn.Module:
+        return self.backbone.model
+
+
+def load_run(folder: Path, checkpoint: Path | None = None, kinds: tuple[str, ...] = ()) -> Run:
+    """Build the model of a run from its `fit.yaml` and `adapter.safetensors`.
+
+    Args:
+        folder: The run's directory.
+        checkpoint: The backbone's weights instead of the source in `fit.yaml`.
+        kinds: The kinds of run that will do; any by default.
+
+    Raises:
+        RepLoRAError: A file is missing or of another kind of run, or the backbone's weights are not those of the run.
+    """
+    class_path, options, seed = _read_fit(folder)
+    kind = class_path.rpartition(".")[2]
+    if kind not in BUILDERS or (kinds and kind not in kinds):
+        wanted = " or ".join(repr(name) for name in kinds or BUILDERS)
+        raise RunError(f"{folder / 'fit.yaml'} is of {class_path!r}, but this is for a run of {wanted}.")
+    file = folder / "adapter.safetensors"
+    metadata = read_metadata(file)
+    recorded = json.loads(metadata.get("backbone", "{}"))
+    data = json.loads(metadata.get("data", "{}"))
+    given = checkpoint or options.get("checkpoint")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # random weights are those of the run
+        built = BUILDERS[kind](options, data, Path(given) if given else None)
+        if recorded and built.fingerprint != recorded["fingerprint"]:
+            raise RunError(
+                f"The backbone's weights ({built.weights}) are not those that {folder} was trained on "
+                f"({recorded['weights']}, fingerprint {recorded['fingerprint']}). Give their file with --checkpoint."
+            )
+        replora.load_adapter(built.model, file)
+    built.model.eval()
+    return Run(folder, kind, built, data)
+
+
+def _vision(options: dict[str, Any], data: dict[str, Any], checkpoint: Path | None) -> Backbone:
+    if "class_names" not in data:
+        raise RunError(
+            "The run's adapter.safetensors does not hold the names of its classes and the preprocessing; a fit of this "
+            "release writes them. Repeat the fit."
+        )
+    return build_vision_backbone(
+        options["backbone"],
+        num_classes=len(data["class_names"]),
+        pretrained=options.get("pretrained", True),
+        checkpoint=checkpoint,
+    )
+
+
+# Kind of run -> its backbone, from the options of its module, what its adapter file says of the data, and a checkpoint.
+BUILDERS: dict[str, Callable[[dict[str, Any], dict[str, Any], Path | None], Backbone]] = {
+    "ImageClassification": _vision,
+}
+
+
+def _read_fit(folder: Path) -> tuple[str, dict[str, Any], int]:
+    """Class of the run's module, the options of its module, and its seed."""
+    import yaml  # type: ignore[import-untyped]
+
+    file = folder / "fit.yaml"
+    if not file.is_file():
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
+        raise RunError(
+            f"{folder} is not the directory of a finished fit: it has no fit.yaml ({there or 'it is empty'}). A fit "
+            "writes it and adapter.safetensors into its --run_dir."
+        )
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    model = config.get("model") or {}
+    seed = config.get("seed_everything")
+    return (
+        model.get("class_path", ""),
+        model.get("init_args") or {},
+        seed if isinstance(seed, int) and not isinstance(seed, bool) else 0,
+    )
