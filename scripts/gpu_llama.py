@@ -3,8 +3,8 @@
     python scripts/gpu_llama.py --shape 7b --out gpu_llama_7b.json
 
 Weights, token ids and options are random, so nothing is downloaded; the shapes, the recipe's adapter (rank 32 on q, k,
-v, up and down), batch (4 texts of 256 tokens) and 4 beams are those of `configs/commonsense.yaml`. Each row is one method
-with or without gradient checkpointing: tokens a second of forward, backward and optimiser step, peak memory, and
+v, up and down), batch (4 texts of 256 tokens) and 4 beams are those of `configs/commonsense.yaml`. Each row is one
+method with or without gradient checkpointing: tokens a second of forward, backward and optimiser step, peak memory, and
 questions a second of both ways to answer. `--shape tiny --device cpu` tries the script itself anywhere.
 """
 
