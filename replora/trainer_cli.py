@@ -49,6 +49,7 @@ SETTLED_WARNINGS = (
     ".*GPU available but not used.*",
     ".*Experiment logs directory .* exists and is not empty.*",
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # the sampler skips what was seen
+    ".*You have overridden `transfer_batch_to_device`.*",  # questions of language models stay lists
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
 )
 NEEDLESS_MESSAGES = ("Tip: ", "TPU available", "Loading `train_dataloader` to estimate", "For seamless cloud logging")
