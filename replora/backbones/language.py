@@ -203,6 +203,10 @@ def _quantized(quantization: Quantization, pretrained: bool, dtype: Dtype) -> di
             f"quantization: {quantization} needs bitsandbytes and accelerate, which are not installed: "
             'pip install bitsandbytes "replora[llm]". Without them: --model.quantization none'
         )
+    if quantization == "4bit" and not torch.cuda.is_available():
+        # bitsandbytes 0.50 repacks 4-bit weights on a CPU at the first evaluation, and its product with those passes no
+        # gradient on: training would do nothing.
+        raise BackboneError("quantization: 4bit trains on a GPU alone. Here: --model.quantization 8bit, or none.")
     from transformers import BitsAndBytesConfig
 
     compute = DTYPES.get(dtype, torch.bfloat16)
