@@ -59,6 +59,24 @@ def finished(home):
     return home / "run"
 
 
+def test_export_and_merge_are_opened_by_stock_tools(finished, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    main(["export", str(finished), f"--out={tmp_path / 'peft'}"])
+    main(["merge", str(finished), f"--out={tmp_path / 'merged'}"])
+    ids = torch.tensor([[256, 40, 50, 60]])
+    want = load_run(finished).model(ids).logits
+    base = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    base_model = AutoModelForCausalLM.from_pretrained(base)
+    assert not torch.allclose(base_model(ids).logits, want, atol=1e-3)
+    adapted = PeftModel.from_pretrained(base_model, tmp_path / "peft").eval()
+    torch.testing.assert_close(adapted(ids).logits, want, rtol=1e-5, atol=1e-5)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(merged(ids).logits, want, rtol=1e-4, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").pad_token == "<pad>"
+
+
 def answers(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
 
