@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.resources
+import inspect
 import json
 import os
 import signal
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "merge": commands.merge,
     "plot": commands.plot,
     "quickstart": commands.quickstart,
+    "sweep": commands.sweep,
 }
 
 
@@ -49,7 +51,7 @@ def main(args: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if args is None else list(args)
     try:
-        _run(arguments)
+        run(arguments)
     except ValueError as error:
         mistake = _root_mistake(error)
         if mistake is None or os.environ.get("REPLORA_DEBUG") == "1":
@@ -58,12 +60,19 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _run(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
         print(_help())
     elif verb == "--version":
         print(f"replora {importlib.metadata.version('replora')}")
+    elif verb == "sweep":
+        from jsonargparse import ArgumentParser
+
+        # auto_cli keeps --config to itself.
+        parser = ArgumentParser(prog="replora-cli sweep", description=inspect.getdoc(commands.sweep).partition("\n")[0])
+        parser.add_function_arguments(commands.sweep, as_group=False)
+        commands.sweep(**parser.parse_args(arguments[1:]))
     elif verb in COMMANDS:
         from jsonargparse import auto_cli
 
@@ -110,6 +119,7 @@ For example:
   replora-cli test --config runs/NAME/fit.yaml
   replora-cli fit --config image_folder.yaml --data.root photos
   replora-cli predict-files runs/NAME new_photos --out predictions.csv
+  replora-cli sweep --config sweep/quickstart_low_data.yaml
   replora-cli export runs/NAME
   replora-cli merge runs/NAME --out model"""
 
