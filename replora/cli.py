@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.resources
-import inspect
 import json
 import os
 import signal
@@ -40,7 +39,11 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "plot": commands.plot,
     "quickstart": commands.quickstart,
     "sweep": commands.sweep,
+    "report": commands.report,
 }
+
+# Verbs whose last positional argument is a list of files, and how many arguments stand before it.
+LISTS = {"predict-files": 1, "report": 0}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -70,14 +73,14 @@ def run(arguments: list[str]) -> None:
         from jsonargparse import ArgumentParser
 
         # auto_cli keeps --config to itself.
-        parser = ArgumentParser(prog="replora-cli sweep", description=inspect.getdoc(commands.sweep).partition("\n")[0])
+        parser = ArgumentParser(prog="replora-cli sweep", description=_first_line(commands.sweep))
         parser.add_function_arguments(commands.sweep, as_group=False)
         commands.sweep(**parser.parse_args(arguments[1:]))
     elif verb in COMMANDS:
         from jsonargparse import auto_cli
 
         components: Any = COMMANDS[verb]
-        options = _list_files(arguments[1:]) if verb == "predict-files" else arguments[1:]
+        options = _list_files(arguments[1:], LISTS[verb]) if verb in LISTS else arguments[1:]
         auto_cli(components, args=options, prog=f"replora-cli {verb}")
     elif verb in TRAINER_VERBS:
         _run_trainer(arguments)
@@ -85,12 +88,17 @@ def run(arguments: list[str]) -> None:
         raise RepLoRAError(f"There is no verb {verb!r}. {nearest(verb, [*TRAINER_VERBS, *COMMANDS])}")
 
 
-def _list_files(arguments: list[str]) -> list[str]:
-    """RUN a.jpg b.jpg --out x -> RUN ["a.jpg", "b.jpg"] --out x, for jsonargparse takes a list as one argument."""
+def _list_files(arguments: list[str], before: int) -> list[str]:
+    """RUN a.jpg b.jpg --out x -> RUN ["a.jpg", "b.jpg"] --out x, for jsonargparse takes a list as one argument.
+
+    Args:
+        arguments: Of the verb.
+        before: How many arguments stand before those of the list.
+    """
     first_option = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    if first_option < 2:
+    if first_option <= before:
         return arguments
-    return [arguments[0], json.dumps(arguments[1:first_option]), *arguments[first_option:]]
+    return [*arguments[:before], json.dumps(arguments[before:first_option]), *arguments[first_option:]]
 
 
 def _help() -> str:
@@ -120,6 +128,7 @@ For example:
   replora-cli fit --config image_folder.yaml --data.root photos
   replora-cli predict-files runs/NAME new_photos --out predictions.csv
   replora-cli sweep --config sweep/quickstart_low_data.yaml
+  replora-cli report runs/quickstart_low_data --out report
   replora-cli export runs/NAME
   replora-cli merge runs/NAME --out model"""
 

@@ -252,6 +252,7 @@ def sweep(
     gpus_per_trial: float = 0,
     max_concurrent: int | None = None,
     max_failures: int = 1,
+    make_report: bool = True,
 ) -> None:
     """Run methods, tasks, training set sizes, grids and seeds against each other.
 
@@ -259,7 +260,8 @@ def sweep(
         replora-cli sweep --config sweep/vtab_low_data.yaml --options '{"data.root": "vtab-1k"}' --gpus_per_trial 0.5
 
     Every trial is a run of fit in a directory of its own. The same command goes on after an interruption and repeats
-    nothing that is finished. The form of the file: docs/sweeps.md.
+    nothing that is finished. Ends with a page of curves and tables (replora-cli report). The form of the file:
+    docs/sweeps.md.
 
     Args:
         config: The sweep's file, a local one or one that ships with the package.
@@ -271,6 +273,7 @@ def sweep(
         gpus_per_trial: GPUs of a trial; 0.5 lets two trials share one. The file's base must train on a GPU then.
         max_concurrent: Trials at the same time at most. Default: as many as there is room for.
         max_failures: How often a failed trial is tried again, at least 0.
+        make_report: Whether to end with a report in OUT/report, of what there is also after failures.
     """
     from replora.cli import find_config
     from replora.sweeps.plan import read_sweep
@@ -286,7 +289,32 @@ def sweep(
         return
     from replora.sweeps.on_ray import Share
 
-    run_sweep(plan, home, address, Share(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
+    try:
+        run_sweep(plan, home, address, Share(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
+    finally:
+        if make_report and any(home.rglob("results.json")):
+            report([str(home)], home / "report")
+
+
+def report(runs: list[str] | str, out: Path = Path("report")) -> None:
+    """Make tables and pictures of finished runs: Markdown, CSV, PNG and one HTML page with everything in it.
+
+        replora-cli report runs/quickstart_low_data --out report
+        replora-cli report runs/a runs/b results/digits --out report
+
+    Reads results.json files alone: benchmark tables, accuracy against the amount of data, the data that one method
+    needs to reach another, paired differences, learning rates, learning curves, published rows apart. Runs under
+    different conditions stand in different sections, and the two tracks of VTAB-1K are refused together.
+
+    Args:
+        runs: Directories of runs, searched with those inside; results.json files; .jsonl files of earlier reports.
+        out: Directory of the report. Files of an earlier report in it are replaced.
+    """
+    from replora.reports.report import write_report
+
+    sources = [Path(run) for run in ([runs] if isinstance(runs, str) else runs)]
+    files = write_report(sources, out)
+    print(f"report: {files[1]}")
 
 
 def _at_least(least: float, **options: float | None) -> None:

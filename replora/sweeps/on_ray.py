@@ -86,7 +86,7 @@ class Cluster:
                 "and `ray start --address HEAD:6379` on the others, or leave --address out."
             ) from error
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by `Watcher.failed`
-        there = ray.cluster_resources()
+        there = ray.cluster_resources()  # type: ignore[no-untyped-call]
         for name, wanted in (("CPU", self.share.cpus), ("GPU", self.share.gpus)):
             if wanted > there.get(name, 0):
                 ray.shutdown()
@@ -137,10 +137,10 @@ class Cluster:
             ).fit()
 
 
-class Worker(tune.Trainable):  # type: ignore[misc]
+class Worker(tune.Trainable):
     """A process that runs trials one after the other."""
 
-    def setup(self, config: dict[str, Any], jobs: list[dict[str, Any]]) -> None:
+    def setup(self, config: dict[str, Any], jobs: list[dict[str, Any]]) -> None:  # type: ignore[override]
         self.jobs, self.number = jobs, config["number"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -168,7 +168,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         """Nothing."""
 
 
-class _Teller(tune.Callback):  # type: ignore[misc]
+class _Teller(tune.Callback):
     """Passes on what Ray Tune reports."""
 
     def __init__(self, home: Path, trials: Sequence[Trial], watcher: Watcher) -> None:

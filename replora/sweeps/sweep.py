@@ -58,8 +58,8 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
         listed = "\n".join(f"  {folder}: {reason}" for folder, reason in list(failures.items())[:10])
         more = f"\n  and {len(failures) - 10} more" if len(failures) > 10 else ""
         raise UnfinishedSweepError(
-            f"{len(failures)} trials failed:\n{listed}{more}\nTheir error.txt and output.log in {home} say more. The same "
-            "command tries them again, and repeats nothing that is finished."
+            f"{len(failures)} trials failed:\n{listed}{more}\nTheir error.txt and output.log in {home} say more. The "
+            "same command tries them again, and repeats nothing that is finished."
         )
 
 
