@@ -13,7 +13,7 @@ from replora.errors import RepLoRAError
 from replora.sweeps.plan import Sweep, Trial
 from replora.sweeps.progress import Progress, duration
 from replora.sweeps.selection import Choice, choose
-from replora.sweeps.trial import finished
+from replora.sweeps.trial import check_options, finished
 
 if TYPE_CHECKING:
     from replora.sweeps.on_ray import Cluster, Share
@@ -38,6 +38,9 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
     """
     from replora.sweeps.on_ray import Cluster
 
+    planned = [*sweep.selection_trials(), *(sweep.planned_final_trials() if sweep.select else sweep.only_trials())]
+    for trial in {(trial.stage, trial.method): trial for trial in planned}.values():
+        check_options(trial)  # one mistake would fail every trial
     home.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     with Cluster(address, share) as cluster:

@@ -14,6 +14,7 @@ The checkpoint of a trial of the first stage is deleted in the end; the second s
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 import sys
@@ -95,6 +96,24 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
     if trial.stage == "select":
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return content
+
+
+def check_options(trial: Trial) -> None:
+    """Parse a trial's command line, without running it.
+
+    Raises:
+        RepLoRAError: It has an option that does not exist, or a value that does not fit.
+    """
+    from replora.cli import run
+
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(words):
+            run(["fit", *trial.arguments, "--print_config"])
+    except SystemExit as stopped:
+        if stopped.code:
+            _, _, mistake = words.getvalue().partition("error:")
+            raise TrialError(f"The trials of {trial.method!r} ({trial.stage}) cannot run: {mistake.strip()}") from None
 
 
 def reason_of_failure(home: Path, trial: Trial) -> str:
