@@ -17,6 +17,7 @@ from lightning_modules.base import AdaptedModule
 from replora.reports.results import add_to_results, circumstances, peak_memory, read_results, refuse_other_run
 
 HISTORY = 50  # epochs of the course that a results file keeps at most
+UNTRAINED = "untrained"
 
 
 class ResultsWriter(Callback):
@@ -26,10 +27,12 @@ class ResultsWriter(Callback):
 
     Args:
         run_dir: The run's directory.
+        untrained: Whether the model is measured as it is before any training.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, untrained: bool = False) -> None:
         self.run_dir = run_dir
+        self.untrained = untrained
         self.fitted = False
         self.started = 0.0
         self.validated = -1  # the epoch of the last validation
@@ -97,6 +100,8 @@ class ResultsWriter(Callback):
         if trainer.ckpt_path:
             seen = getattr(trainer.lightning_module, "loaded_after", "")
             return f"{trainer.ckpt_path} (after {seen})"
+        if self.untrained:
+            return UNTRAINED
         return "last epoch" if self.fitted else "as given"
 
     def _write(self, trainer: Trainer, module: LightningModule, verb: str, entry: dict[str, Any]) -> None:
@@ -109,6 +114,7 @@ class ResultsWriter(Callback):
         metrics = _metrics(trainer)
         entry = {
             "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+            **module.measured(verb),
             **entry,
             "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
             "seconds": round(time.monotonic() - self.started, 2),

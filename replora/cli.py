@@ -22,9 +22,9 @@ from replora.errors import RepLoRAError, nearest
 # Verbs that LightningCLI runs, and verbs that are functions of `replora.commands`, or several of them by a second word.
 TRAINER_VERBS = {
     "fit": "train an adapter, then test it where the protocol allows",
-    "validate": "measure a trained adapter on the validation images",
-    "test": "measure a trained adapter on the test images",
-    "predict": "write a trained adapter's predictions as CSV",
+    "validate": "measure a trained adapter on the validation data",
+    "test": "measure a trained adapter on the test data",
+    "predict": "write a trained adapter's predictions as CSV, or JSON lines",
 }
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "configs": commands.configs,
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
         "vtab": commands.prepare_vtab,
         "fgvc": commands.prepare_fgvc,
         "images": commands.prepare_images,
+        "commonsense": commands.prepare_commonsense,
     },
     "predict-files": commands.predict_files,
     "export": commands.export,
@@ -55,12 +56,16 @@ def main(args: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else list(args)
     try:
         run(arguments)
+        sys.stdout.flush()
     except ValueError as error:
         mistake = _root_mistake(error)
         if mistake is None or os.environ.get("REPLORA_DEBUG") == "1":
             raise
         print(f"replora-cli: error: {mistake}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def run(arguments: list[str]) -> None:
@@ -126,6 +131,7 @@ For example:
   replora-cli fit --config vtab.yaml --config adapter/lora.yaml --config trainer/ddp.yaml --data.task dtd
   replora-cli test --config runs/NAME/fit.yaml
   replora-cli fit --config image_folder.yaml --data.root photos
+  replora-cli fit --config commonsense_smollm2.yaml --data.root commonsense
   replora-cli predict-files runs/NAME new_photos --out predictions.csv
   replora-cli sweep --config sweep/quickstart_low_data.yaml
   replora-cli report runs/quickstart_low_data --out report
