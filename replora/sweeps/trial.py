@@ -84,11 +84,11 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
     except NonFiniteLossError as error:
         content: dict[str, Any] = {"format": FORMAT, "sweep": label | {"failed": str(error)}}
     except SystemExit as error:  # the parser's way to refuse an option
-        words = (folder / "output.log").read_text(encoding="utf-8").strip().splitlines()[-3:]
-        replace_text(folder / "error.txt", "\n".join(words))
-        raise TrialError(f"{trial.folder}: {' '.join(words)}") from error
-    except Exception:
-        replace_text(folder / "error.txt", traceback.format_exc())
+        _, _, mistake = (folder / "output.log").read_text(encoding="utf-8").rpartition("error:")
+        replace_text(folder / "error.txt", mistake.strip())
+        raise TrialError(f"{trial.folder}: {mistake.strip()}") from error
+    except Exception as error:
+        replace_text(folder / "error.txt", f"{error}\n\n{traceback.format_exc()}")
         raise
     else:
         content = read_results(folder) | {"sweep": label}
@@ -117,10 +117,10 @@ def check_options(trial: Trial) -> None:
 
 
 def reason_of_failure(home: Path, trial: Trial) -> str:
-    """The last line of what a failed trial left behind."""
+    """The first line of what a failed trial left behind."""
     file = home / trial.folder / "error.txt"
     lines = file.read_text(encoding="utf-8").strip().splitlines() if file.is_file() else []
-    return lines[-1].strip() if lines else "its process died (out of memory?)"
+    return lines[0].strip() if lines else "its process died (out of memory?)"
 
 
 def _remaining(folder: Path, trial: Trial) -> list[str]:

@@ -29,7 +29,7 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"},
     )
 
 
@@ -48,12 +48,12 @@ def test_a_killed_sweep_goes_on_without_repeating_anything(tmp_path):
     write_sweep(tmp_path / "s.yaml")
     first = start(tmp_path)
     deadline = time.monotonic() + 240
-    while len(finished(tmp_path)) < 2 and first.poll() is None and time.monotonic() < deadline:
+    while not finished(tmp_path) and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     before = finished(tmp_path)
-    assert 2 <= len(before) < 8, first.stdout and first.stdout.read()
+    assert 1 <= len(before) < 8, first.stdout and first.stdout.read()
 
     second = start(tmp_path)
     shown, _ = second.communicate(timeout=300)
@@ -63,7 +63,7 @@ def test_a_killed_sweep_goes_on_without_repeating_anything(tmp_path):
     assert {trial: after[trial]["fit"]["date"] for trial in before} == {
         trial: results["fit"]["date"] for trial, results in before.items()
     }
-    assert re.search(r"select: [23] of 4 trials are finished already", shown)
+    assert re.search(r"select: [123] of 4 trials are finished already", shown)
     assert "chosen on the validation images" in shown
     final = after["final/RepLoRA/shots=1/seed=1"]
     assert "test/accuracy" in final["test"]["metrics"]
