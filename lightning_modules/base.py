@@ -130,6 +130,7 @@ class AdaptedModule(LightningModule):
                 "The length of the run is unknown, but the learning rate's course needs it: set --trainer.max_epochs "
                 "or --trainer.max_steps."
             )
+        self.trainer.fit_loop.setup_data()  # where max_steps alone is given, nobody has counted the batches yet
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         optimizer = self.make_optimizer(replora.parameter_groups(self.model))
         scheduler = self.schedule.scheduler(optimizer, max(steps_per_epoch, 1), max(int(total), 1))
