@@ -55,7 +55,8 @@ from replora.datasets.errors import (  # noqa: E402
     UnknownTaskError,
 )
 from replora.datasets.fgvc import FGVC, FGVC_TASKS, FGVCTask, fgvc_task  # noqa: E402
-from replora.datasets.image_folder import ImageFolder, ImageFolderError, ImageTable, read_image_table  # noqa: E402
+from replora.datasets.file_table import FileTable, FileTableError, read_file_table  # noqa: E402
+from replora.datasets.image_folder import ImageFolder, read_image_table  # noqa: E402
 from replora.datasets.images import Framing, Interpolation, read_image  # noqa: E402
 from replora.datasets.subsample import subsample_indices  # noqa: E402
 from replora.datasets.text import ChoiceItem, TextBatch  # noqa: E402
@@ -77,13 +78,13 @@ __all__ = [
     "DatasetNotFoundError",
     "Digits",
     "FGVCTask",
+    "FileTable",
+    "FileTableError",
     "Framing",
     "ImageBatch",
     "ImageDataset",
     "ImageFolder",
-    "ImageFolderError",
     "ImageSample",
-    "ImageTable",
     "InMemory",
     "Interpolation",
     "ListFileError",
@@ -97,6 +98,7 @@ __all__ = [
     "commonsense_task",
     "fgvc_task",
     "in_memory",
+    "read_file_table",
     "read_image",
     "read_image_table",
     "subsample_indices",
