@@ -1,9 +1,19 @@
 """Splits, subsets and batches for PyTorch Lightning: one file per benchmark, one shared base."""
 
 from datamodules.base import BaseDataModule
+from datamodules.commonsense import CommonsenseDataModule
 from datamodules.digits import DigitsDataModule
 from datamodules.fgvc import FGVCDataModule
+from datamodules.image import ImageDataModule
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.vtab import VTABDataModule
 
-__all__ = ["BaseDataModule", "DigitsDataModule", "FGVCDataModule", "ImageFolderDataModule", "VTABDataModule"]
+__all__ = [
+    "BaseDataModule",
+    "CommonsenseDataModule",
+    "DigitsDataModule",
+    "FGVCDataModule",
+    "ImageDataModule",
+    "ImageFolderDataModule",
+    "VTABDataModule",
+]

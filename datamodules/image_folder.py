@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.base import BaseDataModule, Normalization, Protocol, Split
+from datamodules.base import Protocol, Split
+from datamodules.image import ImageDataModule, Normalization
 from replora.datasets import Interpolation, RandomCropFlip
 from replora.datasets.file_table import FileTableError
 from replora.datasets.image_folder import ImageFolder, read_image_table
@@ -14,7 +15,7 @@ from replora.datasets.image_folder import ImageFolder, read_image_table
 TrainAugmentation = Literal["crop_flip", "crop", "none"]
 
 
-class ImageFolderDataModule(BaseDataModule):
+class ImageFolderDataModule(ImageDataModule):
     """Images in a folder for each class, with or without `train`, `val` and `test` above, or listed in a CSV file.
 
     Splits that are absent are made from the training images, stratified, and the same on every machine. An image is

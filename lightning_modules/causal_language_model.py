@@ -8,7 +8,6 @@ from typing import Any, Literal, TypedDict
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
-from replora.datasets.commonsense_prompts import parse_answer
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, SumMetric
@@ -26,6 +25,7 @@ from replora.backbones.language import (
     load_tokenizer,
 )
 from replora.datasets import ChoiceItem, TextBatch
+from replora.datasets.commonsense_prompts import parse_answer
 from replora.errors import RepLoRAError, nearest
 from replora.evaluation import generate, option_log_likelihoods
 from replora.evaluation.choice_counts import ChoiceCounts, Counted, accuracies
@@ -35,7 +35,7 @@ Evaluation = Literal["auto", "generate", "likelihood"]
 
 NO_LOSS = -100  # the label of a token that is not learned
 RESPONSE = "### Response:"
-DEFAULT_ADAPTER = RepLoRAConfig(rank=32, alpha=64, dropout=0.05, targets=("q", "k", "v", "up", "down"))
+DEFAULT_ADAPTER = RepLoRAConfig()
 DEFAULT_SCHEDULE = WarmupLinear()
 
 

@@ -170,23 +170,27 @@ def plot(source: str, output: Path | None = None, data: dict[str, Any] | None = 
     """
     from replora.cli import find_config
     from replora.reports.pictures import draw_batch, draw_confusion, draw_learning_curves
+    from replora.reports.results import read_results
 
     run = Path(source)
     pictures: list[Path] = []
+    has_images = True
     if run.is_dir():
+        has_images = "image_size" in read_results(run)["data"]
         output = output or run / "plots"
         output.mkdir(parents=True, exist_ok=True)
         pictures.append(draw_learning_curves(run, output / "curves.png"))
         if (run / "predictions.csv").is_file():
             pictures.append(draw_confusion(run, output / "confusion.png"))
-        else:
+        elif has_images:
             print(f"No confusion matrix without predictions. First: replora-cli predict --config {run / 'fit.yaml'}")
         config = run / "fit.yaml"
     else:
         output = output or Path()
         output.mkdir(parents=True, exist_ok=True)
         config = find_config(source)
-    pictures.append(draw_batch(config, data or {}, images, output / "batch.png"))
+    if has_images:
+        pictures.append(draw_batch(config, data or {}, images, output / "batch.png"))
     print("\n".join(str(picture) for picture in pictures))
 
 
@@ -310,6 +314,36 @@ def prepare_images(root: Path, val_fraction: float = 0.1, test_fraction: float =
     reports = check_image_folder(root.expanduser(), val_fraction, test_fraction, split_seed)
     print_reports(reports)
     if any(report.problems for report in reports):
+        sys.exit(1)
+
+
+def prepare_commonsense(
+    root: Path | None = None,
+    tasks: list[str] | str | None = None,
+    rebuild: bool = False,
+    hub: str | None = None,
+    check_sizes: bool = True,
+) -> None:
+    """Check the eight commonsense tasks of LLM-Adapters, record by record; with --rebuild or --hub get what is missing.
+
+    Prints the number of records of each file, how many are repeated or in both files of a task, everything that is
+    wrong and how to mend it. The exit status is 1 if something is wrong or missing.
+
+    Args:
+        root: The folder of the tasks' folders. Default: the environment variable REPLORA_DATA, else `data`.
+        tasks: Names separated by commas, such as ARC-Easy,boolq. Default: all eight.
+        rebuild: Make what is missing from the original data sets on the Hugging Face hub (pip install pyarrow).
+        hub: Take what is missing from this data set repository of the Hugging Face hub, as OWNER/NAME: the files of the
+            tasks, or commonsense_170k.json (for --data.union_file).
+        check_sizes: Compare the number of records with the published ones; false for data made smaller on purpose.
+    """
+    from replora.datasets.prepare_commonsense import prepare_commonsense as prepare
+    from replora.datasets.prepare_commonsense import print_reports
+
+    home = _data_root(root)
+    reports = prepare(home, _names(tasks), rebuild, hub, check_sizes)
+    print_reports(reports, home)
+    if any(report.state != "whole" for report in reports):
         sys.exit(1)
 
 
