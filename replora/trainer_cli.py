@@ -144,6 +144,7 @@ class TrainerCLI(LightningCLI):
         # Each link is passed over where the classes chosen have no such argument.
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
+        parser.link_arguments("data.init_args.clips.num_frames", "model.init_args.num_frames")
         parser.link_arguments("model.init_args.revision", "data.init_args.revision")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

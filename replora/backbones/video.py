@@ -11,6 +11,7 @@ updated weight, so an adapter on them acts exactly, and injection proves it on `
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ KINETICS_CLASSES = 400
 
 # Names in the checkpoints of github.com/SwinTransformer/Video-Swin-Transformer -> names in torchvision's model. Block j
 # of stage i is features.{2i}.{j}, the patch merging after it features.{2i + 1}.
-_ORIGINAL_NAMES = [
+_ORIGINAL_NAMES: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = [
     (re.compile(r"layers\.(\d+)\.downsample\.(.+)"), lambda m: f"features.{2 * int(m[1]) + 1}.{m[2]}"),
     (
         re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc1\.(.+)"),
@@ -301,7 +302,8 @@ def _read_tensors(checkpoint: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         try:
-            return load_file(checkpoint)
+            tensors: dict[str, Tensor] = load_file(checkpoint)
+            return tensors
         except SafetensorError as error:
             raise BackboneError(f"checkpoint: {checkpoint} cannot be read as weights ({error}).") from error
     try:
@@ -377,10 +379,11 @@ def _videomae(
         if num_frames % config.tubelet_size:
             raise ValueError(f"clips of {num_frames} frames do not divide into tubelets of {config.tubelet_size}")
         config.num_frames, config.num_labels = num_frames, num_classes
-        model = VideoMAEForVideoClassification(config)
+        make: Any = VideoMAEForVideoClassification  # transformers is not typed
+        model = make(config)
         if pretrained:
             # The head of other classes stays out; whatever else is absent is named below.
-            model, report = VideoMAEForVideoClassification.from_pretrained(
+            model, report = make.from_pretrained(
                 source, config=config, ignore_mismatched_sizes=True, output_loading_info=True
             )
     except Exception as error:  # the hub's client, safetensors and transformers raise their own errors

@@ -25,9 +25,9 @@ from replora.errors import RepLoRAError
 if TYPE_CHECKING:
     import av
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
 
-# Decoded frames that wait until the clip's length is known, in bytes; of a longer clip a second pass decodes them again.
+# Decoded frames that wait until the clip's length is known, in bytes; a longer clip is decoded a second time.
 HELD_BYTES = 256 * 2**20
 # A clip whose last frame is earlier than this part of the length that its header states was cut off.
 WHOLE = 0.8
@@ -104,8 +104,8 @@ def require_decoder() -> None:
     """
     if importlib.util.find_spec("av") is None:
         raise MissingDecoderError(
-            'Video files are decoded by PyAV, which is not installed: pip install "replora[video]" (or: pip install av, '
-            "which brings FFmpeg along). Folders of images instead of video files need nothing."
+            'Video files are decoded by PyAV, which is not installed: pip install "replora[video]", or pip install av, '
+            "which brings FFmpeg along. Folders of images instead of video files need nothing."
         )
 
 
