@@ -106,7 +106,7 @@ def view_frames(options: ClipOptions, count: int, clip: int, clips: int) -> list
     """The frames of view `clip` of `clips`, for evaluation: `num_frames` ascending positions."""
     if options.sampling == "dense":
         free = max(count - _span(options), 0)
-        return _dense(options, count, free // 2 if clips == 1 else round(clip * free / (clips - 1)))
+        return _dense(options, count, free // 2 if clips == 1 else clip * free // (clips - 1))
     return _uniform(options, count, [(2 * clip + 1) / (2 * clips)] * options.num_frames)
 
 

@@ -29,7 +29,7 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpe
 
 # Decoded frames that wait until the clip's length is known, in bytes; a longer clip is decoded a second time.
 HELD_BYTES = 256 * 2**20
-# A clip whose last frame is earlier than this part of the length that its header states was cut off.
+# A clip with fewer frames, or an earlier last one, than this part of what its header states was cut off.
 WHOLE = 0.8
 
 # Number of frames of a clip -> positions of those wanted.
@@ -161,7 +161,7 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
                     last = frame.time - start
                 count += 1
                 yield frame
-            length = _length(container, stream)
+            length, stated = _length(container, stream), stream.frames
             rate = float(stream.average_rate or 0)
     except CorruptVideoError:
         raise
@@ -172,10 +172,12 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
     if not count:
         raise CorruptVideoError(f"The video {path} holds no frame. Copy or download this file again.")
     end = last + 1 / rate if rate else last
-    if start is not None and end < WHOLE * length and length - end > 0.5:
+    short = start is not None and end < WHOLE * length and length - end > 0.5
+    if short or count < WHOLE * stated:
         raise CorruptVideoError(
-            f"The video {path} ends after {end:.1f} of {length:.1f} seconds ({count:,} frames): it was cut off. "
-            "Copy or download this file again."
+            f"The video {path} ends after {count:,} frames ({end:.1f} seconds); its header says "
+            f"{f'{stated:,} frames' if stated else f'{length:.1f} seconds'}, so it was cut off. Copy or download this "
+            "file again."
         )
 
 
