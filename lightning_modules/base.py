@@ -51,8 +51,6 @@ class AdaptedModule(LightningModule):
         adapter: The method.
         optimizer: Makes the optimiser from the parameter groups that train.
         schedule: The learning rate's course.
-        example: An input with which injection proves that every target acts on the output; for timm and transformers
-            models one is made.
     """
 
     def __init__(
@@ -61,13 +59,12 @@ class AdaptedModule(LightningModule):
         adapter: replora.AdapterConfig,
         optimizer: OptimizerCallable,
         schedule: WarmupCosine | WarmupLinear,
-        example: Any = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["built", "example"], logger=False)
+        self.save_hyperparameters(ignore="built", logger=False)
         self._keep_plain_hyperparameters()
         self.backbone = built
-        self.model = replora.inject(built.model, adapter, also_train=built.head_names, example=example)
+        self.model = replora.inject(built.model, adapter, also_train=built.head_names)
         for name in built.head_names:
             self.model.get_submodule(name).register_forward_pre_hook(_in_the_dtype_of_its_weight)
         self.make_optimizer = optimizer

@@ -37,7 +37,7 @@ class ClassificationModule(AdaptedModule):
         built: The backbone.
         num_classes: Number of classes.
         label_smoothing: Weight in [0, 1) of the uniform distribution in the training target.
-        adapter, optimizer, schedule, example: As of `AdaptedModule`.
+        adapter, optimizer, schedule: As of `AdaptedModule`.
 
     Raises:
         RepLoRAError: `label_smoothing` is out of its range.
@@ -51,11 +51,10 @@ class ClassificationModule(AdaptedModule):
         adapter: AdapterConfig,
         optimizer: OptimizerCallable,
         schedule: WarmupCosine,
-        example: Any = None,
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise RepLoRAError(f"label_smoothing: {label_smoothing} is out of range. It must be a number in [0, 1).")
-        super().__init__(built, adapter, optimizer, schedule, example)
+        super().__init__(built, adapter, optimizer, schedule)
         self.label_smoothing = label_smoothing
         accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING)
         by_class = MulticlassAccuracy(num_classes, average="macro", ignore_index=PADDING)

@@ -86,7 +86,7 @@ class VideoClassification(ClassificationModule):
             drop_path_rate=drop_path_rate,
             num_frames=num_frames,
         )
-        super().__init__(built, num_classes, label_smoothing, adapter, optimizer, schedule, built.example)
+        super().__init__(built, num_classes, label_smoothing, adapter, optimizer, schedule)
         if gradient_checkpointing:
             checkpoint_gradients(self.model)
         if compile:

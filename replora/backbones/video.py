@@ -5,7 +5,7 @@ for it are other weights (ImageNet-1k, then Kinetics-400); here the name alone m
 `swin3d_b.kinetics400_imagenet22k_v1`.
 
 Swin's attention reads the weights of `qkv` and `proj` and never calls these layers. `AdaptedLinear.weight` is the
-updated weight, so an adapter on them acts exactly, and injection proves it on `VideoBackbone.example`.
+updated weight, so an adapter on them acts exactly, and injection proves it on a small clip.
 """
 
 from __future__ import annotations
@@ -73,12 +73,10 @@ class VideoBackbone(Backbone):
     Attributes:
         num_frames: The T that the model takes; None for any.
         input_size: The H = W that the model takes, in pixels; None for any.
-        example: A clip (1, 3, T, H, W) of noise, with which injection proves that every target acts on the output.
     """
 
     num_frames: int | None
     input_size: int | None
-    example: Tensor
 
 
 class VideoMAE(nn.Module):
@@ -91,6 +89,12 @@ class VideoMAE(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+
+    def example_input(self) -> Tensor:
+        """A clip of noise, with which injection proves that every target acts on the output."""
+        config: Any = self.model.config
+        shape = (1, config.num_channels, config.num_frames, config.image_size, config.image_size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def forward(self, video: Tensor) -> Tensor:
         logits: Tensor = self.model(pixel_values=video.transpose(1, 2)).logits
@@ -253,14 +257,7 @@ def _swin3d(
         fingerprint=model_fingerprint(model, ("head",)),
         num_frames=None,
         input_size=None,
-        example=_swin3d_example(architecture),
     )
-
-
-def _swin3d_example(architecture: str) -> Tensor:
-    """The smallest clip on which queries matter in every stage: two tokens in each direction are left in the last."""
-    side = 2 * 2 ** (len(SWIN3D_SHAPES[architecture]["depths"]) - 1)
-    return _noise(*(2 * PATCH[0], side * PATCH[1], side * PATCH[2]))
 
 
 def _new_head(width: int, num_classes: int) -> nn.Linear:
@@ -411,7 +408,6 @@ def _videomae(
         fingerprint=model_fingerprint(wrapped, ("model.classifier",)),
         num_frames=num_frames,
         input_size=int(config.image_size),
-        example=_noise(num_frames, config.image_size, config.image_size),
     )
 
 
@@ -422,7 +418,3 @@ def _tagged_names() -> list[str]:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _noise(frames: int, height: int, width: int) -> Tensor:
-    return torch.randn(1, 3, frames, height, width, generator=torch.Generator().manual_seed(0))
