@@ -271,6 +271,8 @@ def _refuse_misunderstandings(arguments: list[str]) -> None:
         value = value if equals else " ".join(arguments[position + 1 : position + 2])
         if option in ("--model.num_classes", "--model.init_args.num_classes"):
             raise RepLoRAError("The number of classes is the data's. For a data set of your own: --data.num_classes.")
+        if option in ("--model.num_frames", "--model.init_args.num_frames"):
+            raise RepLoRAError("The number of frames is the data's: --data.clips.num_frames.")
         if option in bases and value.isidentifier():
             known = [cls.__name__ for cls in _subclasses(bases[option])]
             if value not in known:
