@@ -22,9 +22,9 @@ from replora.errors import RepLoRAError, nearest
 # Verbs that LightningCLI runs, and verbs that are functions of `replora.commands`, or several of them by a second word.
 TRAINER_VERBS = {
     "fit": "train an adapter, then test it where the protocol allows",
-    "validate": "measure a trained adapter on the validation images",
-    "test": "measure a trained adapter on the test images",
-    "predict": "write a trained adapter's predictions as CSV",
+    "validate": "measure a trained adapter on the validation data",
+    "test": "measure a trained adapter on the test data",
+    "predict": "write a trained adapter's predictions as CSV, or JSON lines",
 }
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "configs": commands.configs,
@@ -113,6 +113,7 @@ For example:
   replora-cli fit --config vtab.yaml --config adapter/lora.yaml --config trainer/ddp.yaml --data.task dtd
   replora-cli test --config runs/NAME/fit.yaml
   replora-cli fit --config image_folder.yaml --data.root photos
+  replora-cli fit --config commonsense_smollm2.yaml --data.root commonsense
   replora-cli predict-files runs/NAME new_photos --out predictions.csv
   replora-cli export runs/NAME
   replora-cli merge runs/NAME --out model"""

@@ -179,7 +179,9 @@ def install_copy(root: Path, repository: str, tasks: list[str]) -> list[Path]:
 
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a copy in parquet; some call the instruction `query` and leave the empty input out."""
-    return {"instruction": row.get("query"), "input": "", **row}
+    instruction = row.get("instruction", row.get("query"))
+    kept = {key: row.get(key) for key in ("output", "answer")}
+    return {"instruction": instruction, "input": row.get("input", ""), **kept}
 
 
 def write_entries(file: Path, entries: list[Any]) -> None:
