@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
@@ -89,6 +89,12 @@ class AdaptedModule(LightningModule):
             f"({counts.adapter_deployed:,} after training) beside {counts.backbone:,} of the backbone and "
             f"{counts.head:,} of the head"
         )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What every Trainer of this module gets: evaluations with merged weights."""
+        from lightning_modules.merged_evaluation import MergedEvaluation
+
+        return [MergedEvaluation()]
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Refuse strategies that take apart what trains: its checkpoints would hold pieces."""

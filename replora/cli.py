@@ -54,12 +54,16 @@ def main(args: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else list(args)
     try:
         _run(arguments)
+        sys.stdout.flush()
     except ValueError as error:
         mistake = _root_mistake(error)
         if mistake is None or os.environ.get("REPLORA_DEBUG") == "1":
             raise
         print(f"replora-cli: error: {mistake}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _run(arguments: list[str]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import replora
 from replora.adapters.check import outputs_on_example
 from replora.adapters.merge import merge_and_unload, merged
-from replora.adapters.peft_format import base_name, export_peft
+from replora.adapters.peft_export import base_name, export_peft
 from replora.adapters.state import save_adapter
 from replora.atomic import new_folder
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD

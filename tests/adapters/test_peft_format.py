@@ -227,6 +227,8 @@ def test_what_cannot_be_imported_is_named(tmp_path: Path) -> None:
 
     refused("no such folder", tmp_path / "none")
     refused("not plain LoRA: use_dora=True", peft_folder(tmp_path / "dora", use_dora=True)[0])
+    refused("init_lora_weights='olora'", peft_folder(tmp_path / "olora", init_lora_weights="olora")[0])
+    refused("bias='all'", peft_folder(tmp_path / "bias", bias="all")[0])
     other, _ = build("hf_bart")
     refused("adapts model.layers.0.self_attn.q_proj and 3 more layers, which BartFor", target=other)
     small, _ = adapted("hf_llama", "replora")
