@@ -4,8 +4,8 @@
 for it are other weights (ImageNet-1k, then Kinetics-400); here the name alone means
 `swin3d_b.kinetics400_imagenet22k_v1`.
 
-Swin's attention reads the weights of `qkv` and `proj` and never calls these layers. `AdaptedLinear.weight` is the
-updated weight, so an adapter on them acts exactly, and injection proves it on a small clip.
+torchvision's attention reads the weights of `qkv` and `proj` and never calls these layers; the models built here call
+them (`swin3d_attention.py`), so that every method acts on them. Injection proves it on a small clip.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def build_swin3d(
     drop_path_rate: float = 0.0,
     window_frames: int | None = None,
 ) -> nn.Module:
-    """torchvision's SwinTransformer3d with random weights.
+    """torchvision's SwinTransformer3d with random weights, and with projections that are called.
 
     Not through torchvision's own `swin3d_b(...)`: it refuses another drop path or window.
 
@@ -186,6 +186,8 @@ def build_swin3d(
     """
     from torchvision.models.video import SwinTransformer3d
 
+    from replora.backbones.swin3d_attention import calling_block
+
     shape = SWIN3D_SHAPES[architecture]
     window = [window_frames or shape["window_size"][0], *shape["window_size"][1:]]
     model: nn.Module = SwinTransformer3d(
@@ -193,6 +195,7 @@ def build_swin3d(
         **(shape | {"window_size": window}),
         stochastic_depth_prob=drop_path_rate,
         num_classes=num_classes,
+        block=calling_block,
     )
     return model
 
@@ -375,14 +378,12 @@ def _videomae(
             raise ValueError(f"its config.json is of {config.model_type!r}")
         if num_frames % config.tubelet_size:
             raise ValueError(f"clips of {num_frames} frames do not divide into tubelets of {config.tubelet_size}")
-        config.num_frames, config.num_labels = num_frames, num_classes
+        config.num_frames = num_frames
         make: Any = VideoMAEForVideoClassification  # transformers is not typed
-        model = make(config)
         if pretrained:
-            # The head of other classes stays out; whatever else is absent is named below.
-            model, report = make.from_pretrained(
-                source, config=config, ignore_mismatched_sizes=True, output_loading_info=True
-            )
+            model, report = make.from_pretrained(source, config=config, output_loading_info=True)
+        else:
+            model = make(config)
     except Exception as error:  # the hub's client, safetensors and transformers raise their own errors
         raise BackboneError(
             f"The VideoMAE {name!r} could not be loaded ({_first_line(error)}). It may be a folder as transformers' "
@@ -393,9 +394,8 @@ def _videomae(
         absent = [key for key in report["missing_keys"] if not key.startswith(("classifier.", "fc_norm."))]
         if absent:
             raise BackboneError(f"{name!r} lacks weights of a VideoMAE: {', '.join(sorted(absent)[:5])}.")
-        model.classifier = nn.Linear(config.hidden_size, num_classes)
-        nn.init.trunc_normal_(model.classifier.weight, std=0.02)
-        nn.init.zeros_(model.classifier.bias)
+    model.classifier = _new_head(config.hidden_size, num_classes)
+    model.config.num_labels = num_classes
     model.train()
     wrapped = VideoMAE(model)
     files = list(path.glob("*.safetensors")) if local else []
