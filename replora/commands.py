@@ -8,7 +8,10 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from replora.datasets.prepare_images import DataReport
 
 from replora.errors import RepLoRAError
 
@@ -372,13 +375,10 @@ def prepare_fgvc(root: Path | None = None, tasks: list[str] | str | None = None,
         check_sizes: Compare the number of images with VPT's splits; false for data made smaller on purpose.
     """
     from replora.datasets.fgvc import FGVC_TASKS, fgvc_task
-    from replora.datasets.prepare_images import check_fgvc, print_reports
+    from replora.datasets.prepare_images import check_fgvc
 
     chosen = [fgvc_task(name) for name in _names(tasks) or FGVC_TASKS]
-    reports = check_fgvc(_data_root(root), chosen, check_sizes)
-    print_reports(reports)
-    if any(report.problems for report in reports):
-        sys.exit(1)
+    _print_or_exit(check_fgvc(_data_root(root), chosen, check_sizes))
 
 
 def prepare_images(root: Path, val_fraction: float = 0.1, test_fraction: float = 0.1, split_seed: int = 0) -> None:
@@ -392,12 +392,9 @@ def prepare_images(root: Path, val_fraction: float = 0.1, test_fraction: float =
         test_fraction: The same for `test`.
         split_seed: Which images these are.
     """
-    from replora.datasets.prepare_images import check_image_folder, print_reports
+    from replora.datasets.prepare_images import check_image_folder
 
-    reports = check_image_folder(root.expanduser(), val_fraction, test_fraction, split_seed)
-    print_reports(reports)
-    if any(report.problems for report in reports):
-        sys.exit(1)
+    _print_or_exit(check_image_folder(root.expanduser(), val_fraction, test_fraction, split_seed))
 
 
 def prepare_commonsense(
@@ -427,6 +424,64 @@ def prepare_commonsense(
     reports = prepare(home, _names(tasks), rebuild, hub, check_sizes)
     print_reports(reports, home)
     if any(report.state != "whole" for report in reports):
+        sys.exit(1)
+
+
+def prepare_ssv2(root: Path | None = None, check_sizes: bool = True, decode: bool = True) -> None:
+    """Check Something-Something-V2: the official lists, classes, sizes and every video.
+
+    Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
+
+    Args:
+        root: The folder of the lists and the videos. Default: the environment variable REPLORA_DATA, else `data`.
+        check_sizes: Compare the numbers of classes and videos with the official ones; false for data made smaller.
+        decode: Decode every video to its end, which takes hours for all of them; false checks that they are there.
+    """
+    from replora.datasets.prepare_videos import check_ssv2
+
+    _print_or_exit(check_ssv2(_data_root(root), check_sizes, decode))
+
+
+def prepare_hmdb51(root: Path | None = None, check_sizes: bool = True, decode: bool = True) -> None:
+    """Check HMDB51: the three official splits, classes, sizes and every video.
+
+    Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
+
+    Args:
+        root: The folder of the lists and the videos. Default: the environment variable REPLORA_DATA, else `data`.
+        check_sizes: Compare the numbers of classes and videos with the official ones; false for data made smaller.
+        decode: Decode every video to its end; false checks that they are there.
+    """
+    from replora.datasets.prepare_videos import check_hmdb51
+
+    _print_or_exit(check_hmdb51(_data_root(root), check_sizes, decode))
+
+
+def prepare_videos(
+    root: Path, val_fraction: float = 0.1, test_fraction: float = 0.1, split_seed: int = 0, decode: bool = True
+) -> None:
+    """Check a folder of class folders, or a CSV file of path,label: every video, and the splits that a run makes.
+
+    Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
+
+    Args:
+        root: The folder or the CSV file.
+        val_fraction: As of the data module: the part that becomes `val` where there is none, in [0, 1).
+        test_fraction: The same for `test`.
+        split_seed: Which videos these are.
+        decode: Decode every video to its end; false checks that they are there.
+    """
+    from replora.datasets.prepare_videos import check_video_folder
+
+    _print_or_exit(check_video_folder(root.expanduser(), val_fraction, test_fraction, split_seed, decode))
+
+
+def _print_or_exit(reports: list[DataReport]) -> None:
+    """Print what was found; exit with status 1 if something is wrong."""
+    from replora.datasets.prepare_images import print_reports
+
+    print_reports(reports)
+    if any(report.problems for report in reports):
         sys.exit(1)
 
 

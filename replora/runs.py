@@ -15,6 +15,7 @@ import replora
 from replora.adapters.state import read_metadata
 from replora.backbones.backbone import Backbone
 from replora.backbones.language import build_language_backbone
+from replora.backbones.video import build_video_backbone
 from replora.backbones.vision import build_vision_backbone
 from replora.errors import RepLoRAError
 
@@ -102,9 +103,22 @@ def _language(options: dict[str, Any], _data: dict[str, Any], checkpoint: Path |
     )
 
 
+def _video(options: dict[str, Any], data: dict[str, Any], checkpoint: Path | None) -> Backbone:
+    if "class_names" not in data:
+        raise RunError("The run's adapter.safetensors does not hold the names of its classes. Repeat the fit.")
+    return build_video_backbone(
+        options["backbone"],
+        num_classes=len(data["class_names"]),
+        pretrained=options.get("pretrained", True),
+        checkpoint=checkpoint,
+        num_frames=data["clips"]["num_frames"],
+    )
+
+
 # Kind of run -> its backbone, from the options of its module, what its adapter file says of the data, and a checkpoint.
 BUILDERS: dict[str, Callable[[dict[str, Any], dict[str, Any], Path | None], Backbone]] = {
     "ImageClassification": _vision,
+    "VideoClassification": _video,
     "CausalLanguageModel": _language,
 }
 

@@ -144,6 +144,7 @@ class TrainerCLI(LightningCLI):
         # Each link is passed over where the classes chosen have no such argument.
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
+        parser.link_arguments("data.init_args.clips.num_frames", "model.init_args.num_frames")
         parser.link_arguments("model.init_args.revision", "data.init_args.revision")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -270,6 +271,8 @@ def _refuse_misunderstandings(arguments: list[str]) -> None:
         value = value if equals else " ".join(arguments[position + 1 : position + 2])
         if option in ("--model.num_classes", "--model.init_args.num_classes"):
             raise RepLoRAError("The number of classes is the data's. For a data set of your own: --data.num_classes.")
+        if option in ("--model.num_frames", "--model.init_args.num_frames"):
+            raise RepLoRAError("The number of frames is the data's: --data.clips.num_frames.")
         if option in bases and value.isidentifier():
             known = [cls.__name__ for cls in _subclasses(bases[option])]
             if value not in known:

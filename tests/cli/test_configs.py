@@ -25,13 +25,23 @@ SMALL = [
 ]
 NAMES = sorted(packaged_configs())
 TEXTS = [name for name in NAMES if "commonsense" in name]
+# They run in test_videos.py, in data that take longer to make.
+VIDEOS = [
+    "hmdb51.yaml",
+    "ssv2.yaml",
+    "video_demo.yaml",
+    "video_folder.yaml",
+    "recipe/tuned_video.yaml",
+    "recipe/v_petl.yaml",
+]
 
 
 def test_what_ships():
     groups = {name.partition("/")[0] for name in NAMES}
     images = {"fgvc.yaml", "image_folder.yaml", "quickstart.yaml", "vtab.yaml"}
     texts = {"commonsense.yaml", "commonsense_13b.yaml", "commonsense_smollm2.yaml"}
-    assert groups == images | texts | {"adapter", "recipe", "trainer"}
+    videos = {"hmdb51.yaml", "ssv2.yaml", "video_demo.yaml", "video_folder.yaml"}
+    assert groups == images | texts | videos | {"adapter", "recipe", "trainer"}
     methods = {"replora", "linear", "lora", "dora", "bitfit", "linear_probe", "full"}
     assert {f"adapter/{method}.yaml" for method in methods} <= set(NAMES)
 
@@ -45,7 +55,7 @@ def test_every_configuration_says_what_it_is(name):
     assert yaml.safe_load("\n".join(rest))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("trainer/ddp_cpu.yaml", *TEXTS)])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("trainer/ddp_cpu.yaml", *TEXTS, *VIDEOS)])
 def test_every_configuration_runs(name, tmp_path):
     """`trainer/ddp_cpu.yaml` runs in `test_distributed.py`; what needs a GPU runs on the CPU otherwise unchanged."""
     write_vtab_task(tmp_path, "dtd", image_format="PNG" if name == "recipe/clean.yaml" else "JPEG")
@@ -160,6 +170,18 @@ def test_archive_recipe_is_the_one_of_vtab():
         for key, value in recipe[part]["init_args"].items():
             assert vtab[part]["init_args"][key] == value, key
     assert recipe["trainer"] == vtab["trainer"]
+
+
+@pytest.mark.parametrize("name", ["ssv2.yaml", "hmdb51.yaml"])
+def test_the_video_configurations_are_the_recipe_of_the_published_rows(name):
+    recipe = yaml.safe_load(packaged_configs()["recipe/v_petl.yaml"].read_text())
+    config = yaml.safe_load(packaged_configs()[name].read_text())
+    for part in ("model", "data"):
+        for key, value in recipe[part]["init_args"].items():
+            assert config[part]["init_args"][key] == value, key
+    assert recipe["trainer"] == config["trainer"]
+    optimizer = recipe["model"]["init_args"]["optimizer"]["init_args"]
+    assert optimizer["lr"] == 0.1 * recipe["data"]["init_args"]["batch_size"] / 256
 
 
 def test_a_local_file_comes_before_the_packaged_one(tmp_path, monkeypatch):
