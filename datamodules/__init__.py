@@ -3,7 +3,15 @@
 from datamodules.base import BaseDataModule
 from datamodules.digits import DigitsDataModule
 from datamodules.fgvc import FGVCDataModule
+from datamodules.image import ImageDataModule
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.vtab import VTABDataModule
 
-__all__ = ["BaseDataModule", "DigitsDataModule", "FGVCDataModule", "ImageFolderDataModule", "VTABDataModule"]
+__all__ = [
+    "BaseDataModule",
+    "DigitsDataModule",
+    "FGVCDataModule",
+    "ImageDataModule",
+    "ImageFolderDataModule",
+    "VTABDataModule",
+]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from datamodules.base import BaseDataModule, Normalization, Protocol, Split
+from datamodules.base import Protocol, Split
+from datamodules.image import ImageDataModule, Normalization
 from replora.datasets import Digits, Interpolation
 
 
-class DigitsDataModule(BaseDataModule):
+class DigitsDataModule(ImageDataModule):
     """Handwritten digits of 8 x 8 pixels, enlarged; 800 + 200 + 797 images in ten classes.
 
     Args:

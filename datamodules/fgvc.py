@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import BaseDataModule, Normalization, Protocol, Split
+from datamodules.base import Protocol, Split
+from datamodules.image import ImageDataModule, Normalization
 from replora.datasets import FGVC, Interpolation, RandomCropFlip, fgvc_task
 from replora.datasets.fgvc import find_fgvc_folder, splits_sha256
 
 
-class FGVCDataModule(BaseDataModule):
+class FGVCDataModule(ImageDataModule):
     """One data set of FGVC.
 
     The defaults are VPT's transforms: the shorter side resized to 256, bilinear; a random crop of 224 mirrored with

@@ -6,14 +6,15 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.base import BaseDataModule, Normalization, Protocol, Split
+from datamodules.base import Protocol, Split
+from datamodules.image import ImageDataModule, Normalization
 from replora.datasets import Interpolation, RandomCropFlip
 from replora.datasets.image_folder import ImageFolder, ImageFolderError, read_image_table
 
 TrainAugmentation = Literal["crop_flip", "crop", "none"]
 
 
-class ImageFolderDataModule(BaseDataModule):
+class ImageFolderDataModule(ImageDataModule):
     """Images in a folder for each class, with or without `train`, `val` and `test` above, or listed in a CSV file.
 
     Splits that are absent are made from the training images, stratified, and the same on every machine. An image is

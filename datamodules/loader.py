@@ -7,16 +7,16 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from replora.datasets import Augmented, ImageSample
+from replora.datasets import Augmented
 from replora.datasets.errors import LoaderWorkerError
 from replora.errors import RepLoRAError
 
 
-class ImageLoader(DataLoader[ImageSample]):
+class EpochLoader(DataLoader[Any]):
     """A loader whose epoch begins with its first batch, not with `iter()`.
 
     Lightning calls `iter()` before a resumed run knows its epoch, and loader processes would then at once read the
-    images of epoch 0.
+    examples of epoch 0.
 
     Raises:
         LoaderWorkerError: A loader process was killed, for example because memory ran out.
@@ -33,22 +33,22 @@ class ImageLoader(DataLoader[ImageSample]):
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise LoaderWorkerError(
-                f"A process that loads images died ({str(error).splitlines()[0]}). Most often memory ran out: lower "
+                f"A process that loads data died ({str(error).splitlines()[0]}). Most often memory ran out: lower "
                 "--data.num_workers (0 loads in the training process) or --data.batch_size, or give the container "
                 "more shared memory. The last checkpoint is whole; go on with --ckpt_path last."
             ) from error
 
 
-class TrainSampler(DistributedSampler[ImageSample]):
-    """The training images of one process in the random order of the epoch, without those seen before a resumed run.
+class TrainSampler(DistributedSampler[Any]):
+    """The training examples of one process in the random order of the epoch, without those seen before a resumed run.
 
     Args:
         dataset: The training set.
         world: The number of processes.
         rank: Of this process.
         seed: Of the order.
-        drop_last: Whether to drop images so that all processes have equally many; otherwise some are repeated.
-        seen: Tells when an epoch begins how many images of it this process has trained on already.
+        drop_last: Whether to drop examples so that all processes have equally many; otherwise some are repeated.
+        seen: Tells when an epoch begins how many examples of it this process has trained on already.
     """
 
     def __init__(

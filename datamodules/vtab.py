@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import BaseDataModule, Normalization, Protocol, Split
+from datamodules.base import Protocol, Split
+from datamodules.image import ImageDataModule, Normalization
 from replora.datasets import VTAB, Interpolation, vtab_task
 from replora.datasets.vtab import VTABSplit, find_task_folder, lists_sha256
 from replora.datasets.vtab_tracks import Track, read_marker, require_track, track_options
@@ -19,7 +20,7 @@ LIST_FILES: dict[Split, VTABSplit] = {
 }
 
 
-class VTABDataModule(BaseDataModule):
+class VTABDataModule(ImageDataModule):
     """One task of VTAB-1K.
 
     The defaults are the preprocessing of the track's published rows, 224 x 224 without augmentation.

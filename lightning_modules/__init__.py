@@ -1,19 +1,24 @@
 """Training with PyTorch Lightning: one file per kind of task, one shared base."""
 
+from lightning_modules.answer_writer import AnswerWriter
 from lightning_modules.base import AdaptedModule
+from lightning_modules.causal_language_model import CausalLanguageModel
 from lightning_modules.image_classification import ImageClassification
 from lightning_modules.last_checkpoint import LastCheckpoint
 from lightning_modules.prediction_writer import PredictionWriter
 from lightning_modules.results_writer import ResultsWriter
-from lightning_modules.schedule import WarmupCosine
+from lightning_modules.schedule import WarmupCosine, WarmupLinear
 from lightning_modules.sharded_backbone import ShardedBackboneStrategy
 
 __all__ = [
     "AdaptedModule",
+    "AnswerWriter",
+    "CausalLanguageModel",
     "ImageClassification",
     "LastCheckpoint",
     "PredictionWriter",
     "ResultsWriter",
     "ShardedBackboneStrategy",
     "WarmupCosine",
+    "WarmupLinear",
 ]

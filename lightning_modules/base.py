@@ -18,9 +18,9 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 import replora
-from lightning_modules.schedule import WarmupCosine
+from lightning_modules.schedule import WarmupCosine, WarmupLinear
 from replora.adapters.inject import adapters_of
-from replora.backbones.vision import Backbone
+from replora.backbones.backbone import Backbone
 from replora.errors import RepLoRAError
 
 # Options of a method that shape its training alone: a checkpoint may be used with others.
@@ -54,7 +54,11 @@ class AdaptedModule(LightningModule):
     """
 
     def __init__(
-        self, built: Backbone, adapter: replora.AdapterConfig, optimizer: OptimizerCallable, schedule: WarmupCosine
+        self,
+        built: Backbone,
+        adapter: replora.AdapterConfig,
+        optimizer: OptimizerCallable,
+        schedule: WarmupCosine | WarmupLinear,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="built", logger=False)
@@ -72,6 +76,10 @@ class AdaptedModule(LightningModule):
         b = self.backbone
         backbone = {"name": b.name, "weights": b.weights, "sha256": b.sha256, "fingerprint": b.fingerprint}
         return {"backbone": backbone, **replora.describe(self.model)}
+
+    def measured(self, verb: str) -> dict[str, Any]:  # noqa: ARG002
+        """What a verb measured beyond its logged metrics, as JSON values for its entry in the results."""
+        return {}
 
     def on_fit_start(self) -> None:
         counts = replora.parameter_counts(self.model)

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_modules.base import AdaptedModule
 from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig, RepLoRAConfig
-from replora.backbones.vision import build_vision_backbone, checkpoint_gradients
+from replora.backbones.vision import VisionBackbone, build_vision_backbone, checkpoint_gradients
 from replora.datasets import ImageBatch
 from replora.errors import RepLoRAError
 
@@ -55,6 +55,8 @@ class ImageClassification(AdaptedModule):
     Raises:
         RepLoRAError: An option is out of its range, or the backbone or its weights cannot be had.
     """
+
+    backbone: VisionBackbone
 
     def __init__(
         self,

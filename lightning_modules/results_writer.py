@@ -16,6 +16,8 @@ import replora
 from lightning_modules.base import AdaptedModule
 from replora.reports.results import add_to_results, circumstances, peak_memory, read_results, refuse_other_run
 
+UNTRAINED = "untrained"
+
 
 class ResultsWriter(Callback):
     """One entry in `results.json` for each verb, and the trained adapter when a fit ends.
@@ -24,10 +26,12 @@ class ResultsWriter(Callback):
 
     Args:
         run_dir: The run's directory.
+        untrained: Whether the model is measured as it is before any training.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, untrained: bool = False) -> None:
         self.run_dir = run_dir
+        self.untrained = untrained
         self.fitted = False
         self.started = 0.0
 
@@ -70,6 +74,8 @@ class ResultsWriter(Callback):
         if trainer.ckpt_path:
             seen = getattr(trainer.lightning_module, "loaded_after", "")
             return f"{trainer.ckpt_path} (after {seen})"
+        if self.untrained:
+            return UNTRAINED
         return "last epoch" if self.fitted else "as given"
 
     def _write(self, trainer: Trainer, module: LightningModule, verb: str, entry: dict[str, Any]) -> None:
@@ -82,6 +88,7 @@ class ResultsWriter(Callback):
         metrics = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items() if "/" in name}
         entry = {
             "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+            **module.measured(verb),
             **entry,
             "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
             "seconds": round(time.monotonic() - self.started, 2),

@@ -1,6 +1,7 @@
-"""The learning rate over a run: linear warm-up, then half a cosine.
+"""The learning rate over a run: linear warm-up, then half a cosine (`WarmupCosine`) or a line (`WarmupLinear`).
 
-With b the optimiser's learning rate, w the warm-up rate, m the final rate, and lengths W of the warm-up, T of the run:
+The cosine, with b the optimiser's learning rate, w the warm-up rate, m the final rate, and lengths W of the warm-up, T
+of the run:
 
     per step,  t = optimiser steps:        t < W: w + t (b - w) / W    else: m + (b - m) (1 + cos(pi (t-W) / (T-W))) / 2
     per epoch, t = max(epoch - 1, 0):      t < W: w + t (b - w) / W    else: m + (b - m) (1 + cos(pi t / T)) / 2
@@ -8,11 +9,16 @@ With b the optimiser's learning rate, w the warm-up rate, m the final rate, and 
 The second is the course of the public VTAB-1K code (NOAH, FacT, Convpass, RepAdapter): timm's `CosineLRScheduler` with
 its default `warmup_prefix=False`, stepped after each epoch with that epoch's index. So epochs 0 and 1 both run at the
 warm-up rate, and the cosine is already W / T on its way when the warm-up ends.
+
+The line, per step t, is that of transformers' `get_linear_schedule_with_warmup`, which LLM-Adapters and DoRA use:
+
+    t < W: t b / W    else: b (T-t) / (T-W)
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,8 +72,27 @@ class WarmupCosine:
         return WarmupCosineLR(optimizer, self, warmup, total)
 
 
-class WarmupCosineLR(LRScheduler):
-    """The learning rate of each parameter group, as a function of the number of calls of `step()` alone.
+class CourseLR(LRScheduler, ABC):
+    """The learning rate of each parameter group, as a function of the number of calls of `step()` alone."""
+
+    def get_lr(self) -> list[float | Tensor]:
+        return [self.rate(self.last_epoch, float(peak)) for peak in self.base_lrs]
+
+    @abstractmethod
+    def rate(self, count: int, peak: float) -> float:
+        """The learning rate after `count` calls of `step()`, for a group whose peak is `peak`."""
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the run is. The course comes from the options, so that a longer run can resume a shorter one."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.last_epoch = state_dict["last_epoch"]
+        self._last_lr = self.get_lr()
+
+
+class WarmupCosineLR(CourseLR):
+    """Warm-up and cosine.
 
     Args:
         optimizer: Its groups' `lr` are the peaks.
@@ -91,11 +116,7 @@ class WarmupCosineLR(LRScheduler):
                 )
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float | Tensor]:
-        return [self.rate(self.last_epoch, float(peak)) for peak in self.base_lrs]
-
     def rate(self, count: int, peak: float) -> float:
-        """The learning rate after `count` calls of `step()`, for a group whose peak is `peak`."""
         o = self.options
         t = count if o.per == "step" else max(count - 1, 0)
         if t < self.warmup:
@@ -105,10 +126,58 @@ class WarmupCosineLR(LRScheduler):
         elapsed = min(t - skipped, length)
         return o.min_lr + 0.5 * (peak - o.min_lr) * (1 + math.cos(math.pi * elapsed / length))
 
-    def state_dict(self) -> dict[str, int]:
-        """How far the run is. The course comes from the options, so that a longer run can resume a shorter one."""
-        return {"last_epoch": self.last_epoch}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.last_epoch = state_dict["last_epoch"]
-        self._last_lr = self.get_lr()
+@dataclass(frozen=True)
+class WarmupLinear:
+    """Options of a learning rate that rises and falls in straight lines. The peak is the optimiser's own `lr`.
+
+    Args:
+        warmup_steps: Length of the warm-up in optimiser steps, at least 0. Longer than the run: clipped, with a
+            warning.
+
+    Raises:
+        RepLoRAError: An option is out of its range.
+    """
+
+    warmup_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise RepLoRAError(
+                f"schedule.warmup_steps: {self.warmup_steps} is negative. It must be a number of at least 0."
+            )
+
+    @property
+    def per(self) -> Literal["step"]:
+        """When the rate changes."""
+        return "step"
+
+    def scheduler(self, optimizer: Optimizer, steps_per_epoch: int, total_steps: int) -> WarmupLinearLR:  # noqa: ARG002
+        """The scheduler for a run of `total_steps` optimiser steps, to be stepped once a step."""
+        warmup = min(self.warmup_steps, total_steps)
+        if warmup < self.warmup_steps:
+            rank_zero_warn(
+                f"schedule.warmup_steps: {self.warmup_steps} steps are longer than the run of {total_steps}; the "
+                "warm-up is clipped to the run, which never gets past its peak. Shorter: --model.schedule.warmup_steps"
+            )
+        return WarmupLinearLR(optimizer, warmup, total_steps)
+
+
+class WarmupLinearLR(CourseLR):
+    """Warm-up and line.
+
+    Args:
+        optimizer: Its groups' `lr` are the peaks.
+        warmup: Length of the warm-up W in steps.
+        total: Length of the run T in steps.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup: int, total: int) -> None:
+        self.warmup = warmup
+        self.total = total
+        super().__init__(optimizer)
+
+    def rate(self, count: int, peak: float) -> float:
+        if count < self.warmup:
+            return peak * count / self.warmup
+        return peak * max(0.0, (self.total - count) / max(self.total - self.warmup, 1))

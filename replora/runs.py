@@ -13,7 +13,8 @@ from torch import nn
 
 import replora
 from replora.adapters.state import read_metadata
-from replora.backbones.vision import Backbone, build_vision_backbone
+from replora.backbones.backbone import Backbone
+from replora.backbones.vision import build_vision_backbone
 from replora.errors import RepLoRAError
 
 

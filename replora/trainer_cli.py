@@ -27,7 +27,14 @@ from lightning.pytorch.utilities import rank_zero_info
 
 # Importing the packages makes their classes known by name: --model ImageClassification, --data VTABDataModule.
 from datamodules import BaseDataModule
-from lightning_modules import AdaptedModule, LastCheckpoint, PredictionWriter, ResultsWriter
+from lightning_modules import (
+    AdaptedModule,
+    AnswerWriter,
+    CausalLanguageModel,
+    LastCheckpoint,
+    PredictionWriter,
+    ResultsWriter,
+)
 from replora.adapters.config import AdapterConfig
 from replora.cli import find_config
 from replora.errors import RepLoRAError, nearest
@@ -45,6 +52,9 @@ SETTLED_WARNINGS = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
 )
 NEEDLESS_MESSAGES = ("Tip: ", "TPU available", "Loading `train_dataloader` to estimate", "For seamless cloud logging")
+
+
+UNTRAINED = "untrained"  # what --ckpt_path says where no training is wanted
 
 
 class PackagedConfigFile(ActionConfigFile):
@@ -76,6 +86,7 @@ class TrainerCLI(LightningCLI):
 
     def __init__(self, arguments: list[str]) -> None:
         self.verb = arguments[0]
+        self.untrained = False
         for message in SETTLED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_needed)
@@ -120,8 +131,8 @@ class TrainerCLI(LightningCLI):
         parser.add_argument(
             "--ckpt_path",
             type=Path | None,
-            help="Checkpoint to resume or to measure, `last` for that of --run_dir. Default: fit starts anew, other "
-            "verbs take RUN_DIR/checkpoints/last.ckpt",
+            help="Checkpoint to resume or to measure, `last` for that of --run_dir, `untrained` to measure a language "
+            "model before any training. Default: fit starts anew, other verbs take RUN_DIR/checkpoints/last.ckpt",
         )
         parser.add_argument(
             "--test_after_fit",
@@ -129,7 +140,9 @@ class TrainerCLI(LightningCLI):
             default=True,
             help="Whether fit ends with a test of the last weights, where the data's protocol has a test",
         )
+        # Each link is passed over where the classes chosen have no such argument.
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         _refuse_misunderstandings(args)
@@ -153,14 +166,21 @@ class TrainerCLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.options.ckpt_path}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if self.untrained and self.model.backbone.head_names:
+            raise RepLoRAError(
+                f"--ckpt_path {UNTRAINED}: {self.model.backbone.name} has a new head of random weights, so there is "
+                "nothing to measure before training."
+            )
         run_dir = self._run_dir()
         self.options.run_dir = run_dir
         given = self.config_init[self.verb].trainer
-        callbacks: list[Callback] = [ResultsWriter(run_dir)]
+        callbacks: list[Callback] = [ResultsWriter(run_dir, self.untrained)]
         if given.enable_checkpointing is not False and not given.fast_dev_run:
             # The last epoch's weights, in one file: what a run is measured with, and what it resumes from.
             callbacks.append(LastCheckpoint(run_dir / "checkpoints"))
-        if self.verb == "predict":
+        if isinstance(self.model, CausalLanguageModel):
+            callbacks.append(AnswerWriter(run_dir))
+        elif self.verb == "predict":
             callbacks.append(PredictionWriter(run_dir))
         self.trainer_defaults["callbacks"] = callbacks  # LightningCLI adds these to the user's
         if given.logger in (None, True):
@@ -189,11 +209,15 @@ class TrainerCLI(LightningCLI):
         last = None if run_dir is None else run_dir / "checkpoints" / "last.ckpt"
         if path is None and self.verb == "fit":
             return None
+        if str(path) == UNTRAINED and self.verb != "fit":
+            self.untrained = True
+            return None
         if path is None or str(path) == "last":
             if last is None:
                 raise RepLoRAError(
                     f"{self.verb} needs trained weights. Give the run, --config RUN/fit.yaml, or a checkpoint, "
-                    "--ckpt_path RUN/checkpoints/last.ckpt."
+                    "--ckpt_path RUN/checkpoints/last.ckpt. A language model can be measured before any training: "
+                    f"--ckpt_path {UNTRAINED}."
                 )
             path = last
         path = path.expanduser()

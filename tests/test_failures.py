@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.data import Dataset
 
 import replora
-from datamodules.loader import ImageLoader
+from datamodules.loader import EpochLoader
 from lightning_modules import last_checkpoint
 from replora.cli import main
 from replora.datasets import CorruptImageError
@@ -239,12 +239,12 @@ class Deadly(Dataset):
 
 def test_a_loader_process_that_dies_is_named():
     with pytest.raises(LoaderWorkerError, match=r"died \(DataLoader worker .*--data\.num_workers \(0 loads in"):
-        list(ImageLoader(Deadly(broken=False), num_workers=1))
+        list(EpochLoader(Deadly(broken=False), num_workers=1))
 
 
 def test_an_error_in_a_loader_process_is_one_sentence():
     with pytest.raises(CorruptImageError, match=r"^image 0 cannot be decoded$"):
-        list(ImageLoader(Deadly(broken=True), num_workers=1))
+        list(EpochLoader(Deadly(broken=True), num_workers=1))
 
 
 class KillLoader(Callback):
@@ -262,7 +262,7 @@ def test_a_run_whose_loader_dies_keeps_its_checkpoint_and_resumes(tmp_path, caps
     with pytest.raises(SystemExit) as stopped:
         fit(tmp_path, *options, *callback(KillLoader))
     assert stopped.value.code == 2
-    assert "A process that loads images died" in capsys.readouterr().err
+    assert "A process that loads data died" in capsys.readouterr().err
     assert last(tmp_path)["global_step"] == 5
     fit(tmp_path, *options, "--ckpt_path=last")
     assert_equal_runs(whole, tmp_path)

@@ -7,7 +7,6 @@ paper's up to timm 0.4.9, AugReg's from 0.4.12 on), so it is accepted with `chec
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,40 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from replora.backbones.backbone import Backbone, BackboneError, file_sha256, in_head
+from replora.backbones.backbone import fingerprint as model_fingerprint
 from replora.backbones.vit_nano import VIT_NANO_WEIGHTS, build_vit_nano
-from replora.errors import RepLoRAError, nearest
+from replora.errors import nearest
 
 VIT_NANO = "vit_nano"
 _AMBIGUOUS = "_in21k"
 
 
-class BackboneError(RepLoRAError):
-    """The backbone asked for does not exist, its weights cannot be had, or they are those of another model."""
-
-
 @dataclass(frozen=True)
-class Backbone:
-    """An image classifier with a fresh head, and what is needed to name it in a result.
+class VisionBackbone(Backbone):
+    """An image classifier with a fresh head: (batch, 3, H, W) normalised images -> (batch, num_classes) logits.
 
     Attributes:
-        model: (batch, 3, H, W) normalised images -> (batch, num_classes) logits.
-        name: As asked for.
         head_names: Dotted names of the classification layers in `model`; two for a distilled DeiT, else one.
         input_size: Height and width H of the images in pixels.
         any_size: Whether other sizes than `input_size` work too, as in convolutional networks.
-        weights: Where the weights are from: a file's path, a hub id, or `random`.
-        sha256: Of the weights' file; None for hub weights and random ones.
-        fingerprint: Of the weights without the head: equal weights have equal fingerprints, wherever they are from.
     """
 
-    model: nn.Module
-    name: str
-    head_names: tuple[str, ...]
     input_size: int
     any_size: bool
-    weights: str
-    sha256: str | None
-    fingerprint: str
 
 
 def build_vision_backbone(
@@ -58,7 +44,7 @@ def build_vision_backbone(
     pretrained: bool = True,
     checkpoint: Path | None = None,
     drop_path_rate: float = 0.0,
-) -> Backbone:
+) -> VisionBackbone:
     """A timm model, or the packaged `vit_nano`, with a new classification layer of random weights.
 
     Args:
@@ -114,7 +100,7 @@ def build_vision_backbone(
     patch_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     size = patch_size[0] if patch_size else timm.data.resolve_model_data_config(model)["input_size"][-1]
     heads = _head_names(model)
-    return Backbone(
+    return VisionBackbone(
         model=model,
         name=name,
         head_names=heads,
@@ -122,7 +108,7 @@ def build_vision_backbone(
         any_size=patch_size is None,
         weights=weights,
         sha256=sha256,
-        fingerprint=_fingerprint(model, heads),
+        fingerprint=model_fingerprint(model, heads),
     )
 
 
@@ -162,12 +148,6 @@ def checkpoint_gradients(model: nn.Module) -> None:
             f"gradient_checkpointing: timm's {type(model).__name__} does not offer it. Leave the option out, or lower "
             "--data.batch_size and raise --trainer.accumulate_grad_batches."
         ) from error
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_name(name: str, from_hub: bool) -> None:
@@ -243,10 +223,10 @@ def _load_npz(model: nn.Module, checkpoint: Path) -> None:
         model.load_pretrained(str(checkpoint))  # type: ignore[operator]
     except (KeyError, IndexError, RuntimeError, ValueError, AssertionError, OSError) as error:
         raise BackboneError(f"checkpoint: {checkpoint} does not fit {_describe(model)} ({error}).") from error
-    missing = [name for name, p in model.named_parameters() if not _in_head(name, heads) and p.isnan().any()]
+    missing = [name for name, p in model.named_parameters() if not in_head(name, heads) and p.isnan().any()]
     _refuse(model, checkpoint, missing, [])
     for name, tensor in model.state_dict().items():
-        if _in_head(name, heads):
+        if in_head(name, heads):
             tensor.copy_(kept[name])
     _refuse_deeper(model, checkpoint)
 
@@ -277,7 +257,7 @@ def _load_tensors(model: nn.Module, checkpoint: Path) -> None:
             f"checkpoint: {checkpoint} holds no plain table of tensors (nor under 'state_dict' or 'model')."
         )
     heads = _head_names(model)
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if not _in_head(name, heads)}
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if not in_head(name, heads)}
     missing = [name for name in wanted if name not in state]
     shapes = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
@@ -305,17 +285,3 @@ def _some(names: list[str], count: int = 5) -> str:
 def _describe(model: nn.Module) -> str:
     config = getattr(model, "pretrained_cfg", None) or {}
     return str(config.get("architecture") or type(model).__name__)
-
-
-def _fingerprint(model: nn.Module, heads: tuple[str, ...], sample: int = 256) -> str:
-    """A hash of every tensor's name, shape and first values: milliseconds, where all of ViT-B would take a second."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not _in_head(name, heads):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.flatten()[:sample].double().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _in_head(name: str, heads: tuple[str, ...]) -> bool:
-    return any(name.startswith(f"{head}.") for head in heads)

@@ -37,12 +37,20 @@ class ImageDataset(Dataset[ImageSample]):
 # The modules below use the types above.
 from replora.datasets.augment import Augmentation, Augmented, RandomCropFlip  # noqa: E402
 from replora.datasets.cache import InMemory, in_memory  # noqa: E402
+from replora.datasets.commonsense import (  # noqa: E402
+    COMMONSENSE_TASKS,
+    UNION_SIZE,
+    CommonsenseRecord,
+    CommonsenseTask,
+    commonsense_task,
+)
 from replora.datasets.digits import Digits  # noqa: E402
 from replora.datasets.errors import (  # noqa: E402
     CorruptImageError,
     DatasetNotFoundError,
     ListFileError,
     ProtocolError,
+    RecordError,
     SubsetError,
     UnknownTaskError,
 )
@@ -50,15 +58,21 @@ from replora.datasets.fgvc import FGVC, FGVC_TASKS, FGVCTask, fgvc_task  # noqa:
 from replora.datasets.image_folder import ImageFolder, ImageFolderError, ImageTable, read_image_table  # noqa: E402
 from replora.datasets.images import Framing, Interpolation, read_image  # noqa: E402
 from replora.datasets.subsample import subsample_indices  # noqa: E402
+from replora.datasets.text import ChoiceItem, TextBatch  # noqa: E402
 from replora.datasets.vtab import VTAB, VTAB_TASKS, VTABTask, vtab_averages, vtab_task  # noqa: E402
 
 __all__ = [
+    "COMMONSENSE_TASKS",
     "FGVC",
     "FGVC_TASKS",
+    "UNION_SIZE",
     "VTAB",
     "VTAB_TASKS",
     "Augmentation",
     "Augmented",
+    "ChoiceItem",
+    "CommonsenseRecord",
+    "CommonsenseTask",
     "CorruptImageError",
     "DatasetNotFoundError",
     "Digits",
@@ -75,9 +89,12 @@ __all__ = [
     "ListFileError",
     "ProtocolError",
     "RandomCropFlip",
+    "RecordError",
     "SubsetError",
+    "TextBatch",
     "UnknownTaskError",
     "VTABTask",
+    "commonsense_task",
     "fgvc_task",
     "in_memory",
     "read_image",

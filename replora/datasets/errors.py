@@ -21,6 +21,10 @@ class CorruptImageError(RepLoRAError):
     """An image file cannot be read or decoded."""
 
 
+class RecordError(RepLoRAError):
+    """A file of text records is damaged, or a record of it is not of the form that its task has."""
+
+
 class SubsetError(RepLoRAError):
     """The fraction or the number of shots cannot be taken from this training set."""
 

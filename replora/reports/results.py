@@ -31,7 +31,7 @@ from replora.errors import RepLoRAError
 
 FORMAT = 1
 VERBS = ("fit", "validate", "test", "predict")
-PACKAGES = ("replora", "torch", "lightning", "timm", "peft", "torchvision", "torchmetrics")
+PACKAGES = ("replora", "torch", "lightning", "timm", "transformers", "peft", "torchvision", "torchmetrics")
 # What must be the same for two verbs to belong to one run.
 SAME_RUN = ("backbone", "method", "options")
 

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from replora.backbones import vision
-from replora.backbones.vision import BackboneError, build_vision_backbone, file_sha256, load_backbone_weights
+from replora.backbones.backbone import BackboneError, file_sha256
+from replora.backbones.vision import build_vision_backbone, load_backbone_weights
 
 torch.set_num_threads(1)
 

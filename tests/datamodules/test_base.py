@@ -20,10 +20,12 @@ from datamodules import (
     BaseDataModule,
     DigitsDataModule,
     FGVCDataModule,
+    ImageDataModule,
     ImageFolderDataModule,
     VTABDataModule,
 )
-from datamodules.base import NORMALIZATIONS, PaddedDataset, Split
+from datamodules.base import PaddedDataset, Split
+from datamodules.image import NORMALIZATIONS
 from replora.datasets import ImageBatch, ImageDataset, ImageSample, InMemory, ProtocolError, SubsetError
 from replora.errors import RepLoRAError
 
@@ -45,7 +47,7 @@ class Counting(ImageDataset):
         return {"image": image, "label": self.labels[index], "index": index}
 
 
-class CountingDataModule(BaseDataModule):
+class CountingDataModule(ImageDataModule):
     num_classes = 10
     class_names = [str(i) for i in range(10)]  # noqa: RUF012
 
@@ -251,10 +253,11 @@ def test_each_image_is_measured_once(world: int) -> None:
 
 
 def test_padding() -> None:
-    padded = PaddedDataset(Counting(5), 4)
+    padding_of = CountingDataModule().padding_of
+    padded = PaddedDataset(Counting(5), 4, padding_of)
     assert [sample["label"] for sample in (padded[i] for i in range(8))] == [0, 1, 2, 3, 4, -1, -1, -1]
     assert padded[7]["image"].shape == (3, 4, 4)
-    assert len(PaddedDataset(Counting(8), 4)) == 8
+    assert len(PaddedDataset(Counting(8), 4, padding_of)) == 8
 
 
 # --- memory and workers
@@ -284,7 +287,7 @@ def test_bound_is_shared_by_the_splits(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_large_test_set_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.base.SMALL_TEST_SET", 30)
+    monkeypatch.setattr("datamodules.image.SMALL_TEST_SET", 30)
     data = made()
     assert isinstance(data._splits["test"], Counting)
     assert data._splits["test"].reads == 0
@@ -399,8 +402,8 @@ def test_description_is_json() -> None:
 
 
 @pytest.mark.parametrize("datamodule", [VTABDataModule, DigitsDataModule, FGVCDataModule, ImageFolderDataModule])
-def test_every_shared_option_is_offered_and_documented(datamodule: type[BaseDataModule]) -> None:
-    shared = inspect.signature(BaseDataModule.__init__).parameters
+def test_every_shared_option_is_offered_and_documented(datamodule: type[ImageDataModule]) -> None:
+    shared = inspect.signature(ImageDataModule.__init__).parameters
     own = inspect.signature(datamodule.__init__).parameters
     assert [name for name in own if name in shared] == list(shared)
     # Without a value the track of VTAB-1K decides.

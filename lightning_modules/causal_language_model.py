@@ -1,0 +1,360 @@
+"""Questions with options, answered by an adapted causal language model."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal, TypedDict
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from replora.datasets.commonsense_prompts import parse_answer
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, SumMetric
+
+from lightning_modules.base import AdaptedModule
+from lightning_modules.schedule import WarmupLinear
+from lightning_modules.sharded_backbone import ShardedBackboneStrategy
+from replora import AdapterConfig, RepLoRAConfig
+from replora.backbones.language import (
+    Dtype,
+    LanguageBackbone,
+    Quantization,
+    build_language_backbone,
+    checkpoint_gradients,
+    load_tokenizer,
+)
+from replora.datasets import ChoiceItem, TextBatch
+from replora.errors import RepLoRAError, nearest
+from replora.evaluation import generate, option_log_likelihoods
+from replora.evaluation.choice_counts import ChoiceCounts, Counted, accuracies
+from replora.evaluation.likelihood import takes
+
+Evaluation = Literal["auto", "generate", "likelihood"]
+
+NO_LOSS = -100  # the label of a token that is not learned
+RESPONSE = "### Response:"
+DEFAULT_ADAPTER = RepLoRAConfig(rank=32, alpha=64, dropout=0.05, targets=("q", "k", "v", "up", "down"))
+DEFAULT_SCHEDULE = WarmupLinear()
+
+
+class Answer(TypedDict):
+    """What the model made of one question; a line of `predictions.jsonl`."""
+
+    task: str
+    index: int  # position in the task's file
+    prompt: str
+    options: list[str]
+    answer: str  # the right option
+    predicted: str  # the option chosen, "" where the text holds none
+    predicted_norm: str | None  # the option of the highest log-likelihood per character
+    log_likelihoods: list[float] | None  # of the options, in nats
+    text: str | None  # what the model wrote
+    right: bool
+    right_norm: bool | None
+
+
+class CausalLanguageModel(AdaptedModule):
+    """A pre-trained causal language model with an adapter, trained on texts and measured on questions with options.
+
+    Training batches are `replora.datasets.TextBatch`es. The loss is the cross-entropy of the next token, averaged over
+    the labelled tokens of one batch of one process; a batch without labels has the loss 0. Accumulated batches and
+    processes count alike, however many labels they have.
+
+    An evaluation batch is a list of `replora.datasets.ChoiceItem`s, answered in one of two ways. `generate` lets the
+    model write and looks for an answer in its text; logged: `accuracy` and `unparsed`, the share of texts without an
+    answer, which count as wrong. `likelihood` takes the likeliest option; logged: `acc`, and under the preset `cloze`
+    `acc_norm`, which divides the log-likelihood of an option by its characters. Each is logged for every task
+    (`test/acc/boolq`) and as the plain mean of the tasks (`test/acc`).
+
+    Args:
+        backbone: `smollm2`, a folder as transformers saves it, or a hub id such as `yahma/llama-7b-hf`. The data's
+            tokenizer is the one of this name.
+        pretrained: Whether to load the weights; otherwise they are random and only the configuration is read.
+        revision: Branch, tag or commit of the hub repository.
+        dtype: Of the frozen weights: `bf16`, `fp16`, `fp32`, or `auto`, that of the saved weights. The adapter is in
+            float32 whatever this is.
+        quantization: `8bit` or `4bit` quantise the frozen weights with bitsandbytes; they can then not be merged.
+        adapter: The method: RepLoRA, its ablations and LoRA (`RepLoRAConfig`), `FullConfig`, `BitFitConfig`, or another
+            one through the peft library (`PeftConfig`).
+        optimizer: The optimiser.
+        schedule: The learning rate's course.
+        gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them: less
+            memory, about a third more time, the same result.
+        evaluation: `generate`, `likelihood`, or `auto`: generate under the preset `llm_adapters`, else likelihood.
+        num_beams: Beams of the generation. Default: 4 under the preset `llm_adapters`, else 1, which is greedy.
+        max_new_tokens: Length of a generated text in tokens, at least 1.
+
+    Raises:
+        RepLoRAError: An option is out of its range, or the backbone or its weights cannot be had.
+    """
+
+    backbone: LanguageBackbone
+
+    def __init__(
+        self,
+        backbone: str = "smollm2",
+        pretrained: bool = True,
+        revision: str | None = None,
+        dtype: Dtype = "auto",
+        quantization: Quantization = "none",
+        adapter: AdapterConfig = DEFAULT_ADAPTER,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=3e-4, weight_decay=0.0),
+        schedule: WarmupLinear = DEFAULT_SCHEDULE,
+        gradient_checkpointing: bool = False,
+        evaluation: Evaluation = "auto",
+        num_beams: int | None = None,
+        max_new_tokens: int = 32,
+    ) -> None:
+        for option, value in {"num_beams": num_beams, "max_new_tokens": max_new_tokens}.items():
+            if value is not None and value < 1:
+                raise RepLoRAError(f"{option}: {value} is out of range. It must be at least 1.")
+        if evaluation not in Evaluation.__args__:  # type: ignore[attr-defined]
+            raise RepLoRAError(
+                f"evaluation: {evaluation!r} is not known. {nearest(evaluation, Evaluation.__args__)}"  # type: ignore[attr-defined]
+            )
+        built = build_language_backbone(
+            backbone, pretrained=pretrained, revision=revision, dtype=dtype, quantization=quantization
+        )
+        super().__init__(built, adapter, optimizer, schedule)
+        if gradient_checkpointing:
+            checkpoint_gradients(self.model)
+        self.evaluation: Evaluation = evaluation
+        self.num_beams = num_beams
+        self.max_new_tokens = max_new_tokens
+        self.revision = revision
+        self.preset = "cloze"
+        self.tokenizer: Any = None
+        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+        self.tokens, self.labelled_tokens = SumMetric(), SumMetric()
+        self.counts = ChoiceCounts(())
+        self._results: dict[str, dict[str, Any]] = {}
+        self._clock = 0.0
+        self._seconds = 0.0  # in which the model worked, of the running loop
+        self._processed = 0  # tokens or questions of this process in that time
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        kept = {"dtype": self.backbone.dtype, "quantization": self.backbone.quantization}
+        return {**described, "backbone": described["backbone"] | kept}
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        self.preset = getattr(datamodule, "preset", self.preset)
+        self.counts = ChoiceCounts(getattr(datamodule, "tasks", ()))
+        tokenizer = getattr(datamodule, "tokenizer_name", self.backbone.name)
+        if tokenizer != self.backbone.name:
+            rank_zero_warn(
+                f"The data are tokenised as for {tokenizer!r}, but the backbone is {self.backbone.name!r}. Where their "
+                "vocabularies differ, the model sees nonsense."
+            )
+        if self.mode == "generate":
+            if self.preset == "cloze":
+                raise RepLoRAError(
+                    "evaluation: generate looks for a numbered answer in the text, and the preset 'cloze' has none. "
+                    "Set --model.evaluation likelihood, or --data.preset clean."
+                )
+            self.tokenizer = load_tokenizer(tokenizer, self.revision)
+
+    @property
+    def mode(self) -> Evaluation:
+        """How questions are answered: `generate` or `likelihood`."""
+        if self.evaluation != "auto":
+            return self.evaluation
+        return "generate" if self.preset == "llm_adapters" else "likelihood"
+
+    def measured(self, verb: str) -> dict[str, Any]:
+        return self._results.get(verb, {})
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Questions are lists of token ids; their tensors are made where they are put to the model."""
+        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    # --- training
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token ids and mask (B, T) -> logits (B, T, vocabulary)."""
+        return self._logits(input_ids, attention_mask, first=0)
+
+    def on_train_epoch_start(self) -> None:
+        self._seconds, self._processed = 0.0, 0
+
+    def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self._clock = time.perf_counter()
+
+    def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
+        loss, labelled = self._loss(batch)
+        self.require_finite(loss, batch_idx)
+        tokens = int(batch["attention_mask"].sum())
+        self._processed += tokens
+        self.train_loss.update(loss.detach(), labelled)
+        self.tokens.update(tokens)
+        self.labelled_tokens.update(labelled)
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("loss", loss, prog_bar=True, logger=False, batch_size=1)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
+        self.log("train/tokens", self.tokens, on_step=False, on_epoch=True)
+        self.log("train/labelled_tokens", self.labelled_tokens, on_step=False, on_epoch=True)
+        self.log("train/learning_rate", rate, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: TextBatch, batch_idx: int) -> None:  # noqa: ARG002
+        self._seconds += time.perf_counter() - self._clock
+
+    def on_train_epoch_end(self) -> None:
+        rate = self._processed * self.trainer.world_size / max(self._seconds, 1e-9)
+        self._results["fit"] = {"tokens_per_second": round(rate, 1)}
+
+    def _loss(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """The mean cross-entropy of the labelled tokens, and their number, both ()."""
+        labels = batch["labels"]
+        labelled = labels[:, 1:] != NO_LOSS  # the first token has nothing before it to follow from
+        columns = labelled.any(dim=0).nonzero()
+        first = int(columns[0]) if len(columns) else labels.shape[1] - 2
+        logits = self._logits(batch["input_ids"], batch["attention_mask"], first)[:, :-1]
+        targets = labels[:, first + 1 :]
+        total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=NO_LOSS, reduction="sum")
+        count = labelled.sum()
+        return total / count.clamp(min=1), count
+
+    def _logits(self, input_ids: Tensor, attention_mask: Tensor, first: int) -> Tensor:
+        """Logits (B, T - first, vocabulary) of the columns from `first` on."""
+        kept = input_ids.shape[1] - first
+        options: dict[str, Any] = {}
+        if takes(self.model, "position_ids"):  # with padding on the left the first token is still at 0
+            options["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        if takes(self.model, "logits_to_keep"):
+            options["logits_to_keep"] = kept
+        logits: Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
+        ).logits
+        return logits[:, -kept:]
+
+    # --- evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_counting()
+
+    def on_test_epoch_start(self) -> None:
+        self._start_counting()
+
+    def validation_step(self, batch: list[ChoiceItem] | TextBatch, batch_idx: int) -> None:  # noqa: ARG002
+        if isinstance(batch, list):
+            self._count(self._answers(batch))
+        else:
+            self.val_loss.update(*self._loss(batch))
+            self.log("val/loss", self.val_loss, on_epoch=True, prog_bar=True)
+
+    def test_step(self, batch: list[ChoiceItem], batch_idx: int) -> dict[str, list[Answer]]:  # noqa: ARG002
+        answers = self._answers(batch)
+        self._count(answers)
+        return {"answers": answers}
+
+    def predict_step(self, batch: list[ChoiceItem], batch_idx: int) -> dict[str, list[Answer]]:  # noqa: ARG002
+        return {"answers": self._answers(batch)}
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_counts("val", "validate")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_counts("test", "test")
+
+    def _answers(self, batch: list[ChoiceItem]) -> list[Answer]:
+        """The model's answers, without those to the padding of several processes (index -1)."""
+        started = time.perf_counter()
+        answers = self._write(batch) if self.mode == "generate" else self._compare(batch)
+        self._seconds += time.perf_counter() - started
+        real = [answer for answer in answers if answer["index"] >= 0]
+        self._processed += len(real)
+        return real
+
+    def _compare(self, batch: list[ChoiceItem]) -> list[Answer]:
+        """The likeliest option of each question."""
+        scores = option_log_likelihoods(
+            self.model, [item.prompt_ids for item in batch], [item.option_ids for item in batch]
+        )
+        answers = []
+        for item, few in zip(batch, scores, strict=True):
+            by_length = [score / length for score, length in zip(few, item.option_lengths, strict=True)]
+            best, best_norm = _argmax(few), _argmax(by_length)
+            answer = _answer(item, item.options[best])
+            answer["log_likelihoods"] = [round(score, 4) for score in few]
+            answer["predicted_norm"] = item.options[best_norm]
+            answer["right"], answer["right_norm"] = best == item.answer, best_norm == item.answer
+            answers.append(answer)
+        return answers
+
+    def _write(self, batch: list[ChoiceItem]) -> list[Answer]:
+        """The first answer in what the model writes behind each question."""
+        beams = self.num_beams or (4 if self.preset == "llm_adapters" else 1)
+        written = generate(
+            self.model,
+            [item.prompt_ids for item in batch],
+            end_ids=self.backbone.end_ids,
+            pad_id=self.backbone.pad_id,
+            num_beams=beams,
+            max_new_tokens=self.max_new_tokens,
+            in_step=isinstance(self.trainer.strategy, ShardedBackboneStrategy),
+        )
+        answers = []
+        for item, tokens in zip(batch, written, strict=True):
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            # LLM-Adapters reads what stands between the first and the second of these words.
+            answer = _answer(item, parse_answer(item.task, text.split(RESPONSE)[0].strip()))
+            answer["text"] = text
+            answer["right"] = answer["predicted"] == answer["answer"]
+            answers.append(answer)
+        return answers
+
+    def _start_counting(self) -> None:
+        self.counts.reset()
+        self._seconds, self._processed = 0.0, 0
+
+    def _count(self, answers: list[Answer]) -> None:
+        for answer in answers:
+            self.counts.update(
+                answer["task"],
+                {
+                    "items": 1,
+                    "right": answer["right"],
+                    "right_norm": bool(answer["right_norm"]),
+                    "unparsed": not answer["predicted"],
+                },
+            )
+
+    def _log_counts(self, stage: str, verb: str) -> None:
+        counts = self.counts.compute()
+        if not counts:
+            return
+        names: dict[str, Counted] = {"accuracy": "right", "unparsed": "unparsed"}
+        if self.mode == "likelihood":
+            names = {"acc": "right", "acc_norm": "right_norm"} if self.preset == "cloze" else {"acc": "right"}
+        found = accuracies(counts, names)
+        for task, shares in found["tasks"].items():
+            self.log_dict({f"{stage}/{name}/{task}": shares[name] for name in names})
+        self.log_dict({f"{stage}/{name}": found["mean"][name] for name in names}, prog_bar=True)
+        rate = self._processed * self.trainer.world_size / max(self._seconds, 1e-9)
+        self._results[verb] = {"evaluation": self.mode, **found, "items_per_second": round(rate, 2)}
+
+
+def _answer(item: ChoiceItem, predicted: str) -> Answer:
+    return {
+        "task": item.task,
+        "index": item.index,
+        "prompt": item.prompt,
+        "options": item.options,
+        "answer": item.options[item.answer],
+        "predicted": predicted,
+        "predicted_norm": None,
+        "log_likelihoods": None,
+        "text": None,
+        "right": False,
+        "right_norm": None,
+    }
+
+
+def _argmax(numbers: list[float]) -> int:
+    return max(range(len(numbers)), key=numbers.__getitem__)

@@ -1,0 +1,122 @@
+"""How likely a language model finds each option of a question: one forward pass for all options of a prompt.
+
+The options of one question stand behind one copy of its prompt, in one row:
+
+    row        padding | prompt p_0 .. p_n | option 1: a_0 a_1 | option 2: b_0 b_1 b_2 | ...
+    position         0 | 0 .. n            | n+1 n+2           | n+1 n+2 n+3           | ...
+
+Each option attends to the prompt and to itself, and its positions go on where the prompt ends, so its tokens have the
+probabilities of a row of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+_PADDING, _PROMPT = -1, 0  # segments of a row; option k is segment k + 1
+
+
+@torch.inference_mode()
+def option_log_likelihoods(
+    model: nn.Module, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]]
+) -> list[list[float]]:
+    """log p(option | prompt) in nats, summed over the option's tokens, for every option of B questions.
+
+    A model whose forward pass takes no `position_ids` (ALiBi, for example) gets a row for every option instead.
+
+    Args:
+        model: A causal language model of transformers, in evaluation mode.
+        prompts: Token ids of each question, at least one.
+        options: For each question the token ids of each option, at least one token an option.
+
+    Returns:
+        For each question one number of at most 0 an option; computed in float32 from the model's logits.
+    """
+    if not takes(model, "position_ids"):
+        return _row_by_row(model, prompts, options)
+    device = next(model.parameters()).device
+    pairs = list(zip(prompts, options, strict=True))
+    rows = [[*prompt, *itertools.chain.from_iterable(few)] for prompt, few in pairs]
+    length = max(map(len, rows))
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    position = torch.zeros_like(ids)
+    segment = torch.full_like(ids, _PADDING)
+    # For every token of an option: its row, the column that predicts it, its id, and which option it belongs to.
+    where: list[tuple[int, int, int, int]] = []
+    count = 0
+    for r, (prompt, few) in enumerate(pairs):
+        start = length - len(rows[r])
+        ids[r, start:] = torch.tensor(rows[r])
+        column = start + len(prompt)
+        position[r, start:column] = torch.arange(len(prompt))
+        segment[r, start:column] = _PROMPT
+        last_of_prompt = column - 1
+        for k, option in enumerate(few):
+            end = column + len(option)
+            position[r, column:end] = torch.arange(len(prompt), len(prompt) + len(option))
+            segment[r, column:end] = k + 1
+            predictors = [last_of_prompt, *range(column, end - 1)]
+            where += [(r, before, token, count) for before, token in zip(predictors, option, strict=True)]
+            column, count = end, count + 1
+    kept = length - min(column for _, column, _, _ in where)
+    logits = _last_logits(
+        model,
+        kept,
+        input_ids=ids.to(device),
+        position_ids=position.to(device),
+        attention_mask=_additive_mask(segment.to(device), _dtype_of(model)),
+    )
+    row, column_of, token, option_of = torch.tensor(where, device=device).unbind(1)
+    log_p = logits[row, column_of - length].float().log_softmax(-1).gather(1, token[:, None])[:, 0]
+    sums = torch.zeros(count, device=device).index_add_(0, option_of, log_p).tolist()
+    scores = iter(sums)
+    return [[next(scores) for _ in few] for few in options]
+
+
+def takes(model: nn.Module, argument: str) -> bool:
+    """Whether the model's forward pass has an argument of this name."""
+    return argument in inspect.signature(model.forward).parameters
+
+
+def _additive_mask(segment: Tensor, dtype: torch.dtype) -> Tensor:
+    """Segments (B, T) -> (B, 1, T, T): 0 where a token (row) sees another (column), else the lowest number."""
+    query, key = segment[:, :, None], segment[:, None, :]
+    seen = ((key == _PROMPT) | (key == query)).tril()  # padding sees padding: a row of nothing would be NaN
+    mask = torch.zeros(seen.shape, dtype=dtype, device=segment.device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def _row_by_row(
+    model: nn.Module, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]]
+) -> list[list[float]]:
+    """The same with one row an option, padded on the right, where no token of the row looks."""
+    device = next(model.parameters()).device
+    pairs = [(prompt, option) for prompt, few in zip(prompts, options, strict=True) for option in few]
+    length = max(len(prompt) + len(option) for prompt, option in pairs)
+    ids = torch.zeros(len(pairs), length, dtype=torch.long)
+    attended, scored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for r, (prompt, option) in enumerate(pairs):
+        end = len(prompt) + len(option)
+        ids[r, :end] = torch.tensor([*prompt, *option])
+        attended[r, :end] = 1
+        scored[r, len(prompt) : end] = True
+    logits = model(input_ids=ids.to(device), attention_mask=attended.to(device), use_cache=False).logits
+    log_p = logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None].to(device))[..., 0]
+    scores = iter((log_p * scored[:, 1:].to(device)).sum(1).tolist())
+    return [[next(scores) for _ in few] for few in options]
+
+
+def _last_logits(model: nn.Module, count: int, **inputs: Tensor) -> Tensor:
+    """Logits (B, count, vocabulary) of the last columns; the others are not computed where the model can leave them."""
+    keep = {"logits_to_keep": count} if takes(model, "logits_to_keep") else {}
+    logits: Tensor = model(**inputs, use_cache=False, **keep).logits
+    return logits[:, -count:]
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+import replora
+from replora.backbones.backbone import BackboneError
+from replora.backbones.language import LLAMA_SHAPES, as_backbone, build_language_backbone, load_tokenizer, source_of
+from tests.tiny_llama import END, PAD, tiny_llama, write_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny_llama"))
+
+
+def test_a_local_folder(folder):
+    built = build_language_backbone(str(folder))
+    state = tiny_llama().state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in built.model.state_dict().items())
+    assert (built.weights, built.dtype, built.head_names) == (str(folder), "float32", ())
+    assert (built.end_ids, built.pad_id) == ((END,), PAD)
+    assert len(built.sha256) == 64
+    assert built.model.config._attn_implementation == "sdpa"
+    assert built.model.training  # dropout of the adapter and gradient checkpointing depend on it
+
+
+def test_random_weights_of_the_folders_shape(folder):
+    torch.manual_seed(1)
+    built = build_language_backbone(str(folder), pretrained=False, dtype="bf16")
+    assert (built.weights, built.sha256, built.dtype) == ("random", None, "bfloat16")
+    assert built.fingerprint != build_language_backbone(str(folder), dtype="bf16").fingerprint
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_dtype_of_the_frozen_weights(folder, dtype, expected):
+    model = build_language_backbone(str(folder), dtype=dtype).model
+    assert {p.dtype for p in model.parameters()} == {expected}
+    replora.inject(model, replora.RepLoRAConfig(rank=2))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_sampling_options_of_a_model_are_put_away():
+    model = tiny_llama()
+    model.generation_config.update(do_sample=True, temperature=0.6, eos_token_id=[3, 7], pad_token_id=None)
+    model.config.pad_token_id = -1  # as in LLaMA's first configurations
+    built = as_backbone(model, "mine")
+    options = built.model.generation_config
+    assert (built.end_ids, built.pad_id) == ((3, 7), 3)
+    assert (options.do_sample, options.temperature, options.eos_token_id) in [
+        (False, None, [3, 7]),
+        (False, 1.0, [3, 7]),
+    ]
+
+
+def test_tokenizer_of_a_folder(folder):
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.decode(tokenizer("Grüße")["input_ids"]) == "Grüße"
+    assert (tokenizer.padding_side, tokenizer.pad_token_id) == ("left", PAD)
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path):
+    write_tiny_llama(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    options = json.loads(file.read_text())
+    options.pop("pad_token")
+    file.write_text(json.dumps(options))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == END
+
+
+def test_what_cannot_be_had(folder, tmp_path):
+    with pytest.raises(BackboneError, match="there is no folder '/nowhere/llama'"):
+        build_language_backbone("/nowhere/llama")
+    with pytest.raises(BackboneError, match=r"holds no config\.json"):
+        source_of(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(BackboneError, match=r"could not be loaded .* hub id of a causal language model"):
+        build_language_backbone(str(tmp_path))
+    with pytest.raises(BackboneError, match=r"The tokenizer of .* could not be loaded"):
+        load_tokenizer(str(tmp_path))
+    with pytest.raises(BackboneError, match="dtype: 'bf17' is not known"):
+        build_language_backbone(str(folder), dtype="bf17")
+
+
+def test_quantisation_says_what_it_needs(folder, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    with pytest.raises(BackboneError, match=r"quantization: 4bit needs bitsandbytes .*pip install bitsandbytes"):
+        build_language_backbone(str(folder), quantization="4bit")
+    with pytest.raises(BackboneError, match="random ones do not load"):
+        build_language_backbone(str(folder), pretrained=False, quantization="8bit")
+
+
+# Trained parameters of LoRA with rank 32 on q, k, v, up and down, and the share of all parameters: the arithmetic of
+# LLM-Adapters' recipe; the backbone's own 6,738,415,616 and 13,015,864,320 are those of the released models.
+@pytest.mark.parametrize(
+    ("shape", "backbone", "expected"), [("7b", 6_738_415_616, 56_098_816), ("13b", 13_015_864_320, 87_818_240)]
+)
+@pytest.mark.parametrize("factors", ["none", "mlp"])
+def test_parameters_of_the_papers_llamas(shape, backbone, expected, factors):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**LLAMA_SHAPES[shape]))
+        replora.inject(
+            model, replora.RepLoRAConfig(rank=32, alpha=64, factors=factors, targets=["q", "k", "v", "up", "down"])
+        )
+    counts = replora.parameter_counts(model)
+    assert (counts.backbone, counts.adapter_deployed) == (backbone, expected)
+    assert (counts.adapter_trained == expected) == (factors == "none")
+    # Sharing groups: q, k and v of an attention module, up and down of an MLP.
+    groups = {(bank.groups, len(bank.shapes)) for bank in model.replora.banks}
+    layers = LLAMA_SHAPES[shape]["num_hidden_layers"]
+    assert groups == {(layers, 3), (layers, 2)}
