@@ -9,6 +9,8 @@ from lightning_modules.prediction_writer import PredictionWriter
 from lightning_modules.results_writer import ResultsWriter
 from lightning_modules.schedule import WarmupCosine, WarmupLinear
 from lightning_modules.sharded_backbone import ShardedBackboneStrategy
+from lightning_modules.submission_writer import SubmissionWriter
+from lightning_modules.vision_language import VisionLanguage
 
 __all__ = [
     "AdaptedModule",
@@ -19,6 +21,8 @@ __all__ = [
     "PredictionWriter",
     "ResultsWriter",
     "ShardedBackboneStrategy",
+    "SubmissionWriter",
+    "VisionLanguage",
     "WarmupCosine",
     "WarmupLinear",
 ]

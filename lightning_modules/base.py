@@ -125,9 +125,13 @@ class AdaptedModule(LightningModule):
                 "or --trainer.max_steps."
             )
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        optimizer = self.make_optimizer(replora.parameter_groups(self.model))
+        optimizer = self.make_optimizer(self.parameter_groups())
         scheduler = self.schedule.scheduler(optimizer, max(steps_per_epoch, 1), max(int(total), 1))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule.per}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser gets: matrices with weight decay, vectors without."""
+        return replora.parameter_groups(self.model)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
