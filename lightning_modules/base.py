@@ -213,10 +213,10 @@ class AdaptedModule(LightningModule):
         self.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
 
 
-def _in_the_dtype_of_its_weight(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _in_the_dtype_of_its_weight(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """A head in float32 behind a 16-bit backbone."""
-    weight = head.weight
-    return tuple(x.to(weight.dtype) if isinstance(weight, Tensor) else x for x in inputs)
+    dtype = next(head.parameters()).dtype
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 
 def _seen(fit_loop: dict[str, Any]) -> str:

@@ -34,6 +34,8 @@ def bart_nano_config() -> dict[str, Any]:
         "encoder_ffn_dim": 256,
         "decoder_ffn_dim": 256,
         "max_position_embeddings": 128,
+        # The scale at which random layers pass a signal on; BART's 0.02 is too small for frozen random ones.
+        "init_std": 0.09,
     }
 
 

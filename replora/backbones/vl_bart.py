@@ -127,7 +127,8 @@ class VLBartEncoder(BartEncoder):  # type: ignore[misc]
             n = features.shape[2]
             boxes = None if boxes is None else boxes[:, :, :n]
             order_rows = self.embed_tokens.weight[-n:].flip(0)
-            hidden = torch.cat([hidden, self.visual_embedding(features, boxes, order_rows)], dim=1)
+            visual = self.visual_embedding(features, boxes, order_rows).to(hidden.dtype)
+            hidden = torch.cat([hidden, visual], dim=1)
             attention_mask = cover(attention_mask, hidden)
         hidden = F.dropout(hidden, self.dropout, self.training)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
@@ -251,7 +252,7 @@ def build_vl_bart(
             kept = {key: value for key, value in saved.items() if key in _bart_options()}
             config = VLBartConfig(**(kept | own))
             if pretrained:
-                model = VLBart.from_pretrained(source, config=config, revision=revision)
+                model = _load(source, config, revision)
                 weights = f"{name}@{revision}" if revision else name
                 files = list(Path(source).glob("*.safetensors"))
                 sha256 = file_sha256(files[0]) if len(files) == 1 else None
@@ -284,6 +285,21 @@ def load_vl_tokenizer(name: str = BART_BASE, revision: str | None = None) -> Any
     tokenizer.padding_side = "right"
     tokenizer.add_tokens(ADDED_TOKENS, special_tokens=True)
     return tokenizer
+
+
+def _load(source: str, config: VLBartConfig, revision: str | None) -> VLBart:
+    """BART's weights in a VL-BART, whose visual embedding alone stays random."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # else it reports that the visual embedding is missing
+    try:
+        model, info = VLBart.from_pretrained(source, config=config, revision=revision, output_loading_info=True)
+    finally:
+        logging.set_verbosity(before)
+    if missing := sorted(name for name in info["missing_keys"] if not name.startswith(VISUAL_EMBEDDING)):
+        raise BackboneError(f"its files lack {len(missing)} of BART's weights, such as {missing[0]}")
+    return model
 
 
 def _bart_options() -> set[str]:

@@ -24,8 +24,10 @@ log = logging.getLogger(__name__)
 
 TokenizerName = Literal["auto", "ptb_java", "approximate"]
 JAR = "stanford-corenlp-3.4.1.jar"  # in the package pycocoevalcap
-# Tokens that coco-caption drops, as PTBTokenizer writes them.
-_DROPPED = set("'' ' `` ` -lrb- -rrb- -lcb- -rcb- . ? ! , : - -- ... ;".split())
+# Tokens that coco-caption drops. It means to drop brackets too, but names them in capitals (-LRB-), as which they never
+# come behind -lowerCase; so they stay, here as well.
+_DROPPED = set("'' ' `` ` . ? ! , : - -- ... ;".split())
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W_]+(?:['.-][^\W_]+)*|[^\w\s]|_")
 _CLITIC = re.compile(r"(n't|'(?:s|re|ve|ll|d|m))$")
 
@@ -77,7 +79,7 @@ def _approximate_tokens(sentence: str) -> list[str]:
     for token in _TOKEN.findall(sentence.lower().replace("\u2019", "'")):
         clitic = _CLITIC.search(token)
         tokens += [token[: clitic.start()], clitic[0]] if clitic and clitic.start() else [token]
-    return [token for token in tokens if token not in _DROPPED and token not in '"()[]{}']
+    return [_BRACKETS.get(token, token) for token in tokens if token not in _DROPPED and token != '"']
 
 
 def _tokenize_by_java(sentences: Sequence[str]) -> list[str]:
