@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from torch.utils.data import DataLoader
+from typing import Literal
 
 from datamodules.base import Protocol, one_of
 from datamodules.vision_language import TruncationSide, VisionLanguageDataModule
 from replora.datasets import ProtocolError
+from replora.datasets.video_text import CLIP_VIT, FRAMES, feature_folder, video_text_records
 from replora.datasets.vl import VIDEO_TASKS, Prompts, VLRecord
 from replora.datasets.vl_features import FeatureFolder
-from replora.datasets.video_text import CLIP_VIT, FRAMES, feature_folder, video_text_records
 
 
 class VideoTextDataModule(VisionLanguageDataModule):
@@ -43,8 +41,8 @@ class VideoTextDataModule(VisionLanguageDataModule):
         feature_size: Width of the features: 512 of CLIP ViT-B/32's frames.
         features: Name of the folder of the features in `vis_features/{tv,how2,yc2}`.
         prompts: `vl_adapter` puts the name of the task behind the text, `none` does not.
-        truncation_side: Where texts of more than 600 tokens are cut. VL-Adapter cuts on the right, where the question of
-            a video with long subtitles is; `left` keeps the question, and deviates from published numbers.
+        truncation_side: Where texts of more than 600 tokens are cut. VL-Adapter cuts on the right, where the question
+            of a video with long subtitles is; `left` keeps the question, and deviates from published numbers.
 
     Raises:
         RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
@@ -75,8 +73,8 @@ class VideoTextDataModule(VisionLanguageDataModule):
     ) -> None:
         if protocol != "tune":
             raise ProtocolError(
-                f"protocol: {protocol!r} ends with a test, but the answers of VALUE's test splits were never published. "
-                "Measure on the validation splits (--data.protocol tune)."
+                f"protocol: {protocol!r} ends with a test, but the answers of VALUE's test splits were never published."
+                " Measure on the validation splits (--data.protocol tune)."
             )
         one_of(("val", "test"), predict_split=predict_split)
         super().__init__(

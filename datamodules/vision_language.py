@@ -218,9 +218,7 @@ class VisionLanguageDataModule(BaseDataModule):
         dataset = self._split(self.train_split)
         world, rank = self._world()
         sizes = {task: len(part) for task, part in self.parts(self.train_split).items()}
-        sampler = TaskBatches(
-            sizes, self.task_batch_sizes, world, rank, self.shuffle_seed, self.drop_last, self._seen
-        )
+        sampler = TaskBatches(sizes, self.task_batch_sizes, world, rank, self.shuffle_seed, self.drop_last, self._seen)
         return self._loader(dataset, None, sampler)
 
     def _seen(self) -> int:

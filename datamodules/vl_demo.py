@@ -14,9 +14,9 @@ from replora.datasets.vl_demo import FEATURE_SIZE, SCENES, DemoFeatures, demo_re
 
 
 class VLDemoDataModule(VisionLanguageDataModule):
-    """Scenes of `replora.datasets.vl_demo`: 3,000 to train on, 300 to validate, 300 to test, a question and a caption each.
+    """Scenes of `replora.datasets.vl_demo`: 3,000 to train on, 300 to validate and 300 to test.
 
-    The metrics are those of VQAv2 and COCO captions. No scene is in two splits.
+    Each has a question and a caption. The metrics are those of VQAv2 and COCO captions. No scene is in two splits.
 
     Args:
         tokenizer: Of the texts: the name of the backbone; on the command line it is that of `--model.backbone`.

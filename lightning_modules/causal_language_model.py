@@ -8,7 +8,6 @@ from typing import Any, Literal, TypedDict
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
-from replora.datasets.commonsense_prompts import parse_answer
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, SumMetric
@@ -26,6 +25,7 @@ from replora.backbones.language import (
     load_tokenizer,
 )
 from replora.datasets import ChoiceItem, TextBatch
+from replora.datasets.commonsense_prompts import parse_answer
 from replora.errors import RepLoRAError, nearest
 from replora.evaluation import generate, option_log_likelihoods
 from replora.evaluation.choice_counts import ChoiceCounts, Counted, accuracies

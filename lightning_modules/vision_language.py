@@ -39,15 +39,15 @@ DEFAULT_PARTS: tuple[Part, ...] = ("visual_embedding", "biases")
 class VisionLanguage(AdaptedModule):
     """VL-BART with an adapter, trained on several tasks together in batches of one task each.
 
-    Batches are `replora.datasets.vl.VLBatch`es. The loss is the cross-entropy of the answer's tokens: averaged over each
-    sample's tokens, times the sample's weight, and averaged over the samples; for COCO captions the plain mean over all
-    tokens. The averages are those of the batch of all processes together, so that two processes with half the batch size
-    train as one does.
+    Batches are `replora.datasets.vl.VLBatch`es. The loss is the cross-entropy of the answer's tokens: averaged over
+    each sample's tokens, times the sample's weight, averaged over the samples; for COCO captions the mean of all
+    tokens. The averages are those of the batch of all processes together, so that two processes with half the batch
+    size train as one does.
 
     Answers are written as VL-Adapter's: at most 20 tokens, greedily for VQA and GQA, by five beams for captions and
-    videos, no trigram twice. For NLVR2 the likelier of `true` and `false` is taken. Logged for each task are its metrics
-    (`val/accuracy/vqa`, `val/cider/coco`, ...; `replora.metrics.score_answers`), and as `val/score` the plain mean of
-    each task's published metric. Accuracies are in [0, 1], and CIDEr is a hundredth of what tables show.
+    videos, no trigram twice. For NLVR2 the likelier of `true` and `false` is taken. Logged for each task are its
+    metrics (`val/accuracy/vqa`, `val/cider/coco`, ...; `replora.metrics.score_answers`), and as `val/score` the plain
+    mean of each task's published metric. Accuracies are in [0, 1], and CIDEr is a hundredth of what tables show.
 
     Args:
         backbone: `facebook/bart-base`, a folder that transformers saved it to, or `bart_nano`, a small one of random
@@ -127,6 +127,10 @@ class VisionLanguage(AdaptedModule):
         return self._results.get(verb, {})
 
     @property
+    def _config(self) -> Any:
+        return self.model.config
+
+    @property
     def datamodule(self) -> VisionLanguageDataModule:
         return cast("VisionLanguageDataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
 
@@ -197,7 +201,7 @@ class VisionLanguage(AdaptedModule):
 
     def _shifted(self, labels: Tensor) -> Tensor:
         """What the decoder reads: the start token, then the labels without the last."""
-        config = self.model.config
+        config = self._config
         start = labels.new_full((len(labels), 1), config.decoder_start_token_id)
         return torch.cat([start, labels[:, :-1]], 1).masked_fill_(
             F.pad(labels[:, :-1] == NO_LOSS, (1, 0)), config.pad_token_id
@@ -220,8 +224,8 @@ class VisionLanguage(AdaptedModule):
     def test_step(self, batch: VLBatch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
         self._keep(batch)
 
-    def predict_step(self, batch: VLBatch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
-        self._keep(batch)
+    def predict_step(self, batch: VLBatch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:  # noqa: ARG002
+        return self._keep(batch)
 
     def on_validation_epoch_end(self) -> None:
         self._gather()
@@ -251,7 +255,7 @@ class VisionLanguage(AdaptedModule):
 
     def _judge(self, encoded: Any, mask: Tensor) -> list[str]:
         """`true` or `false`, whichever is likelier right behind `<s>`."""
-        config = self.model.config
+        config = self._config
         start = torch.tensor([[config.decoder_start_token_id, config.bos_token_id]], device=mask.device)
         output = self.model(
             encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=start.expand(len(mask), -1), use_cache=False
@@ -261,7 +265,7 @@ class VisionLanguage(AdaptedModule):
 
     def _generation(self, task: VLTask) -> dict[str, Any]:
         """VL-Adapter's settings and those that BART's own files add, all of them given explicitly."""
-        config = self.model.config
+        config = self._config
         beams = self.num_beams or task.beams
         return {
             "do_sample": False,
@@ -275,9 +279,12 @@ class VisionLanguage(AdaptedModule):
             "use_cache": True,
         }
 
-    def _keep(self, batch: VLBatch) -> None:
+    def _keep(self, batch: VLBatch) -> list[str]:
+        """The answers to a batch, kept by record but for padding."""
+        texts = self.answer(batch)
         said = self.answers.setdefault(batch["task"], {})
-        said |= {i: text for i, text in zip(batch["index"].tolist(), self.answer(batch), strict=True) if i >= 0}
+        said |= {i: text for i, text in zip(batch["index"].tolist(), texts, strict=True) if i >= 0}
+        return texts
 
     def _gather(self) -> None:
         """Let every process know all answers, so that all compute the same scores."""
@@ -306,7 +313,9 @@ class VisionLanguage(AdaptedModule):
         found: dict[str, Any] = {"split": split, "answers": counts}
         if any(vl_task(name).kind == "caption" for name in counts):
             found["caption_tokenizer"] = self.caption_tokenizer.name
-        found["generation"] = {name: self._generation(vl_task(name)) for name in counts if vl_task(name).kind != "nlvr2"}
+        found["generation"] = {
+            name: self._generation(vl_task(name)) for name in counts if vl_task(name).kind != "nlvr2"
+        }
         self._results[verb] = found
         if stage == "val":  # what a fit saw last
             self._results["fit"] = found

@@ -99,7 +99,12 @@ def write_video_text(root: Path, size: int = 6) -> Path:
         for name, split in zip(names, SIZES, strict=True):
             rows = []
             for i in range(SIZES[split]):
-                row: dict[str, Any] = {"qid": 100 + i, "q": " Who speaks? ", "ts": "1.5-3", "vid_name": video_of(channel, i)}
+                row: dict[str, Any] = {
+                    "qid": 100 + i,
+                    "q": " Who speaks? ",
+                    "ts": "1.5-3",
+                    "vid_name": video_of(channel, i),
+                }
                 row |= {f"a{k}": f"Person {k}." for k in range(choices)} | {"show_name": "Friends"}
                 rows.append(row if split == "test" else row | {"answer_idx": i % choices})
             _lines(annotations / task / f"{name}.jsonl", rows)

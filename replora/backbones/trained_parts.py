@@ -47,7 +47,7 @@ def train_parts(model: nn.Module, parts: Iterable[Part]) -> dict[str, int]:
         if part not in names:
             continue
         trained = set(adapters.trained)
-        added = [name for name in names[part] if name not in trained and not name.startswith("replora.")]
+        added = [name for name in names[part] if name not in trained and _of_the_backbone(name)]
         for name in added:
             parameters[name].requires_grad = True
         adapters.trained += added
@@ -55,3 +55,8 @@ def train_parts(model: nn.Module, parts: Iterable[Part]) -> dict[str, int]:
         counts[part] = sum(parameters[name].numel() for name in added)
         adapters.backbone_count -= counts[part]
     return counts
+
+
+def _of_the_backbone(name: str) -> bool:
+    """Whether a parameter is neither the adapter's nor the visual embedding's, which is a part of its own."""
+    return not name.startswith("replora.") and ".visual_embedding." not in name

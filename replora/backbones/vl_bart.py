@@ -15,7 +15,7 @@ never are, not even the zeros that fill up a short video.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class VisualEmbedding(nn.Module):
         area = (y2 - y1) * (x2 - x1)
         image = self.image_order.weight[: features.shape[1], None]  # (images, 1, width)
         tokens = self.feature(features) + self.box(torch.cat([boxes, area[..., None]], -1)) + image + order_rows
-        return tokens.flatten(1, 2)
+        return cast(Tensor, tokens.flatten(1, 2))
 
 
 class VLBartEncoder(BartEncoder):  # type: ignore[misc]
@@ -185,7 +185,7 @@ class VLBart(BartForConditionalGeneration):  # type: ignore[misc]
 
 
 def cover(attention_mask: Tensor, hidden: Tensor) -> Tensor:
-    """The mask (B, T) of a text, lengthened by ones to the length of the hidden states (B, T + visual tokens, width)."""
+    """The mask (B, T) of a text, lengthened by ones to that of its hidden states (B, T + visual tokens, width)."""
     return F.pad(attention_mask, (0, hidden.shape[1] - attention_mask.shape[1]), value=1)
 
 
@@ -299,7 +299,7 @@ def _load(source: str, config: VLBartConfig, revision: str | None) -> VLBart:
         logging.set_verbosity(before)
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith(VISUAL_EMBEDDING)):
         raise BackboneError(f"its files lack {len(missing)} of BART's weights, such as {missing[0]}")
-    return model
+    return cast(VLBart, model)
 
 
 def _bart_options() -> set[str]:

@@ -1,10 +1,10 @@
 """VQAv2, GQA, NLVR2 and COCO captions in the folder that VL-T5 and VL-Adapter use.
 
-    vqa/karpathy_{train,val,test}.json, vqa/v2_mscoco_val2014_annotations.json        features: COCO
-    GQA/{train,valid,testdev}.json                                                     features: VG, of testdev GQA
-    nlvr/{train,valid,test}.json                                                       features: nlvr
-    COCO/dataset_coco.json                                                             features: COCO
-    {COCO,VG,GQA,nlvr}/clip_features/data_clip_RN101_att/{image}.h5
+vqa/karpathy_{train,val,test}.json, vqa/v2_mscoco_val2014_annotations.json        features: COCO
+GQA/{train,valid,testdev}.json                                                     features: VG, of testdev GQA
+nlvr/{train,valid,test}.json                                                       features: nlvr
+COCO/dataset_coco.json                                                             features: COCO
+{COCO,VG,GQA,nlvr}/clip_features/data_clip_RN101_att/{image}.h5
 """
 
 from __future__ import annotations
@@ -147,9 +147,7 @@ def _coco(root: Path, split: ImageTextSplit) -> list[VLRecord]:
     return records
 
 
-def _read(
-    folder: Path, task: str, split: ImageTextSplit, fields: tuple[str, ...]
-) -> list[tuple[str, dict[str, Any]]]:
+def _read(folder: Path, task: str, split: ImageTextSplit, fields: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
     """(file and number, record) of all files of a split."""
     found: list[tuple[str, dict[str, Any]]] = []
     for name in FILES[task][split]:

@@ -1,8 +1,9 @@
 """TVQA, How2QA, TVC and YC2C (YouCook2 captions) in the folder of the VALUE benchmark, as VL-Adapter reads it.
 
     video/ann/{tv,how2,yc2}_subtitles.jsonl
-    video/ann/tvqa/tvqa_{train,val,test_public}.jsonl        video/ann/how2qa/how2qa_{train,val,test_public}_release.jsonl
-    video/ann/tvc/tvc_{train,val,test}_release.jsonl         video/ann/yc2c/yc2c_{train,val,test}_release.jsonl
+    video/ann/tvqa/tvqa_{train,val,test_public}.jsonl
+    video/ann/how2qa/how2qa_{train,val,test_public}_release.jsonl
+    video/ann/{tvc,yc2c}/{tvc,yc2c}_{train,val,test}_release.jsonl
     video/vis_features/{tv,how2,yc2}/clip-vit/{video}.npz
 
 The answers of the test splits were never published, and the server that scored them is gone.
@@ -89,7 +90,8 @@ def _clip(task: str, index: int, item: dict[str, Any], spoken: str, split: Video
     # A list in Python's own spelling: [TS] ([5.8, 8.24])
     text = f"{spoken} [TS] ({item['ts']})" if task == "tvc" else spoken
     sentences = [one["desc"] for one in item.get("descs", [])]
-    images, about = (item["vid_name"],), {key: item[key] for key in ("vid_name", "ts") if key in item}
+    images = (item["vid_name"],)
+    about: dict[str, Any] = {key: item[key] for key in ("vid_name", "ts") if key in item}
     if split == "train":
         return [
             VLRecord(index + i, item["clip_id"], text, images, (sentence,), (1.0,), [sentence], about=about)

@@ -36,7 +36,29 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 PLACES = ("left of", "right of", "above", "below")
-WORDS = [*COLORS, *SHAPES, "yes", "no", *"a the and of is there what color shape left right above below picture with".split()]
+WORDS = [
+    *COLORS,
+    *SHAPES,
+    "yes",
+    "no",
+    *[
+        "a",
+        "the",
+        "and",
+        "of",
+        "is",
+        "there",
+        "what",
+        "color",
+        "shape",
+        "left",
+        "right",
+        "above",
+        "below",
+        "picture",
+        "with",
+    ],
+]
 
 SIDE = 4  # cells
 CELL = 8  # pixels

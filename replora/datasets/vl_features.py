@@ -1,7 +1,7 @@
 """Features of images and videos on disk, one file each, in the layouts of VL-Adapter and VALUE.
 
-    {folder}/{name}.h5    data set "{name}/features", (n, feature_size)        images
-    {folder}/{name}.npz   array "features", (n, feature_size)                  videos; images as well
+{folder}/{name}.h5    data set "{name}/features", (n, feature_size)        images
+{folder}/{name}.npz   array "features", (n, feature_size)                  videos; images as well
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -130,7 +130,7 @@ def _read_npz(file: Path) -> np.ndarray:
         return np.asarray(content["features"])
 
 
-def _h5py():  # type: ignore[no-untyped-def]
+def _h5py() -> Any:
     try:
         import h5py
     except ImportError as error:

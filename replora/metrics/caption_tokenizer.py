@@ -26,7 +26,7 @@ TokenizerName = Literal["auto", "ptb_java", "approximate"]
 JAR = "stanford-corenlp-3.4.1.jar"  # in the package pycocoevalcap
 # Tokens that coco-caption drops. It means to drop brackets too, but names them in capitals (-LRB-), as which they never
 # come behind -lowerCase; so they stay, here as well.
-_DROPPED = set("'' ' `` ` . ? ! , : - -- ... ;".split())
+_DROPPED = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W_]+(?:['.-][^\W_]+)*|[^\w\s]|_")
 _CLITIC = re.compile(r"(n't|'(?:s|re|ve|ll|d|m))$")

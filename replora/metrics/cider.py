@@ -1,9 +1,9 @@
 """CIDEr as coco-caption computes it, which is CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726, section 5).
 
-With g_n the vector of an n-gram's counts times log(N / df) over N images, df the number of images with the n-gram in one
-of their references, l the length of a sentence in tokens, and J references c_j of a candidate c:
+With g_n the vector of an n-gram's counts times log(N / df) over N images, df the number of images with the n-gram in
+one of their references, l the length of a sentence in tokens, and J references r of a candidate c:
 
-    CIDEr-D(c) = 10 / (4 J) sum_n sum_j exp(-(l_c - l_j)^2 / 2 / 6^2) min(g_n(c), g_n(c_j)) . g_n(c_j) / |g_n(c)| |g_n(c_j)|
+    CIDEr-D(c) = 10 / (4 J) sum_n sum_r exp(-(l_c - l_r)^2 / 72) min(g_n(c), g_n(r)) . g_n(r) / |g_n(c)| |g_n(r)|
 
 Like coco-caption it takes l as the number of bigrams, one less than the tokens. Published tables show 100 times this
 number. df belongs to the split that is evaluated: a part of a split has other scores, and a single image has 0.

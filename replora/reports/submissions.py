@@ -1,11 +1,11 @@
 """Predictions as the benchmarks' own scorers and servers take them.
 
-    vqa      [{"question_id": 1, "answer": "yes"}]                      visualqa.org, EvalAI
-    gqa      [{"questionId": "1", "prediction": "yes"}]                 the GQA challenge
-    nlvr2    test1-0-1-0,True                                           nlvr2/eval/metrics.py
-    coco     [{"image_id": 1, "caption": "a dog"}]                      COCO
-    tvqa, how2qa     {"<question id>": 3}                               VALUE; what names no choice becomes 0
-    tvc, yc2c        {"vid_name": ..., "clip_id": 1, "ts": [0, 1], "descs": [{"desc": "..."}]}, a line a clip
+vqa      [{"question_id": 1, "answer": "yes"}]                      visualqa.org, EvalAI
+gqa      [{"questionId": "1", "prediction": "yes"}]                 the GQA challenge
+nlvr2    test1-0-1-0,True                                           nlvr2/eval/metrics.py
+coco     [{"image_id": 1, "caption": "a dog"}]                      COCO
+tvqa, how2qa     {"<question id>": 3}                               VALUE; what names no choice becomes 0
+tvc, yc2c        {"vid_name": ..., "clip_id": 1, "ts": [0, 1], "descs": [{"desc": "..."}]}, a line a clip
 """
 
 from __future__ import annotations

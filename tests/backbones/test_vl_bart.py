@@ -135,7 +135,7 @@ def test_padding_is_not_attended_to_and_zero_frames_are(model):
 
 
 @torch.no_grad()
-def test_without_features_it_is_bart(folder, model):
+def test_without_features_it_is_bart(model):
     ids, mask = tokens([0, 10, 11, 12, 2], [0, 20, 2])
     targets = torch.tensor([[2, 0, 30], [2, 0, 31]])
     own = tiny_bart()
@@ -194,7 +194,11 @@ def test_added_tokens_and_rows(folder):
     tokenizer = load_vl_tokenizer(str(folder))
     model = built.model
     assert len(ADDED_TOKENS) == 200
-    assert tokenizer.convert_tokens_to_ids(["<extra_id_99>", "<vis_extra_id_99>", "<vis_extra_id_0>"]) == [260, 360, 459]
+    assert tokenizer.convert_tokens_to_ids(["<extra_id_99>", "<vis_extra_id_99>", "<vis_extra_id_0>"]) == [
+        260,
+        360,
+        459,
+    ]
     assert model.model.shared.weight.shape == (460, WIDTH)
     assert model.lm_head.weight is model.model.shared.weight
     assert model.model.encoder.embed_tokens.weight is model.model.shared.weight

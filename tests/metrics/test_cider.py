@@ -8,13 +8,17 @@ import pytest
 from replora.metrics import caption_tokenizer, cider_d
 from replora.metrics.caption_tokenizer import CaptionTokenizerError, tokenize_approximately
 
-WORDS = "a dog cat man sits runs on the red grass sofa with ball and".split()
+WORDS = ["a", "dog", "cat", "man", "sits", "runs", "on", "the", "red", "grass", "sofa", "with", "ball", "and"]
 
 
 def corpus(images, references, seed=0):
     draw = random.Random(seed)
-    sentences = [[" ".join(draw.choices(WORDS, k=draw.randint(1, 12))) for _ in range(references)] for _ in range(images)]
-    return [draw.choice(few) if draw.random() < 0.3 else " ".join(draw.choices(WORDS, k=7)) for few in sentences], sentences
+    sentences = [
+        [" ".join(draw.choices(WORDS, k=draw.randint(1, 12))) for _ in range(references)] for _ in range(images)
+    ]
+    return [
+        draw.choice(few) if draw.random() < 0.3 else " ".join(draw.choices(WORDS, k=7)) for few in sentences
+    ], sentences
 
 
 def test_by_hand():

@@ -21,7 +21,10 @@ def score(task, truths, said, ids=None):
 
 
 def test_vqa():
-    truths = [{"answers": ["yes"] * 10, "scores": {"yes": 1.0}}, {"answers": ["a cat"] * 2 + ["cat"] * 8, "scores": {"cat": 0.6}}]
+    truths = [
+        {"answers": ["yes"] * 10, "scores": {"yes": 1.0}},
+        {"answers": ["a cat"] * 2 + ["cat"] * 8, "scores": {"cat": 0.6}},
+    ]
     assert score("vqa", truths, ["no", "a cat"]) == pytest.approx({"accuracy": 0.5, "label_score": 0.0})
     assert score("vqa", truths, ["yes", "cat"]) == pytest.approx({"accuracy": 1.0, "label_score": 0.8})
 
@@ -46,14 +49,19 @@ def test_choices():
 def test_captions_of_a_clip_count_together():
     """A candidate like one of four references scores as coco-caption says, and others of the clip do not spoil df."""
     together = score("tvc", [["a dog runs", "the dog is fast"], ["a cat sits", "one cat"]], ["a dog runs", "one cat"])
-    flat = score("tvc", [["a dog runs"], ["the dog is fast"], ["a cat sits"], ["one cat"]], ["a dog runs"] * 2 + ["one cat"] * 2)
+    flat = score(
+        "tvc", [["a dog runs"], ["the dog is fast"], ["a cat sits"], ["one cat"]], ["a dog runs"] * 2 + ["one cat"] * 2
+    )
     assert together["cider"] != pytest.approx(flat["cider"])
     assert together["cider"] > 0
 
 
 def test_values_scorer_blanks_what_is_not_ascii():
     truths = [["a caf\u00e9 scene"], ["a cat sits"]]
-    assert score("tvc", truths, ["a caf scene", "a cat sits"])["cider"] > score("coco", truths, ["a caf scene", "a cat sits"])["cider"]
+    assert (
+        score("tvc", truths, ["a caf scene", "a cat sits"])["cider"]
+        > score("coco", truths, ["a caf scene", "a cat sits"])["cider"]
+    )
 
 
 def test_what_has_no_truth_or_no_answer_is_left_out():
