@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
         "vtab": commands.prepare_vtab,
         "fgvc": commands.prepare_fgvc,
         "images": commands.prepare_images,
+        "clip-features": commands.prepare_clip_features,
     },
     "predict-files": commands.predict_files,
     "export": commands.export,

@@ -20,14 +20,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BartConfig, BartForConditionalGeneration
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.bart.modeling_bart import BartEncoder
 
 from replora.backbones.backbone import Backbone, BackboneError, file_sha256, fingerprint
 from replora.backbones.bart_nano import BART_NANO, bart_nano_config, bart_nano_tokenizer
 from replora.backbones.language import load_tokenizer, source_of
+
+try:
+    from transformers import BartConfig, BartForConditionalGeneration
+    from transformers.masking_utils import create_bidirectional_mask
+    from transformers.modeling_outputs import BaseModelOutput
+    from transformers.models.bart.modeling_bart import BartEncoder
+except ImportError as error:
+    raise BackboneError(f'VL-BART needs transformers 5 or newer ({error}): pip install "replora[vl]"') from error
 
 BART_BASE = "facebook/bart-base"
 # Its configuration on the hub, so that its shapes are known without a network.

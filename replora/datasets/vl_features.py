@@ -54,7 +54,7 @@ class FeatureFolder:
         if not folder.is_dir():
             raise DatasetNotFoundError(
                 f"There is no folder of features {folder}. VL-Adapter's own CLIP features are no longer to be had; "
-                f"extract them from the images or videos: {EXTRACT} --help"
+                f"extract them from the images or videos: {EXTRACT} SOURCE {folder}"
             )
 
     def require(self, names: Iterable[str]) -> None:

@@ -25,11 +25,12 @@ _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _MOST_STOPS = int(re.UNICODE)
 
 # What is written with some of its apostrophes: without any in a text it gets them back.
-_CONTRACTED = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll
-how's isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've
-shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's they'd
-they'll they're they've wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll
-who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've"""
+_CONTRACTED = """\
+ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't
+it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't
+somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's they'd
+they'll they're they've wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd
+who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've"""
 # The rest of the table: a text's word, what it becomes.
 _OTHER_WORDS = """couldn'tve couldn't've  couldnt've couldn't've  hadnt've hadn't've  hadn'tve hadn't've  hed've he'd've
 he'dve he'd've  itd've it'd've  it'dve it'd've  mightnt've mightn't've  mightn'tve mightn't've  ow's'at 'ow's'at
