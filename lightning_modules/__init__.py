@@ -11,7 +11,9 @@ from lightning_modules.prediction_writer import PredictionWriter
 from lightning_modules.results_writer import ResultsWriter
 from lightning_modules.schedule import WarmupCosine, WarmupLinear
 from lightning_modules.sharded_backbone import ShardedBackboneStrategy
+from lightning_modules.submission_writer import SubmissionWriter
 from lightning_modules.video_classification import VideoClassification
+from lightning_modules.vision_language import VisionLanguage
 
 __all__ = [
     "AdaptedModule",
@@ -24,7 +26,9 @@ __all__ = [
     "PredictionWriter",
     "ResultsWriter",
     "ShardedBackboneStrategy",
+    "SubmissionWriter",
     "VideoClassification",
+    "VisionLanguage",
     "WarmupCosine",
     "WarmupLinear",
 ]

@@ -36,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
         "hmdb51": commands.prepare_hmdb51,
         "videos": commands.prepare_videos,
         "commonsense": commands.prepare_commonsense,
+        "clip-features": commands.prepare_clip_features,
     },
     "predict-files": commands.predict_files,
     "export": commands.export,

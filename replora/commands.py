@@ -485,6 +485,55 @@ def _print_or_exit(reports: list[DataReport]) -> None:
         sys.exit(1)
 
 
+def prepare_clip_features(
+    source: Path,
+    out: Path,
+    encoder: Literal["rn101", "vit_b32"] = "rn101",
+    checkpoint: Path | None = None,
+    seconds: float = 1.5,
+    batch_size: int = 32,
+    device: str = "auto",
+    progress: bool = True,
+) -> None:
+    """Extract CLIP features of images or videos for the vision-and-language tasks; goes on where it stopped.
+
+        replora-cli prepare clip-features images/coco data/COCO/clip_features/data_clip_RN101_att
+        replora-cli prepare clip-features videos/tv data/video/vis_features/tv/clip-vit --encoder vit_b32
+
+    rn101 writes a file NAME.h5 an image, a 7 x 7 grid of 2048 numbers; vit_b32 a file NAME.npz a video, 512 numbers a
+    frame. Files that are there are checked and not made again. Videos need PyAV (pip install av).
+
+    Args:
+        source: A folder of images or videos, searched with the folders inside.
+        out: The folder to write.
+        encoder: rn101, CLIP ResNet-101's last grid, as VL-Adapter uses it for images; vit_b32, CLIP ViT-B/32's
+            embedding, as VALUE uses it for videos.
+        checkpoint: The encoder's weights as a timm .safetensors file; by default they are fetched from the hub.
+        seconds: Time between two frames of a video, above 0.
+        batch_size: Images or frames at once, at least 1.
+        device: cpu, cuda, cuda:1, ...; auto is the first GPU if there is one.
+        progress: Show a progress bar.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from replora.datasets import clip_features
+
+    clip_features.check_options(seconds, batch_size)
+    names = clip_features.find_sources(source.expanduser(), encoder)
+    missing = clip_features.missing_features(names, out.expanduser(), encoder)
+    print(f"{len(names):,} in {source}, {len(names) - len(missing):,} of them are done")
+    if not missing:
+        return
+    model = clip_features.load_encoder(encoder, checkpoint, device)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*columns, disable=not progress) as bars:
+        bar = bars.add_task(encoder, total=len(missing))
+        clip_features.extract(
+            missing, out.expanduser(), model, seconds, batch_size, lambda count: bars.advance(bar, count)
+        )
+    print(f"{len(missing):,} files of features are in {out}")
+
+
 def _data_root(root: Path | None) -> Path:
     return (root or Path(os.environ.get("REPLORA_DATA") or "data")).expanduser()
 

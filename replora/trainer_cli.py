@@ -34,6 +34,8 @@ from lightning_modules import (
     LastCheckpoint,
     PredictionWriter,
     ResultsWriter,
+    SubmissionWriter,
+    VisionLanguage,
 )
 from replora.adapters.config import AdapterConfig
 from replora.cli import find_config
@@ -183,6 +185,8 @@ class TrainerCLI(LightningCLI):
             callbacks.append(LastCheckpoint(run_dir / "checkpoints"))
         if isinstance(self.model, CausalLanguageModel):
             callbacks.append(AnswerWriter(run_dir))
+        elif isinstance(self.model, VisionLanguage):
+            callbacks.append(SubmissionWriter(run_dir))
         elif self.verb == "predict":
             callbacks.append(PredictionWriter(run_dir))
         self.trainer_defaults["callbacks"] = callbacks  # LightningCLI adds these to the user's
