@@ -3,8 +3,9 @@
     REPLORA_DATA=FOLDER python scripts/commonsense_smollm2.py --out results/commonsense_smollm2
 
 FOLDER holds LLM-Adapters' files of ARC-Easy, openbookqa and boolq. Every run is an ordinary `replora-cli fit` or `test`
-of `configs/commonsense_smollm2.yaml` with seed 0. What is there already is not run again. Learning rates: those that were
-best for each method on ARC-Easy in an earlier search (LoRA 3e-3 of 1e-3, 3e-3, 1e-2; RepLoRA 1e-3 of 3e-4, 1e-3, 3e-3).
+of `configs/commonsense_smollm2.yaml` with seed 0. What is there already is not run again. Learning rates: those that
+were best for each method on ARC-Easy in an earlier search (LoRA 3e-3 of 1e-3, 3e-3, 1e-2; RepLoRA 1e-3 of 3e-4, 1e-3,
+3e-3).
 """
 
 from __future__ import annotations
