@@ -20,7 +20,7 @@ class MotionDataModule(VideoDataModule):
     The patch starts anywhere and comes in again on the other side, so a single frame says nothing about the class.
 
     Args:
-        root: where the clips are made at the first use (a few seconds, 5 MB). By default in `$REPLORA_CACHE`, else in
+        root: where the clips are made at the first use (a few seconds, 12 MB). By default in `$REPLORA_CACHE`, else in
             the user's cache folder.
         clips: frames, squares and views; 8 frames of 32 x 32 pixels by default. `flip` has to stay 0.
         normalization: `imagenet` mean and standard deviation, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
