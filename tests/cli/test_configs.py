@@ -24,14 +24,15 @@ SMALL = [
     "--trainer.enable_progress_bar=false",
 ]
 NAMES = sorted(packaged_configs())
-TEXTS = [name for name in NAMES if "commonsense" in name]
+SWEEPS = [name for name in NAMES if name.startswith("sweep/")]  # tests/sweeps
+TEXTS = [name for name in NAMES if "commonsense" in name and name not in SWEEPS]
 
 
 def test_what_ships():
     groups = {name.partition("/")[0] for name in NAMES}
     images = {"fgvc.yaml", "image_folder.yaml", "quickstart.yaml", "vtab.yaml"}
     texts = {"commonsense.yaml", "commonsense_13b.yaml", "commonsense_smollm2.yaml"}
-    assert groups == images | texts | {"adapter", "recipe", "trainer"}
+    assert groups == images | texts | {"adapter", "recipe", "sweep", "trainer"}
     methods = {"replora", "linear", "lora", "dora", "bitfit", "linear_probe", "full"}
     assert {f"adapter/{method}.yaml" for method in methods} <= set(NAMES)
 
@@ -45,7 +46,7 @@ def test_every_configuration_says_what_it_is(name):
     assert yaml.safe_load("\n".join(rest))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("trainer/ddp_cpu.yaml", *TEXTS)])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("trainer/ddp_cpu.yaml", *TEXTS, *SWEEPS)])
 def test_every_configuration_runs(name, tmp_path):
     """`trainer/ddp_cpu.yaml` runs in `test_distributed.py`; what needs a GPU runs on the CPU otherwise unchanged."""
     write_vtab_task(tmp_path, "dtd", image_format="PNG" if name == "recipe/clean.yaml" else "JPEG")
