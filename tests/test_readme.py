@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from replora.backbones.vit_nano import VIT_NANO_WEIGHTS
-from replora.cli import COMMANDS, TRAINER_VERBS, find_config
+from replora.cli import COMMANDS, TRAINER_VERBS, find_config, packaged_configs
 from replora.reports.quickstart import METHODS, row
+from replora.sweeps.plan import read_sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -114,3 +115,19 @@ def test_example_with_the_trainer_of_transformers_runs(tmp_path: Path, monkeypat
     served = PeftModel.from_pretrained(base, "out/peft").eval()
     torch.testing.assert_close(served(batch).logits, model(batch).logits, rtol=0.05, atol=0.05)
     assert Path("out/adapter.safetensors").is_file()
+
+
+SWEEPS = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+
+
+def test_the_page_on_sweeps_lists_all_that_ship() -> None:
+    shipped = {name for name in packaged_configs() if name.startswith("sweep/")}
+    assert set(re.findall(r"^\| `(sweep/\S+)`", SWEEPS, flags=re.MULTILINE)) == shipped
+
+
+def test_the_example_of_a_sweeps_file_is_one(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", SWEEPS, flags=re.DOTALL)
+    (tmp_path / "example.yaml").write_text(example, encoding="utf-8")
+    sweep = read_sweep(tmp_path / "example.yaml")
+    assert len(sweep.selection_trials()) == 2 * 2 * 2 * 2
+    assert len(sweep.planned_final_trials()) == 2 * 2 * 2 * 5

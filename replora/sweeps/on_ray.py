@@ -79,7 +79,7 @@ class Cluster:
         if self.address is None:  # a little memory for objects: trials hand over a few kilobytes
             options |= {"include_dashboard": False, "object_store_memory": 100 * 2**20}
         try:
-            ray.init(address=self.address, **options)
+            ray.init(address=self.address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise RepLoRAError(
                 f"No Ray cluster answers at {self.address}: {error}. Start one with `ray start --head` on one machine "

@@ -85,8 +85,9 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
         content: dict[str, Any] = {"format": FORMAT, "sweep": label | {"failed": str(error)}}
     except SystemExit as error:  # the parser's way to refuse an option
         _, _, mistake = (folder / "output.log").read_text(encoding="utf-8").rpartition("error:")
-        replace_text(folder / "error.txt", mistake.strip())
-        raise TrialError(f"{trial.folder}: {mistake.strip()}") from error
+        mistake = " ".join(mistake.split())
+        replace_text(folder / "error.txt", mistake)
+        raise TrialError(f"{trial.folder}: {mistake}") from error
     except Exception as error:
         replace_text(folder / "error.txt", f"{error}\n\n{traceback.format_exc()}")
         raise

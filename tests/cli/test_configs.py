@@ -24,7 +24,8 @@ SMALL = [
     "--trainer.enable_progress_bar=false",
 ]
 NAMES = sorted(packaged_configs())
-TEXTS = [name for name in NAMES if "commonsense" in name]
+SWEEPS = [name for name in NAMES if name.startswith("sweep/")]  # tests/sweeps
+TEXTS = [name for name in NAMES if "commonsense" in name and name not in SWEEPS]
 # They run in test_videos.py, in data that take longer to make.
 VIDEOS = [
     "hmdb51.yaml",
@@ -34,6 +35,10 @@ VIDEOS = [
     "recipe/tuned_video.yaml",
     "recipe/v_petl.yaml",
 ]
+# They run in test_vision_language.py.
+MULTIMODAL = [
+    name for name in NAMES if name in ("image_text.yaml", "video_text.yaml", "vl_demo.yaml") or "/vl_" in name
+]
 
 
 def test_what_ships():
@@ -41,7 +46,8 @@ def test_what_ships():
     images = {"fgvc.yaml", "image_folder.yaml", "quickstart.yaml", "vtab.yaml"}
     texts = {"commonsense.yaml", "commonsense_13b.yaml", "commonsense_smollm2.yaml"}
     videos = {"hmdb51.yaml", "ssv2.yaml", "video_demo.yaml", "video_folder.yaml"}
-    assert groups == images | texts | videos | {"adapter", "recipe", "trainer"}
+    multimodal = {"image_text.yaml", "video_text.yaml", "vl_demo.yaml"}
+    assert groups == images | texts | videos | multimodal | {"adapter", "recipe", "sweep", "trainer"}
     methods = {"replora", "linear", "lora", "dora", "bitfit", "linear_probe", "full"}
     assert {f"adapter/{method}.yaml" for method in methods} <= set(NAMES)
 
@@ -55,7 +61,7 @@ def test_every_configuration_says_what_it_is(name):
     assert yaml.safe_load("\n".join(rest))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("trainer/ddp_cpu.yaml", *TEXTS, *VIDEOS)])
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"trainer/ddp_cpu.yaml", *TEXTS, *SWEEPS, *VIDEOS, *MULTIMODAL}))
 def test_every_configuration_runs(name, tmp_path):
     """`trainer/ddp_cpu.yaml` runs in `test_distributed.py`; what needs a GPU runs on the CPU otherwise unchanged."""
     write_vtab_task(tmp_path, "dtd", image_format="PNG" if name == "recipe/clean.yaml" else "JPEG")

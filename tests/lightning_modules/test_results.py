@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 
 import pytest
 import torch
 
 import replora
-from lightning_modules import PredictionWriter, ResultsWriter
+from lightning_modules import PredictionWriter, ResultsWriter, results_writer
 from replora.reports import results
 from replora.reports.results import ResultsError, add_to_results, read_results
 from tests.lightning_modules.helpers import StopBefore, StopError, TinyImages, module, trainer
@@ -51,6 +52,10 @@ def test_a_run_writes_everything_a_number_depends_on(tmp_path):
         "val/mean_class_accuracy",
     }
     assert (entry["epochs"], entry["steps"], entry["selection"], entry["resumed_from"]) == (2, 4, "last epoch", None)
+    assert entry["optimizer"] == {"class": "AdamW", "lr": 0.001, "weight_decay": 0.0001}
+    assert entry["batch"] == {"per_process": 4, "processes": 1, "accumulated": 1}
+    assert [epoch for epoch, _ in entry["history"]["train/loss"]] == [1, 2]
+    assert entry["history"]["val/accuracy"][-1] == [2, entry["metrics"]["val/accuracy"]]
     assert entry["seed"] == 0
     assert entry["seconds"] > 0
     assert entry["peak_memory_bytes"]["cpu"] > 10_000_000
@@ -176,3 +181,27 @@ def test_predictions_are_written_once_an_image_in_order(tmp_path):
         "probability": f"{best.values:.6f}",
     }
     assert "predict" in read_results(tmp_path)
+
+
+def test_the_course_is_thinned_and_without_epochs_that_were_not_validated(tmp_path):
+    writer = ResultsWriter(tmp_path)
+    fit = trainer(tmp_path, 5, (writer,), check_val_every_n_epoch=2)
+    fit.fit(module(adapter=ADAPTER), Described())
+    history = read_results(tmp_path)["fit"]["history"]
+    assert [epoch for epoch, _ in history["train/loss"]] == [1, 2, 3, 4, 5]
+    assert [epoch for epoch, _ in history["val/loss"]] == [2, 4]
+    long = {epoch: 1 / epoch for epoch in range(1, 121)}
+    thinned = results_writer._thinned(long)
+    assert len(thinned) == results_writer.HISTORY == 50
+    assert thinned[-1] == [120, 1 / 120]
+    gaps = {after - before for (before, _), (after, _) in itertools.pairwise(thinned)}
+    assert gaps == {2, 3}
+    assert results_writer._thinned({1: float("nan")}) == [[1, None]]
+
+
+def test_a_later_verb_keeps_what_a_sweep_wrote(tmp_path):
+    file = tmp_path / "results.json"
+    add_to_results(file, MODEL, {}, "fit", {"metrics": {}})
+    results.write_json(file, read_results(file) | {"sweep": {"name": "s"}})
+    add_to_results(file, MODEL, {}, "test", {"metrics": {}})
+    assert read_results(file)["sweep"] == {"name": "s"}

@@ -74,6 +74,14 @@ def test_endless_run_is_refused(tmp_path):
         trainer(tmp_path, -1).fit(module(adapter=LORA), TinyImages())
 
 
+def test_a_run_of_so_many_steps_is_the_run_of_so_many_epochs(tmp_path):
+    """The schedule knows its warm-up in epochs although no epochs are given: two steps each here."""
+    by_epochs, by_steps = Rates(), Rates()
+    trainer(tmp_path, 3, (by_epochs,), limit_val_batches=0).fit(module(adapter=LORA), TinyImages())
+    trainer(tmp_path, -1, (by_steps,), limit_val_batches=0, max_steps=6).fit(module(adapter=LORA), TinyImages())
+    assert by_steps.seen == by_epochs.seen
+
+
 def test_metrics_and_losses_are_means_over_images_not_batches(tmp_path):
     model, data = module(adapter=LORA), TinyImages(evaluation=7, batch_size=4, padding=3)
     measured = trainer(tmp_path).test(model, data, verbose=False)[0]

@@ -87,7 +87,7 @@ def test_failures_do_not_stop_the_others(tmp_path):
     assert process.returncode == 2, shown
     assert set(finished(tmp_path)) == {"final/LoRA/shots=1/seed=0"}
     assert "1 trials failed" in shown
-    assert "asks for 5000 images of every class" in shown
+    assert "asks for 5000 examples of every class" in shown
 
 
 def test_dry_run_prints_trials_and_cost(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,357 @@
+"""Reports from results files: which numbers stand where, what is missing, what is never mixed."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from replora.cli import main
+from replora.datasets.vtab import VTAB_TASKS
+from replora.reports.benchmark_tables import benchmark_section
+from replora.reports.gather import ReportError, Size, group_runs, read_runs
+from replora.reports.report import write_report
+from replora.reports.results import ResultsError, write_json
+from replora.reports.tracks import MixedTracksError
+
+SIZES = {0.1: 80, 1.0: 800}
+
+
+def result(
+    method: str = "LoRA",
+    score: float | None = 0.5,
+    *,
+    size: float = 1.0,
+    seed: int = 0,
+    stage: str = "final",
+    rate: float = 0.01,
+    decay: float = 1e-4,
+    validation: float = 0.4,
+    date: str = "2026-01-01",
+    data: dict[str, Any] | None = None,
+    sweep: str | None = "s",
+) -> dict[str, Any]:
+    """The content of a `results.json`, as a run of a sweep writes it."""
+    content: dict[str, Any] = {
+        "format": 1,
+        "backbone": {"name": "vit_nano", "fingerprint": "f"},
+        "method": method.lower().replace(" ", "_"),
+        "options": {"rank": 8},
+        "parameters": {"adapter_trained": 2000, "adapter_deployed": 1000, "head": 10, "backbone": 1},
+        "data": {
+            "dataset": "Digits",
+            "task": "digits",
+            "protocol": "tune" if stage == "select" else "holdout",
+            "train_fraction": size,
+            "shots": None,
+            "train_indices": list(range(SIZES.get(size, 8))),
+        }
+        | (data or {}),
+        "fit": {
+            "metrics": {"val/accuracy": validation},
+            "optimizer": {"class": "AdamW", "lr": rate, "weight_decay": decay},
+            "history": {"train/loss": [[1, 2.0], [2, 1.0]], "val/accuracy": [[1, 0.2], [2, validation]]},
+            "seed": seed,
+            "seconds": 2.0,
+            "date": date,
+            "git": "abc",
+            "versions": {"torch": "2"},
+        },
+    }
+    if sweep:
+        content["sweep"] = {
+            "name": sweep,
+            "stage": stage,
+            "method": method,
+            "task": {},
+            "size": {"data.train_fraction": size},
+            "grid": {"model.optimizer.lr": rate, "model.optimizer.weight_decay": decay},
+            "seed": seed,
+        }
+    if stage == "final":
+        content["test"] = {"metrics": {"test/accuracy": score}, "date": date}
+    return content
+
+
+def write(folder: Path, contents: list[dict[str, Any]]) -> Path:
+    for number, content in enumerate(contents):
+        write_json(folder / f"{number}" / "results.json", content)
+    return folder
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def row(folder: Path, name: str, **wanted: str) -> dict[str, str]:
+    found = [line for line in table(folder, name) if wanted.items() <= line.items()]
+    assert len(found) == 1, (wanted, found)
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[dict[str, Any]]:
+    """Two methods, two sizes, two seeds, and a grid of three rates for both; one RepLoRA run is missing."""
+    scores = {
+        ("LoRA", 0.1): (0.50, 0.54),
+        ("LoRA", 1.0): (0.80, 0.90),
+        ("RepLoRA", 0.1): (0.60, 0.62),
+        ("RepLoRA", 1.0): (0.86, None),
+    }
+    final = [
+        result(method, score, size=size, seed=seed)
+        for (method, size), values in scores.items()
+        for seed, score in enumerate(values)
+        if score is not None
+    ]
+    grids = {"LoRA": {0.01: 0.4, 0.02: 0.6, 0.04: 0.5}, "RepLoRA": {0.005: 0.3, 0.01: 0.5, 0.02: 0.6}}
+    selection = [
+        result(method, stage="select", rate=rate, validation=value, size=size)
+        for method, grid in grids.items()
+        for rate, value in grid.items()
+        for size in SIZES
+    ]
+    diverged = result("LoRA", stage="select", rate=0.08, size=0.1)
+    diverged = {"format": 1, "sweep": diverged["sweep"] | {"failed": "nan"}}
+    return [*final, *selection, diverged]
+
+
+@pytest.fixture(scope="module")
+def report(runs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write_report([write(folder / "runs", runs)], folder / "out")
+    return folder / "out"
+
+
+def test_means_with_their_intervals_and_missing_seeds(report):
+    """LoRA at 10 %: mean 52, t(1; 0.975) s / sqrt(2) = 12.706 * 2 = 25.4."""
+    lora = row(report, "size_digits", method="LoRA")
+    assert lora["10 % (80)"] == "52.0 ± 25.4"
+    assert lora["100 % (800)"] == "85.0 ± 63.5"
+    assert row(report, "size_digits", method="RepLoRA")["100 % (800)"] == "86.0 (n=1)"
+
+
+def test_data_that_one_needs_to_reach_the_other(report):
+    """RepLoRA's 61 % lie 9 / 33 of the way from LoRA's 52 % at 80 images to its 85 % at 800: 80 * 10 ** (9 / 33)."""
+    needed = row(report, "size_data_needed", size="10 % (80)")
+    assert needed["RepLoRA reaches"] == "61.0"
+    assert needed["LoRA needs for that"] == f"{80 * 10 ** (9 / 33):.3g} ({10 ** (9 / 33):.2f} x)"
+    assert needed["RepLoRA needs"] == "at most 80"
+
+
+def test_pairs_are_of_the_same_seed(report):
+    few = row(report, "size_paired", size="10 % (80)")
+    assert (few["mean"], few["wins / ties / losses"], few["p"]) == ("+9.0", "2 / 0 / 0", "0.5")
+    assert few["95 % interval"] == "+8.0 to +10.0"
+    many = row(report, "size_paired", size="100 % (800)")
+    assert (many["mean"], many["95 % interval"]) == ("+6.0", "")
+    # Seed 0: the mean of 10 and 6; seed 1: 8.
+    assert row(report, "size_paired", size="all sizes")["mean"] == "+8.0"
+
+
+def test_what_was_chosen(report):
+    lora = row(report, "choices", method="LoRA", size="10 %")
+    assert (lora["learning rate"], lora["edge"], lora["validation, %"], lora["points tried"]) == (
+        "0.02",
+        "",
+        "60.0",
+        "4",
+    )
+    assert row(report, "choices", method="RepLoRA", size="10 %")["edge"] == "highest"
+
+
+def test_every_picture_is_in_the_page(report):
+    page = (report / "report.html").read_text(encoding="utf-8")
+    pictures = {"size.png", "learning_rate.png", "grid.png", "course_val.png", "course_train_loss.png"}
+    assert {file.name for file in report.glob("*.png")} == pictures
+    assert page.count('<img src="data:image/png;base64,') == len(pictures)
+    assert not re.search(r'(src|href)="(?!data:)', page), "nothing is loaded from elsewhere"
+    for name in pictures:
+        with Image.open(report / name) as picture:
+            assert picture.width >= 600
+            assert len(picture.convert("L").getcolors(256)) > 20
+    markdown = (report / "report.md").read_text(encoding="utf-8")
+    assert all(f"]({name})" in markdown for name in pictures)
+
+
+def test_the_summary_counts(report):
+    assert "20 runs: 7 measured on test data, 13 by which options were chosen on validation data; 1 diverged" in (
+        report / "report.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_a_line_a_run(report):
+    lines = table(report, "runs")
+    assert len(lines) == 20
+    assert sum(line["diverged"] == "True" for line in lines) == 1
+    line = row(report, "runs", method="RepLoRA", stage="final", amount="1.0")
+    assert (line["test"], line["seed"], line["learning_rate"], line["examples"]) == ("0.86", "0", "0.01", "800")
+
+
+def test_the_report_can_be_made_again_from_itself(report, tmp_path):
+    files = write_report([report], tmp_path)
+    assert (tmp_path / "report.md").read_bytes() == (report / "report.md").read_bytes()
+    assert (tmp_path / "runs.jsonl").read_bytes() == (report / "runs.jsonl").read_bytes()
+    assert files[1] == tmp_path / "report.html"
+
+
+def test_the_verb(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a", runs[:4])
+    write(tmp_path / "b", runs[4:])
+    main(["report", "a", "b", "--out", "r"])
+    assert capsys.readouterr().out.strip() == "report: r/report.html"
+    assert "7 measured on test data" in (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
+
+
+def test_one_size_is_a_picture_of_dots(tmp_path):
+    write_report([write(tmp_path / "runs", [result("LoRA", 0.5), result("tanh | wide", 0.6)])], tmp_path / "out")
+    assert row(tmp_path / "out", "size_digits", method="tanh | wide")["100 % (800)"] == "60.0"
+    assert not (tmp_path / "out" / "size_data_needed.csv").exists()
+    assert "tanh \\| wide" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_several_weight_decays_give_a_map_a_size(tmp_path):
+    contents = [
+        result(stage="select", rate=rate, decay=decay, validation=rate * 10 + decay)
+        for rate in (0.01, 0.02)
+        for decay in (0.1, 0.2)
+    ]
+    write_report([write(tmp_path / "runs", [*contents, result()])], tmp_path / "out")
+    assert (tmp_path / "out" / "grid_part_1.png").is_file()
+    chosen = row(tmp_path / "out", "choices", method="LoRA")
+    assert (chosen["learning rate"], chosen["weight decay"]) == ("0.02", "0.2")
+
+
+# --- what may stand together
+
+
+def test_of_a_run_that_is_there_twice_the_newest_counts():
+    (group,) = group_runs([result(score=0.1, date="2026-02"), result(score=0.9, date="2026-03"), result(score=0.2)])
+    assert [run.score for run in group.runs] == [0.9]
+
+
+@pytest.mark.parametrize("change", [{"protocol": "final"}, {"image_size": 64}, {"normalization": {"name": "half"}}])
+def test_other_conditions_are_another_section(change):
+    assert len(group_runs([result(), result(data=change)])) == 2
+
+
+def test_other_weights_and_other_sweeps_are_other_sections():
+    other = copy.deepcopy(result())
+    other["backbone"]["fingerprint"] = "g"
+    assert len(group_runs([result(), other, result(sweep="t"), result(sweep=None)])) == 4
+
+
+def test_runs_by_hand_are_told_apart_by_what_differs():
+    (group,) = group_runs(
+        [result("LoRA", sweep=None), result("LoRA", sweep=None, rate=0.02), result("DoRA", sweep=None)]
+    )
+    assert group.methods == ["DoRA", "LoRA, lr 0.01", "LoRA, lr 0.02"]
+
+
+def test_shots_are_not_parts():
+    (group,) = group_runs([result(), result(data={"shots": 5})])
+    assert sorted(run.size for run in group.runs) == [Size(False, 1.0), Size(True, 5.0)]
+    assert str(Size(True, 5.0)) == "5 a class"
+
+
+def test_no_results(tmp_path):
+    with pytest.raises(ReportError, match="holds no results"):
+        read_runs([tmp_path])
+    with pytest.raises(ResultsError, match="There is no"):
+        read_runs([tmp_path / "absent"])
+    (tmp_path / "bad.jsonl").write_text("{\n")
+    with pytest.raises(ReportError, match="cannot be read"):
+        read_runs([tmp_path / "bad.jsonl"])
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    with pytest.raises(ReportError, match="a line has no 'format'"):
+        read_runs([tmp_path / "bad.jsonl"])
+
+
+# --- benchmarks
+
+
+def vtab(method: str, scores: dict[str, float], track: str = "archive") -> list[dict[str, Any]]:
+    return [
+        result(method, score, data={"dataset": "VTAB", "task": task, "track": track, "protocol": "final"})
+        for task, score in scores.items()
+    ]
+
+
+def benchmark(contents: list[dict[str, Any]]) -> dict[str, Any]:
+    (group,) = group_runs(contents)
+    return {block.name: block for block in benchmark_section(group, "") if hasattr(block, "rows")}
+
+
+def test_vtab_has_nineteen_columns_and_both_averages():
+    """Natural 0.7, specialised 0.8, structured 0.5: groups 66.67, tasks (7 * 70 + 4 * 80 + 8 * 50) / 19 = 63.68."""
+    by_group = {"natural": 0.7, "specialized": 0.8, "structured": 0.5}
+    whole = vtab("LoRA", {task.name: by_group[str(task.group)] for task in VTAB_TASKS.values()})
+    missing = vtab("RepLoRA", {"cifar": 0.9})
+    tables = benchmark([*whole, *missing])
+    ours = tables["vtab_part_1"]
+    assert list(ours.columns[1:20]) == list(VTAB_TASKS)
+    assert ours.columns[-2:] == ["mean of group means", "mean of 19 tasks"]
+    assert ours.rows[0][-5:] == ["70.00", "80.00", "50.00", "66.67", "63.68"]
+    assert ours.rows[1] == ["RepLoRA", "90.0", *[""] * 23], "missing runs are blanks"
+
+
+def test_published_rows_stand_apart_with_their_source():
+    tables = benchmark(vtab("LoRA", {"cifar": 0.5}))
+    published = {line[0]: line for line in tables["vtab_published"].rows}
+    # The two averages that are in use for NOAH's LoRA row.
+    assert published["LoRA-8"][-4:-2] == ["74.60", "72.25"]
+    assert "VPT-Deep" not in published, "that is of the other track"
+    assert all(line[-1] for line in published.values())
+    assert [line[0] for line in tables["vtab_part_1"].rows] == ["LoRA"]
+    clean = benchmark(vtab("LoRA", {"cifar": 0.5}, track="clean"))["vtab_published"].rows
+    assert {line[0]: line[-4] for line in clean}["full fine-tuning"] == "68.97"
+
+
+def test_tracks_are_never_mixed(tmp_path, capsys):
+    contents = [*vtab("LoRA", {"cifar": 0.5}), *vtab("RepLoRA", {"cifar": 0.6}, track="clean")]
+    with pytest.raises(MixedTracksError, match="do not go into one table"):
+        group_runs(contents)
+    write(tmp_path / "runs", contents)
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path / "runs"), f"--out={tmp_path / 'out'}"])
+    assert "Make a table for each track" in capsys.readouterr().err
+
+
+def test_fgvc_has_five_columns():
+    tasks = ("cub_200_2011", "nabirds", "oxford_flowers", "stanford_dogs", "stanford_cars")
+    contents = [
+        result("LoRA", score, data={"dataset": "FGVC", "task": task})
+        for task, score in zip(tasks, (0.8, 0.7, 0.9, 0.8, 0.6), strict=True)
+    ]
+    tables = benchmark(contents)
+    assert tables["fgvc_part_1"].rows == [["LoRA", "80.0", "70.0", "90.0", "80.0", "60.0", "76.00"]]
+    assert {line[0]: line[6] for line in tables["fgvc_published"].rows}["full fine-tuning"] == "88.54"
+
+
+def test_one_run_tested_on_several_tasks(tmp_path):
+    content = result("LoRA", None, data={"dataset": "Commonsense", "preset": "cloze", "task": "commonsense"})
+    content["test"]["metrics"] = {"test/acc": 0.3, "test/acc_norm": 0.55, "test/acc_norm/boolq": 0.5}
+    content["test"]["metrics"] |= {"test/acc_norm/piqa": 0.6, "test/acc/boolq": 0.1}
+    rows = benchmark([content])["commonsense_part_1"].rows
+    assert rows == [["LoRA", "50.0", "60.0", *[""] * 7]]
+    write_report([write(tmp_path / "runs", [content])], tmp_path / "out")
+    assert row(tmp_path / "out", "size_mean_of_all_tasks", method="LoRA")["100 % (800)"] == "55.0"
+
+
+def test_every_published_row_has_its_source():
+    tables = json.loads((Path(__file__).parents[2] / "replora" / "reports" / "published.json").read_text("utf-8"))
+    columns = {"vtab": 19, "fgvc": 5, "commonsense": 8}
+    for name, count in columns.items():
+        for published in tables[name]["tables"]:
+            for line in published["rows"]:
+                assert len(line["accuracies"]) == count
+                assert line["source"]
+                assert all(0 < value < 100 for value in line["accuracies"])

@@ -1,0 +1,134 @@
+"""Statistics on cases worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from replora.reports.statistics import Comparison, DataNeeded, compare_paired, data_needed, mean_over_seeds
+
+
+def test_t_interval_of_five_seeds():
+    """Mean 3, s = sqrt(2.5), t(4; 0.975) = 2.776445: 3 ± 2.776445 * sqrt(2.5 / 5)."""
+    mean = mean_over_seeds([1, 2, 3, 4, 5])
+    half = 2.7764451 * math.sqrt(0.5)
+    assert (mean.value, mean.count) == (3, 5)
+    assert mean.deviation == pytest.approx(math.sqrt(2.5))
+    assert mean.low == pytest.approx(3 - half)
+    assert mean.high == pytest.approx(3 + half)
+
+
+def test_two_seeds_make_a_wide_interval():
+    """t(1; 0.975) = 12.7062: 1 ± 12.7062 * sqrt(2) / sqrt(2)."""
+    assert mean_over_seeds([0, 2]).high == pytest.approx(1 + 12.7062047)
+
+
+def test_one_seed_has_no_interval():
+    mean = mean_over_seeds([0.5])
+    assert (mean.value, mean.low, mean.high, mean.deviation) == (0.5, None, None, None)
+
+
+def test_a_mean_of_nothing():
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_over_seeds([])
+
+
+def test_counts_and_mean_of_pairs():
+    found = compare_paired([[1.0], [3.0], [0.0], [-2.0]])
+    assert found.difference == 0.5
+    assert (found.wins, found.ties, found.losses) == (2, 1, 1)
+
+
+def test_sign_flips_of_three_equal_units():
+    """Of the eight patterns of signs only +++ and --- have a mean of 1 or more: p = 2 / 8."""
+    assert compare_paired([[1.0], [1.0], [1.0]]).p_value == 0.25
+
+
+def test_sign_flips_of_unequal_units():
+    """|±3 ± 1| / 2 >= 1 (the mean of 3 and -1) holds for all four patterns: p = 1; of 3 and 1 for two: p = 0.5."""
+    assert compare_paired([[3.0], [-1.0]]).p_value == 1.0
+    assert compare_paired([[3.0], [1.0]]).p_value == 0.5
+
+
+def test_five_seeds_can_show_no_less_than_a_sixteenth():
+    assert compare_paired([[1.0], [2.0], [3.0], [4.0], [5.0]]).p_value == 0.0625
+
+
+def test_many_units_are_flipped_at_random():
+    """Twenty units of 1: among 10,000 random patterns only the one that was found (and hardly another) reaches it."""
+    assert 1e-4 <= compare_paired([[1.0]] * 20).p_value <= 5e-4
+    alternating = [[1.0], [-1.0]] * 10
+    assert compare_paired(alternating).p_value == 1.0
+
+
+def test_bootstrap_of_two_units():
+    """Means of two draws from {0, 1} are 0, 0.5 and 1 with 1/4, 1/2, 1/4: the interval is all of it."""
+    found = compare_paired([[0.0], [1.0]])
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
+def test_bootstrap_of_equal_differences_has_no_width():
+    found = compare_paired([[0.25]] * 4)
+    assert found == Comparison(0.25, 0.25, 0.25, 0.125, 4, 0, 0)
+
+
+def test_bootstrap_is_the_same_every_time_and_covers_the_mean():
+    units = [[0.1], [0.4], [-0.2], [0.3], [0.0], [0.6]]
+    found = compare_paired(units)
+    assert found == compare_paired(units)
+    assert found.low < found.difference < found.high
+    # The bootstrap's standard error is s / sqrt(n) with s over n: half the interval is about 1.96 times that.
+    mean = sum(u[0] for u in units) / 6
+    error = math.sqrt(sum((u[0] - mean) ** 2 for u in units) / 6 / 6)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+
+
+def test_a_unit_counts_once_however_many_pairs_it_has():
+    """Means of the units 1 and 4: 2.5, although the mean of the four pairs is 1.75."""
+    found = compare_paired([[1.0, 0.0, 2.0], [4.0]])
+    assert found.difference == 2.5
+    assert (found.wins, found.ties, found.losses) == (3, 1, 0)
+
+
+def test_one_unit_has_no_interval():
+    found = compare_paired([[1.0, 2.0]])
+    assert (found.low, found.high, found.p_value) == (None, None, 1.0)
+
+
+@pytest.mark.parametrize("units", [[], [[]], [[1.0], []]])
+def test_nothing_to_compare(units):
+    with pytest.raises(ValueError, match="at least one unit"):
+        compare_paired(units)
+
+
+CURVE = {10: 0.4, 100: 0.6, 1000: 0.7}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "needed"),
+    [
+        (0.5, DataNeeded(math.sqrt(1000), "")),  # half the way from 10 to 100 on the logarithmic axis
+        (0.6, DataNeeded(100, "")),
+        (0.65, DataNeeded(math.sqrt(100_000), "")),
+        (0.7, DataNeeded(1000, "")),
+        (0.4, DataNeeded(10, "at most")),
+        (0.2, DataNeeded(10, "at most")),
+        (0.71, DataNeeded(1000, "more than")),
+    ],
+)
+def test_data_needed(accuracy, needed):
+    found = data_needed(CURVE, accuracy)
+    assert found.size == pytest.approx(needed.size)
+    assert found.bound == needed.bound
+
+
+def test_the_first_size_that_reaches_it_counts():
+    """A curve that falls again: 0.5 is reached half the way from 1 to 4, although 16 is below it."""
+    assert data_needed({1: 0.4, 4: 0.6, 16: 0.45, 64: 0.9}, 0.5).size == pytest.approx(2)
+
+
+def test_a_curve_needs_sizes():
+    for curve in ({}, {0: 0.5}):
+        with pytest.raises(ValueError, match="at least one size, and sizes above 0"):
+            data_needed(curve, 0.5)
