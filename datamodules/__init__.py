@@ -1,6 +1,7 @@
 """Splits, subsets and batches for PyTorch Lightning: one file per benchmark, one shared base."""
 
 from datamodules.base import BaseDataModule
+from datamodules.commonsense import CommonsenseDataModule
 from datamodules.digits import DigitsDataModule
 from datamodules.fgvc import FGVCDataModule
 from datamodules.image import ImageDataModule
@@ -13,6 +14,7 @@ from datamodules.vtab import VTABDataModule
 
 __all__ = [
     "BaseDataModule",
+    "CommonsenseDataModule",
     "DigitsDataModule",
     "FGVCDataModule",
     "ImageDataModule",

@@ -1,10 +1,11 @@
-"""The loader and the training sampler of every datamodule: right epochs, resuming inside an epoch, clear errors."""
+"""The loader and the training samplers of the datamodules: right epochs, resuming inside an epoch, clear errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from replora.datasets import Augmented
@@ -63,3 +64,58 @@ class TrainSampler(DistributedSampler[Any]):
         if isinstance(self.dataset, Augmented):
             return ((self.epoch, position) for position in positions)
         return iter(positions)
+
+
+class LengthSampler(TrainSampler):
+    """Training texts in a random order in which each batch of all processes together holds texts of like lengths.
+
+    The random order of an epoch is cut into stretches of at most 50 batches; each is sorted by length and cut into
+    batches, and these are shuffled. What fills no whole batch is the last one of the epoch; where the processes cannot
+    share it evenly, the position -1 stands for padding.
+
+    Args:
+        lengths: Tokens of each text; None keeps the random order as it is.
+        batch_size: Texts per batch and process.
+        dataset, world, rank, seed, drop_last, seen: As for `TrainSampler`; dropped is the incomplete batch.
+    """
+
+    STRETCH = 50  # batches; fewer where an epoch has not four such stretches
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | None,
+        batch_size: int,
+        dataset: Dataset[Any],
+        world: int,
+        rank: int,
+        seed: int,
+        drop_last: bool,
+        seen: Callable[[], int],
+    ) -> None:
+        super().__init__(dataset, world, rank, seed, drop_last, seen)
+        self.lengths = lengths
+        self.batch = batch_size * world
+
+    def __iter__(self) -> Iterator[int]:
+        order = self._order()
+        if not self.drop_last:
+            order += [-1] * (-len(order) % self.num_replicas)
+        return iter(order[self.rank :: self.num_replicas][self.seen() :])
+
+    def _order(self) -> list[int]:
+        """The epoch's positions for all processes together, batch after batch."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        size = len(self.dataset)  # type: ignore[arg-type]
+        drawn: list[int] = torch.randperm(size, generator=generator).tolist()
+        whole = len(drawn) // self.batch * self.batch
+        drawn, last = drawn[:whole], [] if self.drop_last else drawn[whole:]
+        if self.lengths is None:
+            return drawn + last
+        lengths = self.lengths
+        stretch = self.batch * max(1, min(self.STRETCH, len(drawn) // (4 * self.batch)))
+        like: list[int] = []
+        for start in range(0, whole, stretch):
+            like += sorted(drawn[start : start + stretch], key=lambda position: lengths[position])
+        batches = [like[start : start + self.batch] for start in range(0, whole, self.batch)]
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        return [position for number in order for position in batches[number]] + last

@@ -5,6 +5,7 @@ from lightning_modules.base import AdaptedModule
 from lightning_modules.causal_language_model import CausalLanguageModel
 from lightning_modules.image_classification import ImageClassification
 from lightning_modules.last_checkpoint import LastCheckpoint
+from lightning_modules.merged_evaluation import MergedEvaluation
 from lightning_modules.prediction_writer import PredictionWriter
 from lightning_modules.results_writer import ResultsWriter
 from lightning_modules.schedule import WarmupCosine, WarmupLinear
@@ -18,6 +19,7 @@ __all__ = [
     "CausalLanguageModel",
     "ImageClassification",
     "LastCheckpoint",
+    "MergedEvaluation",
     "PredictionWriter",
     "ResultsWriter",
     "ShardedBackboneStrategy",

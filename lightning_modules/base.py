@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
@@ -90,6 +90,12 @@ class AdaptedModule(LightningModule):
             f"{counts.head:,} of the head"
         )
 
+    def configure_callbacks(self) -> list[Callback]:
+        """What every Trainer of this module gets: evaluations with merged weights."""
+        from lightning_modules.merged_evaluation import MergedEvaluation
+
+        return [MergedEvaluation()]
+
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Refuse strategies that take apart what trains: its checkpoints would hold pieces."""
         strategy = self.trainer.strategy
@@ -124,6 +130,7 @@ class AdaptedModule(LightningModule):
                 "The length of the run is unknown, but the learning rate's course needs it: set --trainer.max_epochs "
                 "or --trainer.max_steps."
             )
+        self.trainer.fit_loop.setup_data()  # where max_steps alone is given, nobody has counted the batches yet
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         optimizer = self.make_optimizer(self.parameter_groups())
         scheduler = self.schedule.scheduler(optimizer, max(steps_per_epoch, 1), max(int(total), 1))

@@ -35,7 +35,7 @@ Evaluation = Literal["auto", "generate", "likelihood"]
 
 NO_LOSS = -100  # the label of a token that is not learned
 RESPONSE = "### Response:"
-DEFAULT_ADAPTER = RepLoRAConfig(rank=32, alpha=64, dropout=0.05, targets=("q", "k", "v", "up", "down"))
+DEFAULT_ADAPTER = RepLoRAConfig()
 DEFAULT_SCHEDULE = WarmupLinear()
 
 

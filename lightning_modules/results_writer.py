@@ -16,6 +16,7 @@ import replora
 from lightning_modules.base import AdaptedModule
 from replora.reports.results import add_to_results, circumstances, peak_memory, read_results, refuse_other_run
 
+HISTORY = 50  # epochs of the course that a results file keeps at most
 UNTRAINED = "untrained"
 
 
@@ -34,6 +35,8 @@ class ResultsWriter(Callback):
         self.untrained = untrained
         self.fitted = False
         self.started = 0.0
+        self.validated = -1  # the epoch of the last validation
+        self.history: dict[str, dict[int, float]] = {}  # metric -> epoch from 1 -> value
 
     @property
     def file(self) -> Path:
@@ -46,11 +49,38 @@ class ResultsWriter(Callback):
             refuse_other_run(self.file, read_results(self.file), pl_module.describe())
         self.started = time.monotonic()
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        for name, value in _metrics(trainer).items():
+            # Where no validation was made in this epoch, Lightning still holds the one before.
+            if not name.startswith("val/") or self.validated == trainer.current_epoch:
+                self.history.setdefault(name, {})[trainer.current_epoch + 1] = value
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.validated = trainer.current_epoch
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module, "validate", {"weights": self._weights(trainer)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The course so far, for a run that resumes."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = state_dict["history"]
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.fitted = True
         resumed = str(trainer.ckpt_path) if trainer.ckpt_path else None
-        entry = {"epochs": trainer.current_epoch, "steps": trainer.global_step, "resumed_from": resumed}
-        self._write(trainer, pl_module, "fit", entry | {"selection": "last epoch"})
+        entry = {
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "resumed_from": resumed,
+            "selection": "last epoch",
+            "optimizer": _optimizer(trainer),
+            "batch": _batch(trainer),
+            "history": {name: _thinned(points) for name, points in self.history.items()},
+        }
+        self._write(trainer, pl_module, "fit", entry)
         if (
             trainer.is_global_zero
             and not getattr(trainer, "fast_dev_run", False)
@@ -58,10 +88,6 @@ class ResultsWriter(Callback):
         ):
             metadata = adapter_metadata(pl_module, getattr(trainer, "datamodule", None))
             replora.save_adapter(pl_module.model, self.run_dir / "adapter.safetensors", metadata)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "validate":
-            self._write(trainer, pl_module, "validate", {"weights": self._weights(trainer)})
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, pl_module, "test", {"weights": self._weights(trainer)})
@@ -85,7 +111,7 @@ class ResultsWriter(Callback):
             or not isinstance(module, AdaptedModule)
         ):
             return
-        metrics = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items() if "/" in name}
+        metrics = _metrics(trainer)
         entry = {
             "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
             **module.measured(verb),
@@ -100,6 +126,39 @@ class ResultsWriter(Callback):
         }
         describe = getattr(getattr(trainer, "datamodule", None), "describe", dict)
         add_to_results(self.file, module.describe(), describe(), verb, entry)
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    return {name: round(float(value), 6) for name, value in trainer.callback_metrics.items() if "/" in name}
+
+
+def _thinned(points: dict[int, float]) -> list[list[float | None]]:
+    """At most `HISTORY` of the points, evenly spread, the last one among them: [[epoch, value], ...]."""
+    epochs = sorted(points)
+    count = min(HISTORY, len(epochs))
+    kept = {len(epochs) - 1 - (i * len(epochs)) // count for i in range(count)}
+    return [[epochs[i], points[epochs[i]] if math.isfinite(points[epochs[i]]) else None] for i in sorted(kept)]
+
+
+def _optimizer(trainer: Trainer) -> dict[str, Any]:
+    """Class, peak learning rate and weight decay."""
+    optimizer = trainer.optimizers[0]
+    groups = optimizer.param_groups
+    return {
+        "class": type(optimizer).__name__,
+        "lr": max(float(group.get("initial_lr", group["lr"])) for group in groups),
+        # Biases, norms and diagonals are in a group without.
+        "weight_decay": max(float(group.get("weight_decay", 0.0)) for group in groups),
+    }
+
+
+def _batch(trainer: Trainer) -> dict[str, int]:
+    """What one optimiser step sees: batch of a process x processes x accumulated."""
+    return {
+        "per_process": int(getattr(getattr(trainer, "datamodule", None), "batch_size", 0)),
+        "processes": trainer.world_size,
+        "accumulated": trainer.accumulate_grad_batches,
+    }
 
 
 def adapter_metadata(module: AdaptedModule, datamodule: Any) -> dict[str, str]:

@@ -7,68 +7,12 @@
     with replora.merged(model):                  # the backbone's own speed
         evaluate(model)
 
-Importing it loads torch and nothing else heavy; `lightning_modules` and `datamodules` hold the Lightning side.
+What it offers is listed in `__init__.pyi`; each name is imported when it is first used, so that the light verbs of the
+command line start without torch. `lightning_modules` and `datamodules` hold the Lightning side.
 """
 
-from replora.adapters.check import DeadTargetError
-from replora.adapters.config import (
-    AdapterConfig,
-    BitFitConfig,
-    FullConfig,
-    LinearProbeConfig,
-    PeftConfig,
-    RepLoRAConfig,
-)
-from replora.adapters.inject import ParameterCounts, describe, inject, parameter_counts, parameter_groups, remove
-from replora.adapters.merge import disabled, merge, merge_and_unload, merged, unmerge
-from replora.adapters.peft_export import PeftFormatError, export_peft
-from replora.adapters.peft_import import import_peft
-from replora.adapters.several import adapter_names, delete_adapter, set_adapter
-from replora.adapters.state import (
-    StateMismatchError,
-    adapter_state,
-    load_adapter,
-    load_adapter_state,
-    read_adapter,
-    save_adapter,
-)
-from replora.backbones.targets import TargetNotFoundError
-from replora.errors import RepLoRAError
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AdapterConfig",
-    "BitFitConfig",
-    "DeadTargetError",
-    "FullConfig",
-    "LinearProbeConfig",
-    "ParameterCounts",
-    "PeftConfig",
-    "PeftFormatError",
-    "RepLoRAConfig",
-    "RepLoRAError",
-    "StateMismatchError",
-    "TargetNotFoundError",
-    "__version__",
-    "adapter_names",
-    "adapter_state",
-    "delete_adapter",
-    "describe",
-    "disabled",
-    "export_peft",
-    "import_peft",
-    "inject",
-    "load_adapter",
-    "load_adapter_state",
-    "merge",
-    "merge_and_unload",
-    "merged",
-    "parameter_counts",
-    "parameter_groups",
-    "read_adapter",
-    "remove",
-    "save_adapter",
-    "set_adapter",
-    "unmerge",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

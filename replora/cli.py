@@ -22,9 +22,9 @@ from replora.errors import RepLoRAError, nearest
 # Verbs that LightningCLI runs, and verbs that are functions of `replora.commands`, or several of them by a second word.
 TRAINER_VERBS = {
     "fit": "train an adapter, then test it where the protocol allows",
-    "validate": "measure a trained adapter on the validation images",
-    "test": "measure a trained adapter on the test images",
-    "predict": "write a trained adapter's predictions as CSV",
+    "validate": "measure a trained adapter on the validation data",
+    "test": "measure a trained adapter on the test data",
+    "predict": "write a trained adapter's predictions as CSV, or JSON lines",
 }
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "configs": commands.configs,
@@ -33,13 +33,19 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
         "fgvc": commands.prepare_fgvc,
         "images": commands.prepare_images,
         "clip-features": commands.prepare_clip_features,
+        "commonsense": commands.prepare_commonsense,
     },
     "predict-files": commands.predict_files,
     "export": commands.export,
     "merge": commands.merge,
     "plot": commands.plot,
     "quickstart": commands.quickstart,
+    "sweep": commands.sweep,
+    "report": commands.report,
 }
+
+# Verbs whose last positional argument is a list of files, and how many arguments stand before it.
+LISTS = {"predict-files": 1, "report": 0}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -50,26 +56,37 @@ def main(args: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if args is None else list(args)
     try:
-        _run(arguments)
+        run(arguments)
+        sys.stdout.flush()
     except ValueError as error:
         mistake = _root_mistake(error)
         if mistake is None or os.environ.get("REPLORA_DEBUG") == "1":
             raise
         print(f"replora-cli: error: {mistake}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
-def _run(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
         print(_help())
     elif verb == "--version":
         print(f"replora {importlib.metadata.version('replora')}")
+    elif verb == "sweep":
+        from jsonargparse import ArgumentParser
+
+        # auto_cli keeps --config to itself.
+        parser = ArgumentParser(prog="replora-cli sweep", description=_first_line(commands.sweep))
+        parser.add_function_arguments(commands.sweep, as_group=False)
+        commands.sweep(**parser.parse_args(arguments[1:]))
     elif verb in COMMANDS:
         from jsonargparse import auto_cli
 
         components: Any = COMMANDS[verb]
-        options = _list_files(arguments[1:]) if verb == "predict-files" else arguments[1:]
+        options = _list_files(arguments[1:], LISTS[verb]) if verb in LISTS else arguments[1:]
         auto_cli(components, args=options, prog=f"replora-cli {verb}")
     elif verb in TRAINER_VERBS:
         _run_trainer(arguments)
@@ -77,12 +94,17 @@ def _run(arguments: list[str]) -> None:
         raise RepLoRAError(f"There is no verb {verb!r}. {nearest(verb, [*TRAINER_VERBS, *COMMANDS])}")
 
 
-def _list_files(arguments: list[str]) -> list[str]:
-    """RUN a.jpg b.jpg --out x -> RUN ["a.jpg", "b.jpg"] --out x, for jsonargparse takes a list as one argument."""
+def _list_files(arguments: list[str], before: int) -> list[str]:
+    """RUN a.jpg b.jpg --out x -> RUN ["a.jpg", "b.jpg"] --out x, for jsonargparse takes a list as one argument.
+
+    Args:
+        arguments: Of the verb.
+        before: How many arguments stand before those of the list.
+    """
     first_option = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    if first_option < 2:
+    if first_option <= before:
         return arguments
-    return [arguments[0], json.dumps(arguments[1:first_option]), *arguments[first_option:]]
+    return [*arguments[:before], json.dumps(arguments[before:first_option]), *arguments[first_option:]]
 
 
 def _help() -> str:
@@ -110,7 +132,10 @@ For example:
   replora-cli fit --config vtab.yaml --config adapter/lora.yaml --config trainer/ddp.yaml --data.task dtd
   replora-cli test --config runs/NAME/fit.yaml
   replora-cli fit --config image_folder.yaml --data.root photos
+  replora-cli fit --config commonsense_smollm2.yaml --data.root commonsense
   replora-cli predict-files runs/NAME new_photos --out predictions.csv
+  replora-cli sweep --config sweep/quickstart_low_data.yaml
+  replora-cli report runs/quickstart_low_data --out report
   replora-cli export runs/NAME
   replora-cli merge runs/NAME --out model"""
 

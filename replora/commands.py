@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from replora.errors import RepLoRAError
+
 # The quickstart's methods (files of configs/adapter), each at its own best learning rate: scripts/choose_defaults.py
 # measured them on validation images (results/defaults.json).
 QUICKSTART_METHODS = {"linear_probe": 0.1, "lora": 0.01, "replora": 0.01}
@@ -170,23 +172,27 @@ def plot(source: str, output: Path | None = None, data: dict[str, Any] | None = 
     """
     from replora.cli import find_config
     from replora.reports.pictures import draw_batch, draw_confusion, draw_learning_curves
+    from replora.reports.results import read_results
 
     run = Path(source)
     pictures: list[Path] = []
+    has_images = True
     if run.is_dir():
+        has_images = "image_size" in read_results(run)["data"]
         output = output or run / "plots"
         output.mkdir(parents=True, exist_ok=True)
         pictures.append(draw_learning_curves(run, output / "curves.png"))
         if (run / "predictions.csv").is_file():
             pictures.append(draw_confusion(run, output / "confusion.png"))
-        else:
+        elif has_images:
             print(f"No confusion matrix without predictions. First: replora-cli predict --config {run / 'fit.yaml'}")
         config = run / "fit.yaml"
     else:
         output = output or Path()
         output.mkdir(parents=True, exist_ok=True)
         config = find_config(source)
-    pictures.append(draw_batch(config, data or {}, images, output / "batch.png"))
+    if has_images:
+        pictures.append(draw_batch(config, data or {}, images, output / "batch.png"))
     print("\n".join(str(picture) for picture in pictures))
 
 
@@ -238,6 +244,87 @@ def quickstart(run_dir: Path | None = None, seed: int = 0) -> None:
     table([row(run) for run in runs])
     print(f"{time.monotonic() - started:.0f} seconds. Learning curves and predictions: {picture}")
     print(f"Everything about a run, for example: {runs[-1] / 'results.json'}")
+
+
+def sweep(
+    config: str,
+    out: Path | None = None,
+    options: dict[str, Any] | None = None,
+    dry_run: bool = False,
+    address: str | None = None,
+    cpus_per_trial: float = 1,
+    gpus_per_trial: float = 0,
+    max_concurrent: int | None = None,
+    max_failures: int = 1,
+    make_report: bool = True,
+) -> None:
+    """Run methods, tasks, training set sizes, grids and seeds against each other.
+
+        replora-cli sweep --config sweep/quickstart_low_data.yaml
+        replora-cli sweep --config sweep/vtab_low_data.yaml --options '{"data.root": "vtab-1k"}' --gpus_per_trial 0.5
+
+    Every trial is a run of fit in a directory of its own. The same command goes on after an interruption and repeats
+    nothing that is finished. Ends with a page of curves and tables (replora-cli report). The form of the file:
+    docs/sweeps.md.
+
+    Args:
+        config: The sweep's file, a local one or one that ships with the package.
+        out: Directory of the trials; on a cluster a path that all machines share. Default: runs/NAME.
+        options: Options of every trial beyond those of the file, as on the command line of fit without the dashes.
+        dry_run: Print the trials and what they are expected to cost, and run nothing.
+        address: Of a Ray cluster, HOST:PORT or auto. Default: this machine alone.
+        cpus_per_trial: CPU cores of a trial.
+        gpus_per_trial: GPUs of a trial; 0.5 lets two trials share one. The file's base must train on a GPU then.
+        max_concurrent: Trials at the same time at most. Default: as many as there is room for.
+        max_failures: How often a failed trial is tried again, at least 0.
+        make_report: Whether to end with a report in OUT/report, of what there is also after failures.
+    """
+    from replora.cli import find_config
+    from replora.sweeps.plan import read_sweep
+    from replora.sweeps.sweep import describe_plan, run_sweep
+
+    plan = read_sweep(find_config(config), options)
+    home = out or Path("runs") / plan.name
+    _at_least(0, max_failures=max_failures, gpus_per_trial=gpus_per_trial)
+    _at_least(0.01, cpus_per_trial=cpus_per_trial, max_concurrent=max_concurrent)
+    room = max(1, int((os.cpu_count() or 1) / cpus_per_trial))
+    if dry_run:
+        print(describe_plan(plan, home, min(room, max_concurrent or room)))
+        return
+    from replora.sweeps.on_ray import Share
+
+    try:
+        run_sweep(plan, home, address, Share(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
+    finally:
+        if make_report and any(home.rglob("results.json")):
+            report([str(home)], home / "report")
+
+
+def report(runs: list[str] | str, out: Path = Path("report")) -> None:
+    """Make tables and pictures of finished runs: Markdown, CSV, PNG and one HTML page with everything in it.
+
+        replora-cli report runs/quickstart_low_data --out report
+        replora-cli report runs/a runs/b results/digits --out report
+
+    Reads results.json files alone: benchmark tables, accuracy against the amount of data, the data that one method
+    needs to reach another, paired differences, learning rates, learning curves, published rows apart. Runs under
+    different conditions stand in different sections, and the two tracks of VTAB-1K are refused together.
+
+    Args:
+        runs: Directories of runs, searched with those inside; results.json files; .jsonl files of earlier reports.
+        out: Directory of the report. Files of an earlier report in it are replaced.
+    """
+    from replora.reports.report import write_report
+
+    sources = [Path(run) for run in ([runs] if isinstance(runs, str) else runs)]
+    files = write_report(sources, out)
+    print(f"report: {files[1]}")
+
+
+def _at_least(least: float, **options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise RepLoRAError(f"--{name} {value:g} is too small: it is at least {least:g}.")
 
 
 def prepare_vtab(
@@ -360,6 +447,36 @@ def prepare_clip_features(
             missing, out.expanduser(), model, seconds, batch_size, lambda count: bars.advance(bar, count)
         )
     print(f"{len(missing):,} files of features are in {out}")
+
+
+def prepare_commonsense(
+    root: Path | None = None,
+    tasks: list[str] | str | None = None,
+    rebuild: bool = False,
+    hub: str | None = None,
+    check_sizes: bool = True,
+) -> None:
+    """Check the eight commonsense tasks of LLM-Adapters, record by record; with --rebuild or --hub get what is missing.
+
+    Prints the number of records of each file, how many are repeated or in both files of a task, everything that is
+    wrong and how to mend it. The exit status is 1 if something is wrong or missing.
+
+    Args:
+        root: The folder of the tasks' folders. Default: the environment variable REPLORA_DATA, else `data`.
+        tasks: Names separated by commas, such as ARC-Easy,boolq. Default: all eight.
+        rebuild: Make what is missing from the original data sets on the Hugging Face hub (pip install pyarrow).
+        hub: Take what is missing from this data set repository of the Hugging Face hub, as OWNER/NAME: the files of the
+            tasks, or commonsense_170k.json (for --data.union_file).
+        check_sizes: Compare the number of records with the published ones; false for data made smaller on purpose.
+    """
+    from replora.datasets.prepare_commonsense import prepare_commonsense as prepare
+    from replora.datasets.prepare_commonsense import print_reports
+
+    home = _data_root(root)
+    reports = prepare(home, _names(tasks), rebuild, hub, check_sizes)
+    print_reports(reports, home)
+    if any(report.state != "whole" for report in reports):
+        sys.exit(1)
 
 
 def _data_root(root: Path | None) -> Path:

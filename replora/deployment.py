@@ -81,11 +81,16 @@ def load_trained(source: Path, base: str | None = None, checkpoint: Path | None 
     words = [about.get("dataset"), about.get("task"), f"{images:,} training items" if images else None]
     return Trained(
         run.model,
-        base_name(run.model) if run.backbone.weights.startswith("timm/") else run.backbone.name,
+        base_name(run.model) if _names_itself(run.model, run.backbone.weights) else run.backbone.name,
         run.data,
         ", ".join(str(word) for word in words if word) or None,
         {name: value for name, value in measured.items() if value is not None},
     )
+
+
+def _names_itself(model: nn.Module, weights: str) -> bool:
+    """Whether the weights are those that the model's own name stands for; timm's could come from a file."""
+    return hasattr(model, "save_pretrained") or weights.startswith("timm/")
 
 
 def load_transformers(base: str) -> nn.Module:
@@ -198,10 +203,10 @@ def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
 
 
 def _copy_processors(base: str | None, folder: Path) -> None:
-    """A transformers folder serves only with its tokenizer or image processor beside the weights."""
+    """What a transformers folder serves with beside the weights: tokenizer, image processor, options of generation."""
     import transformers
 
-    for loader in (transformers.AutoTokenizer, transformers.AutoImageProcessor):
+    for loader in (transformers.AutoTokenizer, transformers.AutoImageProcessor, transformers.GenerationConfig):
         try:
             loader.from_pretrained(base).save_pretrained(folder)
         except (OSError, ValueError, TypeError, KeyError):  # the base has none

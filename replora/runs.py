@@ -14,6 +14,7 @@ from torch import nn
 import replora
 from replora.adapters.state import read_metadata
 from replora.backbones.backbone import Backbone
+from replora.backbones.language import build_language_backbone
 from replora.backbones.vision import build_vision_backbone
 from replora.errors import RepLoRAError
 
@@ -91,9 +92,20 @@ def _vision(options: dict[str, Any], data: dict[str, Any], checkpoint: Path | No
     )
 
 
+def _language(options: dict[str, Any], _data: dict[str, Any], checkpoint: Path | None) -> Backbone:
+    return build_language_backbone(
+        str(checkpoint or options["backbone"]),
+        pretrained=options.get("pretrained", True),
+        revision=options.get("revision"),
+        dtype=options.get("dtype", "auto"),
+        quantization=options.get("quantization", "none"),
+    )
+
+
 # Kind of run -> its backbone, from the options of its module, what its adapter file says of the data, and a checkpoint.
 BUILDERS: dict[str, Callable[[dict[str, Any], dict[str, Any], Path | None], Backbone]] = {
     "ImageClassification": _vision,
+    "CausalLanguageModel": _language,
 }
 
 

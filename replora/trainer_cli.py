@@ -51,6 +51,7 @@ SETTLED_WARNINGS = (
     ".*GPU available but not used.*",
     ".*Experiment logs directory .* exists and is not empty.*",
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # the sampler skips what was seen
+    ".*You have overridden `transfer_batch_to_device`.*",  # questions of language models stay lists
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
 )
 NEEDLESS_MESSAGES = ("Tip: ", "TPU available", "Loading `train_dataloader` to estimate", "For seamless cloud logging")
@@ -145,6 +146,7 @@ class TrainerCLI(LightningCLI):
         # Each link is passed over where the classes chosen have no such argument.
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
+        parser.link_arguments("model.init_args.revision", "data.init_args.revision")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         _refuse_misunderstandings(args)

@@ -1,4 +1,4 @@
-"""Writes data in the real layouts of VTAB-1K, FGVC and a folder of images, as small as a test needs."""
+"""Writes data in the real layouts of VTAB-1K, FGVC, image folders and the commonsense tasks, as small as tests need."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import colorsys
 import io
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from replora.datasets import vtab_task
+from replora.datasets import COMMONSENSE_TASKS, vtab_task
 from replora.datasets.vtab import VTAB_TASKS, VTABSplit
 from replora.datasets.vtab_tracks import ImageFormat
 
@@ -142,3 +142,52 @@ def _write_split(home: Path, split: VTABSplit, images: list[tuple[bytes, int]]) 
         (directory / name).write_bytes(image)
         lines.append(f"images/{split}/{name} {label}\n")
     (home / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def write_commonsense(
+    root: Path, sizes: Mapping[str, tuple[int, int]] | None = None, folder: str = "", seed: int = 0
+) -> Path:
+    """Write `root/<folder>/<task>/{train,test}.json` in LLM-Adapters' form: sums whose right result is an option.
+
+    Args:
+        root: Where the folders of the tasks are made.
+        sizes: Task -> records of its training and of its test file; 0 writes no file. All eight with 12 and 6 by
+            default.
+        folder: Between the root and the tasks.
+        seed: Of the sums.
+
+    Returns:
+        `root`.
+    """
+    for task, (train, test) in (sizes or dict.fromkeys(COMMONSENSE_TASKS, (12, 6))).items():
+        for split, count in (("train", train), ("test", test)):
+            if count:
+                file = root / folder / task / f"{split}.json"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                rng = random.Random(f"{seed} {task} {split}")
+                first = 0 if split == "train" else 1_000  # no test record is a training record
+                entries = [commonsense_entry(task, first + number, rng) for number in range(count)]
+                file.write_text(json.dumps(entries, indent=4), encoding="utf-8")
+    return root
+
+
+def commonsense_entry(task: str, number: int, rng: random.Random) -> dict[str, str]:
+    """One record, different from those with another number."""
+    template = COMMONSENSE_TASKS[task]
+    left, right = number, rng.randrange(10)
+    count = rng.choice(template.counts)
+    answer = rng.randrange(count)
+    results = [left + right + (i - answer) for i in range(count)]
+    if task == "boolq":
+        question, options = f"is {left} and {right} the same as {left + right + answer}", []
+    elif task == "winogrande":
+        question, options = f"After {left} and {right} more there were _ in the box.", [str(r) for r in results]
+    else:
+        question, options = f"What is {left} and {right}?", [f"It is {result}." for result in results]
+    label = template.labels(count)[answer]
+    return {
+        "instruction": template.instruction(question, options),
+        "input": "",
+        "output": f"the correct answer is {label}",
+        "answer": label,
+    }

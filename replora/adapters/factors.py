@@ -22,7 +22,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from operator import is_not
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,15 +44,41 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 FactorPairs = list[tuple[Tensor, Tensor]]
 
 
+class Produced:
+    """The factors of every group, by group and in the dtypes that layers ask for: one conversion for all groups."""
+
+    def __init__(self, pairs: FactorPairs) -> None:
+        self.pairs = pairs
+        self.with_gradients = torch.is_grad_enabled()
+        self.by_group: dict[torch.dtype, list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]] = {}
+
+    def factors_of(self, group: int, slot: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and B (out, rank) of one target, in `dtype` or in their own."""
+        dtype = dtype or self.pairs[0][0].dtype
+        if dtype not in self.by_group:
+            with torch.set_grad_enabled(self.with_gradients):  # the layer that asks first may want none
+                self.by_group[dtype] = [(A.to(dtype).unbind(0), B.to(dtype).unbind(0)) for A, B in self.pairs]
+        A_of, B_of = self.by_group[dtype][slot]
+        return A_of[group], B_of[group]
+
+
+class Kept(NamedTuple):
+    """Factors without gradients, the parameters they were made from, and how often each of those had been changed."""
+
+    parameters: list[nn.Parameter]
+    changes: list[int]
+    produced: Produced
+
+
 class FactorBank(nn.Module, ABC):
     """The factors of all `groups` groups whose targets have the same `shapes`, one (in, out) pair a target."""
 
     def __init__(self, groups: int, shapes: Sequence[tuple[int, int]], rank: int) -> None:
         super().__init__()
         self.groups, self.shapes, self.rank = groups, tuple(shapes), rank
-        self.running = False  # whether a forward pass of the model runs
-        # The factors of the running pass, or of the last one with gradients: for each target (A, B) of every group.
-        self.current: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] | None = None
+        self._running: Produced | None = None  # the factors of the forward pass that runs
+        self._last: Produced | None = None  # those of the last pass with gradients
+        self._kept: Kept | None = None  # those of the last pass without gradients
 
     @abstractmethod
     def forward(self, group: int | None = None) -> FactorPairs:
@@ -70,30 +97,66 @@ class FactorBank(nn.Module, ABC):
         """
 
     def open(self) -> None:
-        """Produce all factors once, for the forward pass that begins. Autocast is left out: it is a small product."""
-        with torch.autocast(next(self.parameters()).device.type, enabled=False):
-            self.current = [(A.unbind(0), B.unbind(0)) for A, B in self()]
-        self.running = True
+        """Produce all factors for the forward pass that begins; without gradients, only if a parameter has changed."""
+        if torch.is_grad_enabled():
+            self._kept = None
+            self._running = self._last = self._produce()
+        else:
+            self._running = self._without_gradients()
 
     def close(self) -> None:
-        """The forward pass is over. With gradients, its factors are kept for what a backward pass computes again."""
-        self.running = False
-        if not torch.is_grad_enabled():
-            self.current = None
+        """The forward pass is over. Those with gradients stay for what a backward pass computes again."""
+        self._running = None
 
-    def factors_of(self, group: int, slot: int) -> tuple[Tensor, Tensor]:
-        """A (rank, in) and B (out, rank) of one target: those of the running pass, else fresh ones of this group alone.
+    def factors_of(self, group: int, slot: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and B (out, rank) of one target, in `dtype`: those of the running pass if there is one.
 
         Gradient checkpointing runs layers again inside the backward pass; they must see the factors of their own pass.
+        Where a layer is called outside of its model's forward pass, its factors are produced for this call.
         """
-        if self.current is not None and (self.running or torch._C._current_graph_task_id() != -1):
-            A, B = self.current[slot]
-            return A[group], B[group]
-        A_alone, B_alone = self(group)[slot]
-        return A_alone[0], B_alone[0]
+        produced = self._running
+        if produced is None and torch._C._current_graph_task_id() != -1:
+            produced = self._last
+        if produced is None and not torch.is_grad_enabled():
+            produced = self._without_gradients()
+        if produced is not None:
+            return produced.factors_of(group, slot, dtype)
+        A, B = self(group)[slot]
+        return A[0].to(dtype or A.dtype), B[0].to(dtype or B.dtype)
+
+    def forget(self) -> None:
+        """Produce the factors anew in the next pass without gradients.
+
+        Needed only after a change through `parameter.data`, which PyTorch does not count, between two such passes;
+        `train()`, `eval()` and `to()` do it as well.
+        """
+        self._kept = None
+
+    def train(self, mode: bool = True) -> Self:
+        self.forget()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.forget()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _produce(self) -> Produced:
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):  # a small product: exact
+            return Produced(self())
+
+    def _without_gradients(self) -> Produced:
+        """The factors kept, as long as no parameter was changed or replaced."""
+        parameters = list(self.parameters())
+        if not _changes_are_counted(parameters):
+            return self._produce()
+        changes = [torch.is_inference_mode_enabled(), *(p._version for p in parameters)]
+        kept = self._kept
+        if kept is None or kept.changes != changes or any(map(is_not, kept.parameters, parameters)):
+            kept = self._kept = Kept(parameters, changes, self._produce())
+        return kept.produced
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"running": False, "current": None}  # copies and pickles begin without a pass
+        return self.__dict__ | {"_running": None, "_last": None, "_kept": None}  # copies begin without a pass
 
     def deployed_count(self) -> int:
         """Numbers in A and B: what remains when training is over."""
@@ -204,6 +267,12 @@ class GeneratedFactors(FactorBank):
 
     def undecayed(self) -> list[nn.Parameter]:
         return [self.mlp_A.diagonal, self.mlp_A.c, self.mlp_B.diagonal, self.mlp_B.c]
+
+
+def _changes_are_counted(parameters: list[nn.Parameter]) -> bool:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return not any(p.is_inference() for p in parameters)
 
 
 def build_factors(config: RepLoRAConfig, groups: int, shapes: Sequence[tuple[int, int]]) -> FactorBank:

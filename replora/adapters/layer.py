@@ -13,9 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from replora.adapters.factors import FactorBank
-from replora.adapters.ops import Piece, add_update_to_output, add_update_to_weight
+from replora.adapters.ops import Piece, add_update_to_output, add_update_to_weight, compute_dtype, updated_linear
 from replora.errors import RepLoRAError
 
 
@@ -25,8 +26,9 @@ class FactorView:
     def __init__(self, bank: FactorBank, group: int, slot: int, rows: tuple[int, int] | None) -> None:
         self.bank, self.group, self.slot, self.rows = bank, group, slot, rows
 
-    def piece(self) -> Piece:
-        return Piece(*self.bank.factors_of(self.group, self.slot), self.rows)
+    def piece(self, dtype: torch.dtype | None = None) -> Piece:
+        """A and B in `dtype`, or in that of the bank."""
+        return Piece(*self.bank.factors_of(self.group, self.slot, dtype), self.rows)
 
 
 class WeightUpdate:
@@ -56,16 +58,20 @@ class WeightUpdate:
     def merged(self) -> bool:
         return self.base_before_merge is not None
 
-    def pieces(self) -> list[Piece]:
-        return [view.piece() for view in self.views]
+    def pieces(self, dtype: torch.dtype | None = None) -> list[Piece]:
+        return [view.piece(dtype) for view in self.views]
 
-    def on_output(self, y: Tensor, x: Tensor, training: bool) -> Tensor:
-        """The frozen layer's output `y` for input `x`, updated."""
+    def on_call(self, linear: nn.Linear, x: Tensor, training: bool) -> Tensor:
+        """The output of the frozen `linear` for input `x`, updated."""
         if not torch.compiler.is_compiling():
             self.called = True
         if self.merged or not self.enabled:
-            return y
-        return add_update_to_output(y, F.dropout(x, self.dropout, training), self.pieces(), self.scale)
+            return linear(x)  # type: ignore[no-any-return]
+        pieces = self.pieces(compute_dtype(x))
+        dropping = training and self.dropout > 0
+        if not dropping and acts_by_weight_and_bias(linear, x):
+            return updated_linear(x, linear.weight, linear.bias, pieces, self.scale)
+        return add_update_to_output(linear(x), F.dropout(x, self.dropout, training), pieces, self.scale)
 
     def on_weight(self) -> Tensor:
         """The weight as other code should see it: updated."""
@@ -133,7 +139,7 @@ class AdaptedLinear(nn.Module):
         self.updates: list[WeightUpdate] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.updates[0].on_output(self.linear(x), x, self.training)
+        return self.updates[0].on_call(self.linear, x, self.training)
 
     @property
     def weight(self) -> Tensor:
@@ -150,6 +156,26 @@ class AdaptedLinear(nn.Module):
     @property
     def out_features(self) -> int:
         return self.linear.out_features
+
+
+def acts_by_weight_and_bias(linear: nn.Linear, x: Tensor) -> bool:
+    """Whether calling the frozen `linear` is no more than x W0^T + bias, so that a faster operator may do it instead.
+
+    Not so for subclasses (quantised layers), for hooks (a user's, or those that bring offloaded weights), for weights
+    that are shared out among processes, where weight or bias train, and under the transforms of `torch.func`.
+    """
+    weight, bias = linear.weight, linear.bias
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
+    return (
+        type(linear) is nn.Linear
+        and "forward" not in linear.__dict__
+        and not any(hooks)
+        and not has_any_global_hook()  # type: ignore[no-untyped-call]
+        and type(weight) in (nn.Parameter, Tensor)
+        and (weight.dtype == compute_dtype(x) or torch.is_autocast_enabled(x.device.type))
+        and not (weight.requires_grad or (bias is not None and bias.requires_grad))
+        and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
+    )
 
 
 class AdaptedMultiheadAttention(nn.MultiheadAttention):

@@ -109,6 +109,8 @@ def as_backbone(
     end = saved.eos_token_id if saved.eos_token_id is not None else config.eos_token_id
     end_ids = tuple(end) if isinstance(end, list | tuple) else (() if end is None else (end,))
     pad_id = next((i for i in (saved.pad_token_id, getattr(config, "pad_token_id", None), *end_ids) if _valid(i)), 0)
+    if (head := model.get_output_embeddings()) is not None:  # type: ignore[operator]
+        head.register_forward_pre_hook(_contiguous)
     model.train()  # as transformers builds it, dropout would be off and gradient checkpointing with it
     model.generation_config = GenerationConfig(
         do_sample=False, bos_token_id=saved.bos_token_id, eos_token_id=list(end_ids) or None, pad_token_id=pad_id
@@ -201,6 +203,10 @@ def _quantized(quantization: Quantization, pretrained: bool, dtype: Dtype) -> di
             f"quantization: {quantization} needs bitsandbytes and accelerate, which are not installed: "
             'pip install bitsandbytes "replora[llm]". Without them: --model.quantization none'
         )
+    if quantization == "4bit" and not torch.cuda.is_available():
+        # bitsandbytes 0.50 repacks 4-bit weights on a CPU at the first evaluation, and its product with those passes no
+        # gradient on: training would do nothing.
+        raise BackboneError("quantization: 4bit trains on a GPU alone. Here: --model.quantization 8bit, or none.")
     from transformers import BitsAndBytesConfig
 
     compute = DTYPES.get(dtype, torch.bfloat16)
@@ -212,6 +218,15 @@ def _quantized(quantization: Quantization, pretrained: bool, dtype: Dtype) -> di
     # bitsandbytes quantises on the device that the weights are for.
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _contiguous(_head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Hidden states as one block of memory.
+
+    transformers hands the last columns alone to the output layer. For such a view and a frozen weight, PyTorch's linear
+    multiplies row by row of the batch with a copy of the weight for each, the vocabulary times the batch in size.
+    """
+    return tuple(x.contiguous() for x in inputs)
 
 
 def _sha256(source: str) -> str | None:

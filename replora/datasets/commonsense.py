@@ -29,8 +29,9 @@ OUTPUT = "the correct answer is "
 FORMAT = "Answer format: "
 FOLDERS = ("", "commonsense", "dataset")  # where the folders of the tasks are, below the root
 
-# Four tasks share a template, and a union file does not say which record is of which.
-MIXED = "social_i_qa, ARC-Easy, ARC-Challenge and openbookqa"
+# These share a template, and a union file does not say which of them a record is of.
+MIXED_TASKS = ("social_i_qa", "ARC-Easy", "ARC-Challenge", "openbookqa")
+MIXED = f"{', '.join(MIXED_TASKS[:-1])} and {MIXED_TASKS[-1]}"
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ COMMONSENSE_TASKS: dict[str, CommonsenseTask] = {
 }
 _MIXED_TASK = CommonsenseTask(
     MIXED,
-    sum(task.train_size for task in COMMONSENSE_TASKS.values() if task.lead == _QUESTION),
+    sum(COMMONSENSE_TASKS[name].train_size for name in MIXED_TASKS),
     0,
     _QUESTION,
     counts=(3, 4, 5),

@@ -58,7 +58,7 @@ def subsample_indices(
     classes = len(set(labels))
     if size < classes:
         log.warning(
-            "train_fraction=%s of %d images is %d, fewer than the %d classes present: %d classes have no image",
+            "train_fraction=%s of %d examples is %d, fewer than the %d classes present: %d classes have no example",
             fraction,
             len(labels),
             size,
@@ -77,13 +77,13 @@ def check_subset_options(fraction: float | None, shots: int | None) -> None:
     if fraction is not None and shots is not None:
         raise SubsetError(
             f"Both train_fraction={fraction} and shots={shots} were given, and they contradict each other: "
-            "keep one (train_fraction takes a part of all images, shots a number of images per class)."
+            "keep one (train_fraction takes a part of all examples, shots a number of examples per class)."
         )
     # NaN fails the comparison as well.
     if fraction is not None and not 0 < fraction <= 1:
-        raise SubsetError(f"train_fraction={fraction} is not in (0, 1]: 0.1 takes a tenth of the images, 1.0 all.")
+        raise SubsetError(f"train_fraction={fraction} is not in (0, 1]: 0.1 takes a tenth of the examples, 1.0 all.")
     if shots is not None and (not isinstance(shots, int) or shots < 1):
-        raise SubsetError(f"shots={shots} is not a whole number of images per class of at least 1.")
+        raise SubsetError(f"shots={shots} is not a whole number of examples per class of at least 1.")
 
 
 def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
@@ -105,7 +105,7 @@ def _shots_per_class(labels: Sequence[int], shots: int, seed: int) -> list[list[
         listed = ", ".join(f"class {label} has {count}" for label, count in short[:10])
         more = f" and {len(short) - 10} further classes have too few" if len(short) > 10 else ""
         raise SubsetError(
-            f"shots={shots} asks for {shots} images of every class, but {listed}{more}. "
+            f"shots={shots} asks for {shots} examples of every class, but {listed}{more}. "
             f"At most shots={min(count for _, count in short)} is possible here; train_fraction needs no equal numbers."
         )
     return [ranked[:shots] for ranked in classes]

@@ -17,7 +17,7 @@ class TextBatch(TypedDict):
     index: Tensor  # int64 (B,): position in the union of the tasks, before any subset was taken; -1 for padding rows
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's bf16-true copies what is in a batch field by field
 class ChoiceItem:
     """One question of an evaluation; an evaluation batch is a list of them.
 

@@ -68,12 +68,16 @@ def install_tasks(
     shutil.rmtree(here, ignore_errors=True)
 
 
-def download_repository(root: Path, repository: str) -> Download:
-    """All files of a data set repository, into a hidden folder of `root`; after an interruption it continues.
+def download_repository(
+    root: Path, repository: str, revision: str | None = None, patterns: list[str] | None = None
+) -> Download:
+    """The files of a data set repository, into a hidden folder of `root`; after an interruption it continues.
 
     Args:
         root: the folder of the tasks.
         repository: OWNER/NAME.
+        revision: branch, tag or commit; the newest by default.
+        patterns: which files, such as `*.parquet`; all by default.
 
     Raises:
         PrepareError: the name is none, huggingface_hub is not installed, or the download fails.
@@ -89,8 +93,10 @@ def download_repository(root: Path, repository: str) -> Download:
         ) from error
     folder = root / f".hub-{repository.replace('/', '-')}"
     try:
-        commit = str(hub.HfApi().dataset_info(repository).sha)
-        hub.snapshot_download(repository, repo_type="dataset", revision=commit, local_dir=str(folder))
+        commit = str(hub.HfApi().dataset_info(repository, revision=revision).sha)
+        hub.snapshot_download(
+            repository, repo_type="dataset", revision=commit, local_dir=str(folder), allow_patterns=patterns
+        )
     except Exception as error:
         raise PrepareError(
             f"{repository} could not be downloaded from the Hugging Face hub: {type(error).__name__}: {error}\n"

@@ -46,6 +46,8 @@ def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) ->
     if not 1 <= count <= 100:
         raise PictureError(f"images: {count} is out of range. A picture shows 1 to 100 images.")
     datamodule = _datamodule(config, options | {"batch_size": count, "num_workers": 0, "drop_last": False})
+    if not hasattr(datamodule, "image_size"):
+        raise PictureError(f"{config} has texts, not images: there is no picture of a batch.")
     datamodule.setup("fit")
     batch = next(iter(datamodule.train_dataloader()))
     names = [datamodule.class_names[label] for label in batch["label"].tolist()]

@@ -7,8 +7,12 @@
       "parameters": {backbone, adapter_trained, adapter_deployed, head},
       "data": {...},                                             a datamodule's describe()
       "fit":  {"metrics": {"val/accuracy": 0.9, ...}, "epochs": 100, "steps": 1500, ...},
-      "test": {"metrics": {...}, "weights": "last epoch", ...}
+      "test": {"metrics": {...}, "weights": "last epoch", ...},
+      "sweep": {name, stage, method, task, size, grid, seed, ...}   of one run of a sweep (replora.sweeps.trial)
     }
+
+`fit` has beside its metrics the optimiser (`optimizer`), the batches (`batch`) and the course of its metrics
+(`history`: name -> [[epoch, value], ...], at most 50 epochs, the last among them).
 
 Each verb (`fit`, `validate`, `test`, `predict`) has its own entry: its metrics, the weights it used, its seed, command,
 date, duration, peak memory and software versions. A later verb is added to the file of its run.
@@ -75,7 +79,7 @@ def add_to_results(file: Path, model: dict[str, Any], data: dict[str, Any], verb
     """
     before = read_results(file) if file.exists() else {}
     refuse_other_run(file, before, model)
-    entries = {name: before[name] for name in VERBS if name in before} | {verb: entry}
+    entries = {name: before[name] for name in (*VERBS, "sweep") if name in before} | {verb: entry}
     # What a verb's datamodule has not built is known from the verbs before.
     known = before.get("data", {})
     merged = {key: known.get(key) if value in (None, {}, []) else value for key, value in data.items()}

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import replora
@@ -83,15 +84,140 @@ def test_first_layer_is_shared_by_query_and_value_only_in_a_group() -> None:
 
 
 @pytest.mark.parametrize("model_name", ["timm_vit", "timm_swin", "torchvision_swin", "hf_bart"])
-def test_factors_are_generated_once_a_pass_for_all_blocks(model_name: str, monkeypatch) -> None:
+def test_factors_are_generated_once_a_pass_for_all_blocks(model_name: str, generations: list[int | None]) -> None:
     model, tiny = adapted(model_name, "replora")
-    calls = []
+    generations.clear()
+    call(model, tiny.inputs())
+    assert generations == [None] * len(model.replora.banks)
+
+
+@pytest.fixture
+def generations(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """One entry for each generation of factors: None for all groups at once, else the group."""
+    calls: list[int | None] = []
     forward = GeneratedFactors.forward
     monkeypatch.setattr(
         GeneratedFactors, "forward", lambda self, group=None: calls.append(group) or forward(self, group)
     )
-    call(model, tiny.inputs())
-    assert calls == [None] * len(model.replora.banks)
+    return calls
+
+
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_nothing_is_generated_again_in_evaluation(without_gradients, generations: list[int | None]) -> None:
+    model, tiny = adapted("timm_vit", "replora")
+    generations.clear()
+    with without_gradients():
+        first = call(model, tiny.inputs())
+        torch.testing.assert_close(call(model, tiny.inputs()), first, rtol=0, atol=0)
+        model.forward_features(tiny.inputs())  # not through the model's own forward pass
+    assert generations == [None]
+
+
+def test_generating_text_produces_the_factors_once(generations: list[int | None]) -> None:
+    model, tiny = adapted("hf_llama", "replora")
+    generations.clear()
+    ids = tiny.inputs()["input_ids"]
+    model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=1)
+    assert generations == [None]
+
+
+def step_of_an_optimiser(model: nn.Module) -> None:
+    for parameter in model.replora.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(model.replora.parameters(), lr=0.1).step()
+
+
+def other_state(model: nn.Module) -> None:
+    replora.load_adapter_state(model, {name: tensor + 0.1 for name, tensor in replora.adapter_state(model).items()})
+
+
+def assigned_state(model: nn.Module) -> None:
+    bank = model.replora.banks[0]
+    bank.load_state_dict({name: tensor + 0.1 for name, tensor in bank.state_dict().items()}, assign=True)
+
+
+def replaced_parameter(model: nn.Module) -> None:
+    mlp = model.replora.banks[0].mlp_B
+    mlp.diagonal = nn.Parameter(mlp.diagonal.detach() + 0.1)
+
+
+def uncounted_change(model: nn.Module) -> None:
+    """As some averages of weights do it before an evaluation."""
+    for parameter in model.replora.parameters():
+        parameter.data.add_(0.1)
+    model.eval()
+
+
+@pytest.mark.parametrize(
+    "change", [step_of_an_optimiser, disturb, other_state, assigned_state, replaced_parameter, uncounted_change]
+)
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_a_changed_parameter_counts_in_evaluation(change, without_gradients) -> None:
+    model, tiny = adapted("timm_vit", "replora")
+    disturb(model)
+    with without_gradients():
+        before = call(model, tiny.inputs())
+    change(model)
+    with without_gradients():
+        after = call(model, tiny.inputs())
+    assert not torch.allclose(after, before, atol=1e-4)
+    torch.testing.assert_close(after, call(model, tiny.inputs()))
+
+
+def test_parameters_made_in_inference_mode_have_no_count_and_are_never_trusted() -> None:
+    with torch.inference_mode():
+        model, tiny = MODELS["timm_vit"].build().eval(), MODELS["timm_vit"]
+        replora.inject(model, replora.RepLoRAConfig(rank=2, hidden=4), check=False)
+        disturb(model)
+        before = call(model, tiny.inputs())
+        disturb(model)
+        assert not torch.allclose(call(model, tiny.inputs()), before, atol=1e-4)
+
+
+def test_parameters_given_from_outside_are_used() -> None:
+    model, tiny = adapted("timm_vit", "replora")
+    disturb(model)
+    with torch.no_grad():
+        outputs = [
+            torch.func.functional_call(
+                model, {n: f * p for n, p in model.named_parameters() if "banks" in n}, tiny.inputs()
+            )
+            for f in (1.0, 0.5, 1.0)
+        ]
+    torch.testing.assert_close(outputs[0], outputs[2], rtol=0, atol=0)
+    assert not torch.allclose(outputs[0], outputs[1], atol=1e-4)
+
+
+def test_an_evaluation_between_forward_and_backward_changes_nothing() -> None:
+    model, tiny = adapted("timm_vit", "replora")
+    disturb(model)
+    model.set_grad_checkpointing(True)
+    model.train()
+    gradients = []
+    for evaluating in (False, True):
+        model.zero_grad()
+        loss = call(model, tiny.inputs()).square().mean()
+        if evaluating:
+            with torch.no_grad():
+                call(model, tiny.inputs())
+        loss.backward()
+        gradients.append([p.grad.clone() for p in model.replora.parameters()])
+    for plain, between in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, between, rtol=0, atol=0)
+
+
+def test_a_layer_without_gradients_does_not_take_them_from_the_next() -> None:
+    """The first layer of a pass that asks for 16-bit factors makes them for all."""
+    model, tiny = adapted("timm_vit", "replora")
+    disturb(model)
+    first = model.blocks[0].forward
+    model.blocks[0].forward = torch.no_grad()(first)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = call(model, tiny.inputs()).float().square().mean()
+    loss.backward()
+    V = model.replora.banks[0].mlp_B.V[0]
+    assert not V.grad[0].any()
+    assert V.grad[1].any()
 
 
 def test_parts_of_a_model_can_be_called_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -40,6 +41,14 @@ def test_configs_are_listed_with_a_line_each(capsys):
     assert all(len(line.split()) > 3 for line in lines)
 
 
+def test_a_pipe_that_is_closed_early_is_no_error():
+    command = [sys.executable, "-m", "replora", "configs"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 128 + signal.SIGPIPE
+
+
 def test_help_of_a_command(capsys):
     with pytest.raises(SystemExit):
         main(["quickstart", "--help"])
@@ -49,10 +58,10 @@ def test_help_of_a_command(capsys):
     assert "--seed" in shown
 
 
-def test_light_verbs_load_neither_lightning_nor_timm():
+def test_light_verbs_start_without_torch():
     code = (
         "import sys; from replora.cli import main; main(['configs']); main(['--help']);"
-        "heavy = {'lightning', 'timm', 'torchvision', 'transformers', 'peft'} & set(sys.modules);"
+        "heavy = {'torch', 'lightning', 'timm', 'torchvision', 'transformers', 'peft'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -9,7 +9,8 @@ from replora.cli import find_config, main, packaged_configs
 from replora.errors import RepLoRAError
 from replora.reports.results import read_results
 from tests.cli.helpers import DIGITS, QUICK
-from tests.fake_data import write_fgvc_task, write_image_folder, write_vtab_task
+from tests.fake_data import write_commonsense, write_fgvc_task, write_image_folder, write_vtab_task
+from tests.tiny_llama import write_tiny_llama
 
 # The 224-pixel ViT-B/16 stands aside for the small backbone, the data are 16 + 8 + 8 generated images.
 SMALL = [
@@ -23,11 +24,14 @@ SMALL = [
     "--trainer.enable_progress_bar=false",
 ]
 NAMES = sorted(packaged_configs())
+TEXTS = [name for name in NAMES if "commonsense" in name]
 
 
 def test_what_ships():
     groups = {name.partition("/")[0] for name in NAMES}
-    assert groups == {"fgvc.yaml", "image_folder.yaml", "quickstart.yaml", "vtab.yaml", "adapter", "recipe", "trainer"}
+    images = {"fgvc.yaml", "image_folder.yaml", "quickstart.yaml", "vtab.yaml"}
+    texts = {"commonsense.yaml", "commonsense_13b.yaml", "commonsense_smollm2.yaml"}
+    assert groups == images | texts | {"adapter", "recipe", "trainer"}
     methods = {"replora", "linear", "lora", "dora", "bitfit", "linear_probe", "full"}
     assert {f"adapter/{method}.yaml" for method in methods} <= set(NAMES)
 
@@ -41,7 +45,7 @@ def test_every_configuration_says_what_it_is(name):
     assert yaml.safe_load("\n".join(rest))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "trainer/ddp_cpu.yaml"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("trainer/ddp_cpu.yaml", *TEXTS)])
 def test_every_configuration_runs(name, tmp_path):
     """`trainer/ddp_cpu.yaml` runs in `test_distributed.py`; what needs a GPU runs on the CPU otherwise unchanged."""
     write_vtab_task(tmp_path, "dtd", image_format="PNG" if name == "recipe/clean.yaml" else "JPEG")
@@ -75,6 +79,52 @@ def test_every_configuration_runs(name, tmp_path):
         assert "test" not in content
     else:
         assert 0 <= content["test"]["metrics"]["test/accuracy"] <= 1
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_configuration_of_language_models_runs(name, tmp_path):
+    """LLaMA-7B and 13B stand aside for a tiny LLaMA, the data are 12 + 6 generated questions of each task."""
+    write_commonsense(tmp_path)
+    write_tiny_llama(tmp_path / "llama")
+    configs = [name] if not name.startswith("recipe/") else ["commonsense.yaml", name]
+    arguments = [f"--config={config}" for config in configs]
+    arguments += [f"--model.backbone={tmp_path / 'llama'}", f"--data.root={tmp_path}", "--data.check_sizes=false"]
+    arguments += ["--data.train_fraction=0.2", "--data.test_items=2", "--data.cutoff=512", "--model.max_new_tokens=4"]
+    arguments += ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+    main(["fit", *arguments, f"--run_dir={tmp_path / 'run'}"])
+    content = read_results(tmp_path / "run")
+    tasks = 3 if name == "commonsense_smollm2.yaml" else 8
+    assert len(content["test"]["tasks"]) == tasks
+    assert content["test"]["evaluation"] == ("likelihood" if tasks == 3 else "generate")
+    assert content["backbone"]["dtype"] == "bfloat16"
+    methods = {"recipe/commonsense_lora.yaml": "lora", "recipe/commonsense_dora.yaml": "dora"}
+    assert content["method"] == methods.get(name, "replora")
+
+
+def test_the_recipe_of_llm_adapters():
+    """As its authors give it in issues 38 and 45, and the same for 13B."""
+    for name in ("commonsense.yaml", "commonsense_13b.yaml"):
+        config = yaml.safe_load(packaged_configs()[name].read_text())
+        model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+        adapter = model["adapter"]["init_args"]
+        assert adapter == {"rank": 32, "alpha": 64, "dropout": 0.05, "targets": ["q", "k", "v", "up", "down"]}
+        assert model["optimizer"] == {
+            "class_path": "torch.optim.AdamW",
+            "init_args": {"lr": 3e-4, "weight_decay": 0.0},
+        }
+        assert model["schedule"] == {"warmup_steps": 100}
+        assert (data["preset"], data["cutoff"]) == ("llm_adapters", 256)
+        assert data["batch_size"] * trainer["accumulate_grad_batches"] == 16
+        assert (trainer["max_epochs"], trainer["gradient_clip_val"]) == (3, 1.0)
+
+
+def test_a_method_laid_over_another_task_brings_its_own_size(capsys):
+    """`adapter/lora.yaml` means the same whatever it is laid over."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=commonsense.yaml", "--config=adapter/lora.yaml", "--print_config"])
+    adapter = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["adapter"]["init_args"]
+    found = {key: adapter[key] for key in ("factors", "rank", "alpha", "dropout", "targets")}
+    assert found == {"factors": "none", "rank": 8, "alpha": None, "dropout": 0.0, "targets": ["q", "v"]}
 
 
 def test_groups_are_laid_over_each_other(capsys):

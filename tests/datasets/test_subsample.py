@@ -88,7 +88,7 @@ def test_too_small_for_all_classes_gives_distinct_classes(caplog: pytest.LogCapt
     caplog.set_level(logging.WARNING)
     labels = [i % 10 for i in range(100)]
     assert len({labels[i] for i in subsample_indices(labels, 0.05)}) == 5
-    assert "5 classes have no image" in caplog.text
+    assert "5 classes have no example" in caplog.text
 
 
 def test_seeds_differ() -> None:
@@ -124,7 +124,7 @@ def test_bad_fraction(fraction: float) -> None:
 
 @pytest.mark.parametrize("shots", [0, -1, 1.5])
 def test_bad_shots(shots: int) -> None:
-    with pytest.raises(SubsetError, match=r"shots=.* is not a whole number of images per class"):
+    with pytest.raises(SubsetError, match=r"shots=.* is not a whole number of examples per class"):
         subsample_indices(IMBALANCED, shots=shots)
 
 

@@ -18,22 +18,14 @@ from replora.datasets.prepare_vtab import prepare_vtab
 from replora.datasets.unpack import unpack
 from replora.datasets.vtab_check import TaskReport
 from tests.fake_data import write_vtab
+from tests.fake_hub import fake_hub
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that `snapshot_download` copies as the repository someone/vtab."""
-    source = tmp_path / "repository"
-    source.mkdir()
-
-    def snapshot_download(name: str, repo_type: str, revision: str, local_dir: str) -> str:
-        assert (name, repo_type, revision) == ("someone/vtab", "dataset", "abc123")
-        shutil.copytree(source, local_dir, dirs_exist_ok=True, symlinks=True)
-        return local_dir
-
-    api = SimpleNamespace(dataset_info=lambda name: SimpleNamespace(sha="abc123", id=name))
-    hub = SimpleNamespace(HfApi=lambda: api, snapshot_download=snapshot_download)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)  # type: ignore[arg-type]
+    source = fake_hub(monkeypatch, tmp_path / "hub") / "someone" / "vtab"
+    source.mkdir(parents=True)
     return source
 
 

@@ -7,7 +7,7 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from lightning_modules.schedule import WarmupCosine
+from lightning_modules.schedule import WarmupCosine, WarmupLinear
 from replora.errors import RepLoRAError
 
 
@@ -117,3 +117,24 @@ def test_options_are_checked(options, message):
 def test_a_rate_below_the_final_one_is_refused():
     with pytest.raises(RepLoRAError, match=r"lr 1e-06 is below schedule.min_lr 1e-05"):
         WarmupCosine().scheduler(optimizer(1e-6), 1, 10)
+
+
+def test_linear_course_is_that_of_transformers():
+    from transformers import get_linear_schedule_with_warmup
+
+    theirs, ours = optimizer(3e-4), optimizer(3e-4)
+    expected = get_linear_schedule_with_warmup(theirs, num_warmup_steps=5, num_training_steps=20)
+    found = WarmupLinear(warmup_steps=5).scheduler(ours, 4, 20)
+    for _ in range(22):
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-12)
+        for step in (theirs.step, ours.step, expected.step, found.step):
+            step()
+
+
+def test_linear_warmup_longer_than_the_run_is_clipped():
+    opt = optimizer(1e-3)
+    with pytest.warns(UserWarning, match=r"100 steps are longer than the run of 8"):
+        course = WarmupLinear(100).scheduler(opt, 4, 8)
+    assert [course.rate(count, 1.0) for count in (0, 4, 8)] == [0, 0.5, 0]
+    with pytest.raises(RepLoRAError, match=r"schedule\.warmup_steps: -1 is negative"):
+        WarmupLinear(-1)

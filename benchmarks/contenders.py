@@ -1,0 +1,246 @@
+"""The models that are measured, with random weights, and the methods that are compared on them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import replora
+from replora.adapters.factors import GeneratedFactors
+from replora.backbones.targets import find_targets
+
+CLASSES = 100
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model and a batch for it.
+
+    Attributes:
+        build: Makes the model, given a number of blocks or None for its own.
+        batch: Makes the arguments of a forward pass and the labels, given the number of samples.
+        head: What trains beside the adapter.
+    """
+
+    build: Callable[[int | None], nn.Module]
+    batch: Callable[[int], tuple[Tensor, Tensor]]
+    head: tuple[str, ...]
+
+
+def images(size: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """`samples` random images of `size` x `size` pixels, with labels."""
+
+    def make(samples: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(samples, 3, size, size), torch.randint(CLASSES, (samples,))
+
+    return make
+
+
+def tokens(length: int, vocabulary: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """`samples` random texts of `length` tokens; each token is to be predicted."""
+
+    def make(samples: int) -> tuple[Tensor, Tensor]:
+        ids = torch.randint(vocabulary, (samples, length))
+        return ids, ids
+
+    return make
+
+
+def timm_model(name: str, size: int = 224, **options: Any) -> Workload:
+    def build(depth: int | None) -> nn.Module:
+        import timm
+
+        blocks = {} if depth is None else {"depth": depth}
+        return timm.create_model(name, pretrained=False, num_classes=CLASSES, **(options | blocks))
+
+    return Workload(build, images(size), ("head",))
+
+
+def llama(hidden: int, inner: int, layers: int, heads: int, vocabulary: int, length: int) -> Workload:
+    def build(depth: int | None) -> nn.Module:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers if depth is None else depth,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            vocab_size=vocabulary,
+            use_cache=False,
+        )
+        return LlamaForCausalLM(config)
+
+    return Workload(build, tokens(length, vocabulary), ())
+
+
+WORKLOADS = {
+    "vit_small": timm_model("vit_small_patch16_224"),
+    "vit_base": timm_model("vit_base_patch16_224"),
+    "vit_large": timm_model("vit_large_patch16_224"),
+    "swin_tiny": timm_model("swin_tiny_patch4_window7_224"),
+    "swin_base": timm_model("swin_base_patch4_window7_224"),
+    "llama_stack": llama(1024, 2752, 4, 16, vocabulary=4096, length=256),  # blocks of a small Llama, for a CPU
+    "llama_7b": llama(4096, 11008, 32, 32, vocabulary=32000, length=512),
+    "tiny": timm_model("vit_tiny_patch16_224", 32, img_size=32, patch_size=8, depth=2),  # for --quick
+}
+
+
+# --- methods
+
+
+class NaiveLinear(nn.Module):
+    """RepLoRA as one would write it first: A and B generated in every call, two more products for each target."""
+
+    def __init__(self, linear: nn.Linear, rows: list[tuple[int, int]], rank: int) -> None:
+        super().__init__()
+        self.linear, self.rows = linear, rows
+        shapes = [(linear.in_features, last - first) for first, last in rows]
+        factors = GeneratedFactors(1, shapes, rank, hidden=64, activation="gelu", scale_exponent=0.5)
+        self.factors = factors.to(linear.weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        for (first, last), (A, B) in zip(self.rows, self.factors(), strict=True):
+            update = F.linear(F.linear(x, A[0].to(x.dtype)), B[0].to(x.dtype))
+            y = y + F.pad(update, (first, self.linear.out_features - last))
+        return y
+
+
+def floor(model: nn.Module, workload: Workload, rank: int, targets: tuple[str, ...]) -> nn.Module:  # noqa: ARG001
+    """Head and one early vector train: the gradient travels through all activations, and hardly more is done."""
+    model.requires_grad_(False)
+    for name in workload.head:
+        model.get_submodule(name).requires_grad_()
+    early = next(p for p in model.parameters() if p.ndim == 1)
+    early.data = early.data.clone()
+    early.requires_grad_()
+    return model
+
+
+def naive_replora(model: nn.Module, workload: Workload, rank: int, targets: tuple[str, ...]) -> nn.Module:
+    heads = [model.get_submodule(name) for name in workload.head]
+    model.requires_grad_(False)
+    for head in heads:
+        head.requires_grad_()
+    rows: dict[str, list[tuple[int, int]]] = {}
+    for target in find_targets(model, targets, "all", skip=heads):
+        rows.setdefault(target.module, []).append(target.rows or (0, target.shape[1]))
+    for name, ranges in rows.items():
+        model.set_submodule(name, NaiveLinear(model.get_submodule(name), ranges, rank))
+    return model
+
+
+def injected(config: Callable[..., replora.AdapterConfig]) -> Callable[..., nn.Module]:
+    def make(model: nn.Module, workload: Workload, rank: int, targets: tuple[str, ...]) -> nn.Module:
+        return replora.inject(model, config(rank=rank, targets=targets), also_train=workload.head, check=False)
+
+    return make
+
+
+METHODS: dict[str, Callable[..., nn.Module]] = {
+    "floor": floor,
+    "replora": injected(replora.RepLoRAConfig),
+    "lora": injected(lambda **options: replora.RepLoRAConfig(factors="none", **options)),
+    "peft_lora": injected(lambda **options: replora.PeftConfig("lora", **options)),
+    "peft_dora": injected(lambda **options: replora.PeftConfig("dora", **options)),
+    "naive_replora": naive_replora,
+    "full": lambda model, *_: model.requires_grad_(),
+}
+TITLES = {
+    "floor": "floor: frozen backbone, gradient through all of it",
+    "replora": "RepLoRA",
+    "lora": "LoRA (ours)",
+    "peft_lora": "LoRA (PEFT, on qkv)",
+    "peft_dora": "DoRA (PEFT, on qkv)",
+    "naive_replora": "RepLoRA, naive",
+    "full": "full fine-tuning",
+}
+
+
+def contenders(
+    model: nn.Module, workload: Workload, methods: list[str], rank: int = 8, targets: tuple[str, ...] = ("q", "v")
+) -> dict[str, nn.Module]:
+    """A copy of `model` for each method. They share their frozen weights, so that many large ones fit into memory."""
+    return {
+        name: METHODS[name](
+            copy.deepcopy(model) if name == "full" else sharing_copy(model, workload.head), workload, rank, targets
+        )
+        for name in methods
+    }
+
+
+def sharing_copy(model: nn.Module, head: tuple[str, ...]) -> nn.Module:
+    """A copy whose parameters are views of those of `model`, except in its head."""
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    copied = copy.deepcopy(model, shared)
+    for name in head:
+        for parameter in copied.get_submodule(name).parameters():
+            parameter.data = parameter.data.clone()
+    return copied
+
+
+def build(workload: Workload, depth: int | None, device: str, precision: str) -> nn.Module:
+    """The model on its device, in its precision, the same random weights every time."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # at once: 7 billion numbers in float32 would not fit beside their copy
+    try:
+        with torch.device(device):
+            model = workload.build(depth)
+    finally:
+        torch.set_default_dtype(before)
+    return model.to(device, dtype)
+
+
+def batch_for(workload: Workload, samples: int, device: str, precision: str) -> tuple[Tensor, Tensor]:
+    """Inputs and labels on the device."""
+    torch.manual_seed(1)
+    inputs, labels = workload.batch(samples)
+    if precision == "bf16" and inputs.is_floating_point():
+        inputs = inputs.bfloat16()
+    return inputs.to(device), labels.to(device)
+
+
+def loss_of(model: nn.Module, inputs: Tensor, labels: Tensor, precision: str) -> Tensor:
+    """Cross entropy of classes or of tokens."""
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        output = model(inputs)
+        logits = output if isinstance(output, Tensor) else output.logits
+        return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
+
+
+class TrainingStep:
+    """Forward, backward and optimiser of one model on one batch.
+
+    Args:
+        model: Its parameters that require gradients train, by AdamW.
+        inputs: Of a forward pass.
+        labels: Of each output.
+        precision: `bf16-mixed` runs under autocast.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor, labels: Tensor, precision: str) -> None:
+        self.model, self.inputs, self.labels, self.precision = model.train(), inputs, labels, precision
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def __call__(self) -> None:
+        loss_of(self.model, self.inputs, self.labels, self.precision).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def tensors(self) -> list[Tensor]:
+        """What is held between two steps: parameters, buffers, and the optimiser's moments."""
+        moments = [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+        return [*self.model.parameters(), *self.model.buffers(), *moments]
+
+    def trained(self) -> int:
+        """How many numbers train."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)

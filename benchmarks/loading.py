@@ -1,0 +1,131 @@
+"""How many images a second does the datamodule deliver, beside a plain torchvision ImageFolder with a DataLoader?
+
+    python benchmarks/loading.py
+
+1,000 JPEG files of 500 x 375 pixels, as many as a VTAB-1K task has for training, are written to a temporary folder, and
+whole epochs of normalised batches are drawn. The first epoch of the datamodule includes decoding all images into
+memory; the plain loader decodes in every epoch. On a GPU the datamodule's batches are normalised there, so that the
+training process waits for no more than the batches before normalisation.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules import VTABDataModule
+from replora.datasets.cache import usable_cpus
+
+CLASSES = 10
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = measure.common_options(__doc__.splitlines()[0], rounds=5)
+    parser.add_argument("--images", type=int, default=1000, help="training images")
+    parser.add_argument("--batch", type=int, default=64, help="images in a batch")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, usable_cpus()], help="of the plain loader")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.images, options.batch, options.rounds, options.workers = 40, 8, 2, [0]
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder), options.images)
+        results = compare(Path(folder), options)
+    measure.show(
+        f"{options.images} images in batches of {options.batch}, normalised",
+        ["loader", "images/s", "x plain loader (quartiles)"],
+        [[name, f"{found['images_per_second']:,.0f}", measure.ratio_text(found)] for name, found in results.items()],
+    )
+    settings = {key: value for key, value in vars(options).items() if key != "out"}
+    print(measure.write(options.out, "loading", settings, results))
+
+
+def compare(root: Path, options: Any) -> dict[str, Any]:
+    """Images a second of each loader: their ratios are of speeds, so above 1 is faster."""
+    speeds: dict[str, list[float]] = {}
+    plain = {
+        f"ImageFolder, {workers} workers": plain_loader(root, options.batch, workers) for workers in options.workers
+    }
+    module = VTABDataModule(root=root.parent, task=root.name, num_classes=CLASSES, batch_size=options.batch)
+    started = time.perf_counter()
+    module.setup("fit")
+    consume(epoch_of(module))
+    speeds["datamodule, first epoch"] = [options.images / (time.perf_counter() - started)] * options.rounds
+    for _ in range(options.rounds):
+        later = {
+            "datamodule, later epochs": epoch_of(module),
+            "datamodule, later epochs, before normalisation": (batch["image"] for batch in module.train_dataloader()),
+        }
+        for name, batches in {**plain, **later}.items():
+            started = time.perf_counter()
+            count = consume(batches)
+            speeds.setdefault(name, []).append(count / (time.perf_counter() - started))
+    results = measure.summarise(speeds, list(plain)[-1])
+    return {
+        name: {"images_per_second": found.pop("seconds"), "speed_quartiles": found.pop("seconds_quartiles"), **found}
+        for name, found in results.items()
+    }
+
+
+def epoch_of(module: VTABDataModule) -> Iterator[Tensor]:
+    """Batches as the model gets them: normalised on the device, which is the CPU here."""
+    for batch in module.train_dataloader():
+        yield module.on_after_batch_transfer(batch, 0)["image"]
+
+
+def plain_loader(root: Path, batch: int, workers: int) -> Iterable[Any]:
+    """What most training scripts do."""
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    change = transforms.Compose(
+        [
+            transforms.Resize((224, 224), transforms.InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    folder = ImageFolder(str(root / "images"), change)
+    return DataLoader(folder, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0, drop_last=True)
+
+
+def consume(batches: Iterable[Any]) -> int:
+    """Draw all batches and return the number of images."""
+    return sum(len(batch if isinstance(batch, Tensor) else batch[0]) for batch in batches)
+
+
+def write_images(root: Path, count: int) -> None:
+    """JPEG files of smooth noise in a folder for each class, and the lists of the VTAB-1K layout."""
+    random = np.random.default_rng(0)
+    lines = []
+    for number in range(count):
+        label = number % CLASSES
+        file = root / "images" / f"class{label}" / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(file, quality=90)
+        lines.append(f"{file.relative_to(root)} {label}\n")
+    held_back = count // 5
+    lists = {
+        "train800": lines[held_back:],
+        "val200": lines[:held_back],
+        "train800val200": lines,
+        "test": lines[:held_back],
+    }
+    for name, listed in lists.items():
+        (root / f"{name}.txt").write_text("".join(listed), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    measure.with_steady_malloc()
+    main()

@@ -1,0 +1,186 @@
+"""What every benchmark shares: interleaved timing, peak memory, results as JSON and as a table.
+
+Machines drift: clocks, caches and neighbours change from minute to minute. So the things compared take turns, one step
+each in an order drawn anew for every round, and what is reported is the median over the rounds of the *ratio* to the
+reference of the same round, with its quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from replora.atomic import replace_text
+from replora.reports.results import circumstances
+
+RESULTS = Path(__file__).parents[1] / "results" / "benchmarks"
+
+# glibc hands large blocks back to the system when they are freed, and fetching them again costs page faults. Which step
+# pays for that depends on what ran before it, so it is turned off, for everything that is compared alike.
+STEADY_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**36)}
+QUIET = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # PyTorch's profiler tells of every start
+
+
+def with_steady_malloc() -> None:
+    """Start this process again with an allocator that keeps its memory, unless it is that already."""
+    if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in STEADY_MALLOC.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | STEADY_MALLOC | QUIET)
+
+
+def common_options(description: str, rounds: int) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help="how often each thing is timed")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of a step")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes and two rounds: only shows that it runs")
+    return parser
+
+
+def device_options(parser: argparse.ArgumentParser) -> None:
+    """Where and in which precision a model runs."""
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where the model runs")
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=["fp32", "bf16", "bf16-mixed"],
+        help="of frozen weights and activations: bf16 holds weights in 16 bits, bf16-mixed is autocast",
+    )
+
+
+def interleaved(steps: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
+    """Seconds of each step in each round, after one step each to warm up.
+
+    Args:
+        steps: What is compared, by name.
+        rounds: At least 1; each step runs once in each.
+        device: `cuda` waits for the GPU before and after a step.
+    """
+    order = list(steps)
+    shuffle = random.Random(0).shuffle
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(-1, rounds):
+        shuffle(order)
+        for name in order:
+            wait_for(device)
+            start = time.perf_counter()
+            steps[name]()
+            wait_for(device)
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def wait_for(device: str) -> None:
+    """Until the GPU has done what it was told."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def summarise(seconds: dict[str, list[float]], reference: str) -> dict[str, dict[str, Any]]:
+    """For each thing: median and quartiles of its seconds, and of its ratio to `reference` round by round."""
+    return {
+        name: {
+            "seconds": median(times),
+            "seconds_quartiles": _quartiles(times),
+            "ratio": median(ratios),
+            "ratio_quartiles": _quartiles(ratios),
+            "rounds": len(times),
+        }
+        for name, times in seconds.items()
+        for ratios in [[a / b for a, b in zip(times, seconds[reference], strict=True)]]
+    }
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    if len(values) < 2:
+        return [values[0], values[0]]
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return [first, third]
+
+
+def bytes_held(tensors: Iterable[Tensor]) -> int:
+    """Memory of the storages behind `tensors`, each counted once."""
+    storages = {s.data_ptr(): s.nbytes() for tensor in tensors for s in [tensor.untyped_storage()]}
+    return sum(storages.values())
+
+
+def peak_bytes(step: Callable[[], Any], device: str = "cpu") -> int:
+    """The most that `step` allocates through PyTorch beyond what is allocated when it begins."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    changes = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    level = peak = 0
+    for change in sorted(changes, key=lambda event: event.start_ns()):
+        level += change.nbytes()
+        peak = max(peak, level)
+    return peak
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """The processor that was measured."""
+    names: list[str] = []
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    found: dict[str, Any] = {
+        "cpu": names[0] if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "malloc": {name: os.environ[name] for name in STEADY_MALLOC if name in os.environ},
+    }
+    if device == "cuda":
+        found["gpu"] = torch.cuda.get_device_name()
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def write(out: Path, name: str, options: dict[str, Any], results: dict[str, Any], device: str = "cpu") -> Path:
+    """Write `out/name.json`: the options, the results, the machine, date and versions; return the file."""
+    file = out / f"{name}.json"
+    content = {
+        "benchmark": name,
+        "options": {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
+        "results": results,
+        "machine": machine(device),
+        **circumstances(),
+    }
+    replace_text(file, json.dumps(content, indent=2) + "\n")
+    return file
+
+
+def show(title: str, columns: list[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def ratio_text(found: dict[str, Any]) -> str:
+    """1.012 (1.008 to 1.015): the median ratio and its quartiles."""
+    low, high = found["ratio_quartiles"]
+    return f"{found['ratio']:.3f} ({low:.3f} to {high:.3f})"

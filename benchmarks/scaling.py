@@ -1,0 +1,111 @@
+"""How does the cost of a training step grow with rank, number of targets, batch and depth?
+
+    python benchmarks/scaling.py                         ViT-S/16 on this machine's CPU; a table, a JSON file, a picture
+
+Each is varied alone, the others stay at rank 8, targets q and v, batch 4 and 6 blocks. What is drawn is the time of a
+step over the floor's: 1 is a method that costs nothing beside the frozen backbone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import measure
+import torch
+from contenders import METHODS, TITLES, WORKLOADS, TrainingStep, batch_for, build, contenders
+
+STYLES = {
+    "replora": ("#D55E00", "^"),
+    "lora": ("#0072B2", "o"),
+    "peft_lora": ("#009E73", "s"),
+    "naive_replora": ("#CC79A7", "D"),
+}
+BASE: dict[str, Any] = {"rank": 8, "targets": ("q", "v"), "batch": 4, "depth": 6}
+SWEEPS: dict[str, list[Any]] = {
+    "rank": [2, 8, 32, 128],
+    "targets": [("q",), ("q", "v"), ("q", "k", "v", "out"), ("q", "k", "v", "out", "fc1", "fc2")],
+    "batch": [1, 4, 16],
+    "depth": [2, 6, 12],
+}
+LABELS = {"rank": "rank", "targets": "targets in a block", "batch": "images in a batch", "depth": "blocks"}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = measure.common_options(__doc__.splitlines()[0], rounds=9)
+    measure.device_options(parser)
+    parser.add_argument("--model", default="vit_small", choices=list(WORKLOADS), help="what is adapted")
+    parser.add_argument("--vary", nargs="+", default=list(SWEEPS), choices=list(SWEEPS), help="what is varied")
+    parser.add_argument("--methods", nargs="+", default=list(STYLES), choices=list(METHODS), help="what is compared")
+    options = parser.parse_args(arguments)
+    base, sweeps = dict(BASE), SWEEPS
+    if options.quick:
+        options.model, options.rounds = "tiny", 2
+        base |= {"batch": 2, "depth": 2}
+        sweeps = {"rank": [2, 4], "targets": [("q",), ("q", "v")], "batch": [1, 2], "depth": [1, 2]}
+    torch.set_num_threads(options.threads)
+    results: dict[str, Any] = {}
+    for varied in options.vary:
+        results[varied] = [
+            {"value": value, "methods": measured(base | {varied: value}, options)} for value in sweeps[varied]
+        ]
+        measure.show(
+            f"Training step of {options.model} over the floor's, by {LABELS[varied]}",
+            [varied, *(TITLES[m] for m in options.methods)],
+            [
+                [_short(point["value"]), *(measure.ratio_text(point["methods"][m]) for m in options.methods)]
+                for point in results[varied]
+            ],
+        )
+    name = f"scaling-{options.model}-{options.device}-{options.precision}"
+    settings = {key: value for key, value in vars(options).items() if key != "out"}
+    file = measure.write(options.out, name, {**settings, "base": base}, results, options.device)
+    draw(results, options.methods, file.with_suffix(".png"))
+    print(file)
+    print(file.with_suffix(".png"))
+
+
+def measured(setting: dict[str, Any], options: Any) -> dict[str, Any]:
+    """Time of each method at one setting."""
+    workload = WORKLOADS[options.model]
+    model = build(workload, setting["depth"], options.device, options.precision)
+    batch = batch_for(workload, setting["batch"], options.device, options.precision)
+    adapted = contenders(model, workload, ["floor", *options.methods], setting["rank"], setting["targets"])
+    steps = {name: TrainingStep(method, *batch, options.precision) for name, method in adapted.items()}
+    return measure.summarise(measure.interleaved(steps, options.rounds, options.device), "floor")
+
+
+def draw(results: dict[str, Any], methods: list[str], file: Path) -> None:
+    """One panel for each thing varied."""
+    from matplotlib.figure import Figure
+
+    from replora.atomic import replacing
+
+    figure = Figure(figsize=(4 * len(results), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
+    for panel, (varied, points) in zip(panels, results.items(), strict=True):
+        values = [len(p["value"]) if isinstance(p["value"], tuple) else p["value"] for p in points]
+        for method in methods:
+            colour, marker = STYLES.get(method, ("#000000", "x"))
+            found = [p["methods"][method] for p in points]
+            panel.plot(values, [f["ratio"] for f in found], color=colour, marker=marker, label=TITLES[method])
+            low, high = zip(*(f["ratio_quartiles"] for f in found), strict=True)
+            panel.fill_between(values, low, high, color=colour, alpha=0.2, linewidth=0)
+        panel.axhline(1, color="black", linewidth=0.8)
+        panel.set_xlabel(LABELS[varied])
+        if varied != "targets":
+            panel.set_xscale("log", base=2)
+        panel.set_xticks(values, [str(value) for value in values])
+    panels[0].set_ylabel("time of a step / floor")
+    panels[0].legend(fontsize="small")
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def _short(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+if __name__ == "__main__":
+    measure.with_steady_malloc()
+    main()

@@ -1,0 +1,60 @@
+"""How long does the command line take to start?
+
+    python benchmarks/startup.py
+
+Whole processes, from start to end: `--help`, `--version`, the verbs that work on files, and the help of `fit`. The
+reference is Python starting and importing torch, below which no verb that computes can come.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import measure
+
+REFERENCE = "python -c 'import torch'"
+COMMANDS = {
+    "python -c pass": ["-c", "pass"],
+    REFERENCE: ["-c", "import torch"],
+    "python -c 'import replora'": ["-c", "import replora"],
+    "replora-cli --help": ["-m", "replora", "--help"],
+    "replora-cli --version": ["-m", "replora", "--version"],
+    "replora-cli configs": ["-m", "replora", "configs"],
+    "replora-cli plot --help": ["-m", "replora", "plot", "--help"],
+    "replora-cli predict-files --help": ["-m", "replora", "predict-files", "--help"],
+    "replora-cli prepare vtab --help": ["-m", "replora", "prepare", "vtab", "--help"],
+    "replora-cli fit --help": ["-m", "replora", "fit", "--help"],
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = measure.common_options(__doc__.splitlines()[0], rounds=5)
+    options = parser.parse_args(arguments)
+    names = list(COMMANDS)
+    if options.quick:
+        names, options.rounds = ["python -c pass", REFERENCE, "replora-cli --version"], 1
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    )
+
+    def run(name: str) -> None:
+        subprocess.run([sys.executable, *COMMANDS[name]], check=True, capture_output=True, env=environment)
+
+    results = measure.summarise(
+        measure.interleaved({name: lambda name=name: run(name) for name in names}, options.rounds), REFERENCE
+    )
+    measure.show(
+        "Start-up, from the start of the process to its end",
+        ["command", "seconds", "x import torch (quartiles)"],
+        [[name, f"{found['seconds']:.2f}", measure.ratio_text(found)] for name, found in results.items()],
+    )
+    settings = {key: value for key, value in vars(options).items() if key != "out"}
+    print(measure.write(options.out, "startup", settings, results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Write the tables of docs/benchmarks.md from the JSON files in results/benchmarks.
+
+    python benchmarks/tables.py
+
+Everything below the marker in that page is generated; a test checks that page and files agree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from replora.atomic import replace_text
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
+RESULTS = ROOT / "results" / "benchmarks"
+MARKER = "<!-- Below this line everything is written by `python benchmarks/tables.py`. -->\n"
+
+
+def main() -> None:
+    replace_text(PAGE, rendered(PAGE.read_text(encoding="utf-8"), RESULTS))
+    print(PAGE)
+
+
+def rendered(page: str, results: Path) -> str:
+    """The page with a section for every results file."""
+    text, marker, _ = page.partition(MARKER)
+    if not marker:
+        raise SystemExit(f"{PAGE} has no line {MARKER.strip()!r}.")
+    files = sorted(results.glob("*.json"))
+    return text + marker + "".join("\n" + section(file) for file in files)
+
+
+def section(file: Path) -> str:
+    """Heading, circumstances and tables of one results file."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    kind = found["benchmark"].split("-")[0]
+    parts = [f"### {found['benchmark']}", circumstances(found, file), *TABLES[kind](found["results"])]
+    if (picture := file.with_suffix(".png")).exists():
+        parts.append(f"![{picture.stem}]({_link(picture)})")
+    return "\n\n".join(parts) + "\n"
+
+
+def circumstances(found: dict[str, Any], file: Path) -> str:
+    """Command, date, machine and versions."""
+    machine, versions = found["machine"], found["versions"]
+    device = f"{machine['gpu']} (CUDA {machine['cuda']})" if "gpu" in machine else machine["cpu"]
+    libraries = ", ".join(f"{name} {versions[name]}" for name in ("torch", "timm", "peft") if versions.get(name))
+    return (
+        f"`python benchmarks/{found['command']}` on {found['date'][:10]}; {device}, {machine['threads']} CPU threads; "
+        f"Python {versions['python']}, {libraries}. [All figures]({_link(file)})."
+    )
+
+
+def training_step(results: dict[str, Any]) -> list[str]:
+    peft = results.get("peft_lora")
+    rows = [
+        [
+            name,
+            f"{found['seconds']:.3f}",
+            ratio(found),
+            f"{found['ratio_to_peft_lora']:.3f}" if peft else "",
+            f"{found['peak_bytes'] / 2**20:,.0f}",
+            f"{found['peak_bytes'] / peft['peak_bytes']:.3f}" if peft else "",
+            f"{found['trained']:,}",
+        ]
+        for name, found in results.items()
+    ]
+    head = ["method", "seconds", "time / floor", "time / PEFT LoRA", "peak MiB", "memory / PEFT LoRA", "trained"]
+    return [table(head, rows)]
+
+
+def evaluation(results: dict[str, Any]) -> list[str]:
+    rows = [[name, f"{found['seconds']:.3f}", ratio(found)] for name, found in results.items()]
+    return [table(["model", "seconds", "time / base"], rows)]
+
+
+def loading(results: dict[str, Any]) -> list[str]:
+    rows = [[name, f"{found['images_per_second']:,.0f}", ratio(found)] for name, found in results.items()]
+    return [table(["loader", "images/s", "speed / plain loader"], rows)]
+
+
+def startup(results: dict[str, Any]) -> list[str]:
+    rows = [[f"`{name}`", f"{found['seconds']:.2f}", ratio(found)] for name, found in results.items()]
+    return [table(["command", "seconds", "time / import torch"], rows)]
+
+
+def scaling(results: dict[str, Any]) -> list[str]:
+    tables = []
+    for varied, points in results.items():
+        methods = [name for name in points[0]["methods"] if name != "floor"]
+        rows = [
+            [
+                ", ".join(point["value"]) if isinstance(point["value"], list) else str(point["value"]),
+                *(ratio(point["methods"][method]) for method in methods),
+            ]
+            for point in points
+        ]
+        tables.append(table([varied, *(f"{method} / floor" for method in methods)], rows))
+    return tables
+
+
+TABLES = {
+    "training_step": training_step,
+    "evaluation": evaluation,
+    "loading": loading,
+    "startup": startup,
+    "scaling": scaling,
+}
+
+
+def ratio(found: dict[str, Any]) -> str:
+    """1.012 (1.008 to 1.015): the median ratio and its quartiles."""
+    low, high = found["ratio_quartiles"]
+    return f"{found['ratio']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    """In Markdown, numbers to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _link(file: Path) -> str:
+    return f"../{file.relative_to(ROOT).as_posix()}" if file.is_relative_to(ROOT) else file.as_posix()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""How long does a training step take, and how much memory, beside the floor and other methods?
+
+    python benchmarks/training_step.py                                        ViT-B/16, batch 16, this machine's CPU
+    python benchmarks/training_step.py --model swin_tiny llama_stack --batch 4
+    python benchmarks/training_step.py --device cuda --precision bf16 --batch 64
+    python benchmarks/training_step.py --device cuda --precision bf16 --model llama_7b --batch 4 --no-full
+
+The floor is the same model, forward and backward through all activations, with nothing but a head and one early vector
+to train. Weights are random: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import measure
+import torch
+from contenders import METHODS, TITLES, WORKLOADS, TrainingStep, batch_for, build, contenders
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = measure.common_options(__doc__.splitlines()[0], rounds=15)
+    measure.device_options(parser)
+    parser.add_argument("--model", nargs="+", default=["vit_base"], choices=list(WORKLOADS), help="what is adapted")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="what is compared")
+    parser.add_argument("--no-full", action="store_true", help="leave out full fine-tuning (it needs the most memory)")
+    parser.add_argument("--batch", type=int, default=16, help="images or texts in a step")
+    parser.add_argument("--depth", type=int, help="blocks of a ViT or Llama, instead of its own number")
+    parser.add_argument("--rank", type=int, default=8, help="of every low-rank method")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.model, options.batch, options.rounds = ["tiny"], 2, 2
+    torch.set_num_threads(options.threads)
+    for name in options.model:
+        methods = [m for m in options.methods if not (m == "full" and options.no_full)]
+        results = compare(name, ["floor", *(m for m in methods if m != "floor")], options)
+        show(name, results, options)
+        settings = {key: value for key, value in vars(options).items() if key not in ("model", "out", "methods")}
+        file_name = f"training_step-{name}-batch{options.batch}-{options.device}-{options.precision}"
+        file = measure.write(options.out, file_name, {"model": name, **settings}, results, options.device)
+        print(file)
+
+
+def compare(name: str, methods: list[str], options: Any) -> dict[str, Any]:
+    """Time and memory of each method."""
+    workload = WORKLOADS[name]
+    model = build(workload, options.depth, options.device, options.precision)
+    inputs, labels = batch_for(workload, options.batch, options.device, options.precision)
+    steps = {
+        method: TrainingStep(adapted, inputs, labels, options.precision)
+        for method, adapted in contenders(model, workload, methods, options.rank).items()
+    }
+    results = measure.summarise(measure.interleaved(steps, options.rounds, options.device), "floor")
+    for method, step in steps.items():
+        held = measure.bytes_held(step.tensors())
+        peak = held + measure.peak_bytes(step, options.device)
+        results[method] |= {"trained": step.trained(), "held_bytes": held, "peak_bytes": peak}
+    if "peft_lora" in results:
+        for found in results.values():
+            found["ratio_to_peft_lora"] = found["ratio"] / results["peft_lora"]["ratio"]
+    return results
+
+
+def show(name: str, results: dict[str, Any], options: Any) -> None:
+    """The results as a table."""
+    floor = results["floor"]
+    measure.show(
+        f"Training step of {name}, batch {options.batch}, {options.precision} on {options.device}",
+        ["method", "seconds", "x floor (quartiles)", "x LoRA (PEFT)", "peak MiB", "x floor"],
+        [
+            [
+                TITLES[method],
+                f"{found['seconds']:.4f}",
+                measure.ratio_text(found),
+                f"{found['ratio_to_peft_lora']:.3f}" if "ratio_to_peft_lora" in found else "",
+                f"{found['peak_bytes'] / 2**20:,.0f}",
+                f"{found['peak_bytes'] / floor['peak_bytes']:.3f}",
+            ]
+            for method, found in results.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    measure.with_steady_malloc()
+    main()

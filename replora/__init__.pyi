@@ -1,0 +1,62 @@
+from .adapters.check import DeadTargetError
+from .adapters.config import (
+    AdapterConfig,
+    BitFitConfig,
+    FullConfig,
+    LinearProbeConfig,
+    PeftConfig,
+    RepLoRAConfig,
+)
+from .adapters.inject import ParameterCounts, describe, inject, parameter_counts, parameter_groups, remove
+from .adapters.merge import disabled, merge, merge_and_unload, merged, unmerge
+from .adapters.peft_export import PeftFormatError, export_peft
+from .adapters.peft_import import import_peft
+from .adapters.several import adapter_names, delete_adapter, set_adapter
+from .adapters.state import (
+    StateMismatchError,
+    adapter_state,
+    load_adapter,
+    load_adapter_state,
+    read_adapter,
+    save_adapter,
+)
+from .backbones.targets import TargetNotFoundError
+from .errors import RepLoRAError
+
+__version__: str
+
+__all__ = [
+    "AdapterConfig",
+    "BitFitConfig",
+    "DeadTargetError",
+    "FullConfig",
+    "LinearProbeConfig",
+    "ParameterCounts",
+    "PeftConfig",
+    "PeftFormatError",
+    "RepLoRAConfig",
+    "RepLoRAError",
+    "StateMismatchError",
+    "TargetNotFoundError",
+    "__version__",
+    "adapter_names",
+    "adapter_state",
+    "delete_adapter",
+    "describe",
+    "disabled",
+    "export_peft",
+    "import_peft",
+    "inject",
+    "load_adapter",
+    "load_adapter_state",
+    "merge",
+    "merge_and_unload",
+    "merged",
+    "parameter_counts",
+    "parameter_groups",
+    "read_adapter",
+    "remove",
+    "save_adapter",
+    "set_adapter",
+    "unmerge",
+]

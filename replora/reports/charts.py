@@ -1,0 +1,224 @@
+"""The pictures of a report. Colours are Okabe and Ito's, apart for every kind of colour vision; markers and lines tell
+the methods apart without colour."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from replora.atomic import replacing
+from replora.reports.statistics import Mean
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+MARKERS = ("o", "^", "D", "v", "s", "P", "X", "*")
+LINES = ("--", "-", "-.", (0, (5, 1, 1, 1, 1, 1)), ":", (0, (3, 1)), (0, (1, 1)), (0, (6, 2)))
+# The same method looks the same in every picture.
+PLACES = {"LoRA": 0, "RepLoRA": 1, "DoRA": 2, "linear": 3, "linear probe": 4}
+
+Curve = Mapping[float, Mean]  # place on the x axis -> mean with its interval, as parts of 1
+
+
+def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and line of each method; of more than eight, colours repeat with other markers."""
+    free = (i for i in itertools.count() if i not in {PLACES[m] for m in methods if m in PLACES})
+    places = {method: PLACES[method] if method in PLACES else next(free) for method in methods}
+    return {
+        method: {
+            "color": COLOURS[place % 8],
+            "marker": MARKERS[(place + place // 8) % 8],
+            "linestyle": LINES[(place + place // 8) % 8],
+        }
+        for method, place in places.items()
+    }
+
+
+def draw_curves(
+    file: Path,
+    panels: Mapping[str, Mapping[str, Curve]],
+    x_label: str,
+    y_label: str,
+    *,
+    logarithmic: bool = True,
+    marked: Mapping[tuple[str, str], float] | None = None,
+    zoom: bool = True,
+) -> Path:
+    """Lines of methods in panels, with their 95 % intervals.
+
+    Args:
+        file: The PNG file.
+        panels: Title of a panel -> method -> curve.
+        x_label: Of every panel.
+        y_label: The same; values are shown in percent if it ends with %.
+        logarithmic: Whether the x axis is.
+        marked: (panel, method) -> place on the x axis that gets a ring.
+        zoom: Whether the y axis leaves out what has no values.
+    """
+    plt = _pyplot()
+    methods = list(dict.fromkeys(method for curves in panels.values() for method in curves))
+    look = styles(methods)
+    columns = 2 if len(panels) in (2, 4) else min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    width = 8.5 if len(panels) == 1 else 3.3 * columns
+    height = 5.2 if len(panels) == 1 else 3.0 * rows + 0.7
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+    scale = 100 if y_label.endswith("%") else 1
+    for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+        for method, curve in curves.items():
+            xs = sorted(curve)
+            means = [scale * curve[x].value for x in xs]
+            axis.plot(xs, means, label=method, markersize=6 if len(xs) <= 20 else 0, linewidth=1.8, **look[method])
+            banded = [x for x in xs if curve[x].low is not None]
+            if banded:
+                low = [scale * (curve[x].low or 0) for x in banded]
+                high = [scale * (curve[x].high or 0) for x in banded]
+                axis.fill_between(banded, low, high, color=look[method]["color"], alpha=0.13, linewidth=0)
+            ringed = (marked or {}).get((title, method))
+            if ringed is not None and ringed in curve:
+                y = scale * curve[ringed].value
+                axis.plot([ringed], [y], "o", markersize=13, markerfacecolor="none", color=look[method]["color"])
+        if logarithmic:
+            axis.set_xscale("log")
+            _plain_ticks(axis, sorted({x for curve in curves.values() for x in curve}))
+        if not zoom:
+            axis.set_ylim(bottom=0)
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        axis.grid(alpha=0.3)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.axis("off")
+    handles, labels = [], []
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            if label not in labels:
+                handles.append(handle)
+                labels.append(label)
+    if len(panels) == 1:
+        axes[0][0].legend(handles, labels, fontsize=11)
+    else:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=11)
+    return _save(figure, file)
+
+
+def draw_dots(file: Path, values: Mapping[str, Mean], x_label: str) -> Path:
+    """One dot a method with its 95 % interval, in the order given, for a single amount of data.
+
+    Args:
+        file: The PNG file.
+        values: Method -> mean, as parts of 1; shown in percent.
+        x_label: Of the axis.
+    """
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(8.5, 0.42 * len(values) + 1.3), layout="constrained")
+    look = styles(list(values))
+    for place, (method, mean) in enumerate(values.items()):
+        centre = 100 * mean.value
+        ends = (
+            None if mean.low is None or mean.high is None else [[centre - 100 * mean.low], [100 * mean.high - centre]]
+        )
+        style = {key: look[method][key] for key in ("color", "marker")}
+        axis.errorbar([centre], [place], xerr=ends, capsize=4, markersize=8, linewidth=1.8, **style)
+    axis.set_yticks(range(len(values)), list(values), fontsize=11)
+    axis.invert_yaxis()
+    axis.set_xlabel(x_label)
+    axis.grid(axis="x", alpha=0.3)
+    return _save(figure, file)
+
+
+def draw_heat_maps(
+    file: Path,
+    maps: Mapping[str, Mapping[tuple[str, str], float | None]],
+    row_label: str,
+    column_label: str,
+    value_label: str,
+) -> Path:
+    """One heat map a method on a common scale, each cell with its number; diverged cells are crossed out.
+
+    Args:
+        file: The PNG file.
+        maps: Method -> (row, column) -> value as a part of 1, None where the run diverged; absent cells are blank.
+        row_label: What the rows are.
+        column_label: What the columns are.
+        value_label: What the values are.
+    """
+    plt = _pyplot()
+    rows = _in_order(row for cells in maps.values() for row, _ in cells)
+    all_columns = {method: _in_order(column for _, column in cells) for method, cells in maps.items()}
+    columns = min(3, len(maps))
+    lines = -(-len(maps) // columns)
+    width = max(len(c) for c in all_columns.values())
+    figure, axes = plt.subplots(
+        lines,
+        columns,
+        figsize=((0.6 * width + 1.1) * columns + 0.8, (0.42 * len(rows) + 1.35) * lines + 0.3),
+        layout="constrained",
+        squeeze=False,
+    )
+    known = [100 * v for cells in maps.values() for v in cells.values() if v is not None]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    shown = None
+    for axis, (method, cells) in zip(axes.flat, maps.items(), strict=False):
+        names = all_columns[method]
+        grid = np.full((len(rows), len(names)), np.nan)
+        for (row, column), value in cells.items():
+            place = rows.index(row), names.index(column)
+            if value is None:
+                axis.text(place[1], place[0], "X", ha="center", va="center", fontsize=12)
+            else:
+                grid[place] = 100 * value
+                dark = (100 * value - low) / max(high - low, 1e-9) < 0.5
+                text = f"{100 * value:.1f}"
+                colour = "white" if dark else "black"
+                axis.text(place[1], place[0], text, ha="center", va="center", fontsize=9, color=colour)
+        shown = axis.imshow(grid, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+        axis.set_title(method, fontsize=11)
+        axis.set_xticks(range(len(names)), names, fontsize=9)
+        axis.set_yticks(range(len(rows)), rows, fontsize=9)
+        axis.set_xlabel(column_label)
+        axis.set_ylabel(row_label)
+    for axis in list(axes.flat)[len(maps) :]:
+        axis.axis("off")
+    if shown is not None:
+        figure.colorbar(shown, ax=axes, label=value_label, shrink=0.8)
+    return _save(figure, file)
+
+
+def _in_order(names: Any) -> list[str]:
+    """Without repetition; numbers by size."""
+    unique = list(dict.fromkeys(names))
+    try:
+        return sorted(unique, key=lambda name: float(name.split(" ")[0]))
+    except ValueError:
+        return unique
+
+
+def _plain_ticks(axis: Any, places: Sequence[float]) -> None:
+    """The measured places themselves as ticks, as many as are legible."""
+    from matplotlib.ticker import NullLocator
+
+    kept: list[float] = []
+    for place in places:
+        if not kept or place / kept[-1] > 1.35:
+            kept.append(place)
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xticks(kept, [f"{place:g}" for place in kept], fontsize=9)
+
+
+def _pyplot() -> Any:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, file: Path) -> Path:
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    _pyplot().close(figure)
+    return file

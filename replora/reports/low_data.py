@@ -1,0 +1,135 @@
+"""Accuracy against the amount of training data: tables, curves, the data each needs, paired differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from replora.reports.charts import draw_curves, draw_dots
+from replora.reports.document import Block, Heading, Picture, Table
+from replora.reports.gather import Group
+from replora.reports.scores import Scores
+from replora.reports.statistics import Mean, data_needed
+
+# The comparisons that the paper is about come first; a pair that is not there is left out.
+FIRST, REFERENCE = "RepLoRA", "LoRA"
+
+
+def by_size(group: Group, folder: Path, prefix: str) -> list[Block]:
+    """The section of a group; empty without a test."""
+    blocks: list[Block] = []
+    for shots in (False, True):
+        scores = Scores(group, shots)
+        if scores.by_cell and scores.tasks:
+            blocks += _section(scores, folder, f"{prefix}{'shots' if shots else 'size'}")
+    return blocks
+
+
+def _section(scores: Scores, folder: Path, name: str) -> list[Block]:
+    metric = scores.runs[0].metric.replace("_", " ")
+    several = len(scores.sizes) > 1
+    blocks: list[Block] = [Heading(3, "Accuracy by amount of training data" if several else "Accuracy")]
+    blocks += [_accuracies(scores, task, f"{name}_{_slug(task)}", metric) for task in scores.panels[:1]]
+    caption = f"Test {metric}: mean over {len(scores.seeds)} seeds and its 95 % interval (Student's t)."
+    file = folder / f"{name}.png"
+    if several:
+        panels = {task: {m: scores.curve(m, task) for m in scores.methods} for task in scores.panels}
+        panels = {task: {m: curve for m, curve in curves.items() if curve} for task, curves in panels.items()}
+        draw_curves(file, panels, scores.axis, f"test {metric}, %")
+    else:
+        means = {method: scores.mean(method, scores.sizes[0], scores.panels[0]) for method in scores.methods}
+        draw_dots(file, {m: mean for m, mean in means.items() if mean is not None}, f"test {metric}, %")
+    blocks.append(Picture(file, caption))
+    blocks += [_accuracies(scores, task, f"{name}_{_slug(task)}", metric) for task in scores.panels[1:]]
+    if several:
+        blocks += _data_needed(scores, name)
+    return [*blocks, *_paired(scores, name)]
+
+
+def _accuracies(scores: Scores, task: str, name: str, metric: str) -> Table:
+    several = len(scores.seeds) > 1
+    rows = [
+        [method, *(_shown(scores.mean(method, size, task), len(scores.seeds)) for size in scores.sizes)]
+        for method in scores.methods
+    ]
+    return Table(
+        name,
+        f"{task}: test {metric} in %"
+        + (f", mean of {len(scores.seeds)} seeds ± half the 95 % interval" if several else ", one seed"),
+        ["method", *(scores.name(size) for size in scores.sizes)],
+        rows,
+    )
+
+
+def _shown(mean: Mean | None, seeds: int) -> str:
+    """`83.1 ± 1.2`, with the number of seeds where some are missing; empty without a run."""
+    if mean is None:
+        return ""
+    missing = f" (n={mean.count})" if mean.count < seeds else ""
+    half = f" ± {100 * (mean.high - mean.value):.1f}" if mean.high is not None else ""
+    return f"{100 * mean.value:.1f}{half}{missing}"
+
+
+def _data_needed(scores: Scores, name: str) -> list[Block]:
+    """How much data LoRA needs to reach RepLoRA's accuracy, and the reverse."""
+    if not {FIRST, REFERENCE} <= set(scores.methods):
+        return []
+    task = scores.panels[0]
+    curves = {m: {x: mean.value for x, mean in scores.curve(m, task).items()} for m in (FIRST, REFERENCE)}
+    if any(not curve for curve in curves.values()):
+        return []
+    rows = []
+    for size in scores.sizes:
+        cells = [scores.name(size)]
+        for target, seeker in ((FIRST, REFERENCE), (REFERENCE, FIRST)):
+            accuracy = curves[target].get(scores.place(size))
+            if accuracy is None:
+                cells += ["", ""]
+                continue
+            needed = data_needed(curves[seeker], accuracy)
+            ratio = "" if needed.bound else f" ({needed.size / scores.place(size):.2f} x)"
+            cells += [f"{100 * accuracy:.1f}", f"{needed.bound} {needed.size:.3g}{ratio}".strip()]
+        rows.append(cells)
+    unit = scores.axis
+    columns = ["size", f"{FIRST} reaches", f"{REFERENCE} needs for that", f"{REFERENCE} reaches", f"{FIRST} needs"]
+    caption = (
+        f"Data to reach the other's mean accuracy ({task}), in {unit}; in brackets as a multiple of what the other "
+        "had. Straight lines over the logarithm of the size between measured sizes; nothing is extrapolated."
+    )
+    return [Heading(3, "Data needed"), Table(f"{name}_data_needed", caption, columns, rows)]
+
+
+def _paired(scores: Scores, name: str) -> list[Block]:
+    """Each method against LoRA, at each size and over all, on the same tasks and seeds."""
+    reference = REFERENCE if REFERENCE in scores.methods else scores.methods[0]
+    others = sorted((m for m in scores.methods if m != reference), key=lambda m: m != FIRST)
+    rows = []
+    for method in others:
+        sizes = [(scores.name(size), [size]) for size in scores.sizes]
+        if len(scores.sizes) > 1:
+            sizes.append(("all sizes", scores.sizes))
+        for label, chosen in sizes:
+            found = scores.compare(method, reference, chosen)
+            row = [f"{method} - {reference}", label, "", "", "", ""]
+            if found is not None:
+                row[2] = f"{100 * found.difference:+.1f}"
+                row[4] = f"{found.wins} / {found.ties} / {found.losses}"
+                row[5] = f"{found.p_value:.2g}"
+                if found.low is not None and found.high is not None:
+                    row[3] = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+            rows.append(row)
+    if not rows:
+        return []
+    pairs = "seed" if len(scores.tasks) == 1 else "task and seed"
+    least = 0.5 ** (len(scores.seeds) * len(scores.tasks) - 1)
+    caption = (
+        f"Paired differences in percentage points: two runs of the same {pairs} have the same training data. 95 % "
+        "bootstrap interval of the mean (10,000 resamples, fixed seed; too narrow for few pairs) and two-sided p value "
+        f"of the sign-flip test, which can be no less than {least:.2g} with so many pairs. Over all sizes a {pairs} "
+        "counts as one, because its training sets are nested. No correction for the number of comparisons."
+    )
+    columns = ["difference", "size", "mean", "95 % interval", "wins / ties / losses", "p"]
+    return [Heading(3, "Paired differences"), Table(f"{name}_paired", caption, columns, rows)]
+
+
+def _slug(task: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in task)

@@ -1,0 +1,164 @@
+"""`replora-cli report`: everything that results files say, for a reader."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from replora.atomic import replace_text
+from replora.reports.benchmark_tables import benchmark_section
+from replora.reports.courses import course_section
+from replora.reports.document import Block, Heading, Paragraph, Table, write_document
+from replora.reports.gather import Group, ReportError, Run, group_runs, read_runs
+from replora.reports.grids import grid_section
+from replora.reports.low_data import by_size
+
+TITLE = "Results"
+RUN_COLUMNS = (
+    *("stage", "method", "task", "shots", "amount", "examples", "seed", "learning_rate", "weight_decay"),
+    *("metric", "validation", "test", "diverged", "adapter_trained", "adapter_deployed", "head"),
+    *("fit_seconds", "steps", "git", "date"),
+)
+SHOWN_OPTIONS = ("rank", "factors", "hidden", "activation", "sharing")
+
+
+def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
+    """Write the report of the runs in `sources`.
+
+    Args:
+        sources: Directories of runs (searched), `results.json` files, or `.jsonl` files of earlier reports.
+        folder: Where to: `report.html` (one file, pictures inside), `report.md`, a CSV a table, the pictures,
+            `runs.csv` with a line a run, and `runs.jsonl`, the results themselves, from which the report can be made
+            again.
+
+    Returns:
+        The files, `report.html` second.
+
+    Raises:
+        ReportError: There are no results.
+        MixedTracksError: Results of both tracks of VTAB-1K are among them.
+    """
+    contents = read_runs(sources)
+    groups = group_runs(contents)
+    if not groups:
+        raise ReportError("The files hold no run that was trained or tested, so there is nothing to report.")
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks: list[Block] = [Heading(1, TITLE), Paragraph(_summary(groups))]
+    for number, group in enumerate(groups, start=1):
+        prefix = f"{number}_" if len(groups) > 1 else ""
+        blocks += [Heading(2, group.title), *(_conditions(group, prefix))]
+        blocks += benchmark_section(group, prefix)
+        blocks += by_size(group, folder, prefix)
+        blocks += grid_section(group, folder, prefix)
+        blocks += course_section(group, folder, prefix)
+    blocks += _provenance(groups)
+    files = write_document(blocks, folder, TITLE)
+    replace_text(folder / "runs.csv", _runs_csv(groups))
+    replace_text(folder / "runs.jsonl", "".join(f"{line}\n" for line in sorted(_line(content) for content in contents)))
+    return [*files, folder / "runs.csv", folder / "runs.jsonl"]
+
+
+def _summary(groups: Sequence[Group]) -> str:
+    runs = [run for group in groups for run in group.runs]
+    final, selecting = (sum(run.stage == stage for run in runs) for stage in ("final", "select"))
+    diverged = sum(run.diverged for run in runs)
+    text = f"{len(runs)} runs: {final} measured on test data"
+    text += f", {selecting} by which options were chosen on validation data" if selecting else ""
+    text += f"; {diverged} diverged" if diverged else ""
+    return f"{text}. Every number comes from the runs' results.json files (runs.jsonl beside this report)."
+
+
+def _conditions(group: Group, prefix: str) -> list[Block]:
+    """What all runs of the group share, and the methods with their sizes."""
+    shared = ", ".join(
+        f"{name} {value['name'] if isinstance(value, dict) else value}"
+        for name, value in group.conditions.items()
+        if value not in ("", None) and name != "sweep"
+    )
+    rows = []
+    for method in group.methods:
+        runs = [run for run in group.runs if run.method == method and not run.diverged]
+        if not runs:
+            continue
+        counts = runs[0].results["parameters"]
+        options = runs[0].results["options"]
+        described = ", ".join(f"{name} {_short(options[name])}" for name in SHOWN_OPTIONS if name in options)
+        seconds = [run.results["fit"]["seconds"] for run in runs if "fit" in run.results]
+        rows.append(
+            [
+                method,
+                described,
+                f"{counts['adapter_trained']:,}",
+                f"{counts['adapter_deployed']:,}",
+                f"{counts['head']:,}",
+                f"{len([r for r in runs if r.stage == 'final'])} + {len([r for r in runs if r.stage == 'select'])}",
+                f"{sum(seconds) / len(seconds):.1f}" if seconds else "",
+            ]
+        )
+    columns = ["method", "options", "trained", "deployed", "head", "runs (final + selection)", "seconds a fit"]
+    caption = "Methods: parameters that train and that remain beside the backbone"
+    return [Paragraph(f"All runs: {shared}."), Table(f"{prefix}methods", caption, columns, rows)]
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _provenance(groups: Sequence[Group]) -> list[Block]:
+    """Where the numbers come from: code, versions, machines, dates."""
+    entries = [run.results.get("fit") or run.results.get("test") or {} for group in groups for run in group.runs]
+    rows = []
+    for name, values in (
+        ("code", {entry.get("git") for entry in entries}),
+        ("torch", {entry.get("versions", {}).get("torch") for entry in entries}),
+        ("lightning", {entry.get("versions", {}).get("lightning") for entry in entries}),
+        ("machine", {f"{e.get('accelerator')}, {e.get('precision')}" for e in entries if "accelerator" in e}),
+        ("days", {str(entry.get("date", ""))[:10] for entry in entries}),
+    ):
+        known = sorted(str(value) for value in values if value)
+        rows.append([name, ", ".join(known) or "not recorded"])
+    return [Heading(2, "Where the numbers come from"), Table("provenance", "Code and machines", ["", "values"], rows)]
+
+
+def _runs_csv(groups: Sequence[Group]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(RUN_COLUMNS)
+    for group in groups:
+        for run in sorted(group.runs, key=lambda r: (r.stage, r.method, r.task, r.size, r.rate or 0, r.seed)):
+            writer.writerow(["" if value is None else value for value in _run_row(run)])
+    return stream.getvalue()
+
+
+def _run_row(run: Run) -> list[Any]:
+    fit, counts = run.results.get("fit", {}), run.results.get("parameters", {})
+    return [
+        run.stage,
+        run.method,
+        run.task,
+        run.size.shots,
+        run.size.amount,
+        run.examples,
+        run.seed,
+        run.rate,
+        run.decay,
+        run.metric,
+        run.validation,
+        run.score,
+        run.diverged,
+        counts.get("adapter_trained"),
+        counts.get("adapter_deployed"),
+        counts.get("head"),
+        fit.get("seconds"),
+        fit.get("steps"),
+        fit.get("git"),
+        fit.get("date"),
+    ]
+
+
+def _line(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))

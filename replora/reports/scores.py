@@ -1,0 +1,98 @@
+"""Test scores of a group of runs, by method, size, task and seed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from replora.reports.gather import Group, Run, Size, ordered
+from replora.reports.statistics import Comparison, Mean, compare_paired, mean_over_seeds
+
+AVERAGE = "mean of all tasks"
+
+
+class Scores:
+    """What the tests of a group measured, as parts of 1.
+
+    Args:
+        group: Its final runs count; a run that diverged has no score.
+        shots: Whether to take runs whose size is examples a class, or those whose size is a part of the data.
+    """
+
+    def __init__(self, group: Group, shots: bool) -> None:
+        self.runs = [run for run in group.final if run.size.shots == shots]
+        self.shots = shots
+        self.methods = ordered({run.method for run in self.runs})
+        self.sizes = sorted({run.size for run in self.runs})
+        self.seeds = sorted({run.seed for run in self.runs})
+        self.by_cell: dict[tuple[str, Size, int], dict[str, float]] = {}
+        for run in self.runs:
+            self.by_cell.setdefault((run.method, run.size, run.seed), {}).update(_per_task(run))
+        self.tasks = list(dict.fromkeys(task for found in self.by_cell.values() for task in found))
+
+    def over_seeds(self, method: str, size: Size, task: str) -> dict[int, float]:
+        """Seed -> score; of `AVERAGE` the mean over the tasks, where a seed has all of them."""
+        found = {seed: self.by_cell.get((method, size, seed), {}) for seed in self.seeds}
+        if task == AVERAGE:
+            whole = {seed: scores for seed, scores in found.items() if len(scores) == len(self.tasks) > 0}
+            return {seed: statistics.fmean(scores.values()) for seed, scores in whole.items()}
+        return {seed: scores[task] for seed, scores in found.items() if task in scores}
+
+    def mean(self, method: str, size: Size, task: str) -> Mean | None:
+        """Over the seeds; None without a run."""
+        values = list(self.over_seeds(method, size, task).values())
+        return mean_over_seeds(values) if values else None
+
+    def curve(self, method: str, task: str) -> dict[float, Mean]:
+        """Place of the size on the axis -> mean over the seeds."""
+        means = {size: self.mean(method, size, task) for size in self.sizes}
+        return {self.place(size): mean for size, mean in means.items() if mean is not None}
+
+    def compare(self, first: str, second: str, sizes: Sequence[Size]) -> Comparison | None:
+        """Over all tasks, seeds and the sizes given, where both have a score; None where there is no pair.
+
+        A task and seed is a unit, because the training sets of its sizes are nested.
+        """
+        units: dict[tuple[str, int], list[float]] = {}
+        for size in sizes:
+            for task in self.tasks:
+                one, other = (self.over_seeds(method, size, task) for method in (first, second))
+                for seed in one.keys() & other.keys():
+                    units.setdefault((task, seed), []).append(one[seed] - other[seed])
+        return compare_paired([units[unit] for unit in sorted(units)]) if units else None
+
+    @property
+    def panels(self) -> list[str]:
+        """The task, or the mean of all tasks and then each."""
+        return self.tasks if len(self.tasks) == 1 else [AVERAGE, *self.tasks]
+
+    @property
+    def counted(self) -> bool:
+        """Whether every size is the same number of examples in all its runs, so that an axis can show it."""
+        known = {size: {run.examples for run in self.runs if run.size == size} for size in self.sizes}
+        return not self.shots and all(len(counts) == 1 and None not in counts for counts in known.values())
+
+    def place(self, size: Size) -> float:
+        """Where a size is on the axis: training examples where `counted`, else percent or examples a class."""
+        if self.counted:
+            return float(next(run.examples for run in self.runs if run.size == size) or 0)
+        return size.amount if size.shots else 100 * size.amount
+
+    @property
+    def axis(self) -> str:
+        """What `place` is."""
+        if self.counted:
+            return "training examples"
+        return "training examples a class" if self.shots else "part of the training data (%)"
+
+    def name(self, size: Size) -> str:
+        """`10 % (80)`."""
+        return f"{size} ({self.place(size):g})" if self.counted else str(size)
+
+
+def _per_task(run: Run) -> dict[str, float]:
+    """One score a task; of a run that is tested on several, those."""
+    prefix = f"test/{run.metric}/"
+    several = {name.removeprefix(prefix): v for name, v in run.metrics("test").items() if name.startswith(prefix)}
+    found = several or {run.task: run.score}
+    return {task: score for task, score in found.items() if score is not None}

@@ -1,0 +1,162 @@
+"""The statistics of reports: intervals over seeds, paired comparisons, the data that one method needs to reach another.
+
+Each function says what it assumes; few seeds make wide intervals, and that is what they should look like.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+BOOTSTRAP_SEED = 0
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its interval.
+
+    Attributes:
+        value: The mean.
+        low: Lower end of the 95 % interval, None for a single value.
+        high: Upper end.
+        count: How many values.
+        deviation: Standard deviation of the values (n - 1), None for a single one.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    count: int
+    deviation: float | None
+
+
+def mean_over_seeds(values: Sequence[float]) -> Mean:
+    """The mean and its 95 % interval by Student's t: mean ± t(n-1) s / sqrt(n). Assumes runs of independent seeds.
+
+    Raises:
+        ValueError: There is no value.
+    """
+    if not values:
+        raise ValueError("A mean needs at least one value.")
+    mean, count = statistics.fmean(values), len(values)
+    if count == 1:
+        return Mean(mean, None, None, 1, None)
+    from scipy.special import stdtrit
+
+    deviation = statistics.stdev(values)
+    half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
+    return Mean(mean, mean - half, mean + half, count, deviation)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one method differs from another on the same tasks, sizes and seeds.
+
+    Attributes:
+        difference: Mean of first minus second.
+        low: Lower end of the 95 % bootstrap interval, None for a single unit.
+        high: Upper end.
+        p_value: Two-sided, of the sign-flip test: how often a difference of this size or larger arises if first and
+            second are the same. 1 / 2 ** (units - 1) is the least that it can be: 0.0625 for five.
+        wins: Pairs in which the first is better.
+        ties: Pairs in which they are equal.
+        losses: Pairs in which the second is better.
+    """
+
+    difference: float
+    low: float | None
+    high: float | None
+    p_value: float
+    wins: int
+    ties: int
+    losses: int
+
+
+def compare_paired(units: Sequence[Sequence[float]]) -> Comparison:
+    """The mean of paired differences, first minus second, with a percentile bootstrap interval and a sign-flip test.
+
+    A unit holds the differences that are not independent of each other: those of one task and seed over the sizes,
+    whose training sets are nested. Units are drawn, and change sign, as a whole. `RESAMPLES` samples of as many units
+    are drawn with replacement, with a fixed seed, so the same units always give the same interval. With few units such
+    an interval is too narrow, which the p value is not.
+
+    Args:
+        units: Each the differences of its pairs.
+
+    Raises:
+        ValueError: There is no unit, or one without a difference.
+    """
+    if not units or not all(units):
+        raise ValueError("A comparison needs at least one unit, and each at least one difference.")
+    means = np.array([statistics.fmean(unit) for unit in units])
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    low = high = None
+    if len(means) > 1:
+        drawn = means[generator.integers(len(means), size=(RESAMPLES, len(means)))].mean(axis=1)
+        low, high = (float(end) for end in np.quantile(drawn, [0.025, 0.975]))
+    pairs = np.array([difference for unit in units for difference in unit])
+    return Comparison(
+        difference=float(means.mean()),
+        low=low,
+        high=high,
+        p_value=_sign_flips(means, generator),
+        wins=int((pairs > 0).sum()),
+        ties=int((pairs == 0).sum()),
+        losses=int((pairs < 0).sum()),
+    )
+
+
+def _sign_flips(means: np.ndarray, generator: np.random.Generator) -> float:
+    """The part of all sign patterns (of `RESAMPLES` random ones for many units) with as large a mean."""
+    count = len(means)
+    if 2**count <= RESAMPLES:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=count)))
+    else:
+        signs = generator.choice((1.0, -1.0), size=(RESAMPLES, count))
+        signs[0] = 1.0  # the pattern that was found is one of them
+    found = np.abs((signs * means).mean(axis=1))
+    return float((found >= abs(means.mean()) - 1e-12).mean())
+
+
+@dataclass(frozen=True)
+class DataNeeded:
+    """How much data a method needs to reach an accuracy.
+
+    Attributes:
+        size: By interpolation; at a bound the bound itself.
+        bound: `` for an interpolated size; `at most` where the smallest size already reaches it; `more than` where no
+            measured size does.
+    """
+
+    size: float
+    bound: str
+
+
+def data_needed(curve: Mapping[float, float], accuracy: float) -> DataNeeded:
+    """The smallest amount of data at which a curve of mean accuracies reaches `accuracy`.
+
+    Between two measured sizes the curve is a straight line over the logarithm of the size; nothing is extrapolated.
+
+    Args:
+        curve: Size (above 0) -> mean accuracy, at least one.
+        accuracy: To be reached.
+
+    Raises:
+        ValueError: The curve is empty or a size is not above 0.
+    """
+    points = sorted(curve.items())
+    if not points or points[0][0] <= 0:
+        raise ValueError("A curve needs at least one size, and sizes above 0.")
+    if points[0][1] >= accuracy:
+        return DataNeeded(points[0][0], "at most")
+    for (small, below), (large, above) in itertools.pairwise(points):
+        if above >= accuracy:
+            part = (accuracy - below) / (above - below)
+            return DataNeeded(small * (large / small) ** part, "")
+    return DataNeeded(points[-1][0], "more than")

@@ -1,0 +1,112 @@
+"""What a running sweep shows: a table that lives on a terminal, a line a trial elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from replora.sweeps.plan import Trial
+
+STATES = ("waiting", "running", "done", "failed")
+
+
+class Progress:
+    """Follows the trials of one stage; a context manager.
+
+    Args:
+        stage: Its name, for the title.
+        methods: All methods, in the order of the rows.
+        trials: What is to be done now.
+        done: Trials finished before.
+        metric: Whose newest value is shown.
+    """
+
+    def __init__(
+        self, stage: str, methods: Sequence[str], trials: Sequence[Trial], done: Sequence[Trial], metric: str
+    ) -> None:
+        self.stage, self.methods, self.metric = stage, methods, metric
+        self.state = {trial.folder: "waiting" for trial in trials} | {trial.folder: "done" for trial in done}
+        self.method = {trial.folder: trial.method for trial in (*trials, *done)}
+        self.newest: dict[str, str] = {}
+        self.failures: dict[str, str] = {}  # directory -> reason
+        self.left = len(trials)
+        self.ended_now = 0
+        self.begin = time.monotonic()
+        self.console = Console()
+        self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2, transient=False)
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def started(self, trial: Trial) -> None:
+        self.state[trial.folder] = "running"
+
+    def ended(self, trial: Trial, results: dict[str, Any]) -> None:
+        self._count(trial, "done")
+        value = value_of(results, self.metric)
+        shown = "diverged" if "failed" in results["sweep"] else f"{value:.4g}" if value is not None else "no value"
+        self.newest[trial.method] = shown
+        self._tell(f"{trial.folder}  {self.metric} {shown}")
+
+    def failed(self, trial: Trial, reason: str) -> None:
+        self._count(trial, "failed")
+        self.failures[trial.folder] = reason
+        self._tell(f"{trial.folder}  failed: {reason}")
+
+    def table(self) -> Table:
+        """The state of every method."""
+        title = f"{self.stage}: {self._remaining()}"
+        table = Table(title=title, title_style="bold", title_justify="left")
+        table.add_column("method", no_wrap=True)
+        for column in STATES:
+            table.add_column(column, justify="right")
+        table.add_column(f"newest {self.metric}", justify="right")
+        for method in self.methods:
+            counts = Counter(self.state[folder] for folder, name in self.method.items() if name == method)
+            table.add_row(method, *(str(counts[state]) for state in STATES), self.newest.get(method, ""))
+        return table
+
+    def _count(self, trial: Trial, state: str) -> None:
+        self.state[trial.folder] = state
+        self.ended_now += 1
+
+    def _tell(self, line: str) -> None:
+        if not self.console.is_terminal:
+            print(f"[{self.ended_now}/{self.left}, {self._remaining()}] {line}", flush=True)
+
+    def _remaining(self) -> str:
+        if not self.ended_now:
+            return f"{self.left} trials to run"
+        seconds = (time.monotonic() - self.begin) / self.ended_now * (self.left - self.ended_now)
+        return f"about {duration(seconds)} left"
+
+
+def value_of(results: dict[str, Any], metric: str) -> float | None:
+    """The metric in the results of whichever verb has it."""
+    for verb in ("fit", "test"):
+        value: float | None = results.get(verb, {}).get("metrics", {}).get(metric)
+        if value is not None:
+            return value
+    return None
+
+
+def duration(seconds: float) -> str:
+    """90 -> `2 minutes`, 7300 -> `2.0 hours`."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,154 @@
+"""A whole sweep: the first stage, the choice, the second stage. Started again, it goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from replora.errors import RepLoRAError
+from replora.sweeps.plan import Sweep, Trial
+from replora.sweeps.progress import Progress, duration
+from replora.sweeps.selection import Choice, choose
+from replora.sweeps.trial import check_options, finished
+
+if TYPE_CHECKING:
+    from replora.sweeps.on_ray import Cluster, Share
+
+
+class UnfinishedSweepError(RepLoRAError):
+    """Some trials failed or were not reached."""
+
+
+def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> None:
+    """Run what is not finished yet.
+
+    Args:
+        sweep: What to run.
+        home: Directory of the trials.
+        address: Of a Ray cluster; None for this machine.
+        share: What a trial gets.
+
+    Raises:
+        RepLoRAError: A directory holds other trials, no cluster answers, or nothing can be chosen.
+        UnfinishedSweepError: Trials failed too often; the others are finished.
+    """
+    from replora.sweeps.on_ray import Cluster
+
+    planned = [*sweep.selection_trials(), *(sweep.planned_final_trials() if sweep.select else sweep.only_trials())]
+    for trial in {(trial.stage, trial.method): trial for trial in planned}.values():
+        check_options(trial)  # one mistake would fail every trial
+    home.mkdir(parents=True, exist_ok=True)
+    failures: dict[str, str] = {}
+    with Cluster(address, share) as cluster:
+        chosen: dict[tuple[str, str, str], Choice] = {}
+        if sweep.select:
+            trials = sweep.selection_trials()
+            failures |= _run_stage(cluster, sweep, home, trials, {}, sweep.select.metric)
+            chosen = choose(sweep.select, [(trial, finished(home, trial)) for trial in trials])
+            print_choices(sweep, chosen)
+        if sweep.final:
+            trials = (
+                sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
+                if sweep.select
+                else sweep.only_trials()
+            )
+            failures |= _run_stage(cluster, sweep, home, trials, chosen, "test/accuracy")
+    if failures:
+        listed = "\n".join(f"  {folder}: {reason}" for folder, reason in list(failures.items())[:10])
+        more = f"\n  and {len(failures) - 10} more" if len(failures) > 10 else ""
+        raise UnfinishedSweepError(
+            f"{len(failures)} trials failed:\n{listed}{more}\nTheir error.txt and output.log in {home} say more. The "
+            "same command tries them again, and repeats nothing that is finished."
+        )
+
+
+def _run_stage(
+    cluster: Cluster,
+    sweep: Sweep,
+    home: Path,
+    trials: Sequence[Trial],
+    chosen: dict[tuple[str, str, str], Choice],
+    metric: str,
+) -> dict[str, str]:
+    """Directory -> reason of each trial that failed."""
+    done = [trial for trial in trials if finished(home, trial)]
+    finished_before = {trial.folder for trial in done}
+    left = [trial for trial in trials if trial.folder not in finished_before]
+    stage = trials[0].stage if trials else ""
+    names = [method.name for method in sweep.methods]
+    with Progress(f"{sweep.name}, {stage}", names, left, done, metric) as progress:
+        if done:
+            progress.console.print(f"{stage}: {len(done)} of {len(trials)} trials are finished already")
+        if left:
+            choices = [chosen[trial.cell].describe() if trial.cell in chosen else None for trial in left]
+            cluster.run(home, sweep.name, left, choices, progress)
+    reached = {trial.folder for trial in trials if finished(home, trial)}
+    reasons = {trial.folder: "was not reached" for trial in trials if trial.folder not in reached}
+    return {folder: progress.failures.get(folder, reason) for folder, reason in reasons.items()}
+
+
+def print_choices(sweep: Sweep, chosen: dict[tuple[str, str, str], Choice]) -> None:
+    """A row for each method, task and size; marks a choice at the edge of its grid: a better one may lie beyond."""
+    if all(len(method.grid) == 1 for method in sweep.methods):
+        return
+    table = Table(title="chosen on the validation images", title_style="bold", title_justify="left")
+    for column in ("task", "size", "method", "chosen", "mean"):
+        table.add_column(column, no_wrap=column == "method")
+    for cell in sweep.cells():
+        method, task, size = cell
+        choice = chosen.get(cell)
+        if choice is None:
+            table.add_row(task, size, method, "nothing: every point failed or diverged", "")
+            continue
+        edge = ", at the edge of the grid" if any(choice.at_edge.values()) else ""
+        table.add_row(task, size, method, choice.point.name + edge, f"{choice.mean:.4g}")
+    Console().print(table)
+
+
+def describe_plan(sweep: Sweep, home: Path, at_once: int) -> str:
+    """The trials of a sweep and what they will cost, for `--dry_run`.
+
+    Args:
+        sweep: What would run.
+        home: Directory of the trials; finished ones are not counted again, and their time is the estimate.
+        at_once: Trials at the same time.
+    """
+    seconds: list[float] = []
+    lines: list[str] = []
+    left = 0
+    for trials in (sweep.selection_trials(), sweep.planned_final_trials()):
+        for trial in trials:
+            done = _results_there(home, trial)
+            seconds += [_seconds(done)] if done and "failed" not in done["sweep"] else []
+            left += done is None
+            lines.append(f"{'finished' if done else 'to run':<9} {trial.folder}")
+    expected = sum(seconds) / len(seconds) if seconds else sweep.seconds_per_trial
+    source = f"the mean of {len(seconds)} finished ones" if seconds else "the sweep's file"
+    if expected is None:
+        cost = "cost unknown: run one trial of it, or write seconds_per_trial into the sweep's file"
+    else:
+        cost = (
+            f"about {duration(left * expected / at_once)} with {at_once} at once "
+            f"({expected:.1f} seconds a trial, {source})"
+        )
+    stages = [f"{len(sweep.selection_trials())} to select" if sweep.select else ""]
+    stages += [f"{len(sweep.planned_final_trials())} final" if sweep.final else ""]
+    total = " + ".join(stage for stage in stages if stage)
+    return "\n".join([*lines, f"{len(lines)} trials ({total}), {left} to run: {cost}"])
+
+
+def _results_there(home: Path, trial: Trial) -> dict[str, Any] | None:
+    """As `finished`, but of final trials whose point is not known yet."""
+    from replora.reports.results import read_results
+
+    file = home / trial.folder / "results.json"
+    results = read_results(file) if file.is_file() else {}
+    return results if "sweep" in results else None
+
+
+def _seconds(results: dict[str, Any]) -> float:
+    return sum(float(results.get(verb, {}).get("seconds", 0.0)) for verb in ("fit", "test"))

@@ -1,0 +1,186 @@
+"""One trial of a sweep: the command line's own `fit` in a directory of its own.
+
+A trial is finished when its `results.json` says of which sweep it is; that is written last. Whatever else is in the
+directory was left behind by a killed one, and is taken up as far as it goes:
+
+    results.json with all verbs                   only the sweep's name is missing
+    results.json with a fit, and a checkpoint     only the test is missing
+    checkpoints/last.ckpt                         the fit resumes
+    anything else                                 is deleted, the fit starts anew
+
+The checkpoint of a trial of the first stage is deleted in the end; the second stage's are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from replora.atomic import replace_text
+from replora.errors import RepLoRAError
+from replora.reports.results import FORMAT, read_results, write_json
+from replora.sweeps.plan import Trial
+
+
+class TrialError(RepLoRAError):
+    """A trial failed, or its directory holds one with other options."""
+
+
+def finished(home: Path, trial: Trial) -> dict[str, Any] | None:
+    """The results of a trial that has ended, None of one that has not.
+
+    Raises:
+        TrialError: The directory holds a trial with other arguments.
+        ResultsError: Its results cannot be read.
+    """
+    folder = home / trial.folder
+    _refuse_other_arguments(folder, trial)
+    if not (folder / "results.json").is_file():
+        return None
+    results = read_results(folder)
+    return results if "sweep" in results else None
+
+
+def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Fit, and test where the protocol has a test; or go on where a killed process stopped.
+
+    A loss that is not finite ends the trial with a result: it is the outcome of these options, and trying again
+    would give the same. Output goes to `output.log` in the trial's directory.
+
+    Args:
+        home: The sweep's directory.
+        sweep: The sweep's name.
+        trial: What to run.
+        choice: For the second stage, by what its point was chosen.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        TrialError: The fit failed; the message has its last words.
+    """
+    from lightning_modules.base import NonFiniteLossError
+    from replora.cli import run
+
+    done = finished(home, trial)
+    if done is not None:
+        return done
+    folder = home / trial.folder
+    arguments = _remaining(folder, trial)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "trial.json", json.dumps({"arguments": trial.arguments}, indent=1) + "\n")
+    label = _label(sweep, trial) | ({"chosen_by": choice} if choice else {})
+    try:
+        with _called(arguments), _output_to(folder / "output.log"):
+            if arguments:
+                run([*arguments, "--trainer.enable_progress_bar=false"])
+    except NonFiniteLossError as error:
+        content: dict[str, Any] = {"format": FORMAT, "sweep": label | {"failed": str(error)}}
+    except SystemExit as error:  # the parser's way to refuse an option
+        _, _, mistake = (folder / "output.log").read_text(encoding="utf-8").rpartition("error:")
+        replace_text(folder / "error.txt", mistake.strip())
+        raise TrialError(f"{trial.folder}: {mistake.strip()}") from error
+    except Exception as error:
+        replace_text(folder / "error.txt", f"{error}\n\n{traceback.format_exc()}")
+        raise
+    else:
+        content = read_results(folder) | {"sweep": label}
+    write_json(folder / "results.json", content)
+    if trial.stage == "select":
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return content
+
+
+def check_options(trial: Trial) -> None:
+    """Parse a trial's command line, without running it.
+
+    Raises:
+        RepLoRAError: It has an option that does not exist, or a value that does not fit.
+    """
+    from replora.cli import run
+
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(words):
+            run(["fit", *trial.arguments, "--print_config"])
+    except SystemExit as stopped:
+        if stopped.code:
+            _, _, mistake = words.getvalue().partition("error:")
+            raise TrialError(f"The trials of {trial.method!r} ({trial.stage}) cannot run: {mistake.strip()}") from None
+
+
+def reason_of_failure(home: Path, trial: Trial) -> str:
+    """The first line of what a failed trial left behind."""
+    file = home / trial.folder / "error.txt"
+    lines = file.read_text(encoding="utf-8").strip().splitlines() if file.is_file() else []
+    return lines[0].strip() if lines else "its process died (out of memory?)"
+
+
+def _remaining(folder: Path, trial: Trial) -> list[str]:
+    """The verb and options that bring the trial from what is in its directory to its end; none if nothing is left."""
+    fresh = ["fit", *trial.arguments, f"--run_dir={folder}"]
+    results = read_results(folder) if (folder / "results.json").is_file() else {}
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if "fit" in results and ("test" in results or results["data"].get("protocol") == "tune"):
+        return []
+    if not checkpoint.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        return fresh
+    if "fit" in results:
+        return ["test", f"--config={folder / 'fit.yaml'}", f"--run_dir={folder}"]
+    return [*fresh, f"--ckpt_path={checkpoint}"]
+
+
+def _label(sweep: str, trial: Trial) -> dict[str, Any]:
+    """What `results.json` says of the trial: enough to make every table of the sweep."""
+    return {
+        "name": sweep,
+        "stage": trial.stage,
+        "method": trial.method,
+        "task": trial.task.options,
+        "size": trial.size.options,
+        "grid": trial.grid.options,
+        "seed": trial.seed,
+        "trial": trial.folder,
+    }
+
+
+def _refuse_other_arguments(folder: Path, trial: Trial) -> None:
+    file = folder / "trial.json"
+    if not file.is_file():
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))["arguments"]
+    if before != trial.arguments:
+        left, now = sorted(set(before) - set(trial.arguments)), sorted(set(trial.arguments) - set(before))
+        raise TrialError(
+            f"{folder} holds a trial with other options.\n  there: {' '.join(left) or 'another order'}\n"
+            f"  here:  {' '.join(now) or 'another order'}\nChoose another directory with --out, or delete that one."
+        )
+
+
+@contextlib.contextmanager
+def _output_to(file: Path) -> Iterator[None]:
+    with (
+        file.open("a", encoding="utf-8") as stream,
+        contextlib.redirect_stdout(stream),
+        contextlib.redirect_stderr(stream),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _called(arguments: list[str]) -> Iterator[None]:
+    """The command that results record: the trial's, not that of a worker of Ray."""
+    before = sys.argv
+    sys.argv = ["replora-cli", *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before

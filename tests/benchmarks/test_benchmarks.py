@@ -1,0 +1,128 @@
+"""Every benchmark runs and writes what its table needs; no time is asserted. Measures are checked on known cases."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch):
+    """A function that imports a file of benchmarks/ as running it would."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+@pytest.mark.parametrize("name", ["training_step", "evaluation", "loading", "startup", "scaling"])
+def test_runs_and_its_results_make_tables(name: str, benchmark, tmp_path: Path, capsys) -> None:
+    benchmark(name).main(["--quick", "--out", str(tmp_path), "--threads", "1"])
+    (file,) = tmp_path.glob("*.json")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["benchmark"] == file.stem
+    assert torch.__version__.startswith(found["versions"]["torch"])
+    assert str(file) in capsys.readouterr().out.replace("\n", "")
+    tables = benchmark("tables")
+    page = tables.rendered(f"Text.\n{tables.MARKER}old", tmp_path)
+    assert page.startswith(f"Text.\n{tables.MARKER}\n### {file.stem}\n")
+    assert page.count("| --- |") == len(found["results"] if name == "scaling" else [name])
+    assert (name == "scaling") == (".png" in page) == bool(list(tmp_path.glob("*.png")))
+
+
+def test_training_step_compares_all_methods_with_the_floor(benchmark, tmp_path: Path) -> None:
+    benchmark("training_step").main(["--quick", "--out", str(tmp_path), "--threads", "1"])
+    (file,) = tmp_path.glob("*.json")
+    results = json.loads(file.read_text(encoding="utf-8"))["results"]
+    assert set(results) == {"floor", "replora", "lora", "peft_lora", "peft_dora", "naive_replora", "full"}
+    assert results["floor"]["ratio"] == 1
+    assert results["floor"]["peak_bytes"] < results["lora"]["peak_bytes"] < results["full"]["peak_bytes"]
+    # The same method twice, once naively; the same number of parameters in two libraries.
+    assert results["replora"]["trained"] >= results["lora"]["trained"]
+    assert results["lora"]["trained"] == results["peft_lora"]["trained"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-mixed"])
+@pytest.mark.parametrize("model", ["llama", "swin"])
+def test_every_method_trains_every_kind_of_model_in_every_precision(model: str, precision: str, benchmark) -> None:
+    contenders = benchmark("contenders")
+    options = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}
+    workload = {
+        "llama": contenders.llama(16, 24, 2, 2, vocabulary=20, length=6),
+        "swin": contenders.timm_model("swin_tiny_patch4_window7_224", 32, **options),
+    }[model]
+    built = contenders.build(workload, None, "cpu", precision)
+    batch = contenders.batch_for(workload, 2, "cpu", precision)
+    for method, adapted in contenders.contenders(built, workload, list(contenders.METHODS)).items():
+        step = contenders.TrainingStep(adapted, *batch, precision)
+        step()
+        trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+        assert trained, method
+        assert len(step.optimizer.state) == len(trained), method  # each had a gradient
+
+
+def test_naive_replora_is_replora(benchmark) -> None:
+    contenders = benchmark("contenders")
+    workload = contenders.WORKLOADS["tiny"]
+    model = contenders.build(workload, None, "cpu", "fp32")
+    inputs, _ = contenders.batch_for(workload, 2, "cpu", "fp32")
+    models = contenders.contenders(model, workload, ["replora", "naive_replora"])
+    torch.testing.assert_close(models["replora"](inputs), models["naive_replora"](inputs))
+    (bank,) = models["replora"].replora.banks
+    with torch.no_grad():
+        for block, (fused, naive) in enumerate(
+            zip(models["replora"].blocks, models["naive_replora"].blocks, strict=True)
+        ):
+            alone = naive.attn.qkv.factors
+            assert [p.shape[1:] for p in bank.parameters()] == [p.shape[1:] for p in alone.parameters()]
+            for mine, its in zip(bank.parameters(), alone.parameters(), strict=True):
+                mine[block].normal_()
+                its[0].copy_(mine[block])
+            assert fused.attn.qkv.linear.weight.data_ptr() == naive.attn.qkv.linear.weight.data_ptr()
+    torch.testing.assert_close(models["replora"](inputs), models["naive_replora"](inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_peak_is_what_is_allocated_at_once(benchmark) -> None:
+    measure = benchmark("measure")
+    mebibyte = 2**18  # float32 numbers
+
+    def step() -> None:
+        a = torch.ones(4 * mebibyte)
+        del a
+        b, c = torch.ones(3 * mebibyte), torch.ones(2 * mebibyte)
+        del b, c
+
+    assert measure.peak_bytes(step) == pytest.approx(5 * 2**20, rel=0.01)
+    shared = torch.ones(mebibyte)
+    assert measure.bytes_held([shared, shared[:5], torch.ones(mebibyte)]) == 2 * 2**20
+
+
+def test_ratios_are_taken_round_by_round(benchmark) -> None:
+    found = benchmark("measure").summarise({"a": [1.0, 2.0, 4.0], "b": [2.0, 4.0, 4.0]}, "a")["b"]
+    assert (found["ratio"], found["ratio_quartiles"]) == (2.0, [1.5, 2.0])
+    assert found["seconds"] == 4.0
+
+
+def test_page_shows_the_results_files(benchmark) -> None:
+    tables = benchmark("tables")
+    page = tables.PAGE.read_text(encoding="utf-8")
+    assert page == tables.rendered(page, tables.RESULTS), "run: python benchmarks/tables.py"
+
+
+@pytest.mark.parametrize("name", ["training_step", "evaluation", "loading", "startup", "scaling"])
+def test_help_explains_every_option(name: str, benchmark, capsys) -> None:
+    with pytest.raises(SystemExit):
+        benchmark(name).main(["--help"])
+    text = capsys.readouterr().out
+    for option in ("--rounds", "--threads", "--out", "--quick"):
+        assert option in text
+    assert (ROOT / "benchmarks" / f"{name}.py").name in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")

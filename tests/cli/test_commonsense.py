@@ -1,0 +1,186 @@
+"""The commonsense benchmark through the command line, on a tiny LLaMA and generated questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from replora.backbones.language import build_language_backbone, load_tokenizer
+from replora.cli import main
+from replora.datasets.commonsense import read_task
+from replora.datasets.commonsense_prompts import choice_items
+from replora.evaluation import option_log_likelihoods
+from replora.reports.commonsense import commonsense_table
+from replora.reports.results import read_results
+from replora.runs import load_run
+from tests.cli.test_distributed import run_process
+from tests.cli.test_trainer_cli import refused
+from tests.fake_data import write_commonsense
+from tests.test_failures import TerminateAt, assert_equal_runs, callback, last
+from tests.tiny_llama import write_tiny_llama
+
+torch.set_num_threads(1)
+SIZES = {"boolq": (12, 5), "ARC-Easy": (12, 6), "openbookqa": (12, 4)}  # an odd number of test questions
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with the data, and a LLaMA in `llama`."""
+    home = tmp_path_factory.mktemp("commonsense")
+    write_commonsense(home, SIZES)
+    write_tiny_llama(home / "llama")
+    return home
+
+
+def options(home: Path, *more: str) -> list[str]:
+    return [
+        "--config=commonsense_smollm2.yaml",
+        f"--model.backbone={home / 'llama'}",
+        f"--data.root={home}",
+        "--data.check_sizes=false",
+        "--data.train_fraction=1.0",
+        "--data.batch_size=4",
+        "--data.eval_batch_size=4",
+        "--model.dtype=fp32",
+        "--model.adapter.rank=2",
+        "--model.adapter.hidden=8",
+        "--trainer.enable_progress_bar=false",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(home):
+    """A finished run of two epochs with its test."""
+    main(["fit", *options(home), f"--run_dir={home / 'run'}"])
+    return home / "run"
+
+
+def test_export_and_merge_are_opened_by_stock_tools(finished, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    main(["export", str(finished), f"--out={tmp_path / 'peft'}"])
+    main(["merge", str(finished), f"--out={tmp_path / 'merged'}"])
+    ids = torch.tensor([[256, 40, 50, 60]])
+    want = load_run(finished).model(ids).logits
+    base = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    base_model = AutoModelForCausalLM.from_pretrained(base)
+    assert not torch.allclose(base_model(ids).logits, want, atol=1e-3)
+    adapted = PeftModel.from_pretrained(base_model, tmp_path / "peft").eval()
+    torch.testing.assert_close(adapted(ids).logits, want, rtol=1e-5, atol=1e-5)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(merged(ids).logits, want, rtol=1e-4, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").pad_token == "<pad>"
+
+
+def answers(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_fit_and_its_test(finished, home):
+    content = read_results(finished)
+    assert content["method"] == "replora"
+    assert content["data"]["tokenizer"] == str(home / "llama")  # the data follow the model
+    assert content["fit"]["steps"] == 2 * 36 / 4
+    test = content["test"]
+    assert (test["weights"], test["evaluation"]) == ("last epoch", "likelihood")
+    assert {task: found["items"] for task, found in test["tasks"].items()} == {t: n for t, (_, n) in SIZES.items()}
+    given = answers(finished)
+    assert len(given) == 15
+    for task, found in test["tasks"].items():
+        right = [answer["right"] for answer in given if answer["task"] == task]
+        assert found["acc"] == pytest.approx(sum(right) / len(right), abs=1e-6)
+    table = commonsense_table([finished])
+    assert "Test questions: BoolQ 5, ARC-e 6, OBQA 4." in table
+
+
+def test_another_test_of_the_run_gives_the_same(finished, home, tmp_path):
+    main(
+        [
+            "test",
+            f"--config={finished / 'fit.yaml'}",
+            f"--run_dir={tmp_path}",
+            f"--ckpt_path={finished}/checkpoints/last.ckpt",
+        ]
+    )
+    assert answers(tmp_path) == answers(finished)
+    main(["predict", f"--config={finished / 'fit.yaml'}"])
+    assert answers(finished) == answers(tmp_path)
+    opened = load_run(finished)
+    assert opened.kind == "CausalLanguageModel"
+    item = next(
+        i for i in choice_items(load_tokenizer(str(home / "llama")), read_task(home, "boolq", "test", False), "cloze")
+    )
+    (scores,) = option_log_likelihoods(opened.model, [item.prompt_ids], [item.option_ids])
+    (answer,) = [a for a in answers(finished) if (a["task"], a["index"]) == ("boolq", item.index)]
+    assert answer["log_likelihoods"] == pytest.approx(scores, abs=1e-3)
+
+
+def test_untrained_is_the_backbone(home, tmp_path):
+    main(["test", *options(home), "--ckpt_path=untrained", f"--run_dir={tmp_path}"])
+    content = read_results(tmp_path)
+    assert content["test"]["weights"] == "untrained"
+    assert commonsense_table([tmp_path]).splitlines()[2].startswith("| untuned | 0 | 0 |")
+    backbone = build_language_backbone(str(home / "llama")).model.eval()
+    items = choice_items(load_tokenizer(str(home / "llama")), read_task(home, "openbookqa", "test", False), "cloze")
+    for item in items:
+        (scores,) = option_log_likelihoods(backbone, [item.prompt_ids], [item.option_ids])
+        (answer,) = [a for a in answers(tmp_path) if (a["task"], a["index"]) == (item.task, item.index)]
+        assert answer["log_likelihoods"] == pytest.approx(scores, abs=1e-3)
+
+
+def test_untrained_weights_are_never_measured_by_accident(home, capsys):
+    assert "--ckpt_path untrained" in refused(capsys, "test", *options(home))
+    quickstart = ["test", "--config=quickstart.yaml", "--model.pretrained=false", "--ckpt_path=untrained"]
+    assert "a new head of random weights" in refused(capsys, *quickstart)
+
+
+def test_several_test_questions_at_most(home, tmp_path):
+    main(["test", *options(home), "--ckpt_path=untrained", "--data.test_items=3", f"--run_dir={tmp_path}"])
+    content = read_results(tmp_path)
+    assert content["data"]["test_items"] == 3
+    assert {found["items"] for found in content["test"]["tasks"].values()} == {3}
+
+
+def test_options_are_chosen_on_held_out_training_records(home, tmp_path):
+    tune = ["--data.protocol=tune", "--data.val_fraction=0.25", "--trainer.max_epochs=1"]
+    main(["fit", *options(home, *tune), f"--run_dir={tmp_path}"])
+    content = read_results(tmp_path)
+    assert 0 <= content["fit"]["metrics"]["val/acc"] <= 1
+    assert content["data"]["split_sizes"] == {"train": 27, "val": 9}
+    assert "test" not in content
+
+
+@pytest.mark.parametrize(("strategy", "preset"), [("ddp_cpu", "cloze"), ("fsdp", "llm_adapters")])
+def test_two_processes_answer_like_one(home, tmp_path, strategy, preset):
+    """Sharded, every process must call the model equally often, also while texts of different lengths are written."""
+    common = options(home, f"--data.preset={preset}", "--trainer.max_epochs=1", "--model.max_new_tokens=6")
+    main(["fit", *common, f"--run_dir={tmp_path / 'one'}"])
+    cpu = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.precision=32-true"]
+    two = [f"--config=trainer/{strategy}.yaml", *cpu, "--data.batch_size=2", f"--run_dir={tmp_path / 'two'}"]
+    done = run_process(tmp_path, "fit", *common, *two)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, both = read_results(tmp_path / "one"), read_results(tmp_path / "two")
+    assert both["fit"]["devices"] == 2
+    assert both["fit"]["steps"] == one["fit"]["steps"]
+    assert both["fit"]["metrics"]["train/tokens"] == one["fit"]["metrics"]["train/tokens"]
+    items = {task: found["items"] for task, found in both["test"]["tasks"].items()}
+    assert items == {task: n for task, (_, n) in SIZES.items()}  # padding of the odd number is not counted
+    given = answers(tmp_path / "two")
+    assert [(a["task"], a["index"]) for a in given] == [(a["task"], a["index"]) for a in answers(tmp_path / "one")]
+    if preset == "llm_adapters":
+        assert both["test"]["evaluation"] == "generate"
+        assert all(isinstance(answer["text"], str) for answer in given)
+
+
+def test_a_run_that_is_stopped_inside_an_epoch_goes_on_exactly(home, finished, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["fit", *options(home, *callback(TerminateAt, epoch=1, batch=2)), f"--run_dir={tmp_path}"])
+    assert last(tmp_path)["global_step"] == 12
+    main(["fit", *options(home), f"--run_dir={tmp_path}", "--ckpt_path=last"])
+    assert_equal_runs(finished, tmp_path)
+    assert answers(finished) == answers(tmp_path)

@@ -1,0 +1,129 @@
+"""A sweep's file: what it plans, and how it refuses what it cannot mean."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from replora.cli import find_config, packaged_configs
+from replora.sweeps.plan import ONLY, Point, SweepError, read_sweep
+from tests.sweeps.small_sweep import SMALL, write_sweep
+
+SHIPPED = sorted(name for name in packaged_configs() if name.startswith("sweep/"))
+
+
+def test_the_product_of_everything(tmp_path):
+    sweep = read_sweep(
+        write_sweep(tmp_path / "s.yaml", tasks={"data.task": ["dtd", "kitti"]}, sizes={"data.shots": [1, 2, 3]})
+    )
+    selection, final = sweep.selection_trials(), sweep.planned_final_trials()
+    assert len(selection) == 2 * 3 * (2 + 2)
+    assert len(final) == 2 * 3 * 2 * 2
+    assert len({trial.folder for trial in (*selection, *final)}) == len(selection) + len(final)
+    assert [trial.seed for trial in final] == [0] * 12 + [1] * 12, "seed after seed"
+    trial = selection[-1]
+    assert trial.folder == "select/task=kitti/RepLoRA/shots=3/lr=0.01/seed=0"
+    assert trial.arguments[:2] == ["--config=quickstart.yaml", "--config=adapter/replora.yaml"]
+    assert {"--data.task=kitti", "--data.shots=3", "--model.optimizer.lr=0.01", "--data.protocol=tune"} < set(
+        trial.arguments
+    )
+    assert trial.arguments[-3:] == ["--seed_everything=0", "--data.subset_seed=0", "--data.shuffle_seed=0"]
+    assert final[0].folder == "final/task=dtd/LoRA/shots=1/seed=0"
+
+
+def test_final_trials_have_the_chosen_points(tmp_path):
+    sweep = read_sweep(write_sweep(tmp_path / "s.yaml"))
+    point = Point("lr=0.02", {"model.optimizer.lr": 0.02})
+    trials = sweep.final_trials({("LoRA", "", "shots=1"): point})
+    assert [trial.method for trial in trials] == ["LoRA", "LoRA"], "a method without a choice is left out"
+    assert all("--model.optimizer.lr=0.02" in trial.arguments for trial in trials)
+
+
+def test_later_options_win(tmp_path):
+    file = write_sweep(
+        tmp_path / "s.yaml",
+        options={"trainer.max_epochs": 1, "data.batch_size": 1, "data.root": "a"},
+        sizes=[{"data.shots": 2, "trainer.max_epochs": 9, "data.batch_size": 2}],
+        final={"seeds": [3], "options": {"data.batch_size": 3}},
+    )
+    trial = read_sweep(file, {"data.root": "b"}).final_trials({("LoRA", "", "shots=2"): ONLY})[0]
+    assert {"--trainer.max_epochs=9", "--data.batch_size=3", "--data.root=b"} < set(trial.arguments)
+    assert trial.folder == "final/LoRA/shots=2/seed=3", "a point of a list is called by its first option"
+
+
+def test_numbers_as_yaml_reads_them_as_text(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump(SMALL).replace("- 0.02", "- 2e-2").replace("- 0.01", "- 1.e-2"))
+    rates = [point.options["model.optimizer.lr"] for point in read_sweep(file).methods[0].grid]
+    assert rates == [0.01, 0.02]
+
+
+def test_unequal_grids_are_refused(tmp_path):
+    methods = SMALL["methods"] | {"DoRA": {"configs": ["adapter/dora.yaml"], "grid": {"model.optimizer.lr": [0.1]}}}
+    with pytest.raises(SweepError, match=r"different numbers of points \(LoRA 2, RepLoRA 2, DoRA 1\)"):
+        read_sweep(write_sweep(tmp_path / "s.yaml", methods=methods))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": {}}, "no key 'method'. Did you mean 'methods'"),
+        ({"methods": None}, "the key 'methods' is missing"),
+        ({"select": None}, "grids need a stage `select`"),
+        ({"select": {"seeds": [0]}}, "select: the key 'metric' is missing"),
+        ({"select": SMALL["select"] | {"mode": "most"}}, "mode 'most' is not known"),
+        ({"final": {"seeds": 3}}, r"must be a list of whole numbers such as \[0, 1, 2\], not 3"),
+        ({"final": {"seeds": [1, 1]}}, "two trials have the directory final/LoRA/shots=1/seed=1"),
+        ({"sizes": {"data.shots": 3}}, "data.shots must have a list of values, not 3"),
+        ({"sizes": [3]}, "3 is no mapping of options"),
+        ({"options": {"--data.shots": 3}}, "'--data.shots' is no option. Write it as on the command line without"),
+        ({"base": "quickstart.yaml"}, "must be a list of names of configurations"),
+        ({"seconds_per_trial": "long"}, "must be a number above 0"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, changes, message):
+    with pytest.raises(SweepError, match=message):
+        read_sweep(write_sweep(tmp_path / "s.yaml", **changes))
+
+
+def test_options_of_the_command_line_leave_the_axes_alone(tmp_path):
+    with pytest.raises(SweepError, match=r"data\.shots is what .* varies"):
+        read_sweep(write_sweep(tmp_path / "s.yaml"), {"data.shots": 5})
+
+
+def test_a_file_that_is_no_sweep(tmp_path):
+    (tmp_path / "s.yaml").write_text("- a\n")
+    with pytest.raises(SweepError, match="must be a mapping of keys to values, not a list"):
+        read_sweep(tmp_path / "s.yaml")
+    with pytest.raises(SweepError, match="cannot be read as a sweep"):
+        read_sweep(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_sweeps_are_fair_and_complete(name):
+    sweep = read_sweep(find_config(name))
+    assert sweep.select
+    assert sweep.final
+    assert {trial.arguments[-3] for trial in sweep.selection_trials()} == {"--seed_everything=0"}
+    assert all("--data.protocol=tune" in trial.arguments for trial in sweep.selection_trials())
+    assert not any("--data.protocol=tune" in trial.arguments for trial in sweep.planned_final_trials())
+    for config in (*sweep.base, *(config for method in sweep.methods for config in method.configs)):
+        assert find_config(config).is_file()
+
+
+def test_shipped_sweeps_cover_what_they_say():
+    assert {
+        "quickstart_low_data",
+        "ablation",
+        "vtab_low_data",
+        "vtab_grid",
+        "fgvc_low_data",
+        "commonsense_low_data",
+    } == {name.removeprefix("sweep/").removesuffix(".yaml") for name in SHIPPED}
+    grid = read_sweep(find_config("sweep/vtab_grid.yaml"))
+    assert len(grid.tasks) == 19
+    assert all(len(method.grid) == 25 for method in grid.methods)
+    quick = read_sweep(find_config("sweep/quickstart_low_data.yaml"))
+    assert [size.options["data.train_fraction"] for size in quick.sizes] == [0.01, 0.02, 0.05, 0.1, 0.3, 0.5, 1.0]
+    assert quick.final
+    assert len(quick.final.seeds) == 5

@@ -1,0 +1,123 @@
+"""Whole sweeps on Ray Tune, by the command line: both stages, a kill, a failure, a dry run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from replora.cli import main
+from tests.sweeps.small_sweep import SMALL, write_sweep
+
+pytest.importorskip("ray.tune", reason="the extra [sweep] is not installed")
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """A sweep in a process group of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "replora", "sweep", "--config=s.yaml", "--max_concurrent=1"]
+    return subprocess.Popen(
+        [*command, "--out=out", *options],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"},
+    )
+
+
+def finished(folder: Path) -> dict[str, dict]:
+    """Directory -> results of every finished trial."""
+    found = {}
+    for file in (folder / "out").rglob("results.json"):
+        content = json.loads(file.read_text())
+        if "sweep" in content:
+            found[content["sweep"]["trial"]] = content
+    return found
+
+
+def test_a_killed_sweep_goes_on_without_repeating_anything(tmp_path):
+    """Killed in the first stage; the second start ends both and makes the report."""
+    write_sweep(tmp_path / "s.yaml")
+    first = start(tmp_path)
+    deadline = time.monotonic() + 240
+    while not finished(tmp_path) and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    before = finished(tmp_path)
+    assert 1 <= len(before) < 8, first.stdout and first.stdout.read()
+
+    second = start(tmp_path)
+    shown, _ = second.communicate(timeout=300)
+    assert second.returncode == 0, shown
+    after = finished(tmp_path)
+    assert len(after) == 4 + 4
+    assert {trial: after[trial]["fit"]["date"] for trial in before} == {
+        trial: results["fit"]["date"] for trial, results in before.items()
+    }
+    assert re.search(r"select: [123] of 4 trials are finished already", shown)
+    assert "chosen on the validation images" in shown
+    final = after["final/RepLoRA/shots=1/seed=1"]
+    assert "test/accuracy" in final["test"]["metrics"]
+    means = final["sweep"]["chosen_by"]["means"]
+    best = max(means, key=means.get)
+    assert f"lr={final['fit']['optimizer']['lr']:g}" == best
+    assert len({results["fit"]["git"] for results in after.values()}) == 1
+    report = tmp_path / "out" / "report"
+    assert "data:image/png;base64," in (report / "report.html").read_text()
+    assert len((report / "runs.jsonl").read_text().splitlines()) == 8
+
+
+def test_failures_do_not_stop_the_others(tmp_path):
+    """One size asks for more images a class than there are: its trials fail, the others end, the exit status is 2."""
+    methods = {"LoRA": {"configs": ["adapter/lora.yaml"]}}
+    write_sweep(
+        tmp_path / "s.yaml", methods=methods, select=None, sizes={"data.shots": [1, 5000]}, final={"seeds": [0]}
+    )
+    process = start(tmp_path, "--max_failures=0", "--make_report=false")
+    shown, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, shown
+    assert set(finished(tmp_path)) == {"final/LoRA/shots=1/seed=0"}
+    assert "1 trials failed" in shown
+    assert "asks for 5000 images of every class" in shown
+
+
+def test_dry_run_prints_trials_and_cost(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_sweep(tmp_path / "s.yaml", seconds_per_trial=30)
+    main(["sweep", "--config=s.yaml", "--dry_run=true", "--max_concurrent=1"])
+    shown = capsys.readouterr().out
+    assert "to run    select/LoRA/shots=1/lr=0.02/seed=0" in shown
+    assert "8 trials (4 to select + 4 final), 8 to run: about 4 minutes with 1 at once" in shown
+    assert not (tmp_path / "runs").exists()
+
+
+def test_mistakes_end_before_ray_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_sweep(tmp_path / "s.yaml", options=SMALL["options"] | {"model.no_such_option": 1})
+    for arguments, message in (
+        (["--config=s.yaml"], "no_such_option"),
+        (["--config=sweep/quickstart_low_dat"], "Did you mean 'sweep/quickstart_low_data.yaml'"),
+        (["--config=s.yaml", "--max_failures=-1"], "--max_failures -1 is too small"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["sweep", *arguments])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_than_there_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_sweep(tmp_path / "s.yaml")
+    with pytest.raises(SystemExit):
+        main(["sweep", "--config=s.yaml", "--gpus_per_trial=99"])
+    assert "A trial is to get 99 GPU, but there are" in capsys.readouterr().err

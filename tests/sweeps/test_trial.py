@@ -1,0 +1,146 @@
+"""One trial, in this process: what it leaves behind, and how it goes on from what a killed one left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from replora.cli import main
+from replora.reports.results import read_results, write_json
+from replora.sweeps.plan import read_sweep
+from replora.sweeps.trial import TrialError, check_options, finished, reason_of_failure, run_trial
+from tests.sweeps.small_sweep import SMALL, write_sweep
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module")
+def sweep(home):
+    return read_sweep(write_sweep(home / "s.yaml"))
+
+
+@pytest.fixture(scope="module")
+def final(home, sweep):
+    """A finished trial of the second stage, and its results."""
+    trial = sweep.final_trials({("RepLoRA", "", "shots=1"): sweep.methods[1].grid[1]})[0]
+    return trial, run_trial(home / "runs", "s", trial, {"metric": "val/accuracy", "means": {"lr=0.01": 0.5}})
+
+
+def test_a_trial_is_a_run_of_the_command_line(home, final, tmp_path):
+    trial, results = final
+    assert read_results(home / "runs" / trial.folder) == results
+    assert results["sweep"] == {
+        "name": "s",
+        "stage": "final",
+        "method": "RepLoRA",
+        "task": {},
+        "size": {"data.shots": 1},
+        "grid": {"model.optimizer.lr": 0.01},
+        "seed": 0,
+        "trial": "final/RepLoRA/shots=1/seed=0",
+        "chosen_by": {"metric": "val/accuracy", "means": {"lr=0.01": 0.5}},
+    }
+    assert results["fit"]["command"].startswith("replora-cli fit --config=quickstart.yaml")
+    assert results["fit"]["optimizer"] == {"class": "AdamW", "lr": 0.01, "weight_decay": 0.0001}
+    assert results["fit"]["batch"] == {"per_process": 8, "processes": 1, "accumulated": 1}
+    assert [epoch for epoch, _ in results["fit"]["history"]["val/accuracy"]] == [1]
+    main(["fit", *trial.arguments, f"--run_dir={tmp_path / 'run'}", "--trainer.enable_progress_bar=false"])
+    by_hand = read_results(tmp_path / "run")
+    assert by_hand["fit"]["metrics"] == results["fit"]["metrics"]
+    assert by_hand["test"]["metrics"] == results["test"]["metrics"]
+
+
+def test_a_finished_trial_is_not_repeated(home, final):
+    trial, results = final
+    before = (home / "runs" / trial.folder / "results.json").stat().st_mtime_ns
+    assert run_trial(home / "runs", "s", trial) == results == finished(home / "runs", trial)
+    assert (home / "runs" / trial.folder / "results.json").stat().st_mtime_ns == before
+
+
+def test_killed_before_the_test(home, final, tmp_path):
+    """The fit is not repeated: only the test is missing."""
+    trial, results = final
+    folder = tmp_path / trial.folder
+    shutil.copytree(home / "runs" / trial.folder, folder)
+    write_json(folder / "results.json", {k: v for k, v in results.items() if k not in ("test", "sweep")})
+    assert finished(tmp_path, trial) is None
+    again = run_trial(tmp_path, "s", trial)
+    assert again["fit"]["date"] == results["fit"]["date"]
+    assert again["test"]["metrics"] == results["test"]["metrics"]
+    assert "after 1 epochs" in again["test"]["weights"]
+
+
+def test_killed_in_the_fit(home, final, tmp_path):
+    """It resumes from the last checkpoint, here that of the last epoch."""
+    trial, results = final
+    folder = tmp_path / trial.folder
+    shutil.copytree(home / "runs" / trial.folder, folder)
+    (folder / "results.json").unlink()
+    again = run_trial(tmp_path, "s", trial)
+    assert again["fit"]["resumed_from"] == str(folder / "checkpoints" / "last.ckpt")
+    assert again["fit"]["history"] == results["fit"]["history"]
+    assert again["test"]["metrics"] == results["test"]["metrics"]
+
+
+def test_killed_before_a_checkpoint(final, tmp_path):
+    trial, results = final
+    folder = tmp_path / trial.folder
+    folder.mkdir(parents=True)
+    (folder / "leftover").touch()
+    again = run_trial(tmp_path, "s", trial)
+    assert again["fit"]["metrics"] == results["fit"]["metrics"]
+    assert not (folder / "leftover").exists()
+
+
+def test_the_first_stage_never_tests_and_keeps_no_checkpoint(sweep, tmp_path):
+    trial = sweep.selection_trials()[0]
+    results = run_trial(tmp_path, "s", trial)
+    assert results["sweep"]["stage"] == "select"
+    assert "test" not in results
+    assert not (tmp_path / trial.folder / "checkpoints").exists()
+    write_json(tmp_path / trial.folder / "results.json", {k: v for k, v in results.items() if k != "sweep"})
+    assert run_trial(tmp_path, "s", trial)["fit"]["date"] == results["fit"]["date"], (
+        "killed before its name was written"
+    )
+
+
+def test_a_loss_that_is_not_finite_is_a_result(tmp_path):
+    methods = {"LoRA": {"configs": ["adapter/lora.yaml"], "grid": {"model.optimizer.lr": [1e30]}}}
+    options = SMALL["options"] | {"trainer.max_epochs": 4}
+    sweep = read_sweep(write_sweep(tmp_path / "s.yaml", methods=methods, options=options, select=None))
+    trial = sweep.only_trials()[0]
+    results = run_trial(tmp_path, "s", trial)
+    assert "Lower --model.optimizer.lr" in results["sweep"]["failed"]
+    assert finished(tmp_path, trial) == results
+
+
+def test_a_directory_of_a_trial_with_other_options(home, final):
+    trial, _ = final
+    other = replace(trial, arguments=[*trial.arguments[:-1], "--data.shuffle_seed=7"])
+    with pytest.raises(
+        TrialError, match=r"other options(.|\n)*there: --data.shuffle_seed=0\n *here: *--data.shuffle_seed=7"
+    ):
+        finished(home / "runs", other)
+
+
+def test_a_mistake_in_the_options_is_found_before_anything_runs(sweep, tmp_path):
+    good = sweep.selection_trials()[0]
+    check_options(good)
+    bad = replace(good, arguments=[*good.arguments, "--model.optimizer.lrr=1"])
+    with pytest.raises(
+        TrialError, match=r"trials of 'LoRA' \(select\) cannot run: (.|\n)*Option 'lrr' is not accepted"
+    ):
+        check_options(bad)
+    with pytest.raises(TrialError, match="lrr"):
+        run_trial(tmp_path, "s", bad)
+    assert "lrr" in (tmp_path / bad.folder / "output.log").read_text()
+    assert reason_of_failure(tmp_path, bad).startswith('Parser key "model"')
+    assert reason_of_failure(tmp_path, good) == "its process died (out of memory?)"
+    assert finished(tmp_path, bad) is None
+    assert json.loads((tmp_path / bad.folder / "trial.json").read_text())["arguments"] == bad.arguments
