@@ -102,10 +102,30 @@ def _language(options: dict[str, Any], _data: dict[str, Any], checkpoint: Path |
     )
 
 
+def _vision_language(options: dict[str, Any], _data: dict[str, Any], checkpoint: Path | None) -> Backbone:
+    """With the adapter in place already: its file holds parts of BART that `load_adapter` alone would not expect."""
+    from replora.backbones.trained_parts import DEFAULT_PARTS, train_parts
+    from replora.backbones.vl_bart import build_vl_bart
+
+    parts = options.get("also_train", DEFAULT_PARTS)
+    taken = ("revision", "pretrained", "feature_size", "pooled_side", "dropout")
+    built = build_vl_bart(
+        str(checkpoint or options["backbone"]),
+        visual_embedding="visual_embedding" in parts,
+        **{name: options[name] for name in taken if name in options},
+    )
+    adapter = options["adapter"]
+    kind = getattr(replora, adapter["class_path"].rpartition(".")[2])
+    replora.inject(built.model, kind(**adapter.get("init_args") or {}), also_train=built.head_names)
+    train_parts(built.model, parts)
+    return built
+
+
 # Kind of run -> its backbone, from the options of its module, what its adapter file says of the data, and a checkpoint.
 BUILDERS: dict[str, Callable[[dict[str, Any], dict[str, Any], Path | None], Backbone]] = {
     "ImageClassification": _vision,
     "CausalLanguageModel": _language,
+    "VisionLanguage": _vision_language,
 }
 
 
