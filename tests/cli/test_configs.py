@@ -44,7 +44,7 @@ def test_what_ships():
     images = {"fgvc.yaml", "image_folder.yaml", "quickstart.yaml", "vtab.yaml"}
     texts = {"commonsense.yaml", "commonsense_13b.yaml", "commonsense_smollm2.yaml"}
     both = {"image_text.yaml", "video_text.yaml", "vl_demo.yaml"}
-    assert groups == images | texts | both | {"adapter", "recipe", "trainer"}
+    assert groups == images | texts | both | {"sweep", "adapter", "recipe", "trainer"}
     methods = {"replora", "linear", "lora", "dora", "bitfit", "linear_probe", "full"}
     assert {f"adapter/{method}.yaml" for method in methods} <= set(NAMES)
 
