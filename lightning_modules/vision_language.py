@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,8 +17,7 @@ from lightning_modules.base import AdaptedModule
 from lightning_modules.schedule import WarmupLinear
 from replora import AdapterConfig, RepLoRAConfig
 from replora.adapters.inject import adapters_of
-from replora.backbones.backbone import fingerprint
-from replora.backbones.trained_parts import PARTS, Part, train_parts
+from replora.backbones.trained_parts import DEFAULT_PARTS, PARTS, Part, train_parts
 from replora.datasets.vl import VLBatch, VLTask, vl_task
 from replora.errors import RepLoRAError, nearest
 from replora.metrics import score_answers
@@ -33,7 +31,6 @@ NO_LOSS = -100  # the label of a token that is not learned
 MOST_TOKENS = 20  # of a generated answer, `<s>` and `</s>` included, in VL-Adapter
 DEFAULT_ADAPTER = RepLoRAConfig(rank=128, alpha=32, dropout=0.1, targets=("q", "v"))
 DEFAULT_SCHEDULE = WarmupLinear(warmup_fraction=0.1)
-DEFAULT_PARTS: tuple[Part, ...] = ("visual_embedding", "biases")
 
 
 class VisionLanguage(AdaptedModule):
@@ -96,10 +93,10 @@ class VisionLanguage(AdaptedModule):
             feature_size=feature_size,
             pooled_side=pooled_side,
             dropout=dropout,
+            visual_embedding="visual_embedding" in also_train,
         )
-        if "visual_embedding" not in also_train:
+        if not built.head_names:
             rank_zero_warn("also_train: without visual_embedding the features pass through random weights that stay.")
-            built = replace(built, head_names=(), fingerprint=fingerprint(built.model))
         super().__init__(built, adapter, optimizer, schedule)
         heads = replora.parameter_counts(self.model).head
         self.extra_counts = {"visual_embedding": heads, **train_parts(self.model, also_train)}

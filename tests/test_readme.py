@@ -75,6 +75,16 @@ def test_figures_of_the_video_page_are_those_of_its_results_files() -> None:
         ) in page
 
 
+def test_figures_of_the_vision_and_language_page_are_those_of_its_results_file() -> None:
+    page = (ROOT / "docs" / "vision_language.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "results" / "vl_demo" / "results.json").read_text(encoding="utf-8"))
+    test, val = found["test"]["metrics"], found["fit"]["metrics"]
+    row = f"| {test['test/accuracy/vqa']:.3f} | {test['test/cider/coco']:.2f} |"
+    assert row in page
+    assert f"({val['val/accuracy/vqa']:.3f} on the 300 of validation)" in page
+    assert found["fit"]["seed"] == 0
+
+
 def test_accuracy_of_the_bundled_backbone_is_that_of_its_log() -> None:
     log = json.loads(VIT_NANO_WEIGHTS.with_suffix(".json").read_text(encoding="utf-8"))
     assert f"{log['test_accuracy_percent']} % on {log['test_images']:,} CIFAR-10 test images" in README.replace(

@@ -16,6 +16,7 @@ from replora.errors import RepLoRAError, nearest
 
 Part = Literal["visual_embedding", "biases", "layer_norm_weights"]
 PARTS: tuple[Part, ...] = ("visual_embedding", "biases", "layer_norm_weights")
+DEFAULT_PARTS: tuple[Part, ...] = ("visual_embedding", "biases")  # as VL-Adapter trains beside LoRA
 
 
 def train_parts(model: nn.Module, parts: Iterable[Part]) -> dict[str, int]:

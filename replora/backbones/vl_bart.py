@@ -216,6 +216,7 @@ def build_vl_bart(
     feature_size: int = 2048,
     pooled_side: int = 6,
     dropout: float = 0.1,
+    visual_embedding: bool = True,
 ) -> Backbone:
     """BART with a new visual embedding, and 200 new rows in its token table.
 
@@ -230,6 +231,8 @@ def build_vl_bart(
         feature_size: Width of the features: 2048 of CLIP RN101's grid, 512 of its ViT-B/32.
         pooled_side: As of `VLBartConfig`.
         dropout: Everywhere in BART: hidden states, attention, activations.
+        visual_embedding: Whether the visual embedding trains as a head; otherwise its random weights are part of the
+            backbone.
 
     Raises:
         BackboneError: There is no such model, or it is no BART.
@@ -271,7 +274,7 @@ def build_vl_bart(
     _add_rows(model)
     _set_generation(model)
     model.train()
-    heads = (VISUAL_EMBEDDING,)
+    heads = (VISUAL_EMBEDDING,) if visual_embedding else ()
     return Backbone(model, name, heads, weights, sha256, fingerprint(model, heads))
 
 

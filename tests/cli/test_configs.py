@@ -10,6 +10,8 @@ from replora.errors import RepLoRAError
 from replora.reports.results import read_results
 from tests.cli.helpers import DIGITS, QUICK
 from tests.fake_data import write_commonsense, write_fgvc_task, write_image_folder, write_vtab_task
+from tests.fake_vl import write_image_text, write_video_text
+from tests.tiny_bart import write_tiny_bart
 from tests.tiny_llama import write_tiny_llama
 
 # The 224-pixel ViT-B/16 stands aside for the small backbone, the data are 16 + 8 + 8 generated images.
@@ -35,10 +37,16 @@ VIDEOS = [
     "recipe/tuned_video.yaml",
     "recipe/v_petl.yaml",
 ]
-# They run in test_vision_language.py.
-MULTIMODAL = [
-    name for name in NAMES if name in ("image_text.yaml", "video_text.yaml", "vl_demo.yaml") or "/vl_" in name
-]
+# Configuration -> the one that it is laid over, if it is a recipe, and the method that it trains with.
+VISION_LANGUAGE = {
+    "image_text.yaml": ("", "replora"),
+    "video_text.yaml": ("", "replora"),
+    "recipe/vl_image_lora.yaml": ("image_text.yaml", "lora"),
+    "recipe/vl_image_dora.yaml": ("image_text.yaml", "dora"),
+    "recipe/vl_video_lora.yaml": ("video_text.yaml", "lora"),
+    "recipe/vl_video_dora.yaml": ("video_text.yaml", "dora"),
+}
+ELSEWHERE = ("trainer/ddp_cpu.yaml", "vl_demo.yaml", *TEXTS, *SWEEPS, *VIDEOS, *VISION_LANGUAGE)
 
 
 def test_what_ships():
@@ -61,7 +69,7 @@ def test_every_configuration_says_what_it_is(name):
     assert yaml.safe_load("\n".join(rest))
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {"trainer/ddp_cpu.yaml", *TEXTS, *SWEEPS, *VIDEOS, *MULTIMODAL}))
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_every_configuration_runs(name, tmp_path):
     """`trainer/ddp_cpu.yaml` runs in `test_distributed.py`; what needs a GPU runs on the CPU otherwise unchanged."""
     write_vtab_task(tmp_path, "dtd", image_format="PNG" if name == "recipe/clean.yaml" else "JPEG")
@@ -115,6 +123,62 @@ def test_every_configuration_of_language_models_runs(name, tmp_path):
     assert content["backbone"]["dtype"] == "bfloat16"
     methods = {"recipe/commonsense_lora.yaml": "lora", "recipe/commonsense_dora.yaml": "dora"}
     assert content["method"] == methods.get(name, "replora")
+
+
+@pytest.mark.parametrize("name", VISION_LANGUAGE)
+def test_every_configuration_of_vision_and_language_runs(name, tmp_path):
+    """A tiny BART stands aside for BART-base, the data are a few generated records in their true layouts."""
+    base, method = VISION_LANGUAGE[name]
+    write_tiny_bart(tmp_path / "bart")
+    task = "nlvr2" if "image" in name else "yc2c"
+    (write_image_text if task == "nlvr2" else write_video_text)(tmp_path)
+    arguments = [f"--config={config}" for config in (base, name) if config]
+    arguments += [f"--model.backbone={tmp_path / 'bart'}", f"--data.root={tmp_path}", f"--data.tasks=[{task}]"]
+    arguments += [
+        "--model.feature_size=6",
+        "--data.feature_size=6",
+        "--model.adapter.rank=2",
+        "--model.adapter.alpha=2",
+    ]
+    arguments += ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.num_workers=0"]
+    main(["fit", *arguments, f"--run_dir={tmp_path / 'run'}"])
+    content = read_results(tmp_path / "run")
+    assert content["method"] == method
+    assert "val/score" in content["fit"]["metrics"]
+    assert ("test" in content) == (task == "nlvr2")
+    extra = {"visual_embedding", "biases"} | ({"layer_norm_weights"} if name == "recipe/vl_image_dora.yaml" else set())
+    assert set(content["extra_parameters"]) == extra
+
+
+def test_the_demo_of_vision_and_language_runs(tmp_path):
+    arguments = ["--config=vl_demo.yaml", "--data.train_fraction=0.02", "--trainer.max_epochs=1"]
+    arguments += ["--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
+    main(["fit", *arguments, "--trainer.enable_progress_bar=false", f"--run_dir={tmp_path / 'run'}"])
+    test = read_results(tmp_path / "run")["test"]
+    assert {"test/accuracy/vqa", "test/cider/coco"} <= set(test["metrics"])
+    assert test["answers"] == {"vqa": 60, "coco": 60}
+
+
+def test_the_recipes_of_vl_adapter_and_dora():
+    """VL-Adapter's and DoRA's scripts; what they do not say is in the configuration below."""
+    rows = {
+        "recipe/vl_image_lora.yaml": (0.001, 500, {"factors": "none", "alpha": 32, "dropout": 0.1}, 2),
+        "recipe/vl_video_lora.yaml": (0.0003, 50, {"factors": "none", "alpha": 32, "dropout": 0.1}, 2),
+        "recipe/vl_image_dora.yaml": (0.001, 300, {"method": "dora", "alpha": 128, "dropout": 0.0}, 3),
+        "recipe/vl_video_dora.yaml": (0.00024, 40, {"method": "dora", "alpha": 128, "dropout": 0.0}, 2),
+    }
+    for name, (rate, batch, adapter, parts) in rows.items():
+        recipe = yaml.safe_load(packaged_configs()[name].read_text())
+        model = recipe["model"]["init_args"]
+        assert model["optimizer"]["init_args"] == {"lr": rate, "eps": 1e-6, "weight_decay": 0.01}
+        assert recipe["data"]["init_args"] == {"batch_size": batch}
+        assert model["adapter"]["init_args"] == {"rank": 128, "targets": ["q", "v"], **adapter}
+        assert len(model["also_train"]) == parts
+    for name, epochs in (("image_text.yaml", 20), ("video_text.yaml", 7)):
+        config = yaml.safe_load(packaged_configs()[name].read_text())
+        assert config["trainer"] == {"max_epochs": epochs, "gradient_clip_val": 5.0, "devices": 1}
+        assert config["model"]["init_args"]["schedule"] == {"warmup_fraction": 0.1}
+        assert config["model"]["init_args"]["dropout"] == 0.1
 
 
 def test_the_recipe_of_llm_adapters():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from replora.datasets.video_text import video_text_records
 from replora.datasets.vl import VL_TASKS, VLDataset, VLRecord, vl_task, with_prompt
 from replora.datasets.vl_demo import SCENES, WORDS, DemoFeatures, demo_records, demo_scenes
 from replora.datasets.vl_features import FeatureError, FeatureFolder, resized, write_h5, write_npz
+from replora.metrics import caption_tokenizer, score_answers
 from tests.fake_vl import write_image_text, write_video_text
 
 
@@ -195,3 +198,23 @@ def test_demo_scenes(monkeypatch):
     first, second = scene.cells
     assert ("left of" in scene.relations()) == (first[1] < second[1])
     assert ("above" in scene.relations()) == (first[0] < second[0])
+
+
+def test_what_the_demo_scores_without_a_look():
+    """The baselines of docs/vision_language.md: the most frequent answer to the same words, and one caption for all."""
+    page = (Path(__file__).parents[2] / "docs" / "vision_language.md").read_text(encoding="utf-8")
+    scenes = {split: demo_scenes(split) for split in ("train", "test")}
+    questions, asked = (demo_records("vqa", split, scenes[split]) for split in ("train", "test"))
+    by_words: dict[str, Counter[str]] = {}
+    for record in questions:
+        by_words.setdefault(record.text, Counter())[record.answers[0]] += 1
+    assert {record.text for record in asked} <= set(by_words)
+    answers = {record.index: by_words[record.text].most_common(1)[0][0] for record in asked}
+    tokenizer = caption_tokenizer("approximate")
+    accuracy = score_answers(VL_TASKS["vqa"], asked, answers, tokenizer)["accuracy"]
+    captions, described = (demo_records("coco", split, scenes[split]) for split in ("train", "test"))
+    common = Counter(record.answers[0] for record in captions).most_common(1)[0][0]
+    said = {record.index: common for record in described}
+    cider = score_answers(VL_TASKS["coco"], described, said, tokenizer)["cider"]
+    assert f"without a look at the scene | {accuracy:.3f} | |" in page
+    assert f"caption for every scene | | {cider:.2f} |" in page
