@@ -145,7 +145,9 @@ def test_the_example_of_a_sweeps_file_is_one(tmp_path: Path) -> None:
 
 def test_speed_figures_are_those_of_the_results_files() -> None:
     results = ROOT / "results" / "benchmarks"
-    steps = json.loads((results / "training_step-vit_base-batch16-cpu-fp32.json").read_text(encoding="utf-8"))["results"]
+    steps = json.loads((results / "training_step-vit_base-batch16-cpu-fp32.json").read_text(encoding="utf-8"))[
+        "results"
+    ]
     merged = json.loads((results / "evaluation-vit_base-batch16-cpu-fp32.json").read_text(encoding="utf-8"))["results"]
     for name, found in steps.items():
         low, high = found["ratio_quartiles"]
