@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABC, abstractmethod
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -35,7 +36,7 @@ class NonFiniteLossError(RepLoRAError):
     """The loss became infinite or not a number."""
 
 
-class AdaptedModule(LightningModule):
+class AdaptedModule(LightningModule, ABC):
     """A frozen backbone with an adapter and a head that train.
 
     A subclass builds its backbone, hands it to this constructor, and adds its steps and metrics.
@@ -76,6 +77,10 @@ class AdaptedModule(LightningModule):
         b = self.backbone
         backbone = {"name": b.name, "weights": b.weights, "sha256": b.sha256, "fingerprint": b.fingerprint}
         return {"backbone": backbone, **replora.describe(self.model)}
+
+    @abstractmethod
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of a batch, scalar."""
 
     def measured(self, verb: str) -> dict[str, Any]:  # noqa: ARG002
         """What a verb measured beyond its logged metrics, as JSON values for its entry in the results."""

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 import zipfile
@@ -284,9 +285,11 @@ def _refuse_misunderstandings(arguments: list[str]) -> None:
 
 
 def _subclasses(base: type) -> Iterator[type]:
+    """All concrete ones."""
     cls: type
     for cls in base.__subclasses__():
-        yield cls
+        if not inspect.isabstract(cls):
+            yield cls
         yield from _subclasses(cls)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import shutil
 import sys
 import types
+from dataclasses import asdict
 
 import pytest
 import torch
 import yaml
 
+import lightning_modules
 import replora
 from replora import trainer_cli
 from replora.cli import main
@@ -190,6 +193,19 @@ def test_short_names_of_classes(tmp_path):  # class_path without its package
     assert not (tmp_path / "new" / "logs").exists()
 
 
+@pytest.mark.parametrize(
+    "module", ["ImageClassification", "VideoClassification", "CausalLanguageModel", "VisionLanguage"]
+)
+def test_a_module_by_its_name_alone_has_its_own_defaults(module, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", f"--model={module}", "--data=DigitsDataModule", "--model.pretrained=false", "--print_config"])
+    options = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    schedule = inspect.signature(getattr(lightning_modules, module)).parameters["schedule"].default
+    assert options["schedule"] == asdict(schedule)
+    assert options["adapter"]["class_path"] == "replora.RepLoRAConfig"
+    assert options["pretrained"] is False
+
+
 def test_dry_run_leaves_nothing(tmp_path):
     fit(tmp_path / "run", "--trainer.fast_dev_run=true")
     assert not list(tmp_path.rglob("*.json"))
@@ -264,7 +280,7 @@ def test_wrong_checkpoints(run, tmp_path, capsys):
         (["--model.adapter.rnk=3"], "Option 'rnk' is not accepted"),
         (["--model.backbnoe=x"], "Option 'backbnoe' is not accepted"),
         (["--trainer.max_epoch=3"], "unrecognized arguments: --trainer.max_epoch"),
-        (["--model=ImageClasification"], "there is no class 'ImageClasification'. Did you mean 'ImageClassification'?"),
+        (["--model=ImageClasification"], "there is no class 'ImageClasification'. Did you mean 'ImageClassification'"),
         (["--data", "VTABDatamodule"], "there is no class 'VTABDatamodule'. Did you mean 'VTABDataModule'"),
         (["--model.adapter", "LoraConfig"], "there is no class 'LoraConfig'. Did you mean 'RepLoRAConfig'"),
         (["--model.adapter.rank=0"], "rank: 0 is out of range"),
