@@ -62,6 +62,20 @@ def timm_model(name: str, size: int = 224, **options: Any) -> Workload:
     return Workload(build, images(size), ("head",))
 
 
+def swin3d(name: str, frames: int, size: int = 224) -> Workload:
+    """Video Swin, by our builder: its projections are called, so that PEFT's layers act on them."""
+
+    def build(depth: int | None) -> nn.Module:  # noqa: ARG001
+        from replora.backbones.video import build_swin3d
+
+        return build_swin3d(name, CLASSES)
+
+    def clips(samples: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(samples, 3, frames, size, size), torch.randint(CLASSES, (samples,))
+
+    return Workload(build, clips, ("head",))
+
+
 def llama(hidden: int, inner: int, layers: int, heads: int, vocabulary: int, length: int) -> Workload:
     def build(depth: int | None) -> nn.Module:
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -86,6 +100,8 @@ WORKLOADS = {
     "vit_large": timm_model("vit_large_patch16_224"),
     "swin_tiny": timm_model("swin_tiny_patch4_window7_224"),
     "swin_base": timm_model("swin_base_patch4_window7_224"),
+    "swin3d_tiny": swin3d("swin3d_t", 8),
+    "swin3d_base": swin3d("swin3d_b", 8),
     "llama_stack": llama(1024, 2752, 4, 16, vocabulary=4096, length=256),  # blocks of a small Llama, for a CPU
     "llama_7b": llama(4096, 11008, 32, 32, vocabulary=32000, length=512),
     "tiny": timm_model("vit_tiny_patch16_224", 32, img_size=32, patch_size=8, depth=2),  # for --quick

@@ -83,6 +83,11 @@ def loading(results: dict[str, Any]) -> list[str]:
     return [table(["loader", "images/s", "speed / plain loader"], rows)]
 
 
+def video_decoding(results: dict[str, Any]) -> list[str]:
+    rows = [[name, f"{found['clips_per_second']:,.1f}", ratio(found)] for name, found in results.items()]
+    return [table(["loader", "clips/s", "speed / no loader processes"], rows)]
+
+
 def startup(results: dict[str, Any]) -> list[str]:
     rows = [[f"`{name}`", f"{found['seconds']:.2f}", ratio(found)] for name, found in results.items()]
     return [table(["command", "seconds", "time / import torch"], rows)]
@@ -107,6 +112,7 @@ TABLES = {
     "training_step": training_step,
     "evaluation": evaluation,
     "loading": loading,
+    "video_decoding": video_decoding,
     "startup": startup,
     "scaling": scaling,
 }

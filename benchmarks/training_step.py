@@ -2,6 +2,7 @@
 
     python benchmarks/training_step.py                                        ViT-B/16, batch 16, this machine's CPU
     python benchmarks/training_step.py --model swin_tiny llama_stack --batch 4
+    python benchmarks/training_step.py --model swin3d_tiny --batch 1          Video Swin, clips of 8 frames
     python benchmarks/training_step.py --device cuda --precision bf16 --batch 64
     python benchmarks/training_step.py --device cuda --precision bf16 --model llama_7b --batch 4 --no-full
 

@@ -4,8 +4,17 @@ from datamodules.base import BaseDataModule
 from datamodules.commonsense import CommonsenseDataModule
 from datamodules.digits import DigitsDataModule
 from datamodules.fgvc import FGVCDataModule
+from datamodules.hmdb51 import HMDB51DataModule
 from datamodules.image import ImageDataModule
 from datamodules.image_folder import ImageFolderDataModule
+from datamodules.image_text import ImageTextDataModule
+from datamodules.motion import MotionDataModule
+from datamodules.ssv2 import SSv2DataModule
+from datamodules.video import VideoDataModule
+from datamodules.video_folder import VideoFolderDataModule
+from datamodules.video_text import VideoTextDataModule
+from datamodules.vision_language import VisionLanguageDataModule
+from datamodules.vl_demo import VLDemoDataModule
 from datamodules.vtab import VTABDataModule
 
 __all__ = [
@@ -13,7 +22,16 @@ __all__ = [
     "CommonsenseDataModule",
     "DigitsDataModule",
     "FGVCDataModule",
+    "HMDB51DataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
+    "ImageTextDataModule",
+    "MotionDataModule",
+    "SSv2DataModule",
+    "VLDemoDataModule",
     "VTABDataModule",
+    "VideoDataModule",
+    "VideoFolderDataModule",
+    "VideoTextDataModule",
+    "VisionLanguageDataModule",
 ]

@@ -188,8 +188,11 @@ class BaseDataModule(LightningDataModule, ABC):
         return self._loader(self._split(self.eval_split), self.eval_batch_size)
 
     def _eval_loader(self, split: Split) -> DataLoader[Any]:
+        return self._part_loader(self._split(split))
+
+    def _part_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+        """Each process's share of an evaluation set, each sample once."""
         world, rank = self._world()
-        dataset = self._split(split)
         if world == 1:
             return self._loader(dataset, self.eval_batch_size)
         padded = PaddedDataset(dataset, world, self.padding_of)
@@ -199,11 +202,11 @@ class BaseDataModule(LightningDataModule, ABC):
     def _loader(
         self,
         dataset: Dataset[Any],
-        batch_size: int,
+        batch_size: int | None,
         sampler: DistributedSampler[Any] | None = None,
         drop_last: bool = False,
     ) -> DataLoader[Any]:
-        """The one place where loaders are made."""
+        """The one place where loaders are made; with `batch_size` None the sampler yields whole batches."""
         workers = self.num_workers
         if workers is None:
             source = dataset.dataset if isinstance(dataset, PaddedDataset) else dataset

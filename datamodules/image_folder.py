@@ -9,7 +9,8 @@ from typing import Any, Literal
 from datamodules.base import Protocol, Split
 from datamodules.image import ImageDataModule, Normalization
 from replora.datasets import Interpolation, RandomCropFlip
-from replora.datasets.image_folder import ImageFolder, ImageFolderError, read_image_table
+from replora.datasets.file_table import FileTableError
+from replora.datasets.image_folder import ImageFolder, read_image_table
 
 TrainAugmentation = Literal["crop_flip", "crop", "none"]
 
@@ -101,7 +102,7 @@ class ImageFolderDataModule(ImageDataModule):
         wanted = ("train", "val") if split == "trainval" else (split,)
         positions = [i for i, own in enumerate(self.split_of) if own in wanted]
         if not positions:
-            raise ImageFolderError(
+            raise FileTableError(
                 f"The protocol {self.protocol!r} needs the split {split!r}, but {self.root} has no image in it: give "
                 "it images, or a fraction above 0 (--data.val_fraction, --data.test_fraction)."
             )

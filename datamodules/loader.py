@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from replora.datasets import Augmented
+from replora.datasets.augment import PerEpoch
 from replora.datasets.errors import LoaderWorkerError
 from replora.errors import RepLoRAError
 
@@ -59,9 +59,9 @@ class TrainSampler(DistributedSampler[Any]):
         self.seen = seen
 
     def __iter__(self) -> Iterator[Any]:
-        """Positions, or (epoch, position) for `Augmented` images: loader processes know the epoch from nothing else."""
+        """Positions, or (epoch, position) for a `PerEpoch` set: loader processes know the epoch from nothing else."""
         positions = list(super().__iter__())[self.seen() :]
-        if isinstance(self.dataset, Augmented):
+        if isinstance(self.dataset, PerEpoch):
             return ((self.epoch, position) for position in positions)
         return iter(positions)
 

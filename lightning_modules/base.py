@@ -132,9 +132,13 @@ class AdaptedModule(LightningModule):
             )
         self.trainer.fit_loop.setup_data()  # where max_steps alone is given, nobody has counted the batches yet
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        optimizer = self.make_optimizer(replora.parameter_groups(self.model))
+        optimizer = self.make_optimizer(self.parameter_groups())
         scheduler = self.schedule.scheduler(optimizer, max(steps_per_epoch, 1), max(int(total), 1))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule.per}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser gets: matrices with weight decay, vectors without."""
+        return replora.parameter_groups(self.model)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
@@ -216,10 +220,10 @@ class AdaptedModule(LightningModule):
         self.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
 
 
-def _in_the_dtype_of_its_weight(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _in_the_dtype_of_its_weight(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """A head in float32 behind a 16-bit backbone."""
-    weight = head.weight
-    return tuple(x.to(weight.dtype) if isinstance(weight, Tensor) else x for x in inputs)
+    dtype = next(head.parameters()).dtype
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 
 def _seen(fit_loop: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Writes what `predict` predicts, one line an image, in the order of the data set."""
+"""Writes what `predict` predicts, one line an image or a video, in the order of the data set."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ COLUMNS = ["index", "path", "label", "label_name", "predicted", "predicted_name"
 
 
 class PredictionWriter(Callback):
-    """`predictions.csv` of an image classifier: the likeliest class and its probability, beside the true label.
+    """`predictions.csv` of a classifier: the likeliest class and its probability, beside the true label.
 
-    Every process gathers its own images; the first one writes them all, each image once.
+    Every process gathers its own examples; the first one writes them all, each once. A video that could not be decoded
+    is left out.
 
     Args:
         run_dir: The directory to write into.
@@ -41,7 +42,7 @@ class PredictionWriter(Callback):
         probability, predicted = outputs["probabilities"].max(dim=-1)
         columns = (outputs["index"], batch["label"], predicted, probability)
         for index, label, best, p in zip(*(column.tolist() for column in columns), strict=True):
-            if index >= 0:  # -1 marks padding
+            if index >= 0 and label >= 0:  # -1 marks padding, and videos that could not be decoded
                 self.rows[index] = (label, best, p)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -68,7 +69,7 @@ class PredictionWriter(Callback):
 
 
 def _names_and_paths(trainer: Trainer) -> tuple[list[str], list[str]]:
-    """The classes' names, and the images' paths where the data set has files."""
+    """The classes' names, and the paths of images or videos where the data set has files."""
     datamodule = getattr(trainer, "datamodule", None)
     if datamodule is None or not hasattr(datamodule, "build_dataset"):
         return [], []

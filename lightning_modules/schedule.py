@@ -134,14 +134,20 @@ class WarmupLinear:
     Args:
         warmup_steps: Length of the warm-up in optimiser steps, at least 0. Longer than the run: clipped, with a
             warning.
+        warmup_fraction: Its length as a part of the run, in [0, 1], instead of in steps.
 
     Raises:
         RepLoRAError: An option is out of its range.
     """
 
     warmup_steps: int = 100
+    warmup_fraction: float | None = None
 
     def __post_init__(self) -> None:
+        if self.warmup_fraction is not None and not 0 <= self.warmup_fraction <= 1:
+            raise RepLoRAError(
+                f"schedule.warmup_fraction: {self.warmup_fraction} is out of range. It must be a number in [0, 1]."
+            )
         if self.warmup_steps < 0:
             raise RepLoRAError(
                 f"schedule.warmup_steps: {self.warmup_steps} is negative. It must be a number of at least 0."
@@ -154,6 +160,8 @@ class WarmupLinear:
 
     def scheduler(self, optimizer: Optimizer, steps_per_epoch: int, total_steps: int) -> WarmupLinearLR:  # noqa: ARG002
         """The scheduler for a run of `total_steps` optimiser steps, to be stepped once a step."""
+        if self.warmup_fraction is not None:
+            return WarmupLinearLR(optimizer, int(self.warmup_fraction * total_steps), total_steps)
         warmup = min(self.warmup_steps, total_steps)
         if warmup < self.warmup_steps:
             rank_zero_warn(

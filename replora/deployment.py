@@ -189,8 +189,9 @@ def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(folder)
         _copy_processors(trained.base, folder)
-        name = type(model).__name__
-        return "transformers", f'from transformers import {name}\n\nmodel = {name}.from_pretrained("this folder")'
+        name, module = type(model).__name__, type(model).__module__
+        source = "transformers" if module.startswith("transformers.") else module  # VL-BART is ours
+        return "transformers", f'from {source} import {name}\n\nmodel = {name}.from_pretrained("this folder")'
     if hasattr(model, "get_classifier"):  # timm
         _save_timm(model, trained, folder)
         return "timm", 'import timm\n\nmodel = timm.create_model("local-dir:this folder", pretrained=True)'

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 import replora
+from replora.adapters.config import AdapterConfig
 from replora.adapters.state import read_metadata
 from replora.backbones.backbone import Backbone
 from replora.backbones.language import build_language_backbone
+from replora.backbones.video import build_video_backbone
 from replora.backbones.vision import build_vision_backbone
-from replora.errors import RepLoRAError
+from replora.errors import RepLoRAError, nearest
 
 
 class RunError(RepLoRAError):
@@ -102,10 +104,52 @@ def _language(options: dict[str, Any], _data: dict[str, Any], checkpoint: Path |
     )
 
 
+def _video(options: dict[str, Any], data: dict[str, Any], checkpoint: Path | None) -> Backbone:
+    if "class_names" not in data:
+        raise RunError("The run's adapter.safetensors does not hold the names of its classes. Repeat the fit.")
+    return build_video_backbone(
+        options["backbone"],
+        num_classes=len(data["class_names"]),
+        pretrained=options.get("pretrained", True),
+        checkpoint=checkpoint,
+        num_frames=data["clips"]["num_frames"],
+    )
+
+
+def _vision_language(options: dict[str, Any], _data: dict[str, Any], checkpoint: Path | None) -> Backbone:
+    """With the adapter in place already: its file holds parts of BART that `load_adapter` alone would not expect."""
+    from replora.backbones.trained_parts import DEFAULT_PARTS, train_parts
+    from replora.backbones.vl_bart import build_vl_bart
+
+    parts = options.get("also_train", DEFAULT_PARTS)
+    taken = ("revision", "pretrained", "feature_size", "pooled_side", "dropout")
+    built = build_vl_bart(
+        str(checkpoint or options["backbone"]),
+        visual_embedding="visual_embedding" in parts,
+        **{name: options[name] for name in taken if name in options},
+    )
+    replora.inject(built.model, _method(options["adapter"]), also_train=built.head_names)
+    train_parts(built.model, parts)
+    return built
+
+
+def _method(options: dict[str, Any]) -> AdapterConfig:
+    """{class_path, init_args} -> a method of this package: the file of a run cannot make other code run."""
+    name = options["class_path"].rpartition(".")[2]
+    cls = getattr(replora, name) if name in replora.__all__ else None
+    if not (isinstance(cls, type) and issubclass(cls, AdapterConfig)):
+        known = [key for key in replora.__all__ if key.endswith("Config")]
+        raise RunError(f"The run's method {options['class_path']!r} is not known. {nearest(name, known)}")
+    config: AdapterConfig = cls(**(options.get("init_args") or {}))
+    return config
+
+
 # Kind of run -> its backbone, from the options of its module, what its adapter file says of the data, and a checkpoint.
 BUILDERS: dict[str, Callable[[dict[str, Any], dict[str, Any], Path | None], Backbone]] = {
     "ImageClassification": _vision,
+    "VideoClassification": _video,
     "CausalLanguageModel": _language,
+    "VisionLanguage": _vision_language,
 }
 
 

@@ -34,6 +34,8 @@ from lightning_modules import (
     LastCheckpoint,
     PredictionWriter,
     ResultsWriter,
+    SubmissionWriter,
+    VisionLanguage,
 )
 from replora.adapters.config import AdapterConfig
 from replora.cli import find_config
@@ -144,6 +146,7 @@ class TrainerCLI(LightningCLI):
         # Each link is passed over where the classes chosen have no such argument.
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
+        parser.link_arguments("data.init_args.clips.num_frames", "model.init_args.num_frames")
         parser.link_arguments("model.init_args.revision", "data.init_args.revision")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -182,6 +185,8 @@ class TrainerCLI(LightningCLI):
             callbacks.append(LastCheckpoint(run_dir / "checkpoints"))
         if isinstance(self.model, CausalLanguageModel):
             callbacks.append(AnswerWriter(run_dir))
+        elif isinstance(self.model, VisionLanguage):
+            callbacks.append(SubmissionWriter(run_dir))
         elif self.verb == "predict":
             callbacks.append(PredictionWriter(run_dir))
         self.trainer_defaults["callbacks"] = callbacks  # LightningCLI adds these to the user's
@@ -270,6 +275,8 @@ def _refuse_misunderstandings(arguments: list[str]) -> None:
         value = value if equals else " ".join(arguments[position + 1 : position + 2])
         if option in ("--model.num_classes", "--model.init_args.num_classes"):
             raise RepLoRAError("The number of classes is the data's. For a data set of your own: --data.num_classes.")
+        if option in ("--model.num_frames", "--model.init_args.num_frames"):
+            raise RepLoRAError("The number of frames is the data's: --data.clips.num_frames.")
         if option in bases and value.isidentifier():
             known = [cls.__name__ for cls in _subclasses(bases[option])]
             if value not in known:

@@ -57,6 +57,34 @@ def test_figures_of_the_method_page_are_those_of_its_results_file() -> None:
         assert f"| {name} | {by_rate} | {found['best_mean']:.1f} ± {found['best_std']:.1f} |" in page
 
 
+def test_figures_of_the_video_page_are_those_of_its_results_files() -> None:
+    page = (ROOT / "docs" / "video.md").read_text(encoding="utf-8")
+    files = sorted((ROOT / "results" / "video_demo").glob("*/results.json"))
+    assert [file.parent.name for file in files] == ["linear_probe", "lora", "replora"]
+    titles = {"linear_probe": "linear probe", "lora": "LoRA", "replora": "RepLoRA"}
+    for file in files:
+        found, rates = (json.loads(path.read_text(encoding="utf-8")) for path in (file, file.with_name("rates.json")))
+        parameters, counted = found["parameters"], found["test"]["metrics"]
+        assert rates["validation_accuracy_by_rate"][str(rates["chosen"])] == max(
+            rates["validation_accuracy_by_rate"].values()
+        )
+        assert (
+            f"| {titles[file.parent.name]} | {rates['chosen']} | {parameters['adapter_trained']:,} "
+            f"| {parameters['adapter_deployed']:,} | {found['fit']['metrics']['val/accuracy']:.1%} "
+            f"| {counted['test/accuracy']:.1%} |"
+        ) in page
+
+
+def test_figures_of_the_vision_and_language_page_are_those_of_its_results_file() -> None:
+    page = (ROOT / "docs" / "vision_language.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "results" / "vl_demo" / "results.json").read_text(encoding="utf-8"))
+    test, val = found["test"]["metrics"], found["fit"]["metrics"]
+    row = f"| {test['test/accuracy/vqa']:.3f} | {test['test/cider/coco']:.2f} |"
+    assert row in page
+    assert f"({val['val/accuracy/vqa']:.3f} on the 300 of validation)" in page
+    assert found["fit"]["seed"] == 0
+
+
 def test_accuracy_of_the_bundled_backbone_is_that_of_its_log() -> None:
     log = json.loads(VIT_NANO_WEIGHTS.with_suffix(".json").read_text(encoding="utf-8"))
     assert f"{log['test_accuracy_percent']} % on {log['test_images']:,} CIFAR-10 test images" in README.replace(

@@ -105,8 +105,18 @@ def refuse_dead_targets(adapters: Adapters) -> None:
 
 
 def example_input(model: nn.Module) -> Any:
-    """A small input for a model of a known library, or None: `dummy_inputs` of transformers, an image for timm."""
+    """A small input for a model of a known library, or None.
+
+    `dummy_inputs` of transformers, an image for timm, a clip for torchvision's Video Swin; a model may also say itself,
+    by a method `example_input`.
+    """
+    if callable(own := getattr(model, "example_input", None)):
+        return own()
     generator = torch.Generator().manual_seed(0)
+    if patch := getattr(getattr(model, "patch_embed", None), "tuple_patch_size", None):
+        # Two tokens in each direction are left in the last stage; with one, queries would not matter.
+        side = 2 * 2 ** sum(hasattr(module, "reduction") for module in model.modules())
+        return torch.randn((1, 3, 2 * patch[0], side * patch[1], side * patch[2]), generator=generator)
     wants = getattr(model, "main_input_name", "")
     config = getattr(model, "config", None)
     if wants == "pixel_values" and (size := getattr(config, "image_size", None)) is not None:

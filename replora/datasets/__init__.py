@@ -24,6 +24,22 @@ class ImageBatch(TypedDict):
     index: Tensor  # int64 (B,)
 
 
+class VideoSample(TypedDict):
+    """V views of one video: different times and squares. One in training."""
+
+    video: Tensor  # uint8 (V, 3, T, H, W)
+    label: int  # as of ImageSample; -1 also for a video that could not be decoded, where that is allowed
+    index: int
+
+
+class VideoBatch(TypedDict):
+    """B samples with equally many views. `video` is uint8 on its way to the device, and normalised from there on."""
+
+    video: Tensor  # (B, V, 3, T, H, W)
+    label: Tensor  # int64 (B,)
+    index: Tensor  # int64 (B,)
+
+
 class ImageDataset(Dataset[ImageSample]):
     """What every labelled image data set offers; the labels are known without decoding an image."""
 
@@ -37,6 +53,8 @@ class ImageDataset(Dataset[ImageSample]):
 # The modules below use the types above.
 from replora.datasets.augment import Augmentation, Augmented, RandomCropFlip  # noqa: E402
 from replora.datasets.cache import InMemory, in_memory  # noqa: E402
+from replora.datasets.clip_cache import ClipCache  # noqa: E402
+from replora.datasets.clips import ClipOptions  # noqa: E402
 from replora.datasets.commonsense import (  # noqa: E402
     COMMONSENSE_TASKS,
     UNION_SIZE,
@@ -47,6 +65,7 @@ from replora.datasets.commonsense import (  # noqa: E402
 from replora.datasets.digits import Digits  # noqa: E402
 from replora.datasets.errors import (  # noqa: E402
     CorruptImageError,
+    CorruptVideoError,
     DatasetNotFoundError,
     ListFileError,
     ProtocolError,
@@ -55,10 +74,16 @@ from replora.datasets.errors import (  # noqa: E402
     UnknownTaskError,
 )
 from replora.datasets.fgvc import FGVC, FGVC_TASKS, FGVCTask, fgvc_task  # noqa: E402
-from replora.datasets.image_folder import ImageFolder, ImageFolderError, ImageTable, read_image_table  # noqa: E402
+from replora.datasets.file_table import FileTable, FileTableError, read_file_table  # noqa: E402
+from replora.datasets.hmdb51 import read_hmdb51  # noqa: E402
+from replora.datasets.image_folder import ImageFolder, read_image_table  # noqa: E402
 from replora.datasets.images import Framing, Interpolation, read_image  # noqa: E402
+from replora.datasets.motion import read_motion  # noqa: E402
+from replora.datasets.ssv2 import read_ssv2  # noqa: E402
 from replora.datasets.subsample import subsample_indices  # noqa: E402
 from replora.datasets.text import ChoiceItem, TextBatch  # noqa: E402
+from replora.datasets.video_clips import TestClips, TrainClips  # noqa: E402
+from replora.datasets.video_folder import read_video_table  # noqa: E402
 from replora.datasets.vtab import VTAB, VTAB_TASKS, VTABTask, vtab_averages, vtab_task  # noqa: E402
 
 __all__ = [
@@ -71,19 +96,22 @@ __all__ = [
     "Augmentation",
     "Augmented",
     "ChoiceItem",
+    "ClipCache",
+    "ClipOptions",
     "CommonsenseRecord",
     "CommonsenseTask",
     "CorruptImageError",
+    "CorruptVideoError",
     "DatasetNotFoundError",
     "Digits",
     "FGVCTask",
+    "FileTable",
+    "FileTableError",
     "Framing",
     "ImageBatch",
     "ImageDataset",
     "ImageFolder",
-    "ImageFolderError",
     "ImageSample",
-    "ImageTable",
     "InMemory",
     "Interpolation",
     "ListFileError",
@@ -91,14 +119,23 @@ __all__ = [
     "RandomCropFlip",
     "RecordError",
     "SubsetError",
+    "TestClips",
     "TextBatch",
+    "TrainClips",
     "UnknownTaskError",
     "VTABTask",
+    "VideoBatch",
+    "VideoSample",
     "commonsense_task",
     "fgvc_task",
     "in_memory",
+    "read_file_table",
+    "read_hmdb51",
     "read_image",
     "read_image_table",
+    "read_motion",
+    "read_ssv2",
+    "read_video_table",
     "subsample_indices",
     "vtab_averages",
     "vtab_task",

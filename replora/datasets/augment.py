@@ -1,7 +1,7 @@
-"""Random changes of training images that need no state: each follows from (seed, epoch, image) alone.
+"""Random changes of training examples that need no state: each follows from (seed, epoch, example) alone.
 
-So a resumed run sees the images of an uninterrupted one, and several processes those of one process, with any number of
-loader workers.
+So a resumed run sees the examples of an uninterrupted one, and several processes those of one process, with any number
+of loader workers.
 """
 
 from __future__ import annotations
@@ -39,8 +39,18 @@ class RandomCropFlip:
         return crop.flip(-1) if mirrored else crop.contiguous()
 
 
-class Augmented(Dataset[ImageSample]):
-    """`dataset` with each image changed; asked for by (epoch, position), which the training sampler yields.
+class PerEpoch:
+    """A training set that is asked for by (epoch, position), which the training sampler then yields."""
+
+
+def generator_of(seed: int, epoch: int, index: int) -> torch.Generator:
+    """What the random changes of example `index` in `epoch` are drawn from."""
+    key = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(key) >> 1)
+
+
+class Augmented(Dataset[ImageSample], PerEpoch):
+    """`dataset` with each image changed.
 
     Args:
         dataset: the images before the change.
@@ -60,6 +70,5 @@ class Augmented(Dataset[ImageSample]):
         epoch, position = drawn
         sample = self.dataset[position]
         # The image's own index, not its position in a subset or process.
-        key = np.random.SeedSequence((self.seed, epoch, sample["index"])).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(key) >> 1)
+        generator = generator_of(self.seed, epoch, sample["index"])
         return {**sample, "image": self.augmentation(sample["image"], generator)}

@@ -21,6 +21,10 @@ class CorruptImageError(RepLoRAError):
     """An image file cannot be read or decoded."""
 
 
+class CorruptVideoError(RepLoRAError):
+    """A video file or a folder of frames cannot be read or decoded, or is not whole."""
+
+
 class RecordError(RepLoRAError):
     """A file of text records is damaged, or a record of it is not of the form that its task has."""
 

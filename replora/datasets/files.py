@@ -25,8 +25,13 @@ def inner_path(text: str, where: str) -> PurePosixPath:
     return PurePosixPath(windows.as_posix())
 
 
-def missing_files(folder: Path, paths: Iterable[PurePosixPath]) -> list[PurePosixPath]:
+def missing_files(folder: Path, paths: Iterable[PurePosixPath], folders: bool = False) -> list[PurePosixPath]:
     """Those of `paths` that are no files in `folder`. Each folder is listed once, not one call a file.
+
+    Args:
+        folder: where to look.
+        paths: relative to it.
+        folders: take a folder for a file, as for videos of single images.
 
     Raises:
         ListFileError: a link leads out of `folder`.
@@ -36,7 +41,7 @@ def missing_files(folder: Path, paths: Iterable[PurePosixPath]) -> list[PurePosi
     missing: list[PurePosixPath] = []
     for path in paths:
         if path.parent not in files:
-            files[path.parent] = _files_in(folder / path.parent, home)
+            files[path.parent] = _files_in(folder / path.parent, home, folders)
         if path.name not in files[path.parent]:
             missing.append(path)
     return missing
@@ -51,18 +56,18 @@ def stay_inside(path: Path, home: Path) -> None:
     target = path.resolve()
     if not target.is_relative_to(home):
         raise ListFileError(
-            f"{path} is a link that leaves the data ({target} is not inside {home}). Copy the images there."
+            f"{path} is a link that leaves the data ({target} is not inside {home}). Copy the files there."
         )
 
 
-def _files_in(directory: Path, home: Path) -> set[str]:
+def _files_in(directory: Path, home: Path, folders: bool) -> set[str]:
     if not directory.is_dir():
         return set()
     stay_inside(directory, home)
     names = set()
     with os.scandir(directory) as entries:
         for entry in entries:
-            if entry.is_file():
+            if entry.is_file() or (folders and entry.is_dir()):
                 names.add(entry.name)
                 if entry.is_symlink():
                     stay_inside(Path(entry.path), home)

@@ -17,7 +17,8 @@ from replora.datasets import FGVC, ImageDataset, ImageFolder
 from replora.datasets.cache import usable_cpus
 from replora.datasets.errors import CorruptImageError
 from replora.datasets.fgvc import FGVCSplit, FGVCTask
-from replora.datasets.image_folder import ImageSplit, read_image_table
+from replora.datasets.file_table import FileSplit
+from replora.datasets.image_folder import read_image_table
 from replora.datasets.vtab_check import in_threads
 from replora.errors import RepLoRAError
 
@@ -54,7 +55,7 @@ def check_image_folder(root: Path, val_fraction: float, test_fraction: float, se
         assigned = table.assign(val_fraction, test_fraction, seed)
         return {
             split: ImageFolder(table, [i for i, name in enumerate(assigned) if name == split], SMALL)
-            for split in get_args(ImageSplit)
+            for split in get_args(FileSplit)
         }
 
     return [_check(root.name, splits)]

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from replora.errors import RepLoRAError
 from replora.reports.results import read_results
@@ -29,7 +31,7 @@ class PictureError(RepLoRAError):
 
 
 def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) -> Path:
-    """The first training images of an epoch as the model gets them, each with its class.
+    """The first training images of an epoch as the model gets them, each with its class; of a video three frames.
 
     Args:
         config: A configuration with a `data` section.
@@ -51,7 +53,8 @@ def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) ->
     datamodule.setup("fit")
     batch = next(iter(datamodule.train_dataloader()))
     names = [datamodule.class_names[label] for label in batch["label"].tolist()]
-    pixels = batch["image"].permute(0, 2, 3, 1).numpy()  # (N, H, W, 3) uint8
+    images = batch["image"] if "image" in batch else _strips(batch["video"])
+    pixels = images.permute(0, 2, 3, 1).numpy()  # (N, H, W, 3) uint8
     described = datamodule.describe()
     plt = _pyplot()
     columns = min(len(names), max(4, round((1.5 * len(names)) ** 0.5)))
@@ -72,6 +75,13 @@ def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) ->
         wrap=True,
     )
     return _save(figure, file)
+
+
+def _strips(video: Tensor) -> Tensor:
+    """First, middle and last frame of each clip side by side: uint8 (N, 1, 3, T, H, W) -> (N, 3, H, 3 W)."""
+    clips = video[:, 0]
+    frames = clips.shape[2]
+    return torch.cat([clips[:, :, t] for t in (0, frames // 2, frames - 1)], dim=-1)
 
 
 def draw_learning_curves(run: Path, file: Path) -> Path:

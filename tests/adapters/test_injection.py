@@ -92,8 +92,9 @@ def test_peft_on_a_projection_that_is_not_called_is_refused(model_name: str) -> 
 
 
 def test_peft_on_a_projection_that_is_not_called_is_refused_at_the_first_pass() -> None:
-    model, tiny = build("torchvision_swin3d")  # of which no example input can be made up
-    replora.inject(model, replora.PeftConfig("dora", rank=2), also_train=[tiny.head])
+    model, tiny = build("torchvision_swin3d")
+    model = nn.Sequential(model)  # of which no example input can be made up
+    replora.inject(model, replora.PeftConfig("dora", rank=2), also_train=[f"0.{tiny.head}"])
     with pytest.raises(replora.DeadTargetError, match=r"not used in the forward pass.*qkv"):
         call(model, tiny.inputs())
 

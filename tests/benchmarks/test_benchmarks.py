@@ -24,7 +24,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
     return load
 
 
-@pytest.mark.parametrize("name", ["training_step", "evaluation", "loading", "startup", "scaling"])
+@pytest.mark.parametrize("name", ["training_step", "evaluation", "loading", "video_decoding", "startup", "scaling"])
 def test_runs_and_its_results_make_tables(name: str, benchmark, tmp_path: Path, capsys) -> None:
     benchmark(name).main(["--quick", "--out", str(tmp_path), "--threads", "1"])
     (file,) = tmp_path.glob("*.json")
@@ -52,12 +52,13 @@ def test_training_step_compares_all_methods_with_the_floor(benchmark, tmp_path: 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-mixed"])
-@pytest.mark.parametrize("model", ["llama", "swin"])
+@pytest.mark.parametrize("model", ["llama", "swin", "swin3d"])
 def test_every_method_trains_every_kind_of_model_in_every_precision(model: str, precision: str, benchmark) -> None:
     contenders = benchmark("contenders")
     options = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}
     workload = {
         "llama": contenders.llama(16, 24, 2, 2, vocabulary=20, length=6),
+        "swin3d": contenders.swin3d("swin3d_nano", 4, 16),
         "swin": contenders.timm_model("swin_tiny_patch4_window7_224", 32, **options),
     }[model]
     built = contenders.build(workload, None, "cpu", precision)
@@ -118,7 +119,7 @@ def test_page_shows_the_results_files(benchmark) -> None:
     assert page == tables.rendered(page, tables.RESULTS), "run: python benchmarks/tables.py"
 
 
-@pytest.mark.parametrize("name", ["training_step", "evaluation", "loading", "startup", "scaling"])
+@pytest.mark.parametrize("name", ["training_step", "evaluation", "loading", "video_decoding", "startup", "scaling"])
 def test_help_explains_every_option(name: str, benchmark, capsys) -> None:
     with pytest.raises(SystemExit):
         benchmark(name).main(["--help"])

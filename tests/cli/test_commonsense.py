@@ -40,6 +40,7 @@ def options(home: Path, *more: str) -> list[str]:
         "--config=commonsense_smollm2.yaml",
         f"--model.backbone={home / 'llama'}",
         f"--data.root={home}",
+        "--data.tasks=[boolq, ARC-Easy, openbookqa]",
         "--data.check_sizes=false",
         "--data.train_fraction=1.0",
         "--data.batch_size=4",

@@ -10,6 +10,8 @@ from replora.errors import RepLoRAError
 from replora.reports.results import read_results
 from tests.cli.helpers import DIGITS, QUICK
 from tests.fake_data import write_commonsense, write_fgvc_task, write_image_folder, write_vtab_task
+from tests.fake_vl import write_image_text, write_video_text
+from tests.tiny_bart import write_tiny_bart
 from tests.tiny_llama import write_tiny_llama
 
 # The 224-pixel ViT-B/16 stands aside for the small backbone, the data are 16 + 8 + 8 generated images.
@@ -26,13 +28,34 @@ SMALL = [
 NAMES = sorted(packaged_configs())
 SWEEPS = [name for name in NAMES if name.startswith("sweep/")]  # tests/sweeps
 TEXTS = [name for name in NAMES if "commonsense" in name and name not in SWEEPS]
+# They run in test_videos.py, in data that take longer to make.
+VIDEOS = [
+    "hmdb51.yaml",
+    "ssv2.yaml",
+    "video_demo.yaml",
+    "video_folder.yaml",
+    "recipe/tuned_video.yaml",
+    "recipe/v_petl.yaml",
+]
+# Configuration -> the one that it is laid over, if it is a recipe, and the method that it trains with.
+VISION_LANGUAGE = {
+    "image_text.yaml": ("", "replora"),
+    "video_text.yaml": ("", "replora"),
+    "recipe/vl_image_lora.yaml": ("image_text.yaml", "lora"),
+    "recipe/vl_image_dora.yaml": ("image_text.yaml", "dora"),
+    "recipe/vl_video_lora.yaml": ("video_text.yaml", "lora"),
+    "recipe/vl_video_dora.yaml": ("video_text.yaml", "dora"),
+}
+ELSEWHERE = ("trainer/ddp_cpu.yaml", "vl_demo.yaml", *TEXTS, *SWEEPS, *VIDEOS, *VISION_LANGUAGE)
 
 
 def test_what_ships():
     groups = {name.partition("/")[0] for name in NAMES}
     images = {"fgvc.yaml", "image_folder.yaml", "quickstart.yaml", "vtab.yaml"}
     texts = {"commonsense.yaml", "commonsense_13b.yaml", "commonsense_smollm2.yaml"}
-    assert groups == images | texts | {"adapter", "recipe", "sweep", "trainer"}
+    videos = {"hmdb51.yaml", "ssv2.yaml", "video_demo.yaml", "video_folder.yaml"}
+    multimodal = {"image_text.yaml", "video_text.yaml", "vl_demo.yaml"}
+    assert groups == images | texts | videos | multimodal | {"adapter", "recipe", "sweep", "trainer"}
     methods = {"replora", "linear", "lora", "dora", "bitfit", "linear_probe", "full"}
     assert {f"adapter/{method}.yaml" for method in methods} <= set(NAMES)
 
@@ -46,7 +69,7 @@ def test_every_configuration_says_what_it_is(name):
     assert yaml.safe_load("\n".join(rest))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("trainer/ddp_cpu.yaml", *TEXTS, *SWEEPS)])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_every_configuration_runs(name, tmp_path):
     """`trainer/ddp_cpu.yaml` runs in `test_distributed.py`; what needs a GPU runs on the CPU otherwise unchanged."""
     write_vtab_task(tmp_path, "dtd", image_format="PNG" if name == "recipe/clean.yaml" else "JPEG")
@@ -94,12 +117,68 @@ def test_every_configuration_of_language_models_runs(name, tmp_path):
     arguments += ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
     main(["fit", *arguments, f"--run_dir={tmp_path / 'run'}"])
     content = read_results(tmp_path / "run")
-    tasks = 3 if name == "commonsense_smollm2.yaml" else 8
+    tasks = 1 if name == "commonsense_smollm2.yaml" else 8
     assert len(content["test"]["tasks"]) == tasks
-    assert content["test"]["evaluation"] == ("likelihood" if tasks == 3 else "generate")
+    assert content["test"]["evaluation"] == ("likelihood" if tasks == 1 else "generate")
     assert content["backbone"]["dtype"] == "bfloat16"
     methods = {"recipe/commonsense_lora.yaml": "lora", "recipe/commonsense_dora.yaml": "dora"}
     assert content["method"] == methods.get(name, "replora")
+
+
+@pytest.mark.parametrize("name", VISION_LANGUAGE)
+def test_every_configuration_of_vision_and_language_runs(name, tmp_path):
+    """A tiny BART stands aside for BART-base, the data are a few generated records in their true layouts."""
+    base, method = VISION_LANGUAGE[name]
+    write_tiny_bart(tmp_path / "bart")
+    task = "nlvr2" if "image" in name else "yc2c"
+    (write_image_text if task == "nlvr2" else write_video_text)(tmp_path)
+    arguments = [f"--config={config}" for config in (base, name) if config]
+    arguments += [f"--model.backbone={tmp_path / 'bart'}", f"--data.root={tmp_path}", f"--data.tasks=[{task}]"]
+    arguments += [
+        "--model.feature_size=6",
+        "--data.feature_size=6",
+        "--model.adapter.rank=2",
+        "--model.adapter.alpha=2",
+    ]
+    arguments += ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.num_workers=0"]
+    main(["fit", *arguments, f"--run_dir={tmp_path / 'run'}"])
+    content = read_results(tmp_path / "run")
+    assert content["method"] == method
+    assert "val/score" in content["fit"]["metrics"]
+    assert ("test" in content) == (task == "nlvr2")
+    extra = {"visual_embedding", "biases"} | ({"layer_norm_weights"} if name == "recipe/vl_image_dora.yaml" else set())
+    assert set(content["extra_parameters"]) == extra
+
+
+def test_the_demo_of_vision_and_language_runs(tmp_path):
+    arguments = ["--config=vl_demo.yaml", "--data.train_fraction=0.02", "--trainer.max_epochs=1"]
+    arguments += ["--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
+    main(["fit", *arguments, "--trainer.enable_progress_bar=false", f"--run_dir={tmp_path / 'run'}"])
+    test = read_results(tmp_path / "run")["test"]
+    assert {"test/accuracy/vqa", "test/cider/coco"} <= set(test["metrics"])
+    assert test["answers"] == {"vqa": 60, "coco": 60}
+
+
+def test_the_recipes_of_vl_adapter_and_dora():
+    """VL-Adapter's and DoRA's scripts; what they do not say is in the configuration below."""
+    rows = {
+        "recipe/vl_image_lora.yaml": (0.001, 500, {"factors": "none", "alpha": 32, "dropout": 0.1}, 2),
+        "recipe/vl_video_lora.yaml": (0.0003, 50, {"factors": "none", "alpha": 32, "dropout": 0.1}, 2),
+        "recipe/vl_image_dora.yaml": (0.001, 300, {"method": "dora", "alpha": 128, "dropout": 0.0}, 3),
+        "recipe/vl_video_dora.yaml": (0.00024, 40, {"method": "dora", "alpha": 128, "dropout": 0.0}, 2),
+    }
+    for name, (rate, batch, adapter, parts) in rows.items():
+        recipe = yaml.safe_load(packaged_configs()[name].read_text())
+        model = recipe["model"]["init_args"]
+        assert model["optimizer"]["init_args"] == {"lr": rate, "eps": 1e-6, "weight_decay": 0.01}
+        assert recipe["data"]["init_args"] == {"batch_size": batch}
+        assert model["adapter"]["init_args"] == {"rank": 128, "targets": ["q", "v"], **adapter}
+        assert len(model["also_train"]) == parts
+    for name, epochs in (("image_text.yaml", 20), ("video_text.yaml", 7)):
+        config = yaml.safe_load(packaged_configs()[name].read_text())
+        assert config["trainer"] == {"max_epochs": epochs, "gradient_clip_val": 5.0, "devices": 1}
+        assert config["model"]["init_args"]["schedule"] == {"warmup_fraction": 0.1}
+        assert config["model"]["init_args"]["dropout"] == 0.1
 
 
 def test_the_recipe_of_llm_adapters():
@@ -161,6 +240,18 @@ def test_archive_recipe_is_the_one_of_vtab():
         for key, value in recipe[part]["init_args"].items():
             assert vtab[part]["init_args"][key] == value, key
     assert recipe["trainer"] == vtab["trainer"]
+
+
+@pytest.mark.parametrize("name", ["ssv2.yaml", "hmdb51.yaml"])
+def test_the_video_configurations_are_the_recipe_of_the_published_rows(name):
+    recipe = yaml.safe_load(packaged_configs()["recipe/v_petl.yaml"].read_text())
+    config = yaml.safe_load(packaged_configs()[name].read_text())
+    for part in ("model", "data"):
+        for key, value in recipe[part]["init_args"].items():
+            assert config[part]["init_args"][key] == value, key
+    assert recipe["trainer"] == config["trainer"]
+    optimizer = recipe["model"]["init_args"]["optimizer"]["init_args"]
+    assert optimizer["lr"] == 0.1 * recipe["data"]["init_args"]["batch_size"] / 256
 
 
 def test_a_local_file_comes_before_the_packaged_one(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ from PIL import Image
 from replora.datasets import (
     CorruptImageError,
     DatasetNotFoundError,
+    FileTableError,
     ImageFolder,
-    ImageFolderError,
     ListFileError,
     read_image_table,
 )
@@ -94,21 +94,21 @@ def test_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "error", "message"),
     [
-        (["file,label", "cat/0.jpg,a"], ImageFolderError, r"no column 'path'; its first line names 'file', 'label'"),
-        (["path,class", "cat/0.jpg,a"], ImageFolderError, r"no column 'label'.*The first line has to be: path,label"),
-        (["path,label"], ImageFolderError, "lists no image"),
-        (["path,label", "cat/0.jpg,"], ImageFolderError, r"line 2: cat/0.jpg has no label"),
+        (["file,label", "cat/0.jpg,a"], FileTableError, r"no column 'path'; its first line names 'file', 'label'"),
+        (["path,class", "cat/0.jpg,a"], FileTableError, r"no column 'label'.*The first line has to be: path,label"),
+        (["path,label"], FileTableError, "lists no image"),
+        (["path,label", "cat/0.jpg,"], FileTableError, r"line 2: cat/0.jpg has no label"),
         (["path,label", "../x.jpg,a"], ListFileError, r"line 2: the path '../x.jpg' leaves the data"),
         (["path,label", "/x.jpg,a"], ListFileError, "leaves the data"),
         (["path,label", ",a"], ListFileError, "leaves the data"),
-        (["path,label", "cat/0.jpg,a", "cat/0.jpg,b"], ImageFolderError, "line 3: cat/0.jpg is listed twice"),
+        (["path,label", "cat/0.jpg,a", "cat/0.jpg,b"], FileTableError, "line 3: cat/0.jpg is listed twice"),
         (["path,label", "cat/0.jpg,a", "cat/99.jpg,b"], ListFileError, "1 of 2 images are missing, the first: cat/99"),
-        (["path,label", "cat/0.jpg,a", "cat/1.jpg,a"], ImageFolderError, "2 images of one class alone, 'a'"),
-        (["path,label,split", "cat/0.jpg,a,tain"], ImageFolderError, "no split 'tain'. Did you mean 'train'"),
-        (["path,label,split", "cat/0.jpg,a,train", "cat/1.jpg,b,"], ImageFolderError, "1 of 2 images have no split"),
+        (["path,label", "cat/0.jpg,a", "cat/1.jpg,a"], FileTableError, "2 images of one class alone, 'a'"),
+        (["path,label,split", "cat/0.jpg,a,tain"], FileTableError, "no split 'tain'. Did you mean 'train'"),
+        (["path,label,split", "cat/0.jpg,a,train", "cat/1.jpg,b,"], FileTableError, "1 of 2 images have no split"),
         (
             ["path,label,split", "cat/0.jpg,a,train", "cat/1.jpg,b,val"],
-            ImageFolderError,
+            FileTableError,
             "the class 'b' has images in val, but none to train on",
         ),
     ],
@@ -122,19 +122,19 @@ def test_bad_csv(tmp_path: Path, lines: list[str], error: type[Exception], messa
 def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match=r"There is no folder and no CSV file .*nowhere"):
         read_image_table(tmp_path / "nowhere")
-    with pytest.raises(ImageFolderError, match=r"no folders and no images in it.*Expected is a folder for each class"):
+    with pytest.raises(FileTableError, match=r"no folders and no images in it.*Expected is a folder for each class"):
         read_image_table(tmp_path)
     write_image_folder(tmp_path / "one", ["cat"])
-    with pytest.raises(ImageFolderError, match=r"10 images of one class alone, 'cat'"):
+    with pytest.raises(FileTableError, match=r"10 images of one class alone, 'cat'"):
         read_image_table(tmp_path / "one")
-    with pytest.raises(ImageFolderError, match=r"10 images but no folders in it.*predict-files"):
+    with pytest.raises(FileTableError, match=r"10 images but no folders in it.*predict-files"):
         read_image_table(tmp_path / "one" / "cat")
     (tmp_path / "one" / "dog").mkdir()
-    with pytest.raises(ImageFolderError, match=r"The class folder .*dog has no images \(files ending in \.jpg"):
+    with pytest.raises(FileTableError, match=r"The class folder .*dog has no images \(files ending in \.jpg"):
         read_image_table(tmp_path / "one")
     home = write_image_folder(tmp_path / "splits", splits=["train", "test"])
     (home / "train" / "eel").rename(home / "train" / "eels")
-    with pytest.raises(ImageFolderError, match=r"'eel' has images in test, but none to train on. Did you mean 'eels'"):
+    with pytest.raises(FileTableError, match=r"'eel' has images in test, but none to train on. Did you mean 'eels'"):
         read_image_table(home)
 
 
@@ -174,5 +174,5 @@ def test_links_stay_inside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fractions", [(-0.1, 0.1), (0.5, 0.5), (1.0, 0.0)])
 def test_bad_fractions(tmp_path: Path, fractions: tuple[float, float]) -> None:
-    with pytest.raises(ImageFolderError, match=r"nothing is left to train on"):
+    with pytest.raises(FileTableError, match=r"nothing is left to train on"):
         read_image_table(write_image_folder(tmp_path)).assign(*fractions, 0)

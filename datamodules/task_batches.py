@@ -1,0 +1,81 @@
+"""Batches of one task each, in a shuffled order of the tasks that every process shares."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DistributedSampler
+
+PADDING = -1
+Key = tuple[str, int, int]  # task, epoch, position; the position PADDING is a sample that does not count
+
+
+class TaskBatches(DistributedSampler[Any]):
+    """The batches of one process in one epoch: each task's examples once, each batch of a single task.
+
+    The order is VL-Adapter's "roundrobin": a list that names each task as often as it has batches, shuffled by Python's
+    generator with the number of the epoch, and consumed from its end. The k-th batch of a task holds the same examples
+    whether one process trains on them or several share them out.
+
+    It is a `DistributedSampler` so that Lightning leaves it alone and tells it the epoch; what it yields are whole
+    batches, lists of keys, for a loader that makes none itself (`batch_size=None`).
+
+    Args:
+        sizes: Task -> its number of examples.
+        batch_sizes: Task -> examples per batch and process.
+        world: The number of processes.
+        rank: Of this process.
+        seed: Of the examples' order, and added to the epoch for that of the tasks.
+        drop_last: Leave out a task's last batch where it is incomplete; otherwise padding makes the shares equal.
+        seen: Tells when an epoch begins how many batches of it this process has trained on already.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        batch_sizes: Mapping[str, int],
+        world: int,
+        rank: int,
+        seed: int,
+        drop_last: bool,
+        seen: Callable[[], int],
+    ) -> None:
+        super().__init__(range(sum(sizes.values())), world, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        self.sizes = dict(sizes)
+        self.batch_sizes = dict(batch_sizes)
+        self.world = world
+        self.incomplete = not drop_last
+        self.seen = seen
+
+    def counts(self) -> dict[str, int]:
+        """Task -> its batches in an epoch."""
+        return {task: self._count(size, self.batch_sizes[task] * self.world) for task, size in self.sizes.items()}
+
+    def __len__(self) -> int:
+        return sum(self.counts().values())
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        batches = {task: self._batches(number, task) for number, task in enumerate(self.sizes)}
+        yield from [next(batches[task]) for task in self.order()][self.seen() :]
+
+    def order(self) -> list[str]:
+        """The task of each batch of the epoch."""
+        tasks = [task for task, count in self.counts().items() for _ in range(count)]
+        random.Random(self.seed + self.epoch).shuffle(tasks)
+        return tasks[::-1]
+
+    def _batches(self, number: int, task: str) -> Iterator[list[Key]]:
+        """This process's share of the batches of a task."""
+        order = np.random.default_rng((self.seed, self.epoch, number)).permutation(self.sizes[task]).tolist()
+        step = self.batch_sizes[task] * self.world
+        for start in range(0, self.counts()[task] * step, step):
+            together = order[start : start + step]
+            together += [PADDING] * (-len(together) % self.world)
+            yield [(task, self.epoch, position) for position in together[self.rank :: self.world]]
+
+    def _count(self, size: int, step: int) -> int:
+        whole, rest = divmod(size, step)
+        return whole + (1 if rest and (self.incomplete or whole == 0) else 0)

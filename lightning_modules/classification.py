@@ -1,0 +1,104 @@
+"""What classifiers of images and videos share: loss, metrics and predictions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, TypedDict
+
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_modules.base import AdaptedModule
+from lightning_modules.schedule import WarmupCosine
+from replora import AdapterConfig
+from replora.backbones.backbone import Backbone
+from replora.errors import RepLoRAError
+
+PADDING = -1  # the label of what neither loss nor metrics count, such as what fills up an evaluation batch
+
+
+class ClassPredictions(TypedDict):
+    """What `predict_step` gives for B examples."""
+
+    index: Tensor  # int64 (B,)
+    probabilities: Tensor  # float (B, num_classes)
+
+
+class ClassificationModule(AdaptedModule):
+    """A backbone with an adapter and a fresh classification head, on batches with `label` and `index`.
+
+    Logged: `loss`, `accuracy` and, for validation and test, `mean_class_accuracy`, each with the prefix `train/`,
+    `val/` or `test/`. A subclass says how a batch becomes logits (`logits_of`).
+
+    Args:
+        built: The backbone.
+        num_classes: Number of classes.
+        label_smoothing: Weight in [0, 1) of the uniform distribution in the training target.
+        adapter, optimizer, schedule: As of `AdaptedModule`.
+
+    Raises:
+        RepLoRAError: `label_smoothing` is out of its range.
+    """
+
+    def __init__(
+        self,
+        built: Backbone,
+        num_classes: int,
+        label_smoothing: float,
+        adapter: AdapterConfig,
+        optimizer: OptimizerCallable,
+        schedule: WarmupCosine,
+    ) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise RepLoRAError(f"label_smoothing: {label_smoothing} is out of range. It must be a number in [0, 1).")
+        super().__init__(built, adapter, optimizer, schedule)
+        self.label_smoothing = label_smoothing
+        accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING)
+        by_class = MulticlassAccuracy(num_classes, average="macro", ignore_index=PADDING)
+        evaluation = MetricCollection({"accuracy": accuracy, "mean_class_accuracy": by_class})
+        self.train_metrics = MetricCollection({"accuracy": accuracy.clone()}, prefix="train/")
+        self.val_metrics = evaluation.clone(prefix="val/")
+        self.test_metrics = evaluation.clone(prefix="test/")
+        # Lightning's own mean over processes rounds their numbers of examples; torchmetrics' does not.
+        self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
+
+    @abstractmethod
+    def logits_of(self, batch: Any) -> Tensor:
+        """(B, num_classes)."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        logits, label = self.logits_of(batch), batch["label"]
+        loss = F.cross_entropy(logits, label, ignore_index=PADDING, label_smoothing=self.label_smoothing)
+        counted = int((label != PADDING).sum())
+        if not counted:  # their mean would be 0 / 0
+            loss = logits.sum() * 0
+        self.require_finite(loss, batch_idx)
+        self.train_metrics.update(logits, label)
+        self.train_loss.update(loss.detach(), counted)
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("loss", loss, prog_bar=True, logger=False)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
+        self.log("train/learning_rate", rate, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+        self.log_dict(self.train_metrics, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self._evaluate(batch, self.val_metrics, self.val_loss, "val/")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self._evaluate(batch, self.test_metrics, self.test_loss, "test/")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> ClassPredictions:  # noqa: ARG002
+        return {"index": batch["index"], "probabilities": self.logits_of(batch).float().softmax(dim=-1)}
+
+    def _evaluate(self, batch: Any, metrics: MetricCollection, mean_loss: MeanMetric, prefix: str) -> None:
+        logits, label = self.logits_of(batch), batch["label"]
+        metrics.update(logits, label)
+        counted = label != PADDING
+        mean_loss.update(F.cross_entropy(logits[counted], label[counted], reduction="none"))
+        self.log(f"{prefix}loss", mean_loss)
+        for name, metric in metrics.items(keep_base=False, copy_state=False):
+            self.log(name, metric, prog_bar=name == f"{prefix}accuracy")

@@ -1,0 +1,146 @@
+"""Video classification with an adapted video backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torchmetrics import MetricCollection, SumMetric
+
+from lightning_modules.classification import PADDING, ClassificationModule
+from lightning_modules.schedule import WarmupCosine
+from replora import AdapterConfig, RepLoRAConfig
+from replora.backbones.video import VideoBackbone, build_video_backbone, checkpoint_gradients
+from replora.datasets import VideoBatch
+from replora.errors import RepLoRAError, nearest
+
+Average = Literal["logits", "probabilities"]
+
+DEFAULT_ADAPTER = RepLoRAConfig()
+DEFAULT_SCHEDULE = WarmupCosine()
+
+
+class VideoClassification(ClassificationModule):
+    """A pre-trained video backbone with an adapter and a fresh classification head.
+
+    Batches are `replora.datasets.VideoBatch`es of normalised clips; the views of a video go through the model one after
+    the other, and one answer is made of them. Logged: `loss`, `accuracy`, for validation and test
+    `mean_class_accuracy`, and `skipped`, the videos that could not be decoded and are not in the other numbers, each
+    with the prefix `train/`, `val/` or `test/`.
+
+    Args:
+        num_classes: Number of classes. On the command line it is the data's and cannot be given.
+        backbone: `swin3d_t`, `swin3d_s`, `swin3d_b` with or without the tag of torchvision's weights, `swin3d_nano`, or
+            a VideoMAE of transformers: a folder or a hub id.
+        pretrained: Whether to start from the backbone's published weights; needs a network at the first use.
+        checkpoint: Weights file of a Swin to start from instead, torchvision's or the original release's: `.pth`, `.pt`
+            or `.safetensors`.
+        num_frames: Frames of a clip, which only VideoMAE depends on. On the command line it is the data's.
+        drop_path_rate: Probability in [0, 1) of skipping the deepest residual branch in training; linear over depth.
+            Swin only.
+        label_smoothing: Weight in [0, 1) of the uniform distribution in the training target.
+        average_views: What is averaged over the views of a video: `logits`, as V-PETL does, or `probabilities`, as the
+            original release of Video Swin.
+        adapter: The method: RepLoRA, its ablations and LoRA (`RepLoRAConfig`), `FullConfig`, `LinearProbeConfig`,
+            `BitFitConfig`, or another one through the peft library (`PeftConfig`).
+        optimizer: The optimiser. Biases, norms and diagonals train without weight decay.
+        schedule: The learning rate's course.
+        gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them: less
+            memory, about a third more time, the same result.
+        compile: Whether to compile the model with `torch.compile`: minutes at the start, faster steps.
+
+    Raises:
+        RepLoRAError: An option is out of its range, or the backbone or its weights cannot be had.
+    """
+
+    backbone: VideoBackbone
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "swin3d_b",
+        pretrained: bool = True,
+        checkpoint: Path | None = None,
+        num_frames: int = 8,
+        drop_path_rate: float = 0.0,
+        label_smoothing: float = 0.0,
+        average_views: Average = "logits",
+        adapter: AdapterConfig = DEFAULT_ADAPTER,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=1e-4),
+        schedule: WarmupCosine = DEFAULT_SCHEDULE,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+    ) -> None:
+        if average_views not in get_args(Average):
+            raise RepLoRAError(
+                f"average_views: {average_views!r} is not an option. {nearest(average_views, get_args(Average))}"
+            )
+        built = build_video_backbone(
+            backbone,
+            num_classes=num_classes,
+            pretrained=pretrained,
+            checkpoint=checkpoint,
+            drop_path_rate=drop_path_rate,
+            num_frames=num_frames,
+        )
+        super().__init__(built, num_classes, label_smoothing, adapter, optimizer, schedule)
+        if gradient_checkpointing:
+            checkpoint_gradients(self.model)
+        if compile:
+            self.model.compile()  # in place: names in checkpoints stay as they are
+        self.average_views: Average = average_views
+        self.train_skipped, self.val_skipped, self.test_skipped = SumMetric(), SumMetric(), SumMetric()
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if (clips := getattr(datamodule, "clips", None)) is not None:
+            self._require_shape(clips.num_frames, clips.image_size, clips.image_size)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, 3, T, H, W) -> logits (B, num_classes)."""
+        self._require_shape(*video.shape[-3:])
+        logits: Tensor = self.model(video)
+        return logits
+
+    def logits_of(self, batch: VideoBatch) -> Tensor:
+        """One answer a video, from its views (B, V, 3, T, H, W)."""
+        views = [self(view) for view in batch["video"].unbind(dim=1)]
+        if len(views) == 1:
+            return cast(Tensor, views[0])
+        logits = torch.stack(views).float()  # (V, B, num_classes)
+        if self.average_views == "logits":
+            return logits.mean(dim=0)
+        return logits.softmax(dim=-1).mean(dim=0).log()
+
+    def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:
+        self.train_skipped.update(_skipped(batch))
+        self.log("train/skipped", self.train_skipped, on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+    def _evaluate(self, batch: VideoBatch, metrics: MetricCollection, mean_loss: Any, prefix: str) -> None:
+        super()._evaluate(batch, metrics, mean_loss, prefix)
+        skipped = self.val_skipped if prefix == "val/" else self.test_skipped
+        skipped.update(_skipped(batch))
+        self.log(f"{prefix}skipped", skipped)
+
+    def _require_shape(self, frames: int, height: int, width: int) -> None:
+        b = self.backbone
+        if b.num_frames is not None and frames != b.num_frames:
+            raise RepLoRAError(
+                f"{b.name} was built for clips of {b.num_frames} frames, but the data gives {frames}. Set "
+                f"--data.clips.num_frames {b.num_frames}."
+            )
+        if b.input_size is not None and (height, width) != (b.input_size, b.input_size):
+            raise RepLoRAError(
+                f"{b.name} takes frames of {b.input_size} x {b.input_size} pixels, but the data gives {height} x "
+                f"{width}. Set --data.clips.image_size {b.input_size}."
+            )
+
+
+def _skipped(batch: VideoBatch) -> Tensor:
+    """How many videos of a batch could not be decoded; what only fills it up has index -1."""
+    return ((batch["label"] == PADDING) & (batch["index"] >= 0)).sum()

@@ -1,0 +1,333 @@
+"""Questions about images and videos, and captions, by VL-BART with an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+import replora
+from lightning_modules.base import AdaptedModule
+from lightning_modules.schedule import WarmupLinear
+from replora import AdapterConfig, RepLoRAConfig
+from replora.adapters.inject import adapters_of
+from replora.backbones.trained_parts import DEFAULT_PARTS, PARTS, Part, train_parts
+from replora.datasets.vl import VLBatch, VLTask, vl_task
+from replora.errors import RepLoRAError, nearest
+from replora.metrics import score_answers
+from replora.metrics.caption_tokenizer import TokenizerName
+from replora.metrics.caption_tokenizer import caption_tokenizer as caption_tokenizer_of
+
+if TYPE_CHECKING:
+    from datamodules import VisionLanguageDataModule
+
+NO_LOSS = -100  # the label of a token that is not learned
+MOST_TOKENS = 20  # of a generated answer, `<s>` and `</s>` included, in VL-Adapter
+DEFAULT_ADAPTER = RepLoRAConfig(rank=128, alpha=32, dropout=0.1, targets=("q", "v"))
+DEFAULT_SCHEDULE = WarmupLinear(warmup_fraction=0.1)
+
+
+class VisionLanguage(AdaptedModule):
+    """VL-BART with an adapter, trained on several tasks together in batches of one task each.
+
+    Batches are `replora.datasets.vl.VLBatch`es. The loss is the cross-entropy of the answer's tokens: averaged over
+    each sample's tokens, times the sample's weight, averaged over the samples; for COCO captions the mean of all
+    tokens. The averages are those of the batch of all processes together, so that two processes with half the batch
+    size train as one does.
+
+    Answers are written as VL-Adapter's: at most 20 tokens, greedily for VQA and GQA, by five beams for captions and
+    videos, no trigram twice. For NLVR2 the likelier of `true` and `false` is taken. Logged for each task are its
+    metrics (`val/accuracy/vqa`, `val/cider/coco`, ...; `replora.metrics.score_answers`), and as `val/score` the plain
+    mean of each task's published metric. Accuracies are in [0, 1], and CIDEr is a hundredth of what tables show.
+
+    Args:
+        backbone: `facebook/bart-base`, a folder that transformers saved it to, or `bart_nano`, a small one of random
+            weights. The data's tokenizer is the one of this name.
+        pretrained: Whether to load BART's weights; otherwise they are random. `bart_nano` has none.
+        revision: Branch, tag or commit of the hub repository.
+        feature_size: Width of the features, that of the data: 2048 of CLIP RN101's grid, 512 of its ViT-B/32.
+        pooled_side: Pools the square grid of each image to this many tokens a side; 0 leaves it.
+        dropout: Everywhere in BART, in [0, 1).
+        adapter: The method.
+        also_train: What trains beside the adapter, counted apart from it: `visual_embedding`, which is new, `biases` of
+            BART, its `layer_norm_weights`.
+        optimizer: The optimiser. As in VL-Adapter only biases (and RepLoRA's diagonals) are not decayed.
+        schedule: The learning rate's course.
+        caption_tokenizer: Before captions are compared: `ptb_java` as published scores, `approximate` without Java, or
+            `auto`, the first that this machine can run. The results say which.
+        num_beams: Beams of every generated answer, instead of VL-Adapter's.
+
+    Raises:
+        RepLoRAError: An option is out of its range, or the backbone or its weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "facebook/bart-base",
+        pretrained: bool = True,
+        revision: str | None = None,
+        feature_size: int = 2048,
+        pooled_side: int = 6,
+        dropout: float = 0.1,
+        adapter: AdapterConfig = DEFAULT_ADAPTER,
+        also_train: Sequence[Part] = DEFAULT_PARTS,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=0.01, eps=1e-6),
+        schedule: WarmupLinear = DEFAULT_SCHEDULE,
+        caption_tokenizer: TokenizerName = "auto",
+        num_beams: int | None = None,
+    ) -> None:
+        # Here, as transformers takes seconds to import.
+        from replora.backbones.vl_bart import build_vl_bart, load_vl_tokenizer
+
+        _check(feature_size, pooled_side, dropout, also_train, num_beams)
+        built = build_vl_bart(
+            backbone,
+            pretrained=pretrained,
+            revision=revision,
+            feature_size=feature_size,
+            pooled_side=pooled_side,
+            dropout=dropout,
+            visual_embedding="visual_embedding" in also_train,
+        )
+        if not built.head_names:
+            rank_zero_warn("also_train: without visual_embedding the features pass through random weights that stay.")
+        super().__init__(built, adapter, optimizer, schedule)
+        heads = replora.parameter_counts(self.model).head
+        self.extra_counts = {"visual_embedding": heads, **train_parts(self.model, also_train)}
+        self.feature_size = feature_size
+        self.num_beams = num_beams
+        self.caption_tokenizer = caption_tokenizer_of(caption_tokenizer)
+        self.tokenizer = load_vl_tokenizer(backbone, revision)
+        self.verdicts = [self.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("false", "true")]
+        self.train_loss = MeanMetric()
+        self.answers: dict[str, dict[int, str]] = {}  # task -> record's index -> what the model said last
+        self._results: dict[str, dict[str, Any]] = {}
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        counts = described["parameters"]
+        trained = counts["adapter_trained"] + counts["head"]
+        extra = {
+            "extra_parameters": self.extra_counts,
+            # Of all parameters, the added ones included, as the published tables count.
+            "trained_percent": round(100 * trained / (counts["backbone"] + trained), 3),
+        }
+        return described | extra if counts["adapter_trained"] < counts["backbone"] else described
+
+    def measured(self, verb: str) -> dict[str, Any]:
+        return self._results.get(verb, {})
+
+    @property
+    def _config(self) -> Any:
+        return self.model.config
+
+    @property
+    def datamodule(self) -> VisionLanguageDataModule:
+        return cast("VisionLanguageDataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data = self.datamodule
+        if data.feature_size != self.feature_size:
+            raise RepLoRAError(
+                f"feature_size: the data's features have the width {data.feature_size}, but the model was built for "
+                f"{self.feature_size}. Give both the same (--model.feature_size, --data.feature_size)."
+            )
+        if data.tokenizer_name != self.backbone.name:
+            rank_zero_warn(
+                f"The data are tokenised as for {data.tokenizer_name!r}, but the backbone is {self.backbone.name!r}."
+            )
+
+    # --- training
+
+    def forward(self, batch: VLBatch) -> Tensor:
+        """Logits (B, L, vocabulary) of the answer's tokens, each from those before it."""
+        output = self.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            features=batch["features"],
+            decoder_input_ids=self._shifted(batch["labels"]),
+            use_cache=False,
+        )
+        return cast(Tensor, output.logits)
+
+    def training_step(self, batch: VLBatch, batch_idx: int) -> Tensor:
+        loss, count = self._loss(batch)
+        self.require_finite(loss, batch_idx)
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.train_loss.update(loss.detach(), count)
+        self.log("loss", loss, prog_bar=True, logger=False, batch_size=1)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=1)
+        self.log("train/learning_rate", rate, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+        return loss
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        undecayed = {id(p) for bank in adapters_of(self.model).factor_banks() for p in bank.undecayed()}
+        groups: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups[id(parameter) in undecayed or "bias" in name].append(parameter)
+        decayed, rest = groups
+        both: list[dict[str, Any]] = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
+        return [group for group in both if group["params"]]
+
+    def _loss(self, batch: VLBatch) -> tuple[Tensor, Tensor]:
+        """The loss of this process, whose mean over the processes is that of the whole batch, and what it counts."""
+        labels = batch["labels"]
+        logits = self(batch)
+        by_token = F.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), ignore_index=NO_LOSS, reduction="none"
+        ).view_as(labels)
+        tokens = (labels != NO_LOSS).sum(1)  # (B,)
+        if vl_task(batch["task"]).mean_over == "tokens":
+            total, count = by_token.sum(), tokens.sum()
+        else:
+            by_sample = by_token.sum(1) / tokens.clamp(min=1)
+            total, count = (by_sample * batch["weight"]).sum(), (batch["index"] >= 0).sum()
+        world = self.trainer.world_size
+        everywhere = count.float()
+        if world > 1:
+            torch.distributed.all_reduce(everywhere)
+        return total * world / everywhere.clamp(min=1), count
+
+    def _shifted(self, labels: Tensor) -> Tensor:
+        """What the decoder reads: the start token, then the labels without the last."""
+        config = self._config
+        start = labels.new_full((len(labels), 1), config.decoder_start_token_id)
+        return torch.cat([start, labels[:, :-1]], 1).masked_fill_(
+            F.pad(labels[:, :-1] == NO_LOSS, (1, 0)), config.pad_token_id
+        )
+
+    # --- evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        self.answers = {}
+
+    def on_test_epoch_start(self) -> None:
+        self.answers = {}
+
+    def on_predict_epoch_start(self) -> None:
+        self.answers = {}
+
+    def validation_step(self, batch: VLBatch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+        self._keep(batch)
+
+    def test_step(self, batch: VLBatch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+        self._keep(batch)
+
+    def predict_step(self, batch: VLBatch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:  # noqa: ARG002
+        return self._keep(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._gather()
+        if not self.trainer.sanity_checking:
+            self._score("val", "validate")
+
+    def on_test_epoch_end(self) -> None:
+        self._gather()
+        self._score("test", "test")
+
+    def on_predict_epoch_end(self) -> None:
+        self._gather()
+
+    @torch.no_grad()
+    def answer(self, batch: VLBatch) -> list[str]:
+        """What the model says to each sample of a batch."""
+        task = vl_task(batch["task"])
+        mask = batch["attention_mask"]
+        encoded = self.model.get_encoder()(batch["input_ids"], mask, features=batch["features"])  # type: ignore[operator]
+        mask = F.pad(mask, (0, encoded[0].shape[1] - mask.shape[1]), value=1)  # the visual tokens
+        if task.kind == "nlvr2":
+            return self._judge(encoded, mask)
+        written = self.model.generate(  # type: ignore[operator]
+            encoder_outputs=encoded, attention_mask=mask, **self._generation(task)
+        )
+        return cast("list[str]", self.tokenizer.batch_decode(written, skip_special_tokens=True))
+
+    def _judge(self, encoded: Any, mask: Tensor) -> list[str]:
+        """`true` or `false`, whichever is likelier right behind `<s>`."""
+        config = self._config
+        start = torch.tensor([[config.decoder_start_token_id, config.bos_token_id]], device=mask.device)
+        output = self.model(
+            encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=start.expand(len(mask), -1), use_cache=False
+        )
+        false, true = output.logits[:, 1, self.verdicts].unbind(1)
+        return ["true" if verdict else "false" for verdict in (true > false).tolist()]
+
+    def _generation(self, task: VLTask) -> dict[str, Any]:
+        """VL-Adapter's settings and those that BART's own files add, all of them given explicitly."""
+        config = self._config
+        beams = self.num_beams or task.beams
+        return {
+            "do_sample": False,
+            "num_beams": beams,
+            "early_stopping": beams > 1,
+            "length_penalty": 1.0,
+            "max_length": MOST_TOKENS,
+            "no_repeat_ngram_size": 3,
+            "forced_bos_token_id": config.bos_token_id,
+            "forced_eos_token_id": config.eos_token_id,
+            "use_cache": True,
+        }
+
+    def _keep(self, batch: VLBatch) -> list[str]:
+        """The answers to a batch, kept by record but for padding."""
+        texts = self.answer(batch)
+        said = self.answers.setdefault(batch["task"], {})
+        said |= {i: text for i, text in zip(batch["index"].tolist(), texts, strict=True) if i >= 0}
+        return texts
+
+    def _gather(self) -> None:
+        """Let every process know all answers, so that all compute the same scores."""
+        if self.trainer.world_size == 1:
+            return
+        everywhere: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(everywhere, self.answers)
+        self.answers = {}
+        for part in everywhere:
+            for task, said in part.items():
+                self.answers.setdefault(task, {}).update(said)
+
+    def _score(self, stage: str, verb: str) -> None:
+        split = self.datamodule.split_of(verb)
+        published: list[float] = []
+        counts: dict[str, int] = {}
+        for name, part in self.datamodule.parts(split).items():
+            task, said = vl_task(name), self.answers.get(name, {})
+            scores = score_answers(task, part.records, said, self.caption_tokenizer)
+            if scores:
+                self.log_dict({f"{stage}/{metric}/{name}": value for metric, value in scores.items()})
+                published.append(scores[task.metric])
+                counts[name] = len(said)
+        if published:
+            self.log(f"{stage}/score", sum(published) / len(published), prog_bar=True)
+        found: dict[str, Any] = {"split": split, "answers": counts}
+        if any(vl_task(name).kind == "caption" for name in counts):
+            found["caption_tokenizer"] = self.caption_tokenizer.name
+        found["generation"] = {
+            name: self._generation(vl_task(name)) for name in counts if vl_task(name).kind != "nlvr2"
+        }
+        self._results[verb] = found
+        if stage == "val":  # what a fit saw last
+            self._results["fit"] = found
+
+
+def _check(
+    feature_size: int, pooled_side: int, dropout: float, also_train: Sequence[str], num_beams: int | None
+) -> None:
+    for option, value, least in (("feature_size", feature_size, 1), ("pooled_side", pooled_side, 0)):
+        if value < least:
+            raise RepLoRAError(f"{option}: {value} is out of range. It must be at least {least}.")
+    if not 0 <= dropout < 1:
+        raise RepLoRAError(f"dropout: {dropout} is out of range. It must be a probability in [0, 1).")
+    if num_beams is not None and num_beams < 1:
+        raise RepLoRAError(f"num_beams: {num_beams} is out of range. It must be at least 1.")
+    for part in also_train:
+        if part not in PARTS:
+            raise RepLoRAError(f"also_train: {part!r} is not known. {nearest(part, PARTS)}")

@@ -1,0 +1,164 @@
+"""VQAv2, GQA, NLVR2 and COCO captions in the folder that VL-T5 and VL-Adapter use.
+
+vqa/karpathy_{train,val,test}.json, vqa/v2_mscoco_val2014_annotations.json        features: COCO
+GQA/{train,valid,testdev}.json                                                     features: VG, of testdev GQA
+nlvr/{train,valid,test}.json                                                       features: nlvr
+COCO/dataset_coco.json                                                             features: COCO
+{COCO,VG,GQA,nlvr}/clip_features/data_clip_RN101_att/{image}.h5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from replora.datasets.errors import DatasetNotFoundError, RecordError
+from replora.datasets.vl import VLRecord
+from replora.datasets.vl_files import read_json, read_records
+
+ImageTextSplit = Literal["train", "val", "test"]
+CLIP_FEATURES = "data_clip_RN101_att"
+LAYOUT = "vqa/, GQA/, nlvr/, COCO/ and VG/ as docs/vision_language.md lists them."
+# GQA has no validation of its own here: VL-Adapter trains on train + valid, and watches and reports testdev.
+FILES = {
+    "vqa": {"train": ["karpathy_train"], "val": ["karpathy_val"], "test": ["karpathy_test"]},
+    "gqa": {"train": ["train", "valid"], "val": ["testdev"], "test": ["testdev"]},
+    "nlvr2": {"train": ["train"], "val": ["valid"], "test": ["test"]},
+}
+COCO_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
+
+
+def image_text_records(root: Path, task: str, split: ImageTextSplit) -> list[VLRecord]:
+    """The records of a task and split, in the order of the files.
+
+    Raises:
+        DatasetNotFoundError: A file is missing.
+        RecordError: A file is damaged, or a record lacks what it needs.
+    """
+    return _READERS[task](root, split)
+
+
+def feature_folder(root: Path, task: str, split: ImageTextSplit, features: str = CLIP_FEATURES) -> Path:
+    """Where the features of a task's images are."""
+    home = {"vqa": "COCO", "coco": "COCO", "nlvr2": "nlvr", "gqa": "VG" if split == "train" else "GQA"}[task]
+    return root / home / "clip_features" / features
+
+
+def _vqa(root: Path, split: ImageTextSplit) -> list[VLRecord]:
+    found = _read(root / "vqa", "vqa", split, ("img_id", "question_id", "sent"))
+    human = {} if split == "train" else _human_answers(root / "vqa")
+    records = []
+    for index, (where, item) in enumerate(found):
+        label = item.get("label", {})
+        truth = None
+        if human:
+            answers = human.get(int(item["question_id"]))
+            if answers is None:
+                raise RecordError(
+                    f"{where}: question {item['question_id']} is not in the annotations of val2014 and train2014, "
+                    "which hold the ten human answers that the metric compares with."
+                )
+            truth = {"answers": answers, "scores": label}
+        records.append(
+            VLRecord(
+                index,
+                int(item["question_id"]),
+                item["sent"],
+                (item["img_id"],),
+                tuple(label),
+                tuple(map(float, label.values())),
+                truth,
+            )
+        )
+    return records
+
+
+def _human_answers(folder: Path) -> dict[int, list[str]]:
+    """Question id -> its ten human answers. Karpathy's val and test are of COCO's val2014."""
+    files = [folder / f"v2_mscoco_{part}2014_annotations.json" for part in ("val", "train")]
+    present = [file for file in files if file.is_file()]
+    if not present:
+        raise DatasetNotFoundError(
+            f"There is no {files[0]}. The metric of VQAv2 compares with ten human answers a question, which it holds; "
+            "it is part of https://visualqa.org/download.html."
+        )
+    answers: dict[int, list[str]] = {}
+    for file in present:
+        content = read_json(file, LAYOUT)
+        try:
+            found = {int(a["question_id"]): [one["answer"] for one in a["answers"]] for a in content["annotations"]}
+        except (KeyError, TypeError) as error:
+            raise RecordError(f"{file} is not of the form that VQAv2's annotations have: {error!r}") from error
+        answers |= found
+    return answers
+
+
+def _gqa(root: Path, split: ImageTextSplit) -> list[VLRecord]:
+    found = _read(root / "GQA", "gqa", split, ("img_id", "question_id", "sent", "label"))
+    return [
+        VLRecord(
+            index,
+            str(item["question_id"]),
+            item["sent"],
+            (str(item["img_id"]),),
+            tuple(item["label"]),
+            tuple(map(float, item["label"].values())),
+            item["label"],
+        )
+        for index, (_, item) in enumerate(found)
+    ]
+
+
+def _nlvr2(root: Path, split: ImageTextSplit) -> list[VLRecord]:
+    found = _read(root / "nlvr", "nlvr2", split, ("identifier", "img0", "img1", "label", "sent"))
+    records = []
+    for index, (where, item) in enumerate(found):
+        label = item["label"]
+        if label not in (0, 1):
+            raise RecordError(f"{where}: the label {label!r} is neither 0 nor 1.")
+        answer = "true" if label else "false"
+        images = (item["img0"], item["img1"])
+        records.append(
+            VLRecord(index, item["identifier"], item["sent"], images, (answer,), (1.0,), bool(label), int(label))
+        )
+    return records
+
+
+def _coco(root: Path, split: ImageTextSplit) -> list[VLRecord]:
+    """A record a caption in training, a record an image with all its captions elsewhere."""
+    file = root / "COCO" / "dataset_coco.json"
+    content = read_json(file, LAYOUT)
+    records: list[VLRecord] = []
+    try:
+        for item in content["images"]:
+            if item["split"] not in COCO_SPLITS[split]:
+                continue
+            name = item["filename"].split(".")[0]
+            captions = [sentence["raw"].strip() for sentence in item["sentences"]]
+            image_id = int(item.get("cocoid", item.get("imgid", len(records))))
+            if split == "train":
+                for caption in captions:
+                    records.append(VLRecord(len(records), image_id, "", (name,), (caption,), (1.0,), [caption]))
+            else:
+                records.append(VLRecord(len(records), image_id, "", (name,), tuple(captions[:1]), (1.0,), captions))
+    except (KeyError, TypeError) as error:
+        raise RecordError(f"{file} is not of the form of Karpathy's splits: {error!r}") from error
+    return records
+
+
+def _read(folder: Path, task: str, split: ImageTextSplit, fields: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
+    """(file and number, record) of all files of a split."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    for name in FILES[task][split]:
+        file = folder / f"{name}.json"
+        found += [(f"{file}, record {i}", item) for i, item in enumerate(read_records(file, LAYOUT, fields))]
+    return found
+
+
+_READERS: dict[str, Callable[[Path, ImageTextSplit], list[VLRecord]]] = {
+    "vqa": _vqa,
+    "gqa": _gqa,
+    "nlvr2": _nlvr2,
+    "coco": _coco,
+}

@@ -1,0 +1,109 @@
+"""TVQA, How2QA, TVC and YC2C (YouCook2 captions) in the folder of the VALUE benchmark, as VL-Adapter reads it.
+
+    video/ann/{tv,how2,yc2}_subtitles.jsonl
+    video/ann/tvqa/tvqa_{train,val,test_public}.jsonl
+    video/ann/how2qa/how2qa_{train,val,test_public}_release.jsonl
+    video/ann/{tvc,yc2c}/{tvc,yc2c}_{train,val,test}_release.jsonl
+    video/vis_features/{tv,how2,yc2}/clip-vit/{video}.npz
+
+The answers of the test splits were never published, and the server that scored them is gone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from replora.datasets.errors import RecordError
+from replora.datasets.vl import VLRecord
+from replora.datasets.vl_files import read_records
+
+VideoTextSplit = Literal["train", "val", "test"]
+FRAMES = 64  # vectors that each video gets
+FRAME_SECONDS = 1.5  # between two vectors of VALUE's features
+CLIP_VIT = "clip-vit"
+LAYOUT = "video/ann/ and video/vis_features/ as docs/vision_language.md lists them."
+CHANNELS = {"tvqa": "tv", "how2qa": "how2", "tvc": "tv", "yc2c": "yc2"}
+CHOICES = {"tvqa": 5, "how2qa": 4}
+FILES = {
+    "tvqa": {"train": "tvqa_train", "val": "tvqa_val", "test": "tvqa_test_public"},
+    "how2qa": {"train": "how2qa_train_release", "val": "how2qa_val_release", "test": "how2qa_test_public_release"},
+    "tvc": {"train": "tvc_train_release", "val": "tvc_val_release", "test": "tvc_test_release"},
+    "yc2c": {"train": "yc2c_train_release", "val": "yc2c_val_release", "test": "yc2c_test_release"},
+}
+
+
+def video_text_records(root: Path, task: str, split: VideoTextSplit) -> list[VLRecord]:
+    """The records of a task and split, in the order of the files.
+
+    Captions: a record a description in training, a record a clip with all its descriptions elsewhere.
+
+    Raises:
+        DatasetNotFoundError: A file is missing.
+        RecordError: A file is damaged, a record lacks what it needs, or a video has no subtitles.
+    """
+    annotations = root / "video" / "ann"
+    file = annotations / task / f"{FILES[task][split]}.jsonl"
+    is_choice = task in CHOICES
+    needed = ("qid", "q", "ts", "vid_name") if is_choice else ("vid_name", "clip_id")
+    found = read_records(file, LAYOUT, needed)
+    subtitles = _subtitles(annotations / f"{CHANNELS[task]}_subtitles.jsonl")
+    records: list[VLRecord] = []
+    for number, item in enumerate(found):
+        if item["vid_name"] not in subtitles:
+            raise RecordError(f"{file}, record {number}: the video {item['vid_name']!r} has no subtitles.")
+        spoken = f"[Subs] {subtitles[item['vid_name']]}"
+        if is_choice:
+            records.append(_choice(task, len(records), item, spoken, f"{file}, record {number}"))
+        else:
+            records += _clip(task, len(records), item, spoken, split)
+    return records
+
+
+def feature_folder(root: Path, task: str, features: str = CLIP_VIT) -> Path:
+    """Where the features of a task's videos are."""
+    return root / "video" / "vis_features" / CHANNELS[task] / features
+
+
+def _choice(task: str, index: int, item: dict[str, Any], spoken: str, where: str) -> VLRecord:
+    names = [f"a{i}" for i in range(CHOICES[task])]
+    missing = [name for name in names if name not in item]
+    if missing:
+        raise RecordError(f"{where}: the choice {missing[0]!r} is missing.")
+    # Words and spaces of VL-Adapter; only the ends of a choice lose their dots.
+    choices = " ".join(f"{name}: {item[name].strip('. ')}." for name in names)
+    text = f"{spoken} [Q] {item['q'].strip()} [TS] ({item['ts']}) [Choices] {choices}"
+    answer = item.get("answer_idx")
+    return VLRecord(
+        index,
+        str(item["qid"]),
+        text,
+        (item["vid_name"],),
+        () if answer is None else (f"a{int(answer)}",),
+        () if answer is None else (1.0,),
+        None if answer is None else int(answer),
+        0 if answer is None else int(answer),
+    )
+
+
+def _clip(task: str, index: int, item: dict[str, Any], spoken: str, split: VideoTextSplit) -> list[VLRecord]:
+    # A list in Python's own spelling: [TS] ([5.8, 8.24])
+    text = f"{spoken} [TS] ({item['ts']})" if task == "tvc" else spoken
+    sentences = [one["desc"] for one in item.get("descs", [])]
+    images = (item["vid_name"],)
+    about: dict[str, Any] = {key: item[key] for key in ("vid_name", "ts") if key in item}
+    if split == "train":
+        return [
+            VLRecord(index + i, item["clip_id"], text, images, (sentence,), (1.0,), [sentence], about=about)
+            for i, sentence in enumerate(sentences)
+        ]
+    shown, weights = tuple(sentences[:1]), (1.0,) if sentences else ()
+    return [VLRecord(index, item["clip_id"], text, images, shown, weights, sentences or None, about=about)]
+
+
+def _subtitles(file: Path) -> dict[str, str]:
+    """Video -> all it says, in one line."""
+    return {
+        item["vid_name"]: " ".join(line["text"].strip() for line in item["sub"])
+        for item in read_records(file, LAYOUT, ("vid_name", "sub"))
+    }

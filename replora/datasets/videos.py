@@ -1,0 +1,255 @@
+"""One clip on disk -> some of its frames: a video file through PyAV, or a folder of numbered images.
+
+Frames are counted by decoding. What a container reports is no number to index by: WebM reports none, AVI with
+packed B-frames one too many. Clips last seconds, so they are decoded from the start, and frames picked by number.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from replora.datasets.errors import CorruptVideoError
+from replora.datasets.images import IMAGE_SUFFIXES
+from replora.errors import RepLoRAError
+
+if TYPE_CHECKING:
+    import av
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
+
+# Decoded frames that wait until the clip's length is known, in bytes; a longer clip is decoded a second time.
+HELD_BYTES = 256 * 2**20
+# A clip with fewer frames, or an earlier last one, than this part of what its header states was cut off.
+WHOLE = 0.8
+
+# Number of frames of a clip -> positions of those wanted.
+Choice = Callable[[int], Sequence[int]]
+
+
+class MissingDecoderError(RepLoRAError):
+    """PyAV is not installed."""
+
+
+def read_clip(path: Path, choose: Choice, short_side: int | None = None) -> Tensor:
+    """Decode a clip and give the frames that `choose` wants, in its order; a frame may be wanted twice.
+
+    Args:
+        path: a video file, or a folder of images whose names end in numbers.
+        choose: is called once with the number of frames of the clip.
+        short_side: height or width, whichever is smaller, of the frames given, in pixels (bilinear, antialiased);
+            None leaves them as they are.
+
+    Returns:
+        uint8 (T, 3, H, W).
+
+    Raises:
+        CorruptVideoError: the file cannot be decoded, ends early or has no frames; of a folder an image cannot be read
+            or is missing in between.
+        MissingDecoderError: PyAV is not installed.
+    """
+    frames = _read_folder(path, choose) if path.is_dir() else _read_video(path, choose)
+    return frames if short_side is None else resize(frames, short_side)
+
+
+def count_frames(path: Path) -> int:
+    """How many frames a clip has, by decoding all of them.
+
+    Raises:
+        CorruptVideoError, MissingDecoderError: as `read_clip` says.
+    """
+    if path.is_dir():
+        files = _numbered_images(path)
+        for file in files:
+            _image(file)
+        return len(files)
+    return sum(1 for _ in _decode(path))
+
+
+def resize(frames: Tensor, short_side: int) -> Tensor:
+    """uint8 (T, 3, H, W) -> uint8 (T, 3, h, w), min(h, w) = `short_side`, the longer side rounded down."""
+    height, width = frames.shape[-2:]
+    if min(height, width) == short_side:
+        return frames
+    size = (short_side, short_side * width // height) if height <= width else (short_side * height // width, short_side)
+    return F.interpolate(frames, size=size, mode="bilinear", antialias=True)
+
+
+def clip_files(folder: Path) -> list[Path]:
+    """The clips in `folder` and the folders inside it: video files, and folders that directly hold images."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.name.startswith("."):
+            continue
+        is_video = path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+        if is_video or (path.is_dir() and any(_is_image(entry) for entry in path.iterdir())):
+            found.append(path)
+    return found
+
+
+def require_decoder() -> None:
+    """Raise where no video file could be decoded.
+
+    Raises:
+        MissingDecoderError: PyAV is not installed.
+    """
+    if importlib.util.find_spec("av") is None:
+        raise MissingDecoderError(
+            'Video files are decoded by PyAV, which is not installed: pip install "replora[video]", or pip install av, '
+            "which brings FFmpeg along. Folders of images instead of video files need nothing."
+        )
+
+
+# --- video files
+
+
+def _read_video(path: Path, choose: Choice) -> Tensor:
+    held: list[Any] = []
+    count = size = 0
+    for frame in _decode(path):
+        count += 1
+        size += frame.width * frame.height * 3 // 2
+        if size <= HELD_BYTES:
+            held.append(frame)
+        else:
+            held.clear()
+    wanted = list(choose(count))
+    chosen = set(wanted)
+    pixels = {}
+    for number, frame in enumerate(held or _decode(path)):
+        if number in chosen:
+            pixels[number] = _rgb(path, frame)
+            if len(pixels) == len(chosen):
+                break
+    first = pixels[wanted[0]].shape
+    if any(image.shape != first for image in pixels.values()):
+        raise CorruptVideoError(f"The video {path} changes its size on the way. Encode it again at one size.")
+    return torch.from_numpy(np.stack([pixels[number] for number in wanted])).permute(0, 3, 1, 2).contiguous()
+
+
+def _decode(path: Path) -> Iterator[av.VideoFrame]:
+    """All frames of a video file in order.
+
+    One thread: FFmpeg's frame threads may hang when a loader process ends (github.com/pytorch/vision, issue 9010), and
+    loader processes fill the cores anyway.
+    """
+    require_decoder()
+    import av
+
+    count = 0
+    last = 0.0
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise CorruptVideoError(f"The file {path} holds no video.")
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"
+            stream.codec_context.thread_count = 1
+            start = None
+            for frame in container.decode(stream):
+                if frame.time is not None:
+                    start = frame.time if start is None else start
+                    last = frame.time - start
+                count += 1
+                yield frame
+            length, stated = _length(container, stream), stream.frames
+            rate = float(stream.average_rate or 0)
+    except CorruptVideoError:
+        raise
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise CorruptVideoError(
+            f"The video {path} cannot be decoded: {_reason(path, error)}. Copy or download this file again."
+        ) from error
+    if not count:
+        raise CorruptVideoError(f"The video {path} holds no frame. Copy or download this file again.")
+    end = last + 1 / rate if rate else last
+    short = start is not None and end < WHOLE * length and length - end > 0.5
+    if short or count < WHOLE * stated:
+        raise CorruptVideoError(
+            f"The video {path} ends after {count:,} frames ({end:.1f} seconds); its header says "
+            f"{f'{stated:,} frames' if stated else f'{length:.1f} seconds'}, so it was cut off. Copy or download this "
+            "file again."
+        )
+
+
+def _length(container: Any, stream: Any) -> float:
+    """The seconds that the header states; 0 if it states none."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / 1e6
+
+
+def _rgb(path: Path, frame: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(H, W, 3)."""
+    try:
+        pixels: np.ndarray[Any, np.dtype[np.uint8]] = frame.to_ndarray(format="rgb24")
+    except (ValueError, OSError) as error:
+        raise CorruptVideoError(f"The video {path} has a frame without pixels ({error}).") from error
+    return pixels
+
+
+def _reason(path: Path, error: BaseException) -> str:
+    if not path.exists():
+        return "there is no such file"
+    return "the file is empty (0 bytes)" if path.stat().st_size == 0 else str(error)
+
+
+# --- folders of images
+
+
+def _read_folder(folder: Path, choose: Choice) -> Tensor:
+    files = _numbered_images(folder)
+    wanted = list(choose(len(files)))
+    pixels = {number: _image(files[number]) for number in set(wanted)}
+    first = pixels[wanted[0]].shape
+    if odd := [files[number] for number, image in pixels.items() if image.shape != first]:
+        raise CorruptVideoError(f"The image {odd[0]} has another size than those beside it. Extract the clip again.")
+    return torch.from_numpy(np.stack([pixels[number] for number in wanted])).permute(0, 3, 1, 2).contiguous()
+
+
+def _numbered_images(folder: Path) -> list[Path]:
+    """The images of a clip by number; a gap means that frames are lost."""
+    files = [path for path in folder.iterdir() if _is_image(path)]
+    if not files:
+        raise CorruptVideoError(f"The folder {folder} holds no images, so it is no clip.")
+    numbers: dict[int, Path] = {}
+    for file in files:
+        digits = re.search(r"(\d+)$", file.stem)
+        if digits is None or int(digits[1]) in numbers:
+            raise CorruptVideoError(
+                f"The image {file} has no number of its own at the end of its name. Frames are named like "
+                "frame_00001.jpg."
+            )
+        numbers[int(digits[1])] = file
+    low, high = min(numbers), max(numbers)
+    if high - low + 1 != len(numbers):
+        lost = next(number for number in range(low, high) if number not in numbers)
+        raise CorruptVideoError(
+            f"The folder {folder} holds images {low} to {high}, but number {lost} is missing ({len(numbers):,} are "
+            "there). Extract the clip again."
+        )
+    return [numbers[number] for number in sorted(numbers)]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _image(file: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(H, W, 3)."""
+    try:
+        with Image.open(file) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise CorruptVideoError(
+            f"The frame {file} cannot be read: {_reason(file, error)}. Extract the clip again."
+        ) from error

@@ -1,0 +1,111 @@
+"""Tokenising captions before they are compared: Stanford's tokenizer by Java, or an approximation without.
+
+Published scores use Stanford CoreNLP 3.4.1's PTBTokenizer with `-lowerCase`, punctuation removed. The approximation
+lower-cases, parts off punctuation and English clitics (`man's` -> `man 's`, `don't` -> `do n't`) and removes the same
+marks; it differs on abbreviations, numbers with units and unusual symbols. A result names the one that was used.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from replora.errors import RepLoRAError, nearest
+
+log = logging.getLogger(__name__)
+
+TokenizerName = Literal["auto", "ptb_java", "approximate"]
+JAR = "stanford-corenlp-3.4.1.jar"  # in the package pycocoevalcap
+# Tokens that coco-caption drops. It means to drop brackets too, but names them in capitals (-LRB-), as which they never
+# come behind -lowerCase; so they stay, here as well.
+_DROPPED = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W_]+(?:['.-][^\W_]+)*|[^\w\s]|_")
+_CLITIC = re.compile(r"(n't|'(?:s|re|ve|ll|d|m))$")
+
+
+class CaptionTokenizerError(RepLoRAError):
+    """The tokenizer asked for is not installed, or Java fails."""
+
+
+@dataclass(frozen=True)
+class CaptionTokenizer:
+    """A tokenizer of captions and the name that results give it.
+
+    Attributes:
+        name: `ptb_java` or `approximate`.
+        tokenize: Sentences -> their tokens, joined by spaces.
+    """
+
+    name: str
+    tokenize: Callable[[Sequence[str]], list[str]]
+
+
+def caption_tokenizer(name: TokenizerName = "auto") -> CaptionTokenizer:
+    """The tokenizer of this name; `auto` is Stanford's where Java and pycocoevalcap are there.
+
+    Raises:
+        CaptionTokenizerError: `ptb_java` was asked for, and Java or the package is missing.
+    """
+    if name not in ("auto", "ptb_java", "approximate"):
+        known = ("auto", "ptb_java", "approximate")
+        raise CaptionTokenizerError(f"caption_tokenizer: {name!r} is not known. {nearest(name, known)}")
+    lacking = [what for what, there in (("Java", shutil.which("java")), ("pycocoevalcap", _jar())) if not there]
+    if name == "approximate" or (name == "auto" and lacking):
+        return CaptionTokenizer("approximate", tokenize_approximately)
+    if lacking:
+        raise CaptionTokenizerError(
+            f"caption_tokenizer: ptb_java needs {' and '.join(lacking)}, which this machine lacks. Install a Java "
+            'runtime and pip install "replora[vl]", or set --model.caption_tokenizer approximate.'
+        )
+    return CaptionTokenizer("ptb_java", _tokenize_by_java)
+
+
+def tokenize_approximately(sentences: Sequence[str]) -> list[str]:
+    """Sentences -> tokens joined by spaces, without Java."""
+    return [" ".join(_approximate_tokens(sentence)) for sentence in sentences]
+
+
+def _approximate_tokens(sentence: str) -> list[str]:
+    tokens: list[str] = []
+    for token in _TOKEN.findall(sentence.lower().replace("\u2019", "'")):
+        clitic = _CLITIC.search(token)
+        tokens += [token[: clitic.start()], clitic[0]] if clitic and clitic.start() else [token]
+    return [_BRACKETS.get(token, token) for token in tokens if token not in _DROPPED and token != '"']
+
+
+def _tokenize_by_java(sentences: Sequence[str]) -> list[str]:
+    """One call of Java for all; a line a sentence."""
+    jar = _jar()
+    assert jar is not None
+    lines = [" ".join(sentence.split()) or "." for sentence in sentences]  # an empty line would be lost
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "captions.txt"
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+        command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8", str(file)]
+        done = subprocess.run(command, capture_output=True, check=False)
+    found = done.stdout.decode("utf-8", errors="replace").split("\n")[: len(lines)]
+    if done.returncode or len(found) < len(lines):
+        reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
+        raise CaptionTokenizerError(
+            f"Java could not tokenise {len(lines):,} captions ({reason}). --model.caption_tokenizer approximate needs "
+            "no Java."
+        )
+    return [" ".join(token for token in line.split(" ") if token and token not in _DROPPED) for line in found]
+
+
+def _jar() -> Path | None:
+    spec = importlib.util.find_spec("pycocoevalcap")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    jar = Path(spec.submodule_search_locations[0]) / "tokenizer" / JAR
+    return jar if jar.is_file() else None
