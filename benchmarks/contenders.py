@@ -163,6 +163,7 @@ def injected(config: Callable[..., replora.AdapterConfig]) -> Callable[..., nn.M
 METHODS: dict[str, Callable[..., nn.Module]] = {
     "floor": floor,
     "replora": injected(replora.RepLoRAConfig),
+    "replora_narrow": injected(lambda **options: replora.RepLoRAConfig(hidden=16, **options)),
     "lora": injected(lambda **options: replora.RepLoRAConfig(factors="none", **options)),
     "peft_lora": injected(lambda **options: replora.PeftConfig("lora", **options)),
     "peft_dora": injected(lambda **options: replora.PeftConfig("dora", **options)),
@@ -172,6 +173,7 @@ METHODS: dict[str, Callable[..., nn.Module]] = {
 TITLES = {
     "floor": "floor: frozen backbone, gradient through all of it",
     "replora": "RepLoRA",
+    "replora_narrow": "RepLoRA, hidden: 16",
     "lora": "LoRA (ours)",
     "peft_lora": "LoRA (PEFT, on qkv)",
     "peft_dora": "DoRA (PEFT, on qkv)",

@@ -141,3 +141,17 @@ def test_the_example_of_a_sweeps_file_is_one(tmp_path: Path) -> None:
     sweep = read_sweep(tmp_path / "example.yaml")
     assert len(sweep.selection_trials()) == 2 * 2 * 2 * 2
     assert len(sweep.planned_final_trials()) == 2 * 2 * 2 * 5
+
+
+def test_speed_figures_are_those_of_the_results_files() -> None:
+    results = ROOT / "results" / "benchmarks"
+    steps = json.loads((results / "training_step-vit_base-batch16-cpu-fp32.json").read_text(encoding="utf-8"))[
+        "results"
+    ]
+    merged = json.loads((results / "evaluation-vit_base-batch16-cpu-fp32.json").read_text(encoding="utf-8"))["results"]
+    for name, found in steps.items():
+        low, high = found["ratio_quartiles"]
+        row = f"| {found['ratio']:.3f} ({low:.3f} to {high:.3f}) | {found['peak_bytes'] / 2**20:,.0f} |"
+        assert row in README or name == "naive_replora"
+    assert f"takes {steps['replora']['ratio_to_peft_lora']:.3f} of the time of PEFT's LoRA" in README
+    assert f"merged weights takes {merged['merged']['ratio']:.3f} of the backbone's own time" in README

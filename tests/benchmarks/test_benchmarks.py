@@ -43,7 +43,16 @@ def test_training_step_compares_all_methods_with_the_floor(benchmark, tmp_path: 
     benchmark("training_step").main(["--quick", "--out", str(tmp_path), "--threads", "1"])
     (file,) = tmp_path.glob("*.json")
     results = json.loads(file.read_text(encoding="utf-8"))["results"]
-    assert set(results) == {"floor", "replora", "lora", "peft_lora", "peft_dora", "naive_replora", "full"}
+    assert set(results) == {
+        "floor",
+        "replora",
+        "replora_narrow",
+        "lora",
+        "peft_lora",
+        "peft_dora",
+        "naive_replora",
+        "full",
+    }
     assert results["floor"]["ratio"] == 1
     assert results["floor"]["peak_bytes"] < results["lora"]["peak_bytes"] < results["full"]["peak_bytes"]
     # The same method twice, once naively; the same number of parameters in two libraries.
