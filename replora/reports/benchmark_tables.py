@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from replora.reports.document import Block, Heading, Paragraph, Table
-from replora.reports.gather import Group, Size
+from replora.reports.gather import Group, Size, benchmark_tasks
 from replora.reports.scores import Scores
-
-COMMONSENSE = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")
 
 
 def benchmark_section(group: Group, prefix: str) -> list[Block]:
@@ -32,8 +30,8 @@ def benchmark_section(group: Group, prefix: str) -> list[Block]:
         for size in reversed(scores.sizes):
             rows = [[m, *_row(benchmark, columns, _means(scores, m, size))] for m in scores.methods]
             seeds = len({run.seed for run in scores.runs if run.size == size})
-            metric = scores.runs[0].metric
-            caption = f"{_name(benchmark)}, {_amount(size)}: test {metric} in %, mean of {seeds} seed(s); blank: no run"
+            measured = f"test {scores.runs[0].metric} in %, mean over the seeds ({seeds}); blank: no run"
+            caption = f"{_name(benchmark)}, {_amount(size)}: {measured}"
             name = f"{prefix}{benchmark}_{'shots' if shots else 'part'}_{size.amount:g}"
             blocks.append(Table(name, caption, ["method", *columns, *_averages(benchmark)], rows))
     if benchmark == "vtab":
@@ -97,10 +95,7 @@ def _averages(benchmark: str) -> list[str]:
 
 
 def _columns(benchmark: str) -> list[str]:
-    from replora.datasets.fgvc import FGVC_TASKS
-    from replora.datasets.vtab import VTAB_TASKS
-
-    return {"vtab": list(VTAB_TASKS), "fgvc": list(FGVC_TASKS), "commonsense": list(COMMONSENSE)}[benchmark]
+    return benchmark_tasks()[benchmark]
 
 
 def _groups() -> dict[str, list[str]]:

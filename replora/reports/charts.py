@@ -82,7 +82,7 @@ def draw_curves(
                 axis.plot([ringed], [y], "o", markersize=13, markerfacecolor="none", color=look[method]["color"])
         if logarithmic:
             axis.set_xscale("log")
-            _plain_ticks(axis, sorted({x for curve in curves.values() for x in curve}))
+            _plain_ticks(axis, sorted({x for curve in curves.values() for x in curve}), 14 if len(panels) == 1 else 6)
         if not zoom:
             axis.set_ylim(bottom=0)
         axis.set_title(title, fontsize=11)
@@ -196,13 +196,14 @@ def _in_order(names: Any) -> list[str]:
         return unique
 
 
-def _plain_ticks(axis: Any, places: Sequence[float]) -> None:
-    """The measured places themselves as ticks, as many as are legible."""
+def _plain_ticks(axis: Any, places: Sequence[float], most: int) -> None:
+    """The measured places themselves as ticks, as many as are legible: at most about `most` over the axis."""
     from matplotlib.ticker import NullLocator
 
+    apart = (places[-1] / places[0]) ** (1 / most) if places else 1.0
     kept: list[float] = []
     for place in places:
-        if not kept or place / kept[-1] > 1.35:
+        if not kept or place >= kept[-1] * apart:
             kept.append(place)
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xticks(kept, [f"{place:g}" for place in kept], fontsize=9)

@@ -165,6 +165,22 @@ def ordered(methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=lambda name: (known.get(name, len(known)), name))
 
 
+def benchmark_tasks() -> dict[str, list[str]]:
+    """The tasks of each benchmark in the order of published tables."""
+    from replora.datasets.fgvc import FGVC_TASKS
+    from replora.datasets.vtab import VTAB_TASKS
+    from replora.reports.commonsense import COLUMNS
+
+    return {"vtab": list(VTAB_TASKS), "fgvc": list(FGVC_TASKS), "commonsense": list(COLUMNS)}
+
+
+def ordered_tasks(tasks: Iterable[str]) -> list[str]:
+    """Tasks as published tables have them, others by name."""
+    known = [task for tasks_there in benchmark_tasks().values() for task in tasks_there]
+    places = {task: place for place, task in enumerate(known)}
+    return sorted(tasks, key=lambda task: (places.get(task, len(places)), task))
+
+
 def read_runs(sources: Sequence[Path]) -> list[dict[str, Any]]:
     """The results in directories (searched with those inside), `results.json` and `.jsonl` files.
 

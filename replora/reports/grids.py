@@ -7,7 +7,7 @@ from pathlib import Path
 
 from replora.reports.charts import draw_curves, draw_heat_maps
 from replora.reports.document import Block, Heading, Paragraph, Picture, Table
-from replora.reports.gather import Group, Run, Size, ordered
+from replora.reports.gather import Group, Run, Size, ordered, ordered_tasks
 from replora.reports.statistics import Mean, mean_over_seeds
 
 
@@ -103,6 +103,8 @@ def _heat_maps(
         }
         for method in methods
     }
+    if len(sizes) == 1:
+        return []  # the curves say it all
     file = folder / f"{prefix}grid.png"
     draw_heat_maps(file, by_rate, "training data", "learning rate", "validation accuracy, %")
     return [Picture(file, "Validation accuracy over learning rate and amount of training data; X diverged.")]
@@ -115,7 +117,7 @@ def _value(runs: Sequence[Run]) -> float | None:
 
 def _choices(runs: Sequence[Run], methods: Sequence[str], sizes: Sequence[Size], name: str) -> Table:
     """The best point of each method, task and size, as a sweep chooses it."""
-    tasks = list(dict.fromkeys(run.task for run in runs))
+    tasks = ordered_tasks({run.task for run in runs})
     rows = []
     for task in tasks:
         for size in sizes:

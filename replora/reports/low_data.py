@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from replora.reports.charts import draw_curves, draw_dots
@@ -28,7 +29,7 @@ def _section(scores: Scores, folder: Path, name: str) -> list[Block]:
     metric = scores.runs[0].metric.replace("_", " ")
     several = len(scores.sizes) > 1
     blocks: list[Block] = [Heading(3, "Accuracy by amount of training data" if several else "Accuracy")]
-    blocks += [_accuracies(scores, task, f"{name}_{_slug(task)}", metric) for task in scores.panels[:1]]
+    blocks.append(_accuracies(scores, scores.panels[:1], name, metric))
     caption = f"Test {metric}: mean over {len(scores.seeds)} seeds and its 95 % interval (Student's t)."
     file = folder / f"{name}.png"
     if several:
@@ -39,25 +40,23 @@ def _section(scores: Scores, folder: Path, name: str) -> list[Block]:
         means = {method: scores.mean(method, scores.sizes[0], scores.panels[0]) for method in scores.methods}
         draw_dots(file, {m: mean for m, mean in means.items() if mean is not None}, f"test {metric}, %")
     blocks.append(Picture(file, caption))
-    blocks += [_accuracies(scores, task, f"{name}_{_slug(task)}", metric) for task in scores.panels[1:]]
+    if scores.panels[1:]:
+        blocks.append(_accuracies(scores, scores.panels[1:], f"{name}_tasks", metric))
     if several:
         blocks += _data_needed(scores, name)
     return [*blocks, *_paired(scores, name)]
 
 
-def _accuracies(scores: Scores, task: str, name: str, metric: str) -> Table:
-    several = len(scores.seeds) > 1
+def _accuracies(scores: Scores, tasks: Sequence[str], name: str, metric: str) -> Table:
+    seeds = len(scores.seeds)
     rows = [
-        [method, *(_shown(scores.mean(method, size, task), len(scores.seeds)) for size in scores.sizes)]
+        [method, task, *(_shown(scores.mean(method, size, task), seeds) for size in scores.sizes)]
+        for task in tasks
         for method in scores.methods
     ]
-    return Table(
-        name,
-        f"{task}: test {metric} in %"
-        + (f", mean of {len(scores.seeds)} seeds ± half the 95 % interval" if several else ", one seed"),
-        ["method", *(scores.name(size) for size in scores.sizes)],
-        rows,
-    )
+    repeated = f"mean of {seeds} seeds ± half the 95 % interval" if seeds > 1 else "one seed"
+    columns = ["method", "task", *(scores.name(size) for size in scores.sizes)]
+    return Table(name, f"Test {metric} in %, {repeated}", columns, rows)
 
 
 def _shown(mean: Mean | None, seeds: int) -> str:
@@ -129,7 +128,3 @@ def _paired(scores: Scores, name: str) -> list[Block]:
     )
     columns = ["difference", "size", "mean", "95 % interval", "wins / ties / losses", "p"]
     return [Heading(3, "Paired differences"), Table(f"{name}_paired", caption, columns, rows)]
-
-
-def _slug(task: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in task)

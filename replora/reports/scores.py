@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from replora.reports.gather import Group, Run, Size, ordered
+from replora.reports.gather import Group, Run, Size, ordered, ordered_tasks
 from replora.reports.statistics import Comparison, Mean, compare_paired, mean_over_seeds
 
 AVERAGE = "mean of all tasks"
@@ -28,7 +28,7 @@ class Scores:
         self.by_cell: dict[tuple[str, Size, int], dict[str, float]] = {}
         for run in self.runs:
             self.by_cell.setdefault((run.method, run.size, run.seed), {}).update(_per_task(run))
-        self.tasks = list(dict.fromkeys(task for found in self.by_cell.values() for task in found))
+        self.tasks = ordered_tasks({task for found in self.by_cell.values() for task in found})
 
     def over_seeds(self, method: str, size: Size, task: str) -> dict[int, float]:
         """Seed -> score; of `AVERAGE` the mean over the tasks, where a seed has all of them."""

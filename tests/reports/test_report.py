@@ -132,10 +132,10 @@ def report(runs, tmp_path_factory) -> Path:
 
 def test_means_with_their_intervals_and_missing_seeds(report):
     """LoRA at 10 %: mean 52, t(1; 0.975) s / sqrt(2) = 12.706 * 2 = 25.4."""
-    lora = row(report, "size_digits", method="LoRA")
+    lora = row(report, "size", method="LoRA")
     assert lora["10 % (80)"] == "52.0 ± 25.4"
     assert lora["100 % (800)"] == "85.0 ± 63.5"
-    assert row(report, "size_digits", method="RepLoRA")["100 % (800)"] == "86.0 (n=1)"
+    assert row(report, "size", method="RepLoRA")["100 % (800)"] == "86.0 (n=1)"
 
 
 def test_data_that_one_needs_to_reach_the_other(report):
@@ -213,7 +213,7 @@ def test_the_verb(runs, tmp_path, capsys, monkeypatch):
 
 def test_one_size_is_a_picture_of_dots(tmp_path):
     write_report([write(tmp_path / "runs", [result("LoRA", 0.5), result("tanh | wide", 0.6)])], tmp_path / "out")
-    assert row(tmp_path / "out", "size_digits", method="tanh | wide")["100 % (800)"] == "60.0"
+    assert row(tmp_path / "out", "size", method="tanh | wide")["100 % (800)"] == "60.0"
     assert not (tmp_path / "out" / "size_data_needed.csv").exists()
     assert "tanh \\| wide" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
@@ -343,7 +343,7 @@ def test_one_run_tested_on_several_tasks(tmp_path):
     rows = benchmark([content])["commonsense_part_1"].rows
     assert rows == [["LoRA", "50.0", "60.0", *[""] * 7]]
     write_report([write(tmp_path / "runs", [content])], tmp_path / "out")
-    assert row(tmp_path / "out", "size_mean_of_all_tasks", method="LoRA")["100 % (800)"] == "55.0"
+    assert row(tmp_path / "out", "size", method="LoRA")["100 % (800)"] == "55.0"
 
 
 def test_every_published_row_has_its_source():

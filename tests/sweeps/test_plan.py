@@ -112,18 +112,16 @@ def test_shipped_sweeps_are_fair_and_complete(name):
 
 
 def test_shipped_sweeps_cover_what_they_say():
-    assert {
-        "quickstart_low_data",
-        "ablation",
-        "vtab_low_data",
-        "vtab_grid",
-        "fgvc_low_data",
-        "commonsense_low_data",
-    } == {name.removeprefix("sweep/").removesuffix(".yaml") for name in SHIPPED}
+    named = {name.removeprefix("sweep/").removesuffix(".yaml") for name in SHIPPED}
+    low_data = {f"{data}_low_data" for data in ("quickstart", "digits", "vtab", "fgvc", "commonsense")}
+    assert named == low_data | {"vtab_grid", "ablation"}
     grid = read_sweep(find_config("sweep/vtab_grid.yaml"))
     assert len(grid.tasks) == 19
     assert all(len(method.grid) == 25 for method in grid.methods)
+    digits = read_sweep(find_config("sweep/digits_low_data.yaml"))
+    assert [size.options["data.train_fraction"] for size in digits.sizes] == [0.01, 0.02, 0.05, 0.1, 0.3, 0.5, 1.0]
+    assert digits.final
+    assert len(digits.final.seeds) == 5
     quick = read_sweep(find_config("sweep/quickstart_low_data.yaml"))
-    assert [size.options["data.train_fraction"] for size in quick.sizes] == [0.01, 0.02, 0.05, 0.1, 0.3, 0.5, 1.0]
-    assert quick.final
-    assert len(quick.final.seeds) == 5
+    trials = [*quick.selection_trials(), *quick.planned_final_trials()]
+    assert len(trials) * (quick.seconds_per_trial or 0) / 2 <= 600, "ten minutes on two cores"
