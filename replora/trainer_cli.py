@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule, Trainer
@@ -91,6 +91,7 @@ class TrainerCLI(LightningCLI):
     def __init__(self, arguments: list[str]) -> None:
         self.verb = arguments[0]
         self.untrained = False
+        _let_whole_numbers_be_whole()
         for message in SETTLED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_needed)
@@ -282,6 +283,18 @@ def _refuse_misunderstandings(arguments: list[str]) -> None:
             known = [cls.__name__ for cls in _subclasses(bases[option])]
             if value not in known:
                 raise RepLoRAError(f"{option}: there is no class {value!r}. {nearest(value, known)}")
+
+
+def _let_whole_numbers_be_whole() -> None:
+    """`--trainer.limit_val_batches 1` is one batch, 1.0 is all of them, whatever was imported before Lightning.
+
+    The first type of a union that fits is taken, and `typing` hands out one object for Union[int, float] and
+    Union[float, int], that which was written first: after `import ray.tune` the Trainer would take 1 for 1.0.
+    """
+    hints = inspect.unwrap(Trainer.__init__).__annotations__
+    for option, hint in hints.items():
+        if set(get_args(hint)) == {int, float, type(None)}:
+            hints[option] = int | float | None
 
 
 def _subclasses(base: type) -> Iterator[type]:
