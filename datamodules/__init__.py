@@ -9,6 +9,7 @@ from datamodules.image import ImageDataModule
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.image_text import ImageTextDataModule
 from datamodules.motion import MotionDataModule
+from datamodules.small_images import SmallImagesDataModule
 from datamodules.ssv2 import SSv2DataModule
 from datamodules.video import VideoDataModule
 from datamodules.video_folder import VideoFolderDataModule
@@ -28,6 +29,7 @@ __all__ = [
     "ImageTextDataModule",
     "MotionDataModule",
     "SSv2DataModule",
+    "SmallImagesDataModule",
     "VLDemoDataModule",
     "VTABDataModule",
     "VideoDataModule",

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
-from replora.datasets import ImageDataset, ImageSample
-from replora.datasets.images import Interpolation, square_tensor
+from replora.datasets.grey import GreyImages
+from replora.datasets.images import Interpolation
 from replora.datasets.subsample import stratified_order
 
 
-class Digits(ImageDataset):
+class Digits(GreyImages):
     """1,797 grey images of 8 x 8 pixels, ten classes (Alpaydin and Kaynak 1998, UCI, as shipped by scikit-learn).
 
     The splits are fixed and stratified: the first 800 images of a stratified order with seed 0 are `train`, the next
@@ -35,15 +34,7 @@ class Digits(ImageDataset):
         digits = load_digits()
         order = stratified_order(digits.target.tolist(), seed=0)
         chosen = {"train": order[:800], "val": order[800:1000], "trainval": order[:1000], "test": order[1000:]}[split]
-        grey = np.rint(digits.images[chosen] * (255 / 16))  # levels 0 .. 16 -> 0 .. 255
-        self.grey = np.clip(grey, 0, 255).astype(np.uint8)  # (N, 8, 8)
-        self.labels = digits.target[chosen].tolist()
-        self.class_names = [str(name) for name in digits.target_names]
-        self.image_size = image_size
-        self.interpolation = interpolation
-
-    def __getitem__(self, index: int) -> ImageSample:
-        """The sample: uint8 (3, image_size, image_size), three equal channels."""
-        index = range(len(self))[index]
-        image = square_tensor(Image.fromarray(self.grey[index]), self.image_size, self.interpolation)
-        return {"image": image, "label": self.labels[index], "index": index}
+        levels = np.rint(digits.images[chosen] * (255 / 16))  # 0 .. 16 -> 0 .. 255
+        grey = np.clip(levels, 0, 255).astype(np.uint8)  # (N, 8, 8)
+        labels = digits.target[chosen].tolist()
+        super().__init__(grey, labels, [str(name) for name in digits.target_names], image_size, interpolation)

@@ -9,7 +9,7 @@ from replora.cli import find_config, main, packaged_configs
 from replora.errors import RepLoRAError
 from replora.reports.results import read_results
 from tests.cli.helpers import DIGITS, QUICK
-from tests.fake_data import write_commonsense, write_fgvc_task, write_image_folder, write_vtab_task
+from tests.fake_data import write_commonsense, write_fashion_mnist, write_fgvc_task, write_image_folder, write_vtab_task
 from tests.fake_vl import write_image_text, write_video_text
 from tests.tiny_bart import write_tiny_bart
 from tests.tiny_llama import write_tiny_llama
@@ -51,7 +51,7 @@ ELSEWHERE = ("trainer/ddp_cpu.yaml", "vl_demo.yaml", *TEXTS, *SWEEPS, *VIDEOS, *
 
 def test_what_ships():
     groups = {name.partition("/")[0] for name in NAMES}
-    images = {"fgvc.yaml", "image_folder.yaml", "quickstart.yaml", "vtab.yaml"}
+    images = {"fgvc.yaml", "image_folder.yaml", "quickstart.yaml", "small_images.yaml", "vtab.yaml"}
     texts = {"commonsense.yaml", "commonsense_13b.yaml", "commonsense_smollm2.yaml"}
     videos = {"hmdb51.yaml", "ssv2.yaml", "video_demo.yaml", "video_folder.yaml"}
     multimodal = {"image_text.yaml", "video_text.yaml", "vl_demo.yaml"}
@@ -82,6 +82,10 @@ def test_every_configuration_runs(name, tmp_path):
     elif name == "image_folder.yaml":
         write_image_folder(tmp_path / "images")
         arguments = [f"--config={name}", f"--data.root={tmp_path / 'images'}", *SMALL]
+        arguments.remove("--data.check_sizes=false")
+    elif name == "small_images.yaml":
+        write_fashion_mnist(tmp_path / "fashion-mnist")
+        arguments = [f"--config={name}", f"--data.root={tmp_path}", "--trainer.limit_test_batches=1", *SMALL]
         arguments.remove("--data.check_sizes=false")
     elif name.startswith("recipe/"):
         arguments = [*vtab, f"--config={name}", *SMALL]
