@@ -83,6 +83,10 @@ def draw_curves(
         if logarithmic:
             axis.set_xscale("log")
             _plain_ticks(axis, sorted({x for curve in curves.values() for x in curve}), 14 if len(panels) == 1 else 6)
+        if scale == 100:  # wide intervals of few seeds reach beyond what an accuracy can be
+            highest = max((scale * mean.value for curve in curves.values() for mean in curve.values()), default=0)
+            bottom, top = axis.get_ylim()
+            axis.set_ylim(max(bottom, 0), min(top, max(102, 1.05 * highest)))
         if not zoom:
             axis.set_ylim(bottom=0)
         axis.set_title(title, fontsize=11)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from replora.reports.charts import draw_curves, draw_dots
-from replora.reports.document import Block, Heading, Picture, Table
+from replora.reports.document import Block, Heading, Paragraph, Picture, Table
 from replora.reports.gather import Group
 from replora.reports.scores import Scores
-from replora.reports.statistics import Mean, data_needed
+from replora.reports.statistics import Comparison, Mean, data_needed
 
 # The comparisons that the paper is about come first; a pair that is not there is left out.
 FIRST, REFERENCE = "RepLoRA", "LoRA"
@@ -127,4 +127,29 @@ def _paired(scores: Scores, name: str) -> list[Block]:
         "counts as one, because its training sets are nested. No correction for the number of comparisons."
     )
     columns = ["difference", "size", "mean", "95 % interval", "wins / ties / losses", "p"]
-    return [Heading(3, "Paired differences"), Table(f"{name}_paired", caption, columns, rows)]
+    verdict = _verdict(scores, reference)
+    return [Heading(3, "Paired differences"), *verdict, Table(f"{name}_paired", caption, columns, rows)]
+
+
+def _verdict(scores: Scores, reference: str) -> list[Block]:
+    """In words whether RepLoRA is better than the reference here."""
+    whole = scores.compare(FIRST, reference, scores.sizes) if FIRST in scores.methods and reference != FIRST else None
+    if whole is None or whole.low is None or whole.high is None:
+        return []
+    verdict = _sign(whole, "better", "worse", "not shown to be better or worse")
+    interval = f"95 % interval {100 * whole.low:+.1f} to {100 * whole.high:+.1f}, p {whole.p_value:.2g}"
+    means = f"{100 * whole.difference:+.1f} points ({interval})"
+    text = f"{FIRST} is {verdict} than {reference} here: {means}"
+    if len(scores.sizes) > 1:
+        single = [found for size in scores.sizes if (found := scores.compare(FIRST, reference, [size]))]
+        counts = [_sign(found, "better", "worse", "undecided") for found in single]
+        listed = ", ".join(f"{word} at {counts.count(word)}" for word in ("better", "worse", "undecided"))
+        text += f" over all sizes; of {len(counts)} single sizes {listed}"
+    return [Paragraph(f"{text}. Better and worse mean: 0 lies outside the interval, and p is below 0.1.")]
+
+
+def _sign(found: Comparison, above: str, below: str, neither: str) -> str:
+    """Which of the three words a difference deserves. The bootstrap alone is too bold with few pairs."""
+    if found.low is None or found.high is None or found.low <= 0 <= found.high or found.p_value >= 0.1:
+        return neither
+    return above if found.low > 0 else below

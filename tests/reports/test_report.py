@@ -156,6 +156,25 @@ def test_pairs_are_of_the_same_seed(report):
     assert row(report, "size_paired", size="all sizes")["mean"] == "+8.0"
 
 
+def test_the_verdict_in_words(report, tmp_path):
+    """Two seeds cannot tell, whatever the bootstrap says; five that agree can, each of them alone too."""
+    words = (report / "report.md").read_text()
+    assert "RepLoRA is not shown to be better or worse than LoRA here: +8.0 points (" in words
+    assert "of 2 single sizes better at 0, worse at 0, undecided at 2." in words
+    worse = [
+        result(method, accuracy + 0.01 * seed, seed=seed, size=size)
+        for method, accuracy in {"LoRA": 0.8, "RepLoRA": 0.7}.items()
+        for seed in range(5)
+        for size in (0.1, 1.0)
+    ]
+    write_report([write(tmp_path / "runs", worse)], tmp_path / "out")
+    words = (tmp_path / "out" / "report.md").read_text()
+    assert (
+        "RepLoRA is worse than LoRA here: -10.0 points (95 % interval -10.0 to -10.0, p 0.062) over all sizes" in words
+    )
+    assert "of 2 single sizes better at 0, worse at 2, undecided at 0." in words
+
+
 def test_what_was_chosen(report):
     lora = row(report, "choices", method="LoRA", size="10 %")
     assert (lora["learning rate"], lora["edge"], lora["validation, %"], lora["points tried"]) == (
