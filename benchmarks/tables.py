@@ -108,6 +108,15 @@ def scaling(results: dict[str, Any]) -> list[str]:
     return tables
 
 
+def step_profile(results: dict[str, Any]) -> list[str]:
+    kinds = list(next(iter(results.values()))["seconds"])
+    rows = [
+        [name, *(f"{1000 * found['seconds'][kind]:,.1f}" for kind in kinds), f"{found['operators']:,}"]
+        for name, found in results.items()
+    ]
+    return [table(["method", *(f"{kind}, ms" for kind in kinds), "operators"], rows)]
+
+
 TABLES = {
     "training_step": training_step,
     "evaluation": evaluation,
@@ -115,6 +124,7 @@ TABLES = {
     "video_decoding": video_decoding,
     "startup": startup,
     "scaling": scaling,
+    "step_profile": step_profile,
 }
 
 

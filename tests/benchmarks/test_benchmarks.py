@@ -24,7 +24,9 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
     return load
 
 
-@pytest.mark.parametrize("name", ["training_step", "evaluation", "loading", "video_decoding", "startup", "scaling"])
+@pytest.mark.parametrize(
+    "name", ["training_step", "evaluation", "loading", "video_decoding", "startup", "scaling", "step_profile"]
+)
 def test_runs_and_its_results_make_tables(name: str, benchmark, tmp_path: Path, capsys) -> None:
     benchmark(name).main(["--quick", "--out", str(tmp_path), "--threads", "1"])
     (file,) = tmp_path.glob("*.json")
