@@ -25,7 +25,7 @@ def grid_section(group: Group, folder: Path, prefix: str) -> list[Block]:
         panels[title] = {method: _over_rates(_of(runs, method, size)) for method in methods}
         for method, curve in panels[title].items():
             if curve:
-                marked[title, method] = max(curve, key=lambda rate, c=curve: c[rate].value)  # type: ignore[misc]
+                marked[title, method] = max(sorted(curve), key=lambda rate, c=curve: c[rate].value)  # type: ignore[misc]
     rates_file = folder / f"{prefix}learning_rate.png"
     draw_curves(rates_file, panels, "learning rate (peak)", f"validation {metric.replace('_', ' ')}, %", marked=marked)
     tasks = len({run.task for run in runs})
@@ -116,7 +116,7 @@ def _value(runs: Sequence[Run]) -> float | None:
 
 
 def _choices(runs: Sequence[Run], methods: Sequence[str], sizes: Sequence[Size], name: str) -> Table:
-    """The best point of each method, task and size, as a sweep chooses it."""
+    """The best point of each method, task and size, as a sweep chooses it; of equal ones that of the lowest rate."""
     tasks = ordered_tasks({run.task for run in runs})
     rows = []
     for task in tasks:
@@ -129,7 +129,7 @@ def _choices(runs: Sequence[Run], methods: Sequence[str], sizes: Sequence[Size],
                 if not usable:
                     rows.append([task, str(size), method, "", "", "", f"{len(points)}"])
                     continue
-                rate, decay = best = max(usable, key=lambda point: usable[point])
+                rate, decay = best = max(sorted(usable, key=_ascending), key=lambda point: usable[point])
                 rates = sorted({point[0] for point in points if point[0] is not None})
                 edge = "lowest" if rate == rates[0] else "highest" if rate == rates[-1] else ""
                 edge = edge if len(rates) > 1 else ""
@@ -138,3 +138,8 @@ def _choices(runs: Sequence[Run], methods: Sequence[str], sizes: Sequence[Size],
     rows = [row if len(row) == 8 else [*row[:3], "", "", "", "", row[-1]] for row in rows]
     columns = ["task", "size", "method", "learning rate", "edge", "weight decay", "validation, %", "points tried"]
     return Table(name, "The best point of each grid on the validation images", columns, rows)
+
+
+def _ascending(point: tuple[float, float | None]) -> tuple[float, float]:
+    rate, decay = point
+    return rate, -1.0 if decay is None else decay

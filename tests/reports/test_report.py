@@ -175,6 +175,13 @@ def test_the_verdict_in_words(report, tmp_path):
     assert "of 2 single sizes better at 0, worse at 2, undecided at 0." in words
 
 
+@pytest.mark.parametrize("rates", [(0.01, 0.02, 0.04), (0.04, 0.02, 0.01)])
+def test_of_equal_points_the_lowest_rate_is_chosen_as_in_a_sweep(tmp_path, rates):
+    same = [result(stage="select", rate=rate, score=None, validation=0.4 - 0.1 * (rate == 0.01)) for rate in rates]
+    write_report([write(tmp_path / "runs", [*same, result(rate=0.02)])], tmp_path / "out")
+    assert row(tmp_path / "out", "choices")["learning rate"] == "0.02"
+
+
 def test_what_was_chosen(report):
     lora = row(report, "choices", method="LoRA", size="10 %")
     assert (lora["learning rate"], lora["edge"], lora["validation, %"], lora["points tried"]) == (
