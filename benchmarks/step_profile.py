@@ -9,6 +9,7 @@ shares tell where time goes; how long a step takes is `training_step.py`'s to sa
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from statistics import median
 from typing import Any
@@ -30,7 +31,7 @@ OTHER = "other"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = measure.common_options(__doc__.splitlines()[0], rounds=5)
+    parser = measure.common_options(__doc__.splitlines()[0], rounds=15)
     measure.device_options(parser)
     parser.add_argument("--model", default="vit_base", choices=list(WORKLOADS), help="what is adapted")
     chosen = ["floor", "replora", "lora", "peft_lora"]
@@ -64,10 +65,13 @@ def profiled(steps: dict[str, TrainingStep], rounds: int, device: str) -> dict[s
     """What each step spends by kind of work, in each of some interleaved rounds after one to warm up."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in steps}
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    order = list(steps)
+    shuffle = random.Random(0).shuffle
     for number in range(-1, rounds):
-        for name, step in steps.items():
+        shuffle(order)
+        for name in order:
             with profile(activities=activities) as recorded:
-                step()
+                steps[name]()
                 measure.wait_for(device)
             if number >= 0:
                 found[name].append(by_kind(recorded, device))
