@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import replora
 from replora.adapters.check import outputs_on_example
 from replora.adapters.merge import merge_and_unload, merged
-from replora.adapters.peft_export import base_name, export_peft
+from replora.adapters.peft_export import base_name, export_peft, library_of
 from replora.adapters.state import save_adapter
 from replora.atomic import new_folder
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD
@@ -189,9 +189,11 @@ def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(folder)
         _copy_processors(trained.base, folder)
-        name, module = type(model).__name__, type(model).__module__
-        source = "transformers" if module.startswith("transformers.") else module  # VL-BART is ours
-        return "transformers", f'from {source} import {name}\n\nmodel = {name}.from_pretrained("this folder")'
+        name = type(model).__name__
+        return (
+            "transformers",
+            f'from {library_of(model)} import {name}\n\nmodel = {name}.from_pretrained("this folder")',
+        )
     if hasattr(model, "get_classifier"):  # timm
         _save_timm(model, trained, folder)
         return "timm", 'import timm\n\nmodel = timm.create_model("local-dir:this folder", pretrained=True)'
@@ -205,6 +207,8 @@ def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
 
 def _copy_processors(base: str | None, folder: Path) -> None:
     """What a transformers folder serves with beside the weights: tokenizer, image processor, options of generation."""
+    if base is None:  # made on this machine
+        return
     import transformers
 
     for loader in (transformers.AutoTokenizer, transformers.AutoImageProcessor, transformers.GenerationConfig):

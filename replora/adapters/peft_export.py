@@ -73,6 +73,7 @@ def export_peft(
 
     model = getattr(model, "_orig_mod", model)
     adapters = adapters_of(model)
+    _refuse_trained_parts(adapters)
     if isinstance(adapters.config, RepLoRAConfig):
         config, tensors = _plain_lora(model, adapters, adapters.config, example)
     elif isinstance(adapters.config, PeftConfig):
@@ -209,6 +210,16 @@ def _own_peft(model: nn.Module, adapters: Adapters, config: PeftConfig) -> tuple
     return own, {f"{PREFIX}{name}": tensor for name, tensor in found.items()}
 
 
+def _refuse_trained_parts(adapters: Adapters) -> None:
+    """PEFT saves its own matrices and whole modules, not single biases or norms that trained as well."""
+    heads = tuple(f"{head}." for head in adapters.also_train)
+    if single := [name for name in adapters.head if not name.startswith(heads)]:
+        raise PeftFormatError(
+            f"{len(single)} parameters of the backbone trained beside the adapter ({', '.join(single[:3])} ...), and "
+            f"PEFT's file has no place for them. {_MERGE_INSTEAD}"
+        )
+
+
 def _refuse_ambiguous_heads(model: nn.Module, adapters: Adapters) -> None:
     """PEFT finds `modules_to_save` by the end of a name, and leaves layers alone that have the name on their way."""
     for head in adapters.also_train:
@@ -237,11 +248,17 @@ def _usage(model: nn.Module, base: str | None) -> str:
     if base and getattr(model, "pretrained_cfg", None):
         architecture = base.removeprefix("timm/")
         build = f'import timm\n\nbase = timm.create_model("{architecture}", pretrained=True, num_classes=...)'
-    elif hasattr(model, "save_pretrained"):
-        build = f'from transformers import {name}\n\nbase = {name}.from_pretrained("{base}")'
+    elif base and hasattr(model, "save_pretrained"):
+        build = f'from {library_of(model)} import {name}\n\nbase = {name}.from_pretrained("{base}")'
     else:
         build = f"\nbase = ...  # {base or name}"
     return f'from peft import PeftModel\n{build}\nmodel = PeftModel.from_pretrained(base, "this folder")'
+
+
+def library_of(model: nn.Module) -> str:
+    """Where the class of a transformers model is imported from: `transformers`, or a module of its own as VL-BART's."""
+    module = type(model).__module__
+    return "transformers" if module.startswith("transformers.") else module
 
 
 def base_name(model: nn.Module) -> str | None:

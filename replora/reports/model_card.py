@@ -50,13 +50,14 @@ def model_card(
     }
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     measured = ["| metric | value |", "|---|---|", *(f"| {_cell(k)} | {v:.6g} |" for k, v in metrics.items())]
+    software = "Its class comes with that software" if "from replora" in usage else "Loading it needs no such software"
     return f"""---
 {chr(10).join(lines)}
 ---
 
 # Adapter of {base_model or base_class}, trained with {description["method"]}
 
-Made with [RepLoRA](https://arxiv.org/abs/2502.03044) software. Loading it needs no such software:
+Made with [RepLoRA](https://arxiv.org/abs/2502.03044) software. {software}:
 
 ```python
 {usage}

@@ -123,7 +123,7 @@ def test_video_tasks_from_training_to_submission(home, tmp_path, recipe):
         assert all(0 <= answer < 5 for answer in answers.values())
 
 
-def test_a_trained_run_is_merged_into_a_plain_model(home, tmp_path):
+def test_a_trained_run_is_merged_into_a_plain_model_but_not_exported(home, tmp_path, capsys):
     """What it says before and after merging is the same; biases and visual embedding are in it."""
     from replora.backbones.vl_bart import VLBart
     from replora.runs import load_run
@@ -138,7 +138,15 @@ def test_a_trained_run_is_merged_into_a_plain_model(home, tmp_path):
     torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
     state = replora.read_adapter(run / "adapter.safetensors")[1]
     assert torch.equal(state["model.encoder.layers.0.fc1.bias"], merged.model.encoder.layers[0].fc1.bias)
-    assert "from replora.backbones.vl_bart import VLBart" in (tmp_path / "merged" / "README.md").read_text()
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "from replora.backbones.vl_bart import VLBart" in card
+    assert "Its class comes with that software" in card
+    with pytest.raises(SystemExit):
+        main(["export", str(run), "--out", str(tmp_path / "peft")])
+    message = " ".join(capsys.readouterr().err.split())
+    assert "parameters of the backbone trained beside the adapter" in message
+    assert "replora-cli merge" in message
+    assert not (tmp_path / "peft").exists()
 
 
 FEW = [
