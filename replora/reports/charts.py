@@ -16,6 +16,7 @@ from replora.reports.statistics import Mean
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
 MARKERS = ("o", "^", "D", "v", "s", "P", "X", "*")
 LINES = ("--", "-", "-.", (0, (5, 1, 1, 1, 1, 1)), ":", (0, (3, 1)), (0, (1, 1)), (0, (6, 2)))
+FEW = 6  # methods that one panel shows with room for a legend
 # The same method looks the same in every picture.
 PLACES = {"LoRA": 0, "RepLoRA": 1, "DoRA": 2, "linear": 3, "linear probe": 4}
 
@@ -66,6 +67,7 @@ def draw_curves(
     height = 5.2 if len(panels) == 1 else 3.0 * rows + 0.7
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
     scale = 100 if y_label.endswith("%") else 1
+    shade = 0.13 if len(methods) <= FEW else 0.05
     for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
         for method, curve in curves.items():
             xs = sorted(curve)
@@ -75,7 +77,7 @@ def draw_curves(
             if banded:
                 low = [scale * (curve[x].low or 0) for x in banded]
                 high = [scale * (curve[x].high or 0) for x in banded]
-                axis.fill_between(banded, low, high, color=look[method]["color"], alpha=0.13, linewidth=0)
+                axis.fill_between(banded, low, high, color=look[method]["color"], alpha=shade, linewidth=0)
             ringed = (marked or {}).get((title, method))
             if ringed is not None and ringed in curve:
                 y = scale * curve[ringed].value
@@ -101,10 +103,14 @@ def draw_curves(
             if label not in labels:
                 handles.append(handle)
                 labels.append(label)
-    if len(panels) == 1:
+    if len(panels) == 1 and len(labels) <= FEW:
         axes[0][0].legend(handles, labels, fontsize=11)
+    elif len(panels) == 1:
+        figure.legend(handles, labels, loc="outside right upper", fontsize=10)
     else:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=11)
+        entry = 0.8 + 0.085 * max(map(len, labels), default=0)  # inches, at this size of the letters
+        columns = max(1, min(5, len(labels), int(width / entry)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=11)
     return _save(figure, file)
 
 
