@@ -56,7 +56,8 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
                 if sweep.select
                 else sweep.only_trials()
             )
-            failures |= _run_stage(cluster, sweep, home, trials, chosen, "test/accuracy")
+            metric = sweep.select.metric.replace("val/", "test/", 1) if sweep.select else "test/accuracy"
+            failures |= _run_stage(cluster, sweep, home, trials, chosen, metric)
     if failures:
         listed = "\n".join(f"  {folder}: {reason}" for folder, reason in list(failures.items())[:10])
         more = f"\n  and {len(failures) - 10} more" if len(failures) > 10 else ""

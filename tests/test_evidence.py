@@ -1,0 +1,82 @@
+"""docs/evidence.md says what the reports in results/ say, and these are what `replora-cli report` makes of the runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from replora.reports.report import write_report
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+REPORTS = sorted((ROOT / "results").glob("*/report.md"))
+NAMES = [report.parent.name for report in REPORTS]
+
+
+def lines_of(name: str) -> list[str]:
+    return (ROOT / "results" / name / "report.md").read_text(encoding="utf-8").splitlines()
+
+
+def test_every_experiment_is_on_the_page_and_every_section_has_one() -> None:
+    linked = re.findall(r"\]\(\.\./results/(\w+)/report\.md\)", PAGE)
+    assert sorted(set(linked)) == NAMES
+
+
+def test_every_figure_in_a_table_stands_in_the_report_that_the_section_links() -> None:
+    allowed: set[str] = set()
+    rows = 0
+    for line in PAGE.splitlines():
+        for name in re.findall(r"\]\(\.\./results/(\w+)/report\.md\)", line):
+            allowed = set(lines_of(name))
+        if line.startswith("| ") and any(character.isdigit() for character in line):
+            assert line in allowed, line
+            rows += 1
+        if line.startswith("RepLoRA is "):
+            assert line in allowed, line
+    assert rows > 30
+
+
+def test_readme_quotes_the_verdict_on_digits() -> None:
+    verdict = next(line for line in lines_of("digits_low_data") if line.startswith("RepLoRA is "))
+    found = re.search(r"([+-]\d+\.\d) points \(95 % interval ([+-]\d+\.\d) to ([+-]\d+\.\d)", verdict)
+    assert found
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{found[1]} points over all sizes, 95 % interval {found[2]} to {found[3]}" in readme
+
+
+def test_validation_means_of_the_method_page() -> None:
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    with (ROOT / "results" / "ablation" / "runs.csv").open(newline="", encoding="utf-8") as stream:
+        runs = [run for run in csv.DictReader(stream) if run["stage"] == "final"]
+    for method in dict.fromkeys(run["method"] for run in runs):
+        means = [
+            statistics.fmean(float(r["validation"]) for r in runs if (r["method"], r["examples"]) == (method, size))
+            for size in ("80", "800")
+        ]
+        assert f"| {method} | {100 * means[0]:.1f} | {100 * means[1]:.1f} |" in page
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_are_whole_and_of_one_commit(name: str) -> None:
+    text = (ROOT / "results" / name / "runs.jsonl").read_text(encoding="utf-8")
+    runs = [json.loads(line) for line in text.splitlines()]
+    final = [run for run in runs if run["sweep"]["stage"] == "final"]
+    assert len({run["sweep"]["seed"] for run in final}) == 5
+    assert len({run["fit"]["git"] for run in final}) == 1
+    assert all("test" in run for run in final)
+    assert not any("test" in run for run in runs if run["sweep"]["stage"] == "select")
+    assert not re.search(r"/(tmp|home|root|work)/", text)
+
+
+def test_a_report_is_made_again_from_its_runs(tmp_path: Path) -> None:
+    name = "commonsense_low_data"
+    write_report([ROOT / "results" / name], tmp_path)
+    made = {file.name for file in tmp_path.iterdir()} - {"report.html"}
+    assert made == {file.name for file in (ROOT / "results" / name).iterdir()}
+    for file in tmp_path.glob("*.[cm][sd]*"):
+        assert file.read_text(encoding="utf-8") == (ROOT / "results" / name / file.name).read_text(encoding="utf-8")
