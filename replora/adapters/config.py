@@ -37,7 +37,8 @@ class RepLoRAConfig(AdapterConfig):
         alpha: Numerator of the update's scale alpha / rank, above 0. Default: equal to `rank`, a scale of 1.
         factors: `mlp` is RepLoRA (A and B come from an MLP on two diagonal matrices), `linear` the same without the
             non-linearity (the paper's "simple linear" reparameterisation), `none` vanilla LoRA (A and B are free).
-        hidden: Width h of the MLP's hidden layer, at least 1. Unused by `none`.
+        hidden: Width h of the MLP's hidden layer, at least 1. Default: twice `rank`. Below `rank` it bounds the rank of
+            the update. Unused by `none`.
         activation: The MLP's non-linearity. Unused by `linear` and `none`.
         dropout: Probability in [0, 1) of dropping an input element of the update during training.
         targets: What is adapted: roles (`q`, `k`, `v`, `out`, `fc1`, `fc2`, `gate`, `up`, `down`), or patterns of
@@ -57,8 +58,8 @@ class RepLoRAConfig(AdapterConfig):
     rank: int = 8
     alpha: float | None = None
     factors: Factors = "mlp"
-    hidden: int = 64
-    activation: Activation = "gelu"
+    hidden: int | None = None
+    activation: Activation = "tanh"
     dropout: float = 0.0
     targets: Sequence[str] = ("q", "v")
     sharing: Literal["group", "none"] = "group"
@@ -68,7 +69,7 @@ class RepLoRAConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         _check_rank(self.rank, self.alpha, self.dropout, self.targets)
-        _require(self.hidden >= 1, "hidden", self.hidden, "a width of at least 1")
+        _require(self.width >= 1, "hidden", self.hidden, "a width of at least 1")
         _require(0 <= self.scale_exponent <= 1, "scale_exponent", self.scale_exponent, "a number in [0, 1]")
         _check_choice("factors", self.factors, ("mlp", "linear", "none"))
         _check_choice("activation", self.activation, ("gelu", "relu", "tanh", "silu", "identity"))
@@ -89,6 +90,11 @@ class RepLoRAConfig(AdapterConfig):
     def scale(self) -> float:
         """alpha / rank, the factor of B A."""
         return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+    @property
+    def width(self) -> int:
+        """h, the width of the MLP's hidden layer."""
+        return 2 * self.rank if self.hidden is None else self.hidden
 
     @property
     def nonlinearity(self) -> Activation:

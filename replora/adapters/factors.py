@@ -227,7 +227,7 @@ class DiagonalMLP(nn.Module):
             if not torch.allclose(H @ solved, output.double(), rtol=1e-4, atol=1e-6):
                 raise RepLoRAError(
                     f"hidden: an MLP of width {H.shape[-1]} cannot produce the given factors of rank {H.shape[-2]}. "
-                    "It can where the width is at least the rank and the activation does not silence it (gelu)."
+                    "It can where the width is at least the rank and the activation does not silence it (tanh, gelu)."
                 )
             V.copy_(solved)
 
@@ -279,4 +279,4 @@ def build_factors(config: RepLoRAConfig, groups: int, shapes: Sequence[tuple[int
     """The bank of `config` for `groups` groups, each with targets of the given (in, out) shapes."""
     if config.factors == "none":
         return FreeFactors(groups, shapes, config.rank, config.init)
-    return GeneratedFactors(groups, shapes, config.rank, config.hidden, config.nonlinearity, config.scale_exponent)
+    return GeneratedFactors(groups, shapes, config.rank, config.width, config.nonlinearity, config.scale_exponent)
