@@ -199,6 +199,19 @@ def _run_trainer(arguments: list[str]) -> None:
         TrainerCLI(arguments)
     except SIGTERMException:  # Lightning's own exit status would be 0
         sys.exit(128 + signal.SIGTERM)
+    _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """End what connects the processes of a run while Python is whole.
+
+    Threads of gloo that still hold tensors when the interpreter is taken apart abort the process (status -6), seldom
+    but after its work is done. After an error the group is left alone: others may be waiting in it.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _require_own_packages() -> None:

@@ -109,6 +109,17 @@ def test_torchrun_equals_one_process(runs, tmp_path):
     assert_same_adapter(runs[0], tmp_path / "two")
 
 
+def test_a_run_leaves_its_process_group(tmp_path, monkeypatch):
+    """Else the process may abort at its end, when its work is done."""
+
+    def run(_arguments: list[str]) -> None:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+
+    monkeypatch.setattr("replora.trainer_cli.TrainerCLI", run)
+    main(["fit"])
+    assert not torch.distributed.is_initialized()
+
+
 class Shares(Callback):
     """Writes which share of each kind of parameter this process holds."""
 
