@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 from replora.errors import RepLoRAError
 
-# The quickstart's methods (files of configs/adapter), each at its own best learning rate: scripts/choose_defaults.py
-# measured them on validation images (results/defaults.json).
+# The quickstart's methods (files of configs/adapter), each at a learning rate that was among its best on validation
+# images (results/ablation, results/digits_low_data).
 QUICKSTART_METHODS = {"linear_probe": 0.1, "lora": 0.01, "replora": 0.01}
 # Its training sets, with options that give both 200 steps.
 QUICKSTART_DATA = {

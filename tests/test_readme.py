@@ -50,13 +50,6 @@ def test_quickstart_figures_are_those_of_its_results_files() -> None:
         ) in README
 
 
-def test_figures_of_the_method_page_are_those_of_its_results_file() -> None:
-    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-    for name, found in json.loads((ROOT / "results" / "defaults.json").read_text(encoding="utf-8"))["variants"].items():
-        by_rate = " | ".join(f"{mean:.1f}" for mean in found["mean_by_rate"].values())
-        assert f"| {name} | {by_rate} | {found['best_mean']:.1f} ± {found['best_std']:.1f} |" in page
-
-
 def test_figures_of_the_video_page_are_those_of_its_results_files() -> None:
     page = (ROOT / "docs" / "video.md").read_text(encoding="utf-8")
     files = sorted((ROOT / "results" / "video_demo").glob("*/results.json"))
