@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replora.adapters.config import Activation, RepLoRAConfig
+from replora.adapters.ops import without_autocast
 from replora.errors import RepLoRAError
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -141,7 +142,7 @@ class FactorBank(nn.Module, ABC):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def _produce(self) -> Produced:
-        with torch.autocast(next(self.parameters()).device.type, enabled=False):  # a small product: exact
+        with without_autocast(next(self.parameters()).device.type):  # a small product: exact
             return Produced(self())
 
     def _without_gradients(self) -> Produced:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import replora
@@ -382,6 +384,29 @@ def test_weights_that_train_take_the_reference() -> None:
     found = gradients(model, tiny.inputs())
     assert found["blocks.0.attn.qkv.linear.weight"].any()
     assert found["blocks.0.attn.qkv.linear.bias"].any()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("method", ["replora", "lora"])
+def test_forward_mode_differentiation(method: str, grad: bool) -> None:
+    model, tiny = adapted("timm_vit", method)
+    disturb(model)
+    x, direction = tiny.inputs(), torch.randn(tiny.inputs().shape)
+    with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative, of which this reference makes use
+        _, want = torch.autograd.functional.jvp(model, x, direction)
+        with torch.set_grad_enabled(grad), forward_ad.dual_level():
+            got = forward_ad.unpack_dual(model(forward_ad.make_dual(x, direction))).tangent
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["replora", "lora"])
+def test_shapes_alone(method: str) -> None:
+    """On the `meta` device, on which there is no autocast."""
+    model, tiny = adapted("timm_vit", method)
+    y = model.to("meta")(tiny.inputs().to("meta"))
+    assert (y.is_meta, y.shape) == (True, (2, 5))
+    y.sum().backward()
+    assert all(p.grad.shape == p.shape for p in model.parameters() if p.requires_grad)
 
 
 def test_transforms_of_torch_func_work() -> None:
