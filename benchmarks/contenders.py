@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import replora
-from replora.adapters.factors import GeneratedFactors
+from replora.adapters.factors import build_factors
 from replora.backbones.targets import find_targets
 
 CLASSES = 100
@@ -118,8 +118,7 @@ class NaiveLinear(nn.Module):
         super().__init__()
         self.linear, self.rows = linear, rows
         shapes = [(linear.in_features, last - first) for first, last in rows]
-        factors = GeneratedFactors(1, shapes, rank, hidden=64, activation="gelu", scale_exponent=0.5)
-        self.factors = factors.to(linear.weight.device)
+        self.factors = build_factors(replora.RepLoRAConfig(rank=rank), 1, shapes).to(linear.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
@@ -163,7 +162,7 @@ def injected(config: Callable[..., replora.AdapterConfig]) -> Callable[..., nn.M
 METHODS: dict[str, Callable[..., nn.Module]] = {
     "floor": floor,
     "replora": injected(replora.RepLoRAConfig),
-    "replora_narrow": injected(lambda **options: replora.RepLoRAConfig(hidden=16, **options)),
+    "replora_wide": injected(lambda **options: replora.RepLoRAConfig(hidden=64, **options)),
     "lora": injected(lambda **options: replora.RepLoRAConfig(factors="none", **options)),
     "peft_lora": injected(lambda **options: replora.PeftConfig("lora", **options)),
     "peft_dora": injected(lambda **options: replora.PeftConfig("dora", **options)),
@@ -173,7 +172,7 @@ METHODS: dict[str, Callable[..., nn.Module]] = {
 TITLES = {
     "floor": "floor: frozen backbone, gradient through all of it",
     "replora": "RepLoRA",
-    "replora_narrow": "RepLoRA, hidden: 16",
+    "replora_wide": "RepLoRA, hidden: 64",
     "lora": "LoRA (ours)",
     "peft_lora": "LoRA (PEFT, on qkv)",
     "peft_dora": "DoRA (PEFT, on qkv)",

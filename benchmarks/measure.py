@@ -30,6 +30,8 @@ from replora.reports.results import circumstances
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks"
 
+WIDE = 0.1  # quartiles that lie farther apart than this part of a ratio say little
+
 # glibc hands large blocks back to the system when they are freed, and fetching them again costs page faults. Which step
 # pays for that depends on what ran before it, so it is turned off, for everything that is compared alike.
 STEADY_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**36)}
@@ -178,6 +180,17 @@ def show(title: str, columns: list[str], rows: Iterable[Iterable[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def width(found: dict[str, Any]) -> float:
+    """How far apart the quartiles of a ratio lie, as a part of it."""
+    low, high = found["ratio_quartiles"]
+    return float((high - low) / found["ratio"])
+
+
+def uncertain(found: dict[str, Any]) -> bool:
+    """Whether a ratio varied so much over the rounds that something else must have used the machine."""
+    return width(found) > WIDE
 
 
 def ratio_text(found: dict[str, Any]) -> str:

@@ -8,9 +8,13 @@ Everything below the marker in that page is generated; a test checks that page a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from measure import ratio_text as ratio
+from measure import uncertain
 
 from replora.atomic import replace_text
 
@@ -49,8 +53,9 @@ def circumstances(found: dict[str, Any], file: Path) -> str:
     machine, versions = found["machine"], found["versions"]
     device = f"{machine['gpu']} (CUDA {machine['cuda']})" if "gpu" in machine else machine["cpu"]
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("torch", "timm", "peft") if versions.get(name))
+    command = re.sub(r" --out[ =]\S+", "", found["command"])  # a folder of the machine that measured
     return (
-        f"`python benchmarks/{found['command']}` on {found['date'][:10]}; {device}, {machine['threads']} CPU threads; "
+        f"`python benchmarks/{command}` on {found['date'][:10]}; {device}, {machine['threads']} CPU threads; "
         f"Python {versions['python']}, {libraries}. [All figures]({_link(file)})."
     )
 
@@ -100,11 +105,13 @@ def scaling(results: dict[str, Any]) -> list[str]:
         rows = [
             [
                 ", ".join(point["value"]) if isinstance(point["value"], list) else str(point["value"]),
-                *(ratio(point["methods"][method]) for method in methods),
+                *(ratio(found) + " *" * uncertain(found) for method in methods for found in [point["methods"][method]]),
             ]
             for point in points
         ]
         tables.append(table([varied, *(f"{method} / floor" for method in methods)], rows))
+    if any(" *" in text for text in tables):
+        tables.append("\\* The quartiles lie farther apart than a tenth of the ratio: something else used the machine.")
     return tables
 
 
@@ -126,12 +133,6 @@ TABLES = {
     "scaling": scaling,
     "step_profile": step_profile,
 }
-
-
-def ratio(found: dict[str, Any]) -> str:
-    """1.012 (1.008 to 1.015): the median ratio and its quartiles."""
-    low, high = found["ratio_quartiles"]
-    return f"{found['ratio']:.3f} ({low:.3f} to {high:.3f})"
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> str:

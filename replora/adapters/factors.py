@@ -22,14 +22,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from operator import is_not
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from replora.adapters.config import Activation, RepLoRAConfig
+from replora.adapters.ops import without_autocast
 from replora.errors import RepLoRAError
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -77,7 +80,8 @@ class FactorBank(nn.Module, ABC):
         super().__init__()
         self.groups, self.shapes, self.rank = groups, tuple(shapes), rank
         self._running: Produced | None = None  # the factors of the forward pass that runs
-        self._last: Produced | None = None  # those of the last pass with gradients
+        self._last: Produced | None = None  # those of the last pass with gradients, for what runs its layers again
+        self._reentrant = False  # whether a layer ran without gradients in a pass with them
         self._kept: Kept | None = None  # those of the last pass without gradients
 
     @abstractmethod
@@ -100,7 +104,8 @@ class FactorBank(nn.Module, ABC):
         """Produce all factors for the forward pass that begins; without gradients, only if a parameter has changed."""
         if torch.is_grad_enabled():
             self._kept = None
-            self._running = self._last = self._produce()
+            self._running = self._produce()
+            self._last = None if self._reentrant else self._running
         else:
             self._running = self._without_gradients()
 
@@ -111,18 +116,30 @@ class FactorBank(nn.Module, ABC):
     def factors_of(self, group: int, slot: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """A (rank, in) and B (out, rank) of one target, in `dtype`: those of the running pass if there is one.
 
-        Gradient checkpointing runs layers again inside the backward pass; they must see the factors of their own pass.
-        Where a layer is called outside of its model's forward pass, its factors are produced for this call.
+        Gradient checkpointing runs layers again inside the backward pass. The usual kind does so for the tensors that
+        they save, and they see the factors of the last pass. The reentrant kind runs a backward pass a block, and
+        the graph that made all factors is good for only one: its layers get factors produced for the call. It shows by
+        running layers without gradients in a pass with gradients; where a model does that for reasons of its own, it
+        costs time and nothing else. A layer called outside of its model's forward pass gets factors of its own, too.
+
+        Raises:
+            RepLoRAError: Reentrant checkpointing in `DistributedDataParallel`, unless its graph is static.
         """
         produced = self._running
-        if produced is None and torch._C._current_graph_task_id() != -1:
+        if produced is not None:
+            if produced.with_gradients and not torch.is_grad_enabled():
+                _refuse_reentrance_in_ddp()
+                self._reentrant, self._last = True, None
+        elif torch._C._current_graph_task_id() != -1:  # inside a backward pass
             produced = self._last
+        else:
+            self._last = None  # what runs this layer again must not see the factors of an earlier pass
         if produced is None and not torch.is_grad_enabled():
             produced = self._without_gradients()
         if produced is not None:
             return produced.factors_of(group, slot, dtype)
-        A, B = self(group)[slot]
-        return A[0].to(dtype or A.dtype), B[0].to(dtype or B.dtype)
+        with _unseen_by_checkpointing():
+            return self._produce(group).factors_of(0, slot, dtype)
 
     def forget(self) -> None:
         """Produce the factors anew in the next pass without gradients.
@@ -140,9 +157,9 @@ class FactorBank(nn.Module, ABC):
         self.forget()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
-    def _produce(self) -> Produced:
-        with torch.autocast(next(self.parameters()).device.type, enabled=False):  # a small product: exact
-            return Produced(self())
+    def _produce(self, group: int | None = None) -> Produced:
+        with without_autocast(next(self.parameters()).device.type):  # a small product: exact
+            return Produced(self(group))
 
     def _without_gradients(self) -> Produced:
         """The factors kept, as long as no parameter was changed or replaced."""
@@ -270,9 +287,36 @@ class GeneratedFactors(FactorBank):
 
 
 def _changes_are_counted(parameters: list[nn.Parameter]) -> bool:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return not any(p.is_inference() for p in parameters)
+    return not (_transformed() or any(p.is_inference() for p in parameters))
+
+
+def _transformed() -> bool:
+    """Whether `torch.compile` or a transform of `torch.func` reads the code that runs."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _refuse_reentrance_in_ddp() -> None:
+    """Raise where gradients would be averaged over processes when the first of several blocks has given its own.
+
+    Raises:
+        RepLoRAError: The pass runs in `DistributedDataParallel`, whose graph is not static.
+    """
+    ddp = DistributedDataParallel._active_ddp_module
+    if ddp is not None and not ddp.static_graph:
+        raise RepLoRAError(
+            "A layer runs without gradients in a training pass of DistributedDataParallel, as reentrant gradient "
+            "checkpointing makes it. The blocks share parameters, and only the gradients of the first to be done would "
+            "be averaged over the processes. Checkpoint with use_reentrant=False, or set static_graph=True in "
+            "DistributedDataParallel."
+        )
+
+
+def _unseen_by_checkpointing() -> AbstractContextManager[Any]:
+    """Checkpointing counts what is saved in both runs of a layer, of which one may have had the factors given."""
+    if _transformed():  # they allow no hooks
+        return nullcontext()
+    # Detached, as an output that is kept with its graph would keep itself alive.
+    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, Tensor.detach)
 
 
 def build_factors(config: RepLoRAConfig, groups: int, shapes: Sequence[tuple[int, int]]) -> FactorBank:

@@ -79,6 +79,12 @@ class Adapters(nn.Module):
         self._hooks.clear()
 
     def _before_forward(self, model: nn.Module, _inputs: Any) -> None:
+        if self.updates and getattr(model, "_is_replica", False):
+            raise RepLoRAError(
+                "nn.DataParallel runs copies of the model, which would all read the factors of the first device. "
+                "Start one process for each GPU, with DistributedDataParallel (torchrun, or the Trainer's strategy: "
+                "ddp), or let this one see a single GPU: CUDA_VISIBLE_DEVICES=0."
+            )
         for norm in self._frozen_norms:
             norm.training = False  # a frozen batch norm keeps the statistics it was trained with
         if any(update.merged for update in self.updates):

@@ -12,11 +12,19 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from replora.adapters.factors import FactorBank
-from replora.adapters.ops import Piece, add_update_to_output, add_update_to_weight, compute_dtype, updated_linear
+from replora.adapters.ops import (
+    Piece,
+    add_update_to_output,
+    add_update_to_weight,
+    autocast_dtype,
+    compute_dtype,
+    updated_linear,
+)
 from replora.errors import RepLoRAError
 
 
@@ -162,7 +170,8 @@ def acts_by_weight_and_bias(linear: nn.Linear, x: Tensor) -> bool:
     """Whether calling the frozen `linear` is no more than x W0^T + bias, so that a faster operator may do it instead.
 
     Not so for subclasses (quantised layers), for hooks (a user's, or those that bring offloaded weights), for weights
-    that are shared out among processes, where weight or bias train, and under the transforms of `torch.func`.
+    that are shared out among processes, where weight or bias train, and under the transforms of `torch.func` or
+    differentiation in forward mode.
     """
     weight, bias = linear.weight, linear.bias
     hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
@@ -172,9 +181,10 @@ def acts_by_weight_and_bias(linear: nn.Linear, x: Tensor) -> bool:
         and not any(hooks)
         and not has_any_global_hook()  # type: ignore[no-untyped-call]
         and type(weight) in (nn.Parameter, Tensor)
-        and (weight.dtype == compute_dtype(x) or torch.is_autocast_enabled(x.device.type))
+        and (weight.dtype == compute_dtype(x) or autocast_dtype(x.device.type) is not None)
         and not (weight.requires_grad or (bias is not None and bias.requires_grad))
         and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
+        and forward_ad._current_level < 0
     )
 
 

@@ -33,6 +33,7 @@ way, and by a third to a half too small if it is added to a bfloat16 output (`te
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -85,10 +86,23 @@ def add_update_to_weight(weight: Tensor, pieces: list[Piece], scale: float) -> T
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which a linear layer computes for input `x`: that of autocast where it is on, else that of `x`."""
-    device = x.device.type
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(device):  # autocast leaves float64 alone
+    if x.dtype == torch.float64:  # autocast leaves it alone
+        return x.dtype
+    return autocast_dtype(x.device.type) or x.dtype
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """That of autocast where it is on. Some devices have none at all, as `meta`, and must not be asked for it."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
-    return x.dtype
+    return None
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Autocast off, on a device that has it."""
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def updated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, pieces: list[Piece], scale: float) -> Tensor:
@@ -127,7 +141,7 @@ class _UpdatedLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *factors = ctx.saved_tensors
         A, B = factors[::2], factors[1::2]
-        with torch.autocast(gradient.device.type, enabled=False):
+        with without_autocast(gradient.device.type):
             g = gradient.reshape(-1, gradient.shape[-1])  # (n, out)
             u = _stacked([g[:, first:last] @ b for (first, last), b in zip(ctx.rows, B, strict=True)], dim=1)
             dx: Tensor | None = None

@@ -178,18 +178,24 @@ def test_deep_copy_and_pickle_are_independent_and_equal(model_name: str, method:
 
 
 @pytest.mark.parametrize(
-    ("model_name", "method"), list(product(["timm_vit", "timm_swin", "hf_llama", "hf_bart"], ["replora", "lora"]))
+    ("model_name", "method", "reentrant"),
+    [
+        *product(["timm_vit", "timm_swin", "hf_llama", "hf_bart"], ["replora", "lora"], [False]),
+        *product(["hf_llama"], ["replora", "linear", "lora"], [True]),
+    ],
 )
-def test_gradient_checkpointing_gives_equal_gradients(model_name: str, method: str) -> None:
+def test_gradient_checkpointing_gives_equal_gradients(model_name: str, method: str, reentrant: bool) -> None:
     gradients = []
     for checkpointing in (False, True):
         model, tiny = adapted(model_name, method)
         disturb(model)
         model.train()
+        if reentrant:
+            model.enable_input_require_grads()
         if checkpointing and hasattr(model, "set_grad_checkpointing"):
             model.set_grad_checkpointing(True)
         elif checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         torch.manual_seed(1)
         call(model, tiny.inputs()).square().mean().backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})

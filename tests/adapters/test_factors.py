@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import replora
 from replora.adapters.factors import FreeFactors, GeneratedFactors, build_factors
@@ -70,6 +71,7 @@ def test_vit_b_with_rank_8_deploys_what_lora_trains() -> None:
         for vit, factors in zip(vits, ("mlp", "none"), strict=True)
     ]
     assert counts[0].adapter_deployed == counts[1].adapter_trained == counts[1].adapter_deployed == 294_912
+    assert counts[0].adapter_trained == 593_472  # as docs/benchmarks.md says
     assert counts[0].backbone == 85_798_656
 
 
@@ -218,6 +220,57 @@ def test_a_layer_without_gradients_does_not_take_them_from_the_next() -> None:
     V = model.replora.banks[0].mlp_B.V[0]
     assert not V.grad[0].any()
     assert V.grad[1].any()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_block_that_runs_without_gradients_too_can_be_checkpointed(reentrant: bool) -> None:
+    """As the target of self-supervised learning does; fresh factors save nothing that checkpointing would count."""
+    model, tiny = adapted("timm_vit", "replora")
+    disturb(model)
+    x = tiny.inputs().requires_grad_()
+    forward = model.blocks[1].forward
+    gradients = []
+    for checkpointing in (False, True):
+
+        def both(x: torch.Tensor, checkpointing: bool = checkpointing) -> torch.Tensor:
+            with torch.no_grad():
+                target = forward(x)
+            y = checkpoint(forward, x, use_reentrant=reentrant) if checkpointing else forward(x)
+            return y - 0.5 * target
+
+        model.zero_grad()
+        model.blocks[1].forward = both
+        call(model, x).square().mean().backward()
+        gradients.append([p.grad.clone() for p in model.replora.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_parts_called_alone_can_be_checkpointed(reentrant: bool) -> None:
+    model, tiny = adapted("timm_vit", "replora")
+    x = tiny.inputs().requires_grad_()
+    call(model, x).sum().backward()  # leaves the factors of this pass behind, which the next one must not see
+    disturb(model)
+    gradients = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        if checkpointing:
+            for block in model.blocks:
+                block.forward = lambda x, f=block.forward: checkpoint(f, x, use_reentrant=reentrant)
+        model.forward_features(x).square().mean().backward()
+        gradients.append([p.grad.clone() for p in model.replora.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+def test_the_usual_checkpointing_generates_nothing_again(generations: list[int | None]) -> None:
+    model, tiny = adapted("timm_vit", "replora")
+    for block in model.blocks:
+        block.forward = lambda x, f=block.forward: checkpoint(f, x, use_reentrant=False)
+    generations.clear()
+    call(model, tiny.inputs()).square().mean().backward()
+    assert generations == [None]
 
 
 def test_parts_of_a_model_can_be_called_alone() -> None:

@@ -250,3 +250,18 @@ def test_import_is_light() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+@pytest.mark.parametrize("method", ["replora", "lora"])
+def test_copies_of_data_parallel_are_refused(method: str) -> None:
+    model, tiny = adapted("timm_vit", method)
+    with pytest.raises(replora.RepLoRAError, match="DistributedDataParallel"):
+        call(model._replicate_for_data_parallel(), tiny.inputs())
+    call(model, tiny.inputs())
+
+
+def test_copies_of_data_parallel_run_where_no_factors_are_read() -> None:
+    model, tiny = adapted("timm_vit", "full")
+    copy = model._replicate_for_data_parallel()
+    copy._parameters = model._parameters  # which DataParallel gives it on its device
+    assert call(copy, tiny.inputs()).shape == (2, 5)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import replora
@@ -267,16 +270,37 @@ def test_training_curves_are_those_of_the_reference(model_name: str, method: str
     assert curves[0] == pytest.approx(curves[1], rel=1e-9)
 
 
-def test_gradient_checkpointing() -> None:
-    model, tiny = adapted("timm_vit", "replora")
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "autocast"])
+@pytest.mark.parametrize("method", ["replora", "linear", "lora"])
+def test_gradient_checkpointing(method: str, precision: str, reentrant: bool) -> None:
+    model, tiny = adapted("timm_vit", method)
     disturb(model)
-    want = gradients(model, tiny.inputs())
+    inputs = tiny.inputs().requires_grad_()  # the reentrant kind starts at an input with a gradient
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        want = gradients(model, inputs)
+        for block in model.blocks:
+            block.forward = lambda x, f=block.forward: checkpoint(f, x, use_reentrant=reentrant)
+        found = [gradients(model, inputs) for _ in range(2)]
+    for got in found:
+        assert got.keys() == want.keys()
+        for name, gradient in want.items():
+            tolerance = {"rtol": 0.02, "atol": 0.02} if precision == "autocast" else {"rtol": 1e-4, "atol": 1e-6}
+            torch.testing.assert_close(got[name], gradient, **tolerance)
+
+
+@pytest.mark.parametrize("method", ["replora", "lora"])
+def test_reentrant_checkpointing_is_refused_where_processes_would_average_too_early(method: str, monkeypatch) -> None:
+    model, tiny = adapted("timm_vit", method)
     for block in model.blocks:
-        block.forward = lambda x, f=block.forward: checkpoint(f, x, use_reentrant=False)
-    got = gradients(model, tiny.inputs())
-    assert got.keys() == want.keys()
-    for name, gradient in want.items():
-        torch.testing.assert_close(got[name], gradient)
+        block.forward = lambda x, f=block.forward: checkpoint(f, x, use_reentrant=True)
+    inputs = tiny.inputs().requires_grad_()
+    running = SimpleNamespace(static_graph=False)  # what DistributedDataParallel says of itself during its forward pass
+    monkeypatch.setattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", running)
+    with pytest.raises(replora.RepLoRAError, match="use_reentrant=False"):
+        gradients(model, inputs)
+    running.static_graph = True
+    assert gradients(model, inputs)
 
 
 def test_module_used_twice_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,6 +406,29 @@ def test_weights_that_train_take_the_reference() -> None:
     found = gradients(model, tiny.inputs())
     assert found["blocks.0.attn.qkv.linear.weight"].any()
     assert found["blocks.0.attn.qkv.linear.bias"].any()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("method", ["replora", "lora"])
+def test_forward_mode_differentiation(method: str, grad: bool) -> None:
+    model, tiny = adapted("timm_vit", method)
+    disturb(model)
+    x, direction = tiny.inputs(), torch.randn(tiny.inputs().shape)
+    with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative, of which this reference makes use
+        _, want = torch.autograd.functional.jvp(model, x, direction)
+        with torch.set_grad_enabled(grad), forward_ad.dual_level():
+            got = forward_ad.unpack_dual(model(forward_ad.make_dual(x, direction))).tangent
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["replora", "lora"])
+def test_shapes_alone(method: str) -> None:
+    """On the `meta` device, on which there is no autocast."""
+    model, tiny = adapted("timm_vit", method)
+    y = model.to("meta")(tiny.inputs().to("meta"))
+    assert (y.is_meta, y.shape) == (True, (2, 5))
+    y.sum().backward()
+    assert all(p.grad.shape == p.shape for p in model.parameters() if p.requires_grad)
 
 
 def test_transforms_of_torch_func_work() -> None:
