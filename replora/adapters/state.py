@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from replora.adapters.config import (
     LinearProbeConfig,
     PeftConfig,
     RepLoRAConfig,
+    acting_options,
 )
 from replora.adapters.factors import FactorBank
 from replora.adapters.inject import Adapters, adapters_of, describe, inject, options_of, parameter_counts, remove
@@ -73,9 +74,14 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], found: str
     Raises:
         StateMismatchError: A key is missing, unknown or of another shape.
     """
+    _copy_state(model, state, found)
+
+
+def _copy_state(model: nn.Module, state: Mapping[str, Tensor], found: str, differing: Sequence[str] = ()) -> None:
+    """Copy `state`, unless its method is `differing` or a tensor is."""
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
     own = adapter_state(model)
-    problems = [f"missing: {name}" for name in own if name not in state]
+    problems = [*differing, *(f"missing: {name}" for name in own if name not in state)]
     problems += [f"unknown: {name}" for name in state if name not in own]
     problems += [
         f"{name}: {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
@@ -87,7 +93,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], found: str
         listed = "\n  ".join(problems[:12] + ([f"and {len(problems) - 12} more"] if len(problems) > 12 else []))
         raise StateMismatchError(
             f"{found} does not fit this {type(model).__name__} with {adapters.config}: "
-            f"{len(problems)} tensors differ.\n  {listed}\nInject with the method, rank and targets it was saved with."
+            f"{len(problems)} differences.\n  {listed}\nInject with the method, options and targets it was saved with."
         )
     if any(update.merged for update in adapters_of(model).updates):
         raise RepLoRAError(
@@ -157,12 +163,13 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], name: str | Non
     """Read a file of `save_adapter` into a model, and return its description.
 
     Without a name: a model that carries no adapter gets the one that the file describes; one that does must have the
-    same method, rank and targets. With a name: the adapter is added beside those that the model carries, under this
+    same method, options and targets. With a name: the adapter is added beside those that the model carries, under this
     name, and acts from now on (`replora.set_adapter` chooses another one).
 
     Raises:
         RepLoRAError: There is no such file, it is not an adapter of this format, or the name is taken.
-        StateMismatchError: It belongs to another model, method, rank or set of targets.
+        StateMismatchError: It belongs to another model, method or set of targets, or to other options that change what
+            the adapter computes (not dropout, not init).
     """
     description, state = read_adapter(path)
     target = getattr(model, "_orig_mod", model)
@@ -200,7 +207,28 @@ def _load(
     model: nn.Module, path: str | os.PathLike[str], description: dict[str, Any], state: Mapping[str, Any]
 ) -> None:
     options = ", ".join(f"{k}={v}" for k, v in description["options"].items())
-    load_adapter_state(model, state, found=f"{path} (method {description['method']}; {options})")
+    found = f"{path} (method {description['method']}; {options})"
+    _copy_state(model, state, found, _differing(adapters_of(model), description))
+
+
+def _differing(adapters: Adapters, description: Mapping[str, Any]) -> list[str]:
+    """Where the model's method computes something else from the file's tensors; what the file does not say is left out.
+
+    Tensors of equal names and shapes may belong to another activation, another alpha or other layers.
+    """
+    saved = config_of(description)
+    if type(saved) is not type(adapters.config):
+        return [f"method: {saved.name} in the file, {adapters.config.name} here"]
+    # Through JSON, as the file's own options went.
+    found, here = (json.loads(json.dumps(acting_options(config))) for config in (saved, adapters.config))
+    named = [key for key in here if key in description["options"] and key in found]
+    problems = [f"{key}: {found[key]!r} in the file, {here[key]!r} here" for key in named if found[key] != here[key]]
+    targets = description.get("targets", adapters.targets)
+    if targets != adapters.targets:
+        only = [sorted(set(a) - set(b)) for a, b in ((targets, adapters.targets), (adapters.targets, targets))]
+        sides = [f"{', '.join(names[:4])}{', ...' if names[4:] else ''}" or "none" for names in only]
+        problems.append(f"targets: {sides[0]} only in the file, {sides[1]} only here")
+    return problems
 
 
 def config_of(description: Mapping[str, Any]) -> AdapterConfig:
