@@ -25,6 +25,8 @@ from replora.adapters.config import (
 )
 from replora.adapters.factors import FactorBank, build_factors
 from replora.adapters.layer import AdaptedLinear, AdaptedMultiheadAttention, FactorView, WeightUpdate
+from replora.adapters.tied import refuse_tied_heads
+from replora.backbones.backbone import in_head
 from replora.backbones.targets import Target, find_targets
 from replora.errors import RepLoRAError, nearest
 
@@ -140,14 +142,17 @@ def inject(
     Raises:
         TargetNotFoundError: A target matches nothing.
         DeadTargetError: A target does not act on the output, or is read in a way that its options do not allow.
-        RepLoRAError: The model carries an adapter already, or a name of `also_train` does not exist.
+        RepLoRAError: The model carries an adapter already, or a name of `also_train` does not exist or shares its
+            weight with a module that is frozen (an output layer tied to the embedding).
     """
     from replora.adapters.check import prove_targets
 
     if isinstance(present := getattr(model, "replora", None), Adapters):
         raise RepLoRAError(f"The model already carries {present.config.name!r}. Call replora.remove(model) first.")
-    also_train = tuple(also_train)
+    also_train = tuple(dict.fromkeys(also_train))
     heads = _submodules(model, also_train)
+    also_train = tuple(name for name in also_train if not in_head(name, also_train))  # one inside another is in it
+    refuse_tied_heads(model, also_train)
     head_tensors = {id(tensor) for head in heads for tensor in (*head.parameters(), *head.buffers())}
     adapters = Adapters(config)
     adapters.also_train = also_train
@@ -160,7 +165,7 @@ def inject(
             parameter.requires_grad = id(parameter) in trained
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         adapters.trained = [name for name, tensor in tensors.items() if id(tensor) in trained]
-        adapters.head = [f"{h}.{name}" for h in also_train for name, _ in model.get_submodule(h).named_parameters()]
+        adapters.head = [name for name, p in model.named_parameters() if id(p) in head_tensors]
         if not isinstance(config, FullConfig):
             adapters._frozen_norms = _frozen_batch_norms(model)
         adapters.hook_onto(model)

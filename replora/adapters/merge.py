@@ -10,6 +10,7 @@ from torch import nn
 from replora.adapters.baselines import peft_layers
 from replora.adapters.config import PeftConfig
 from replora.adapters.inject import adapters_of, remove
+from replora.adapters.tied import declare_untied, shared_with
 from replora.errors import RepLoRAError
 
 
@@ -55,20 +56,10 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     adapters = adapters_of(model)
     merge(model)
     for update in adapters.updates:
-        if _tied(model, update.base_before_merge):
-            _declare_untied(model)
+        if update.base_before_merge is not None and shared_with(model, [update.base_before_merge], []):
+            declare_untied(model)
         update.keep_merged()
     return remove(model)
-
-
-def _tied(model: nn.Module, weight: nn.Parameter | None) -> bool:
-    return any(parameter is weight for parameter in model.parameters())
-
-
-def _declare_untied(model: nn.Module) -> None:
-    """A transformers model ties its weights again when it is loaded, unless its configuration says otherwise."""
-    if hasattr(getattr(model, "config", None), "tie_word_embeddings"):
-        model.config.tie_word_embeddings = False  # type: ignore[union-attr]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from replora.adapters.inject import Adapters, adapters_of, inject, remove
 from replora.adapters.layer import AdaptedLinear
 from replora.adapters.peft_export import CONFIG_FILE, PREFIX, WEIGHTS_FILE, PeftFormatError
 from replora.adapters.state import adapter_state
+from replora.adapters.tied import UNTIE, shared_with
 from replora.errors import RepLoRAError, nearest
 
 # Initialisations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
@@ -157,6 +158,13 @@ def _inject_like(
             f"{folder} adapts {unknown[0]}{f' and {len(unknown) - 1} more layers' if unknown[1:] else ''}, which "
             f"{type(model).__name__} does not have. {nearest(unknown[0], modules)}"
         )
+    for head in heads:
+        own = model.get_submodule(head)
+        if elsewhere := shared_with(model, own.parameters(), [model.get_submodule(name) for name in heads]):
+            raise PeftFormatError(
+                f"{folder} has a {head!r} of its own (modules_to_save), but {type(model).__name__}'s shares its weight "
+                f"with {elsewhere[0]}, which would change with it. Use the folder with the peft library, or {UNTIE}."
+            )
     rank = max(len(A) for A, _ in pairs.values())
     scale = max(scales.values())
     inject(

@@ -20,6 +20,7 @@ from replora.adapters.baselines import peft_layers
 from replora.adapters.config import BitFitConfig, FullConfig
 from replora.adapters.inject import Adapters, adapters_of, device_of
 from replora.adapters.layer import AdaptedLinear, AdaptedMultiheadAttention, WeightUpdate
+from replora.adapters.tied import refuse_tied_heads
 from replora.errors import RepLoRAError, nearest
 
 DEFAULT_NAME = "default"  # of an adapter that was injected, not loaded under a name
@@ -121,6 +122,7 @@ def make_room(model: nn.Module, name: str, heads: dict[str, dict[str, Tensor]]) 
     if name in adapter_names(model):
         raise RepLoRAError(f"There is an adapter {name!r} on this model already. Choose another name, or delete it.")
     fresh = {head: _shaped(model, shelf, head, state) for head, state in heads.items()}
+    refuse_tied_heads(model, heads)
     take_off(model)
     for head, module in fresh.items():
         shelf.heads.setdefault(head, model.get_submodule(head))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import replora
 from tests.adapters.test_contract import UPDATING, adapted, build, disturb, train
-from tests.adapters.tiny_models import call, tokens
+from tests.adapters.tiny_models import call, tied_llama, tokens
 
 
 @pytest.mark.parametrize(("model_name", "method"), UPDATING)
@@ -37,25 +37,11 @@ def test_methods_without_an_update_unload_too(method: str) -> None:
     torch.testing.assert_close(call(replora.merge_and_unload(model), tiny.inputs()), want, rtol=0, atol=0)
 
 
-def tied_llama() -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        vocab_size=50,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 def test_an_update_of_tied_weights_does_not_reach_the_embedding(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = tied_llama()
+    torch.manual_seed(0)
+    model = tied_llama().eval()
     embedding = model.get_input_embeddings().weight
     before = embedding.detach().clone()
     assert model.lm_head.weight is embedding
@@ -77,7 +63,7 @@ def test_an_update_of_tied_weights_does_not_reach_the_embedding(tmp_path: Path) 
 def test_weights_stay_tied_where_they_are_not_adapted(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = replora.inject(tied_llama(), replora.RepLoRAConfig(rank=2, hidden=4))
+    model = replora.inject(tied_llama().eval(), replora.RepLoRAConfig(rank=2, hidden=4))
     disturb(model)
     want = call(model, tokens())
     replora.merge_and_unload(model).save_pretrained(tmp_path)
