@@ -45,6 +45,7 @@ class Adapters(nn.Module):
         required_grad: Names of the parameters that required gradients before the injection.
         backbone_count: Parameters of the backbone, without head and adapter.
         peft_called: For each layer of the `peft` library, whether it has been called.
+        untied: While a layer of the `peft` library is merged, by its name: the frozen weight that others share.
         proved: Whether every target is known to act on the output.
     """
 
@@ -60,6 +61,7 @@ class Adapters(nn.Module):
         self.required_grad: set[str] = set()
         self.backbone_count = 0
         self.peft_called: dict[str, bool] = {}
+        self.untied: dict[str, nn.Parameter] = {}
         self.proved = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._frozen_norms: list[nn.Module] = []

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from replora.adapters.baselines import peft_layers
+from replora.adapters.baselines import merge_peft, peft_layers, unmerge_peft
 from replora.adapters.config import PeftConfig
 from replora.adapters.inject import adapters_of, remove
+from replora.adapters.layer import refuse_unmergeable
 from replora.adapters.tied import declare_untied, shared_with
 from replora.errors import RepLoRAError
 
@@ -26,12 +27,13 @@ def merge(model: nn.Module) -> nn.Module:
     adapters = adapters_of(model)
     for update in adapters.updates:
         update.refuse_unmergeable()
+    layers = peft_layers(model) if isinstance(adapters.config, PeftConfig) else {}
+    for name, layer in layers.items():
+        refuse_unmergeable(layer.get_base_layer().weight, name)
     for update in adapters.updates:
         update.merge()
-    if isinstance(adapters.config, PeftConfig):
-        for layer in peft_layers(model).values():
-            if not layer.merged:
-                layer.merge()
+    if layers:
+        merge_peft(model, adapters.untied)
     return model
 
 
@@ -41,9 +43,7 @@ def unmerge(model: nn.Module) -> nn.Module:
     for update in adapters.updates:
         update.unmerge()
     if isinstance(adapters.config, PeftConfig):
-        for layer in peft_layers(model).values():
-            if layer.merged:
-                layer.unmerge()
+        unmerge_peft(model, adapters.untied)
     return model
 
 
@@ -59,6 +59,8 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
         if update.base_before_merge is not None and shared_with(model, [update.base_before_merge], []):
             declare_untied(model)
         update.keep_merged()
+    if adapters.untied:
+        declare_untied(model)
     return remove(model)
 
 

@@ -15,7 +15,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from replora.adapters.baselines import peft_config, peft_layers
 from replora.adapters.config import PeftConfig, RepLoRAConfig
 from replora.adapters.inject import Adapters, adapters_of, describe
 from replora.adapters.layer import AdaptedLinear, WeightUpdate
+from replora.adapters.tied import shared_with
 from replora.atomic import new_folder
 from replora.errors import RepLoRAError
 
@@ -74,6 +75,7 @@ def export_peft(
     model = getattr(model, "_orig_mod", model)
     adapters = adapters_of(model)
     _refuse_trained_parts(adapters)
+    _refuse_tied_targets(model, adapters)
     if isinstance(adapters.config, RepLoRAConfig):
         config, tensors = _plain_lora(model, adapters, adapters.config, example)
     elif isinstance(adapters.config, PeftConfig):
@@ -218,6 +220,22 @@ def _refuse_trained_parts(adapters: Adapters) -> None:
             f"{len(single)} parameters of the backbone trained beside the adapter ({', '.join(single[:3])} ...), and "
             f"PEFT's file has no place for them. {_MERGE_INSTEAD}"
         )
+
+
+def _refuse_tied_targets(model: nn.Module, adapters: Adapters) -> None:
+    """PEFT merges into the frozen weight itself, and so into every module that shares it."""
+    weights = [
+        (", ".join(u.names), u.base if u.base_before_merge is None else u.base_before_merge, u.owner)
+        for u in adapters.updates
+    ]
+    for name, layer in peft_layers(model).items() if isinstance(adapters.config, PeftConfig) else ():
+        weights.append((name, adapters.untied.get(name, layer.get_base_layer().weight), layer))
+    for name, weight, module in weights:
+        if elsewhere := shared_with(model, [cast(nn.Parameter, weight)], [module]):
+            raise PeftFormatError(
+                f"{name} shares its weight with {elsewhere[0]}, and a merge in PEFT would update that too. "
+                f"{_MERGE_INSTEAD}"
+            )
 
 
 def _refuse_ambiguous_heads(model: nn.Module, adapters: Adapters) -> None:

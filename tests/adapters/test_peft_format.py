@@ -14,7 +14,7 @@ from torch import nn
 
 import replora
 from tests.adapters.test_contract import LOW_RANK, METHODS, PEFT_MODELS, adapted, build, disturb, train
-from tests.adapters.tiny_models import MODELS, call
+from tests.adapters.tiny_models import MODELS, call, tied_llama
 
 CALLED = [*PEFT_MODELS, "hf_videomae"]
 READ = [name for name in MODELS if name not in CALLED]
@@ -143,6 +143,25 @@ def test_what_peft_would_mistake_is_refused_and_unknown_use_asks_for_an_input(tm
     replora.export_peft(model, tmp_path / "peft", example=torch.randn(2, 4))
     with pytest.raises(replora.RepLoRAError, match="nothing is overwritten"):
         replora.export_peft(model, tmp_path / "peft")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replora.RepLoRAConfig(rank=2, hidden=4, targets=("q", "lm_head")),
+        replora.PeftConfig("lora", targets=["lm_head"]),
+    ],
+    ids=lambda config: config.name,
+)
+def test_an_update_of_a_tied_weight_is_refused(config: replora.AdapterConfig, tmp_path: Path) -> None:
+    model = replora.inject(tied_llama().eval(), config)
+    with pytest.raises(
+        replora.PeftFormatError, match=r"lm_head shares its weight with model\.embed_tokens.*merge_and_un"
+    ):
+        replora.export_peft(model, tmp_path / "peft")
+    with replora.merged(model), pytest.raises(replora.PeftFormatError, match="lm_head shares its weight"):
+        replora.export_peft(model, tmp_path / "peft")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
