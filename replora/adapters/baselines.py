@@ -53,7 +53,7 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftConfig, target
     offloaded = [n for n, m in layers.items() if cast(Tensor, m.weight).is_meta and hasattr(m, "_hf_hook")]
     if offloaded:
         raise RepLoRAError(
-            f"{config.method}: peft cannot train on {offloaded[0]}, which a device map offloads: its own matrices would "
+            f"{config.method}: peft cannot train on {offloaded[0]}, which a device map offloads: its matrices would "
             "have no values there. Load the backbone without offloading; RepLoRAConfig trains on offloaded layers too."
         )
     before = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
