@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from replora.adapters.base_model import describe_base
 from replora.adapters.config import (
     AdapterConfig,
     BitFitConfig,
@@ -43,6 +44,7 @@ class Adapters(nn.Module):
         head: Names among `trained` that belong to the modules of `also_train`.
         also_train: Names of the modules that train as a whole.
         required_grad: Names of the parameters that required gradients before the injection.
+        base: The frozen model: its class, name and a fingerprint of its weights.
         backbone_count: Parameters of the backbone, without head and adapter.
         peft_called: For each layer of the `peft` library, whether it has been called.
         untied: While a layer of the `peft` library is merged, by its name: the frozen weight that others share.
@@ -59,6 +61,7 @@ class Adapters(nn.Module):
         self.head: list[str] = []
         self.also_train: tuple[str, ...] = ()
         self.required_grad: set[str] = set()
+        self.base: dict[str, Any] = {}
         self.backbone_count = 0
         self.peft_called: dict[str, bool] = {}
         self.untied: dict[str, nn.Parameter] = {}
@@ -158,6 +161,7 @@ def inject(
     head_tensors = {id(tensor) for head in heads for tensor in (*head.parameters(), *head.buffers())}
     adapters = Adapters(config)
     adapters.also_train = also_train
+    adapters.base = describe_base(model, also_train)
     adapters.required_grad = {name for name, p in model.named_parameters() if p.requires_grad}
     adapters.backbone_count = sum(p.numel() for p in model.parameters() if id(p) not in head_tensors)
     model.replora = adapters

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from replora.adapters.base_model import architecture, base_name
 from replora.adapters.baselines import peft_config, peft_layers
 from replora.adapters.config import PeftConfig, RepLoRAConfig
 from replora.adapters.inject import Adapters, adapters_of, describe
@@ -263,9 +264,15 @@ def _say_task(config: Any, model: nn.Module) -> None:
 def _usage(model: nn.Module, base: str | None) -> str:
     """Code that opens the folder."""
     name = type(model).__name__
-    if base and getattr(model, "pretrained_cfg", None):
-        architecture = base.removeprefix("timm/")
-        build = f'import timm\n\nbase = timm.create_model("{architecture}", pretrained=True, num_classes=...)'
+    if known := architecture(model):
+        classes = getattr(model, "num_classes", None)
+        options = f"num_classes={'...' if classes is None else classes}"
+        if base:
+            build = (
+                f'import timm\n\nbase = timm.create_model("{base.removeprefix("timm/")}", pretrained=True, {options})'
+            )
+        else:
+            build = f'import timm\n\nbase = timm.create_model("{known}", {options})  # and the weights of its training'
     elif base and hasattr(model, "save_pretrained"):
         build = f'from {library_of(model)} import {name}\n\nbase = {name}.from_pretrained("{base}")'
     else:
@@ -277,14 +284,3 @@ def library_of(model: nn.Module) -> str:
     """Where the class of a transformers model is imported from: `transformers`, or a module of its own as VL-BART's."""
     module = type(model).__module__
     return "transformers" if module.startswith("transformers.") else module
-
-
-def base_name(model: nn.Module) -> str | None:
-    """What the frozen model calls itself: `name_or_path` in transformers, architecture and tag in timm; or None."""
-    name = getattr(model, "name_or_path", None)
-    if isinstance(name, str) and name:
-        return name
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    if cfg.get("hf_hub_id"):
-        return str(cfg["hf_hub_id"])
-    return ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part) or None

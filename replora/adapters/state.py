@@ -6,6 +6,7 @@ is JSON:
 
     method, options, targets, parameters      as `replora.describe` gives them
     also_train                                names of the modules that train as a whole (absent in the earliest files)
+    base                                      the frozen model, see `replora.adapters.base_model` (absent before)
     trained_as                                only in a deployed file: method, options and parameters of the training
 
 A *deployed* file holds A and B alone, without the MLPs that produced them. It is the file of vanilla LoRA on the same
@@ -42,6 +43,7 @@ from replora.errors import RepLoRAError, nearest
 
 FILE_FORMAT = "replora-adapter"
 FILE_VERSION = 1
+HEADER = ("format", "version", "description")  # the entries of the header that are the format's own
 _PLAIN_CONFIGS: dict[str, type[AdapterConfig]] = {
     "full": FullConfig,
     "linear_probe": LinearProbeConfig,
@@ -125,9 +127,10 @@ def save_adapter(
     from safetensors.torch import save_file
 
     path = Path(path)
-    description = describe(model) | {"also_train": list(adapters_of(model).also_train)}
+    adapters = adapters_of(model)
+    description = describe(model) | {"also_train": list(adapters.also_train), "base": adapters.base}
     state = adapter_state(model)
-    if deploy and isinstance(adapters_of(model).config, RepLoRAConfig):
+    if deploy and isinstance(adapters.config, RepLoRAConfig):
         description, state = _deployed(model, description, state)
     header = {"format": FILE_FORMAT, "version": str(FILE_VERSION), "description": json.dumps(description)}
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
