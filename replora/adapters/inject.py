@@ -46,6 +46,7 @@ class Adapters(nn.Module):
         required_grad: Names of the parameters that required gradients before the injection.
         base: The frozen model: its class, name and a fingerprint of its weights.
         backbone_count: Parameters of the backbone, without head and adapter.
+        trained_as: For an adapter read from a deployed file: method, options and parameters of its training.
         peft_called: For each layer of the `peft` library, whether it has been called.
         untied: While a layer of the `peft` library is merged, by its name: the frozen weight that others share.
         proved: Whether every target is known to act on the output.
@@ -63,6 +64,7 @@ class Adapters(nn.Module):
         self.required_grad: set[str] = set()
         self.base: dict[str, Any] = {}
         self.backbone_count = 0
+        self.trained_as: dict[str, Any] | None = None
         self.peft_called: dict[str, bool] = {}
         self.untied: dict[str, nn.Parameter] = {}
         self.proved = False
@@ -232,13 +234,18 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """The method, its options, its targets and the parameter counts, as plain JSON data."""
+    """The method, its options, its targets and the parameter counts, as plain JSON data.
+
+    For an adapter read from a deployed file also `trained_as`: method, options and parameter counts of its training.
+    """
     adapters = adapters_of(model)
+    trained_as = {"trained_as": adapters.trained_as} if adapters.trained_as else {}
     return {
         "method": adapters.config.name,
         "options": options_of(adapters.config),
         "targets": list(adapters.targets),
         "parameters": asdict(parameter_counts(model)),
+        **trained_as,
     }
 
 

@@ -50,6 +50,8 @@ def unmerge(model: nn.Module) -> nn.Module:
 def merge_and_unload(model: nn.Module) -> nn.Module:
     """Fold the update in for good: the plain model, with no trace of the adapter, ready for its own `save_pretrained`.
 
+    Other adapters that wait beside it are forgotten: they belong to the backbone as it was.
+
     Raises:
         RepLoRAError: As `merge` says; then nothing is changed.
     """
@@ -61,6 +63,7 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
         update.keep_merged()
     if adapters.untied:
         declare_untied(model)
+    model.__dict__.pop("replora_shelf", None)
     return remove(model)
 
 

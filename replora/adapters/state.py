@@ -7,7 +7,7 @@ is JSON:
     method, options, targets, parameters      as `replora.describe` gives them
     also_train                                names of the modules that train as a whole (absent in the earliest files)
     base                                      the frozen model, see `replora.adapters.base_model` (absent before)
-    trained_as                                only in a deployed file: method, options and parameters of the training
+    trained_as                                of a deployed file: method, options and parameters of the training
 
 A *deployed* file holds A and B alone, without the MLPs that produced them. It is the file of vanilla LoRA on the same
 targets, so every release that reads LoRA files reads it. Readers ignore entries that they do not know; a change that
@@ -37,7 +37,7 @@ from replora.adapters.config import (
     acting_options,
 )
 from replora.adapters.factors import FactorBank
-from replora.adapters.inject import Adapters, adapters_of, describe, inject, options_of, parameter_counts, remove
+from replora.adapters.inject import Adapters, adapters_of, describe, inject, options_of, parameter_counts
 from replora.atomic import replacing
 from replora.errors import RepLoRAError, nearest
 
@@ -157,7 +157,8 @@ def _deployed(
         "method": config.name,
         "options": options_of(config),
         "parameters": asdict(replace(counts, adapter_trained=counts.adapter_deployed)),
-        "trained_as": {key: description[key] for key in ("method", "options", "parameters")},
+        # One that was deployed before keeps what it was trained as.
+        "trained_as": adapters.trained_as or {key: description[key] for key in ("method", "options", "parameters")},
     }
     return description | deployed, kept
 
@@ -187,20 +188,9 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], name: str | Non
             head: {key.removeprefix(f"{head}."): value for key, value in state.items() if key.startswith(f"{head}.")}
             for head in description["also_train"]
         }
-        before = several.shelf_of(target).active
-        several.make_room(target, name or several.DEFAULT_NAME, heads)
-        try:
+        with several.added(target, name or several.DEFAULT_NAME, heads):
             inject(target, config_of(description), also_train=description["also_train"])
-            several.shelf_of(target).active = name or several.DEFAULT_NAME
             _load(target, path, description, state)
-        except BaseException:
-            if isinstance(getattr(target, "replora", None), Adapters):
-                remove(target)
-            for head in heads.keys() & several.shelf_of(target).heads.keys():
-                target.set_submodule(head, several.shelf_of(target).heads[head])
-            if before is not None:
-                several.set_adapter(target, before)
-            raise
         return description
     _load(target, path, description, state)
     return description
@@ -211,7 +201,9 @@ def _load(
 ) -> None:
     options = ", ".join(f"{k}={v}" for k, v in description["options"].items())
     found = f"{path} (method {description['method']}; {options})"
-    _copy_state(model, state, found, _differing(adapters_of(model), description))
+    adapters = adapters_of(model)
+    _copy_state(model, state, found, _differing(adapters, description))
+    adapters.trained_as = description.get("trained_as")
 
 
 def _differing(adapters: Adapters, description: Mapping[str, Any]) -> list[str]:

@@ -201,10 +201,7 @@ def peft_folder(folder: Path, model_name: str = "hf_llama", **options) -> tuple[
     base, tiny = build(model_name)
     options = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj"]} | options
     model = peft.get_peft_model(base, peft.LoraConfig(**options)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_()
+    disturb_peft(model)
     model.save_pretrained(str(folder))
     return folder, call(model, tiny.inputs()).detach()
 
@@ -223,6 +220,69 @@ def test_own_folders_of_peft_are_evaluated_here(options: dict, tmp_path: Path) -
     model, tiny = build("hf_llama")
     replora.import_peft(model, folder)
     torch.testing.assert_close(call(model, tiny.inputs()), want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_folders_dropout_is_kept(tmp_path: Path) -> None:
+    model, _ = build("hf_llama")
+    replora.import_peft(model, peft_folder(tmp_path / "peft", lora_dropout=0.2)[0])
+    assert model.replora.config.dropout == 0.2
+
+
+@pytest.mark.parametrize("into", ["plain", "adapted"])
+@pytest.mark.parametrize(
+    ("target", "ours", "written"),
+    [
+        ("lm_head", "lm_head", ["lm_head.base_layer.weight"]),
+        ("v_proj", "v", ["lm_head.weight", "model.embed_tokens.weight"]),
+    ],
+)
+def test_frozen_weights_that_peft_wrote_too_are_passed_over(
+    target: str, ours: str, written: list[str], into: str, tmp_path: Path
+) -> None:
+    base, tiny = build("hf_llama")
+    opened = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", target])).eval()
+    disturb_peft(opened)
+    opened.save_pretrained(str(tmp_path / "peft"), save_embedding_layers=True)
+    tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    assert sorted(name for name in tensors if "lora_" not in name) == [f"base_model.model.{name}" for name in written]
+    model, _ = build("hf_llama")
+    if into == "adapted":
+        replora.inject(model, replora.RepLoRAConfig(rank=2, targets=("q", ours)))
+    replora.import_peft(model, tmp_path / "peft")
+    assert replora.parameter_counts(model).head == 0
+    torch.testing.assert_close(call(model, tiny.inputs()), call(opened, tiny.inputs()), rtol=1e-4, atol=1e-4)
+    other, _ = build("hf_llama", seed=1)
+    with pytest.raises(replora.PeftFormatError, match=rf"frozen weights \({written[0]}.* differ"):
+        replora.import_peft(other, tmp_path / "peft")
+
+
+def disturb_peft(model: nn.Module) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+
+
+def test_folders_stand_side_by_side_with_heads_of_their_own(tmp_path: Path) -> None:
+    model, tiny = trained("timm_vit", "replora")
+    first = call(model, tiny.inputs())
+    replora.export_peft(model, tmp_path / "first")
+    model.reset_classifier(3)  # of other classes
+    second = call(model, tiny.inputs())
+    replora.export_peft(model, tmp_path / "second")
+    plain, _ = build("timm_vit")
+    replora.import_peft(plain, tmp_path / "first", name="first")
+    replora.import_peft(plain, tmp_path / "second", name="second")
+    assert replora.adapter_names(plain) == ["second", "first"]
+    torch.testing.assert_close(call(plain, tiny.inputs()), second, rtol=0, atol=1e-5)
+    replora.set_adapter(plain, "first")
+    torch.testing.assert_close(call(plain, tiny.inputs()), first, rtol=0, atol=1e-5)
+    with pytest.raises(replora.RepLoRAError, match="There is an adapter 'second'"):
+        replora.import_peft(plain, tmp_path / "second", name="second")
+    with pytest.raises(replora.PeftFormatError, match="which VisionTransformer does not have"):
+        replora.import_peft(plain, peft_folder(tmp_path / "llama")[0], name="llama")
+    assert replora.adapter_names(plain) == ["first", "second"]
+    torch.testing.assert_close(call(plain, tiny.inputs()), first, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("factors", ["none", "mlp", "linear"])
