@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 import replora
 from replora.adapters.base_model import base_name, refuse_other_base, timm_weights
 from replora.adapters.check import outputs_on_example
-from replora.adapters.merge import merge_and_unload, merged
+from replora.adapters.config import PeftConfig
+from replora.adapters.inject import adapters_of
+from replora.adapters.layer import WeightUpdate
+from replora.adapters.merge import disabled, merge_and_unload, merged
 from replora.adapters.peft_export import CONFIG_FILE, export_peft, library_of
 from replora.adapters.state import HEADER, read_adapter, read_metadata, save_adapter
-from replora.atomic import new_folder
+from replora.atomic import new_folder, refuse_file_as_folder
 from replora.backbones.backbone import in_head
 from replora.backbones.vision import VIT_NANO, build_vision_backbone
-from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD
+from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
 from replora.datasets.images import short_side
 from replora.errors import RepLoRAError, nearest
 from replora.reports.model_card import model_card
@@ -198,6 +202,7 @@ def export(trained: Trained, out: Path, form: Format, license: str = "unknown") 
     if form == "adapter":
         if out.exists():
             raise DeploymentError(f"{out} exists already, and nothing is overwritten. Choose another name.")
+        refuse_file_as_folder(out)
         metadata = {key: value for key, value in trained.metadata.items() if key not in HEADER}
         if trained.trained_on:
             metadata["trained_on"] = trained.trained_on
@@ -243,20 +248,55 @@ def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
 
 
 def _difference(model: nn.Module) -> float:
+    """How far merged outputs are from unmerged ones, once outputs and weights are found to be right.
+
+    In 16 bits the outputs alone would tell little, so each merged weight is also compared with W0 + scale * B A. The
+    methods of peft keep no W0: there the merged model must be nearer to the unmerged one than the frozen model is.
+    """
     unmerged = outputs_on_example(model)
     if unmerged is None:
         raise DeploymentError(f"No input is known for {type(model).__name__}, so merging could not be checked.")
+    with disabled(model):
+        frozen = outputs_on_example(model) or []
     with merged(model):
         found = outputs_on_example(model) or []
-    largest = max(float(output.abs().max()) for output in unmerged)
-    difference = max(float((a - b).abs().max()) for a, b in zip(found, unmerged, strict=True)) / max(largest, 1e-30)
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    if not difference <= TOLERANCES[dtype]:
+        wrong = [name for update in adapters_of(model).updates if not _is_sum(update) for name in update.names]
+    difference, effect = _apart(found, unmerged), _apart(frozen, unmerged)
+    dtypes = {p.dtype for p in model.parameters()} & TOLERANCES.keys()
+    dtype = max(dtypes, key=TOLERANCES.__getitem__)
+    allowed = TOLERANCES[dtype]
+    if isinstance(adapters_of(model).config, PeftConfig):
+        allowed = min(allowed, max(0.9 * effect, allowed / 10))
+    if not difference <= allowed:
         raise DeploymentError(
             f"The merged model's outputs differ from the unmerged one's by {difference:.2g} of their size, more than "
-            f"{TOLERANCES[dtype]:g} allowed in {dtype}. Load the base in float32, or keep the adapter apart (export)."
+            f"{allowed:.2g} allowed in {dtype}. Load the base in float32, or keep the adapter apart (export)."
+        )
+    if wrong:
+        raise DeploymentError(
+            f"The merged weight of {wrong[0]}{f' and {len(wrong) - 1} more' if wrong[1:] else ''} is not the sum of "
+            "the frozen one and its update. Keep the adapter apart (export)."
         )
     return difference
+
+
+def _apart(outputs: list[Tensor], reference: list[Tensor]) -> float:
+    """The largest difference, as a part of the largest output."""
+    largest = max(float(output.abs().max()) for output in reference)
+    apart = (float((a - b).abs().max()) for a, b in zip(outputs, reference, strict=True))
+    return max(apart) / max(largest, 1e-30)
+
+
+@torch.no_grad()
+def _is_sum(update: WeightUpdate) -> bool:
+    """Whether a merged weight is W0 + scale * B A, rounded to its type."""
+    assert update.base_before_merge is not None
+    exact = torch.promote_types(update.base.dtype, torch.float32)
+    want = update.base_before_merge.to(exact, copy=True)
+    for A, B, rows in update.pieces():
+        want[slice(*rows) if rows else slice(None)] += update.scale * (B.to(exact) @ A.to(exact))
+    eps, largest = torch.finfo(update.base.dtype).eps, float(want.abs().max())
+    return torch.allclose(update.base.to(exact), want, rtol=eps, atol=1e-5 * largest + 1e-7)
 
 
 def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
@@ -269,7 +309,7 @@ def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
             "transformers",
             f'from {library_of(model)} import {name}\n\nmodel = {name}.from_pretrained("this folder")',
         )
-    if hasattr(model, "get_classifier"):  # timm
+    if getattr(model, "pretrained_cfg", None) or _is_vit_nano(model):
         _save_timm(model, trained, folder)
         return "timm", 'import timm\n\nmodel = timm.create_model("local-dir:this folder", pretrained=True)'
     from safetensors.torch import save_file
@@ -280,24 +320,45 @@ def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
     return "pytorch", f"from safetensors.torch import load_file\n\n{load}"
 
 
+# What transformers opens from a folder beside the weights, and the files that tell whether the folder has it.
+PROCESSORS = {
+    "AutoTokenizer": ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"),
+    "AutoImageProcessor": ("preprocessor_config.json", "processor_config.json"),
+    "GenerationConfig": ("generation_config.json",),
+}
+
+
 def _copy_processors(base: str | None, folder: Path) -> None:
-    """What a transformers folder serves with beside the weights: tokenizer, image processor, options of generation."""
+    """What a transformers folder serves with beside the weights: tokenizer, image processor, options of generation.
+
+    Where a base has no such files transformers may make up an empty tokenizer, so nothing is asked for then.
+    """
     if base is None:  # made on this machine
         return
     import transformers
+    from transformers.utils import cached_file
 
-    for loader in (transformers.AutoTokenizer, transformers.AutoImageProcessor, transformers.GenerationConfig):
+    for name, files in PROCESSORS.items():
         try:
-            loader.from_pretrained(base).save_pretrained(folder)
-        except (OSError, ValueError, TypeError, KeyError):  # the base has none
-            continue
+            missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+            if any(cached_file(base, file, **missing) for file in files):
+                getattr(transformers, name).from_pretrained(base).save_pretrained(folder)
+        except (ImportError, OSError, ValueError, TypeError, KeyError) as error:
+            warnings.warn(f"{name} of {base} was not copied ({error}). Copy its files by hand.", stacklevel=2)
+
+
+def _is_vit_nano(model: nn.Module) -> bool:
+    """Whether the model has the class of `vit_nano` and its shapes, with any head."""
+    nano = build_vit_nano()
+    shapes = [{n: p.shape for n, p in m.named_parameters() if not in_head(n, ("head",))} for m in (model, nano)]
+    return type(model) is type(nano) and shapes[0] == shapes[1] and not getattr(model, "pretrained_cfg", None)
 
 
 def _save_timm(model: Any, trained: Trained, folder: Path) -> None:
     import timm
 
     config: dict[str, Any] = {}
-    if not getattr(model, "pretrained_cfg", None):  # vit_nano, which timm does not know by name
+    if _is_vit_nano(model):  # timm does not know it by name
         model.pretrained_cfg = {
             "architecture": "vit_tiny_patch16_224",
             "input_size": (3, VIT_NANO_ARCHITECTURE["img_size"], VIT_NANO_ARCHITECTURE["img_size"]),

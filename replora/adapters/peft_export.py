@@ -25,6 +25,7 @@ from replora.adapters.baselines import peft_config, peft_layers
 from replora.adapters.config import PeftConfig, RepLoRAConfig
 from replora.adapters.inject import Adapters, adapters_of, describe
 from replora.adapters.layer import AdaptedLinear, WeightUpdate
+from replora.adapters.state import refuse_absent
 from replora.adapters.tied import shared_with
 from replora.atomic import new_folder
 from replora.errors import RepLoRAError
@@ -104,6 +105,7 @@ def export_peft(
         library="peft",
         usage=_usage(model, config.base_model_name_or_path),
     )
+    refuse_absent(tensors)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with new_folder(folder) as temporary:
         config.save_pretrained(str(temporary))
@@ -136,13 +138,18 @@ def _plain_lora(
     others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != usual}
     lora = peft.LoraConfig(
         r=usual,
-        lora_alpha=config.scale * usual,
+        lora_alpha=_plain_number(config.scale * usual),
         lora_dropout=config.dropout,
         target_modules=_shortest_targets(model, list(ranks), adapters.also_train),
         rank_pattern=others,
-        alpha_pattern={name: config.scale * rank for name, rank in others.items()},
+        alpha_pattern={name: _plain_number(config.scale * rank) for name, rank in others.items()},
     )
     return lora, tensors
+
+
+def _plain_number(alpha: float) -> float:
+    """As people write it: 8, not 8.0."""
+    return int(alpha) if float(alpha).is_integer() else alpha
 
 
 def _stacked(update: WeightUpdate) -> tuple[Tensor, Tensor]:

@@ -122,6 +122,7 @@ def save_adapter(
             size of a LoRA file. Training goes on from a file with the MLPs.
 
     Raises:
+        RepLoRAError: A tensor is offloaded from memory.
         OSError: The file cannot be written; a file that was there before is still whole.
     """
     from safetensors.torch import save_file
@@ -133,10 +134,24 @@ def save_adapter(
     if deploy and isinstance(adapters.config, RepLoRAConfig):
         description, state = _deployed(model, description, state)
     header = {"format": FILE_FORMAT, "version": str(FILE_VERSION), "description": json.dumps(description)}
+    refuse_absent(state)
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=header | dict(metadata or {}))
     return path
+
+
+def refuse_absent(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse to write tensors that a device map offloads.
+
+    Raises:
+        RepLoRAError: One is not in memory.
+    """
+    if absent := [name for name, tensor in tensors.items() if tensor.is_meta]:
+        raise RepLoRAError(
+            f"{absent[0]} is not in memory (a device map offloads it, or the model has shapes only), so it cannot be "
+            "saved. Give modules that train as a whole (also_train) a place in the device map: cpu or a GPU."
+        )
 
 
 @torch.no_grad()
@@ -252,7 +267,14 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         RepLoRAError: There is no such file, it is damaged, or it is not an adapter of this format.
     """
     header, state = _read(path)
-    return json.loads(header["description"]), state
+    try:
+        description = json.loads(header["description"])
+        known = {"method", "options"} <= description.keys()
+    except (KeyError, json.JSONDecodeError, AttributeError) as error:
+        raise RepLoRAError(f"{path} is damaged: its header has no description that can be read ({error}).") from error
+    if not known:
+        raise RepLoRAError(f"{path} is damaged: its description names no method ({', '.join(description) or 'empty'}).")
+    return description, state
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -279,8 +301,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tenso
         raise RepLoRAError(
             f"{path} is a safetensors file, but not a RepLoRA adapter (its header says {header or 'nothing'})."
         )
-    if int(header["version"]) > FILE_VERSION:
+    version = header.get("version", "")
+    if not version.isdecimal():
+        raise RepLoRAError(f"{path} is damaged: its header gives {version!r} as the version of its format.")
+    if int(version) > FILE_VERSION:
         raise RepLoRAError(
-            f"{path} has format version {header['version']}; this release reads up to {FILE_VERSION}. Update replora."
+            f"{path} has format version {version}; this release reads up to {FILE_VERSION}. Update replora."
         )
     return header, state

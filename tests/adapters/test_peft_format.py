@@ -8,6 +8,7 @@ from pathlib import Path
 
 import peft
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -75,7 +76,8 @@ def test_the_fused_layout_is_two_blocks(tmp_path: Path) -> None:
     model, _ = trained("timm_vit", "replora_unshared")
     replora.export_peft(model, tmp_path / "peft")
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 10.0, ["qkv"])
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 10, ["qkv"])
+    assert isinstance(config["lora_alpha"], int)
     assert config["modules_to_save"] == ["head"]
     tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     B = tensors["base_model.model.blocks.0.attn.qkv.lora_B.weight"]  # rows q, k, v of 24 each
@@ -191,6 +193,20 @@ def test_card_names_base_data_metrics_licence_and_both_counts(tmp_path: Path) ->
     config = json.loads((tmp_path / "p" / "adapter_config.json").read_text())
     assert config["task_type"] == "CAUSAL_LM"
     assert config["base_model_name_or_path"] == "org/llama"
+
+
+def test_a_timm_model_is_not_said_to_have_the_hubs_weights(tmp_path: Path) -> None:
+    """timm names them in a model with random weights as well."""
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=3, depth=1)
+    replora.inject(model, replora.RepLoRAConfig(rank=2), also_train=["head"])
+    replora.export_peft(model, tmp_path / "own")
+    card = (tmp_path / "own" / "README.md").read_text()
+    assert "base_model:" not in card
+    assert 'timm.create_model("vit_tiny_patch16_224", num_classes=3)  # and the weights of its training' in card
+    assert json.loads((tmp_path / "own" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    replora.export_peft(model, tmp_path / "hub", base_model="timm/vit_tiny_patch16_224.augreg_in21k")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert 'timm.create_model("vit_tiny_patch16_224.augreg_in21k", pretrained=True, num_classes=3)' in card
 
 
 # --- folders that PEFT itself wrote

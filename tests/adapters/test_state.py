@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,18 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "future.safetensors", metadata=future)
     with pytest.raises(replora.RepLoRAError, match="format version 99"):
         replora.load_adapter(model, tmp_path / "future.safetensors")
+    named = {"method": "lora", "options": {}}
+    for header, message in [
+        ({"version": "one", "description": json.dumps(named)}, "damaged: its header gives 'one' as the version"),
+        ({"description": json.dumps(named)}, "damaged: its header gives '' as the version"),
+        ({"version": "1"}, "damaged: its header has no description"),
+        ({"version": "1", "description": "{x"}, "damaged: its header has no description"),
+        ({"version": "1", "description": "[]"}, "damaged: its header has no description"),
+        ({"version": "1", "description": '{"also_train": []}'}, r"damaged: its description names no method \(also_tr"),
+    ]:
+        save_file({"x": torch.zeros(1)}, tmp_path / "bad.safetensors", metadata={"format": "replora-adapter"} | header)
+        with pytest.raises(replora.RepLoRAError, match=message):
+            replora.load_adapter(model, tmp_path / "bad.safetensors")
     whole = replora.save_adapter(model, tmp_path / "whole.safetensors").read_bytes()
     (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(replora.RepLoRAError, match="damaged"):
@@ -155,3 +168,16 @@ def test_methods_of_peft_are_compared_too(tmp_path: Path) -> None:
     replora.inject(there, replora.PeftConfig("dora", rank=2))
     with pytest.raises(replora.StateMismatchError, match="alpha: 4 in the file, 2 here"):
         replora.load_adapter(there, file)
+
+
+def test_a_head_that_is_not_in_memory_cannot_be_saved(tmp_path: Path) -> None:
+    model, _ = build("hf_llama")
+    model.lm_head.to("meta")
+    replora.inject(model, replora.RepLoRAConfig(rank=2), also_train=["lm_head"], check=False)
+    with pytest.raises(replora.RepLoRAError, match=r"lm_head\.weight is not in memory"):
+        replora.save_adapter(model, tmp_path / "a.safetensors")
+    for update in model.replora.updates:
+        update.called = True  # as after a forward pass
+    with pytest.raises(replora.RepLoRAError, match=r"lm_head\.weight is not in memory"):
+        replora.export_peft(model, tmp_path / "peft")
+    assert list(tmp_path.iterdir()) == []

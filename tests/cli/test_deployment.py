@@ -16,17 +16,20 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoTokenizer
 
 import replora
+from replora.adapters.baselines import peft_layers
 from replora.adapters.state import read_metadata
 from replora.cli import main
-from replora.deployment import DeploymentError, load_trained, load_transformers, merge
+from replora.deployment import DeploymentError, Trained, load_trained, load_transformers, merge
 from replora.runs import load_run
 from tests.adapters.test_contract import disturb
 from tests.adapters.test_merge import Int8Linear
-from tests.adapters.tiny_models import call, hf_bart, hf_llama, hf_vit
+from tests.adapters.tiny_models import call, hf_bart, hf_llama, hf_vit, timm_vit
 from tests.cli.helpers import fit
 from tests.cli.test_own_data import refused
+from tests.tiny_llama import write_tiny_llama
 
 torch.set_num_threads(1)
 
@@ -259,8 +262,14 @@ def test_mistakes(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "transformers cannot open it" in refused(capsys, "export", file, out, f"--base={tmp_path}")
     error = refused(capsys, "export", file, out, f"--base={home / 'bart_base'}")
     assert "llama.safetensors" in error
+    replora.export_peft(load_run(home / "run").model, tmp_path / "peft")
+    assert "replora.import_peft(model, folder)" in refused(capsys, "merge", str(tmp_path / "peft"), out)
+    shutil.rmtree(tmp_path / "peft")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
+    inside = f"--out={tmp_path / 'full' / 'mine.txt' / 'x'}"
+    for line in (["merge", run], ["export", run], ["export", run, "--format=adapter"]):
+        assert "mine.txt is a file, not a folder" in refused(capsys, *line, inside)
     assert "nothing is overwritten" in refused(capsys, "merge", run, f"--out={tmp_path / 'full'}")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full"]
 
@@ -282,6 +291,70 @@ def test_a_merge_that_changes_the_outputs_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+BF16 = {"replora": replora.RepLoRAConfig(rank=2, hidden=4), "peft_lora": replora.PeftConfig("lora", rank=2)}
+
+
+@pytest.mark.parametrize(
+    ("method", "forgotten"),
+    [*((method, how) for method in BF16 for how in ("all", "none")), ("replora", "one")],
+)
+def test_in_16_bits_too_an_update_that_is_not_merged_is_found(
+    method: str, forgotten: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = replora.inject(hf_llama().bfloat16().eval(), BF16[method])
+    disturb(model)
+    small = [p for name, p in model.named_parameters() if "mlp_B.V" in name or "lora_B" in name]
+    with torch.no_grad():  # as after a short training
+        for parameter in small:
+            parameter.mul_(0.02)
+    if method == "peft_lora":
+        for layer in peft_layers(model).values() if forgotten == "all" else ():
+            monkeypatch.setattr(layer, "merge", lambda layer=layer: layer.merged_adapters.append("default"))
+            monkeypatch.setattr(layer, "unmerge", lambda layer=layer: layer.merged_adapters.clear())
+    else:
+        updates = model.replora.updates
+        for update in {"all": updates, "one": updates[-1:], "none": []}[forgotten]:
+            monkeypatch.setattr(
+                update, "merge", lambda update=update: setattr(update, "base_before_merge", update.base)
+            )
+    if forgotten == "none":
+        assert merge(Trained(model, None), tmp_path / "out") < 0.05
+        return
+    with pytest.raises(DeploymentError, match=r"is not the sum of|differ from the unmerged one's by"):
+        merge(Trained(model, None), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_is_copied_where_the_base_has_one(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in TRANSFORMERS:
+        assert not [f.name for f in (exported / f"{name}_merged").iterdir() if "token" in f.name or "vocab" in f.name]
+    write_tiny_llama(tmp_path / "base")
+    model = replora.inject(load_transformers(str(tmp_path / "base")), replora.RepLoRAConfig(rank=2))
+    source = [str(replora.save_adapter(model, tmp_path / "a.safetensors")), f"--base={tmp_path / 'base'}"]
+    main(["merge", *source, f"--out={tmp_path / 'merged'}"])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer("hello").input_ids == AutoTokenizer.from_pretrained(tmp_path / "base")("hello").input_ids
+
+    def missing(*_args, **_kwargs):
+        raise ImportError("needs sentencepiece")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", missing)
+    with pytest.warns(UserWarning, match="AutoTokenizer of .* was not copied .needs sentencepiece."):
+        main(["merge", *source, f"--out={tmp_path / 'again'}"])
+    assert (tmp_path / "again" / "model.safetensors").is_file()
+
+
+def test_a_timm_model_without_a_name_is_not_saved_as_vit_nano(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = replora.inject(timm_vit().eval(), replora.RepLoRAConfig(rank=2), also_train=["head"])
+    merge(Trained(model, None), tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+    assert "load_state_dict" in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("method", ["lora", "linear", "dora", "bitfit", "linear_probe", "full"])
 def test_every_method_of_a_run_merges(method: str, tmp_path: Path) -> None:
     small = ["--config=quickstart.yaml", f"--config=adapter/{method}.yaml", "--model.pretrained=false"]
@@ -296,8 +369,6 @@ def test_every_method_of_a_run_merges(method: str, tmp_path: Path) -> None:
 
 def test_a_model_of_no_known_library(tmp_path: Path) -> None:
     from torchvision.models import SwinTransformer
-
-    from replora.deployment import Trained
 
     model: nn.Module = SwinTransformer([2, 2], 16, [2, 1], [2, 4], window_size=[4, 4], num_classes=5).eval()
     replora.inject(model, replora.RepLoRAConfig(rank=2, hidden=4), also_train=["head"])
