@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import replora
 from lightning_modules.base import AdaptedModule
-from replora.reports.results import add_to_results, circumstances, peak_memory, read_results, refuse_other_run
+from replora.reports.results import add_to_results, circumstances, in_words, peak_memory, read_results, refuse_other_run
 
 HISTORY = 50  # epochs of the course that a results file keeps at most
 UNTRAINED = "untrained"
@@ -86,7 +86,7 @@ class ResultsWriter(Callback):
             and not getattr(trainer, "fast_dev_run", False)
             and isinstance(pl_module, AdaptedModule)
         ):
-            metadata = adapter_metadata(pl_module, getattr(trainer, "datamodule", None))
+            metadata = adapter_metadata(pl_module, getattr(trainer, "datamodule", None), _metrics(trainer))
             replora.save_adapter(pl_module.model, self.run_dir / "adapter.safetensors", metadata)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -161,9 +161,14 @@ def _batch(trainer: Trainer) -> dict[str, int]:
     }
 
 
-def adapter_metadata(module: AdaptedModule, datamodule: Any) -> dict[str, str]:
-    """What must be known to use an adapter file on other images: its backbone, the classes and the preprocessing."""
+def adapter_metadata(module: AdaptedModule, datamodule: Any, metrics: dict[str, float]) -> dict[str, str]:
+    """What must be known to use an adapter file elsewhere: its backbone, the classes and the preprocessing, and for
+    its card what it was trained on and its `metrics` on validation data."""
     metadata = {"backbone": json.dumps(module.describe()["backbone"])}
     if hasattr(datamodule, "preprocessing"):
         metadata["data"] = json.dumps({"class_names": datamodule.class_names, **datamodule.preprocessing()})
+    if words := in_words(getattr(datamodule, "describe", dict)()):
+        metadata["trained_on"] = words
+    if validated := {name: v for name, v in metrics.items() if name.startswith("val/") and math.isfinite(v)}:
+        metadata["metrics"] = json.dumps(validated)
     return metadata

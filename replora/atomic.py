@@ -39,12 +39,13 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder to write to, which becomes `folder` at the end and is deleted after an error.
 
     Raises:
-        RepLoRAError: `folder` exists and is not empty.
+        RepLoRAError: `folder` exists and is not empty, or would lie in a file.
         OSError: It cannot be written.
     """
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise RepLoRAError(f"{folder} exists already, and nothing is overwritten. Choose another name, or remove it.")
+    refuse_file_as_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.", suffix=".tmp"))
     try:
@@ -53,6 +54,16 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_file_as_folder(path: Path) -> None:
+    """Refuse a path that leads through a file.
+
+    Raises:
+        RepLoRAError: It does.
+    """
+    if files := [parent for parent in path.parents if parent.is_file()]:
+        raise RepLoRAError(f"{path} cannot be written: {files[0]} is a file, not a folder. Choose another name.")
 
 
 def replace_text(file: Path, text: str) -> None:

@@ -111,8 +111,8 @@ def export(
         out: The folder to write, or the file with --format adapter. Default: peft or deployed.safetensors in the run's
             directory; beside an adapter file. Nothing is overwritten.
         format: peft, or adapter: one file of our own for use alone, without the MLPs that only training needs.
-        base: For an adapter file: folder or hub name of the transformers model that it was trained on.
-        checkpoint: For a run: the backbone's weights, where they are not where the run had them.
+        base: For an adapter file: what it was trained on, a folder or hub name of transformers or a model of timm.
+        checkpoint: For a run or a timm base: the backbone's weights, where they are not where the run or timm has them.
         license: Of the adapter, for the model card: an identifier of the Hugging Face hub such as apache-2.0.
     """
     from replora import deployment
@@ -141,8 +141,8 @@ def merge(
         source: A run's directory, or an adapter file of replora.save_adapter together with --base.
         out: The folder to write. Default: merged in the run's directory; beside an adapter file. Nothing is
             overwritten.
-        base: For an adapter file: folder or hub name of the transformers model that it was trained on.
-        checkpoint: For a run: the backbone's weights, where they are not where the run had them.
+        base: For an adapter file: what it was trained on, a folder or hub name of transformers or a model of timm.
+        checkpoint: For a run or a timm base: the backbone's weights, where they are not where the run or timm has them.
         license: Of the merged model, for its card: an identifier of the Hugging Face hub such as apache-2.0.
     """
     from replora import deployment

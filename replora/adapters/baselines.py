@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from replora.adapters.config import PeftConfig
+from replora.adapters.tied import shared_with
 from replora.backbones.targets import Target
 from replora.errors import RepLoRAError, nearest
 
@@ -49,8 +49,15 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftConfig, target
             f"{config.method}: peft cannot adapt the projections of nn.MultiheadAttention one by one ({attention[0]}, "
             "...). RepLoRAConfig can, with factors mlp, linear or none."
         )
+    layers = {target.module: model.get_submodule(target.module) for target in targets}
+    offloaded = [n for n, m in layers.items() if cast(Tensor, m.weight).is_meta and hasattr(m, "_hf_hook")]
+    if offloaded:
+        raise RepLoRAError(
+            f"{config.method}: peft cannot train on {offloaded[0]}, which a device map offloads: its matrices would "
+            "have no values there. Load the backbone without offloading; RepLoRAConfig trains on offloaded layers too."
+        )
     before = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    modules = list(dict.fromkeys(target.module for target in targets))
+    modules = list(layers)
     own = peft_config(config, modules)
     try:
         peft.inject_adapter_in_model(own, model)
@@ -58,7 +65,7 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftConfig, target
         raise RepLoRAError(f"{config.method}: peft refuses: {error}") from error
     added = [p for p in model.parameters() if id(p) not in before]
     for parameter in added:
-        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+        if parameter.requires_grad and parameter.is_floating_point() and parameter.dtype.itemsize < 4:
             parameter.data = parameter.data.float()
     adapters.targets = modules
     for name, layer in peft_layers(model).items():
@@ -84,6 +91,31 @@ def peft_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The trainable parameters of each of those layers."""
     layers = peft_layers(model)
     return {name: [p for p in layer.parameters() if p.requires_grad] for name, layer in layers.items()}
+
+
+def merge_peft(model: nn.Module, untied: dict[str, nn.Parameter]) -> None:
+    """Let the layers of `peft` fold their updates in.
+
+    `peft` changes the frozen weight itself. One that another module shares would change there too, so the layer gets
+    its own first, and the shared one is kept in `untied`, by the layer's name.
+    """
+    for name, layer in peft_layers(model).items():
+        if layer.merged:
+            continue
+        base = layer.get_base_layer()
+        if shared_with(model, [base.weight], [layer]):
+            untied[name] = base.weight
+            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+        layer.merge()
+
+
+def unmerge_peft(model: nn.Module, untied: dict[str, nn.Parameter]) -> None:
+    """Take the updates out again, within rounding; what `merge_peft` kept is put back as it was."""
+    for name, layer in peft_layers(model).items():
+        if layer.merged:
+            layer.unmerge()
+        if name in untied:
+            layer.get_base_layer().weight = untied.pop(name)
 
 
 def remove_peft(model: nn.Module) -> None:

@@ -166,6 +166,28 @@ class PeftConfig(AdapterConfig):
         return self.method if self.method != "lora" else "peft_lora"
 
 
+# Methods of `peft` that have neither rank nor scale.
+_WITHOUT_RANK = ("ia3", "oft", "boft")
+
+
+def acting_options(config: AdapterConfig) -> dict[str, Any]:
+    """The options, by their names, that decide what trained tensors of given shapes compute: not dropout, not init."""
+    if isinstance(config, RepLoRAConfig):
+        options: dict[str, Any] = {
+            "factors": config.factors,
+            "rank": config.rank,
+            "alpha": config.scale * config.rank,
+        }
+        if config.factors == "none":
+            return options
+        generator = {"hidden": config.width, "activation": config.nonlinearity, "scale_exponent": config.scale_exponent}
+        return options | generator
+    if isinstance(config, PeftConfig):
+        scale = {} if config.method in _WITHOUT_RANK else {"rank": config.rank, "alpha": config.alpha or config.rank}
+        return {"method": config.method, **scale, "options": dict(config.options)}
+    return {}
+
+
 def _check_rank(rank: int, alpha: float | None, dropout: float, targets: Sequence[str]) -> None:
     _require(rank >= 1, "rank", rank, "an integer of at least 1")
     _require(alpha is None or alpha > 0, "alpha", alpha, "a number above 0")

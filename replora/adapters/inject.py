@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from replora.adapters.base_model import describe_base
 from replora.adapters.config import (
     AdapterConfig,
     BitFitConfig,
@@ -25,6 +26,8 @@ from replora.adapters.config import (
 )
 from replora.adapters.factors import FactorBank, build_factors
 from replora.adapters.layer import AdaptedLinear, AdaptedMultiheadAttention, FactorView, WeightUpdate
+from replora.adapters.tied import refuse_tied_heads
+from replora.backbones.backbone import in_head
 from replora.backbones.targets import Target, find_targets
 from replora.errors import RepLoRAError, nearest
 
@@ -41,8 +44,11 @@ class Adapters(nn.Module):
         head: Names among `trained` that belong to the modules of `also_train`.
         also_train: Names of the modules that train as a whole.
         required_grad: Names of the parameters that required gradients before the injection.
+        base: The frozen model: its class, name and a fingerprint of its weights.
         backbone_count: Parameters of the backbone, without head and adapter.
+        trained_as: For an adapter read from a deployed file: method, options and parameters of its training.
         peft_called: For each layer of the `peft` library, whether it has been called.
+        untied: While a layer of the `peft` library is merged, by its name: the frozen weight that others share.
         proved: Whether every target is known to act on the output.
     """
 
@@ -56,8 +62,11 @@ class Adapters(nn.Module):
         self.head: list[str] = []
         self.also_train: tuple[str, ...] = ()
         self.required_grad: set[str] = set()
+        self.base: dict[str, Any] = {}
         self.backbone_count = 0
+        self.trained_as: dict[str, Any] | None = None
         self.peft_called: dict[str, bool] = {}
+        self.untied: dict[str, nn.Parameter] = {}
         self.proved = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._frozen_norms: list[nn.Module] = []
@@ -146,17 +155,21 @@ def inject(
     Raises:
         TargetNotFoundError: A target matches nothing.
         DeadTargetError: A target does not act on the output, or is read in a way that its options do not allow.
-        RepLoRAError: The model carries an adapter already, or a name of `also_train` does not exist.
+        RepLoRAError: The model carries an adapter already, or a name of `also_train` does not exist or shares its
+            weight with a module that is frozen (an output layer tied to the embedding).
     """
     from replora.adapters.check import prove_targets
 
     if isinstance(present := getattr(model, "replora", None), Adapters):
         raise RepLoRAError(f"The model already carries {present.config.name!r}. Call replora.remove(model) first.")
-    also_train = tuple(also_train)
+    also_train = tuple(dict.fromkeys(also_train))
     heads = _submodules(model, also_train)
+    also_train = tuple(name for name in also_train if not in_head(name, also_train))  # one inside another is in it
+    refuse_tied_heads(model, also_train)
     head_tensors = {id(tensor) for head in heads for tensor in (*head.parameters(), *head.buffers())}
     adapters = Adapters(config)
     adapters.also_train = also_train
+    adapters.base = describe_base(model, also_train)
     adapters.required_grad = {name for name, p in model.named_parameters() if p.requires_grad}
     adapters.backbone_count = sum(p.numel() for p in model.parameters() if id(p) not in head_tensors)
     model.replora = adapters
@@ -166,7 +179,7 @@ def inject(
             parameter.requires_grad = id(parameter) in trained
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         adapters.trained = [name for name, tensor in tensors.items() if id(tensor) in trained]
-        adapters.head = [f"{h}.{name}" for h in also_train for name, _ in model.get_submodule(h).named_parameters()]
+        adapters.head = [name for name, p in model.named_parameters() if id(p) in head_tensors]
         if not isinstance(config, FullConfig):
             adapters._frozen_norms = _frozen_batch_norms(model)
         adapters.hook_onto(model)
@@ -227,13 +240,18 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """The method, its options, its targets and the parameter counts, as plain JSON data."""
+    """The method, its options, its targets and the parameter counts, as plain JSON data.
+
+    For an adapter read from a deployed file also `trained_as`: method, options and parameter counts of its training.
+    """
     adapters = adapters_of(model)
+    trained_as = {"trained_as": adapters.trained_as} if adapters.trained_as else {}
     return {
         "method": adapters.config.name,
         "options": options_of(adapters.config),
         "targets": list(adapters.targets),
         "parameters": asdict(parameter_counts(model)),
+        **trained_as,
     }
 
 

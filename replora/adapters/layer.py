@@ -115,26 +115,35 @@ class WeightUpdate:
         self.base_before_merge = None
 
     def refuse_unmergeable(self) -> None:
-        """Raise if nothing can be added to the frozen weight.
+        """As the function of this name, for the frozen weight."""
+        refuse_unmergeable(self.base, ", ".join(self.names))
 
-        Raises:
-            RepLoRAError: It is quantised, not in memory, or sharded.
-        """
-        if hasattr(self.base, "device_mesh"):
-            raise RepLoRAError(
-                f"The frozen weight of {', '.join(self.names)} is sharded over processes, each of which holds a part. "
-                "Merge in one process, from the saved adapter: replora-cli merge."
-            )
-        if not self.base.is_floating_point():
-            raise RepLoRAError(
-                f"The frozen weight of {', '.join(self.names)} is quantised ({self.base.dtype}), and an update cannot "
-                "be added to it without rounding. Load the backbone in 16 or 32 bit to merge."
-            )
-        if self.base.is_meta:
-            raise RepLoRAError(
-                f"The frozen weight of {', '.join(self.names)} is not in memory (a device map offloads it, or the "
-                "model has shapes only), so no update can be added to it. Load the whole backbone on the CPU to merge."
-            )
+
+# What an update can be added to. Narrower floats (float8) hold scaled values and would round the update away.
+MERGEABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def refuse_unmergeable(weight: Tensor, name: str) -> None:
+    """Raise if nothing can be added to the frozen `weight` of the layers `name`.
+
+    Raises:
+        RepLoRAError: It is quantised, not in memory, or sharded.
+    """
+    if hasattr(weight, "device_mesh"):
+        raise RepLoRAError(
+            f"The frozen weight of {name} is sharded over processes, each of which holds a part. Merge in one process, "
+            "from the saved adapter: replora-cli merge."
+        )
+    if weight.dtype not in MERGEABLE:
+        raise RepLoRAError(
+            f"The frozen weight of {name} is quantised ({weight.dtype}), and an update cannot be added to it without "
+            "rounding. Load the backbone in 16 or 32 bit to merge."
+        )
+    if weight.is_meta:
+        raise RepLoRAError(
+            f"The frozen weight of {name} is not in memory (a device map offloads it, or the model has shapes only), "
+            "so no update can be added to it. Load the whole backbone on the CPU to merge."
+        )
 
 
 class AdaptedLinear(nn.Module):

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from replora.adapters.baselines import peft_layers
+from replora.adapters.baselines import merge_peft, peft_layers, unmerge_peft
 from replora.adapters.config import PeftConfig
 from replora.adapters.inject import adapters_of, remove
+from replora.adapters.layer import refuse_unmergeable
+from replora.adapters.tied import declare_untied, shared_with
 from replora.errors import RepLoRAError
 
 
@@ -25,12 +27,13 @@ def merge(model: nn.Module) -> nn.Module:
     adapters = adapters_of(model)
     for update in adapters.updates:
         update.refuse_unmergeable()
+    layers = peft_layers(model) if isinstance(adapters.config, PeftConfig) else {}
+    for name, layer in layers.items():
+        refuse_unmergeable(layer.get_base_layer().weight, name)
     for update in adapters.updates:
         update.merge()
-    if isinstance(adapters.config, PeftConfig):
-        for layer in peft_layers(model).values():
-            if not layer.merged:
-                layer.merge()
+    if layers:
+        merge_peft(model, adapters.untied)
     return model
 
 
@@ -40,14 +43,14 @@ def unmerge(model: nn.Module) -> nn.Module:
     for update in adapters.updates:
         update.unmerge()
     if isinstance(adapters.config, PeftConfig):
-        for layer in peft_layers(model).values():
-            if layer.merged:
-                layer.unmerge()
+        unmerge_peft(model, adapters.untied)
     return model
 
 
 def merge_and_unload(model: nn.Module) -> nn.Module:
     """Fold the update in for good: the plain model, with no trace of the adapter, ready for its own `save_pretrained`.
+
+    Other adapters that wait beside it are forgotten: they belong to the backbone as it was.
 
     Raises:
         RepLoRAError: As `merge` says; then nothing is changed.
@@ -55,20 +58,13 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     adapters = adapters_of(model)
     merge(model)
     for update in adapters.updates:
-        if _tied(model, update.base_before_merge):
-            _declare_untied(model)
+        if update.base_before_merge is not None and shared_with(model, [update.base_before_merge], []):
+            declare_untied(model)
         update.keep_merged()
+    if adapters.untied:
+        declare_untied(model)
+    model.__dict__.pop("replora_shelf", None)
     return remove(model)
-
-
-def _tied(model: nn.Module, weight: nn.Parameter | None) -> bool:
-    return any(parameter is weight for parameter in model.parameters())
-
-
-def _declare_untied(model: nn.Module) -> None:
-    """A transformers model ties its weights again when it is loaded, unless its configuration says otherwise."""
-    if hasattr(getattr(model, "config", None), "tie_word_embeddings"):
-        model.config.tie_word_embeddings = False  # type: ignore[union-attr]
 
 
 @contextmanager

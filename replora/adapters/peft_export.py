@@ -15,15 +15,18 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from replora.adapters.base_model import architecture, base_name
 from replora.adapters.baselines import peft_config, peft_layers
 from replora.adapters.config import PeftConfig, RepLoRAConfig
 from replora.adapters.inject import Adapters, adapters_of, describe
 from replora.adapters.layer import AdaptedLinear, WeightUpdate
+from replora.adapters.state import refuse_absent
+from replora.adapters.tied import shared_with
 from replora.atomic import new_folder
 from replora.errors import RepLoRAError
 
@@ -74,6 +77,7 @@ def export_peft(
     model = getattr(model, "_orig_mod", model)
     adapters = adapters_of(model)
     _refuse_trained_parts(adapters)
+    _refuse_tied_targets(model, adapters)
     if isinstance(adapters.config, RepLoRAConfig):
         config, tensors = _plain_lora(model, adapters, adapters.config, example)
     elif isinstance(adapters.config, PeftConfig):
@@ -101,6 +105,7 @@ def export_peft(
         library="peft",
         usage=_usage(model, config.base_model_name_or_path),
     )
+    refuse_absent(tensors)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with new_folder(folder) as temporary:
         config.save_pretrained(str(temporary))
@@ -133,13 +138,18 @@ def _plain_lora(
     others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != usual}
     lora = peft.LoraConfig(
         r=usual,
-        lora_alpha=config.scale * usual,
+        lora_alpha=_plain_number(config.scale * usual),
         lora_dropout=config.dropout,
         target_modules=_shortest_targets(model, list(ranks), adapters.also_train),
         rank_pattern=others,
-        alpha_pattern={name: config.scale * rank for name, rank in others.items()},
+        alpha_pattern={name: _plain_number(config.scale * rank) for name, rank in others.items()},
     )
     return lora, tensors
+
+
+def _plain_number(alpha: float) -> float:
+    """As people write it: 8, not 8.0."""
+    return int(alpha) if float(alpha).is_integer() else alpha
 
 
 def _stacked(update: WeightUpdate) -> tuple[Tensor, Tensor]:
@@ -220,6 +230,22 @@ def _refuse_trained_parts(adapters: Adapters) -> None:
         )
 
 
+def _refuse_tied_targets(model: nn.Module, adapters: Adapters) -> None:
+    """PEFT merges into the frozen weight itself, and so into every module that shares it."""
+    weights = [
+        (", ".join(u.names), u.base if u.base_before_merge is None else u.base_before_merge, u.owner)
+        for u in adapters.updates
+    ]
+    for name, layer in peft_layers(model).items() if isinstance(adapters.config, PeftConfig) else ():
+        weights.append((name, adapters.untied.get(name, layer.get_base_layer().weight), layer))
+    for name, weight, module in weights:
+        if elsewhere := shared_with(model, [cast(nn.Parameter, weight)], [module]):
+            raise PeftFormatError(
+                f"{name} shares its weight with {elsewhere[0]}, and a merge in PEFT would update that too. "
+                f"{_MERGE_INSTEAD}"
+            )
+
+
 def _refuse_ambiguous_heads(model: nn.Module, adapters: Adapters) -> None:
     """PEFT finds `modules_to_save` by the end of a name, and leaves layers alone that have the name on their way."""
     for head in adapters.also_train:
@@ -245,9 +271,15 @@ def _say_task(config: Any, model: nn.Module) -> None:
 def _usage(model: nn.Module, base: str | None) -> str:
     """Code that opens the folder."""
     name = type(model).__name__
-    if base and getattr(model, "pretrained_cfg", None):
-        architecture = base.removeprefix("timm/")
-        build = f'import timm\n\nbase = timm.create_model("{architecture}", pretrained=True, num_classes=...)'
+    if known := architecture(model):
+        classes = getattr(model, "num_classes", None)
+        options = f"num_classes={'...' if classes is None else classes}"
+        if base:
+            build = (
+                f'import timm\n\nbase = timm.create_model("{base.removeprefix("timm/")}", pretrained=True, {options})'
+            )
+        else:
+            build = f'import timm\n\nbase = timm.create_model("{known}", {options})  # and the weights of its training'
     elif base and hasattr(model, "save_pretrained"):
         build = f'from {library_of(model)} import {name}\n\nbase = {name}.from_pretrained("{base}")'
     else:
@@ -259,14 +291,3 @@ def library_of(model: nn.Module) -> str:
     """Where the class of a transformers model is imported from: `transformers`, or a module of its own as VL-BART's."""
     module = type(model).__module__
     return "transformers" if module.startswith("transformers.") else module
-
-
-def base_name(model: nn.Module) -> str | None:
-    """What the frozen model calls itself: `name_or_path` in transformers, architecture and tag in timm; or None."""
-    name = getattr(model, "name_or_path", None)
-    if isinstance(name, str) and name:
-        return name
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    if cfg.get("hf_hub_id"):
-        return str(cfg["hf_hub_id"])
-    return ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part) or None

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from replora.adapters import several
 from replora.adapters.config import RepLoRAConfig
 from replora.adapters.factors import FactorBank, FactorPairs
-from replora.adapters.inject import Adapters, adapters_of, inject, remove
+from replora.adapters.inject import Adapters, adapters_of, inject
 from replora.adapters.layer import AdaptedLinear
 from replora.adapters.peft_export import CONFIG_FILE, PREFIX, WEIGHTS_FILE, PeftFormatError
 from replora.adapters.state import adapter_state
+from replora.adapters.tied import UNTIE, shared_with
+from replora.backbones.backbone import in_head
 from replora.errors import RepLoRAError, nearest
 
 # Initialisations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
@@ -32,17 +35,19 @@ _EXTRAS: dict[str, Any] = {
 }
 
 
-def import_peft(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any]:
+def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None) -> dict[str, Any]:
     """Read a plain LoRA folder of PEFT into `model`, to evaluate it here or to go on training from it.
 
     A model without an adapter gets vanilla LoRA (`RepLoRAConfig(factors="none")`) on the layers of the folder. A model
     that carries a low-rank method on the same layers starts from the folder's A and B: LoRA takes them over, RepLoRA
     solves for the weights V of its MLPs that produce them (possible where `hidden` >= `rank`). A folder of lower rank
-    leaves the further rows of A as they are, with B = 0; another alpha is taken into B.
+    leaves the further rows of A as they are, with B = 0; another alpha is taken into B. With a name, vanilla LoRA is
+    added beside the adapters that the model carries, as by `replora.load_adapter`.
 
     Args:
         model: The base model, with or without an adapter.
         folder: With `adapter_config.json` and `adapter_model.safetensors`.
+        name: Of an adapter of its own; None fills the one that the model carries.
 
     Returns:
         The folder's configuration.
@@ -50,35 +55,81 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, A
     Raises:
         PeftFormatError: The folder is none of PEFT, not plain LoRA, or has other layers, heads or a higher rank than
             the model's adapter.
+        RepLoRAError: The name is taken, or the acting adapter cannot wait.
     """
     model = getattr(model, "_orig_mod", model)
     folder = Path(folder)
     config, tensors = _read_folder(folder)
     pairs, scales, rest = _lora_pairs(folder, config, tensors)
-    fresh = not isinstance(getattr(model, "replora", None), Adapters)
-    if fresh:
-        _inject_like(model, folder, pairs, scales, _heads(model, config, rest))
-    adapters = adapters_of(model)
-    before = {} if fresh else {name: tensor.clone() for name, tensor in adapter_state(model).items()}
-    try:
-        if not isinstance(adapters.config, RepLoRAConfig):
-            raise PeftFormatError(
-                f"The model carries {adapters.config.name!r}; A and B of {folder} go into RepLoRA, linear or LoRA "
-                "(RepLoRAConfig), or into a model without an adapter."
-            )
-        factors = _fitted(model, adapters, folder, pairs, scales)
-        state = _head_state(model, adapters, folder, rest)
-        for bank, found in factors:
-            bank.assign(found)
-        for tensor, value in state:
-            tensor.copy_(value)
-    except RepLoRAError:
-        if fresh:
-            remove(model)
-        for name, tensor in before.items():
-            adapter_state(model)[name].copy_(tensor)
-        raise
+    if name is None and isinstance(getattr(model, "replora", None), Adapters):
+        rest = _without_the_models_own(model, folder, rest, adapters_of(model).also_train)
+        before = {key: tensor.clone() for key, tensor in adapter_state(model).items()}
+        try:
+            _fill(model, folder, pairs, scales, rest)
+        except RepLoRAError:
+            for key, tensor in before.items():
+                adapter_state(model)[key].copy_(tensor)
+            raise
+        return config
+    heads = _heads(model, config, rest)
+    rest = _without_the_models_own(model, folder, rest, heads)
+    _refuse_strangers(model, folder, pairs, heads)
+    states = {h: {k.removeprefix(f"{h}."): t for k, t in rest.items() if k.startswith(f"{h}.")} for h in heads}
+    with several.added(model, name or several.DEFAULT_NAME, states):
+        _inject_like(model, config, pairs, scales, heads)
+        _fill(model, folder, pairs, scales, rest)
     return config
+
+
+def _fill(
+    model: nn.Module,
+    folder: Path,
+    pairs: dict[str, tuple[Tensor, Tensor]],
+    scales: dict[str, float],
+    rest: dict[str, Tensor],
+) -> None:
+    """Give the model's adapter and heads the folder's values."""
+    adapters = adapters_of(model)
+    if not isinstance(adapters.config, RepLoRAConfig):
+        raise PeftFormatError(
+            f"The model carries {adapters.config.name!r}; A and B of {folder} go into RepLoRA, linear or LoRA "
+            "(RepLoRAConfig), or into a model without an adapter."
+        )
+    factors = _fitted(model, adapters, folder, pairs, scales)
+    state = _head_state(model, adapters, folder, rest)
+    for bank, found in factors:
+        bank.assign(found)
+    for tensor, value in state:
+        tensor.copy_(value)
+
+
+def _without_the_models_own(
+    model: nn.Module, folder: Path, rest: dict[str, Tensor], heads: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """`rest` without the frozen weights that PEFT writes as well: embeddings, and the layers beneath its own.
+
+    Raises:
+        PeftFormatError: The model has other values there.
+    """
+    modules = dict(model.named_modules())
+    embeddings = [getattr(model, f"get_{kind}_embeddings", lambda: None)() for kind in ("input", "output")]
+    kept, other = {}, set()
+    for key, value in rest.items():
+        module, _, attribute = key.rpartition(".")
+        plain = modules.get(module.removesuffix(".base_layer"))
+        frozen = module.endswith(".base_layer") or (plain is not None and plain in embeddings)
+        if in_head(key, heads) or not frozen:
+            kept[key] = value
+            continue
+        own = getattr(plain.linear if isinstance(plain, AdaptedLinear) else plain, attribute, None)
+        if own is None or own.shape != value.shape or not torch.equal(own.cpu().to(value.dtype), value):
+            other.add(key)
+    if other:
+        raise PeftFormatError(
+            f"{folder} also holds frozen weights ({_few(other)}) that differ from {type(model).__name__}'s: its base "
+            "was another one, or its vocabulary was changed. Give the model that base or vocabulary first."
+        )
+    return kept
 
 
 def _heads(model: nn.Module, config: dict[str, Any], rest: dict[str, Tensor]) -> tuple[str, ...]:
@@ -142,14 +193,10 @@ def _lora_pairs(
     return pairs, scales, rest
 
 
-def _inject_like(
-    model: nn.Module,
-    folder: Path,
-    pairs: dict[str, tuple[Tensor, Tensor]],
-    scales: dict[str, float],
-    heads: tuple[str, ...],
+def _refuse_strangers(
+    model: nn.Module, folder: Path, pairs: dict[str, tuple[Tensor, Tensor]], heads: tuple[str, ...]
 ) -> None:
-    """Vanilla LoRA on the folder's layers, its rank the highest of them."""
+    """Refuse layers that the model does not have, and heads that are tied to a frozen module."""
     modules = {name for name, _ in model.named_modules()}
     unknown = [name for name in pairs if name not in modules]
     if unknown:
@@ -157,13 +204,33 @@ def _inject_like(
             f"{folder} adapts {unknown[0]}{f' and {len(unknown) - 1} more layers' if unknown[1:] else ''}, which "
             f"{type(model).__name__} does not have. {nearest(unknown[0], modules)}"
         )
+    for head in heads:
+        own = model.get_submodule(head)
+        if elsewhere := shared_with(model, own.parameters(), [model.get_submodule(name) for name in heads]):
+            raise PeftFormatError(
+                f"{folder} has a {head!r} of its own (modules_to_save), but {type(model).__name__}'s shares its weight "
+                f"with {elsewhere[0]}, which would change with it. Use the folder with the peft library, or {UNTIE}."
+            )
+
+
+def _inject_like(
+    model: nn.Module,
+    config: dict[str, Any],
+    pairs: dict[str, tuple[Tensor, Tensor]],
+    scales: dict[str, float],
+    heads: tuple[str, ...],
+) -> None:
+    """Vanilla LoRA on the folder's layers, its rank the highest of them."""
     rank = max(len(A) for A, _ in pairs.values())
-    scale = max(scales.values())
-    inject(
-        model,
-        RepLoRAConfig(rank=rank, alpha=scale * rank, factors="none", targets=tuple(pairs), sharing="none"),
-        also_train=heads,
+    lora = RepLoRAConfig(
+        rank=rank,
+        alpha=max(scales.values()) * rank,
+        factors="none",
+        dropout=config.get("lora_dropout") or 0.0,
+        targets=tuple(pairs),
+        sharing="none",
     )
+    inject(model, lora, also_train=heads)
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ not of its `state_dict`, its parameters or its device; it follows to the model's
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +20,9 @@ from torch import Tensor, nn
 
 from replora.adapters.baselines import peft_layers
 from replora.adapters.config import BitFitConfig, FullConfig
-from replora.adapters.inject import Adapters, adapters_of, device_of
+from replora.adapters.inject import Adapters, adapters_of, device_of, remove
 from replora.adapters.layer import AdaptedLinear, AdaptedMultiheadAttention, WeightUpdate
+from replora.adapters.tied import refuse_tied_heads
 from replora.errors import RepLoRAError, nearest
 
 DEFAULT_NAME = "default"  # of an adapter that was injected, not loaded under a name
@@ -105,8 +108,11 @@ def shelf_of(model: nn.Module) -> Shelf:
     return shelf
 
 
-def make_room(model: nn.Module, name: str, heads: dict[str, dict[str, Tensor]]) -> None:
-    """Take off the acting adapter and give the model fresh heads, so that another adapter can be injected as `name`.
+@contextmanager
+def added(model: nn.Module, name: str, heads: dict[str, dict[str, Tensor]]) -> Iterator[None]:
+    """Take off the acting adapter and give the model fresh heads; inside, another one is injected, which is `name`.
+
+    After an error everything is as it was.
 
     Args:
         model: The model.
@@ -115,20 +121,34 @@ def make_room(model: nn.Module, name: str, heads: dict[str, dict[str, Tensor]]) 
 
     Raises:
         RepLoRAError: The name is taken, the acting adapter is merged or changes the backbone's own parameters, or a
-            head cannot take these shapes.
+            head cannot take these shapes or is tied to a frozen module.
     """
     shelf = shelf_of(model)
+    before = shelf.active
     if name in adapter_names(model):
         raise RepLoRAError(f"There is an adapter {name!r} on this model already. Choose another name, or delete it.")
     fresh = {head: _shaped(model, shelf, head, state) for head, state in heads.items()}
+    refuse_tied_heads(model, heads)
     take_off(model)
     for head, module in fresh.items():
         shelf.heads.setdefault(head, model.get_submodule(head))
         model.set_submodule(head, module)
+    try:
+        yield
+        shelf.active = name
+    except BaseException:
+        if isinstance(getattr(model, "replora", None), Adapters):
+            remove(model)
+        shelf.active = None
+        for head in fresh:
+            model.set_submodule(head, shelf.heads[head])
+        if before is not None:
+            set_adapter(model, before)
+        raise
 
 
 def take_off(model: nn.Module) -> None:
-    """Move the acting adapter, if there is one, to the shelf."""
+    """Move the acting adapter, if there is one, to the shelf; the backbone is as it was before it."""
     shelf = shelf_of(model)
     if shelf.active is None:
         return
@@ -150,26 +170,41 @@ def take_off(model: nn.Module) -> None:
             model.set_submodule(name, layers[name].get_base_layer())
     for head in adapters.also_train:
         waiting.layers[head] = model.get_submodule(head)
-        model.set_submodule(head, shelf.heads.setdefault(head, waiting.layers[head]))
+        own = shelf.heads.setdefault(head, waiting.layers[head])
+        model.set_submodule(head, _like(own, waiting.layers[head], dtype=True))
     del model.replora
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name in adapters.required_grad
     shelf.waiting[shelf.active] = waiting
     shelf.active = None
 
 
 def _put_on(model: nn.Module, waiting: Waiting) -> None:
+    adapters = waiting.adapters
+    adapters.required_grad = {name for name, p in model.named_parameters() if p.requires_grad}
     for name, module in waiting.layers.items():
-        there = next(model.get_submodule(name).parameters(), None)  # the model may have moved in the meantime
-        model.set_submodule(name, module if there is None else module.to(there.device))
+        # A head takes the data type of what stood there; factors keep theirs.
+        model.set_submodule(name, _like(module, model.get_submodule(name), dtype=name in adapters.also_train))
         module.train(model.training)
     for name, updates in waiting.attention.items():
         attention: Any = model.get_submodule(name)
         attention.__class__ = AdaptedMultiheadAttention
         attention.updates = updates
-    adapters = waiting.adapters
     if adapters.updates:
         adapters.banks.to(device_of(adapters.updates[0]))
     model.replora = adapters.train(model.training)
+    trained = set(adapters.trained)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name in trained
     adapters.hook_onto(model)
+
+
+def _like(module: nn.Module, there: nn.Module, dtype: bool) -> nn.Module:
+    """`module` on the device of `there`, and with `dtype` of its type: the model may have moved in the meantime."""
+    like = next(there.parameters(), None)
+    if like is None:
+        return module
+    return module.to(like.device, like.dtype) if dtype and like.is_floating_point() else module.to(like.device)
 
 
 def _refuse_inseparable(model: nn.Module, adapters: Adapters) -> None:

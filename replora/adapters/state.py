@@ -6,7 +6,8 @@ is JSON:
 
     method, options, targets, parameters      as `replora.describe` gives them
     also_train                                names of the modules that train as a whole (absent in the earliest files)
-    trained_as                                only in a deployed file: method, options and parameters of the training
+    base                                      the frozen model, see `replora.adapters.base_model` (absent before)
+    trained_as                                of a deployed file: method, options and parameters of the training
 
 A *deployed* file holds A and B alone, without the MLPs that produced them. It is the file of vanilla LoRA on the same
 targets, so every release that reads LoRA files reads it. Readers ignore entries that they do not know; a change that
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,16 @@ from replora.adapters.config import (
     LinearProbeConfig,
     PeftConfig,
     RepLoRAConfig,
+    acting_options,
 )
 from replora.adapters.factors import FactorBank
-from replora.adapters.inject import Adapters, adapters_of, describe, inject, options_of, parameter_counts, remove
+from replora.adapters.inject import Adapters, adapters_of, describe, inject, options_of, parameter_counts
 from replora.atomic import replacing
 from replora.errors import RepLoRAError, nearest
 
 FILE_FORMAT = "replora-adapter"
 FILE_VERSION = 1
+HEADER = ("format", "version", "description")  # the entries of the header that are the format's own
 _PLAIN_CONFIGS: dict[str, type[AdapterConfig]] = {
     "full": FullConfig,
     "linear_probe": LinearProbeConfig,
@@ -73,9 +76,14 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], found: str
     Raises:
         StateMismatchError: A key is missing, unknown or of another shape.
     """
+    _copy_state(model, state, found)
+
+
+def _copy_state(model: nn.Module, state: Mapping[str, Tensor], found: str, differing: Sequence[str] = ()) -> None:
+    """Copy `state`, unless its method is `differing` or a tensor is."""
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
     own = adapter_state(model)
-    problems = [f"missing: {name}" for name in own if name not in state]
+    problems = [*differing, *(f"missing: {name}" for name in own if name not in state)]
     problems += [f"unknown: {name}" for name in state if name not in own]
     problems += [
         f"{name}: {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
@@ -87,7 +95,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], found: str
         listed = "\n  ".join(problems[:12] + ([f"and {len(problems) - 12} more"] if len(problems) > 12 else []))
         raise StateMismatchError(
             f"{found} does not fit this {type(model).__name__} with {adapters.config}: "
-            f"{len(problems)} tensors differ.\n  {listed}\nInject with the method, rank and targets it was saved with."
+            f"{len(problems)} differences.\n  {listed}\nInject with the method, options and targets it was saved with."
         )
     if any(update.merged for update in adapters_of(model).updates):
         raise RepLoRAError(
@@ -114,20 +122,36 @@ def save_adapter(
             size of a LoRA file. Training goes on from a file with the MLPs.
 
     Raises:
+        RepLoRAError: A tensor is offloaded from memory.
         OSError: The file cannot be written; a file that was there before is still whole.
     """
     from safetensors.torch import save_file
 
     path = Path(path)
-    description = describe(model) | {"also_train": list(adapters_of(model).also_train)}
+    adapters = adapters_of(model)
+    description = describe(model) | {"also_train": list(adapters.also_train), "base": adapters.base}
     state = adapter_state(model)
-    if deploy and isinstance(adapters_of(model).config, RepLoRAConfig):
+    if deploy and isinstance(adapters.config, RepLoRAConfig):
         description, state = _deployed(model, description, state)
     header = {"format": FILE_FORMAT, "version": str(FILE_VERSION), "description": json.dumps(description)}
+    refuse_absent(state)
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=header | dict(metadata or {}))
     return path
+
+
+def refuse_absent(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse to write tensors that a device map offloads.
+
+    Raises:
+        RepLoRAError: One is not in memory.
+    """
+    if absent := [name for name, tensor in tensors.items() if tensor.is_meta]:
+        raise RepLoRAError(
+            f"{absent[0]} is not in memory (a device map offloads it, or the model has shapes only), so it cannot be "
+            "saved. Give modules that train as a whole (also_train) a place in the device map: cpu or a GPU."
+        )
 
 
 @torch.no_grad()
@@ -148,7 +172,8 @@ def _deployed(
         "method": config.name,
         "options": options_of(config),
         "parameters": asdict(replace(counts, adapter_trained=counts.adapter_deployed)),
-        "trained_as": {key: description[key] for key in ("method", "options", "parameters")},
+        # One that was deployed before keeps what it was trained as.
+        "trained_as": adapters.trained_as or {key: description[key] for key in ("method", "options", "parameters")},
     }
     return description | deployed, kept
 
@@ -157,12 +182,13 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], name: str | Non
     """Read a file of `save_adapter` into a model, and return its description.
 
     Without a name: a model that carries no adapter gets the one that the file describes; one that does must have the
-    same method, rank and targets. With a name: the adapter is added beside those that the model carries, under this
+    same method, options and targets. With a name: the adapter is added beside those that the model carries, under this
     name, and acts from now on (`replora.set_adapter` chooses another one).
 
     Raises:
         RepLoRAError: There is no such file, it is not an adapter of this format, or the name is taken.
-        StateMismatchError: It belongs to another model, method, rank or set of targets.
+        StateMismatchError: It belongs to another model, method or set of targets, or to other options that change what
+            the adapter computes (not dropout, not init).
     """
     description, state = read_adapter(path)
     target = getattr(model, "_orig_mod", model)
@@ -177,20 +203,9 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], name: str | Non
             head: {key.removeprefix(f"{head}."): value for key, value in state.items() if key.startswith(f"{head}.")}
             for head in description["also_train"]
         }
-        before = several.shelf_of(target).active
-        several.make_room(target, name or several.DEFAULT_NAME, heads)
-        try:
+        with several.added(target, name or several.DEFAULT_NAME, heads):
             inject(target, config_of(description), also_train=description["also_train"])
-            several.shelf_of(target).active = name or several.DEFAULT_NAME
             _load(target, path, description, state)
-        except BaseException:
-            if isinstance(getattr(target, "replora", None), Adapters):
-                remove(target)
-            for head in heads.keys() & several.shelf_of(target).heads.keys():
-                target.set_submodule(head, several.shelf_of(target).heads[head])
-            if before is not None:
-                several.set_adapter(target, before)
-            raise
         return description
     _load(target, path, description, state)
     return description
@@ -200,7 +215,30 @@ def _load(
     model: nn.Module, path: str | os.PathLike[str], description: dict[str, Any], state: Mapping[str, Any]
 ) -> None:
     options = ", ".join(f"{k}={v}" for k, v in description["options"].items())
-    load_adapter_state(model, state, found=f"{path} (method {description['method']}; {options})")
+    found = f"{path} (method {description['method']}; {options})"
+    adapters = adapters_of(model)
+    _copy_state(model, state, found, _differing(adapters, description))
+    adapters.trained_as = description.get("trained_as")
+
+
+def _differing(adapters: Adapters, description: Mapping[str, Any]) -> list[str]:
+    """Where the model's method computes something else from the file's tensors; what the file does not say is left out.
+
+    Tensors of equal names and shapes may belong to another activation, another alpha or other layers.
+    """
+    saved = config_of(description)
+    if type(saved) is not type(adapters.config):
+        return [f"method: {saved.name} in the file, {adapters.config.name} here"]
+    # Through JSON, as the file's own options went.
+    found, here = (json.loads(json.dumps(acting_options(config))) for config in (saved, adapters.config))
+    named = [key for key in here if key in description["options"] and key in found]
+    problems = [f"{key}: {found[key]!r} in the file, {here[key]!r} here" for key in named if found[key] != here[key]]
+    targets = description.get("targets", adapters.targets)
+    if targets != adapters.targets:
+        only = [sorted(set(a) - set(b)) for a, b in ((targets, adapters.targets), (adapters.targets, targets))]
+        sides = [f"{', '.join(names[:4])}{', ...' if names[4:] else ''}" or "none" for names in only]
+        problems.append(f"targets: {sides[0]} only in the file, {sides[1]} only here")
+    return problems
 
 
 def config_of(description: Mapping[str, Any]) -> AdapterConfig:
@@ -229,7 +267,14 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         RepLoRAError: There is no such file, it is damaged, or it is not an adapter of this format.
     """
     header, state = _read(path)
-    return json.loads(header["description"]), state
+    try:
+        description = json.loads(header["description"])
+        known = {"method", "options"} <= description.keys()
+    except (KeyError, json.JSONDecodeError, AttributeError) as error:
+        raise RepLoRAError(f"{path} is damaged: its header has no description that can be read ({error}).") from error
+    if not known:
+        raise RepLoRAError(f"{path} is damaged: its description names no method ({', '.join(description) or 'empty'}).")
+    return description, state
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -256,8 +301,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tenso
         raise RepLoRAError(
             f"{path} is a safetensors file, but not a RepLoRA adapter (its header says {header or 'nothing'})."
         )
-    if int(header["version"]) > FILE_VERSION:
+    version = header.get("version", "")
+    if not version.isdecimal():
+        raise RepLoRAError(f"{path} is damaged: its header gives {version!r} as the version of its format.")
+    if int(version) > FILE_VERSION:
         raise RepLoRAError(
-            f"{path} has format version {header['version']}; this release reads up to {FILE_VERSION}. Update replora."
+            f"{path} has format version {version}; this release reads up to {FILE_VERSION}. Update replora."
         )
     return header, state

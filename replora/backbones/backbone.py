@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from replora.errors import RepLoRAError
 
@@ -43,14 +44,21 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(model: nn.Module, heads: tuple[str, ...] = (), sample: int = 256) -> str:
-    """A hash of every tensor's name, shape and first values: milliseconds, where all of ViT-B would take a second."""
+def fingerprint(
+    model: nn.Module, heads: tuple[str, ...] = (), sample: int = 256, dtype: torch.dtype | None = None
+) -> str:
+    """A hash of every tensor's name, shape and first values: milliseconds, where all of ViT-B would take a second.
+
+    With `dtype`, of the values rounded to it.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        if not in_head(name, heads):
+        if not in_head(name, heads) and isinstance(tensor, Tensor):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             if not tensor.is_meta:
-                digest.update(tensor.flatten()[:sample].double().cpu().numpy().tobytes())
+                values = tensor.flatten()[:sample]
+                values = values.to(dtype) if dtype is not None and values.is_floating_point() else values
+                digest.update(values.double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

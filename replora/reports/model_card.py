@@ -30,19 +30,20 @@ def model_card(
         library: Which opens the folder: `peft`, `timm`, `transformers` ...
         usage: Code that opens it.
     """
+    origin = description.get("trained_as", description)
     head = {
         "library_name": library,
         "base_model": base_model,
         "license": license,
-        "tags": list(dict.fromkeys(["replora", description["method"]])),
+        "tags": list(dict.fromkeys(["replora", origin["method"]])),
     }
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items() if value is not None]
     counts = description["parameters"]
-    trained = description.get("trained_as", description)["parameters"]["adapter_trained"]
+    trained = origin["parameters"]["adapter_trained"]
     rows = {
         "Base model": f"{base_model or 'not recorded'} ({base_class}, {counts['backbone']:,} parameters)",
-        "Method": description["method"],
-        "Options": ", ".join(f"{name} = {value}" for name, value in description["options"].items()) or "none",
+        "Method": origin["method"],
+        "Options": ", ".join(f"{name} = {value}" for name, value in origin["options"].items()) or "none",
         "Adapted layers": f"{len(description['targets'])}",
         "Parameters trained": f"{trained:,} of the adapter and {counts['head']:,} of the head",
         "Parameters deployed": f"{counts['adapter_deployed']:,} of the adapter and {counts['head']:,} of the head",
@@ -55,7 +56,7 @@ def model_card(
 {chr(10).join(lines)}
 ---
 
-# Adapter of {base_model or base_class}, trained with {description["method"]}
+# Adapter of {base_model or base_class}, trained with {origin["method"]}
 
 Made with [RepLoRA](https://arxiv.org/abs/2502.03044) software. {software}:
 

@@ -44,6 +44,13 @@ class ResultsError(RepLoRAError):
     """A results file is missing, damaged, of a newer format, or of another run."""
 
 
+def in_words(data: dict[str, Any]) -> str | None:
+    """What a run was trained on, from the `data` of its results: data set, task and number of items."""
+    items = len(data.get("train_indices") or [])
+    words = [data.get("dataset"), data.get("task"), f"{items:,} training items" if items else None]
+    return ", ".join(str(word) for word in words if word) or None
+
+
 def read_results(path: Path) -> dict[str, Any]:
     """The content of a `results.json`, or of the one in a run's directory.
 

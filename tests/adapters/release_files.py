@@ -18,7 +18,8 @@ import replora
 
 FILES = Path(__file__).parent / "files"
 METHODS: dict[str, replora.AdapterConfig] = {
-    "replora": replora.RepLoRAConfig(rank=2, hidden=3, alpha=3),
+    # What the options were when the files were written, whatever the defaults are today.
+    "replora": replora.RepLoRAConfig(rank=2, hidden=3, alpha=3, activation="gelu"),
     "replora_unshared_tanh": replora.RepLoRAConfig(
         rank=2, hidden=3, sharing="none", activation="tanh", scale_exponent=1.0
     ),

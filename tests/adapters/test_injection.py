@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import replora
 from replora.adapters.layer import AdaptedLinear
 from tests.adapters.test_contract import adapted, build, disturb
-from tests.adapters.tiny_models import MODELS, call
+from tests.adapters.tiny_models import MODELS, call, hf_bart, tied_llama
 
 
 @pytest.mark.parametrize("model_name", ["timm_vit", "timm_swin", "torchvision_swin", "torch_encoder"])
@@ -265,3 +265,48 @@ def test_copies_of_data_parallel_run_where_no_factors_are_read() -> None:
     copy = model._replicate_for_data_parallel()
     copy._parameters = model._parameters  # which DataParallel gives it on its device
     assert call(copy, tiny.inputs()).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("build_tied", "head"), [(tied_llama, "lm_head"), (tied_llama, "model.embed_tokens"), (hf_bart, "lm_head")]
+)
+def test_a_head_that_is_tied_to_a_frozen_module_is_refused(build_tied, head: str, tmp_path) -> None:
+    model = build_tied().eval()
+    keys = set(model.state_dict())
+    config = replora.RepLoRAConfig(rank=2, hidden=4)
+    with pytest.raises(replora.RepLoRAError, match=f"'{head}' shares its weight with .*embed_tokens|lm_head.*untie"):
+        replora.inject(model, config, also_train=[head])
+    assert set(model.state_dict()) == keys
+    # Untied it trains and is saved; the file is refused where the two are one.
+    untied = build_tied().eval()
+    module = untied.get_submodule(head)
+    module.weight = nn.Parameter(module.weight.detach().clone())
+    replora.inject(untied, config, also_train=[head])
+    assert replora.parameter_counts(untied).head == module.weight.numel()
+    file = replora.save_adapter(untied, tmp_path / "a.safetensors")
+    with pytest.raises(replora.RepLoRAError, match="shares its weight with"):
+        replora.load_adapter(model, file)
+    assert set(model.state_dict()) == keys
+    replora.export_peft(untied, tmp_path / "peft")
+    with pytest.raises(replora.PeftFormatError, match=r"\(modules_to_save\), but .* shares its weight"):
+        replora.import_peft(model, tmp_path / "peft")
+    assert set(model.state_dict()) == keys
+
+
+def test_modules_that_share_a_weight_with_each_other_train_together() -> None:
+    model = tied_llama().eval()
+    replora.inject(model, replora.RepLoRAConfig(rank=2, hidden=4), also_train=["lm_head", "model.embed_tokens"])
+    assert replora.parameter_counts(model).head == model.lm_head.weight.numel()
+
+
+def test_a_head_inside_another_counts_once(tmp_path) -> None:
+    model, tiny = build("torchvision_vit")
+    replora.inject(model, replora.RepLoRAConfig(rank=2, hidden=4), also_train=["heads", "heads.head", "heads"])
+    disturb(model)
+    assert replora.parameter_counts(model).head == sum(p.numel() for p in model.heads.parameters())
+    file = replora.save_adapter(model, tmp_path / "a.safetensors")
+    there, _ = build("torchvision_vit")
+    replora.load_adapter(there, file, name="one")
+    replora.load_adapter(there, file, name="two")
+    replora.set_adapter(there, "one")
+    torch.testing.assert_close(call(there, tiny.inputs()), call(model, tiny.inputs()), rtol=0, atol=0)

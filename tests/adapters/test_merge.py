@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import replora
 from tests.adapters.test_contract import UPDATING, adapted, build, disturb, train
-from tests.adapters.tiny_models import call, tokens
+from tests.adapters.tiny_models import call, tied_llama, tokens
 
 
 @pytest.mark.parametrize(("model_name", "method"), UPDATING)
@@ -37,25 +37,11 @@ def test_methods_without_an_update_unload_too(method: str) -> None:
     torch.testing.assert_close(call(replora.merge_and_unload(model), tiny.inputs()), want, rtol=0, atol=0)
 
 
-def tied_llama() -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        vocab_size=50,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 def test_an_update_of_tied_weights_does_not_reach_the_embedding(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = tied_llama()
+    torch.manual_seed(0)
+    model = tied_llama().eval()
     embedding = model.get_input_embeddings().weight
     before = embedding.detach().clone()
     assert model.lm_head.weight is embedding
@@ -74,10 +60,32 @@ def test_an_update_of_tied_weights_does_not_reach_the_embedding(tmp_path: Path) 
     torch.testing.assert_close(call(opened, tokens()), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_nor_does_it_through_peft(method: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = tied_llama().eval()
+    embedding = model.get_input_embeddings().weight
+    before = embedding.detach().clone()
+    replora.inject(model, replora.PeftConfig(method, rank=2, targets=("lm_head", "q")))
+    disturb(model)
+    want = call(model, tokens())
+    with replora.merged(model):
+        torch.testing.assert_close(call(model, tokens()), want, rtol=1e-4, atol=1e-5)
+        assert torch.equal(embedding, before)
+    assert model.lm_head.get_base_layer().weight is embedding
+    assert torch.equal(embedding, before)
+    replora.merge_and_unload(model).save_pretrained(tmp_path)
+    assert model.lm_head.weight is not embedding
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(call(opened, tokens()), want, rtol=1e-4, atol=1e-5)
+
+
 def test_weights_stay_tied_where_they_are_not_adapted(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = replora.inject(tied_llama(), replora.RepLoRAConfig(rank=2, hidden=4))
+    model = replora.inject(tied_llama().eval(), replora.RepLoRAConfig(rank=2, hidden=4))
     disturb(model)
     want = call(model, tokens())
     replora.merge_and_unload(model).save_pretrained(tmp_path)
@@ -153,13 +161,47 @@ class Int8Linear(nn.Linear):
         return nn.functional.linear(x, self.weight * self.step, self.bias)
 
 
-def test_a_quantised_backbone_trains_but_does_not_merge() -> None:
+class Float8Linear(nn.Linear):
+    """Another kind: its weight is of floating point, scaled to a range of 8 bits."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
+        self.step = float(linear.weight.detach().abs().max()) / 448
+        self.weight = nn.Parameter((linear.weight.detach() / self.step).to(torch.float8_e4m3fn), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.step, self.bias)
+
+
+LOW_RANK_OR_PEFT = [replora.RepLoRAConfig(rank=2, hidden=4), replora.PeftConfig("lora", rank=2)]
+
+
+@pytest.mark.parametrize("config", LOW_RANK_OR_PEFT, ids=lambda config: config.name)
+@pytest.mark.parametrize(("kind", "dtype"), [(Int8Linear, "int8"), (Float8Linear, "float8_e4m3fn")])
+def test_a_quantised_backbone_trains_but_does_not_merge(config: replora.AdapterConfig, kind: type, dtype: str) -> None:
     model, tiny = build("hf_llama")
-    attention = model.model.layers[1].self_attn
-    attention.q_proj = Int8Linear(attention.q_proj)
-    replora.inject(model, replora.RepLoRAConfig(rank=2, hidden=4))
+    attention = model.model.layers[1].self_attn  # the first layer is not merged either
+    attention.q_proj = kind(attention.q_proj)
+    replora.inject(model, config)
     disturb(model)
     want = call(model, tiny.inputs())
-    with pytest.raises(replora.RepLoRAError, match=r"q_proj is quantised \(torch.int8\)"):
+    with pytest.raises(replora.RepLoRAError, match=rf"q_proj is quantised \(torch.{dtype}\)"):
         replora.merge(model)
     torch.testing.assert_close(call(model, tiny.inputs()), want, rtol=0, atol=0)
+
+
+def test_offloaded_weights_do_not_merge_through_peft(tmp_path: Path) -> None:
+    from accelerate import dispatch_model
+
+    model, tiny = build("hf_llama")
+    replora.inject(model, replora.PeftConfig("lora", rank=2))
+    disturb(model)
+    want = call(model, tiny.inputs())
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
+    places |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
+    model = dispatch_model(model, places, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
+    with pytest.raises(replora.RepLoRAError, match=r"layers\.1\..*q_proj is not in memory"):
+        replora.merge_and_unload(model)
+    torch.testing.assert_close(call(model, tiny.inputs()), want, rtol=0, atol=0)
+    with pytest.raises(replora.RepLoRAError, match="RepLoRAConfig trains on offloaded layers"):
+        replora.inject(replora.remove(model), replora.PeftConfig("lora", rank=2))

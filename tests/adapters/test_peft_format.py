@@ -8,13 +8,14 @@ from pathlib import Path
 
 import peft
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import replora
 from tests.adapters.test_contract import LOW_RANK, METHODS, PEFT_MODELS, adapted, build, disturb, train
-from tests.adapters.tiny_models import MODELS, call
+from tests.adapters.tiny_models import MODELS, call, tied_llama
 
 CALLED = [*PEFT_MODELS, "hf_videomae"]
 READ = [name for name in MODELS if name not in CALLED]
@@ -75,7 +76,8 @@ def test_the_fused_layout_is_two_blocks(tmp_path: Path) -> None:
     model, _ = trained("timm_vit", "replora_unshared")
     replora.export_peft(model, tmp_path / "peft")
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 10.0, ["qkv"])
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 10, ["qkv"])
+    assert isinstance(config["lora_alpha"], int)
     assert config["modules_to_save"] == ["head"]
     tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     B = tensors["base_model.model.blocks.0.attn.qkv.lora_B.weight"]  # rows q, k, v of 24 each
@@ -145,6 +147,25 @@ def test_what_peft_would_mistake_is_refused_and_unknown_use_asks_for_an_input(tm
         replora.export_peft(model, tmp_path / "peft")
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        replora.RepLoRAConfig(rank=2, hidden=4, targets=("q", "lm_head")),
+        replora.PeftConfig("lora", targets=["lm_head"]),
+    ],
+    ids=lambda config: config.name,
+)
+def test_an_update_of_a_tied_weight_is_refused(config: replora.AdapterConfig, tmp_path: Path) -> None:
+    model = replora.inject(tied_llama().eval(), config)
+    with pytest.raises(
+        replora.PeftFormatError, match=r"lm_head shares its weight with model\.embed_tokens.*merge_and_un"
+    ):
+        replora.export_peft(model, tmp_path / "peft")
+    with replora.merged(model), pytest.raises(replora.PeftFormatError, match="lm_head shares its weight"):
+        replora.export_peft(model, tmp_path / "peft")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = adapted("hf_llama", "replora")
 
@@ -174,6 +195,20 @@ def test_card_names_base_data_metrics_licence_and_both_counts(tmp_path: Path) ->
     assert config["base_model_name_or_path"] == "org/llama"
 
 
+def test_a_timm_model_is_not_said_to_have_the_hubs_weights(tmp_path: Path) -> None:
+    """timm names them in a model with random weights as well."""
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=3, depth=1)
+    replora.inject(model, replora.RepLoRAConfig(rank=2), also_train=["head"])
+    replora.export_peft(model, tmp_path / "own")
+    card = (tmp_path / "own" / "README.md").read_text()
+    assert "base_model:" not in card
+    assert 'timm.create_model("vit_tiny_patch16_224", num_classes=3)  # and the weights of its training' in card
+    assert json.loads((tmp_path / "own" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    replora.export_peft(model, tmp_path / "hub", base_model="timm/vit_tiny_patch16_224.augreg_in21k")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert 'timm.create_model("vit_tiny_patch16_224.augreg_in21k", pretrained=True, num_classes=3)' in card
+
+
 # --- folders that PEFT itself wrote
 
 
@@ -182,10 +217,7 @@ def peft_folder(folder: Path, model_name: str = "hf_llama", **options) -> tuple[
     base, tiny = build(model_name)
     options = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj"]} | options
     model = peft.get_peft_model(base, peft.LoraConfig(**options)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_()
+    disturb_peft(model)
     model.save_pretrained(str(folder))
     return folder, call(model, tiny.inputs()).detach()
 
@@ -204,6 +236,69 @@ def test_own_folders_of_peft_are_evaluated_here(options: dict, tmp_path: Path) -
     model, tiny = build("hf_llama")
     replora.import_peft(model, folder)
     torch.testing.assert_close(call(model, tiny.inputs()), want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_folders_dropout_is_kept(tmp_path: Path) -> None:
+    model, _ = build("hf_llama")
+    replora.import_peft(model, peft_folder(tmp_path / "peft", lora_dropout=0.2)[0])
+    assert model.replora.config.dropout == 0.2
+
+
+@pytest.mark.parametrize("into", ["plain", "adapted"])
+@pytest.mark.parametrize(
+    ("target", "ours", "written"),
+    [
+        ("lm_head", "lm_head", ["lm_head.base_layer.weight"]),
+        ("v_proj", "v", ["lm_head.weight", "model.embed_tokens.weight"]),
+    ],
+)
+def test_frozen_weights_that_peft_wrote_too_are_passed_over(
+    target: str, ours: str, written: list[str], into: str, tmp_path: Path
+) -> None:
+    base, tiny = build("hf_llama")
+    opened = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", target])).eval()
+    disturb_peft(opened)
+    opened.save_pretrained(str(tmp_path / "peft"), save_embedding_layers=True)
+    tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    assert sorted(name for name in tensors if "lora_" not in name) == [f"base_model.model.{name}" for name in written]
+    model, _ = build("hf_llama")
+    if into == "adapted":
+        replora.inject(model, replora.RepLoRAConfig(rank=2, targets=("q", ours)))
+    replora.import_peft(model, tmp_path / "peft")
+    assert replora.parameter_counts(model).head == 0
+    torch.testing.assert_close(call(model, tiny.inputs()), call(opened, tiny.inputs()), rtol=1e-4, atol=1e-4)
+    other, _ = build("hf_llama", seed=1)
+    with pytest.raises(replora.PeftFormatError, match=rf"frozen weights \({written[0]}.* differ"):
+        replora.import_peft(other, tmp_path / "peft")
+
+
+def disturb_peft(model: nn.Module) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+
+
+def test_folders_stand_side_by_side_with_heads_of_their_own(tmp_path: Path) -> None:
+    model, tiny = trained("timm_vit", "replora")
+    first = call(model, tiny.inputs())
+    replora.export_peft(model, tmp_path / "first")
+    model.reset_classifier(3)  # of other classes
+    second = call(model, tiny.inputs())
+    replora.export_peft(model, tmp_path / "second")
+    plain, _ = build("timm_vit")
+    replora.import_peft(plain, tmp_path / "first", name="first")
+    replora.import_peft(plain, tmp_path / "second", name="second")
+    assert replora.adapter_names(plain) == ["second", "first"]
+    torch.testing.assert_close(call(plain, tiny.inputs()), second, rtol=0, atol=1e-5)
+    replora.set_adapter(plain, "first")
+    torch.testing.assert_close(call(plain, tiny.inputs()), first, rtol=0, atol=1e-5)
+    with pytest.raises(replora.RepLoRAError, match="There is an adapter 'second'"):
+        replora.import_peft(plain, tmp_path / "second", name="second")
+    with pytest.raises(replora.PeftFormatError, match="which VisionTransformer does not have"):
+        replora.import_peft(plain, peft_folder(tmp_path / "llama")[0], name="llama")
+    assert replora.adapter_names(plain) == ["first", "second"]
+    torch.testing.assert_close(call(plain, tiny.inputs()), first, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("factors", ["none", "mlp", "linear"])

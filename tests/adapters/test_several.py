@@ -79,6 +79,50 @@ def test_an_injected_one_is_called_default_and_can_go_on_training(tmp_path: Path
     torch.testing.assert_close(call(model, tiny.inputs()), want, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("acting", ["a", "b"])
+def test_the_backbone_can_train_again_when_the_acting_one_is_removed(acting: str, tmp_path: Path) -> None:
+    path, _ = save("timm_vit", "replora", tmp_path)
+    model, _ = build("timm_vit")
+    model.cls_token.requires_grad = False
+    before = {name for name, p in model.named_parameters() if p.requires_grad}
+    replora.load_adapter(model, path, name="a")
+    replora.load_adapter(model, path, name="b")
+    replora.set_adapter(model, acting)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name for name in model.replora.trained if name in dict(model.named_parameters())}
+    replora.remove(model)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == before
+
+
+def test_nothing_waits_when_one_is_folded_in(tmp_path: Path) -> None:
+    path, want = save("timm_vit", "replora", tmp_path)
+    model, tiny = build("timm_vit")
+    for name in ("a", "b"):
+        replora.load_adapter(model, path, name=name)
+    replora.merge_and_unload(model)
+    assert replora.adapter_names(model) == []
+    with pytest.raises(replora.RepLoRAError, match="There is no adapter 'a'"):
+        replora.set_adapter(model, "a")
+    torch.testing.assert_close(call(model, tiny.inputs()), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_name", ["timm_vit", "hf_vit"])
+def test_a_model_may_change_its_type_while_adapters_wait(model_name: str, tmp_path: Path) -> None:
+    path, want = save(model_name, "replora", tmp_path)
+    model, tiny = build(model_name)
+    for name in ("a", "b"):
+        replora.load_adapter(model, path, name=name)
+    model.bfloat16()
+    inputs = tiny.inputs()
+    half = {k: v.bfloat16() for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.bfloat16()
+    for name in ("a", "b", "a"):
+        replora.set_adapter(model, name)
+        torch.testing.assert_close(call(model, half).float(), want, rtol=0.1, atol=0.1 * float(want.abs().max()))
+    model.float()
+    replora.set_adapter(model, "b")
+    call(model, inputs)
+
+
 def test_mistakes_are_named_and_change_nothing(tmp_path: Path) -> None:
     path, want = save("timm_vit", "replora", tmp_path)
     model, tiny = build("timm_vit")
@@ -131,3 +175,9 @@ def test_deployed_file_is_small_and_equal(model_name: str, method: str, tmp_path
     assert description["trained_as"]["method"] == METHODS[method].name
     assert description["parameters"]["adapter_trained"] == counts.adapter_deployed
     assert replora.parameter_counts(model).adapter_trained == counts.adapter_deployed
+    # What it was trained as is known from then on, also of a file that is saved again.
+    for deploy in (True, False):
+        replora.save_adapter(model, tmp_path / "again.safetensors", deploy=deploy)
+        fresh, _ = build(model_name)
+        replora.load_adapter(fresh, tmp_path / "again.safetensors")
+        assert replora.describe(fresh)["trained_as"] == description["trained_as"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import replora
-from tests.adapters.test_contract import adapted, disturb
+from tests.adapters.test_contract import adapted, build, disturb
+from tests.adapters.tiny_models import call
 
 
 def test_state_of_another_rank_or_method_names_the_differences(tmp_path: Path) -> None:
@@ -48,6 +50,18 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "future.safetensors", metadata=future)
     with pytest.raises(replora.RepLoRAError, match="format version 99"):
         replora.load_adapter(model, tmp_path / "future.safetensors")
+    named = {"method": "lora", "options": {}}
+    for header, message in [
+        ({"version": "one", "description": json.dumps(named)}, "damaged: its header gives 'one' as the version"),
+        ({"description": json.dumps(named)}, "damaged: its header gives '' as the version"),
+        ({"version": "1"}, "damaged: its header has no description"),
+        ({"version": "1", "description": "{x"}, "damaged: its header has no description"),
+        ({"version": "1", "description": "[]"}, "damaged: its header has no description"),
+        ({"version": "1", "description": '{"also_train": []}'}, r"damaged: its description names no method \(also_tr"),
+    ]:
+        save_file({"x": torch.zeros(1)}, tmp_path / "bad.safetensors", metadata={"format": "replora-adapter"} | header)
+        with pytest.raises(replora.RepLoRAError, match=message):
+            replora.load_adapter(model, tmp_path / "bad.safetensors")
     whole = replora.save_adapter(model, tmp_path / "whole.safetensors").read_bytes()
     (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(replora.RepLoRAError, match="damaged"):
@@ -108,3 +122,62 @@ def test_options_of_peft_are_checked() -> None:
         replora.PeftConfig(method="doraa")
     with pytest.raises(replora.RepLoRAError, match="rank: 0"):
         replora.PeftConfig(rank=0)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"alpha": 2}, r"alpha: 8.* in the file, 2.* here"),
+        ({"activation": "tanh"}, "activation: 'gelu' in the file, 'tanh' here"),
+        ({"factors": "linear"}, "(?s)factors: 'mlp' in the file, 'linear' here.*activation: 'gelu' .* 'identity' here"),
+        ({"scale_exponent": 1.0}, r"scale_exponent: 0\.5 in the file, 1\.0 here"),
+        ({"blocks": [1]}, r"targets: .*layers\.0\.self_attn\.q_proj only in the file, .*layers\.1.* only here"),
+        ({"targets": ("out",)}, r"targets: .*layers\.0\.self_attn\.q_proj only in the file, .*o_proj only here"),
+    ],
+)
+def test_equal_shapes_of_another_function_are_refused(other: dict, message: str, tmp_path: Path) -> None:
+    options = {"rank": 2, "hidden": 4, "alpha": 8, "activation": "gelu", "targets": ("q",), "blocks": [0]}
+    model, _ = build("hf_llama")
+    replora.inject(model, replora.RepLoRAConfig(**options))
+    file = replora.save_adapter(model, tmp_path / "a.safetensors")
+    there, _ = build("hf_llama")
+    replora.inject(there, replora.RepLoRAConfig(**options | other))
+    before = {name: tensor.clone() for name, tensor in replora.adapter_state(there).items()}
+    with pytest.raises(replora.StateMismatchError, match=message):
+        replora.load_adapter(there, file)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in replora.adapter_state(there).items())
+
+
+def test_what_changes_training_alone_may_differ_and_so_may_what_a_method_does_not_use(tmp_path: Path) -> None:
+    lora = {"rank": 2, "factors": "none"}
+    model, tiny = build("hf_llama")
+    replora.inject(model, replora.RepLoRAConfig(**lora, hidden=64, activation="gelu", alpha=2))
+    disturb(model)
+    file = replora.save_adapter(model, tmp_path / "a.safetensors")
+    there, _ = build("hf_llama")
+    replora.inject(there, replora.RepLoRAConfig(**lora, dropout=0.1, init="normal002"))
+    replora.load_adapter(there, file)
+    torch.testing.assert_close(call(there, tiny.inputs()), call(model, tiny.inputs()), rtol=0, atol=0)
+
+
+def test_methods_of_peft_are_compared_too(tmp_path: Path) -> None:
+    model, _ = build("hf_llama")
+    replora.inject(model, replora.PeftConfig("dora", rank=2, alpha=4))
+    file = replora.save_adapter(model, tmp_path / "a.safetensors")
+    there, _ = build("hf_llama")
+    replora.inject(there, replora.PeftConfig("dora", rank=2))
+    with pytest.raises(replora.StateMismatchError, match="alpha: 4 in the file, 2 here"):
+        replora.load_adapter(there, file)
+
+
+def test_a_head_that_is_not_in_memory_cannot_be_saved(tmp_path: Path) -> None:
+    model, _ = build("hf_llama")
+    model.lm_head.to("meta")
+    replora.inject(model, replora.RepLoRAConfig(rank=2), also_train=["lm_head"], check=False)
+    with pytest.raises(replora.RepLoRAError, match=r"lm_head\.weight is not in memory"):
+        replora.save_adapter(model, tmp_path / "a.safetensors")
+    for update in model.replora.updates:
+        update.called = True  # as after a forward pass
+    with pytest.raises(replora.RepLoRAError, match=r"lm_head\.weight is not in memory"):
+        replora.export_peft(model, tmp_path / "peft")
+    assert list(tmp_path.iterdir()) == []

@@ -161,6 +161,21 @@ def hf_llama() -> nn.Module:
     )
 
 
+def tied_llama() -> nn.Module:
+    """Its output layer is the table of its embedding."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        vocab_size=50,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)
+
+
 def hf_bart() -> nn.Module:
     from transformers import BartConfig, BartForConditionalGeneration
 
