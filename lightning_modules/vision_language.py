@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
@@ -18,7 +18,7 @@ from lightning_modules.schedule import WarmupLinear
 from replora import AdapterConfig, RepLoRAConfig
 from replora.adapters.inject import adapters_of
 from replora.backbones.trained_parts import DEFAULT_PARTS, PARTS, Part, train_parts
-from replora.datasets.vl import VLBatch, VLTask, vl_task
+from replora.datasets.vl import VL_TASKS, VLBatch, VLTask, vl_task
 from replora.errors import RepLoRAError, nearest
 from replora.metrics import score_answers
 from replora.metrics.caption_tokenizer import TokenizerName
@@ -39,7 +39,7 @@ class VisionLanguage(AdaptedModule):
     Batches are `replora.datasets.vl.VLBatch`es. The loss is the cross-entropy of the answer's tokens: averaged over
     each sample's tokens, times the sample's weight, averaged over the samples; for COCO captions the mean of all
     tokens. The averages are those of the batch of all processes together, so that two processes with half the batch
-    size train as one does.
+    size train as one does. Logged are its mean over an epoch, `train/loss`, and that of each task, `train/loss/coco`.
 
     Answers are written as VL-Adapter's: at most 20 tokens, greedily for VQA and GQA, by five beams for captions and
     videos, no trigram twice. For NLVR2 the likelier of `true` and `false` is taken. Logged for each task are its
@@ -106,6 +106,7 @@ class VisionLanguage(AdaptedModule):
         self.tokenizer = load_vl_tokenizer(backbone, revision)
         self.verdicts = [self.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("false", "true")]
         self.train_loss = MeanMetric()
+        self.task_losses = nn.ModuleDict({name: MeanMetric() for name in VL_TASKS})
         self.answers: dict[str, dict[int, str]] = {}  # task -> record's index -> what the model said last
         self._results: dict[str, dict[str, Any]] = {}
 
@@ -158,12 +159,15 @@ class VisionLanguage(AdaptedModule):
         return cast(Tensor, output.logits)
 
     def training_step(self, batch: VLBatch, batch_idx: int) -> Tensor:
-        loss, count = self._loss(batch)
+        loss, weight = self._loss(batch)
         self.require_finite(loss, batch_idx)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.train_loss.update(loss.detach(), count)
+        task = batch["task"]
+        for mean in (self.train_loss, self.task_losses[task]):
+            mean.update(loss.detach(), weight)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=1)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=1)
+        self.log(f"train/loss/{task}", self.task_losses[task], on_step=False, on_epoch=True, batch_size=1)
         self.log("train/learning_rate", rate, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         return loss
 
@@ -178,7 +182,8 @@ class VisionLanguage(AdaptedModule):
         return [group for group in both if group["params"]]
 
     def _loss(self, batch: VLBatch) -> tuple[Tensor, Tensor]:
-        """The loss of this process, whose mean over the processes is that of the whole batch, and what it counts."""
+        """The loss of this process, whose mean over the processes is that of the whole batch, and its weight in a mean
+        over batches: what the batch counts, shared evenly among the processes."""
         labels = batch["labels"]
         logits = self(batch)
         by_token = F.cross_entropy(
@@ -194,7 +199,7 @@ class VisionLanguage(AdaptedModule):
         everywhere = count.float()
         if world > 1:
             torch.distributed.all_reduce(everywhere)
-        return total * world / everywhere.clamp(min=1), count
+        return total * world / everywhere.clamp(min=1), everywhere / world
 
     def _shifted(self, labels: Tensor) -> Tensor:
         """What the decoder reads: the start token, then the labels without the last."""

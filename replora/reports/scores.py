@@ -103,7 +103,9 @@ def _per_task(run: Run, stage: str) -> dict[str, float]:
     if run.metric == "score":
         from replora.datasets.vl import VL_TASKS
 
-        several = {task: measured.get(f"{stage}/{VL_TASKS[task].metric}/{task}") for task in run.results["data"]["tasks"]}
+        several = {
+            task: measured.get(f"{stage}/{VL_TASKS[task].metric}/{task}") for task in run.results["data"]["tasks"]
+        }
     else:
         prefix = f"{stage}/{run.metric}/"
         several = {name.removeprefix(prefix): v for name, v in measured.items() if name.startswith(prefix)}

@@ -188,6 +188,9 @@ def test_two_processes_train_and_measure_as_one(home, tmp_path):
         torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=1e-5, msg=name)
     found = [read_results(tmp_path / name) for name in ("one", "two")]
     assert [content["fit"]["devices"] for content in found] == [1, 2]
+    losses = [{k: v for k, v in c["fit"]["metrics"].items() if k.startswith("train/loss")} for c in found]
+    assert set(losses[0]) == {"train/loss", "train/loss/vqa", "train/loss/nlvr2", "train/loss/coco"}
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert found[0]["test"]["answers"] == found[1]["test"]["answers"] == {"vqa": 3, "nlvr2": 4, "coco": 3}
     assert found[1]["test"]["metrics"] == pytest.approx(found[0]["test"]["metrics"], abs=1e-4)
     for file in (tmp_path / "one" / "predictions").iterdir():

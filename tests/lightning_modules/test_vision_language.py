@@ -82,6 +82,23 @@ def test_loss_of_captions_is_the_mean_of_the_tokens(home):
 
 
 @pytest.mark.parametrize("task", ["vqa", "coco"])
+def test_the_mean_loss_of_two_processes_is_that_of_one(home, monkeypatch, task):
+    """Shares of one sample and of three, the captions of unequal length."""
+    module = module_of(home)
+    batch = batch_of(home, task, 4)
+    if task == "coco":
+        batch["labels"][0, 3:] = -100
+    whole, weight = module._loss(batch)
+    shares = [{k: v if isinstance(v, str) else v[part] for k, v in batch.items()} for part in (slice(1), slice(1, 4))]
+    monkeypatch.setattr(module.trainer, "world_size", 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.fill_(weight.item()))
+    (first, a), (second, b) = (module._loss(share) for share in shares)
+    assert ((first + second) / 2).item() == pytest.approx(whole.item(), rel=1e-4)
+    assert ((first * a + second * b) / (a + b)).item() == pytest.approx(whole.item(), rel=1e-4)
+    assert (a + b).item() == weight.item(), "batches of other sizes weigh as they do in one process"
+
+
+@pytest.mark.parametrize("task", ["vqa", "coco"])
 def test_padding_does_not_count(home, task):
     module = module_of(home)
     batch = batch_of(home, task)
