@@ -12,6 +12,7 @@ from datamodules.vision_language import TruncationSide, VisionLanguageDataModule
 from replora.datasets.image_text import CLIP_FEATURES, feature_folder, image_text_records
 from replora.datasets.vl import IMAGE_TASKS, Prompts, VLRecord
 from replora.datasets.vl_features import FeatureFolder
+from replora.errors import RepLoRAError
 
 
 class ImageTextDataModule(VisionLanguageDataModule):
@@ -47,7 +48,8 @@ class ImageTextDataModule(VisionLanguageDataModule):
         features: Name of the folder of the features in `clip_features`.
         prompts: `vl_adapter` puts the name of the task before the text, `none` does not, as VL-Adapter's full
             fine-tuning.
-        truncation_side: Where texts that are too long are cut; VL-Adapter cuts on the right.
+        truncation_side: Where texts that are too long are cut; VL-Adapter cuts on the right. `left` would cut the name
+            of the task away, so it goes with `prompts: none` alone.
 
     Raises:
         RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
@@ -75,6 +77,11 @@ class ImageTextDataModule(VisionLanguageDataModule):
         prompts: Prompts = "vl_adapter",
         truncation_side: TruncationSide = "right",
     ) -> None:
+        if truncation_side == "left" and prompts != "none":
+            raise RepLoRAError(
+                "truncation_side: 'left' cuts away the beginning of a long text, where the name of its task is. Set "
+                "--data.truncation_side right, or leave the names out (--data.prompts none)."
+            )
         super().__init__(
             tokenizer=tokenizer,
             tasks=tasks,

@@ -42,7 +42,8 @@ class VideoTextDataModule(VisionLanguageDataModule):
         features: Name of the folder of the features in `vis_features/{tv,how2,yc2}`.
         prompts: `vl_adapter` puts the name of the task behind the text, `none` does not.
         truncation_side: Where texts of more than 600 tokens are cut. VL-Adapter cuts on the right, where the question
-            of a video with long subtitles is; `left` keeps the question, and deviates from published numbers.
+            of a video with long subtitles is; `left` keeps the question, and deviates from published numbers. Answers
+            are cut on the right in any case.
 
     Raises:
         RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).

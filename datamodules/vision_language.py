@@ -66,7 +66,8 @@ class VisionLanguageDataModule(BaseDataModule):
         prompts: `vl_adapter` puts the name of the task into the text, `none` does not, as VL-Adapter's full
             fine-tuning on images.
         truncation_side: Where texts that are too long are cut. VL-Adapter cuts on the right, where the question of a
-            video with long subtitles is; `left` keeps the question, and deviates from published numbers.
+            video with long subtitles is; `left` keeps the question, and deviates from published numbers. Answers are
+            cut on the right in any case.
 
     Raises:
         RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
@@ -116,9 +117,10 @@ class VisionLanguageDataModule(BaseDataModule):
                 raise RepLoRAError(f"{option}: there is no task {unknown[0]!r} here. {nearest(unknown[0], known)}")
         if not tasks or len(set(tasks)) < len(tasks):
             raise RepLoRAError(f"tasks: {list(tasks)} names none, or one twice. {nearest('', self.known_tasks)}")
-        for name, fraction in (task_fractions or {}).items():
+        for name, size in (task_batch_sizes or {}).items():
+            at_least(1, **{f"task_batch_sizes.{name}": size})
+        for fraction in (task_fractions or {}).values():
             check_subset_options(fraction, None)
-            at_least(1, **{f"task_batch_sizes.{name}": (task_batch_sizes or {}).get(name)})
         self.tokenizer_name = tokenizer
         self.tasks = list(tasks)
         self.task_batch_sizes = {
@@ -144,7 +146,6 @@ class VisionLanguageDataModule(BaseDataModule):
             from replora.backbones.vl_bart import load_vl_tokenizer
 
             self._tokenizer = load_vl_tokenizer(self.tokenizer_name)
-            self._tokenizer.truncation_side = self.truncation_side
         return self._tokenizer
 
     def describe(self) -> dict[str, Any]:
@@ -252,8 +253,8 @@ class VisionLanguageDataModule(BaseDataModule):
                 f"{task.name}: features of different shapes {sorted(shapes)} cannot make a batch. All images need as "
                 "many; extract them anew with replora-cli prepare clip-features."
             )
-        text = self._tokenize([sample["text"] for sample in samples], task.max_text)
-        target = self._tokenize([sample["target"] for sample in samples], task.max_target)
+        text = self._tokenize([sample["text"] for sample in samples], task.max_text, self.truncation_side)
+        target = self._tokenize([sample["target"] for sample in samples], task.max_target, "right")
         index = torch.tensor([sample["index"] for sample in samples])
         counted = target["attention_mask"].bool() & (index >= 0)[:, None]
         return {
@@ -266,7 +267,8 @@ class VisionLanguageDataModule(BaseDataModule):
             "index": index,
         }
 
-    def _tokenize(self, texts: list[str], most: int | None) -> Any:
+    def _tokenize(self, texts: list[str], most: int | None, side: TruncationSide) -> Any:
+        self.tokenizer.truncation_side = side
         most = min(most or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
         return self.tokenizer(texts, truncation=True, max_length=most, padding=True, return_tensors="pt")
 

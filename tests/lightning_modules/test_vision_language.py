@@ -118,8 +118,12 @@ def test_lengths_and_the_side_that_is_cut(home):
     texts = {}
     for side in ("right", "left"):
         data = VideoTextDataModule(bart, home / "data", feature_size=6, truncation_side=side)
-        texts[side] = data.tokenizer.decode(data._tokenize(["abcdef"], 5)["input_ids"][0], skip_special_tokens=True)
-    assert texts == {"right": "abc", "left": "def"}
+        sample = {"task": "tvc", "index": 0, "weight": 1.0, "features": torch.zeros(1, 64, 6)}
+        batch = data.collate([{**sample, "text": "a" + "b" * 600 + "c", "target": "a" + "b" * 20 + "c"}])
+        text, target = (batch[key][0].tolist() for key in ("input_ids", "labels"))
+        texts[side] = [data.tokenizer.decode(ids, skip_special_tokens=True) for ids in (text, target)]
+    answer = "a" + "b" * 17  # cut on the right in any case
+    assert texts == {"right": ["a" + "b" * 597, answer], "left": ["b" * 597 + "c", answer]}
 
 
 @torch.no_grad()
@@ -202,6 +206,9 @@ def test_options_out_of_range(home):
             "task_fractions: there is no task 'coco'",
         ),
         (VideoTextDataModule, {"tasks": []}, "names none"),
+        (ImageTextDataModule, {"truncation_side": "left"}, "where the name of its task is"),
+        (ImageTextDataModule, {"task_batch_sizes": {"nlvr2": -4}}, "task_batch_sizes.nlvr2=-4 is too small"),
+        (ImageTextDataModule, {"task_batch_sizes": {"vqa": 0}}, "task_batch_sizes.vqa=0 is too small"),
     ):
         with pytest.raises(RepLoRAError, match=message):
             kind(str(home / "bart"), home / "data", **options)
