@@ -162,12 +162,12 @@ class VisionLanguage(AdaptedModule):
         loss, weight = self._loss(batch)
         self.require_finite(loss, batch_idx)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        task = batch["task"]
-        for mean in (self.train_loss, self.task_losses[task]):
+        task_loss = cast(MeanMetric, self.task_losses[batch["task"]])
+        for mean in (self.train_loss, task_loss):
             mean.update(loss.detach(), weight)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=1)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=1)
-        self.log(f"train/loss/{task}", self.task_losses[task], on_step=False, on_epoch=True, batch_size=1)
+        self.log(f"train/loss/{batch['task']}", task_loss, on_step=False, on_epoch=True, batch_size=1)
         self.log("train/learning_rate", rate, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         return loss
 

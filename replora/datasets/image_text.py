@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from replora.datasets.errors import DatasetNotFoundError, RecordError
 from replora.datasets.vl import VLRecord
-from replora.datasets.vl_files import read_json, read_records
+from replora.datasets.vl_files import read_json, read_records, reading, scores, words
 
 ImageTextSplit = Literal["train", "val", "test"]
 CLIP_FEATURES = "data_clip_RN101_att"
@@ -49,28 +49,22 @@ def _vqa(root: Path, split: ImageTextSplit) -> list[VLRecord]:
     found = _read(root / "vqa", "vqa", split, ("img_id", "question_id", "sent"))
     human = {} if split == "train" else _human_answers(root / "vqa")
     records = []
-    for index, (where, item) in enumerate(found):
-        label = item.get("label", {})
-        truth = None
-        if human:
-            answers = human.get(int(item["question_id"]))
-            if answers is None:
-                raise RecordError(
-                    f"{where}: question {item['question_id']} is not in the annotations of val2014 and train2014, "
-                    "which hold the ten human answers that the metric compares with."
-                )
-            truth = {"answers": answers, "scores": label}
-        records.append(
-            VLRecord(
-                index,
-                int(item["question_id"]),
-                item["sent"],
-                (item["img_id"],),
-                tuple(label),
-                tuple(map(float, label.values())),
-                truth,
+    for index, (file, number, item) in enumerate(found):
+        with reading(file, number, item):
+            label = scores(item) if "label" in item else {}
+            question = int(item["question_id"])
+            truth = None
+            if human:
+                if question not in human:
+                    raise ValueError(
+                        f"question {question} is not in the annotations of val2014 and train2014, which hold the ten "
+                        "human answers that the metric compares with; it is"
+                    )
+                truth = {"answers": human[question], "scores": label}
+            image = (words(item, "img_id"),)
+            records.append(
+                VLRecord(index, question, words(item, "sent"), image, tuple(label), tuple(label.values()), truth)
             )
-        )
     return records
 
 
@@ -85,75 +79,74 @@ def _human_answers(folder: Path) -> dict[int, list[str]]:
         )
     answers: dict[int, list[str]] = {}
     for file in present:
-        content = read_json(file, LAYOUT)
-        try:
-            found = {int(a["question_id"]): [one["answer"] for one in a["answers"]] for a in content["annotations"]}
-        except (KeyError, TypeError) as error:
-            raise RecordError(f"{file} is not of the form that VQAv2's annotations have: {error!r}") from error
-        answers |= found
+        for number, item in enumerate(_entries(file, "annotations")):
+            with reading(file, number, item):
+                answers[int(item["question_id"])] = [words(one, "answer") for one in item["answers"]]
     return answers
 
 
 def _gqa(root: Path, split: ImageTextSplit) -> list[VLRecord]:
     found = _read(root / "GQA", "gqa", split, ("img_id", "question_id", "sent", "label"))
-    return [
-        VLRecord(
-            index,
-            str(item["question_id"]),
-            item["sent"],
-            (str(item["img_id"]),),
-            tuple(item["label"]),
-            tuple(map(float, item["label"].values())),
-            item["label"],
-        )
-        for index, (_, item) in enumerate(found)
-    ]
+    records = []
+    for index, (file, number, item) in enumerate(found):
+        with reading(file, number, item):
+            label, image = scores(item), (str(item["img_id"]),)
+            question, sentence = str(item["question_id"]), words(item, "sent")
+            records.append(VLRecord(index, question, sentence, image, tuple(label), tuple(label.values()), label))
+    return records
 
 
 def _nlvr2(root: Path, split: ImageTextSplit) -> list[VLRecord]:
     found = _read(root / "nlvr", "nlvr2", split, ("identifier", "img0", "img1", "label", "sent"))
     records = []
-    for index, (where, item) in enumerate(found):
-        label = item["label"]
-        if label not in (0, 1):
-            raise RecordError(f"{where}: the label {label!r} is neither 0 nor 1.")
-        answer = "true" if label else "false"
-        images = (item["img0"], item["img1"])
-        records.append(
-            VLRecord(index, item["identifier"], item["sent"], images, (answer,), (1.0,), bool(label), int(label))
-        )
+    for index, (file, number, item) in enumerate(found):
+        with reading(file, number, item):
+            label, sentence = item["label"], words(item, "sent")
+            if label not in (0, 1):
+                raise ValueError(f"the label {label!r} is neither 0 nor 1")
+            answer = ("true" if label else "false",)
+            images = (words(item, "img0"), words(item, "img1"))
+            name = words(item, "identifier")
+            records.append(VLRecord(index, name, sentence, images, answer, (1.0,), bool(label), int(label)))
     return records
 
 
 def _coco(root: Path, split: ImageTextSplit) -> list[VLRecord]:
     """A record a caption in training, a record an image with all its captions elsewhere."""
     file = root / "COCO" / "dataset_coco.json"
-    content = read_json(file, LAYOUT)
     records: list[VLRecord] = []
-    try:
-        for item in content["images"]:
+    for number, item in enumerate(_entries(file, "images")):
+        with reading(file, number, item):
             if item["split"] not in COCO_SPLITS[split]:
                 continue
-            name = item["filename"].split(".")[0]
-            captions = [sentence["raw"].strip() for sentence in item["sentences"]]
+            image = (words(item, "filename").split(".")[0],)
+            captions = [words(sentence, "raw").strip() for sentence in item["sentences"]]
+            if not captions:
+                raise ValueError("'sentences' is empty")
             image_id = int(item.get("cocoid", item.get("imgid", len(records))))
             if split == "train":
                 for caption in captions:
-                    records.append(VLRecord(len(records), image_id, "", (name,), (caption,), (1.0,), [caption]))
+                    records.append(VLRecord(len(records), image_id, "", image, (caption,), (1.0,), [caption]))
             else:
-                records.append(VLRecord(len(records), image_id, "", (name,), tuple(captions[:1]), (1.0,), captions))
-    except (KeyError, TypeError) as error:
-        raise RecordError(f"{file} is not of the form of Karpathy's splits: {error!r}") from error
+                records.append(VLRecord(len(records), image_id, "", image, tuple(captions[:1]), (1.0,), captions))
     return records
 
 
-def _read(folder: Path, task: str, split: ImageTextSplit, fields: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
-    """(file and number, record) of all files of a split."""
-    found: list[tuple[str, dict[str, Any]]] = []
+def _read(folder: Path, task: str, split: ImageTextSplit, fields: tuple[str, ...]) -> list[tuple[Path, int, Any]]:
+    """(file, number in it, record) of all files of a split."""
+    found: list[tuple[Path, int, Any]] = []
     for name in FILES[task][split]:
         file = folder / f"{name}.json"
-        found += [(f"{file}, record {i}", item) for i, item in enumerate(read_records(file, LAYOUT, fields))]
+        found += [(file, number, item) for number, item in enumerate(read_records(file, LAYOUT, fields))]
     return found
+
+
+def _entries(file: Path, name: str) -> list[Any]:
+    """The list `name` of a file that holds a JSON object."""
+    content = read_json(file, LAYOUT)
+    if not isinstance(content, dict) or not isinstance(content.get(name), list):
+        raise RecordError(f"{file} has no list {name!r}, so it is not the file of that name that its authors released.")
+    return list(content[name])
 
 
 _READERS: dict[str, Callable[[Path, ImageTextSplit], list[VLRecord]]] = {
