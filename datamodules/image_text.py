@@ -9,7 +9,7 @@ from typing import Literal
 
 from datamodules.base import Protocol
 from datamodules.vision_language import TruncationSide, VisionLanguageDataModule
-from replora.datasets.image_text import CLIP_FEATURES, feature_folder, image_text_records
+from replora.datasets.image_text import CLIP_FEATURES, GRID, feature_folder, image_text_records
 from replora.datasets.vl import IMAGE_TASKS, Prompts, VLRecord
 from replora.datasets.vl_features import FeatureFolder
 from replora.errors import RepLoRAError
@@ -104,7 +104,8 @@ class ImageTextDataModule(VisionLanguageDataModule):
 
     def read_task(self, task: str, split: Literal["train", "val", "test"]) -> tuple[list[VLRecord], FeatureFolder]:
         records = image_text_records(self.root, task, split)
-        folder = FeatureFolder(feature_folder(self.root, task, split, self.features), self.feature_size)
+        count = GRID if self.features == CLIP_FEATURES else None  # another folder may hold other encoders' features
+        folder = FeatureFolder(feature_folder(self.root, task, split, self.features), self.feature_size, count=count)
         folder.require(name for record in records for name in record.images)
         return records, folder
 

@@ -241,18 +241,8 @@ class VisionLanguageDataModule(BaseDataModule):
         return self.collate
 
     def collate(self, samples: list[VLSample]) -> VLBatch:
-        """Samples of one task -> a batch.
-
-        Raises:
-            RepLoRAError: Their features have different shapes.
-        """
+        """Samples of one task -> a batch."""
         task = vl_task(samples[0]["task"])
-        shapes = {tuple(sample["features"].shape) for sample in samples}
-        if len(shapes) > 1:
-            raise RepLoRAError(
-                f"{task.name}: features of different shapes {sorted(shapes)} cannot make a batch. All images need as "
-                "many; extract them anew with replora-cli prepare clip-features."
-            )
         text = self._tokenize([sample["text"] for sample in samples], task.max_text, self.truncation_side)
         target = self._tokenize([sample["target"] for sample in samples], task.max_target, "right")
         index = torch.tensor([sample["index"] for sample in samples])

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replora.datasets.errors import DatasetNotFoundError
+from replora.datasets.image_text import GRID
 from replora.datasets.images import IMAGE_SUFFIXES, read_image
 from replora.datasets.vl_features import FeatureError, FeatureFolder, write_h5, write_npz
 from replora.errors import RepLoRAError
@@ -36,7 +37,6 @@ TIMM_NAMES: dict[EncoderName, str] = {
     "rn101": "resnet101_clip.openai",
     "vit_b32": "vit_base_patch32_clip_quickgelu_224.openai",
 }
-GRID = 49
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from replora.datasets.vl_files import read_json, read_records, reading, scores, 
 
 ImageTextSplit = Literal["train", "val", "test"]
 CLIP_FEATURES = "data_clip_RN101_att"
+GRID = 49  # vectors of each image in a folder of that name
 LAYOUT = "vqa/, GQA/, nlvr/, COCO/ and VG/ as docs/vision_language.md lists them."
 # GQA has no validation of its own here: VL-Adapter trains on train + valid, and watches and reports testdev.
 FILES = {

@@ -170,6 +170,22 @@ def test_errors_name_file_and_record(tmp_path):
         vl_task("vqav2")
 
 
+def test_the_first_file_is_read_before_the_training_and_sets_the_shape(tmp_path):
+    for name, shape in (("a", (3, 4)), ("b", (2, 4))):
+        write_npz(tmp_path / f"{name}.npz", np.ones(shape, np.float32))
+    with pytest.raises(FeatureError, match=r"a\.npz holds features of shape \(3, 4\), but \(n, 5\)"):
+        FeatureFolder(tmp_path, 5).require("ba")
+    with pytest.raises(FeatureError, match=r"a\.npz holds features of shape \(3, 4\), but \(49, 4\)"):
+        FeatureFolder(tmp_path, 4, count=49).require("ab")
+    images = FeatureFolder(tmp_path, 4)
+    images.require("ab")
+    with pytest.raises(FeatureError, match=r"b\.npz holds features of shape \(2, 4\), but \(3, 4\)"):
+        images.read("b")
+    videos = FeatureFolder(tmp_path, 4, frames=8)
+    videos.require("ab")
+    assert videos.read("b").shape == (8, 4)
+
+
 def broken(root, tmp_path, name, change, number=0, of=None):
     """A copy of the annotations in which `change` has been made to a record of a file."""
     copy = tmp_path / "data"

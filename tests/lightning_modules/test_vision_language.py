@@ -238,3 +238,9 @@ def test_batch_sizes_and_fractions(home):
     assert sizes == {"vqa": 11, "gqa": 8, "nlvr2": 12, "coco": 43}, "GQA's validation is its test"
     indices = [record.index for record in final.parts("trainval")["vqa"].records]
     assert indices == list(range(11))
+
+
+def test_wrong_features_are_found_before_the_first_batch(home):
+    for kind in (ImageTextDataModule, VideoTextDataModule):
+        with pytest.raises(RepLoRAError, match=r"holds features of shape \(.*, 6\), but \(n, 7\) was expected"):
+            kind(str(home / "bart"), home / "data", feature_size=7).setup("fit")
