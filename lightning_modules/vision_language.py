@@ -52,7 +52,7 @@ class VisionLanguage(AdaptedModule):
         pretrained: Whether to load BART's weights; otherwise they are random. `bart_nano` has none.
         revision: Branch, tag or commit of the hub repository.
         feature_size: Width of the features, that of the data: 2048 of CLIP RN101's grid, 512 of its ViT-B/32.
-        pooled_side: Pools the square grid of each image to this many tokens a side; 0 leaves it.
+        pooled_side: Pools the square grid of each image to this many tokens a side, at most 10; 0 leaves it.
         dropout: Everywhere in BART, in [0, 1).
         adapter: The method.
         also_train: What trains beside the adapter, counted apart from it: `visual_embedding`, which is new, `biases` of
@@ -329,6 +329,8 @@ def _check(
     for option, value, least in (("feature_size", feature_size, 1), ("pooled_side", pooled_side, 0)):
         if value < least:
             raise RepLoRAError(f"{option}: {value} is out of range. It must be at least {least}.")
+    if pooled_side > 10:
+        raise RepLoRAError(f"pooled_side: {pooled_side} is out of range. It must be at most 10: 100 tokens an image.")
     if not 0 <= dropout < 1:
         raise RepLoRAError(f"dropout: {dropout} is out of range. It must be a probability in [0, 1).")
     if num_beams is not None and num_beams < 1:

@@ -197,8 +197,8 @@ def cover(attention_mask: Tensor, hidden: Tensor) -> Tensor:
 def _refuse_too_many(images: int, n: int) -> None:
     if n > MOST_VISUAL_TOKENS:
         raise BackboneError(
-            f"features: {n} visual tokens an image, but only {MOST_VISUAL_TOKENS} have rows for their order. Pool them: "
-            "--model.pooled_side 10 or less."
+            f"features: {n} visual tokens an image, but only {MOST_VISUAL_TOKENS} have rows for their order. Pool "
+            "them: --model.pooled_side 10 or less."
         )
     if images > MOST_IMAGES:
         raise BackboneError(f"features: {images} images a text, but only {MOST_IMAGES} have rows for their order.")

@@ -195,6 +195,7 @@ def test_options_out_of_range(home):
         ({"num_beams": 0}, "num_beams: 0"),
         ({"dropout": 1.0}, "dropout: 1.0"),
         ({"pooled_side": -1}, "pooled_side: -1"),
+        ({"pooled_side": 11}, "pooled_side: 11 is out of range. It must be at most 10"),
     ):
         with pytest.raises(RepLoRAError, match=message):
             module_of(home, **options)
