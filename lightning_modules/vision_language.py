@@ -15,9 +15,9 @@ from torchmetrics import MeanMetric
 import replora
 from lightning_modules.base import AdaptedModule
 from lightning_modules.schedule import WarmupLinear
-from replora import AdapterConfig, RepLoRAConfig
+from replora import AdapterConfig, LinearProbeConfig, RepLoRAConfig
 from replora.adapters.inject import adapters_of
-from replora.backbones.trained_parts import DEFAULT_PARTS, PARTS, Part, train_parts
+from replora.backbones.trained_parts import BACKBONE_PARTS, DEFAULT_PARTS, PARTS, Part, train_parts
 from replora.datasets.vl import VL_TASKS, VLBatch, VLTask, vl_task
 from replora.errors import RepLoRAError, nearest
 from replora.metrics import score_answers
@@ -56,7 +56,7 @@ class VisionLanguage(AdaptedModule):
         dropout: Everywhere in BART, in [0, 1).
         adapter: The method.
         also_train: What trains beside the adapter, counted apart from it: `visual_embedding`, which is new, `biases` of
-            BART, its `layer_norm_weights`.
+            BART, its `layer_norm_weights`. A linear probe allows the first alone.
         optimizer: The optimiser. As in VL-Adapter only biases (and RepLoRA's diagonals) are not decayed.
         schedule: The learning rate's course.
         caption_tokenizer: Before captions are compared: `ptb_java` as published scores, `approximate` without Java, or
@@ -86,6 +86,11 @@ class VisionLanguage(AdaptedModule):
         from replora.backbones.vl_bart import build_vl_bart, load_vl_tokenizer
 
         _check(feature_size, pooled_side, dropout, also_train, num_beams)
+        if isinstance(adapter, LinearProbeConfig) and (more := [part for part in also_train if part in BACKBONE_PARTS]):
+            raise RepLoRAError(
+                f"also_train: {', '.join(more)} of the backbone would train, but a linear probe trains the head alone. "
+                'Set --model.also_train "[visual_embedding]", or choose --config adapter/bitfit.yaml.'
+            )
         built = build_vl_bart(
             backbone,
             pretrained=pretrained,
@@ -100,6 +105,7 @@ class VisionLanguage(AdaptedModule):
         super().__init__(built, adapter, optimizer, schedule)
         heads = replora.parameter_counts(self.model).head
         self.extra_counts = {"visual_embedding": heads, **train_parts(self.model, also_train)}
+        self.parameter_count = sum(parameter.numel() for parameter in self.model.parameters())
         self.feature_size = feature_size
         self.num_beams = num_beams
         self.caption_tokenizer = caption_tokenizer_of(caption_tokenizer)
@@ -113,13 +119,11 @@ class VisionLanguage(AdaptedModule):
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         counts = described["parameters"]
-        trained = counts["adapter_trained"] + counts["head"]
-        extra = {
+        return described | {
             "extra_parameters": self.extra_counts,
             # Of all parameters, the added ones included, as the published tables count.
-            "trained_percent": round(100 * trained / (counts["backbone"] + trained), 3),
+            "trained_percent": round(100 * (counts["adapter_trained"] + counts["head"]) / self.parameter_count, 3),
         }
-        return described | extra if counts["adapter_trained"] < counts["backbone"] else described
 
     def measured(self, verb: str) -> dict[str, Any]:
         return self._results.get(verb, {})

@@ -181,6 +181,22 @@ def test_what_trains_is_counted_apart(home):
     assert all("bias" in name or name.startswith("replora.") for name in names)
 
 
+@pytest.mark.parametrize("method", [replora.BitFitConfig(), replora.FullConfig(), replora.LinearProbeConfig()])
+def test_shares_of_methods_that_train_the_backbone_itself(home, method):
+    """BitFit's biases are parts of the backbone: they count once among all."""
+    module = module_of(home, adapter=method, also_train=["visual_embedding"])
+    described = module.describe()
+    trained = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
+    every = sum(p.numel() for p in module.model.parameters())
+    assert described["trained_percent"] == round(100 * trained / every, 3)
+    assert described["extra_parameters"] == {"visual_embedding": described["parameters"]["head"]}
+
+
+def test_a_linear_probe_trains_no_biases(home):
+    with pytest.raises(RepLoRAError, match="biases of the backbone would train, but a linear probe"):
+        module_of(home, adapter=replora.LinearProbeConfig())
+
+
 def test_without_the_visual_embedding_its_weights_are_part_of_the_backbone(home):
     with pytest.warns(UserWarning, match="random weights that stay"):
         module = module_of(home, also_train=["biases"])
