@@ -125,6 +125,9 @@ class VisionLanguage(AdaptedModule):
             "trained_percent": round(100 * (counts["adapter_trained"] + counts["head"]) / self.parameter_count, 3),
         }
 
+    def _identity(self) -> dict[str, Any]:
+        return super()._identity() | {"pooled_side": self._config.pooled_side}
+
     def measured(self, verb: str) -> dict[str, Any]:
         return self._results.get(verb, {})
 

@@ -9,6 +9,7 @@ from lightning.pytorch import seed_everything
 import replora
 from datamodules import ImageTextDataModule, VideoTextDataModule
 from lightning_modules import VisionLanguage
+from lightning_modules.base import CheckpointMismatchError
 from replora.datasets.errors import ProtocolError
 from replora.errors import RepLoRAError
 from tests.fake_vl import write_image_text, write_video_text
@@ -195,6 +196,15 @@ def test_shares_of_methods_that_train_the_backbone_itself(home, method):
 def test_a_linear_probe_trains_no_biases(home):
     with pytest.raises(RepLoRAError, match="biases of the backbone would train, but a linear probe"):
         module_of(home, adapter=replora.LinearProbeConfig())
+
+
+def test_a_checkpoint_knows_its_pooling(home):
+    seen = {"epoch_progress": {"current": {"processed": 1, "started": 1}}}
+    checkpoint = {"loops": {"fit_loop": seen}, "hyper_parameters": {}}
+    module_of(home, pooled_side=6).on_save_checkpoint(checkpoint)
+    with pytest.raises(CheckpointMismatchError, match="pooled_side: 6 in the checkpoint, 0 here"):
+        module_of(home, pooled_side=0).on_load_checkpoint(checkpoint)
+    module_of(home, pooled_side=6).on_load_checkpoint(checkpoint)
 
 
 def test_without_the_visual_embedding_its_weights_are_part_of_the_backbone(home):
