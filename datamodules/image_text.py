@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
-from datamodules.base import Protocol
+from datamodules.base import Protocol, Split
 from datamodules.vision_language import TruncationSide, VisionLanguageDataModule
 from replora.datasets.image_text import CLIP_FEATURES, GRID, feature_folder, image_text_records
 from replora.datasets.vl import IMAGE_TASKS, Prompts, VLRecord
@@ -25,7 +24,7 @@ class ImageTextDataModule(VisionLanguageDataModule):
     | `final`   | train + val | nothing      | test     | test     |
 
     Published rows are `holdout` with the last weights. VQAv2 and COCO have Karpathy's splits, NLVR2 tests on its public
-    test set. GQA trains on its train and valid splits, and its testdev is validation and test at once, as in the
+    test set. `final` trains on all captions of COCO's validation images. GQA trains on its train and valid splits, and its testdev is validation and test at once, as in the
     published rows; under `final` it is never trained on.
 
     Args:
@@ -102,12 +101,9 @@ class ImageTextDataModule(VisionLanguageDataModule):
         self.root = (root or Path(os.environ.get("REPLORA_DATA") or "data")).expanduser()
         self.features = features
 
-    def read_task(self, task: str, split: Literal["train", "val", "test"]) -> tuple[list[VLRecord], FeatureFolder]:
+    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureFolder]:
         records = image_text_records(self.root, task, split)
         count = GRID if self.features == CLIP_FEATURES else None  # another folder may hold other encoders' features
         folder = FeatureFolder(feature_folder(self.root, task, split, self.features), self.feature_size, count=count)
         folder.require(name for record in records for name in record.images)
         return records, folder
-
-    def trains_on_val(self, task: str) -> bool:
-        return task != "gqa"

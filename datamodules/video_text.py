@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from datamodules.base import Protocol, one_of
+from datamodules.base import Protocol, Split, one_of
 from datamodules.vision_language import TruncationSide, VisionLanguageDataModule
 from replora.datasets import ProtocolError
 from replora.datasets.video_text import CLIP_VIT, FRAMES, feature_folder, video_text_records
@@ -103,7 +103,8 @@ class VideoTextDataModule(VisionLanguageDataModule):
     def predicted_split(self) -> Literal["val", "test"]:
         return self.predict_split
 
-    def read_task(self, task: str, split: Literal["train", "val", "test"]) -> tuple[list[VLRecord], FeatureFolder]:
+    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureFolder]:
+        assert split != "trainval"  # no protocol here trains on both
         records = video_text_records(self.root, task, split)
         folder = FeatureFolder(feature_folder(self.root, task, self.features), self.feature_size, FRAMES)
         folder.require(name for record in records for name in record.images)

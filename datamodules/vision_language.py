@@ -6,7 +6,6 @@ import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -136,8 +135,11 @@ class VisionLanguageDataModule(BaseDataModule):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns in every loader process
 
     @abstractmethod
-    def read_task(self, task: str, split: Literal["train", "val", "test"]) -> tuple[list[VLRecord], FeatureSource]:
-        """Records and features of a task and split; raise on whatever is wrong with them."""
+    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureSource]:
+        """Records and features of a task and split; raise on whatever is wrong with them.
+
+        `trainval` are the training records and those of the validation in the same form: a record for each caption.
+        """
 
     @property
     def tokenizer(self) -> Any:
@@ -191,13 +193,7 @@ class VisionLanguageDataModule(BaseDataModule):
         return TaskParts({name: self._build_task(name, split) for name in self.tasks})
 
     def _build_task(self, name: str, split: Split) -> VLDataset:
-        if split == "trainval":
-            records, features = self.read_task(name, "train")
-            if self.trains_on_val(name):
-                more, _ = self.read_task(name, "val")
-                records = records + [replace(record, index=len(records) + i) for i, record in enumerate(more)]
-        else:
-            records, features = self.read_task(name, split)
+        records, features = self.read_task(name, split)
         if not records:
             raise RepLoRAError(f"{name}: the split {split!r} is empty.")
         if split == self.train_split and self.task_fractions[name] < 1:
@@ -205,10 +201,6 @@ class VisionLanguageDataModule(BaseDataModule):
             self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)
             records = [records[position] for position in self.chosen[name]]
         return VLDataset(vl_task(name), records, features, self.prompts, self.shuffle_seed)
-
-    def trains_on_val(self, task: str) -> bool:  # noqa: ARG002
-        """Whether the protocol `final` adds the validation examples of a task."""
-        return True
 
     def padding_of(self, sample: VLSample) -> VLSample:
         return padding_of(sample)

@@ -17,17 +17,29 @@ from replora.datasets.errors import DatasetNotFoundError, RecordError
 from replora.datasets.vl import VLRecord
 from replora.datasets.vl_files import read_json, read_records, reading, scores, words
 
-ImageTextSplit = Literal["train", "val", "test"]
+ImageTextSplit = Literal["train", "val", "trainval", "test"]
+TRAINING = ("train", "trainval")
 CLIP_FEATURES = "data_clip_RN101_att"
 GRID = 49  # vectors of each image in a folder of that name
 LAYOUT = "vqa/, GQA/, nlvr/, COCO/ and VG/ as docs/vision_language.md lists them."
-# GQA has no validation of its own here: VL-Adapter trains on train + valid, and watches and reports testdev.
+# GQA has no validation of its own here: VL-Adapter trains on train + valid, and watches and reports testdev, which is
+# never trained on.
 FILES = {
-    "vqa": {"train": ["karpathy_train"], "val": ["karpathy_val"], "test": ["karpathy_test"]},
-    "gqa": {"train": ["train", "valid"], "val": ["testdev"], "test": ["testdev"]},
-    "nlvr2": {"train": ["train"], "val": ["valid"], "test": ["test"]},
+    "vqa": {
+        "train": ["karpathy_train"],
+        "val": ["karpathy_val"],
+        "trainval": ["karpathy_train", "karpathy_val"],
+        "test": ["karpathy_test"],
+    },
+    "gqa": {"train": ["train", "valid"], "val": ["testdev"], "trainval": ["train", "valid"], "test": ["testdev"]},
+    "nlvr2": {"train": ["train"], "val": ["valid"], "trainval": ["train", "valid"], "test": ["test"]},
 }
-COCO_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
+COCO_SPLITS = {
+    "train": ("train", "restval"),
+    "val": ("val",),
+    "trainval": ("train", "restval", "val"),
+    "test": ("test",),
+}
 
 
 def image_text_records(root: Path, task: str, split: ImageTextSplit) -> list[VLRecord]:
@@ -42,13 +54,13 @@ def image_text_records(root: Path, task: str, split: ImageTextSplit) -> list[VLR
 
 def feature_folder(root: Path, task: str, split: ImageTextSplit, features: str = CLIP_FEATURES) -> Path:
     """Where the features of a task's images are."""
-    home = {"vqa": "COCO", "coco": "COCO", "nlvr2": "nlvr", "gqa": "VG" if split == "train" else "GQA"}[task]
+    home = {"vqa": "COCO", "coco": "COCO", "nlvr2": "nlvr", "gqa": "VG" if split in TRAINING else "GQA"}[task]
     return root / home / "clip_features" / features
 
 
 def _vqa(root: Path, split: ImageTextSplit) -> list[VLRecord]:
     found = _read(root / "vqa", "vqa", split, ("img_id", "question_id", "sent"))
-    human = {} if split == "train" else _human_answers(root / "vqa")
+    human = {} if split in TRAINING else _human_answers(root / "vqa")
     records = []
     for index, (file, number, item) in enumerate(found):
         with reading(file, number, item):
@@ -125,7 +137,7 @@ def _coco(root: Path, split: ImageTextSplit) -> list[VLRecord]:
             if not captions:
                 raise ValueError("'sentences' is empty")
             image_id = int(item.get("cocoid", item.get("imgid", len(records))))
-            if split == "train":
+            if split in TRAINING:
                 for caption in captions:
                     records.append(VLRecord(len(records), image_id, "", image, (caption,), (1.0,), [caption]))
             else:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from lightning.pytorch import seed_everything
 
 import replora
-from datamodules import ImageTextDataModule, VideoTextDataModule
+from datamodules import ImageTextDataModule, VideoTextDataModule, VLDemoDataModule, vl_demo
 from lightning_modules import VisionLanguage
 from lightning_modules.base import CheckpointMismatchError
 from replora.datasets.errors import ProtocolError
+from replora.datasets.vl import VLRecord
 from replora.errors import RepLoRAError
 from tests.fake_vl import write_image_text, write_video_text
 from tests.tiny_bart import write_tiny_bart
@@ -262,9 +264,19 @@ def test_batch_sizes_and_fractions(home):
     final = ImageTextDataModule(str(home / "bart"), home / "data", feature_size=6, protocol="final")
     final.setup("fit")
     sizes = final.describe()["split_sizes"]["trainval"]
-    assert sizes == {"vqa": 11, "gqa": 8, "nlvr2": 12, "coco": 43}, "GQA's validation is its test"
-    indices = [record.index for record in final.parts("trainval")["vqa"].records]
-    assert indices == list(range(11))
+    assert sizes == {"vqa": 11, "gqa": 8, "nlvr2": 12, "coco": 55}, "GQA's validation is its test"
+    parts = final.parts("trainval")
+    for task, part in parts.items():
+        assert [record.index for record in part.records] == list(range(sizes[task]))
+    captions = Counter(record.images for record in parts["coco"].records)
+    assert set(captions.values()) == {5}, "validation images give all their captions too"
+
+
+def test_the_demo_trains_on_both_splits_under_final(monkeypatch):
+    monkeypatch.setattr(vl_demo, "demo_records", lambda task, split, *_: [VLRecord(0, split, task, ("x",))] * 2)
+    data = VLDemoDataModule(protocol="final")
+    records, _ = data.read_task("vqa", "trainval")
+    assert [(record.index, record.id) for record in records] == [(0, "train"), (1, "train"), (2, "val"), (3, "val")]
 
 
 def test_wrong_features_are_found_before_the_first_batch(home):
