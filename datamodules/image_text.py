@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, cast
 
-from datamodules.base import Protocol, Split
+from datamodules.base import Protocol, Split, one_of
 from datamodules.vision_language import TruncationSide, VisionLanguageDataModule
 from replora.datasets.image_text import CLIP_FEATURES, GRID, feature_folder, image_text_records
 from replora.datasets.vl import IMAGE_TASKS, Prompts, VLRecord
@@ -24,8 +25,8 @@ class ImageTextDataModule(VisionLanguageDataModule):
     | `final`   | train + val | nothing      | test     | test     |
 
     Published rows are `holdout` with the last weights. VQAv2 and COCO have Karpathy's splits, NLVR2 tests on its public
-    test set. `final` trains on all captions of COCO's validation images. GQA trains on its train and valid splits, and its testdev is validation and test at once, as in the
-    published rows; under `final` it is never trained on.
+    test set. `final` trains on all captions of COCO's validation images. GQA trains on its train and valid splits, and
+    its testdev is validation and test at once, as in the published rows; under `final` it is never trained on.
 
     Args:
         tokenizer: Of the texts: the name of the backbone; on the command line it is that of `--model.backbone`.
@@ -41,6 +42,8 @@ class ImageTextDataModule(VisionLanguageDataModule):
         task_fractions: Task -> its fraction instead.
         subset_seed: Which examples a fraction chooses.
         protocol: See the table.
+        predict_split: What `predict` writes predictions of instead: `submit`, GQA's questions whose answers are hidden,
+            for the GQA challenge; with the task `gqa` alone.
         drop_last: Leave out the last, incomplete training batch of each task. VL-Adapter keeps it.
         shuffle_seed: Of the order of examples and tasks, and of the answers drawn where a question has several.
         feature_size: Width of the features: 2048 of CLIP RN101's grid.
@@ -69,6 +72,7 @@ class ImageTextDataModule(VisionLanguageDataModule):
         task_fractions: dict[str, float] | None = None,
         subset_seed: int = 0,
         protocol: Protocol = "holdout",
+        predict_split: Literal["submit"] | None = None,
         drop_last: bool = False,
         shuffle_seed: int = 0,
         feature_size: int = 2048,
@@ -76,6 +80,13 @@ class ImageTextDataModule(VisionLanguageDataModule):
         prompts: Prompts = "vl_adapter",
         truncation_side: TruncationSide = "right",
     ) -> None:
+        if predict_split is not None:
+            one_of(("submit",), predict_split=predict_split)
+            if list(tasks) != ["gqa"]:
+                raise RepLoRAError(
+                    f"predict_split: 'submit' is a split of GQA alone, but the tasks are {list(tasks)}. Set "
+                    '--data.tasks "[gqa]".'
+                )
         if truncation_side == "left" and prompts != "none":
             raise RepLoRAError(
                 "truncation_side: 'left' cuts away the beginning of a long text, where the name of its task is. Set "
@@ -100,6 +111,11 @@ class ImageTextDataModule(VisionLanguageDataModule):
         )
         self.root = (root or Path(os.environ.get("REPLORA_DATA") or "data")).expanduser()
         self.features = features
+        self.predict_split = predict_split
+
+    @property
+    def predicted_split(self) -> Split:
+        return cast("Split", self.predict_split or self.eval_split)  # `submit` is no split of a protocol
 
     def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureFolder]:
         records = image_text_records(self.root, task, split)

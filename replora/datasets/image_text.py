@@ -1,7 +1,7 @@
 """VQAv2, GQA, NLVR2 and COCO captions in the folder that VL-T5 and VL-Adapter use.
 
 vqa/karpathy_{train,val,test}.json, vqa/v2_mscoco_val2014_annotations.json        features: COCO
-GQA/{train,valid,testdev}.json                                                     features: VG, of testdev GQA
+GQA/{train,valid,testdev,submit}.json                                              features: VG, of the last two GQA
 nlvr/{train,valid,test}.json                                                       features: nlvr
 COCO/dataset_coco.json                                                             features: COCO
 {COCO,VG,GQA,nlvr}/clip_features/data_clip_RN101_att/{image}.h5
@@ -17,7 +17,7 @@ from replora.datasets.errors import DatasetNotFoundError, RecordError
 from replora.datasets.vl import VLRecord
 from replora.datasets.vl_files import read_json, read_records, reading, scores, words
 
-ImageTextSplit = Literal["train", "val", "trainval", "test"]
+ImageTextSplit = Literal["train", "val", "trainval", "test", "submit"]
 TRAINING = ("train", "trainval")
 CLIP_FEATURES = "data_clip_RN101_att"
 GRID = 49  # vectors of each image in a folder of that name
@@ -31,7 +31,13 @@ FILES = {
         "trainval": ["karpathy_train", "karpathy_val"],
         "test": ["karpathy_test"],
     },
-    "gqa": {"train": ["train", "valid"], "val": ["testdev"], "trainval": ["train", "valid"], "test": ["testdev"]},
+    "gqa": {
+        "train": ["train", "valid"],
+        "val": ["testdev"],
+        "trainval": ["train", "valid"],
+        "test": ["testdev"],
+        "submit": ["submit"],  # what GQA's server scores; without answers
+    },
     "nlvr2": {"train": ["train"], "val": ["valid"], "trainval": ["train", "valid"], "test": ["test"]},
 }
 COCO_SPLITS = {
@@ -99,12 +105,16 @@ def _human_answers(folder: Path) -> dict[int, list[str]]:
 
 
 def _gqa(root: Path, split: ImageTextSplit) -> list[VLRecord]:
-    found = _read(root / "GQA", "gqa", split, ("img_id", "question_id", "sent", "label"))
+    needed = ("img_id", "question_id", "sent")
+    found = _read(root / "GQA", "gqa", split, needed if split == "submit" else (*needed, "label"))
     records = []
     for index, (file, number, item) in enumerate(found):
         with reading(file, number, item):
-            label, image = scores(item), (str(item["img_id"]),)
-            question, sentence = str(item["question_id"]), words(item, "sent")
+            question, sentence, image = str(item["question_id"]), words(item, "sent"), (str(item["img_id"]),)
+            if split == "submit":
+                records.append(VLRecord(index, question, sentence, image))
+                continue
+            label = scores(item)
             records.append(VLRecord(index, question, sentence, image, tuple(label), tuple(label.values()), label))
     return records
 

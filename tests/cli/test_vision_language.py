@@ -89,6 +89,10 @@ def test_image_tasks_from_training_to_submission(home, tmp_path):
     again = read_results(run)["test"]
     assert again["metrics"] == found["test"]["metrics"], "the checkpoint holds all that was trained"
     assert {file.name: file.read_text() for file in (run / "predictions").iterdir()} == files
+    submit = ["--data.predict_split=submit", "--data.tasks=[gqa]"]
+    main(["predict", f"--config={run / 'fit.yaml'}", f"--run_dir={run}", *submit])
+    rows = json.loads((run / "predictions" / "gqa_submit_predictions.json").read_text())
+    assert [set(row) for row in rows] == [{"questionId", "prediction"}] * 2
 
 
 @pytest.mark.parametrize("recipe", ["", "recipe/vl_video_dora.yaml"])

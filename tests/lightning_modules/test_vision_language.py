@@ -235,6 +235,7 @@ def test_options_out_of_range(home):
             "task_fractions: there is no task 'coco'",
         ),
         (VideoTextDataModule, {"tasks": []}, "names none"),
+        (ImageTextDataModule, {"predict_split": "submit"}, "a split of GQA alone"),
         (ImageTextDataModule, {"truncation_side": "left"}, "where the name of its task is"),
         (ImageTextDataModule, {"task_batch_sizes": {"nlvr2": -4}}, "task_batch_sizes.nlvr2=-4 is too small"),
         (ImageTextDataModule, {"task_batch_sizes": {"vqa": 0}}, "task_batch_sizes.vqa=0 is too small"),
