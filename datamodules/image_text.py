@@ -52,6 +52,7 @@ class ImageTextDataModule(VisionLanguageDataModule):
             fine-tuning.
         truncation_side: Where texts that are too long are cut; VL-Adapter cuts on the right. `left` would cut the name
             of the task away, so it goes with `prompts: none` alone.
+        revision: Branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
 
     Raises:
         RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
@@ -79,6 +80,7 @@ class ImageTextDataModule(VisionLanguageDataModule):
         features: str = CLIP_FEATURES,
         prompts: Prompts = "vl_adapter",
         truncation_side: TruncationSide = "right",
+        revision: str | None = None,
     ) -> None:
         if predict_split is not None:
             one_of(("submit",), predict_split=predict_split)
@@ -94,6 +96,7 @@ class ImageTextDataModule(VisionLanguageDataModule):
             )
         super().__init__(
             tokenizer=tokenizer,
+            revision=revision,
             tasks=tasks,
             batch_size=batch_size,
             task_batch_sizes=task_batch_sizes,

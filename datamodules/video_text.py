@@ -44,6 +44,7 @@ class VideoTextDataModule(VisionLanguageDataModule):
         truncation_side: Where texts of more than 600 tokens are cut. VL-Adapter cuts on the right, where the question
             of a video with long subtitles is; `left` keeps the question, and deviates from published numbers. Answers
             are cut on the right in any case.
+        revision: Branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
 
     Raises:
         RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
@@ -71,6 +72,7 @@ class VideoTextDataModule(VisionLanguageDataModule):
         features: str = CLIP_VIT,
         prompts: Prompts = "vl_adapter",
         truncation_side: TruncationSide = "right",
+        revision: str | None = None,
     ) -> None:
         if protocol != "tune":
             raise ProtocolError(
@@ -80,6 +82,7 @@ class VideoTextDataModule(VisionLanguageDataModule):
         one_of(("val", "test"), predict_split=predict_split)
         super().__init__(
             tokenizer=tokenizer,
+            revision=revision,
             tasks=tasks,
             batch_size=batch_size,
             task_batch_sizes=task_batch_sizes,

@@ -48,6 +48,7 @@ class VisionLanguageDataModule(BaseDataModule):
 
     Args:
         tokenizer: Of the texts: the name of the backbone; on the command line it is that of `--model.backbone`.
+        revision: Branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
         tasks: Which tasks, of those that the subclass knows.
         batch_size: Training examples per batch and process. The image tasks take parts of it, as in VL-Adapter:
             VQA b, GQA 100/60 b, NLVR2 20/60 b, COCO 50/60 b.
@@ -77,6 +78,7 @@ class VisionLanguageDataModule(BaseDataModule):
     def __init__(
         self,
         tokenizer: str,
+        revision: str | None,
         tasks: Sequence[str],
         batch_size: int,
         task_batch_sizes: dict[str, int] | None,
@@ -121,6 +123,7 @@ class VisionLanguageDataModule(BaseDataModule):
         for fraction in (task_fractions or {}).values():
             check_subset_options(fraction, None)
         self.tokenizer_name = tokenizer
+        self.revision = revision
         self.tasks = list(tasks)
         self.task_batch_sizes = {
             name: (task_batch_sizes or {}).get(name) or max(1, batch_size * task.batch_share[0] // task.batch_share[1])
@@ -147,7 +150,7 @@ class VisionLanguageDataModule(BaseDataModule):
         if self._tokenizer is None:
             from replora.backbones.vl_bart import load_vl_tokenizer
 
-            self._tokenizer = load_vl_tokenizer(self.tokenizer_name)
+            self._tokenizer = load_vl_tokenizer(self.tokenizer_name, self.revision)
         return self._tokenizer
 
     def describe(self) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class VLDemoDataModule(VisionLanguageDataModule):
     ) -> None:
         super().__init__(
             tokenizer=tokenizer,
+            revision=None,
             tasks=tasks,
             batch_size=batch_size,
             task_batch_sizes=task_batch_sizes,

@@ -314,11 +314,12 @@ class VisionLanguage(AdaptedModule):
             task, said = vl_task(name), self.answers.get(name, {})
             scores = score_answers(task, part.records, said, self.caption_tokenizer)
             if scores:
-                self.log_dict({f"{stage}/{metric}/{name}": value for metric, value in scores.items()})
+                logged = {f"{stage}/{metric}/{name}": value for metric, value in scores.items()}
+                self.log_dict(logged, sync_dist=True)  # equal on all processes, which Lightning cannot know
                 published.append(scores[task.metric])
                 counts[name] = len(said)
         if published:
-            self.log(f"{stage}/score", sum(published) / len(published), prog_bar=True)
+            self.log(f"{stage}/score", sum(published) / len(published), prog_bar=True, sync_dist=True)
         found: dict[str, Any] = {"split": split, "answers": counts}
         if any(vl_task(name).kind == "caption" for name in counts):
             found["caption_tokenizer"] = self.caption_tokenizer.name

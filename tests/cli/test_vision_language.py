@@ -9,7 +9,10 @@ import pytest
 import torch
 
 import replora
+from datamodules import ImageTextDataModule
+from replora.backbones import vl_bart
 from replora.cli import main
+from replora.errors import RepLoRAError
 from replora.reports.results import read_results
 from tests.cli.test_distributed import run_process
 from tests.fake_vl import write_image_text, write_video_text
@@ -93,6 +96,23 @@ def test_image_tasks_from_training_to_submission(home, tmp_path):
     main(["predict", f"--config={run / 'fit.yaml'}", f"--run_dir={run}", *submit])
     rows = json.loads((run / "predictions" / "gqa_submit_predictions.json").read_text())
     assert [set(row) for row in rows] == [{"questionId", "prediction"}] * 2
+
+
+def test_the_revision_of_the_model_is_that_of_the_datas_tokenizer(home, tmp_path, monkeypatch):
+    asked = []
+
+    def load(*given):
+        asked.append(given)
+        raise RepLoRAError("enough")
+
+    def setup(data, stage):  # noqa: ARG001
+        monkeypatch.setattr(vl_bart, "load_vl_tokenizer", load)
+        return data.tokenizer
+
+    monkeypatch.setattr(ImageTextDataModule, "setup", setup)
+    with pytest.raises(SystemExit):
+        main(["fit", *options(home, "image_text.yaml"), "--model.revision=abc", f"--run_dir={tmp_path}"])
+    assert asked == [(str(home / "bart"), "abc")]
 
 
 @pytest.mark.parametrize("recipe", ["", "recipe/vl_video_dora.yaml"])
@@ -186,6 +206,7 @@ def test_two_processes_train_and_measure_as_one(home, tmp_path):
     two += ["--trainer.devices=2", "--trainer.strategy=ddp"]
     done = run_process(tmp_path, "fit", *two)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "sync_dist" not in done.stderr
     first, second = (replora.read_adapter(tmp_path / name / "adapter.safetensors")[1] for name in ("one", "two"))
     assert first.keys() == second.keys()
     for name in first:
