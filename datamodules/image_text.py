@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
-from datamodules.base import Protocol
+from datamodules.base import Protocol, Split, one_of
 from datamodules.vision_language import TruncationSide, VisionLanguageDataModule
-from replora.datasets.image_text import CLIP_FEATURES, feature_folder, image_text_records
+from replora.datasets.image_text import CLIP_FEATURES, GRID, feature_folder, image_text_records
 from replora.datasets.vl import IMAGE_TASKS, Prompts, VLRecord
 from replora.datasets.vl_features import FeatureFolder
+from replora.errors import RepLoRAError
 
 
 class ImageTextDataModule(VisionLanguageDataModule):
@@ -24,8 +25,8 @@ class ImageTextDataModule(VisionLanguageDataModule):
     | `final`   | train + val | nothing      | test     | test     |
 
     Published rows are `holdout` with the last weights. VQAv2 and COCO have Karpathy's splits, NLVR2 tests on its public
-    test set. GQA trains on its train and valid splits, and its testdev is validation and test at once, as in the
-    published rows; under `final` it is never trained on.
+    test set. `final` trains on all captions of COCO's validation images. GQA trains on its train and valid splits, and
+    its testdev is validation and test at once, as in the published rows; under `final` it is never trained on.
 
     Args:
         tokenizer: Of the texts: the name of the backbone; on the command line it is that of `--model.backbone`.
@@ -41,13 +42,17 @@ class ImageTextDataModule(VisionLanguageDataModule):
         task_fractions: Task -> its fraction instead.
         subset_seed: Which examples a fraction chooses.
         protocol: See the table.
+        predict_split: What `predict` writes predictions of instead: `submit`, GQA's questions whose answers are hidden,
+            for the GQA challenge; with the task `gqa` alone.
         drop_last: Leave out the last, incomplete training batch of each task. VL-Adapter keeps it.
         shuffle_seed: Of the order of examples and tasks, and of the answers drawn where a question has several.
         feature_size: Width of the features: 2048 of CLIP RN101's grid.
         features: Name of the folder of the features in `clip_features`.
         prompts: `vl_adapter` puts the name of the task before the text, `none` does not, as VL-Adapter's full
             fine-tuning.
-        truncation_side: Where texts that are too long are cut; VL-Adapter cuts on the right.
+        truncation_side: Where texts that are too long are cut; VL-Adapter cuts on the right. `left` would cut the name
+            of the task away, so it goes with `prompts: none` alone.
+        revision: Branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
 
     Raises:
         RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
@@ -68,15 +73,30 @@ class ImageTextDataModule(VisionLanguageDataModule):
         task_fractions: dict[str, float] | None = None,
         subset_seed: int = 0,
         protocol: Protocol = "holdout",
+        predict_split: Literal["submit"] | None = None,
         drop_last: bool = False,
         shuffle_seed: int = 0,
         feature_size: int = 2048,
         features: str = CLIP_FEATURES,
         prompts: Prompts = "vl_adapter",
         truncation_side: TruncationSide = "right",
+        revision: str | None = None,
     ) -> None:
+        if predict_split is not None:
+            one_of(("submit",), predict_split=predict_split)
+            if list(tasks) != ["gqa"]:
+                raise RepLoRAError(
+                    f"predict_split: 'submit' is a split of GQA alone, but the tasks are {list(tasks)}. Set "
+                    '--data.tasks "[gqa]".'
+                )
+        if truncation_side == "left" and prompts != "none":
+            raise RepLoRAError(
+                "truncation_side: 'left' cuts away the beginning of a long text, where the name of its task is. Set "
+                "--data.truncation_side right, or leave the names out (--data.prompts none)."
+            )
         super().__init__(
             tokenizer=tokenizer,
+            revision=revision,
             tasks=tasks,
             batch_size=batch_size,
             task_batch_sizes=task_batch_sizes,
@@ -94,12 +114,15 @@ class ImageTextDataModule(VisionLanguageDataModule):
         )
         self.root = (root or Path(os.environ.get("REPLORA_DATA") or "data")).expanduser()
         self.features = features
+        self.predict_split = predict_split
 
-    def read_task(self, task: str, split: Literal["train", "val", "test"]) -> tuple[list[VLRecord], FeatureFolder]:
+    @property
+    def predicted_split(self) -> Split:
+        return cast("Split", self.predict_split or self.eval_split)  # `submit` is no split of a protocol
+
+    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureFolder]:
         records = image_text_records(self.root, task, split)
-        folder = FeatureFolder(feature_folder(self.root, task, split, self.features), self.feature_size)
+        count = GRID if self.features == CLIP_FEATURES else None  # another folder may hold other encoders' features
+        folder = FeatureFolder(feature_folder(self.root, task, split, self.features), self.feature_size, count=count)
         folder.require(name for record in records for name in record.images)
         return records, folder
-
-    def trains_on_val(self, task: str) -> bool:
-        return task != "gqa"

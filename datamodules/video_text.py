@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from datamodules.base import Protocol, one_of
+from datamodules.base import Protocol, Split, one_of
 from datamodules.vision_language import TruncationSide, VisionLanguageDataModule
 from replora.datasets import ProtocolError
 from replora.datasets.video_text import CLIP_VIT, FRAMES, feature_folder, video_text_records
@@ -42,7 +42,9 @@ class VideoTextDataModule(VisionLanguageDataModule):
         features: Name of the folder of the features in `vis_features/{tv,how2,yc2}`.
         prompts: `vl_adapter` puts the name of the task behind the text, `none` does not.
         truncation_side: Where texts of more than 600 tokens are cut. VL-Adapter cuts on the right, where the question
-            of a video with long subtitles is; `left` keeps the question, and deviates from published numbers.
+            of a video with long subtitles is; `left` keeps the question, and deviates from published numbers. Answers
+            are cut on the right in any case.
+        revision: Branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
 
     Raises:
         RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
@@ -70,6 +72,7 @@ class VideoTextDataModule(VisionLanguageDataModule):
         features: str = CLIP_VIT,
         prompts: Prompts = "vl_adapter",
         truncation_side: TruncationSide = "right",
+        revision: str | None = None,
     ) -> None:
         if protocol != "tune":
             raise ProtocolError(
@@ -79,6 +82,7 @@ class VideoTextDataModule(VisionLanguageDataModule):
         one_of(("val", "test"), predict_split=predict_split)
         super().__init__(
             tokenizer=tokenizer,
+            revision=revision,
             tasks=tasks,
             batch_size=batch_size,
             task_batch_sizes=task_batch_sizes,
@@ -102,7 +106,8 @@ class VideoTextDataModule(VisionLanguageDataModule):
     def predicted_split(self) -> Literal["val", "test"]:
         return self.predict_split
 
-    def read_task(self, task: str, split: Literal["train", "val", "test"]) -> tuple[list[VLRecord], FeatureFolder]:
+    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureFolder]:
+        assert split != "trainval"  # no protocol here trains on both
         records = video_text_records(self.root, task, split)
         folder = FeatureFolder(feature_folder(self.root, task, self.features), self.feature_size, FRAMES)
         folder.require(name for record in records for name in record.images)

@@ -6,7 +6,6 @@ import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -49,6 +48,7 @@ class VisionLanguageDataModule(BaseDataModule):
 
     Args:
         tokenizer: Of the texts: the name of the backbone; on the command line it is that of `--model.backbone`.
+        revision: Branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
         tasks: Which tasks, of those that the subclass knows.
         batch_size: Training examples per batch and process. The image tasks take parts of it, as in VL-Adapter:
             VQA b, GQA 100/60 b, NLVR2 20/60 b, COCO 50/60 b.
@@ -66,7 +66,8 @@ class VisionLanguageDataModule(BaseDataModule):
         prompts: `vl_adapter` puts the name of the task into the text, `none` does not, as VL-Adapter's full
             fine-tuning on images.
         truncation_side: Where texts that are too long are cut. VL-Adapter cuts on the right, where the question of a
-            video with long subtitles is; `left` keeps the question, and deviates from published numbers.
+            video with long subtitles is; `left` keeps the question, and deviates from published numbers. Answers are
+            cut on the right in any case.
 
     Raises:
         RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
@@ -77,6 +78,7 @@ class VisionLanguageDataModule(BaseDataModule):
     def __init__(
         self,
         tokenizer: str,
+        revision: str | None,
         tasks: Sequence[str],
         batch_size: int,
         task_batch_sizes: dict[str, int] | None,
@@ -116,10 +118,12 @@ class VisionLanguageDataModule(BaseDataModule):
                 raise RepLoRAError(f"{option}: there is no task {unknown[0]!r} here. {nearest(unknown[0], known)}")
         if not tasks or len(set(tasks)) < len(tasks):
             raise RepLoRAError(f"tasks: {list(tasks)} names none, or one twice. {nearest('', self.known_tasks)}")
-        for name, fraction in (task_fractions or {}).items():
+        for name, size in (task_batch_sizes or {}).items():
+            at_least(1, **{f"task_batch_sizes.{name}": size})
+        for fraction in (task_fractions or {}).values():
             check_subset_options(fraction, None)
-            at_least(1, **{f"task_batch_sizes.{name}": (task_batch_sizes or {}).get(name)})
         self.tokenizer_name = tokenizer
+        self.revision = revision
         self.tasks = list(tasks)
         self.task_batch_sizes = {
             name: (task_batch_sizes or {}).get(name) or max(1, batch_size * task.batch_share[0] // task.batch_share[1])
@@ -134,8 +138,11 @@ class VisionLanguageDataModule(BaseDataModule):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns in every loader process
 
     @abstractmethod
-    def read_task(self, task: str, split: Literal["train", "val", "test"]) -> tuple[list[VLRecord], FeatureSource]:
-        """Records and features of a task and split; raise on whatever is wrong with them."""
+    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureSource]:
+        """Records and features of a task and split; raise on whatever is wrong with them.
+
+        `trainval` are the training records and those of the validation in the same form: a record for each caption.
+        """
 
     @property
     def tokenizer(self) -> Any:
@@ -143,8 +150,7 @@ class VisionLanguageDataModule(BaseDataModule):
         if self._tokenizer is None:
             from replora.backbones.vl_bart import load_vl_tokenizer
 
-            self._tokenizer = load_vl_tokenizer(self.tokenizer_name)
-            self._tokenizer.truncation_side = self.truncation_side
+            self._tokenizer = load_vl_tokenizer(self.tokenizer_name, self.revision)
         return self._tokenizer
 
     def describe(self) -> dict[str, Any]:
@@ -190,13 +196,7 @@ class VisionLanguageDataModule(BaseDataModule):
         return TaskParts({name: self._build_task(name, split) for name in self.tasks})
 
     def _build_task(self, name: str, split: Split) -> VLDataset:
-        if split == "trainval":
-            records, features = self.read_task(name, "train")
-            if self.trains_on_val(name):
-                more, _ = self.read_task(name, "val")
-                records = records + [replace(record, index=len(records) + i) for i, record in enumerate(more)]
-        else:
-            records, features = self.read_task(name, split)
+        records, features = self.read_task(name, split)
         if not records:
             raise RepLoRAError(f"{name}: the split {split!r} is empty.")
         if split == self.train_split and self.task_fractions[name] < 1:
@@ -204,10 +204,6 @@ class VisionLanguageDataModule(BaseDataModule):
             self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)
             records = [records[position] for position in self.chosen[name]]
         return VLDataset(vl_task(name), records, features, self.prompts, self.shuffle_seed)
-
-    def trains_on_val(self, task: str) -> bool:  # noqa: ARG002
-        """Whether the protocol `final` adds the validation examples of a task."""
-        return True
 
     def padding_of(self, sample: VLSample) -> VLSample:
         return padding_of(sample)
@@ -240,20 +236,10 @@ class VisionLanguageDataModule(BaseDataModule):
         return self.collate
 
     def collate(self, samples: list[VLSample]) -> VLBatch:
-        """Samples of one task -> a batch.
-
-        Raises:
-            RepLoRAError: Their features have different shapes.
-        """
+        """Samples of one task -> a batch."""
         task = vl_task(samples[0]["task"])
-        shapes = {tuple(sample["features"].shape) for sample in samples}
-        if len(shapes) > 1:
-            raise RepLoRAError(
-                f"{task.name}: features of different shapes {sorted(shapes)} cannot make a batch. All images need as "
-                "many; extract them anew with replora-cli prepare clip-features."
-            )
-        text = self._tokenize([sample["text"] for sample in samples], task.max_text)
-        target = self._tokenize([sample["target"] for sample in samples], task.max_target)
+        text = self._tokenize([sample["text"] for sample in samples], task.max_text, self.truncation_side)
+        target = self._tokenize([sample["target"] for sample in samples], task.max_target, "right")
         index = torch.tensor([sample["index"] for sample in samples])
         counted = target["attention_mask"].bool() & (index >= 0)[:, None]
         return {
@@ -266,7 +252,8 @@ class VisionLanguageDataModule(BaseDataModule):
             "index": index,
         }
 
-    def _tokenize(self, texts: list[str], most: int | None) -> Any:
+    def _tokenize(self, texts: list[str], most: int | None, side: TruncationSide) -> Any:
+        self.tokenizer.truncation_side = side
         most = min(most or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
         return self.tokenizer(texts, truncation=True, max_length=most, padding=True, return_tensors="pt")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
-from datamodules.base import Protocol
+from datamodules.base import Protocol, Split
 from datamodules.vision_language import VisionLanguageDataModule
 from replora.datasets.vl import VLRecord
 from replora.datasets.vl_demo import FEATURE_SIZE, SCENES, DemoFeatures, demo_records, demo_scenes
@@ -53,6 +54,7 @@ class VLDemoDataModule(VisionLanguageDataModule):
     ) -> None:
         super().__init__(
             tokenizer=tokenizer,
+            revision=None,
             tasks=tasks,
             batch_size=batch_size,
             task_batch_sizes=task_batch_sizes,
@@ -73,10 +75,12 @@ class VLDemoDataModule(VisionLanguageDataModule):
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"scene_seed": self.scene_seed}
 
-    def read_task(self, task: str, split: Literal["train", "val", "test"]) -> tuple[list[VLRecord], DemoFeatures]:
+    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], DemoFeatures]:
         scenes = {name: demo_scenes(name, self.scene_seed) for name in SCENES}
         together = {name: scene for some in scenes.values() for name, scene in some.items()}
-        return demo_records(task, split, scenes[split], self.scene_seed), DemoFeatures(together)
+        some: list[Literal["train", "val", "test"]] = ["train", "val"] if split == "trainval" else [split]
+        records = [record for part in some for record in demo_records(task, part, scenes[part], self.scene_seed)]
+        return [replace(record, index=index) for index, record in enumerate(records)], DemoFeatures(together)
 
     def _needs_workers(self, dataset: Dataset[Any]) -> bool:  # noqa: ARG002
         return False

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 import replora
 from lightning_modules.base import AdaptedModule
 from lightning_modules.schedule import WarmupLinear
-from replora import AdapterConfig, RepLoRAConfig
+from replora import AdapterConfig, LinearProbeConfig, RepLoRAConfig
 from replora.adapters.inject import adapters_of
-from replora.backbones.trained_parts import DEFAULT_PARTS, PARTS, Part, train_parts
-from replora.datasets.vl import VLBatch, VLTask, vl_task
+from replora.backbones.trained_parts import BACKBONE_PARTS, DEFAULT_PARTS, PARTS, Part, train_parts
+from replora.datasets.vl import VL_TASKS, VLBatch, VLTask, vl_task
 from replora.errors import RepLoRAError, nearest
 from replora.metrics import score_answers
 from replora.metrics.caption_tokenizer import TokenizerName
@@ -39,7 +39,7 @@ class VisionLanguage(AdaptedModule):
     Batches are `replora.datasets.vl.VLBatch`es. The loss is the cross-entropy of the answer's tokens: averaged over
     each sample's tokens, times the sample's weight, averaged over the samples; for COCO captions the mean of all
     tokens. The averages are those of the batch of all processes together, so that two processes with half the batch
-    size train as one does.
+    size train as one does. Logged are its mean over an epoch, `train/loss`, and that of each task, `train/loss/coco`.
 
     Answers are written as VL-Adapter's: at most 20 tokens, greedily for VQA and GQA, by five beams for captions and
     videos, no trigram twice. For NLVR2 the likelier of `true` and `false` is taken. Logged for each task are its
@@ -52,11 +52,11 @@ class VisionLanguage(AdaptedModule):
         pretrained: Whether to load BART's weights; otherwise they are random. `bart_nano` has none.
         revision: Branch, tag or commit of the hub repository.
         feature_size: Width of the features, that of the data: 2048 of CLIP RN101's grid, 512 of its ViT-B/32.
-        pooled_side: Pools the square grid of each image to this many tokens a side; 0 leaves it.
+        pooled_side: Pools the square grid of each image to this many tokens a side, at most 10; 0 leaves it.
         dropout: Everywhere in BART, in [0, 1).
         adapter: The method.
         also_train: What trains beside the adapter, counted apart from it: `visual_embedding`, which is new, `biases` of
-            BART, its `layer_norm_weights`.
+            BART, its `layer_norm_weights`. A linear probe allows the first alone.
         optimizer: The optimiser. As in VL-Adapter only biases (and RepLoRA's diagonals) are not decayed.
         schedule: The learning rate's course.
         caption_tokenizer: Before captions are compared: `ptb_java` as published scores, `approximate` without Java, or
@@ -86,6 +86,11 @@ class VisionLanguage(AdaptedModule):
         from replora.backbones.vl_bart import build_vl_bart, load_vl_tokenizer
 
         _check(feature_size, pooled_side, dropout, also_train, num_beams)
+        if isinstance(adapter, LinearProbeConfig) and (more := [part for part in also_train if part in BACKBONE_PARTS]):
+            raise RepLoRAError(
+                f"also_train: {', '.join(more)} of the backbone would train, but a linear probe trains the head alone. "
+                'Set --model.also_train "[visual_embedding]", or choose --config adapter/bitfit.yaml.'
+            )
         built = build_vl_bart(
             backbone,
             pretrained=pretrained,
@@ -100,25 +105,28 @@ class VisionLanguage(AdaptedModule):
         super().__init__(built, adapter, optimizer, schedule)
         heads = replora.parameter_counts(self.model).head
         self.extra_counts = {"visual_embedding": heads, **train_parts(self.model, also_train)}
+        self.parameter_count = sum(parameter.numel() for parameter in self.model.parameters())
         self.feature_size = feature_size
         self.num_beams = num_beams
         self.caption_tokenizer = caption_tokenizer_of(caption_tokenizer)
         self.tokenizer = load_vl_tokenizer(backbone, revision)
         self.verdicts = [self.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("false", "true")]
         self.train_loss = MeanMetric()
+        self.task_losses = nn.ModuleDict({name: MeanMetric() for name in VL_TASKS})
         self.answers: dict[str, dict[int, str]] = {}  # task -> record's index -> what the model said last
         self._results: dict[str, dict[str, Any]] = {}
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         counts = described["parameters"]
-        trained = counts["adapter_trained"] + counts["head"]
-        extra = {
+        return described | {
             "extra_parameters": self.extra_counts,
             # Of all parameters, the added ones included, as the published tables count.
-            "trained_percent": round(100 * trained / (counts["backbone"] + trained), 3),
+            "trained_percent": round(100 * (counts["adapter_trained"] + counts["head"]) / self.parameter_count, 3),
         }
-        return described | extra if counts["adapter_trained"] < counts["backbone"] else described
+
+    def _identity(self) -> dict[str, Any]:
+        return super()._identity() | {"pooled_side": self._config.pooled_side}
 
     def measured(self, verb: str) -> dict[str, Any]:
         return self._results.get(verb, {})
@@ -158,12 +166,15 @@ class VisionLanguage(AdaptedModule):
         return cast(Tensor, output.logits)
 
     def training_step(self, batch: VLBatch, batch_idx: int) -> Tensor:
-        loss, count = self._loss(batch)
+        loss, weight = self._loss(batch)
         self.require_finite(loss, batch_idx)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.train_loss.update(loss.detach(), count)
+        task_loss = cast(MeanMetric, self.task_losses[batch["task"]])
+        for mean in (self.train_loss, task_loss):
+            mean.update(loss.detach(), weight)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=1)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=1)
+        self.log(f"train/loss/{batch['task']}", task_loss, on_step=False, on_epoch=True, batch_size=1)
         self.log("train/learning_rate", rate, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         return loss
 
@@ -178,7 +189,8 @@ class VisionLanguage(AdaptedModule):
         return [group for group in both if group["params"]]
 
     def _loss(self, batch: VLBatch) -> tuple[Tensor, Tensor]:
-        """The loss of this process, whose mean over the processes is that of the whole batch, and what it counts."""
+        """The loss of this process, whose mean over the processes is that of the whole batch, and its weight in a mean
+        over batches: what the batch counts, shared evenly among the processes."""
         labels = batch["labels"]
         logits = self(batch)
         by_token = F.cross_entropy(
@@ -194,7 +206,7 @@ class VisionLanguage(AdaptedModule):
         everywhere = count.float()
         if world > 1:
             torch.distributed.all_reduce(everywhere)
-        return total * world / everywhere.clamp(min=1), count
+        return total * world / everywhere.clamp(min=1), everywhere / world
 
     def _shifted(self, labels: Tensor) -> Tensor:
         """What the decoder reads: the start token, then the labels without the last."""
@@ -302,11 +314,12 @@ class VisionLanguage(AdaptedModule):
             task, said = vl_task(name), self.answers.get(name, {})
             scores = score_answers(task, part.records, said, self.caption_tokenizer)
             if scores:
-                self.log_dict({f"{stage}/{metric}/{name}": value for metric, value in scores.items()})
+                logged = {f"{stage}/{metric}/{name}": value for metric, value in scores.items()}
+                self.log_dict(logged, sync_dist=True)  # equal on all processes, which Lightning cannot know
                 published.append(scores[task.metric])
                 counts[name] = len(said)
         if published:
-            self.log(f"{stage}/score", sum(published) / len(published), prog_bar=True)
+            self.log(f"{stage}/score", sum(published) / len(published), prog_bar=True, sync_dist=True)
         found: dict[str, Any] = {"split": split, "answers": counts}
         if any(vl_task(name).kind == "caption" for name in counts):
             found["caption_tokenizer"] = self.caption_tokenizer.name
@@ -324,6 +337,8 @@ def _check(
     for option, value, least in (("feature_size", feature_size, 1), ("pooled_side", pooled_side, 0)):
         if value < least:
             raise RepLoRAError(f"{option}: {value} is out of range. It must be at least {least}.")
+    if pooled_side > 10:
+        raise RepLoRAError(f"pooled_side: {pooled_side} is out of range. It must be at most 10: 100 tokens an image.")
     if not 0 <= dropout < 1:
         raise RepLoRAError(f"dropout: {dropout} is out of range. It must be a probability in [0, 1).")
     if num_beams is not None and num_beams < 1:

@@ -501,7 +501,8 @@ def prepare_clip_features(
         replora-cli prepare clip-features videos/tv data/video/vis_features/tv/clip-vit --encoder vit_b32
 
     rn101 writes a file NAME.h5 an image, a 7 x 7 grid of 2048 numbers; vit_b32 a file NAME.npz a video, 512 numbers a
-    frame. Files that are there are checked and not made again. Videos need PyAV (pip install av).
+    frame. Files that are there are checked and not made again. Images and videos that cannot be read are listed at the
+    end, which is then an error; the others are done. Videos need PyAV (pip install av).
 
     Args:
         source: A folder of images or videos, searched with the folders inside.
@@ -528,10 +529,15 @@ def prepare_clip_features(
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     with Progress(*columns, disable=not progress) as bars:
         bar = bars.add_task(encoder, total=len(missing))
-        clip_features.extract(
+        unread = clip_features.extract(
             missing, out.expanduser(), model, seconds, batch_size, lambda count: bars.advance(bar, count)
         )
-    print(f"{len(missing):,} files of features are in {out}")
+    print(f"{len(missing) - len(unread):,} new files of features are in {out}")
+    if unread:
+        raise RepLoRAError(
+            f"{len(unread):,} of {len(names):,} files have no features. Mend or remove them, then give the command "
+            "again:\n  " + "\n  ".join(unread.values())
+        )
 
 
 def _data_root(root: Path | None) -> Path:

@@ -48,14 +48,16 @@ def write_image_text(root: Path, size: int = 6, tokens: int = 49) -> Path:
     _json(root / "COCO" / "dataset_coco.json", {"images": coco})
     images("COCO", [item["filename"].removesuffix(".jpg") for item in coco])
 
-    for name, count in (("train", 5), ("valid", 3), ("testdev", 3)):
+    for name, count in (("train", 5), ("valid", 3), ("testdev", 3), ("submit", 2)):
         names = [f"{name}{i}" for i in range(count)]
         rows = [
             {"img_id": image, "question_id": f"0{i}", "sent": f"Is it {COLORS[i % 4]}?", "label": {"yes": 1.0}}
             for i, image in enumerate(names)
         ]
+        if name == "submit":
+            rows = [{key: value for key, value in row.items() if key != "label"} for row in rows]
         _json(root / "GQA" / f"{name}.json", rows)
-        images("GQA" if name == "testdev" else "VG", names)
+        images("GQA" if name in ("testdev", "submit") else "VG", names)
 
     for name, count in (("train", 8), ("valid", 4), ("test", 4)):
         rows = [

@@ -9,7 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
+from replora import RepLoRAConfig
+from replora.adapters.inject import options_of
 from replora.backbones.vit_nano import VIT_NANO_WEIGHTS
 from replora.cli import COMMANDS, TRAINER_VERBS, find_config, packaged_configs
 from replora.reports.quickstart import METHODS, row
@@ -76,6 +79,17 @@ def test_figures_of_the_vision_and_language_page_are_those_of_its_results_file()
     assert row in page
     assert f"({val['val/accuracy/vqa']:.3f} on the 300 of validation)" in page
     assert found["fit"]["seed"] == 0
+
+
+def test_the_multimodal_demonstration_ran_with_the_options_of_its_configuration() -> None:
+    """Defaults that change leave the figures of the page behind: run its command again."""
+    found = json.loads((ROOT / "results" / "vl_demo" / "results.json").read_text(encoding="utf-8"))
+    model = yaml.safe_load(find_config("vl_demo.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
+    adapter = RepLoRAConfig(**model["adapter"]["init_args"])
+    assert found["options"] == options_of(adapter)
+    assert list(found["extra_parameters"]) == model["also_train"]
+    optimizer = model["optimizer"]["init_args"]
+    assert {name: found["fit"]["optimizer"][name] for name in optimizer} == optimizer
 
 
 def test_accuracy_of_the_bundled_backbone_is_that_of_its_log() -> None:

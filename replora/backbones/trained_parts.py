@@ -16,6 +16,7 @@ from replora.errors import RepLoRAError, nearest
 
 Part = Literal["visual_embedding", "biases", "layer_norm_weights"]
 PARTS: tuple[Part, ...] = ("visual_embedding", "biases", "layer_norm_weights")
+BACKBONE_PARTS = PARTS[1:]
 DEFAULT_PARTS: tuple[Part, ...] = ("visual_embedding", "biases")  # as VL-Adapter trains beside LoRA
 
 

@@ -128,7 +128,8 @@ class VLBartEncoder(BartEncoder):  # type: ignore[misc]
         hidden = self.layernorm_embedding(self.embed_tokens(input_ids) + self.embed_positions(input_ids))
         if features is not None:
             features = _pooled(features, self.config.pooled_side)
-            n = features.shape[2]
+            images, n = features.shape[1:3]
+            _refuse_too_many(images, n)
             boxes = None if boxes is None else boxes[:, :, :n]
             order_rows = self.embed_tokens.weight[-n:].flip(0)
             visual = self.visual_embedding(features, boxes, order_rows).to(hidden.dtype)
@@ -191,6 +192,16 @@ class VLBart(BartForConditionalGeneration):  # type: ignore[misc]
 def cover(attention_mask: Tensor, hidden: Tensor) -> Tensor:
     """The mask (B, T) of a text, lengthened by ones to that of its hidden states (B, T + visual tokens, width)."""
     return F.pad(attention_mask, (0, hidden.shape[1] - attention_mask.shape[1]), value=1)
+
+
+def _refuse_too_many(images: int, n: int) -> None:
+    if n > MOST_VISUAL_TOKENS:
+        raise BackboneError(
+            f"features: {n} visual tokens an image, but only {MOST_VISUAL_TOKENS} have rows for their order. Pool "
+            "them: --model.pooled_side 10 or less."
+        )
+    if images > MOST_IMAGES:
+        raise BackboneError(f"features: {images} images a text, but only {MOST_IMAGES} have rows for their order.")
 
 
 def _pooled(features: Tensor, side: int) -> Tensor:

@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from replora.datasets.errors import DatasetNotFoundError
+from replora.datasets.errors import CorruptImageError, CorruptVideoError, DatasetNotFoundError
+from replora.datasets.image_text import GRID
 from replora.datasets.images import IMAGE_SUFFIXES, read_image
 from replora.datasets.vl_features import FeatureError, FeatureFolder, write_h5, write_npz
 from replora.errors import RepLoRAError
@@ -36,7 +37,6 @@ TIMM_NAMES: dict[EncoderName, str] = {
     "rn101": "resnet101_clip.openai",
     "vit_b32": "vit_base_patch32_clip_quickgelu_224.openai",
 }
-GRID = 49
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,10 @@ def extract(
     seconds: float = 1.5,
     batch_size: int = 32,
     advance: Callable[[int], Any] = lambda _: None,
-) -> None:
+) -> dict[str, str]:
     """Write the features of images (`rn101`) or videos (`vit_b32`), each file whole or not at all.
+
+    A source that cannot be read is left out, and the others go on.
 
     Args:
         sources: Name of the features -> file.
@@ -156,29 +158,43 @@ def extract(
         batch_size: Images or frames at once.
         advance: Called with the number of files done since the last call.
 
+    Returns:
+        Name -> what is wrong with it, of those that were left out.
+
     Raises:
-        CorruptImageError: An image cannot be read.
-        FeatureError: A video cannot be read, or features have a wrong shape.
+        FeatureError: Features have a wrong shape, or PyAV is not installed.
     """
     out.mkdir(parents=True, exist_ok=True)
+    unread: dict[str, str] = {}
     if encoder.name == "vit_b32":
         for name, file in sources.items():
-            frames = batched(video_frames(file, seconds), batch_size)
-            write_npz(out / f"{name}.npz", np.concatenate([encoder(torch.stack(few)) for few in frames]))
+            try:
+                frames = batched(video_frames(file, seconds), batch_size)
+                write_npz(out / f"{name}.npz", np.concatenate([encoder(torch.stack(few)) for few in frames]))
+            except CorruptVideoError as error:
+                unread[name] = str(error)
             advance(1)
-        return
+        return unread
     for few_names in batched(iter(sources), batch_size):
-        images = torch.stack([read_image(sources[name], SIZE) for name in few_names])
-        for name, features in zip(few_names, encoder(images), strict=True):
-            write_h5(out / f"{name}.h5", name, features)
+        images: dict[str, Tensor] = {}
+        for name in few_names:
+            try:
+                images[name] = read_image(sources[name], SIZE)
+            except CorruptImageError as error:
+                unread[name] = str(error)
+        if images:
+            for name, features in zip(images, encoder(torch.stack(list(images.values()))), strict=True):
+                write_h5(out / f"{name}.h5", name, features)
         advance(len(few_names))
+    return unread
 
 
 def video_frames(file: Path, seconds: float) -> Iterator[Tensor]:
     """The first frame at or after each multiple of `seconds`, uint8 (3, 224, 224).
 
     Raises:
-        FeatureError: PyAV is not installed, or the file cannot be decoded or has no frame.
+        FeatureError: PyAV is not installed.
+        CorruptVideoError: The file cannot be decoded or has no frame.
     """
     try:
         import av
@@ -196,9 +212,9 @@ def video_frames(file: Path, seconds: float) -> Iterator[Tensor]:
     except (OSError, ValueError, IndexError) as error:  # av's own errors are kinds of these
         if isinstance(error, RepLoRAError):
             raise
-        raise FeatureError(f"The video {file} cannot be decoded: {error}") from error
+        raise CorruptVideoError(f"The video {file} cannot be decoded: {error}") from error
     if not found:
-        raise FeatureError(f"The video {file} has no frames.")
+        raise CorruptVideoError(f"The video {file} has no frames.")
 
 
 def _framed(image: Image.Image) -> Tensor:

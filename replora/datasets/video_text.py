@@ -14,9 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from replora.datasets.errors import RecordError
 from replora.datasets.vl import VLRecord
-from replora.datasets.vl_files import read_records
+from replora.datasets.vl_files import read_records, reading, words
 
 VideoTextSplit = Literal["train", "val", "test"]
 FRAMES = 64  # vectors that each video gets
@@ -50,13 +49,14 @@ def video_text_records(root: Path, task: str, split: VideoTextSplit) -> list[VLR
     subtitles = _subtitles(annotations / f"{CHANNELS[task]}_subtitles.jsonl")
     records: list[VLRecord] = []
     for number, item in enumerate(found):
-        if item["vid_name"] not in subtitles:
-            raise RecordError(f"{file}, record {number}: the video {item['vid_name']!r} has no subtitles.")
-        spoken = f"[Subs] {subtitles[item['vid_name']]}"
-        if is_choice:
-            records.append(_choice(task, len(records), item, spoken, f"{file}, record {number}"))
-        else:
-            records += _clip(task, len(records), item, spoken, split)
+        with reading(file, number, item):
+            if words(item, "vid_name") not in subtitles:
+                raise ValueError(f"the video {item['vid_name']!r} has no subtitles; it is")
+            spoken = f"[Subs] {subtitles[item['vid_name']]}"
+            if is_choice:
+                records.append(_choice(task, len(records), item, spoken, split))
+            else:
+                records += _clip(task, len(records), item, spoken, split)
     return records
 
 
@@ -65,31 +65,26 @@ def feature_folder(root: Path, task: str, features: str = CLIP_VIT) -> Path:
     return root / "video" / "vis_features" / CHANNELS[task] / features
 
 
-def _choice(task: str, index: int, item: dict[str, Any], spoken: str, where: str) -> VLRecord:
-    names = [f"a{i}" for i in range(CHOICES[task])]
-    missing = [name for name in names if name not in item]
-    if missing:
-        raise RecordError(f"{where}: the choice {missing[0]!r} is missing.")
+def _choice(task: str, index: int, item: dict[str, Any], spoken: str, split: VideoTextSplit) -> VLRecord:
+    count = CHOICES[task]
     # Words and spaces of VL-Adapter; only the ends of a choice lose their dots.
-    choices = " ".join(f"{name}: {item[name].strip('. ')}." for name in names)
-    text = f"{spoken} [Q] {item['q'].strip()} [TS] ({item['ts']}) [Choices] {choices}"
-    answer = item.get("answer_idx")
-    return VLRecord(
-        index,
-        str(item["qid"]),
-        text,
-        (item["vid_name"],),
-        () if answer is None else (f"a{int(answer)}",),
-        () if answer is None else (1.0,),
-        None if answer is None else int(answer),
-        0 if answer is None else int(answer),
-    )
+    choices = " ".join(f"a{i}: {words(item, f'a{i}').strip('. ')}." for i in range(count))
+    text = f"{spoken} [Q] {words(item, 'q').strip()} [TS] ({item['ts']}) [Choices] {choices}"
+    images = (item["vid_name"],)
+    if split == "test" and item.get("answer_idx") is None:
+        return VLRecord(index, str(item["qid"]), text, images)
+    answer = int(item["answer_idx"])
+    if not 0 <= answer < count:
+        raise ValueError(f"'answer_idx' is {answer}, but the choices are 0 to {count - 1}")
+    return VLRecord(index, str(item["qid"]), text, images, (f"a{answer}",), (1.0,), answer, answer)
 
 
 def _clip(task: str, index: int, item: dict[str, Any], spoken: str, split: VideoTextSplit) -> list[VLRecord]:
     # A list in Python's own spelling: [TS] ([5.8, 8.24])
     text = f"{spoken} [TS] ({item['ts']})" if task == "tvc" else spoken
-    sentences = [one["desc"] for one in item.get("descs", [])]
+    sentences = [words(one, "desc") for one in item.get("descs") or []]
+    if not sentences and split != "test":
+        raise ValueError("there is no description ('descs')")
     images = (item["vid_name"],)
     about: dict[str, Any] = {key: item[key] for key in ("vid_name", "ts") if key in item}
     if split == "train":
@@ -103,7 +98,8 @@ def _clip(task: str, index: int, item: dict[str, Any], spoken: str, split: Video
 
 def _subtitles(file: Path) -> dict[str, str]:
     """Video -> all it says, in one line."""
-    return {
-        item["vid_name"]: " ".join(line["text"].strip() for line in item["sub"])
-        for item in read_records(file, LAYOUT, ("vid_name", "sub"))
-    }
+    said: dict[str, str] = {}
+    for number, item in enumerate(read_records(file, LAYOUT, ("vid_name", "sub"))):
+        with reading(file, number, item):
+            said[words(item, "vid_name")] = " ".join(words(line, "text").strip() for line in item["sub"])
+    return said

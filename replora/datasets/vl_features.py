@@ -42,15 +42,17 @@ class FeatureFolder:
         folder: The folder.
         feature_size: Width that they must have.
         frames: For videos: the number of vectors that each gets, see `resized`. None keeps all.
+        count: Vectors that each file holds, where `frames` is None; by default those of the first that is required.
 
     Raises:
         DatasetNotFoundError: There is no such folder.
     """
 
-    def __init__(self, folder: Path, feature_size: int, frames: int | None = None) -> None:
+    def __init__(self, folder: Path, feature_size: int, frames: int | None = None, count: int | None = None) -> None:
         self.folder = folder
         self.feature_size = feature_size
         self.frames = frames
+        self.count = count
         if not folder.is_dir():
             raise DatasetNotFoundError(
                 f"There is no folder of features {folder}. VL-Adapter's own CLIP features are no longer to be had; "
@@ -58,26 +60,30 @@ class FeatureFolder:
             )
 
     def require(self, names: Iterable[str]) -> None:
-        """Refuse names without a file.
+        """Refuse names without a file, and read the first: all others must have its shape.
 
         Raises:
-            FeatureError: There are such.
+            FeatureError: There are such, or the first is damaged or of another shape than expected.
         """
+        names = sorted(set(names))
         with os.scandir(self.folder) as entries:
             there = {Path(entry.name).stem for entry in entries if entry.name.endswith(SUFFIXES)}
-        missing = sorted(set(names) - there)
+        missing = [name for name in names if name not in there]
         if missing:
             raise FeatureError(
                 f"{len(missing):,} files of features are missing in {self.folder}: {', '.join(missing[:3])}"
                 f"{', ...' if len(missing) > 3 else ''} (as .h5 or .npz; {len(there):,} are there). Extract them with "
                 f"{EXTRACT}, which goes on where it stopped."
             )
+        if names:
+            first = self.read(names[0])
+            self.count = len(first) if self.frames is None else None
 
     def read(self, name: str) -> Tensor:
         """The features (n, feature_size) of one image or video, float32.
 
         Raises:
-            FeatureError: The file is missing, damaged, or its width is another one.
+            FeatureError: The file is missing, damaged, or of another shape than expected.
         """
         file = next((f for f in (self.folder / f"{name}{suffix}" for suffix in SUFFIXES) if f.is_file()), None)
         if file is None:
@@ -92,6 +98,11 @@ class FeatureFolder:
             raise FeatureError(
                 f"{file} holds features of shape {array.shape}, but (n, {self.feature_size}) was expected. Set "
                 f"--data.feature_size and --model.feature_size to their width, or extract them anew with {EXTRACT}."
+            )
+        if self.count not in (None, len(array)):
+            raise FeatureError(
+                f"{file} holds features of shape {array.shape}, but ({self.count}, {self.feature_size}) was expected, "
+                f"as every image of a folder has as many. Delete it and extract it anew with {EXTRACT}."
             )
         features = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
         return features if self.frames is None else resized(features, self.frames)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from replora.datasets.errors import DatasetNotFoundError, RecordError
+from replora.errors import RepLoRAError
 
 
 def read_json(file: Path, layout: str) -> Any:
@@ -22,13 +25,20 @@ def read_json(file: Path, layout: str) -> Any:
     """
     if not file.is_file():
         raise DatasetNotFoundError(f"There is no {file}. The folder of the data (--data.root) holds {layout}")
-    text = file.read_text(encoding="utf-8")
+    where = str(file)
     try:
+        text = file.read_text(encoding="utf-8")
         if file.suffix != ".jsonl":
             return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{file} is damaged: {error}") from error
+        rows = []
+        # str.splitlines would also cut at U+2028, U+0085 and others, which may stand inside a string.
+        for number, line in enumerate(text.split("\n"), start=1):
+            where = f"{file}, line {number}"
+            if line.strip():
+                rows.append(json.loads(line))
+        return rows
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{where} is damaged: {error}. Copy the file anew.") from error
 
 
 def read_records(file: Path, layout: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -46,3 +56,34 @@ def read_records(file: Path, layout: str, fields: tuple[str, ...]) -> list[dict[
         if missing:
             raise RecordError(f"{file}, record {number}: {', '.join(map(repr, missing))} is missing in {record!r:.200}")
     return records
+
+
+@contextmanager
+def reading(file: Path, number: int, record: Any) -> Iterator[None]:
+    """Around what makes something of a record.
+
+    Raises:
+        RecordError: That failed; it names file and record.
+    """
+    try:
+        yield
+    except RepLoRAError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise RecordError(f"{file}, record {number}: {reason} in {record!r:.200}") from error
+
+
+def words(record: Mapping[str, Any], name: str) -> str:
+    """A field that must be a string."""
+    if not isinstance(record[name], str):
+        raise TypeError(f"{name!r} is {record[name]!r:.50}, not a string,")
+    return str(record[name])
+
+
+def scores(record: Mapping[str, Any], name: str = "label") -> dict[str, float]:
+    """A field that must be answers with a score in [0, 1] each."""
+    found = {str(answer): float(score) for answer, score in record[name].items()}
+    if wrong := [score for score in found.values() if not 0 <= score <= 1]:
+        raise ValueError(f"{name!r} has the score {wrong[0]}, which is not in [0, 1],")
+    return found

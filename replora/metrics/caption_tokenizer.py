@@ -2,7 +2,16 @@
 
 Published scores use Stanford CoreNLP 3.4.1's PTBTokenizer with `-lowerCase`, punctuation removed. The approximation
 lower-cases, parts off punctuation and English clitics (`man's` -> `man 's`, `don't` -> `do n't`) and removes the same
-marks; it differs on abbreviations, numbers with units and unusual symbols. A result names the one that was used.
+marks. A result names the one that was used. They differ at least on
+
+    contracted words        can not, gon na, lem me, 't was     cannot, gonna, lemme, twas
+    abbreviations           p.m., u.s., e.g., mr., etc.         p.m, u.s, e.g, mr, etc
+    numbers                 10am, 50 's, 1990s, 3-4, 1/2        10 am, 50 s, 1990 s, 3 4, 1 / 2
+    words with symbols      a/b, x_y, #tag, @name, 'n'          a / b, x _ y, # tag, @ name, n
+    one sign for a half     1/2                                 the sign
+    a backquote in a word   do n`t                              don t
+
+with Stanford's tokens on the left and the approximation's on the right.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ def course_section(group: Group, folder: Path, prefix: str) -> list[Block]:
         if not panels:
             continue
         file = folder / f"{prefix}course_{measure.replace('/', '_')}.png"
-        shown = f"{label} accuracy, %" if measure == "val" else label
+        metric = "score" if group.final[0].metric == "score" else "accuracy"
+        shown = f"{label} {metric}, %" if measure == "val" else label
         draw_curves(file, panels, "epoch", shown, logarithmic=False, zoom=measure == "val")
         blocks.append(
             Picture(file, f"Learning curves: {label} by epoch, mean over the tasks and seeds of the final runs.")

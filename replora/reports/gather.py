@@ -26,8 +26,8 @@ METHOD_NAMES = {
 }
 # Methods are listed in this order, others after them by name.
 METHOD_ORDER = ("full fine-tuning", "linear probe", "BitFit", "LoRA", "DoRA", "linear", "RepLoRA")
-# The first of these that a test has is what its run is compared by.
-HEADLINES = ("accuracy", "acc_norm", "acc")
+# The first of these that a test has is what its run is compared by; `score` is the mean of tasks with own metrics.
+HEADLINES = ("accuracy", "acc_norm", "acc", "score")
 # What must be the same for two results to stand in one table, beside the backbone's weights.
 CONDITIONS = (
     "dataset",

@@ -28,7 +28,8 @@ def by_size(group: Group, folder: Path, prefix: str) -> list[Block]:
 def _section(scores: Scores, folder: Path, name: str) -> list[Block]:
     metric = scores.runs[0].metric.replace("_", " ")
     several = len(scores.sizes) > 1
-    blocks: list[Block] = [Heading(3, "Accuracy by amount of training data" if several else "Accuracy")]
+    title = "Scores" if metric == "score" else "Accuracy"
+    blocks: list[Block] = [Heading(3, f"{title} by amount of training data" if several else title)]
     blocks.append(_accuracies(scores, scores.panels[:1], name, metric))
     caption = f"Test {metric}: mean over {len(scores.seeds)} seeds and its 95 % interval (Student's t)."
     file = folder / f"{name}.png"

@@ -16,6 +16,7 @@ from replora.reports.document import Block, Heading, Paragraph, Table, write_doc
 from replora.reports.gather import Group, ReportError, Run, group_runs, read_runs
 from replora.reports.grids import grid_section
 from replora.reports.low_data import by_size
+from replora.reports.validation import validation_section
 
 TITLE = "Results"
 RUN_COLUMNS = (
@@ -53,6 +54,7 @@ def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
         blocks += [Heading(2, group.title), *(_conditions(group, prefix))]
         blocks += benchmark_section(group, prefix)
         blocks += by_size(group, folder, prefix)
+        blocks += validation_section(group, prefix)
         blocks += grid_section(group, folder, prefix)
         blocks += course_section(group, folder, prefix)
     blocks += _provenance(groups)

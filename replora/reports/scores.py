@@ -1,9 +1,10 @@
-"""Test scores of a group of runs, by method, size, task and seed."""
+"""Scores of a group of runs, by method, size, task and seed."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Literal
 
 from replora.reports.gather import Group, Run, Size, ordered, ordered_tasks
 from replora.reports.statistics import Comparison, Mean, compare_paired, mean_over_seeds
@@ -12,22 +13,25 @@ AVERAGE = "mean of all tasks"
 
 
 class Scores:
-    """What the tests of a group measured, as parts of 1.
+    """What the tests of a group measured, as parts of 1. CIDEr is a hundredth of what tables show.
 
     Args:
         group: Its final runs count; a run that diverged has no score.
         shots: Whether to take runs whose size is examples a class, or those whose size is a part of the data.
+        stage: `val` for the validation scores of runs that no test can follow; they are final where no sweep chose
+            among them.
     """
 
-    def __init__(self, group: Group, shots: bool) -> None:
-        self.runs = [run for run in group.final if run.size.shots == shots]
+    def __init__(self, group: Group, shots: bool, stage: Literal["test", "val"] = "test") -> None:
+        by_hand = stage == "val" and not group.conditions["sweep"]
+        self.runs = [run for run in (group.runs if by_hand else group.final) if run.size.shots == shots]
         self.shots = shots
         self.methods = ordered({run.method for run in self.runs})
         self.sizes = sorted({run.size for run in self.runs})
         self.seeds = sorted({run.seed for run in self.runs})
         self.by_cell: dict[tuple[str, Size, int], dict[str, float]] = {}
         for run in self.runs:
-            self.by_cell.setdefault((run.method, run.size, run.seed), {}).update(_per_task(run))
+            self.by_cell.setdefault((run.method, run.size, run.seed), {}).update(_per_task(run, stage))
         self.tasks = ordered_tasks({task for found in self.by_cell.values() for task in found})
 
     def over_seeds(self, method: str, size: Size, task: str) -> dict[int, float]:
@@ -90,9 +94,20 @@ class Scores:
         return f"{size} ({self.place(size):g})" if self.counted else str(size)
 
 
-def _per_task(run: Run) -> dict[str, float]:
-    """One score a task; of a run that is tested on several, those."""
-    prefix = f"test/{run.metric}/"
-    several = {name.removeprefix(prefix): v for name, v in run.metrics("test").items() if name.startswith(prefix)}
-    found = several or {run.task: run.score}
+def _per_task(run: Run, stage: str) -> dict[str, float]:
+    """One score a task; of a run that is measured on several, those.
+
+    Where the headline is `score`, the mean of tasks with metrics of their own, each task has its published one.
+    """
+    measured = run.metrics("test") if stage == "test" else run.metrics("validate") or run.metrics("fit")
+    if run.metric == "score":
+        from replora.datasets.vl import VL_TASKS
+
+        several = {
+            task: measured.get(f"{stage}/{VL_TASKS[task].metric}/{task}") for task in run.results["data"]["tasks"]
+        }
+    else:
+        prefix = f"{stage}/{run.metric}/"
+        several = {name.removeprefix(prefix): v for name, v in measured.items() if name.startswith(prefix)}
+    found = several or {run.task: measured.get(f"{stage}/{run.metric}")}
     return {task: score for task, score in found.items() if score is not None}

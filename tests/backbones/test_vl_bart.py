@@ -167,6 +167,18 @@ def test_a_grid_is_pooled_first_of_all(model):
 
 
 @torch.no_grad()
+def test_tokens_and_images_without_a_row_for_their_order_are_refused(model):
+    ids, mask = tokens([0, 10, 2])
+    assert model.model.encoder(ids, mask, torch.zeros(1, 2, 100, FEATURES))[0].shape[1] == 203
+    with pytest.raises(BackboneError, match="121 visual tokens an image, but only 100"):
+        model.model.encoder(ids, mask, torch.zeros(1, 1, 121, FEATURES))
+    with pytest.raises(BackboneError, match="3 images a text, but only 2"):
+        model.model.encoder(ids, mask, torch.zeros(1, 3, 4, FEATURES))
+    model.config.pooled_side = 6
+    assert model.model.encoder(ids, mask, torch.zeros(1, 1, 121, FEATURES))[0].shape[1] == 39, "pooled first"
+
+
+@torch.no_grad()
 def test_writing_sees_the_features(model):
     ids, mask = tokens([0, 10, 11, 12, 2], [0, 20, 2])
     features = 3 * torch.randn(2, 1, 4, FEATURES, generator=torch.Generator().manual_seed(0))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -183,6 +187,24 @@ def test_the_recipes_of_vl_adapter_and_dora():
         assert config["trainer"] == {"max_epochs": epochs, "gradient_clip_val": 5.0, "devices": 1}
         assert config["model"]["init_args"]["schedule"] == {"warmup_fraction": 0.1}
         assert config["model"]["init_args"]["dropout"] == 0.1
+
+
+@pytest.mark.parametrize("method", ["lora", "linear", "dora"])
+def test_other_methods_in_the_setting_of_a_recipe(capsys, method):
+    """The command of the page, with each of the three methods that it names."""
+    page = (Path(__file__).parents[2] / "docs" / "vision_language.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"replora-cli (fit --config image_text.yaml --config adapter.*?0\.1)\n", page, flags=re.DOTALL)
+    command = shlex.split(line.replace("\\\n", " ").replace("lora.yaml", f"{method}.yaml"))
+    with pytest.raises(SystemExit):
+        main([*command, "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    own = yaml.safe_load(packaged_configs()["image_text.yaml"].read_text())["model"]["init_args"]
+    options = model["adapter"]["init_args"]
+    for name, value in own["adapter"]["init_args"].items():
+        assert options[name] == value, name
+    assert options.get("factors", options.get("method")) == {"lora": "none"}.get(method, method)
+    assert own["optimizer"]["init_args"].items() <= model["optimizer"]["init_args"].items()
+    assert model["also_train"] == own["also_train"]
 
 
 def test_the_recipe_of_llm_adapters():

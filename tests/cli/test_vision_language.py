@@ -9,7 +9,10 @@ import pytest
 import torch
 
 import replora
+from datamodules import ImageTextDataModule
+from replora.backbones import vl_bart
 from replora.cli import main
+from replora.errors import RepLoRAError
 from replora.reports.results import read_results
 from tests.cli.test_distributed import run_process
 from tests.fake_vl import write_image_text, write_video_text
@@ -89,6 +92,27 @@ def test_image_tasks_from_training_to_submission(home, tmp_path):
     again = read_results(run)["test"]
     assert again["metrics"] == found["test"]["metrics"], "the checkpoint holds all that was trained"
     assert {file.name: file.read_text() for file in (run / "predictions").iterdir()} == files
+    submit = ["--data.predict_split=submit", "--data.tasks=[gqa]"]
+    main(["predict", f"--config={run / 'fit.yaml'}", f"--run_dir={run}", *submit])
+    rows = json.loads((run / "predictions" / "gqa_submit_predictions.json").read_text())
+    assert [set(row) for row in rows] == [{"questionId", "prediction"}] * 2
+
+
+def test_the_revision_of_the_model_is_that_of_the_datas_tokenizer(home, tmp_path, monkeypatch):
+    asked = []
+
+    def load(*given):
+        asked.append(given)
+        raise RepLoRAError("enough")
+
+    def setup(data, stage):  # noqa: ARG001
+        monkeypatch.setattr(vl_bart, "load_vl_tokenizer", load)
+        return data.tokenizer
+
+    monkeypatch.setattr(ImageTextDataModule, "setup", setup)
+    with pytest.raises(SystemExit):
+        main(["fit", *options(home, "image_text.yaml"), "--model.revision=abc", f"--run_dir={tmp_path}"])
+    assert asked == [(str(home / "bart"), "abc")]
 
 
 @pytest.mark.parametrize("recipe", ["", "recipe/vl_video_dora.yaml"])
@@ -182,12 +206,16 @@ def test_two_processes_train_and_measure_as_one(home, tmp_path):
     two += ["--trainer.devices=2", "--trainer.strategy=ddp"]
     done = run_process(tmp_path, "fit", *two)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "sync_dist" not in done.stderr
     first, second = (replora.read_adapter(tmp_path / name / "adapter.safetensors")[1] for name in ("one", "two"))
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=1e-5, msg=name)
     found = [read_results(tmp_path / name) for name in ("one", "two")]
     assert [content["fit"]["devices"] for content in found] == [1, 2]
+    losses = [{k: v for k, v in c["fit"]["metrics"].items() if k.startswith("train/loss")} for c in found]
+    assert set(losses[0]) == {"train/loss", "train/loss/vqa", "train/loss/nlvr2", "train/loss/coco"}
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert found[0]["test"]["answers"] == found[1]["test"]["answers"] == {"vqa": 3, "nlvr2": 4, "coco": 3}
     assert found[1]["test"]["metrics"] == pytest.approx(found[0]["test"]["metrics"], abs=1e-4)
     for file in (tmp_path / "one" / "predictions").iterdir():

@@ -20,7 +20,7 @@ from replora.datasets.clip_features import (
     missing_features,
     video_frames,
 )
-from replora.datasets.errors import CorruptImageError, DatasetNotFoundError
+from replora.datasets.errors import CorruptVideoError, DatasetNotFoundError
 from replora.datasets.vl_features import FeatureError, FeatureFolder
 from replora.errors import RepLoRAError
 
@@ -90,8 +90,8 @@ def test_what_cannot_be_extracted(tmp_path):
     with pytest.raises(DatasetNotFoundError, match="no videos"):
         find_sources(folder, "vit_b32")
     (folder / "x" / "a.png").write_bytes(b"damaged")
-    with pytest.raises(CorruptImageError):
-        extract({"a": folder / "x" / "a.png"}, tmp_path / "out", means("rn101"))
+    unread = extract({"a": folder / "x" / "a.png"}, tmp_path / "out", means("rn101"))
+    assert list(unread) == ["a"]
     assert not list((tmp_path / "out").iterdir())
     wrong = ClipEncoder("rn101", lambda images: images.mean((2, 3)), torch.device("cpu"))
     with pytest.raises(FeatureError, match=r"shape \(1, 3\) instead of \(1, 49, 2048\)"):
@@ -125,8 +125,27 @@ def test_videos(tmp_path):
     extract(find_sources(tmp_path, "vit_b32"), out, means("vit_b32"), batch_size=3)
     assert FeatureFolder(out, 512).read("clip").shape == (4, 512)
     (tmp_path / "bad.mp4").write_bytes(b"no video")
-    with pytest.raises(FeatureError, match=r"bad\.mp4 cannot be decoded"):
+    with pytest.raises(CorruptVideoError, match=r"bad\.mp4 cannot be decoded"):
         list(video_frames(tmp_path / "bad.mp4", 1.5))
+    sources = {"bad": tmp_path / "bad.mp4", "again": video}
+    assert list(extract(sources, out, means("vit_b32"))) == ["bad"]
+    assert (out / "again.npz").is_file(), "the others go on"
+
+
+def test_an_image_that_cannot_be_read_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("h5py")
+    folder = write_images(tmp_path / "images", ["a.png", "b.png", "c.png"])
+    (folder / "b.png").write_bytes(b"damaged")
+    monkeypatch.setattr(clip_features, "load_encoder", lambda name, *_: means(name))
+    command = ["prepare", "clip-features", str(folder), str(tmp_path / "out"), "--progress", "false"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(command)
+    assert stopped.value.code
+    printed = capsys.readouterr()
+    assert "2 new files of features" in printed.out
+    assert "1 of 3 files have no features" in printed.err
+    assert "b.png" in printed.err
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.h5", "c.h5"]
 
 
 def test_through_the_command_line(tmp_path, monkeypatch, capsys):
@@ -135,7 +154,7 @@ def test_through_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(clip_features, "load_encoder", lambda name, *_: means(name))
     command = ["prepare", "clip-features", str(folder), str(tmp_path / "out"), "--progress", "false"]
     cli.main(command)
-    assert "2 files of features" in capsys.readouterr().out
+    assert "2 new files of features" in capsys.readouterr().out
     cli.main(command)
     assert "2 in" in (printed := capsys.readouterr().out)
     assert "2 of them are done" in printed

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -167,6 +168,96 @@ def test_errors_name_file_and_record(tmp_path):
         image_text_records(tmp_path, "nlvr2", "train")
     with pytest.raises(UnknownTaskError, match="Did you mean 'vqa'"):
         vl_task("vqav2")
+
+
+def test_the_first_file_is_read_before_the_training_and_sets_the_shape(tmp_path):
+    for name, shape in (("a", (3, 4)), ("b", (2, 4))):
+        write_npz(tmp_path / f"{name}.npz", np.ones(shape, np.float32))
+    with pytest.raises(FeatureError, match=r"a\.npz holds features of shape \(3, 4\), but \(n, 5\)"):
+        FeatureFolder(tmp_path, 5).require("ba")
+    with pytest.raises(FeatureError, match=r"a\.npz holds features of shape \(3, 4\), but \(49, 4\)"):
+        FeatureFolder(tmp_path, 4, count=49).require("ab")
+    images = FeatureFolder(tmp_path, 4)
+    images.require("ab")
+    with pytest.raises(FeatureError, match=r"b\.npz holds features of shape \(2, 4\), but \(3, 4\)"):
+        images.read("b")
+    videos = FeatureFolder(tmp_path, 4, frames=8)
+    videos.require("ab")
+    assert videos.read("b").shape == (8, 4)
+
+
+def broken(root, tmp_path, name, change, number=0, of=None):
+    """A copy of the annotations in which `change` has been made to a record of a file."""
+    copy = tmp_path / "data"
+    ignored = shutil.ignore_patterns("clip_features", "vis_features")
+    shutil.copytree(root, copy, ignore=ignored)
+    file = copy / name
+    text = file.read_text()
+    content = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    change((content[of] if of else content)[number])
+    dumped = json.dumps(content) if file.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in content)
+    file.write_text(dumped)
+    return copy
+
+
+TVQA, TVC, SUBTITLES = "video/ann/tvqa/tvqa_train.jsonl", "video/ann/tvc/tvc_train_release.jsonl", "tv_subtitles.jsonl"
+COCO, HUMAN = "COCO/dataset_coco.json", "vqa/v2_mscoco_val2014_annotations.json"
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "name", "change", "message"),
+    [
+        ("tvqa", "train", TVQA, lambda row: row.update(answer_idx=9), "'answer_idx' is 9, but the choices are 0 to 4"),
+        ("tvqa", "train", TVQA, lambda row: row.update(answer_idx=-1), "'answer_idx' is -1"),
+        ("tvqa", "train", TVQA, lambda row: row.update(answer_idx="x"), "invalid literal"),
+        ("tvqa", "train", TVQA, lambda row: row.pop("answer_idx"), "'answer_idx' is missing"),
+        ("tvqa", "train", TVQA, lambda row: row.update(a0=None), "'a0' is None, not a string"),
+        ("tvqa", "train", TVQA, lambda row: row.pop("a3"), "'a3' is missing"),
+        ("tvqa", "train", TVQA, lambda row: row.update(q=3), "'q' is 3, not a string"),
+        ("tvqa", "train", f"video/ann/{SUBTITLES}", lambda row: row["sub"][0].pop("text"), "'text' is missing"),
+        ("tvc", "train", TVC, lambda row: row["descs"][0].pop("desc"), "'desc' is missing"),
+        ("tvc", "train", TVC, lambda row: row.update(descs=[]), "no description"),
+        ("tvc", "train", TVC, lambda row: row.pop("ts"), "'ts' is missing"),
+        ("vqa", "train", "vqa/karpathy_train.json", lambda row: row.update(label=["red"]), "no attribute 'items'"),
+        ("vqa", "train", "vqa/karpathy_train.json", lambda row: row.update(label={"red": -2}), r"score -2.0"),
+        ("vqa", "train", "vqa/karpathy_train.json", lambda row: row.update(question_id="q1"), "invalid literal"),
+        ("gqa", "train", "GQA/train.json", lambda row: row.update(label={"yes": None}), "NoneType"),
+        ("nlvr2", "train", "nlvr/train.json", lambda row: row.update(sent=None), "'sent' is None"),
+        ("coco", "train", COCO, lambda row: row.update(sentences=[]), "'sentences' is empty"),
+        ("coco", "train", COCO, lambda row: row["sentences"][0].pop("raw"), "'raw' is missing"),
+        ("vqa", "val", HUMAN, lambda row: row["answers"][0].pop("answer"), "'answer' is missing"),
+    ],
+)
+def test_what_a_record_lacks_is_said_with_file_and_record(root, tmp_path, task, split, name, change, message):
+    of = {COCO: "images", HUMAN: "annotations"}.get(name)
+    copy = broken(root, tmp_path, name, change, of=of)
+    records = video_text_records if VL_TASKS[task].video else image_text_records
+    with pytest.raises(RecordError, match=rf"{Path(name).name}, record 0: .*{message}"):
+        records(copy, task, split)
+
+
+def test_files_that_are_damaged_or_of_another_form(root, tmp_path):
+    copy = broken(root, tmp_path, f"video/ann/{SUBTITLES}", dict.copy)
+    file = copy / "video" / "ann" / SUBTITLES
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], lines[1][:-4]]))
+    with pytest.raises(RecordError, match=r"tv_subtitles\.jsonl, line 2 is damaged"):
+        video_text_records(copy, "tvqa", "train")
+    file.write_bytes(b'{"vid_name": "\xff\xfe"}\n')
+    with pytest.raises(RecordError, match=r"tv_subtitles\.jsonl is damaged: 'utf-8'"):
+        video_text_records(copy, "tvqa", "train")
+    (copy / COCO).write_text("[]")
+    with pytest.raises(RecordError, match=r"dataset_coco\.json has no list 'images'"):
+        image_text_records(copy, "coco", "train")
+
+
+def test_line_breaks_of_unicode_inside_a_string_are_text(root, tmp_path):
+    copy = broken(root, tmp_path, f"video/ann/{SUBTITLES}", dict.copy)
+    file = copy / "video" / "ann" / SUBTITLES
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["sub"][0]["text"] = "Hello\u2028there\x85 all"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert "Hello\u2028there\x85 all" in video_text_records(copy, "tvqa", "train")[0].text
 
 
 def test_human_answers_are_needed_for_the_metric(root, tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from lightning.pytorch import seed_everything
 
 import replora
-from datamodules import ImageTextDataModule, VideoTextDataModule
+from datamodules import ImageTextDataModule, VideoTextDataModule, VLDemoDataModule, vl_demo
 from lightning_modules import VisionLanguage
+from lightning_modules.base import CheckpointMismatchError
 from replora.datasets.errors import ProtocolError
+from replora.datasets.vl import VLRecord
 from replora.errors import RepLoRAError
 from tests.fake_vl import write_image_text, write_video_text
 from tests.tiny_bart import write_tiny_bart
@@ -82,6 +85,23 @@ def test_loss_of_captions_is_the_mean_of_the_tokens(home):
 
 
 @pytest.mark.parametrize("task", ["vqa", "coco"])
+def test_the_mean_loss_of_two_processes_is_that_of_one(home, monkeypatch, task):
+    """Shares of one sample and of three, the captions of unequal length."""
+    module = module_of(home)
+    batch = batch_of(home, task, 4)
+    if task == "coco":
+        batch["labels"][0, 3:] = -100
+    whole, weight = module._loss(batch)
+    shares = [{k: v if isinstance(v, str) else v[part] for k, v in batch.items()} for part in (slice(1), slice(1, 4))]
+    monkeypatch.setattr(module.trainer, "world_size", 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.fill_(weight.item()))
+    (first, a), (second, b) = (module._loss(share) for share in shares)
+    assert ((first + second) / 2).item() == pytest.approx(whole.item(), rel=1e-4)
+    assert ((first * a + second * b) / (a + b)).item() == pytest.approx(whole.item(), rel=1e-4)
+    assert (a + b).item() == weight.item(), "batches of other sizes weigh as they do in one process"
+
+
+@pytest.mark.parametrize("task", ["vqa", "coco"])
 def test_padding_does_not_count(home, task):
     module = module_of(home)
     batch = batch_of(home, task)
@@ -101,8 +121,12 @@ def test_lengths_and_the_side_that_is_cut(home):
     texts = {}
     for side in ("right", "left"):
         data = VideoTextDataModule(bart, home / "data", feature_size=6, truncation_side=side)
-        texts[side] = data.tokenizer.decode(data._tokenize(["abcdef"], 5)["input_ids"][0], skip_special_tokens=True)
-    assert texts == {"right": "abc", "left": "def"}
+        sample = {"task": "tvc", "index": 0, "weight": 1.0, "features": torch.zeros(1, 64, 6)}
+        batch = data.collate([{**sample, "text": "a" + "b" * 600 + "c", "target": "a" + "b" * 20 + "c"}])
+        text, target = (batch[key][0].tolist() for key in ("input_ids", "labels"))
+        texts[side] = [data.tokenizer.decode(ids, skip_special_tokens=True) for ids in (text, target)]
+    answer = "a" + "b" * 17  # cut on the right in any case
+    assert texts == {"right": ["a" + "b" * 597, answer], "left": ["b" * 597 + "c", answer]}
 
 
 @torch.no_grad()
@@ -160,6 +184,31 @@ def test_what_trains_is_counted_apart(home):
     assert all("bias" in name or name.startswith("replora.") for name in names)
 
 
+@pytest.mark.parametrize("method", [replora.BitFitConfig(), replora.FullConfig(), replora.LinearProbeConfig()])
+def test_shares_of_methods_that_train_the_backbone_itself(home, method):
+    """BitFit's biases are parts of the backbone: they count once among all."""
+    module = module_of(home, adapter=method, also_train=["visual_embedding"])
+    described = module.describe()
+    trained = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
+    every = sum(p.numel() for p in module.model.parameters())
+    assert described["trained_percent"] == round(100 * trained / every, 3)
+    assert described["extra_parameters"] == {"visual_embedding": described["parameters"]["head"]}
+
+
+def test_a_linear_probe_trains_no_biases(home):
+    with pytest.raises(RepLoRAError, match="biases of the backbone would train, but a linear probe"):
+        module_of(home, adapter=replora.LinearProbeConfig())
+
+
+def test_a_checkpoint_knows_its_pooling(home):
+    seen = {"epoch_progress": {"current": {"processed": 1, "started": 1}}}
+    checkpoint = {"loops": {"fit_loop": seen}, "hyper_parameters": {}}
+    module_of(home, pooled_side=6).on_save_checkpoint(checkpoint)
+    with pytest.raises(CheckpointMismatchError, match="pooled_side: 6 in the checkpoint, 0 here"):
+        module_of(home, pooled_side=0).on_load_checkpoint(checkpoint)
+    module_of(home, pooled_side=6).on_load_checkpoint(checkpoint)
+
+
 def test_without_the_visual_embedding_its_weights_are_part_of_the_backbone(home):
     with pytest.warns(UserWarning, match="random weights that stay"):
         module = module_of(home, also_train=["biases"])
@@ -174,6 +223,7 @@ def test_options_out_of_range(home):
         ({"num_beams": 0}, "num_beams: 0"),
         ({"dropout": 1.0}, "dropout: 1.0"),
         ({"pooled_side": -1}, "pooled_side: -1"),
+        ({"pooled_side": 11}, "pooled_side: 11 is out of range. It must be at most 10"),
     ):
         with pytest.raises(RepLoRAError, match=message):
             module_of(home, **options)
@@ -185,6 +235,10 @@ def test_options_out_of_range(home):
             "task_fractions: there is no task 'coco'",
         ),
         (VideoTextDataModule, {"tasks": []}, "names none"),
+        (ImageTextDataModule, {"predict_split": "submit"}, "a split of GQA alone"),
+        (ImageTextDataModule, {"truncation_side": "left"}, "where the name of its task is"),
+        (ImageTextDataModule, {"task_batch_sizes": {"nlvr2": -4}}, "task_batch_sizes.nlvr2=-4 is too small"),
+        (ImageTextDataModule, {"task_batch_sizes": {"vqa": 0}}, "task_batch_sizes.vqa=0 is too small"),
     ):
         with pytest.raises(RepLoRAError, match=message):
             kind(str(home / "bart"), home / "data", **options)
@@ -211,6 +265,22 @@ def test_batch_sizes_and_fractions(home):
     final = ImageTextDataModule(str(home / "bart"), home / "data", feature_size=6, protocol="final")
     final.setup("fit")
     sizes = final.describe()["split_sizes"]["trainval"]
-    assert sizes == {"vqa": 11, "gqa": 8, "nlvr2": 12, "coco": 43}, "GQA's validation is its test"
-    indices = [record.index for record in final.parts("trainval")["vqa"].records]
-    assert indices == list(range(11))
+    assert sizes == {"vqa": 11, "gqa": 8, "nlvr2": 12, "coco": 55}, "GQA's validation is its test"
+    parts = final.parts("trainval")
+    for task, part in parts.items():
+        assert [record.index for record in part.records] == list(range(sizes[task]))
+    captions = Counter(record.images for record in parts["coco"].records)
+    assert set(captions.values()) == {5}, "validation images give all their captions too"
+
+
+def test_the_demo_trains_on_both_splits_under_final(monkeypatch):
+    monkeypatch.setattr(vl_demo, "demo_records", lambda task, split, *_: [VLRecord(0, split, task, ("x",))] * 2)
+    data = VLDemoDataModule(protocol="final")
+    records, _ = data.read_task("vqa", "trainval")
+    assert [(record.index, record.id) for record in records] == [(0, "train"), (1, "train"), (2, "val"), (3, "val")]
+
+
+def test_wrong_features_are_found_before_the_first_batch(home):
+    for kind in (ImageTextDataModule, VideoTextDataModule):
+        with pytest.raises(RepLoRAError, match=r"holds features of shape \(.*, 6\), but \(n, 7\) was expected"):
+            kind(str(home / "bart"), home / "data", feature_size=7).setup("fit")

@@ -372,6 +372,53 @@ def test_one_run_tested_on_several_tasks(tmp_path):
     assert row(tmp_path / "out", "size", method="LoRA")["100 % (800)"] == "55.0"
 
 
+def multimodal(dataset: str, tasks: dict[str, float], **data: Any) -> dict[str, Any]:
+    """A run on several tasks of vision and language with metrics of their own, each score in `tasks`."""
+    from replora.datasets.vl import VL_TASKS
+
+    described = {"dataset": dataset, "task": "-".join(tasks), "tasks": list(tasks), "train_indices": None, **data}
+    content = result("RepLoRA", None, data=described, sweep=None)
+    stage, verb = ("val", "fit") if dataset == "VideoText" else ("test", "test")
+    metrics = {f"{stage}/{VL_TASKS[task].metric}/{task}": score for task, score in tasks.items()}
+    metrics |= {f"{stage}/score": sum(tasks.values()) / len(tasks), f"{stage}/label_score/vqa": 0.9}
+    content[verb]["metrics"] = metrics
+    if dataset == "VideoText":
+        del content["test"]
+    return content
+
+
+def test_captions_count_in_the_mean_of_all_tasks(tmp_path):
+    """(70 + 60 + 110) / 3 = 80: the run's own `score`, not the mean of the accuracies, 65."""
+    content = multimodal("ImageText", {"vqa": 0.7, "nlvr2": 0.6, "coco": 1.1})
+    assert content["test"]["metrics"]["test/score"] == pytest.approx(0.8)
+    write_report([write(tmp_path / "runs", [content])], tmp_path / "out")
+    out = tmp_path / "out"
+    assert row(out, "size", method="RepLoRA")["100 %"] == "80.0"
+    by_task = {line["task"]: line["100 %"] for line in table(out, "size_tasks")}
+    assert by_task == {"coco": "110.0", "nlvr2": "60.0", "vqa": "70.0"}
+    assert "Test score in %" in (out / "report.md").read_text()
+    line = row(out, "runs", method="RepLoRA")
+    assert (line["metric"], float(line["test"])) == ("score", pytest.approx(0.8))
+
+
+def test_videos_have_a_table_of_validation_scores(tmp_path):
+    tasks = {"tvqa": 0.5, "yc2c": 0.9}
+    contents = [multimodal("VideoText", tasks, protocol="tune"), multimodal("VideoText", tasks, protocol="tune")]
+    contents[1]["fit"] |= {"seed": 1, "metrics": {**contents[1]["fit"]["metrics"], "val/cider/yc2c": 1.1}}
+    write_report([write(tmp_path / "runs", contents)], tmp_path / "out")
+    out = tmp_path / "out"
+    found = row(out, "validation", method="RepLoRA")
+    assert found == {
+        "method": "RepLoRA",
+        "size": "100 %",
+        "tvqa": "50.0 ± 0.0 (n=2)",
+        "yc2c": "100.0 ± 127.1 (n=2)",
+        "mean of all tasks": "75.0 ± 63.5 (n=2)",
+    }
+    assert not (out / "size.csv").exists(), "nothing is called a test"
+    assert "Validation scores, not test scores" in (out / "report.md").read_text()
+
+
 def test_every_published_row_has_its_source():
     tables = json.loads((Path(__file__).parents[2] / "replora" / "reports" / "published.json").read_text("utf-8"))
     columns = {"vtab": 19, "fgvc": 5, "commonsense": 8}
