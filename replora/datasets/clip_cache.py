@@ -35,7 +35,7 @@ class ClipCache:
     """Reads clips as `read_clip` does, and keeps their frames.
 
     The frames are kept at their final shorter side and uncompressed, so what is read later equals what was decoded. A
-    file is found by path, size and date of its clip: another clip is never taken for it.
+    file is found by path, size and date of its clip, or of each image of a folder: another clip is never taken for it.
 
     Args:
         folder: where; made if absent.
@@ -132,10 +132,12 @@ def _read(file: Path, choose: Choice) -> Tensor | None:
 
 
 def _key(path: Path, short_side: int, keep: str) -> str:
-    """What decides over the frames of a file."""
+    """What decides over the frames of a file: of a folder of images every one of them, whose content may change."""
     try:
-        state = path.stat()
-        identity = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        states = [(file.name, file.stat()) for file in files]
+        listed = " ".join(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states)
+        identity = f"{path.resolve()} {listed}"
     except OSError:
         identity = str(path)  # its reader says what is wrong
     return hashlib.sha256(f"{identity} {short_side} {keep}".encode()).hexdigest()[:32]

@@ -15,7 +15,7 @@ from replora.atomic import replacing
 from replora.datasets import ClipCache, ClipOptions, TestClips, TrainClips, clip_cache, read_video_table, video_clips
 from replora.datasets.clip_cache import CacheError
 from replora.datasets.errors import CorruptVideoError
-from tests.fake_videos import write_video_folder
+from tests.fake_videos import write_frames, write_video_folder
 
 OPTIONS = ClipOptions(num_frames=4, stride=2, image_size=16, short_side=20, flip=0.5)
 
@@ -158,6 +158,19 @@ def test_a_changed_video_is_decoded_again(tmp_path: Path) -> None:
     after = train(root, cache=cache)[0, 0]["video"]
     assert not torch.equal(before, after)
     assert torch.equal(after, train(root)[0, 0]["video"])
+
+
+def test_an_image_that_changes_in_its_place_is_read_again(tmp_path: Path) -> None:
+    clip = write_frames(tmp_path / "clip")
+    cache = ClipCache(tmp_path / "cache", 2**30)
+    before = cache.read(clip, range, 24, clip_cache.EVERY_FRAME)
+    assert torch.equal(cache.read(clip, range, 24, clip_cache.EVERY_FRAME), before)
+    folder = clip.stat().st_mtime_ns
+    (clip / "img_3.jpg").write_bytes((clip / "img_9.jpg").read_bytes())
+    os.utime(clip, ns=(folder, folder))
+    after = cache.read(clip, range, 24, clip_cache.EVERY_FRAME)
+    assert torch.equal(after[2], before[8])
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_a_damaged_file_of_the_cache_is_decoded_again(root: Path, tmp_path: Path) -> None:
