@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
+from replora.recipes import shared_by_methods
 from replora.reports.results import read_results
 from replora.reports.tracks import common_track
 
@@ -295,6 +296,8 @@ def _run(content: dict[str, Any], label: str) -> Run:
 def _conditions(content: dict[str, Any]) -> dict[str, Any]:
     data, backbone = content.get("data", {}), content.get("backbone", {})
     found = {name: data[name] for name in CONDITIONS if data.get(name) is not None}
+    if "recipe" in found:
+        found["recipe"] = shared_by_methods(found["recipe"])
     if skipped := content.get("test", {}).get("metrics", {}).get("test/skipped"):
         found["skipped test items"] = int(skipped)
     return {

@@ -375,9 +375,9 @@ def test_one_run_tested_on_several_tasks(tmp_path):
 CLIPS = {"num_frames": 8, "sampling": "dense"}
 
 
-def hmdb51(split: int, score: float, skipped: float = 0.0, **options) -> dict[str, Any]:
+def hmdb51(split: int, score: float, skipped: float = 0.0, method: str = "LoRA", **options) -> dict[str, Any]:
     data = {"dataset": "HMDB51", "task": "hmdb51", "protocol": "final", "official_split": split, "recipe": "v_petl"}
-    content = result(score=score, sweep=None, data=data | {"clips": CLIPS} | options.pop("data", {}), **options)
+    content = result(method, score, sweep=None, data=data | {"clips": CLIPS} | options.pop("data", {}), **options)
     content["test"]["metrics"]["test/skipped"] = skipped
     return content
 
@@ -386,6 +386,8 @@ def test_splits_of_hmdb51_are_no_seeds(tmp_path):
     contents = [hmdb51(split, 0.5 + split / 10, seed=seed) for split in (1, 2, 3) for seed in (0, 1)]
     contents += [hmdb51(1, 0.2, data={"recipe": "tuned"}), hmdb51(2, 0.1, data={"recipe": "tuned"})]
     assert len(group_runs(contents)) == 5
+    own_rate = hmdb51(1, 0.5, method="DoRA", data={"recipe": "v_petl, changed: optimizer.lr"})
+    assert len(group_runs([*contents, own_rate])) == 5  # the rate is a choice for each method
     write_report([write(tmp_path / "runs", contents)], tmp_path / "out")
     ours = row(tmp_path / "out", "hmdb51", recipe="v_petl")
     assert (ours["seeds"], ours["split 1"], ours["mean of three splits"]) == ("2", "60.00", "70.00")
