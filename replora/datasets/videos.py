@@ -89,15 +89,23 @@ def resize(frames: Tensor, short_side: int) -> Tensor:
 
 
 def clip_files(folder: Path) -> list[Path]:
-    """The clips in `folder` and the folders inside it: video files, and folders that directly hold images."""
+    """The clips in `folder` and the folders inside it: video files, and folders of images (`is_clip`)."""
     found = []
     for path in sorted(folder.rglob("*")):
         if path.name.startswith("."):
             continue
-        is_video = path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
-        if is_video or (path.is_dir() and any(_is_image(entry) for entry in path.iterdir())):
+        if is_clip(path):
             found.append(path)
     return found
+
+
+def is_clip(path: Path) -> bool:
+    """Whether `path` is a video file, or a folder that directly holds images and no videos, beside which they are
+    previews."""
+    if not path.is_dir():
+        return _is_video(path)
+    entries = list(path.iterdir())
+    return any(map(_is_image, entries)) and not any(map(_is_video, entries))
 
 
 def require_decoder() -> None:
@@ -285,6 +293,10 @@ def _numbered_images(folder: Path) -> list[Path]:
             "there). Extract the clip again."
         )
     return [numbers[number] for number in sorted(numbers)]
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _is_image(path: Path) -> bool:

@@ -218,8 +218,11 @@ def test_clips_are_files_and_folders_of_images(tmp_path: Path) -> None:
     write_frames(tmp_path / "a" / "deeper" / "2")
     (tmp_path / "a" / "notes.txt").touch()
     (tmp_path / "a" / ".hidden.avi").touch()
+    (tmp_path / "a" / "preview.jpg").touch()
+    write_avi(tmp_path / "b" / "3.avi")
+    (tmp_path / "b" / "3.jpg").touch()
     found = [path.relative_to(tmp_path).as_posix() for path in clip_files(tmp_path)]
-    assert found == ["a/1.avi", "a/deeper/2"]
+    assert found == ["a/1.avi", "a/deeper/2", "b/3.avi"]  # and no folder with a preview beside its videos
 
 
 def test_a_missing_decoder_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
