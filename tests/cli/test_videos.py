@@ -79,6 +79,17 @@ def test_ssv2_from_prepare_to_predict(ssv2: Path, tmp_path: Path, capsys: pytest
     assert content["test"]["metrics"]["test/accuracy"] == pytest.approx(correct, abs=1e-5)
     header = json.loads(read_metadata(run / "adapter.safetensors")["data"])
     assert header["class_names"][2] == "Folding something"
+    videos = ssv2 / "20bn-something-something-v2"
+    files = [str(videos / row["path"]) for row in rows]
+    sheet = tmp_path / "sheet.png"
+    main(["predict-files", str(run), *files, f"--out={tmp_path / 'new.csv'}", f"--contact_sheet={sheet}"])
+    with (tmp_path / "new.csv").open(newline="", encoding="utf-8") as stream:
+        new = list(csv.DictReader(stream))
+    assert [row["path"] for row in new] == files
+    assert [row["predicted"] for row in new] == [row["predicted_name"] for row in rows]
+    for mine, theirs in zip(new, rows, strict=True):
+        assert float(mine["probability"]) == pytest.approx(float(theirs["probability"]), abs=1e-4)
+    assert sheet.stat().st_size > 1000
 
 
 def test_options_are_chosen_on_training_videos(ssv2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
