@@ -20,7 +20,7 @@ class VideoFolderDataModule(VideoDataModule):
     stratified, and the same on every machine.
 
     Args:
-        root: the folder, or a CSV file with the header `path,label` (and `split`, if wanted) and paths relative to it.
+        root: the folder, or a CSV file of the columns `path,label` (and `split`, if wanted), paths relative to it.
         test_fraction: the part of the training videos of each class that becomes `test` where there is none, in [0, 1).
         clips: frames, squares and views; one of each eighth of a video by default. `flip` is for classes that mirroring
             does not change.
