@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -139,6 +140,51 @@ def peak_bytes(step: Callable[[], Any], device: str = "cpu") -> int:
         level += change.nbytes()
         peak = max(peak, level)
     return peak
+
+
+def peak_of_processes(target: Callable[..., None], *arguments: Any) -> int | None:
+    """The most memory that a new process for `target(*arguments)` and those that it starts hold together, in bytes.
+
+    Pages that several of them share count once (`Pss` of Linux); None elsewhere. The allocator is the usual one.
+    """
+    if not Path("/proc/self/smaps_rollup").exists():
+        return None
+    steady = {name: os.environ.pop(name) for name in STEADY_MALLOC if name in os.environ}
+    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
+    process.start()
+    os.environ.update(steady)
+    peak = 0
+    while process.is_alive():
+        peak = max(peak, sum(map(_resident, _family(process.pid or 0))))
+        time.sleep(0.05)
+    if process.exitcode:
+        raise RuntimeError(f"{target.__name__} ended with status {process.exitcode}")
+    return peak
+
+
+def _family(root: int) -> list[int]:
+    """A process and all that descend from it."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = (
+                stat.read_text().rpartition(")")[2].split()
+            )  # "pid (name) state parent ..."; a name may be anything
+        except OSError:  # it has ended
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found = [root]
+    for process in found:  # which grows
+        found += [child for child, parent in parents.items() if parent == process]
+    return found
+
+
+def _resident(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

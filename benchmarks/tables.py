@@ -89,8 +89,15 @@ def loading(results: dict[str, Any]) -> list[str]:
 
 
 def video_decoding(results: dict[str, Any]) -> list[str]:
-    rows = [[name, f"{found['clips_per_second']:,.1f}", ratio(found)] for name, found in results.items()]
-    return [table(["loader", "clips/s", "speed / no loader processes"], rows)]
+    memory = any(found.get("peak_bytes") for found in results.values())  # measured on Linux alone
+    rows = [
+        [
+            *(name, f"{found['clips_per_second']:,.1f}", ratio(found)),
+            *([f"{(found['peak_bytes'] or 0) / 1e6:,.0f}"] if memory else []),
+        ]
+        for name, found in results.items()
+    ]
+    return [table(["loader", "clips/s", "speed / no loader processes", *(["memory, MB"] if memory else [])], rows)]
 
 
 def startup(results: dict[str, Any]) -> list[str]:

@@ -4,12 +4,17 @@
 
 Videos of the sizes of Something-Something-V2 (VP9 in WebM, 427 x 240, 48 frames) and HMDB51 (MPEG-4 in AVI, 320 x 240,
 90 frames) are made in a temporary folder, and whole epochs of training clips (8 frames of 224 x 224) are drawn. The
-reference decodes in the training process. A loader process holds two batches, so memory grows with workers x batch.
+reference decodes in the training process.
+
+Memory is that of a new process that draws one epoch, its libraries included, together with its loader processes, at its
+peak and with an empty cache. A loader process holds two batches and the frames of the video that it decodes, so memory
+grows with the workers.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -49,8 +54,11 @@ def main(arguments: list[str] | None = None) -> None:
             results |= compare(Path(folder) / kind, kind, options)
     measure.show(
         f"{options.videos} videos of each kind, clips of 8 frames of 224 x 224 in batches of {options.batch}",
-        ["loader", "clips/s", "x decoding in the training process (quartiles)"],
-        [[name, f"{found['clips_per_second']:,.1f}", measure.ratio_text(found)] for name, found in results.items()],
+        ["loader", "clips/s", "x decoding in the training process (quartiles)", "MB"],
+        [
+            [name, f"{found['clips_per_second']:,.1f}", measure.ratio_text(found), megabytes(found)]
+            for name, found in results.items()
+        ],
     )
     settings = {key: value for key, value in vars(options).items() if key != "out"}
     print(measure.write(options.out, "video_decoding", settings, results))
@@ -58,9 +66,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare(root: Path, kind: str, options: argparse.Namespace) -> dict[str, Any]:
     """Clips a second of each loader: their ratios are of speeds, so above 1 is faster."""
-    modules = {f"{kind}, {workers} loader processes": made(root, workers, options) for workers in (0, *options.workers)}
-    modules[f"{kind}, 0 loader processes, decoded once"] = made(root, 0, options, root.parent / f"{kind}_cache")
-    loaders = {name: module.train_dataloader() for name, module in modules.items()}
+    cache = root.parent / f"{kind}_cache"
+    settings: dict[str, tuple[int, Path | None]] = {
+        f"{kind}, {workers} loader processes": (workers, None) for workers in (0, *options.workers)
+    }
+    settings[f"{kind}, 0 loader processes, decoded once"] = (0, cache)
+    peaks = {}
+    for name, (workers, folder) in settings.items():
+        if not options.quick or (workers, folder, kind) == (0, None, next(iter(KINDS))):
+            peaks[name] = measure.peak_of_processes(draw, root, workers, options, folder)
+        shutil.rmtree(cache, ignore_errors=True)
+    loaders = {name: made(root, *setting, options).train_dataloader() for name, setting in settings.items()}
     speeds: dict[str, list[float]] = {name: [] for name in loaders}
     for number in range(-1, options.rounds):  # the first epoch starts processes and fills the cache
         for name, loader in loaders.items():
@@ -70,12 +86,28 @@ def compare(root: Path, kind: str, options: argparse.Namespace) -> dict[str, Any
                 speeds[name].append(count / (time.perf_counter() - started))
     results = measure.summarise(speeds, next(iter(speeds)))
     return {
-        name: {"clips_per_second": found.pop("seconds"), "speed_quartiles": found.pop("seconds_quartiles"), **found}
+        name: {
+            "clips_per_second": found.pop("seconds"),
+            "speed_quartiles": found.pop("seconds_quartiles"),
+            **found,
+            "peak_bytes": peaks.get(name),
+        }
         for name, found in results.items()
     }
 
 
-def made(root: Path, workers: int, options: argparse.Namespace, cache: Path | None = None) -> VideoFolderDataModule:
+def draw(root: Path, workers: int, options: argparse.Namespace, cache: Path | None) -> None:
+    """One epoch, in a process of its own."""
+    torch.set_num_threads(options.threads)
+    for _ in made(root, workers, cache, options).train_dataloader():
+        pass
+
+
+def megabytes(found: dict[str, Any]) -> str:
+    return "" if found["peak_bytes"] is None else f"{found['peak_bytes'] / 1e6:,.0f}"
+
+
+def made(root: Path, workers: int, cache: Path | None, options: argparse.Namespace) -> VideoFolderDataModule:
     module = VideoFolderDataModule(
         root,
         test_fraction=0.0,

@@ -33,7 +33,8 @@ class HMDB51DataModule(VideoDataModule):
             first one.
         cache_dir: a folder for decoded frames, so that each video is decoded once; nothing is kept by default.
         cache_bytes: bound on this folder, in bytes.
-        recipe: the published recipe that the configuration follows, for the results; nothing else depends on it.
+        recipe: the recipe that the configuration follows, for the results, which name the options that differ from it;
+            nothing else depends on it.
         batch_size: training videos per batch and process; two processes with 8 see the batches of one with 16.
         eval_batch_size: videos per batch and process elsewhere; by default as many as give two training batches of
             clips.

@@ -22,7 +22,7 @@ class ImageFolderDataModule(ImageDataModule):
     resized by its shorter side and cut to a square: at random in training, in the middle elsewhere.
 
     Args:
-        root: the folder, or a CSV file with the header `path,label` (and `split`, if wanted) and paths relative to it.
+        root: the folder, or a CSV file of the columns `path,label` (and `split`, if wanted), paths relative to it.
         val_fraction: the part of the training images of each class that becomes `val` where there is none, in [0, 1).
         test_fraction: likewise for `test`.
         split_seed: which images these are.

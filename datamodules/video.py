@@ -27,6 +27,7 @@ from replora.datasets import (
 from replora.datasets.file_table import FileTableError
 from replora.datasets.video_clips import VideoClips
 from replora.datasets.videos import require_decoder
+from replora.recipes import named
 
 Recipe = Literal["v_petl", "tuned", "own"]
 
@@ -54,7 +55,8 @@ class VideoDataModule(BaseDataModule):
             first one.
         cache_dir: a folder for decoded frames, so that each video is decoded once; nothing is kept by default.
         cache_bytes: bound on this folder, in bytes.
-        recipe: the published recipe that the configuration follows, for the results; nothing else depends on it.
+        recipe: the recipe that the configuration follows, for the results, which name the options that differ from it;
+            nothing else depends on it.
         batch_size, num_workers, train_fraction, shots, subset_seed, protocol, drop_last, shuffle_seed: as of
             `BaseDataModule`.
         eval_batch_size: videos per batch and process elsewhere; by default as many as give two training batches of
@@ -104,6 +106,7 @@ class VideoDataModule(BaseDataModule):
         self.skip_corrupt = skip_corrupt
         self.cache = None if cache_dir is None else ClipCache(Path(cache_dir).expanduser(), cache_bytes)
         self.recipe: Recipe = recipe
+        self.recipe_changes: list[str] = []  # options that are not the recipe's; the command line compares them
         self.table = self.read_table()
         self.class_names = self.table.class_names
         self.num_classes = len(self.class_names)
@@ -137,7 +140,7 @@ class VideoDataModule(BaseDataModule):
             "videos": len(self.table.paths),
             # Which videos, labels and splits a result is about.
             "lists_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "recipe": self.recipe,
+            "recipe": named(self.recipe, self.recipe_changes),
             **self.split_options,
             **self.preprocessing(),
             "skip_corrupt": self.skip_corrupt,

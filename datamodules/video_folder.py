@@ -20,7 +20,7 @@ class VideoFolderDataModule(VideoDataModule):
     stratified, and the same on every machine.
 
     Args:
-        root: the folder, or a CSV file with the header `path,label` (and `split`, if wanted) and paths relative to it.
+        root: the folder, or a CSV file of the columns `path,label` (and `split`, if wanted), paths relative to it.
         test_fraction: the part of the training videos of each class that becomes `test` where there is none, in [0, 1).
         clips: frames, squares and views; one of each eighth of a video by default. `flip` is for classes that mirroring
             does not change.
@@ -31,7 +31,8 @@ class VideoFolderDataModule(VideoDataModule):
             first one.
         cache_dir: a folder for decoded frames, so that each video is decoded once; nothing is kept by default.
         cache_bytes: bound on this folder, in bytes.
-        recipe: the published recipe that the configuration follows, for the results; nothing else depends on it.
+        recipe: the recipe that the configuration follows, for the results, which name the options that differ from it;
+            nothing else depends on it.
         batch_size: training videos per batch and process; two processes with 8 see the batches of one with 16.
         eval_batch_size: videos per batch and process elsewhere; by default as many as give two training batches of
             clips.

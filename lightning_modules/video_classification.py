@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -13,11 +13,9 @@ from torchmetrics import MetricCollection, SumMetric
 from lightning_modules.classification import PADDING, ClassificationModule
 from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig, RepLoRAConfig
-from replora.backbones.video import VideoBackbone, build_video_backbone, checkpoint_gradients
+from replora.backbones.video import Average, VideoBackbone, averaged, build_video_backbone, checkpoint_gradients
 from replora.datasets import VideoBatch
 from replora.errors import RepLoRAError, nearest
-
-Average = Literal["logits", "probabilities"]
 
 DEFAULT_ADAPTER = RepLoRAConfig()
 DEFAULT_SCHEDULE = WarmupCosine()
@@ -111,10 +109,7 @@ class VideoClassification(ClassificationModule):
         views = [self(view) for view in batch["video"].unbind(dim=1)]
         if len(views) == 1:
             return cast(Tensor, views[0])
-        logits = torch.stack(views).float()  # (V, B, num_classes)
-        if self.average_views == "logits":
-            return logits.mean(dim=0)
-        return logits.softmax(dim=-1).mean(dim=0).log()
+        return averaged(torch.stack(views), self.average_views)
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:
         self.train_skipped.update(_skipped(batch))

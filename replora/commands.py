@@ -43,33 +43,38 @@ def predict_files(
     contact_sheet: Path | None = None,
     checkpoint: Path | None = None,
     skip_corrupt: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> None:
-    """Classify image files with a trained run.
+    """Classify image or video files with a trained run.
 
-    Reads the run's fit.yaml and adapter.safetensors, merges the adapter into the backbone, and treats images as the
-    run's evaluation does. Writes a line an image: path, class and probabilities.
+    Reads the run's fit.yaml and adapter.safetensors, merges the adapter into the backbone, and treats files as the
+    run's evaluation does. Writes a line a file: path, class and probabilities.
 
     Args:
         run: The run's directory.
-        images: Image files, folders (searched with the folders inside) and patterns such as "photos/**/*.jpg".
+        images: Image files, folders (searched with the folders inside) and patterns such as "photos/**/*.jpg"; videos
+            for a run on videos.
         out: The file to write, .csv or .json.
-        top_k: How many classes an image to write, the likeliest first. 0 writes all: in CSV a column a class.
-        contact_sheet: A PNG file for a picture of the first 40 images with their predictions.
+        top_k: How many classes a file to write, the likeliest first. 0 writes all: in CSV a column a class.
+        contact_sheet: A PNG file for a picture of the first 40 files with their predictions.
         checkpoint: The backbone's weights, where they are not where the run had them.
-        skip_corrupt: Leave out images that cannot be read, and name and count them, instead of stopping at the first.
-        batch_size: Images at once, at least 1.
+        skip_corrupt: Leave out files that cannot be read, and name and count them, instead of stopping at the first.
+        batch_size: Files at once, at least 1. Default: 64 images, or 2 videos, each with all views of the test.
         device: cpu, cuda, cuda:1, ...; auto is the first GPU if there is one.
         progress: Show a progress bar.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from replora import prediction
+    from replora.runs import kind_of
 
+    videos = kind_of(run) == "VideoClassification"
+    batch_size = (2 if videos else 64) if batch_size is None else batch_size
     prediction.check_options(out, top_k, batch_size)
-    paths = prediction.find_images([images] if isinstance(images, str) else images)
+    asked = [images] if isinstance(images, str) else images
+    paths = prediction.find_videos(asked) if videos else prediction.find_images(asked)
     classifier = prediction.load_classifier(run, checkpoint, device)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     with Progress(*columns, disable=not progress) as bars:
@@ -80,7 +85,7 @@ def predict_files(
     for path, reason in found.skipped.items():
         print(f"skipped: {path}: {reason}")
     if found.skipped:
-        print(f"{len(found.skipped):,} of {len(paths):,} images could not be read")
+        print(f"{len(found.skipped):,} of {len(paths):,} files could not be read")
     if contact_sheet is not None:
         from replora.reports.contact_sheet import draw
 

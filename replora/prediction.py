@@ -1,4 +1,4 @@
-"""Classify image files with a trained run: its adapter merged into the backbone, its evaluation's preprocessing."""
+"""Classify images or videos with a trained run: adapter merged into the backbone, its evaluation's preprocessing."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import csv
 import glob
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import replora
 from replora.atomic import replace_text
+from replora.backbones.video import Average, averaged
 from replora.datasets.cache import usable_cpus
-from replora.datasets.errors import CorruptImageError
+from replora.datasets.clips import ClipOptions
+from replora.datasets.errors import CorruptImageError, CorruptVideoError
 from replora.datasets.images import IMAGE_SUFFIXES, Framing, Interpolation, read_image
+from replora.datasets.video_clips import views
+from replora.datasets.videos import VIDEO_SUFFIXES, is_clip, read_clip
 from replora.errors import RepLoRAError, nearest
 from replora.runs import load_run
 
@@ -66,16 +69,62 @@ class Classifier:
         logits: Tensor = self.model(pixels)
         return logits.float().softmax(dim=1).cpu()
 
+    def picture(self, image: Tensor) -> Tensor:
+        """What `read` gave, for a contact sheet."""
+        return image
+
+
+@dataclass(frozen=True)
+class VideoClassifier:
+    """A trained model and everything that lies between a video and its probabilities: the views of the run's test.
+
+    Attributes:
+        model: In evaluation mode, on `device`, the adapter not merged.
+        class_names: In the order of the outputs.
+        clips: Frames, squares and views.
+        average: What is averaged over the views.
+        mean, std: Of the channels, (3, 1, 1, 1), on `device`.
+    """
+
+    model: nn.Module
+    class_names: list[str]
+    clips: ClipOptions
+    average: Average
+    mean: Tensor
+    std: Tensor
+    device: torch.device
+
+    def read(self, path: Path) -> Tensor:
+        """A video as the run's test sees it: uint8 (V, 3, T, image_size, image_size).
+
+        Raises:
+            CorruptVideoError: It cannot be decoded.
+        """
+        o = self.clips
+        return views(o, lambda choose: read_clip(path, choose, o.side), o.test_clips, o.test_crops)
+
+    @torch.inference_mode()
+    def probabilities(self, videos: Tensor) -> Tensor:
+        """uint8 (B, V, 3, T, image_size, image_size) -> float32 (B, classes) on the CPU."""
+        answers = []
+        for view in videos.unbind(dim=1):
+            answers.append(self.model(view.to(self.device).float().div_(255).sub_(self.mean).div_(self.std)))
+        return averaged(torch.stack(answers), self.average).softmax(dim=1).cpu()
+
+    def picture(self, video: Tensor) -> Tensor:
+        """The frame in the middle: uint8 (3, image_size, image_size)."""
+        return video[len(video) // 2, :, video.shape[2] // 2]
+
 
 @dataclass
 class Predictions:
     """What `classify` found.
 
     Attributes:
-        paths: The images that could be read, N of them, in the order given.
+        paths: The images or videos that could be read, N of them, in the order given.
         probabilities: float32 (N, classes).
-        pictures: The first images as the model saw them, each uint8 (3, S, S); at most `PICTURES`.
-        skipped: Images that could not be read, and why.
+        pictures: The first ones as the model saw them, of videos a frame, each uint8 (3, S, S); at most `PICTURES`.
+        skipped: Those that could not be read, and why.
     """
 
     paths: list[Path]
@@ -102,25 +151,40 @@ def find_images(asked: list[str]) -> list[Path]:
     Raises:
         PredictionError: One of them leads to no image.
     """
+    return _find(asked, "image", IMAGE_SUFFIXES, _images)
+
+
+def find_videos(asked: list[str]) -> list[Path]:
+    """As `find_images`, of videos: files, and folders of numbered images.
+
+    Raises:
+        PredictionError: One of them leads to no video.
+    """
+    return _find(asked, "video", VIDEO_SUFFIXES, lambda paths: sorted(path for path in paths if is_clip(path)))
+
+
+def _find(
+    asked: list[str], what: str, suffixes: tuple[str, ...], wanted: Callable[[Iterable[Path]], list[Path]]
+) -> list[Path]:
     found: dict[Path, None] = {}
     for name in asked:
         path = Path(name).expanduser()
-        if path.is_file():
-            images = [path]
+        if path.is_file() or wanted([path]):
+            files = [path]
         elif path.is_dir():
-            images = _images(path.rglob("*"))
+            files = wanted(entry for entry in path.rglob("*") if not entry.name.startswith("."))
         else:
-            images = _images(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (`**`, cwd)
-        if not images:
-            what = "the folder holds no image" if path.is_dir() else "there is no such file, folder or match"
+            files = wanted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (`**`, cwd)
+        if not files:
+            problem = f"the folder holds no {what}" if path.is_dir() else "there is no such file, folder or match"
             raise PredictionError(
-                f"{name}: {what} (looked in {Path.cwd()}). Images end in {', '.join(IMAGE_SUFFIXES)}."
+                f"{name}: {problem} (looked in {Path.cwd()}). {what.capitalize()}s end in {', '.join(suffixes)}."
             )
-        found |= dict.fromkeys(images)
+        found |= dict.fromkeys(files)
     return list(found)
 
 
-def _images(paths: Any) -> list[Path]:
+def _images(paths: Iterable[Path]) -> list[Path]:
     return sorted(
         path
         for path in paths
@@ -128,7 +192,7 @@ def _images(paths: Any) -> list[Path]:
     )
 
 
-def load_classifier(run: Path, checkpoint: Path | None = None, device: str = "auto") -> Classifier:
+def load_classifier(run: Path, checkpoint: Path | None = None, device: str = "auto") -> Classifier | VideoClassifier:
     """Build the model of a run from its `fit.yaml` and `adapter.safetensors`.
 
     Args:
@@ -139,9 +203,20 @@ def load_classifier(run: Path, checkpoint: Path | None = None, device: str = "au
     Raises:
         RepLoRAError: A file is missing or of another kind of run, or the backbone's weights are not those of the run.
     """
-    loaded = load_run(run, checkpoint, kinds=("ImageClassification",))
+    loaded = load_run(run, checkpoint, kinds=("ImageClassification", "VideoClassification"))
     data = loaded.data
     where = _device(device)
+    if loaded.kind == "VideoClassification":
+        mean, std = (torch.tensor(data["normalization"][key], device=where).view(3, 1, 1, 1) for key in ("mean", "std"))
+        return VideoClassifier(
+            model=loaded.model.to(where),
+            class_names=data["class_names"],
+            clips=ClipOptions(**data["clips"]),
+            average=loaded.options.get("average_views", "logits"),
+            mean=mean,
+            std=std,
+            device=where,
+        )
     mean, std = (torch.tensor(data["normalization"][key], device=where).view(3, 1, 1) for key in ("mean", "std"))
     return Classifier(
         model=loaded.model.to(where),
@@ -157,24 +232,24 @@ def load_classifier(run: Path, checkpoint: Path | None = None, device: str = "au
 
 
 def classify(
-    classifier: Classifier,
+    classifier: Classifier | VideoClassifier,
     paths: list[Path],
     batch_size: int = 64,
     skip_corrupt: bool = False,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Predictions:
-    """The probabilities of image files; threads decode one batch while the model works on the one before.
+    """The probabilities of images or videos; threads decode one batch while the model works on the one before.
 
     Args:
         classifier: From `load_classifier`.
-        paths: The images.
-        batch_size: Images at once.
-        skip_corrupt: Leave out images that cannot be read.
-        advance: Called with the number of images of each batch that is done.
+        paths: The images, or the videos.
+        batch_size: How many at once.
+        skip_corrupt: Leave out what cannot be read.
+        advance: Called with the number of files of each batch that is done.
 
     Raises:
-        CorruptImageError: An image cannot be read, and `skip_corrupt` is off.
-        PredictionError: No image could be read.
+        CorruptImageError, CorruptVideoError: A file cannot be read, and `skip_corrupt` is off.
+        PredictionError: No file could be read.
     """
     found = Predictions([], torch.empty(0, len(classifier.class_names)))
     parts: list[Tensor] = []
@@ -191,25 +266,24 @@ def classify(
         ahead = submit(0)
         for number, batch in enumerate(batches):
             decoding, ahead = ahead, submit(number + 1)
-            images = []
+            inputs = []
             for path, future in zip(batch, decoding, strict=True):
                 try:
-                    images.append(future.result())
+                    inputs.append(future.result())
                     found.paths.append(path)
-                except CorruptImageError as error:
+                except (CorruptImageError, CorruptVideoError) as error:
                     if not skip_corrupt:
                         for waiting in (*decoding, *ahead):
                             waiting.cancel()
-                        raise CorruptImageError(f"{error} Or leave such images out: --skip_corrupt true") from error
+                        raise type(error)(f"{error} Or leave such files out: --skip_corrupt true") from error
                     found.skipped[path] = str(error)
-            if images:
-                found.pictures += images[: PICTURES - len(found.pictures)]
-                parts.append(classifier.probabilities(torch.stack(images)))
+            if inputs:
+                shown = inputs[: PICTURES - len(found.pictures)]
+                found.pictures += [classifier.picture(one).clone() for one in shown]  # not all that it is a part of
+                parts.append(classifier.probabilities(torch.stack(inputs)))
             advance(len(batch))
     if not parts:
-        raise PredictionError(
-            f"None of the {len(paths):,} images can be read. {next(iter(found.skipped.values()), '')}"
-        )
+        raise PredictionError(f"None of the {len(paths):,} files can be read. {next(iter(found.skipped.values()), '')}")
     found.probabilities = torch.cat(parts)
     return found
 

@@ -34,12 +34,14 @@ class Run:
         kind: Class of its LightningModule, such as `ImageClassification`.
         backbone: As it was built; its `model` carries the trained adapter, not merged, in evaluation mode.
         data: Class names and preprocessing, where the data have them.
+        options: Of the module, as in `fit.yaml`.
     """
 
     folder: Path
     kind: str
     backbone: Backbone
     data: dict[str, Any]
+    options: dict[str, Any]
 
     @property
     def model(self) -> nn.Module:
@@ -77,7 +79,16 @@ def load_run(folder: Path, checkpoint: Path | None = None, kinds: tuple[str, ...
             )
         replora.load_adapter(built.model, file)
     built.model.eval()
-    return Run(folder, kind, built, data)
+    return Run(folder, kind, built, data, options)
+
+
+def kind_of(folder: Path) -> str:
+    """Class of a run's LightningModule, such as `ImageClassification`; nothing is built.
+
+    Raises:
+        RunError: The directory is not that of a fit.
+    """
+    return _read_fit(folder)[0].rpartition(".")[2]
 
 
 def _vision(options: dict[str, Any], data: dict[str, Any], checkpoint: Path | None) -> Backbone:

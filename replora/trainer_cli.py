@@ -41,6 +41,7 @@ from lightning_modules import (
 from replora.adapters.config import AdapterConfig
 from replora.cli import find_config
 from replora.errors import RepLoRAError, nearest
+from replora.recipes import changed_options
 from replora.reports.results import read_results
 
 # Messages that ask for what is already so, or advertise.
@@ -181,6 +182,8 @@ class TrainerCLI(LightningCLI):
                 f"--ckpt_path {UNTRAINED}: {self.model.backbone.name} has a new head of random weights, so there is "
                 "nothing to measure before training."
             )
+        if (recipe := getattr(self.datamodule, "recipe", None)) is not None:
+            self.datamodule.recipe_changes = changed_options(recipe, self.options.as_dict())
         run_dir = self._run_dir()
         self.options.run_dir = run_dir
         given = self.config_init[self.verb].trainer

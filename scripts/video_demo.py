@@ -18,11 +18,11 @@ from replora.atomic import replace_text
 from replora.cli import main as replora_cli
 from replora.reports.results import read_results
 
-# Method -> learning rates, a grid of equal size around its best.
+# Method -> learning rates, grids of equal size around the best ones; the same one for both low-rank methods.
 RATES = {
     "linear_probe": (0.01, 0.03, 0.1),
-    "lora": (0.001, 0.003, 0.01),
-    "replora": (0.001, 0.003, 0.01),
+    "lora": (0.003, 0.01, 0.03),
+    "replora": (0.003, 0.01, 0.03),
 }
 
 

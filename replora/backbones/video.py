@@ -10,12 +10,13 @@ them (`swin3d_attention.py`), so that every method acts on them. Injection prove
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from torch.utils.checkpoint import checkpoint as without_activations
 from replora.backbones.backbone import Backbone, BackboneError, file_sha256, in_head
 from replora.backbones.backbone import fingerprint as model_fingerprint
 from replora.errors import nearest
+
+Average = Literal["logits", "probabilities"]  # what is averaged over the views of a video
 
 # Liu et al., Video Swin Transformer (2022), section 3.3; as arguments of torchvision's SwinTransformer3d. `swin3d_nano`
 # is ours, for demonstrations and tests: 2 x 4 x 4 pixels a token, 146,000 parameters, random weights alone.
@@ -141,6 +144,15 @@ def build_video_backbone(
     if architecture in SWIN3D_SHAPES:
         return _swin3d(name, architecture, tag, num_classes, pretrained, checkpoint, drop_path_rate)
     return _videomae(name, num_classes, pretrained, checkpoint, drop_path_rate, num_frames)
+
+
+def averaged(logits: Tensor, what: Average) -> Tensor:
+    """The answers to the views of each video (V, B, classes) -> one answer each (B, classes), as logits in float32."""
+    logits = logits.float()
+    if what == "logits" or len(logits) == 1:
+        return logits.mean(dim=0)
+    # log mean_v softmax(logits_v), without a probability that rounds to 0
+    return logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(logits))
 
 
 def checkpoint_gradients(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,11 @@ from replora.datasets.videos import Choice, read_clip
 from replora.errors import RepLoRAError
 
 EVERY_FRAME = "every frame"
-RESCAN = 1.0  # seconds after which the folder's size is looked up again, because other processes write to it
+# The folder's size is looked up again when a process has written this part of `max_bytes`, because others write too:
+# filling a cache takes at most 1 / RESCAN looks, shared by all processes, however many files it has.
+RESCAN = 1 / 256
+STALE = 3600.0  # seconds after which a file that is still being written belongs to a process that was killed
+WRITING = re.compile(r"[0-9a-f]{32}\.safetensors.+\.tmp")
 
 
 class CacheError(RepLoRAError):
@@ -30,19 +35,19 @@ class ClipCache:
     """Reads clips as `read_clip` does, and keeps their frames.
 
     The frames are kept at their final shorter side and uncompressed, so what is read later equals what was decoded. A
-    file is found by path, size and date of its clip: another clip is never taken for it.
+    file is found by path, size and date of its clip, or of each image of a folder: another clip is never taken for it.
 
     Args:
         folder: where; made if absent.
-        max_bytes: what does not fit into this many bytes is decoded each time. Processes that write at the same moment
-            may exceed it by what they write in a second.
+        max_bytes: what does not fit into this many bytes is decoded each time. Each process that writes may exceed it
+            by 1/256 and a clip.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
         self._used = 0
-        self._scanned: float | None = None
+        self._written: int | None = None  # by this process since the last look at the folder
 
     def read(self, path: Path, choose: Choice, short_side: int, keep: str) -> Tensor:
         """The frames that `choose` wants: uint8 (T, 3, h, w).
@@ -80,10 +85,9 @@ class ClipCache:
 
     def _room(self) -> int:
         """Bytes that may still be written."""
-        if self._scanned is None or time.monotonic() - self._scanned > RESCAN:
-            self._used = sum(entry.stat().st_size for entry in os.scandir(self.folder)) if self.folder.is_dir() else 0
-            self._scanned = time.monotonic()
-        return self.max_bytes - self._used
+        if self._written is None or self._written > RESCAN * self.max_bytes:
+            self._used, self._written = _size(self.folder), 0
+        return self.max_bytes - self._used - self._written
 
     def _write(self, file: Path, frames: Tensor, count: int, numbers: list[int]) -> None:
         try:
@@ -94,7 +98,25 @@ class ClipCache:
                 f"Decoded clips cannot be written to {self.folder} ({error.strerror or error}). Make room there, lower "
                 "--data.cache_bytes, or decode every time: --data.cache_dir null"
             ) from error
-        self._used += frames.nbytes
+        self._written = (self._written or 0) + frames.nbytes
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder, to which other processes write; what a killed one left is deleted."""
+    if not folder.is_dir():
+        return 0
+    total = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                state = entry.stat()
+                if WRITING.fullmatch(entry.name) and time.time() - state.st_mtime > STALE:
+                    Path(entry.path).unlink()
+                else:
+                    total += state.st_size
+            except FileNotFoundError:  # another process has finished it, or deleted it
+                continue
+    return total
 
 
 def _read(file: Path, choose: Choice) -> Tensor | None:
@@ -110,10 +132,12 @@ def _read(file: Path, choose: Choice) -> Tensor | None:
 
 
 def _key(path: Path, short_side: int, keep: str) -> str:
-    """What decides over the frames of a file."""
+    """What decides over the frames of a file: of a folder of images every one of them, whose content may change."""
     try:
-        state = path.stat()
-        identity = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        states = [(file.name, file.stat()) for file in files]
+        listed = " ".join(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states)
+        identity = f"{path.resolve()} {listed}"
     except OSError:
         identity = str(path)  # its reader says what is wrong
     return hashlib.sha256(f"{identity} {short_side} {keep}".encode()).hexdigest()[:32]

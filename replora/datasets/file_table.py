@@ -2,7 +2,7 @@
 
     root/cat/a.jpg  root/dog/b.png                          no splits: they are made
     root/train/cat/a.jpg  root/val/...  root/test/...       val (or valid, validation) and test may be absent
-    list.csv with the header path,label                     relative to the file; a column `split` may be added
+    list.csv of the columns path,label                      relative to the file; a column `split` may be added
 
 A split that is absent is taken from the training files: stratified, and chosen by a hash of each file's relative path,
 so it is the same on every machine and does not depend on where the folder lies. What the files are says a `FileKind`:
@@ -64,7 +64,7 @@ class FileKind:
         suffix = self.suffixes[0]
         return (
             f"Expected is a folder for each class (ROOT/cat/1{suffix}, ROOT/dog/2{suffix}), or such folders inside "
-            "ROOT/train, ROOT/val and ROOT/test, or a CSV file with the header path,label"
+            "ROOT/train, ROOT/val and ROOT/test, or a CSV file of the columns path,label"
         )
 
 
@@ -213,6 +213,11 @@ def _folders(parent: Path) -> list[str]:
     )
 
 
+def _is_entry(cells: list[str], home: Path) -> bool:
+    """Whether the first line of a CSV file is no header but names a file already, with its label."""
+    return len(cells) in (2, 3) and not {"path", "label"} & set(cells) and cells[0] != "" and (home / cells[0]).exists()
+
+
 def _read_csv(file: Path, kind: FileKind) -> Named:
     try:
         text = file.read_text(encoding="utf-8-sig")  # with or without the byte order mark that spreadsheets write
@@ -220,6 +225,9 @@ def _read_csv(file: Path, kind: FileKind) -> Named:
         raise ListFileError(f"{file} is not UTF-8 text ({error}). It has to be a CSV file, saved as UTF-8.") from error
     reader = csv.DictReader(text.splitlines())
     columns = [name.strip() for name in reader.fieldnames or []]
+    if _is_entry(columns, file.parent):
+        columns = ["path", "label", "split"][: len(columns)]
+        reader = csv.DictReader(text.splitlines(), columns)
     reader.fieldnames = columns
     for needed in ("path", "label"):
         if needed not in columns:

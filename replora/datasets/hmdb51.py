@@ -9,6 +9,8 @@ the training videos: clips of one scene in both would make it too easy.
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -16,12 +18,16 @@ from replora.datasets.errors import DatasetNotFoundError, ListFileError
 from replora.datasets.file_table import FileSplit, FileTable
 from replora.datasets.files import missing_files
 
+log = logging.getLogger(__name__)
+
 OfficialSplit = Literal[1, 2, 3]
 
 CLASSES = 51
 PER_CLASS: dict[FileSplit, int] = {"train": 70, "test": 30}
 LIST_FOLDERS = ("testTrainMulti_7030_splits", "test_train_splits", "splits", "")
 VIDEO_FOLDERS = ("videos", "hmdb51_org", "hmdb51", "frames", "")
+# Visible body, camera, people, viewpoint, quality, number: FILM_CLASS_u_nm_np1_ba_goo_0.
+PROPERTIES = re.compile(r"(.+)_[^_]+_[a-z]_[a-z]{2}_np\d+_[a-z]{2}_[a-z]{3}_\d+(?:\.avi)?")
 SOURCE = (
     "Videos (hmdb51_org.rar, and in it an archive for each class) and splits (test_train_splits.rar) are at "
     "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/"
@@ -64,13 +70,26 @@ def read_hmdb51(root: Path, split: OfficialSplit = 1, check_sizes: bool = True) 
                 )
         videos |= {PurePosixPath(name, file): (label, part) for file, part in listed.items()}
     home, paths = _find_videos(root, list(videos))
+    if alone := [path for path in paths if film_of(path) == path.name]:
+        log.warning(
+            "%s of %s names, such as %s, do not tell their film: clips of one film may be in both train and val",
+            *(f"{len(alone):,}", f"{len(paths):,}", alone[0]),
+        )
     labels, splits = [label for label, _ in videos.values()], [part for _, part in videos.values()]
     return FileTable(home, paths, labels, class_names, list(splits))
 
 
 def film_of(path: PurePosixPath) -> str:
-    """The film that a clip is from: `FILM_brush_hair_u_nm_np1_ba_goo_0.avi` -> `FILM`."""
-    return path.name.split(f"_{path.parent.name}_")[0]
+    """The film that a clip is from: `FILM_brush_hair_u_nm_np1_ba_goo_0.avi` -> `FILM`.
+
+    A name without its class, or with the class written otherwise, is cut before the six labels and the number at its
+    end; a name without these is a film of its own.
+    """
+    film, found, _ = path.name.partition(f"_{path.parent.name}_")
+    if found:
+        return film
+    parts = PROPERTIES.fullmatch(path.name)
+    return parts[1] if parts else path.name
 
 
 def _find_lists(root: Path, split: int) -> dict[str, Path]:
@@ -94,12 +113,16 @@ def _read_list(file: Path) -> dict[str, FileSplit]:
     """Name of a video -> split."""
     parts: dict[str, FileSplit | None] = {"0": None, "1": "train", "2": "test"}
     listed: dict[str, FileSplit] = {}
+    seen: set[str] = set()
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
         name, _, part = line.strip().rpartition(" ")
         if part not in parts or not name or "/" in name:
             raise ListFileError(f"{file}, line {number}: {line!r} is not a file's name and 0, 1 or 2. {SOURCE}")
+        if name.strip() in seen:
+            raise ListFileError(f"{file}, line {number}: {name.strip()} is listed twice. It is in one split. {SOURCE}")
+        seen.add(name.strip())
         own = parts[part]
         if own is not None:
             listed[name.strip()] = own

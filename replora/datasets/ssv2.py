@@ -123,6 +123,8 @@ def _read_list(file: Path, class_of: dict[str, int]) -> dict[str, int]:
                 f"{file}: entry {position} has the template {template!r}, which is no class. "
                 f"{nearest(template, class_of)} Take the lists from one source."
             )
+        if number in listed:
+            raise ListFileError(f"{file}: entry {position} is the video {number!r} again. It has one class. {SOURCE}")
         listed[number] = class_of[template]
     return listed
 

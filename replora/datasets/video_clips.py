@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 import torch
@@ -151,16 +151,24 @@ class TestClips(VideoClips):
         """
         index = range(len(self))[index]
         try:
-            frames = self._read(index, self._all_views)
+            video = views(self.options, lambda choose: self._read(index, choose), self.clips, self.crops)
         except CorruptVideoError as error:
             return self._skipped(index, self.clips * self.crops, error)
-        clips = torch.split(frames, self.options.num_frames)
-        views = [crop.transpose(0, 1) for clip in clips for crop in view_crops(self.options, clip, self.crops)]
-        return {"video": torch.stack(views), "label": self.labels[index], "index": index}
+        return {"video": video, "label": self.labels[index], "index": index}
 
     def _kept(self) -> str:
         o = self.options
         return f"{o.num_frames} {o.sampling} {o.stride if o.sampling == 'dense' else ''} {self.clips}"
 
-    def _all_views(self, count: int) -> list[int]:
-        return [i for clip in range(self.clips) for i in view_frames(self.options, count, clip, self.clips)]
+
+def views(options: ClipOptions, read: Callable[[Choice], Tensor], clips: int, crops: int) -> Tensor:
+    """The views of a video: uint8 (clips * crops, 3, T, image_size, image_size).
+
+    Args:
+        options: of the clips.
+        read: gives the frames that its argument chooses, uint8 (N, 3, h, w), their shorter side `options.side`.
+        clips, crops: how many in time, and squares of each.
+    """
+    frames = read(lambda count: [i for clip in range(clips) for i in view_frames(options, count, clip, clips)])
+    in_time = torch.split(frames, options.num_frames)
+    return torch.stack([crop.transpose(0, 1) for clip in in_time for crop in view_crops(options, clip, crops)])

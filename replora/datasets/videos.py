@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,11 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpe
 
 # Decoded frames that wait until the clip's length is known, in bytes; a longer clip is decoded a second time.
 HELD_BYTES = 256 * 2**20
-# A clip with fewer frames, or an earlier last one, than this part of what its header states was cut off.
-WHOLE = 0.8
+# A clip was cut off if it has less than this part of the frames that its header states, or of the seconds: fewer of
+# these, because a last frame may be meant to stay for long.
+WHOLE, WHOLE_SECONDS = 0.95, 0.8
+# Steps and seconds from one frame to the next by which a video of constant rate has lost frames in between.
+LOST_STEPS, LOST_SECONDS = 5, 0.5
 
 # Number of frames of a clip -> positions of those wanted.
 Choice = Callable[[int], Sequence[int]]
@@ -53,8 +57,8 @@ def read_clip(path: Path, choose: Choice, short_side: int | None = None) -> Tens
         uint8 (T, 3, H, W).
 
     Raises:
-        CorruptVideoError: the file cannot be decoded, ends early or has no frames; of a folder an image cannot be read
-            or is missing in between.
+        CorruptVideoError: the file cannot be decoded, ends early, has no frames, one with damaged parts or a gap; of a
+            folder an image cannot be read or is missing in between.
         MissingDecoderError: PyAV is not installed.
     """
     frames = _read_folder(path, choose) if path.is_dir() else _read_video(path, choose)
@@ -85,15 +89,23 @@ def resize(frames: Tensor, short_side: int) -> Tensor:
 
 
 def clip_files(folder: Path) -> list[Path]:
-    """The clips in `folder` and the folders inside it: video files, and folders that directly hold images."""
+    """The clips in `folder` and the folders inside it: video files, and folders of images (`is_clip`)."""
     found = []
     for path in sorted(folder.rglob("*")):
         if path.name.startswith("."):
             continue
-        is_video = path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
-        if is_video or (path.is_dir() and any(_is_image(entry) for entry in path.iterdir())):
+        if is_clip(path):
             found.append(path)
     return found
+
+
+def is_clip(path: Path) -> bool:
+    """Whether `path` is a video file, or a folder that directly holds images and no videos, beside which they are
+    previews."""
+    if not path.is_dir():
+        return _is_video(path)
+    entries = list(path.iterdir())
+    return any(map(_is_image, entries)) and not any(map(_is_video, entries))
 
 
 def require_decoder() -> None:
@@ -145,8 +157,8 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
     require_decoder()
     import av
 
-    count = 0
-    last = 0.0
+    count = damaged = 0
+    times: list[float] = []
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -154,15 +166,21 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             stream.codec_context.thread_count = 1
-            start = None
             for frame in container.decode(stream):
-                if frame.time is not None:
-                    start = frame.time if start is None else start
-                    last = frame.time - start
                 count += 1
+                if frame.is_corrupt and not damaged:  # FFmpeg has made up what it could not read
+                    damaged = count
+                if frame.time is not None:
+                    times.append(frame.time)
                 yield frame
             length, stated = _length(container, stream), stream.frames
             rate = float(stream.average_rate or 0)
+            end = times[-1] - times[0] + (1 / rate if rate else 0) if times else length
+            # MP4 that was trimmed without encoding it anew states frames that it does not show; its seconds are right.
+            if "mov" in container.format.name and end >= WHOLE * length:
+                stated = 0
+            # Other formats list their frames; in Matroska and WebM one that is lost leaves no trace but its time.
+            lost = _gap(times) if "matroska" in container.format.name else None
     except CorruptVideoError:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -171,21 +189,58 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
         ) from error
     if not count:
         raise CorruptVideoError(f"The video {path} holds no frame. Copy or download this file again.")
-    end = last + 1 / rate if rate else last
-    short = start is not None and end < WHOLE * length and length - end > 0.5
-    if short or count < WHOLE * stated:
+    if _cut_off(count, stated, end, length):
         raise CorruptVideoError(
             f"The video {path} ends after {count:,} frames ({end:.1f} seconds); its header says "
             f"{f'{stated:,} frames' if stated else f'{length:.1f} seconds'}, so it was cut off. Copy or download this "
             "file again."
         )
+    if damaged:
+        raise CorruptVideoError(
+            f"The video {path} is damaged: parts of its frame {damaged:,} of {count:,} cannot be decoded. Copy or "
+            "download this file again."
+        )
+    if lost is not None:
+        raise CorruptVideoError(
+            f"The video {path} has no frames from second {lost[0]:.1f} to {lost[1]:.1f}, and regular ones elsewhere, "
+            "so some are lost. Copy or download this file again."
+        )
+
+
+def _cut_off(count: int, stated: int, end: float, length: float) -> bool:
+    """Whether `count` frames that end at second `end` are too few for a header of `stated` frames and `length` seconds.
+
+    A frame or two are no sign: packed B-frames in AVI are counted twice.
+    """
+    too_few = stated - count > 2 and count < WHOLE * stated
+    return too_few or (end < WHOLE_SECONDS * length and length - end > 0.5)
+
+
+def _gap(times: Sequence[float]) -> tuple[float, float] | None:
+    """The seconds between which frames are lost; None in a video of varying rate, where a pause may be meant."""
+    steps = [after - before for before, after in pairwise(times)]
+    if not steps:
+        return None
+    usual = sorted(steps)[len(steps) // 2]
+    if sum(abs(step - usual) < 0.1 * usual + 0.002 for step in steps) < 0.9 * len(steps):  # stored in milliseconds
+        return None
+    longest = max(range(len(steps)), key=lambda i: steps[i])
+    if steps[longest] < max(LOST_STEPS * usual, LOST_SECONDS):
+        return None
+    return times[longest] + usual, times[longest + 1]
 
 
 def _length(container: Any, stream: Any) -> float:
-    """The seconds that the header states; 0 if it states none."""
+    """The seconds of video that the header states; 0 if it states none.
+
+    The file's own length is that of its longest stream, which may be the sound.
+    """
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    return (container.duration or 0) / 1e6
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # Matroska and WebM
+    if tag:
+        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+    return (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
 
 
 def _rgb(path: Path, frame: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -238,6 +293,10 @@ def _numbered_images(folder: Path) -> list[Path]:
             "there). Extract the clip again."
         )
     return [numbers[number] for number in sorted(numbers)]
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _is_image(path: Path) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
+from replora.recipes import shared_by_methods
 from replora.reports.results import read_results
 from replora.reports.tracks import common_track
 
@@ -41,6 +42,10 @@ CONDITIONS = (
     "normalization",
     "cutoff",
     "test_items",
+    "official_split",
+    "recipe",
+    "clips",
+    "skip_corrupt",
 )
 
 
@@ -239,12 +244,17 @@ def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
     groups: dict[str, Group] = {}
     for _, conditions, run in newest.values():
         if run.stage == "final" and not run.diverged:
-            title = ", ".join(str(conditions[key]) for key in ("sweep", "dataset", "backbone") if conditions[key])
-            groups.setdefault(json.dumps(conditions, default=str), Group(title, conditions, [])).runs.append(run)
+            group = Group(_title(conditions), conditions, [])
+            groups.setdefault(json.dumps(conditions, default=str), group).runs.append(run)
     for _, conditions, run in newest.values():
         if run.stage == "select" or run.diverged:
             _add_to(groups, conditions, run)
     return list(groups.values())
+
+
+def _title(conditions: dict[str, Any]) -> str:
+    words = [str(conditions[key]) for key in ("sweep", "dataset", "backbone") if conditions[key]]
+    return ", ".join([*words, *(f"split {split}" for split in [conditions.get("official_split")] if split)])
 
 
 def _add_to(groups: dict[str, Group], conditions: dict[str, Any], run: Run) -> None:
@@ -260,8 +270,8 @@ def _add_to(groups: dict[str, Group], conditions: dict[str, Any], run: Run) -> N
         and group.conditions["sweep"] == conditions["sweep"]
     ]
     if not homes:
-        title = ", ".join(str(conditions[key]) for key in ("sweep", "dataset", "backbone") if conditions[key])
-        homes = [groups.setdefault(json.dumps(conditions, default=str), Group(title, conditions, []))]
+        group = Group(_title(conditions), conditions, [])
+        homes = [groups.setdefault(json.dumps(conditions, default=str), group)]
     for group in homes:
         task = run.task or next((other.task for other in group.runs), "")
         group.runs.append(replace(run, task=task))
@@ -286,6 +296,10 @@ def _run(content: dict[str, Any], label: str) -> Run:
 def _conditions(content: dict[str, Any]) -> dict[str, Any]:
     data, backbone = content.get("data", {}), content.get("backbone", {})
     found = {name: data[name] for name in CONDITIONS if data.get(name) is not None}
+    if "recipe" in found:
+        found["recipe"] = shared_by_methods(found["recipe"])
+    if skipped := content.get("test", {}).get("metrics", {}).get("test/skipped"):
+        found["skipped test items"] = int(skipped)
     return {
         "sweep": content.get("sweep", {}).get("name", ""),
         "dataset": data.get("dataset", ""),

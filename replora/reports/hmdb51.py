@@ -7,9 +7,16 @@ from typing import Any
 
 from replora.errors import RepLoRAError
 
-# What has to be the same in the three runs.
-SAME = ("backbone", "method", "options")
-SAME_DATA = ("dataset", "protocol", "recipe", "clips", "train_fraction", "shots", "val_fraction", "normalization")
+SPLIT_1, MEAN = "split 1", "mean of three splits"
+
+# What has to be the same in the three runs, as a path into their results.
+SAME = (
+    *("backbone", "method", "options"),
+    *("data.dataset", "data.protocol", "data.recipe", "data.clips", "data.normalization", "data.skip_corrupt"),
+    *("data.train_fraction", "data.shots", "data.subset_seed", "data.val_fraction", "data.split_seed"),
+    *("fit.optimizer", "fit.epochs", "fit.batch", "fit.precision", "fit.seed"),
+    "test.metrics.test/skipped",  # an accuracy over fewer videos is another number
+)
 
 
 class SplitsError(RepLoRAError):
@@ -17,7 +24,7 @@ class SplitsError(RepLoRAError):
 
 
 def hmdb51_accuracies(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """`{"split 1": ...}`, and `{"mean of 3 splits": ...}` beside it where runs on all three are there.
+    """`{"split 1": ...}`, and `{"mean of three splits": ...}` beside it where runs on all three are there.
 
     Args:
         results: name of a run -> content of its `results.json`; the accuracy is that of its `test`, in [0, 1].
@@ -41,12 +48,18 @@ def hmdb51_accuracies(results: Mapping[str, Mapping[str, Any]]) -> dict[str, flo
         )
     first = results[by_split[1]]
     for name in by_split.values():
-        differing = [key for key in SAME if results[name].get(key) != first.get(key)]
-        differing += [f"data.{key}" for key in SAME_DATA if results[name]["data"].get(key) != first["data"].get(key)]
+        differing = [path for path in SAME if _at(results[name], path) != _at(first, path)]
         if differing:
             raise SplitsError(f"{name} and {by_split[1]} differ in {', '.join(differing)}, so they have no mean.")
     accuracy = {split: float(results[name]["test"]["metrics"]["test/accuracy"]) for split, name in by_split.items()}
-    columns = {"split 1": accuracy[1]}
+    columns = {SPLIT_1: accuracy[1]}
     if len(accuracy) == 3:
-        columns["mean of 3 splits"] = sum(accuracy.values()) / 3
+        columns[MEAN] = sum(accuracy.values()) / 3
     return columns
+
+
+def _at(content: Any, path: str) -> Any:
+    """What stands at `a.b.c`; None if nothing does."""
+    for key in path.split("."):
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content

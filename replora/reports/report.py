@@ -17,6 +17,7 @@ from replora.reports.gather import Group, ReportError, Run, group_runs, read_run
 from replora.reports.grids import grid_section
 from replora.reports.low_data import by_size
 from replora.reports.validation import validation_section
+from replora.reports.videos import video_section
 
 TITLE = "Results"
 RUN_COLUMNS = (
@@ -24,6 +25,7 @@ RUN_COLUMNS = (
     *("metric", "validation", "test", "diverged", "adapter_trained", "adapter_deployed", "head"),
     *("fit_seconds", "steps", "git", "date"),
 )
+VIDEO_COLUMNS = ("official_split", "recipe", "train_skipped", "test_skipped")
 SHOWN_OPTIONS = ("rank", "factors", "hidden", "activation", "sharing")
 
 
@@ -57,6 +59,7 @@ def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
         blocks += validation_section(group, prefix)
         blocks += grid_section(group, folder, prefix)
         blocks += course_section(group, folder, prefix)
+    blocks += video_section(groups)
     blocks += _provenance(groups)
     files = write_document(blocks, folder, TITLE)
     replace_text(folder / "runs.csv", _runs_csv(groups))
@@ -77,7 +80,7 @@ def _summary(groups: Sequence[Group]) -> str:
 def _conditions(group: Group, prefix: str) -> list[Block]:
     """What all runs of the group share, and the methods with their sizes."""
     shared = ", ".join(
-        f"{name} {value['name'] if isinstance(value, dict) else value}"
+        f"{name} {_in_words(value)}"
         for name, value in group.conditions.items()
         if value not in ("", None) and name != "sweep"
     )
@@ -103,7 +106,25 @@ def _conditions(group: Group, prefix: str) -> list[Block]:
         )
     columns = ["method", "options", "trained", "deployed", "head", "runs (final + selection)", "seconds a fit"]
     caption = "Methods: parameters that train and that remain beside the backbone"
-    return [Paragraph(f"All runs: {shared}."), Table(f"{prefix}methods", caption, columns, rows)]
+    return [Paragraph(f"All runs: {shared}."), *_skipped(group), Table(f"{prefix}methods", caption, columns, rows)]
+
+
+def _in_words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return str(value["name"]) if "name" in value else f"({', '.join(f'{key} {item}' for key, item in value.items())})"
+
+
+def _skipped(group: Group) -> list[Block]:
+    """How many training and test items are in no number, where any are left out."""
+    counts = {
+        split: sorted({int(run.metrics(verb).get(f"{split}/skipped") or 0) for run in group.runs})
+        for split, verb in (("train", "fit"), ("test", "test"))
+    }
+    if not any(any(found) for found in counts.values()):
+        return []
+    listed = ", ".join(f"{' or '.join(map(str, found))} of {split}" for split, found in counts.items())
+    return [Paragraph(f"Left out because they cannot be decoded: {listed}. They are in no accuracy.")]
 
 
 def _short(value: Any) -> str:
@@ -129,10 +150,11 @@ def _provenance(groups: Sequence[Group]) -> list[Block]:
 def _runs_csv(groups: Sequence[Group]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(RUN_COLUMNS)
+    videos = any("recipe" in run.results.get("data", {}) for group in groups for run in group.runs)
+    writer.writerow([*RUN_COLUMNS, *(VIDEO_COLUMNS if videos else ())])
     for group in groups:
         for run in sorted(group.runs, key=lambda r: (r.stage, r.method, r.task, r.size, r.rate or 0, r.seed)):
-            writer.writerow(["" if value is None else value for value in _run_row(run)])
+            writer.writerow(["" if value is None else value for value in _run_row(run) + _video_row(run) * videos])
     return stream.getvalue()
 
 
@@ -160,6 +182,12 @@ def _run_row(run: Run) -> list[Any]:
         fit.get("git"),
         fit.get("date"),
     ]
+
+
+def _video_row(run: Run) -> list[Any]:
+    data = run.results.get("data", {})
+    skipped = [run.metrics(verb).get(f"{split}/skipped") for split, verb in (("train", "fit"), ("test", "test"))]
+    return [data.get("official_split"), data.get("recipe"), *skipped]
 
 
 def _line(content: dict[str, Any]) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+
+from tests.benchmarks.holder import hold
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +44,12 @@ def test_runs_and_its_results_make_tables(name: str, benchmark, tmp_path: Path, 
     assert "--out" not in page
     assert page.count("| --- |") == len(found["results"] if name == "scaling" else [name])
     assert (name == "scaling") == (".png" in page) == bool(list(tmp_path.glob("*.png")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_that_of_all_processes(benchmark) -> None:
+    peak = benchmark("measure").peak_of_processes
+    assert peak(hold, 200, 100) - peak(hold, 10, 0) > 280e6
 
 
 def test_training_step_compares_all_methods_with_the_floor(benchmark, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ VIDEOS = [
     "video_folder.yaml",
     "recipe/tuned_video.yaml",
     "recipe/v_petl.yaml",
+    "recipe/videomae.yaml",
 ]
 # Configuration -> the one that it is laid over, if it is a recipe, and the method that it trains with.
 VISION_LANGUAGE = {

@@ -18,6 +18,7 @@ from replora.cli import main
 from tests.cli.helpers import fit as fit_digits
 from tests.cli.test_own_data import TINY, predictions, refused
 from tests.fake_data import write_image_folder
+from tests.fake_videos import write_avi, write_frames
 
 torch.set_num_threads(1)
 
@@ -112,14 +113,14 @@ def test_corrupt_images(home: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--skip_corrupt true" in error
     assert not (tmp_path / "p.json").exists()
     main(["predict-files", *arguments, "--skip_corrupt=true", "--batch_size=1"])
-    assert "2 of 10 images could not be read" in capsys.readouterr().out
+    assert "2 of 10 files could not be read" in capsys.readouterr().out
     content = json.loads((tmp_path / "p.json").read_text())
     assert len(content["predictions"]) == 8
     assert [Path(entry["path"]).name for entry in content["skipped"]] == ["1.jpg", "2.jpg"]
     for file in (tmp_path / "cat").iterdir():
         file.write_bytes(b"")
     error = refused(capsys, "predict-files", *arguments, "--skip_corrupt=true")
-    assert "None of the 10 images can be read" in error
+    assert "None of the 10 files can be read" in error
 
 
 def test_what_there_is_to_predict(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +135,18 @@ def test_what_there_is_to_predict(home: Path, tmp_path: Path, monkeypatch: pytes
     for name, message in [(str(tmp_path), "the folder holds no image"), ("nothing/*.jpg", "no such file, folder")]:
         with pytest.raises(prediction.PredictionError, match=message):
             prediction.find_images([name])
+
+
+def test_videos_are_files_and_folders_of_images(tmp_path: Path) -> None:
+    write_avi(tmp_path / "a" / "1.avi")
+    write_frames(tmp_path / "a" / "2")
+    (tmp_path / "a" / "preview.jpg").touch()
+    assert prediction.find_videos([str(tmp_path)]) == [tmp_path / "a" / "1.avi", tmp_path / "a" / "2"]
+    assert prediction.find_videos([str(tmp_path / "a" / "2")]) == [tmp_path / "a" / "2"]
+    assert prediction.find_videos([str(tmp_path / "a" / "*.avi")]) == [tmp_path / "a" / "1.avi"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(prediction.PredictionError, match=r"the folder holds no video .*Videos end in \.mp4"):
+        prediction.find_videos([str(tmp_path / "none")])
 
 
 def test_wrong_options(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,4 +204,4 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["predict-files", "--help"])
     shown = capsys.readouterr().out
     assert "--contact_sheet" in shown
-    assert "Classify image files with a trained run" in shown
+    assert "Classify image or video files with a trained run" in shown

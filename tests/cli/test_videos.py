@@ -66,7 +66,8 @@ def test_ssv2_from_prepare_to_predict(ssv2: Path, tmp_path: Path, capsys: pytest
     main(["predict", f"--config={run / 'fit.yaml'}"])
     content = read_results(run)
     data = content["data"]
-    assert (data["task"], data["recipe"], data["reported_on"]) == ("ssv2", "v_petl", "the official validation set")
+    assert (data["task"], data["reported_on"]) == ("ssv2", "the official validation set")
+    assert data["recipe"] == "v_petl, changed: batch_size, clips.image_size, clips.num_frames, max_epochs"
     assert (data["clips"]["test_clips"], data["clips"]["test_crops"], data["clips"]["flip"]) == (4, 3, 0.0)
     assert data["split_sizes"] == {"trainval": 9, "test": 6}
     assert content["test"]["metrics"]["test/skipped"] == 0
@@ -78,15 +79,28 @@ def test_ssv2_from_prepare_to_predict(ssv2: Path, tmp_path: Path, capsys: pytest
     assert content["test"]["metrics"]["test/accuracy"] == pytest.approx(correct, abs=1e-5)
     header = json.loads(read_metadata(run / "adapter.safetensors")["data"])
     assert header["class_names"][2] == "Folding something"
+    videos = ssv2 / "20bn-something-something-v2"
+    files = [str(videos / row["path"]) for row in rows]
+    sheet = tmp_path / "sheet.png"
+    main(["predict-files", str(run), *files, f"--out={tmp_path / 'new.csv'}", f"--contact_sheet={sheet}"])
+    with (tmp_path / "new.csv").open(newline="", encoding="utf-8") as stream:
+        new = list(csv.DictReader(stream))
+    assert [row["path"] for row in new] == files
+    assert [row["predicted"] for row in new] == [row["predicted_name"] for row in rows]
+    for mine, theirs in zip(new, rows, strict=True):
+        assert float(mine["probability"]) == pytest.approx(float(theirs["probability"]), abs=1e-4)
+    assert sheet.stat().st_size > 1000
 
 
 def test_options_are_chosen_on_training_videos(ssv2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [f"--data.root={ssv2}", "--data.check_sizes=false", "--data.protocol=tune", "--data.val_fraction=0.3"]
     run = tmp_path / "run"
-    main(["fit", "--config=ssv2.yaml", "--config=recipe/tuned_video.yaml", *TINY, *options, f"--run_dir={run}"])
+    recipe = ["--config=recipe/tuned_video.yaml", "--model.optimizer=SGD", "--model.optimizer.lr=0.1"]
+    main(["fit", "--config=ssv2.yaml", *recipe, *TINY, *options, f"--run_dir={run}"])
     content = read_results(run)
     assert content["data"]["split_sizes"] == {"train": 6, "val": 3}
-    assert content["data"]["recipe"] == "tuned"
+    changed = "batch_size, clips.image_size, clips.num_frames, max_epochs"
+    assert content["data"]["recipe"] == f"tuned, changed: {changed}, optimizer.class_path, optimizer.lr"
     assert content["data"]["clips"]["sampling"] == "uniform"
     assert "val/accuracy" in content["fit"]["metrics"]
     assert "test" not in content
@@ -132,8 +146,9 @@ def test_own_videos_with_few_shots_and_a_cache(folder: Path, tmp_path: Path) -> 
 def test_videomae(folder: Path, tmp_path: Path) -> None:
     mae = videomae_folder(tmp_path / "mae")
     run = tmp_path / "run"
-    options = [f"--model.backbone={mae}", "--model.pretrained=true", "--model.drop_path_rate=0", f"--run_dir={run}"]
-    main(["fit", "--config=video_folder.yaml", *TINY, *options, f"--data.root={folder}"])
+    configs = ["--config=video_folder.yaml", "--config=recipe/videomae.yaml"]
+    options = [f"--model.backbone={mae}", "--model.pretrained=true", f"--run_dir={run}"]
+    main(["fit", *configs, *TINY, *options, f"--data.root={folder}"])
     content = read_results(run)
     assert content["targets"][0] == "model.videomae.encoder.layer.0.attention.attention.query"
     assert content["test"]["metrics"]["test/accuracy"] >= 0

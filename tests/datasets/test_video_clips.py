@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 
+from replora.atomic import replacing
 from replora.datasets import ClipCache, ClipOptions, TestClips, TrainClips, clip_cache, read_video_table, video_clips
 from replora.datasets.clip_cache import CacheError
 from replora.datasets.errors import CorruptVideoError
-from tests.fake_videos import write_video_folder
+from tests.fake_videos import write_frames, write_video_folder
 
 OPTIONS = ClipOptions(num_frames=4, stride=2, image_size=16, short_side=20, flip=0.5)
 
@@ -103,6 +107,49 @@ def test_the_cache_is_bounded(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def write_many(folder: Path, name: int) -> None:
+    """As a loader process writes: to a temporary file that then takes its place."""
+    for i in range(1000):
+        with replacing(folder / f"{name}{i % 50:031d}.safetensors") as temporary:
+            temporary.write_bytes(b"frames")
+
+
+def test_processes_that_write_do_not_disturb_each_other(tmp_path: Path) -> None:
+    writers = [multiprocessing.Process(target=write_many, args=(tmp_path, name)) for name in range(3)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert ClipCache(tmp_path, 2**20)._room() <= 2**20
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert ClipCache(tmp_path, 2**20)._room() == 2**20 - 150 * len(b"frames")
+
+
+def test_the_folder_is_looked_at_after_much_is_written(root: Path, tmp_path: Path, monkeypatch) -> None:
+    look = Mock(wraps=clip_cache._size)
+    monkeypatch.setattr(clip_cache, "_size", look)
+    clips = train(root, cache=ClipCache(tmp_path / "cache", 2**30))
+    for _ in range(2):
+        assert [clips[0, i]["label"] for i in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert look.call_count == 1
+    monkeypatch.setattr(clip_cache, "RESCAN", 0)
+    clips = train(root, cache=ClipCache(tmp_path / "other", 2**30))
+    assert [clips[0, i]["label"] for i in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert look.call_count == 1 + 6
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path: Path) -> None:
+    left, written, other = (tmp_path / f"{'0' * 32}.safetensors{n}.tmp" for n in "abc")
+    other = other.with_name("notes.tmp")
+    for file in (left, written, other):
+        file.write_bytes(b"12345")
+    for file in (left, other):
+        os.utime(file, (time.time() - 7200,) * 2)
+    assert ClipCache(tmp_path, 100)._room() == 100 - 10
+    assert not left.exists()
+    assert written.exists()
+    assert other.exists()
+
+
 def test_a_changed_video_is_decoded_again(tmp_path: Path) -> None:
     root = write_video_folder(tmp_path / "videos", per_class=3)
     cache = ClipCache(tmp_path / "cache", 2**30)
@@ -111,6 +158,19 @@ def test_a_changed_video_is_decoded_again(tmp_path: Path) -> None:
     after = train(root, cache=cache)[0, 0]["video"]
     assert not torch.equal(before, after)
     assert torch.equal(after, train(root)[0, 0]["video"])
+
+
+def test_an_image_that_changes_in_its_place_is_read_again(tmp_path: Path) -> None:
+    clip = write_frames(tmp_path / "clip")
+    cache = ClipCache(tmp_path / "cache", 2**30)
+    before = cache.read(clip, range, 24, clip_cache.EVERY_FRAME)
+    assert torch.equal(cache.read(clip, range, 24, clip_cache.EVERY_FRAME), before)
+    folder = clip.stat().st_mtime_ns
+    (clip / "img_3.jpg").write_bytes((clip / "img_9.jpg").read_bytes())
+    os.utime(clip, ns=(folder, folder))
+    after = cache.read(clip, range, 24, clip_cache.EVERY_FRAME)
+    assert torch.equal(after[2], before[8])
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_a_damaged_file_of_the_cache_is_decoded_again(root: Path, tmp_path: Path) -> None:

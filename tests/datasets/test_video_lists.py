@@ -10,7 +10,7 @@ import pytest
 from replora.datasets import FileTableError, read_hmdb51, read_ssv2, read_video_table
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
 from replora.datasets.hmdb51 import film_of
-from tests.fake_videos import SSV2_TEMPLATES, write_hmdb51, write_ssv2, write_video_folder
+from tests.fake_videos import SSV2_TEMPLATES, write_avi, write_hmdb51, write_ssv2, write_video_folder
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,8 @@ def test_what_can_be_wrong_with_ssv2(labels: Path, tmp_path: Path) -> None:
     refused(r"the id '\.\./1', which is no name of a file")
     train.write_text(json.dumps([*items, {**items[0], "id": "1010"}]))
     refused(r"the video '1010' is listed for training too")
+    train.write_text(json.dumps([*items, {**items[0], "template": items[1]["template"]}]))
+    refused(r"entry 9 is the video '1001' again")
     train.write_text("[")
     refused("is not JSON")
     train.write_text(json.dumps([*items, {**items[0], "id": "7"}]))
@@ -122,6 +124,30 @@ def test_clips_of_one_film_stay_together(hmdb51: Path) -> None:
     assert "train" in table.assign(0.99, 0.0, 0, films)
 
 
+@pytest.mark.parametrize(
+    ("path", "film"),
+    [
+        ("fall_floor/A_Film_fall_floor_u_nm_np1_fr_med_0.avi", "A_Film"),
+        ("fall_floor/A_Film_fallfloor_u_nm_np1_fr_med_0.avi", "A_Film"),
+        ("fall_floor/A_Film_fallfloor_u_nm_np1_fr_med_0", "A_Film"),
+        ("fall_floor/mine.avi", "mine.avi"),
+    ],
+)
+def test_films(path: str, film: str) -> None:
+    assert film_of(PurePosixPath(path)) == film
+
+
+def test_names_without_a_film_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_hmdb51(tmp_path, classes=("wave",), films=3)
+    read_hmdb51(root, check_sizes=False)
+    assert not caplog.text
+    lists = root / "testTrainMulti_7030_splits" / "wave_test_split1.txt"
+    lists.write_text(lists.read_text() + "mine.avi 1\n")
+    write_avi(root / "videos" / "wave" / "mine.avi")
+    read_hmdb51(root, check_sizes=False)
+    assert "1 of 6 names, such as wave/mine.avi, do not tell their film" in caplog.text
+
+
 def test_what_can_be_wrong_with_hmdb51(hmdb51: Path, tmp_path: Path) -> None:
     with pytest.raises(ListFileError, match="lists of 3 classes for split 1, but HMDB51 has 51"):
         read_hmdb51(hmdb51)
@@ -133,6 +159,9 @@ def test_what_can_be_wrong_with_hmdb51(hmdb51: Path, tmp_path: Path) -> None:
     lists.mkdir()
     (lists / "wave_test_split1.txt").write_text("a.avi 1\nb.avi 3\n")
     with pytest.raises(ListFileError, match=r"wave_test_split1\.txt, line 2: 'b\.avi 3' is not a file's name"):
+        read_hmdb51(tmp_path, check_sizes=False)
+    (lists / "wave_test_split1.txt").write_text("a.avi 2\nb.avi 1\na.avi 1\n")
+    with pytest.raises(ListFileError, match=r"line 3: a\.avi is listed twice"):
         read_hmdb51(tmp_path, check_sizes=False)
     (lists / "wave_test_split1.txt").write_text("a.avi 1\n")
     with pytest.raises(DatasetNotFoundError, match=r"looked for wave/a\.avi"):
@@ -147,6 +176,9 @@ def test_own_videos(tmp_path: Path) -> None:
     listed = read_video_table(root / "list.csv")
     assert (listed.class_names, listed.labels) == (["l", "r"], [0, 1, 1])
     assert listed.splits == ["train", "test", "train"]
+    (root / "list.csv").write_text("left/0.avi,l\nright/clip,r\nright/0.avi,r\n")  # as V-PETL writes its lists
+    listed = read_video_table(root / "list.csv")
+    assert (listed.labels, listed.splits) == ([0, 1, 1], [None] * 3)
     (root / "list.csv").write_text("path,label\nleft/0.avi,l\nright/7.avi,r\n")
     with pytest.raises(ListFileError, match=r"1 of 2 videos are missing, the first: right/7\.avi"):
         read_video_table(root / "list.csv")

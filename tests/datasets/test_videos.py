@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from replora.datasets import videos
 from replora.datasets.errors import CorruptVideoError
 from replora.datasets.videos import MissingDecoderError, clip_files, count_frames, read_clip, resize
-from tests.fake_videos import write_avi, write_frames, write_webm
+from tests.fake_videos import frames_of, write_avi, write_frames, write_webm
 
 
 def brightness(clip: torch.Tensor) -> list[float]:
@@ -82,6 +86,117 @@ def test_damaged_files_are_named(ending: str, tmp_path: Path) -> None:
         read_clip(tmp_path / f"nowhere.{ending}", range)
 
 
+def rewritten(source: Path, target: Path, change: Callable[[int, Any], Any]) -> Path:
+    """The packets of a video as `change` makes them from (number, packet), not encoded again; None leaves one out."""
+    import av
+
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = old.streams.video[0]
+        copied = new.add_stream_from_template(stream)
+        for number, packet in enumerate(packet for packet in old.demux(stream) if packet.dts is not None):
+            if (changed := change(number, packet)) is not None:
+                changed.stream = copied
+                new.mux(changed)
+    return target
+
+
+@pytest.mark.parametrize("ending", ["avi", "mp4"])
+def test_a_frame_with_damaged_parts_is_no_frame(ending: str, tmp_path: Path) -> None:
+    from replora.datasets.motion import write_video
+
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    codec, options = {"avi": ("mpeg4", {"qmin": "2", "qmax": "4", "g": "12"}), "mp4": ("libx264", {})}[ending]
+    file = tmp_path / f"a.{ending}"
+    write_video(file, (np.ascontiguousarray(np.roll(base, 3 * t, 1)) for t in range(40)), codec, 30, options)
+    assert count_frames(file) == 40
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = rng.bytes(200)
+    file.write_bytes(content)
+    with pytest.raises(CorruptVideoError, match=rf"a\.{ending} is damaged: parts of its frame \d+ of 40"):
+        read_clip(file, lambda _: [0])
+
+
+def test_lost_frames_of_a_webm_are_missed(tmp_path: Path) -> None:
+    whole = write_webm(tmp_path / "whole.webm", count=40)
+    lost = rewritten(whole, tmp_path / "lost.webm", lambda number, packet: None if 10 <= number < 25 else packet)
+    with pytest.raises(CorruptVideoError, match=r"lost\.webm has no frames from second 0\.8 to 2\.1, and regular ones"):
+        count_frames(lost)
+
+    def stretched(number: int, packet: Any) -> Any:
+        packet.pts = packet.dts = packet.pts + 40 * number**2  # milliseconds
+        return packet
+
+    varying = rewritten(whole, tmp_path / "varying.webm", stretched)  # its last step is 3 seconds, the first 0.1
+    assert count_frames(varying) == 40
+
+
+@pytest.mark.parametrize(
+    ("times", "found"),
+    [
+        ([0.0], None),
+        ([t / 12 for t in range(30)], None),
+        ([t / 12 + 0.4 * (t > 9) for t in range(30)], None),  # less than half a second
+        ([t / 2 + 0.9 * (t > 9) for t in range(30)], None),  # less than five frames
+        ([t / 12 + 0.5 * (t > 9) for t in range(30)], (10 / 12, 10 / 12 + 0.5)),
+        ([t / 12 + (t > 9) + (t > 15) + (t > 18) + (t > 21) for t in range(30)], None),  # pauses are usual in it
+    ],
+)
+def test_a_gap_is_one_among_regular_frames(times: list[float], found: tuple[float, float] | None) -> None:
+    assert videos._gap(times) == (found if found is None else pytest.approx(found))
+
+
+def test_an_end_that_is_missing(tmp_path: Path) -> None:
+    content = write_avi(tmp_path / "a.avi", count=60, size=(64, 64), noise=1).read_bytes()
+    frames = [found.start() for found in re.finditer(b"00dc", content)]
+    (tmp_path / "cut.avi").write_bytes(content[: frames[51]])
+    with pytest.raises(CorruptVideoError, match=r"ends after 5. frames .*; its header says 60 frames, so it was cut"):
+        count_frames(tmp_path / "cut.avi")
+    assert not videos._cut_off(17, 18, 17 / 30, 18 / 30)  # one too many is stated for packed B-frames
+    assert videos._cut_off(83, 90, 83 / 30, 3.0)
+    assert not videos._cut_off(85, 0, 7.1, 7.5)
+    assert videos._cut_off(60, 0, 5.0, 7.5)
+
+
+def test_a_trimmed_mp4_is_whole(tmp_path: Path) -> None:
+    """Its first packets lie before the second zero, where an edit list begins: stated, but not shown."""
+    import av
+
+    from replora.datasets.motion import write_video
+
+    write_video(tmp_path / "a.mp4", frames_of(0, 60), "libx264", 30, {"g": "60"})
+
+    def earlier(_: int, packet: Any) -> Any:
+        shift = int(1 / packet.time_base)
+        packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+        return packet
+
+    trimmed = rewritten(tmp_path / "a.mp4", tmp_path / "trimmed.mp4", earlier)
+    with av.open(str(trimmed)) as container:
+        assert container.streams.video[0].frames == 60
+    assert count_frames(trimmed) < 40
+
+
+@pytest.mark.parametrize("ending", ["webm", "mkv"])
+def test_sound_may_be_longer_than_the_pictures(ending: str, tmp_path: Path) -> None:
+    import av
+
+    file = tmp_path / f"sound.{ending}"
+    with av.open(str(file), "w") as container:
+        video, sound = container.add_stream("libvpx-vp9", rate=12), container.add_stream("libopus", rate=48000)
+        video.width, video.height, video.pix_fmt = 32, 24, "yuv420p"
+        for _ in range(24):  # 2 seconds
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((24, 32, 3), np.uint8), format="rgb24")))
+        container.mux(video.encode(None))
+        for number in range(200):  # 4 seconds
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), format="fltp", layout="mono")
+            samples.sample_rate, samples.pts = 48000, 960 * number
+            container.mux(sound.encode(samples))
+        container.mux(sound.encode(None))
+    assert count_frames(file) == 24
+
+
 def test_damaged_folders_of_frames_are_named(tmp_path: Path) -> None:
     folder = write_frames(tmp_path / "clip")
     (folder / "img_4.jpg").unlink()
@@ -103,8 +218,11 @@ def test_clips_are_files_and_folders_of_images(tmp_path: Path) -> None:
     write_frames(tmp_path / "a" / "deeper" / "2")
     (tmp_path / "a" / "notes.txt").touch()
     (tmp_path / "a" / ".hidden.avi").touch()
+    (tmp_path / "a" / "preview.jpg").touch()
+    write_avi(tmp_path / "b" / "3.avi")
+    (tmp_path / "b" / "3.jpg").touch()
     found = [path.relative_to(tmp_path).as_posix() for path in clip_files(tmp_path)]
-    assert found == ["a/1.avi", "a/deeper/2"]
+    assert found == ["a/1.avi", "a/deeper/2", "b/3.avi"]  # and no folder with a preview beside its videos
 
 
 def test_a_missing_decoder_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

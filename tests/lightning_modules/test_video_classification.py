@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 import replora
 from lightning_modules import VideoClassification, WarmupCosine
+from replora.backbones.video import averaged
 from replora.errors import RepLoRAError
 from tests.lightning_modules.helpers import trainer
 
@@ -54,6 +55,14 @@ def test_views_are_averaged(average: str) -> None:
     predicted = model.predict_step({"video": video, "label": torch.zeros(2), "index": torch.tensor([4, 7])}, 0)
     assert torch.allclose(predicted["probabilities"], expected.softmax(-1), atol=1e-6)
     assert torch.allclose(predicted["probabilities"].sum(-1), torch.ones(2))
+
+
+def test_views_that_are_sure_have_a_finite_loss() -> None:
+    """The softmax of the second class is 0 in float32, its logarithm would be minus infinity."""
+    logits = torch.tensor([[[200.0, 0.0]], [[210.0, 0.0]]])
+    answer = averaged(logits, "probabilities")
+    assert torch.isfinite(torch.nn.functional.cross_entropy(answer, torch.tensor([1])))
+    assert answer[0, 0] == pytest.approx(0)
 
 
 def test_skipped_videos_are_counted_and_padding_is_not(tmp_path: Path) -> None:

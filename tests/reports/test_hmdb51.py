@@ -15,7 +15,24 @@ def result(split: int, accuracy: float, **data: Any) -> dict[str, Any]:
 def test_two_columns() -> None:
     assert hmdb51_accuracies({"a": result(1, 0.5)}) == {"split 1": 0.5}
     three = {"a": result(1, 0.5), "b": result(3, 0.7), "c": result(2, 0.9)}
-    assert hmdb51_accuracies(three) == {"split 1": 0.5, "mean of 3 splits": pytest.approx(0.7)}
+    assert hmdb51_accuracies(three) == {"split 1": 0.5, "mean of three splits": pytest.approx(0.7)}
+
+
+@pytest.mark.parametrize(
+    ("entry", "change", "named"),
+    [
+        ("fit", {"epochs": 69}, r"fit\.epochs"),
+        ("fit", {"optimizer": {"class": "SGD", "lr": 0.1}}, r"fit\.optimizer"),
+        ("data", {"skip_corrupt": True}, r"data\.skip_corrupt"),
+        ("test", {"metrics": {"test/accuracy": 0.5, "test/skipped": 2.0}}, r"test\.metrics\.test/skipped"),
+    ],
+)
+def test_splits_of_other_runs_have_no_mean(entry: str, change: dict[str, Any], named: str) -> None:
+    three = {name: {**result(split, 0.5), "fit": {"epochs": 70}} for split, name in enumerate("abc", start=1)}
+    assert "mean of three splits" in hmdb51_accuracies(three)
+    three["b"] = three["b"] | {entry: three["b"][entry] | change}
+    with pytest.raises(SplitsError, match=f"b and a differ in {named}"):
+        hmdb51_accuracies(three)
 
 
 @pytest.mark.parametrize(

@@ -419,9 +419,51 @@ def test_videos_have_a_table_of_validation_scores(tmp_path):
     assert "Validation scores, not test scores" in (out / "report.md").read_text()
 
 
+CLIPS = {"num_frames": 8, "sampling": "dense"}
+
+
+def hmdb51(split: int, score: float, skipped: float = 0.0, method: str = "LoRA", **options) -> dict[str, Any]:
+    data = {"dataset": "HMDB51", "task": "hmdb51", "protocol": "final", "official_split": split, "recipe": "v_petl"}
+    content = result(method, score, sweep=None, data=data | {"clips": CLIPS} | options.pop("data", {}), **options)
+    content["test"]["metrics"]["test/skipped"] = skipped
+    return content
+
+
+def test_splits_of_hmdb51_are_no_seeds(tmp_path):
+    contents = [hmdb51(split, 0.5 + split / 10, seed=seed) for split in (1, 2, 3) for seed in (0, 1)]
+    contents += [hmdb51(1, 0.2, data={"recipe": "tuned"}), hmdb51(2, 0.1, data={"recipe": "tuned"})]
+    assert len(group_runs(contents)) == 5
+    own_rate = hmdb51(1, 0.5, method="DoRA", data={"recipe": "v_petl, changed: optimizer.lr"})
+    assert len(group_runs([*contents, own_rate])) == 5  # the rate is a choice for each method
+    write_report([write(tmp_path / "runs", contents)], tmp_path / "out")
+    ours = row(tmp_path / "out", "hmdb51", recipe="v_petl")
+    assert (ours["seeds"], ours["split 1"], ours["mean of three splits"]) == ("2", "60.00", "70.00")
+    other = row(tmp_path / "out", "hmdb51", recipe="tuned")
+    assert (other["split 1"], other["mean of three splits"]) == ("", "")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "tuned, seed 0: There are results of the splits 1, 2." in text
+    assert "## HMDB51, vit_nano, split 3" in text
+    assert "clips (num_frames 8, sampling dense)" in text
+    published = row(tmp_path / "out", "videos_published_1", method="LoRA")
+    assert (published["parameters"], published["HMDB51"]) == ("0.75M", "62.12")
+
+
+def test_skipped_videos_are_told_and_never_pooled(tmp_path):
+    contents = [hmdb51(1, 0.5, seed=0), hmdb51(1, 0.6, seed=1, skipped=2.0)]
+    assert [len(group.runs) for group in group_runs(contents)] == [1, 1]
+    write_report([write(tmp_path / "runs", contents)], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert text.count("Left out because they cannot be decoded: 0 of train, 2 of test. They are in no accuracy.") == 1
+    with (tmp_path / "out" / "runs.csv").open(newline="", encoding="utf-8") as stream:
+        assert [(run["official_split"], run["test_skipped"]) for run in csv.DictReader(stream)] == [
+            ("1", "0.0"),
+            ("1", "2.0"),
+        ]
+
+
 def test_every_published_row_has_its_source():
     tables = json.loads((Path(__file__).parents[2] / "replora" / "reports" / "published.json").read_text("utf-8"))
-    columns = {"vtab": 19, "fgvc": 5, "commonsense": 8}
+    columns = {"vtab": 19, "fgvc": 5, "commonsense": 8, "videos": 2}
     for name, count in columns.items():
         for published in tables[name]["tables"]:
             for line in published["rows"]:
