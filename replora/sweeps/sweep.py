@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from replora.errors import RepLoRAError
-from replora.sweeps.plan import Sweep, Trial
+from replora.sweeps.plan import Point, Sweep, Trial
 from replora.sweeps.progress import Progress, duration
 from replora.sweeps.selection import Choice, choose
-from replora.sweeps.trial import check_options, finished
+from replora.sweeps.trial import check_options, finished, refuse_other_configuration
 
 if TYPE_CHECKING:
     from replora.sweeps.on_ray import Cluster, Share
@@ -38,9 +38,7 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
     """
     from replora.sweeps.on_ray import Cluster
 
-    planned = [*sweep.selection_trials(), *(sweep.planned_final_trials() if sweep.select else sweep.only_trials())]
-    for trial in {(trial.stage, trial.method): trial for trial in planned}.values():
-        check_options(trial)  # one mistake would fail every trial
+    check_sweep(sweep)
     home.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     with Cluster(address, share) as cluster:
@@ -67,6 +65,28 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
         )
 
 
+def check_sweep(sweep: Sweep) -> None:
+    """Parse command lines that between them have every option of the sweep: one mistake would fail many trials.
+
+    Numbers stand for each other, so of an axis of numbers one point is parsed, of one of names each.
+
+    Raises:
+        TrialError: An option is wrong, or the first stage would see test images.
+    """
+    seen: set[tuple[str, ...]] = set()
+    for trial in [*sweep.selection_trials(), *(sweep.planned_final_trials() if sweep.select else sweep.only_trials())]:
+        parts = {"method": trial.method, "task": _kinds(trial.task), "size": _kinds(trial.size)}
+        found = {(trial.stage, name, text) for name, text in parts.items()}
+        found.add((trial.stage, trial.method, _kinds(trial.grid)))
+        if not found <= seen:
+            check_options(trial)
+            seen |= found
+
+
+def _kinds(point: Point) -> str:
+    return str({name: "number" if isinstance(v, int | float) else v for name, v in point.options.items()})
+
+
 def _run_stage(
     cluster: Cluster,
     sweep: Sweep,
@@ -79,6 +99,9 @@ def _run_stage(
     done = [trial for trial in trials if finished(home, trial)]
     finished_before = {trial.folder for trial in done}
     left = [trial for trial in trials if trial.folder not in finished_before]
+    if left:  # new trials would be compared with those of other defaults; a method's have the same
+        for trial in {trial.method: trial for trial in done}.values():
+            refuse_other_configuration(home, trial)
     stage = trials[0].stage if trials else ""
     names = [method.name for method in sweep.methods]
     with Progress(f"{sweep.name}, {stage}", names, left, done, metric) as progress:

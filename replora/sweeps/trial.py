@@ -29,6 +29,10 @@ from replora.reports.results import FORMAT, read_results, write_json
 from replora.sweeps.plan import Trial
 
 
+# What the sweep itself gives to a run beside the trial's options.
+OF_A_RUN = {"run_dir", "ckpt_path", "trainer.enable_progress_bar"}
+
+
 class TrialError(RepLoRAError):
     """A trial failed, or its directory holds one with other options."""
 
@@ -64,7 +68,7 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
         The content of `results.json`.
 
     Raises:
-        TrialError: The fit failed; the message has its last words.
+        TrialError: The fit failed; the message has its last words. Or what was begun had other options.
     """
     from lightning_modules.base import NonFiniteLossError
     from replora.cli import run
@@ -73,7 +77,7 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
     if done is not None:
         return done
     folder = home / trial.folder
-    arguments = _remaining(folder, trial)
+    arguments = _remaining(home, trial)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "trial.json", json.dumps({"arguments": trial.arguments}, indent=1) + "\n")
     label = _label(sweep, trial) | ({"chosen_by": choice} if choice else {})
@@ -99,22 +103,78 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
     return content
 
 
-def check_options(trial: Trial) -> None:
-    """Parse a trial's command line, without running it.
+def configuration(trial: Trial) -> dict[str, Any]:
+    """What a trial's command line comes to with the defaults of the code, without running it: option -> value.
 
     Raises:
-        RepLoRAError: It has an option that does not exist, or a value that does not fit.
+        TrialError: It has an option that does not exist, or a value that does not fit.
     """
     from replora.cli import run
 
-    words = io.StringIO()
+    shown, words = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(words):
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(words):
             run(["fit", *trial.arguments, "--print_config"])
     except SystemExit as stopped:
         if stopped.code:
             _, _, mistake = words.getvalue().partition("error:")
             raise TrialError(f"The trials of {trial.method!r} ({trial.stage}) cannot run: {mistake.strip()}") from None
+    text = shown.getvalue()
+    return _options(text[text.index("seed_everything:") :])  # before it the files that were read
+
+
+def check_options(trial: Trial) -> None:
+    """Parse a trial's command line, without running it.
+
+    Raises:
+        TrialError: It has an option that does not exist, or a value that does not fit, or a trial of the first stage
+            would not leave the test images alone.
+    """
+    protocol = configuration(trial).get("data.protocol")
+    if trial.stage == "select" and protocol != "tune":
+        raise TrialError(
+            f"{trial.folder}: trials of the first stage have data.protocol tune, which leaves the test images alone; "
+            f"here it is {protocol or 'not an option of the data'}. Write `options: {{data.protocol: tune}}` under "
+            "`select`, and set it nowhere else."
+        )
+
+
+def refuse_other_configuration(home: Path, trial: Trial) -> None:
+    """Raise if the trial was begun with the same command line, but with other defaults.
+
+    Its `fit.yaml` has every option of then. Trials before and after would stand under one name in a report.
+
+    Raises:
+        TrialError: It was.
+    """
+    folder = home / trial.folder
+    if not (folder / "fit.yaml").is_file():
+        return
+    then, now = _options((folder / "fit.yaml").read_text(encoding="utf-8")), configuration(trial)
+    names = sorted((then.keys() | now.keys()) - OF_A_RUN)
+    differing = [f"  {n}: {then.get(n)} there, {now.get(n)} here" for n in names if then.get(n) != now.get(n)]
+    if differing:
+        listed = "\n".join(differing)
+        raise TrialError(
+            f"{folder} was begun with other defaults, of the code or of a configuration that ships:\n{listed}\nGo back to "
+            "the code of then (git in its results.json), write these options into the sweep's file and begin in another "
+            "directory (--out), or delete this one."
+        )
+
+
+def _options(text: str) -> dict[str, Any]:
+    """The options of a configuration in YAML, without the `init_args` of their names."""
+    import yaml  # type: ignore[import-untyped]
+
+    found: dict[str, Any] = {}
+    left = [("", yaml.safe_load(text))]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, dict) and value:
+            left += [(path if key == "init_args" else f"{path}.{key}".lstrip("."), v) for key, v in value.items()]
+        elif value != {}:
+            found[path] = value
+    return found
 
 
 def reason_of_failure(home: Path, trial: Trial) -> str:
@@ -124,8 +184,9 @@ def reason_of_failure(home: Path, trial: Trial) -> str:
     return lines[0].strip() if lines else "its process died (out of memory?)"
 
 
-def _remaining(folder: Path, trial: Trial) -> list[str]:
+def _remaining(home: Path, trial: Trial) -> list[str]:
     """The verb and options that bring the trial from what is in its directory to its end; none if nothing is left."""
+    folder = home / trial.folder
     fresh = ["fit", *trial.arguments, f"--run_dir={folder}"]
     results = read_results(folder) if (folder / "results.json").is_file() else {}
     checkpoint = folder / "checkpoints" / "last.ckpt"
@@ -134,6 +195,7 @@ def _remaining(folder: Path, trial: Trial) -> list[str]:
     if not checkpoint.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         return fresh
+    refuse_other_configuration(home, trial)
     if "fit" in results:
         return ["test", f"--config={folder / 'fit.yaml'}", f"--run_dir={folder}"]
     return [*fresh, f"--ckpt_path={checkpoint}"]
