@@ -232,8 +232,8 @@ def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None) -> Swe
         more_options: Options of every trial that replace those of the file.
 
     Raises:
-        SweepError: A key is missing, unknown or of a wrong kind, the grids of two methods differ in size, a choice would
-            not be by validation images, or `more_options` would undo what is compared.
+        SweepError: A key is missing, unknown or of a wrong kind, the grids of two methods differ in size, a choice
+            would not be by validation images, or `more_options` would undo what is compared.
     """
     import yaml  # type: ignore[import-untyped]
 
@@ -281,8 +281,8 @@ def _stage(top: _Section, name: str) -> StagePlan | None:
     metric = str(section.content.get("metric", ""))
     if choosing and not metric.startswith("val/"):
         raise SweepError(
-            f"{section.where}, metric: {metric} is not measured on validation images, and no choice may see others. Take "
-            "one such as val/accuracy."
+            f"{section.where}, metric: {metric} is not measured on validation images, and no choice may see others. "
+            "Take one such as val/accuracy."
         )
     return StagePlan(section.seeds(), section.options("options"), metric, mode)
 
@@ -320,7 +320,7 @@ def _refuse_overriding_what_is_compared(file: Path, sweep: Sweep) -> None:
     """
     for option in sweep.overriding:
         if option in ("config", "run_dir", "ckpt_path"):
-            raise SweepError(f"--options: {option} is what a sweep sets for each trial. Change {file} or --out instead.")
+            raise SweepError(f"--options: {option} is what a sweep sets for each trial. Change {file} instead.")
         for own, where in _varied(sweep):
             paths = [f"{name.replace('.init_args', '')}." for name in (option, own)]  # may be left out
             if paths[0].startswith(paths[1]) or paths[1].startswith(paths[0]):

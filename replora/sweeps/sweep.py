@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from replora.errors import RepLoRAError
 from replora.sweeps.plan import Point, Sweep, Trial
 from replora.sweeps.progress import Progress, duration
 from replora.sweeps.selection import Choice, choose
-from replora.sweeps.trial import check_options, finished, refuse_other_configuration
+from replora.sweeps.trial import check_options, finished, refuse_other_configuration, set_aside_other_point
 
 if TYPE_CHECKING:
     from replora.sweeps.on_ray import Cluster, Share
@@ -45,17 +45,17 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
         chosen: dict[tuple[str, str, str], Choice] = {}
         if sweep.select:
             trials = sweep.selection_trials()
-            failures |= _run_stage(cluster, sweep, home, trials, {}, sweep.select.metric)
-            chosen = choose(sweep.select, [(trial, finished(home, trial)) for trial in trials])
+            will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode}
+            failures |= _run_stage(cluster, sweep, home, trials, dict.fromkeys(sweep.cells(), will_be))
+            chosen = choices_so_far(sweep, home)
             print_choices(sweep, chosen)
-        if sweep.final:
-            trials = (
-                sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
-                if sweep.select
-                else sweep.only_trials()
-            )
-            metric = sweep.select.metric.replace("val/", "test/", 1) if sweep.select else "test/accuracy"
-            failures |= _run_stage(cluster, sweep, home, trials, chosen, metric)
+        if sweep.final and sweep.select:
+            finals = sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
+            _set_aside_other_points(sweep, home, finals)
+            descriptions = {cell: choice.describe() for cell, choice in chosen.items()}
+            failures |= _run_stage(cluster, sweep, home, finals, descriptions)
+        elif sweep.final:
+            failures |= _run_stage(cluster, sweep, home, sweep.only_trials(), {})
     if failures:
         listed = "\n".join(f"  {folder}: {reason}" for folder, reason in list(failures.items())[:10])
         more = f"\n  and {len(failures) - 10} more" if len(failures) > 10 else ""
@@ -92,10 +92,9 @@ def _run_stage(
     sweep: Sweep,
     home: Path,
     trials: Sequence[Trial],
-    chosen: dict[tuple[str, str, str], Choice],
-    metric: str,
+    choices: Mapping[tuple[str, str, str], dict[str, Any]],
 ) -> dict[str, str]:
-    """Directory -> reason of each trial that failed."""
+    """Directory -> reason of each trial that failed. `choices`: `Trial.cell` -> by what its point is chosen."""
     done = [trial for trial in trials if finished(home, trial)]
     finished_before = {trial.folder for trial in done}
     left = [trial for trial in trials if trial.folder not in finished_before]
@@ -104,15 +103,44 @@ def _run_stage(
             refuse_other_configuration(home, trial)
     stage = trials[0].stage if trials else ""
     names = [method.name for method in sweep.methods]
+    metric = sweep.select.metric if sweep.select else "val/accuracy"
+    metric = metric if stage == "select" else metric.replace("val/", "test/", 1)
     with Progress(f"{sweep.name}, {stage}", names, left, done, metric) as progress:
         if done:
             progress.console.print(f"{stage}: {len(done)} of {len(trials)} trials are finished already")
         if left:
-            choices = [chosen[trial.cell].describe() if trial.cell in chosen else None for trial in left]
-            cluster.run(home, sweep.name, left, choices, progress)
+            cluster.run(home, sweep.name, left, [choices.get(trial.cell) for trial in left], progress)
     reached = {trial.folder for trial in trials if finished(home, trial)}
     reasons = {trial.folder: "was not reached" for trial in trials if trial.folder not in reached}
     return {folder: progress.failures.get(folder, reason) for folder, reason in reasons.items()}
+
+
+def choices_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Choice]:
+    """`Trial.cell` -> choice, of the cells whose trials of the first stage have all ended.
+
+    Of the others it says which trials are missing: without them a grid would have fewer points than the others' grids.
+    """
+    assert sweep.select is not None
+    results = [(trial, finished(home, trial)) for trial in sweep.selection_trials()]
+    missing = [trial for trial, result in results if result is None]
+    waiting = {trial.cell for trial in missing}
+    if missing:
+        listed = "".join(f"\n  {trial.folder}" for trial in missing[:10])
+        more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
+        print(
+            f"Nothing is chosen, and no final trial starts, for {len(waiting)} of {len(sweep.cells())} combinations of "
+            f"method, task and size, because trials of their grids did not end:{listed}{more}",
+            flush=True,
+        )
+    return choose(sweep.select, [(trial, result) for trial, result in results if trial.cell not in waiting])
+
+
+def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -> None:
+    grids = {method.name: method.grid for method in sweep.methods}
+    for trial in finals:
+        moved = set_aside_other_point(home, trial, grids[trial.method])
+        if moved:
+            print(f"{trial.folder}: {trial.grid.name} is chosen now; the former choice's is {moved}", flush=True)
 
 
 def print_choices(sweep: Sweep, chosen: dict[tuple[str, str, str], Choice]) -> None:
@@ -126,7 +154,7 @@ def print_choices(sweep: Sweep, chosen: dict[tuple[str, str, str], Choice]) -> N
         method, task, size = cell
         choice = chosen.get(cell)
         if choice is None:
-            table.add_row(task, size, method, "nothing: every point failed or diverged", "")
+            table.add_row(task, size, method, "nothing: trials are missing, or every point diverged", "")
             continue
         edge = ", at the edge of the grid" if any(choice.at_edge.values()) else ""
         table.add_row(task, size, method, choice.point.name + edge, f"{choice.mean:.4g}")

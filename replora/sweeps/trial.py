@@ -15,19 +15,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from replora.atomic import replace_text
 from replora.errors import RepLoRAError
 from replora.reports.results import FORMAT, read_results, write_json
-from replora.sweeps.plan import Trial
-
+from replora.sweeps.plan import Point, Trial
 
 # What the sweep itself gives to a run beside the trial's options.
 OF_A_RUN = {"run_dir", "ckpt_path", "trainer.enable_progress_bar"}
@@ -62,7 +62,7 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
         home: The sweep's directory.
         sweep: The sweep's name.
         trial: What to run.
-        choice: For the second stage, by what its point was chosen.
+        choice: By what its point was chosen; for the first stage, by what it will be.
 
     Returns:
         The content of `results.json`.
@@ -156,9 +156,8 @@ def refuse_other_configuration(home: Path, trial: Trial) -> None:
     if differing:
         listed = "\n".join(differing)
         raise TrialError(
-            f"{folder} was begun with other defaults, of the code or of a configuration that ships:\n{listed}\nGo back to "
-            "the code of then (git in its results.json), write these options into the sweep's file and begin in another "
-            "directory (--out), or delete this one."
+            f"{folder} was begun with other defaults, of the code or of a configuration that ships:\n{listed}\nGo back "
+            "to the code of then (git in its results.json), begin in another directory with --out, or delete this one."
         )
 
 
@@ -175,6 +174,31 @@ def _options(text: str) -> dict[str, Any]:
         elif value != {}:
             found[path] = value
     return found
+
+
+def set_aside_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> Path | None:
+    """Rename what a final trial left at another point of its grid, where the choice fell before.
+
+    Its `results.json` is renamed as well, so that no report finds it.
+
+    Args:
+        home: The sweep's directory.
+        trial: Of the second stage, at the point chosen now.
+        grid: Of its method.
+
+    Returns:
+        The directory's new name, None if there was nothing to do.
+    """
+    folder = home / trial.folder
+    before = _arguments_there(folder)
+    of_grid = tuple(f"--{option}=" for point in grid for option in point.options)
+    same = [[a for a in arguments if not a.startswith(of_grid)] for arguments in (before or [], trial.arguments)]
+    if before is None or before == trial.arguments or same[0] != same[1]:
+        return None
+    if (folder / "results.json").is_file():
+        (folder / "results.json").rename(folder / "former_results.json")
+    number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.former-{n}").exists())
+    return folder.rename(folder.with_name(f"{folder.name}.former-{number}"))
 
 
 def reason_of_failure(home: Path, trial: Trial) -> str:
@@ -216,16 +240,22 @@ def _label(sweep: str, trial: Trial) -> dict[str, Any]:
 
 
 def _refuse_other_arguments(folder: Path, trial: Trial) -> None:
-    file = folder / "trial.json"
-    if not file.is_file():
-        return
-    before = json.loads(file.read_text(encoding="utf-8"))["arguments"]
-    if before != trial.arguments:
+    before = _arguments_there(folder)
+    if before is not None and before != trial.arguments:
         left, now = sorted(set(before) - set(trial.arguments)), sorted(set(trial.arguments) - set(before))
         raise TrialError(
             f"{folder} holds a trial with other options.\n  there: {' '.join(left) or 'another order'}\n"
             f"  here:  {' '.join(now) or 'another order'}\nChoose another directory with --out, or delete that one."
         )
+
+
+def _arguments_there(folder: Path) -> list[str] | None:
+    """Those of the trial in a directory, None if there is none."""
+    file = folder / "trial.json"
+    if not file.is_file():
+        return None
+    arguments: list[str] = json.loads(file.read_text(encoding="utf-8"))["arguments"]
+    return arguments
 
 
 @contextlib.contextmanager

@@ -9,11 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from replora.cli import main
+from replora.reports.results import write_json
+from replora.sweeps.plan import read_sweep
+from replora.sweeps.sweep import choices_so_far
+from replora.sweeps.trial import TrialError, set_aside_other_point
+from replora.sweeps.trial import finished as finished_trial
 from tests.sweeps.small_sweep import SMALL, write_sweep
 
 pytest.importorskip("ray.tune", reason="the extra [sweep] is not installed")
@@ -88,6 +94,50 @@ def test_failures_do_not_stop_the_others(tmp_path):
     assert set(finished(tmp_path)) == {"final/LoRA/shots=1/seed=0"}
     assert "1 trials failed" in shown
     assert "asks for 5000 examples of every class" in shown
+
+
+def written(home: Path, trial, value: float | None) -> None:
+    """A trial that has ended: diverged where there is no value."""
+    folder = home / trial.folder
+    folder.mkdir(parents=True)
+    (folder / "trial.json").write_text(json.dumps({"arguments": trial.arguments}))
+    outcome = {"fit": {"metrics": {"val/accuracy": value}}, "sweep": {}} if value else {"sweep": {"failed": "nan"}}
+    write_json(folder / "results.json", {"format": 1, **outcome})
+
+
+def test_a_grid_with_a_trial_missing_is_not_chosen_from(tmp_path, capsys):
+    """It would have fewer points than the others'; a trial that diverged has ended."""
+    sweep = read_sweep(write_sweep(tmp_path / "s.yaml"))
+    trials = sweep.selection_trials()
+    assert [trial.method for trial in trials] == ["LoRA", "LoRA", "RepLoRA", "RepLoRA"]
+    for trial, value in zip(trials[:3], (None, 0.5, 0.6), strict=True):
+        written(tmp_path, trial, value)
+    assert set(choices_so_far(sweep, tmp_path)) == {("LoRA", "", "shots=1")}
+    shown = capsys.readouterr().out
+    assert "no final trial starts, for 1 of 2 combinations" in shown
+    assert trials[3].folder in shown
+    written(tmp_path, trials[3], 0.4)
+    assert choices_so_far(sweep, tmp_path)["RepLoRA", "", "shots=1"].point.name == "lr=0.005"
+    assert capsys.readouterr().out == ""
+
+
+def test_the_final_trial_of_a_former_choice_is_set_aside(tmp_path):
+    sweep = read_sweep(write_sweep(tmp_path / "s.yaml"))
+    grid = sweep.methods[0].grid
+    low, high = (sweep.final_trials({("LoRA", "", "shots=1"): point})[0] for point in grid)
+    written(tmp_path, low, 0.5)
+    assert set_aside_other_point(tmp_path, low, grid) is None
+    moved = set_aside_other_point(tmp_path, high, grid)
+    assert moved == tmp_path / "final/LoRA/shots=1/seed=0.former-1"
+    assert finished_trial(tmp_path, high) is None
+    assert not list(tmp_path.rglob("results.json")), "no report finds it"
+    written(tmp_path, high, 0.5)
+    assert set_aside_other_point(tmp_path, low, grid) == tmp_path / "final/LoRA/shots=1/seed=0.former-2"
+    other = replace(low, arguments=[*low.arguments, "--data.batch_size=3"])
+    written(tmp_path, other, 0.5)
+    assert set_aside_other_point(tmp_path, low, grid) is None, "that is another mistake"
+    with pytest.raises(TrialError, match="other options"):
+        finished_trial(tmp_path, low)
 
 
 def test_dry_run_prints_trials_and_cost(tmp_path, monkeypatch, capsys):

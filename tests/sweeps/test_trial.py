@@ -11,7 +11,14 @@ import pytest
 from replora.cli import main
 from replora.reports.results import read_results, write_json
 from replora.sweeps.plan import read_sweep
-from replora.sweeps.trial import TrialError, check_options, finished, reason_of_failure, refuse_other_configuration, run_trial
+from replora.sweeps.trial import (
+    TrialError,
+    check_options,
+    finished,
+    reason_of_failure,
+    refuse_other_configuration,
+    run_trial,
+)
 from tests.sweeps.small_sweep import SMALL, write_sweep
 
 
@@ -155,7 +162,7 @@ def test_defaults_that_changed_since_are_noticed(home, final, tmp_path):
 )
 def test_the_first_stage_leaves_the_test_images_alone(tmp_path, changes):
     sweep = read_sweep(write_sweep(tmp_path / "s.yaml", **changes))
-    with pytest.raises(TrialError, match="have data.protocol tune(.|\n)*here it is holdout. Write"):
+    with pytest.raises(TrialError, match=r"have data.protocol tune(.|\n)*here it is holdout. Write"):
         check_options(sweep.selection_trials()[0])
     check_options(sweep.planned_final_trials()[0])
 
@@ -172,7 +179,7 @@ def test_a_protocol_hidden_in_an_axis_is_found(tmp_path):
     check_sweep(read_sweep(file))
     tasks[1]["data.image_size"] = 16
     file = write_sweep(tmp_path / "s.yaml", select=select, options=options, tasks=tasks, final=final)
-    with pytest.raises(TrialError, match="select/image_size=16/LoRA/(.|\n)*here it is holdout"):
+    with pytest.raises(TrialError, match=r"select/image_size=16/LoRA/(.|\n)*here it is holdout"):
         check_sweep(read_sweep(file))
 
 
