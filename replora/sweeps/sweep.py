@@ -11,7 +11,7 @@ from rich.table import Table
 
 from replora.errors import RepLoRAError
 from replora.sweeps.plan import Point, Sweep, Trial
-from replora.sweeps.progress import Progress, duration
+from replora.sweeps.progress import Progress
 from replora.sweeps.selection import Choice, choose
 from replora.sweeps.trial import check_options, finished, refuse_other_configuration, set_aside_other_point
 
@@ -27,8 +27,8 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
     """Run what is not finished yet.
 
     Args:
-        sweep: What to run.
-        home: Directory of the trials.
+        sweep: What to run, after `check_sweep`.
+        home: Directory of the trials, after `locked`.
         address: Of a Ray cluster; None for this machine.
         share: What a trial gets.
 
@@ -38,7 +38,6 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
     """
     from replora.sweeps.on_ray import Cluster
 
-    check_sweep(sweep)
     home.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     with Cluster(address, share) as cluster:
@@ -159,48 +158,3 @@ def print_choices(sweep: Sweep, chosen: dict[tuple[str, str, str], Choice]) -> N
         edge = ", at the edge of the grid" if any(choice.at_edge.values()) else ""
         table.add_row(task, size, method, choice.point.name + edge, f"{choice.mean:.4g}")
     Console().print(table)
-
-
-def describe_plan(sweep: Sweep, home: Path, at_once: int) -> str:
-    """The trials of a sweep and what they will cost, for `--dry_run`.
-
-    Args:
-        sweep: What would run.
-        home: Directory of the trials; finished ones are not counted again, and their time is the estimate.
-        at_once: Trials at the same time.
-    """
-    seconds: list[float] = []
-    lines: list[str] = []
-    left = 0
-    for trials in (sweep.selection_trials(), sweep.planned_final_trials()):
-        for trial in trials:
-            done = _results_there(home, trial)
-            seconds += [_seconds(done)] if done and "failed" not in done["sweep"] else []
-            left += done is None
-            lines.append(f"{'finished' if done else 'to run':<9} {trial.folder}")
-    expected = sum(seconds) / len(seconds) if seconds else sweep.seconds_per_trial
-    source = f"the mean of {len(seconds)} finished ones" if seconds else "the sweep's file"
-    if expected is None:
-        cost = "cost unknown: run one trial of it, or write seconds_per_trial into the sweep's file"
-    else:
-        cost = (
-            f"about {duration(left * expected / at_once)} with {at_once} at once "
-            f"({expected:.1f} seconds a trial, {source})"
-        )
-    stages = [f"{len(sweep.selection_trials())} to select" if sweep.select else ""]
-    stages += [f"{len(sweep.planned_final_trials())} final" if sweep.final else ""]
-    total = " + ".join(stage for stage in stages if stage)
-    return "\n".join([*lines, f"{len(lines)} trials ({total}), {left} to run: {cost}"])
-
-
-def _results_there(home: Path, trial: Trial) -> dict[str, Any] | None:
-    """As `finished`, but of final trials whose point is not known yet."""
-    from replora.reports.results import read_results
-
-    file = home / trial.folder / "results.json"
-    results = read_results(file) if file.is_file() else {}
-    return results if "sweep" in results else None
-
-
-def _seconds(results: dict[str, Any]) -> float:
-    return sum(float(results.get(verb, {}).get("seconds", 0.0)) for verb in ("fit", "test"))

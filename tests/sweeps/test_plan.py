@@ -134,6 +134,7 @@ def test_shipped_sweeps_are_fair_and_complete(name):
     sweep = read_sweep(find_config(name))
     assert sweep.select
     assert sweep.final
+    assert sweep.seconds_per_trial, "a dry run says what it costs"
     assert {trial.arguments[-3] for trial in sweep.selection_trials()} == {"--seed_everything=0"}
     assert all("--data.protocol=tune" in trial.arguments for trial in sweep.selection_trials())
     assert not any("--data.protocol=tune" in trial.arguments for trial in sweep.planned_final_trials())
