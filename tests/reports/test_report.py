@@ -282,6 +282,67 @@ def test_runs_by_hand_are_told_apart_by_what_differs():
     assert group.methods == ["DoRA", "LoRA, lr 0.01", "LoRA, lr 0.02"]
 
 
+def by_hand(seed: int = 0, size: float = 1.0, **fit: Any) -> dict[str, Any]:
+    """A run without a sweep, with another entry in `fit`."""
+    content = result(sweep=None, size=size, seed=seed)
+    content["fit"] |= {"epochs": 10, "steps": 100, "batch": {"per_process": 8, "processes": 2, "accumulated": 1}} | fit
+    return content
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"epochs": 20, "steps": 200}, ["LoRA, epochs 10, steps 100", "LoRA, epochs 20, steps 200"]),
+        ({"steps": 70}, ["LoRA, steps 100", "LoRA, steps 70"]),
+        ({"batch": {"per_process": 8, "processes": 1, "accumulated": 1}}, ["LoRA, batch 16", "LoRA, batch 8"]),
+    ],
+)
+def test_runs_by_hand_of_different_length_do_not_replace_each_other(change, names):
+    (group,) = group_runs([by_hand(), by_hand(**change)])
+    assert group.methods == names
+    (group,) = group_runs([by_hand(), by_hand(seed=1, **change)])
+    assert group.methods == names, "nor are they averaged"
+    (group,) = group_runs([by_hand(), by_hand(size=0.1, **change)])
+    assert group.methods == ["LoRA"], "each size may have a length of its own"
+
+
+def test_runs_by_hand_with_different_warm_up():
+    schedules = [{"class": "WarmupCosine", "warmup_epochs": epochs, "warmup_lr": 0.1 * epochs} for epochs in (1, 5)]
+    (group,) = group_runs([by_hand(schedule=schedule) for schedule in schedules])
+    assert group.methods == ["LoRA, warmup epochs 1", "LoRA, warmup epochs 5"]
+
+
+def test_the_summary_says_how_many_repeats_are_left_out(tmp_path):
+    contents = [result(date="2026-02"), result(date="2026-03"), result(date="2026-01"), result("RepLoRA")]
+    write_report([write(tmp_path / "runs", contents)], tmp_path / "out")
+    words = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "2 runs: 2 measured on test data; 2 older ones with the same method, options, data and seed" in words
+
+
+def test_options_that_changed_within_a_sweep_are_refused():
+    """An axis may set them; else runs before and after a change of defaults would be averaged."""
+    other = result(seed=1)
+    other["options"] = {"rank": 4}
+    with pytest.raises(ReportError, match=r"'LoRA' in the sweep 's' have different options.*rank is 8 in one and 4 in"):
+        group_runs([result(), other])
+    other["sweep"]["grid"] |= {"model.adapter.init_args.rank": 4}
+    assert len(group_runs([result(), other])) == 1
+    targets = [result(seed=seed) | {"targets": [f"blocks.{seed}.attn"]} for seed in (0, 1)]
+    with pytest.raises(ReportError, match="targets found is"):
+        group_runs(targets)
+
+
+def test_the_order_of_the_results_does_not_matter(tmp_path):
+    contents = [result(sweep=name, seed=seed, date="") for name in ("t", "s") for seed in (1, 0)]
+    twins = [result(score=score, sweep="u", date="") for score in (0.2, 0.3)]
+    write_report([write(tmp_path / "runs", [*contents, *twins])], tmp_path / "first")
+    write_report([tmp_path / "first"], tmp_path / "again")
+    write_report([write(tmp_path / "turned", [*twins[::-1], *contents[::-1]])], tmp_path / "third")
+    texts = [(tmp_path / name / "report.md").read_bytes() for name in ("first", "again", "third")]
+    assert texts[0] == texts[1] == texts[2]
+    assert [group.title for group in group_runs(contents)] == ["s, Digits, vit_nano", "t, Digits, vit_nano"]
+
+
 def test_shots_are_not_parts():
     (group,) = group_runs([result(), result(data={"shots": 5})])
     assert sorted(run.size for run in group.runs) == [Size(False, 1.0), Size(True, 5.0)]
@@ -327,6 +388,18 @@ def test_vtab_has_nineteen_columns_and_both_averages():
     assert ours.columns[-2:] == ["mean of group means", "mean of 19 tasks"]
     assert ours.rows[0][-5:] == ["70.00", "80.00", "50.00", "66.67", "63.68"]
     assert ours.rows[1] == ["RepLoRA", "90.0", *[""] * 23], "missing runs are blanks"
+
+
+def test_seeds_that_are_missing_from_a_benchmark_show():
+    """Two seeds of every task, but one of DTD: n = 1 there, in its group and in both averages."""
+    scores = {task.name: 0.5 for task in VTAB_TASKS.values()}
+    second = [content for content in vtab("LoRA", scores) if content["data"]["task"] != "dtd"]
+    for content in second:
+        content["sweep"]["seed"] = 1
+    row = benchmark([*vtab("LoRA", scores), *second])["vtab_part_1"].rows[0]
+    assert row[1 + list(VTAB_TASKS).index("dtd")] == "50.0 (n=1)"
+    assert row[1] == "50.0"
+    assert row[-5:] == ["50.00 (n=1)", "50.00", "50.00", "50.00 (n=1)", "50.00 (n=1)"]
 
 
 def test_published_rows_stand_apart_with_their_source():
