@@ -7,10 +7,8 @@ from pathlib import Path
 
 from replora.reports.charts import draw_curves
 from replora.reports.document import Block, Heading, Picture
-from replora.reports.gather import Group, Run, Size, ordered
+from replora.reports.gather import Group, Run, ordered, spread
 from replora.reports.statistics import Mean
-
-SHOWN = 4  # at most so many sizes, spread evenly
 
 
 def course_section(group: Group, folder: Path, prefix: str) -> list[Block]:
@@ -18,7 +16,8 @@ def course_section(group: Group, folder: Path, prefix: str) -> list[Block]:
     blocks: list[Block] = []
     for measure, label in (("val", "validation"), ("train/loss", "training loss")):
         panels = {}
-        for size in _spread(sorted({run.size for run in group.final})):
+        sizes = sorted({run.size for run in group.final})
+        for size in spread(sizes):
             runs = [run for run in group.final if run.size == size]
             name = f"val/{runs[0].metric}" if measure == "val" else measure
             curves = {m: _mean_course([r for r in runs if r.method == m], name) for m in _methods(runs)}
@@ -28,21 +27,16 @@ def course_section(group: Group, folder: Path, prefix: str) -> list[Block]:
         if not panels:
             continue
         file = folder / f"{prefix}course_{measure.replace('/', '_')}.png"
-        shown = f"{label} accuracy, %" if measure == "val" else label
+        shown = f"{label} {group.final[0].metric}, %" if measure == "val" else label
         draw_curves(file, panels, "epoch", shown, logarithmic=False, zoom=measure == "val")
-        blocks.append(
-            Picture(file, f"Learning curves: {label} by epoch, mean over the tasks and seeds of the final runs.")
-        )
+        some = f" {len(spread(sizes))} of {len(sizes)} sizes are shown." if len(spread(sizes)) < len(sizes) else ""
+        caption = f"Learning curves: {label} by epoch, mean over the tasks and seeds of the final runs.{some}"
+        blocks.append(Picture(file, caption))
     return [Heading(3, "Learning curves"), *blocks] if blocks else []
 
 
 def _methods(runs: list[Run]) -> list[str]:
     return ordered({run.method for run in runs})
-
-
-def _spread(sizes: list[Size]) -> list[Size]:
-    count = min(SHOWN, len(sizes))
-    return sizes if count == len(sizes) else [sizes[round(i * (len(sizes) - 1) / (count - 1))] for i in range(count)]
 
 
 def _mean_course(runs: list[Run], name: str) -> dict[float, Mean]:

@@ -29,6 +29,7 @@ METHOD_NAMES = {
 METHOD_ORDER = ("full fine-tuning", "linear probe", "BitFit", "LoRA", "DoRA", "linear", "RepLoRA")
 # The first of these that a test has is what its run is compared by.
 HEADLINES = ("accuracy", "acc_norm", "acc")
+SHOWN = 4  # sizes in a picture that has not room for all
 # What must be the same for two results to stand in one table, beside the backbone's weights.
 CONDITIONS = (
     "dataset",
@@ -164,6 +165,14 @@ def ordered(methods: Iterable[str]) -> list[str]:
     """Methods in the order of every table and picture."""
     known = {name: place for place, name in enumerate(METHOD_ORDER)}
     return sorted(methods, key=lambda name: (known.get(name, len(known)), name))
+
+
+def spread(sizes: Sequence[Size]) -> list[Size]:
+    """At most `SHOWN` of the sizes, evenly spread, the first and the last among them."""
+    count = min(SHOWN, len(sizes))
+    if count == len(sizes):
+        return list(sizes)
+    return [sizes[round(i * (len(sizes) - 1) / (count - 1))] for i in range(count)]
 
 
 def benchmark_tasks() -> dict[str, list[str]]:
