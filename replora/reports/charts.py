@@ -15,8 +15,10 @@ from replora.atomic import replacing
 from replora.reports.statistics import Mean
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+GREY = "#B0B0B0"
 MARKERS = ("o", "^", "D", "v", "s", "P", "X", "*")
 LINES = ("--", "-", "-.", (0, (5, 1, 1, 1, 1, 1)), ":", (0, (3, 1)), (0, (1, 1)), (0, (6, 2)))
+REFERENCE = "LoRA"  # in grey behind every other method where there are many
 FEW = 6  # methods that one panel shows with room for a legend
 # The same method looks the same in every picture.
 PLACES = {"LoRA": 0, "RepLoRA": 1, "DoRA": 2, "linear": 3, "linear probe": 4}
@@ -25,7 +27,7 @@ Curve = Mapping[float, Mean]  # place on the x axis -> mean with its interval, a
 
 
 def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and line of each method; of more than eight, colours repeat with other markers."""
+    """Colour, marker and line of each method; of more than eight, colours repeat with other markers, up to 64."""
     free = (i for i in itertools.count() if i not in {PLACES[m] for m in methods if m in PLACES})
     places = {method: PLACES[method] if method in PLACES else next(free) for method in methods}
     return {
@@ -75,30 +77,24 @@ def draw_curves(
     shade = 0.13 if len(methods) <= FEW else 0.05
     grey = behind[1] if behind else {}
     for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
-        shown = {x: v for c in (*curves.values(), *grey.values()) for x, v in c.items()}
-        values = [scale * v.value for curve in (*curves.values(), *grey.values()) for v in curve.values()]
+        shown = [*curves.values(), *grey.values()]
+        values = [scale * mean.value for curve in shown for mean in curve.values()]
         bottom = _bottom(values) if clip else None
         for name, curve in grey.items():
-            _line(
-                axis,
-                curve,
-                scale,
-                None,
-                look[name] | {"color": "#B0B0B0"},
-                0,
-                None if bottom is None else (bottom, None),
-            )
+            below = None if bottom is None else (bottom, None)
+            _line(axis, curve, scale, None, look[name] | {"color": GREY}, 0, below)
         arrows: dict[float, int] = {}
         for method, curve in curves.items():
-            below = None if bottom is None else (bottom, arrows)
-            _line(axis, curve, scale, method, look[method], shade, below)
+            counted = None if bottom is None else (bottom, arrows)
+            _line(axis, curve, scale, method, look[method], shade, counted)
             ringed = (marked or {}).get((title, method))
             if ringed is not None and ringed in curve:
                 y = scale * curve[ringed].value
                 axis.plot([ringed], [y], "o", markersize=13, markerfacecolor="none", color=look[method]["color"])
         if logarithmic:
             axis.set_xscale("log")
-            _plain_ticks(axis, sorted(shown), (width / columns if len(panels) > 1 else width) - 0.8)
+            places = sorted({x for curve in shown for x in curve})
+            _plain_ticks(axis, places, width / columns - 0.8)  # 0.8 inches beside the axis
         else:
             _whole_ticks(axis)
         if scale == 100:  # wide intervals of few seeds reach beyond what an accuracy can be
@@ -115,7 +111,7 @@ def draw_curves(
     for axis in list(axes.flat)[len(panels) :]:
         axis.axis("off")
     if behind:
-        axes[0][0].plot([], [], color="#B0B0B0", linewidth=1.8, label=behind[0])
+        axes[0][0].plot([], [], color=GREY, linewidth=1.8, label=behind[0])
     _legend(figure, axes, width, len(panels))
     return _save(figure, file)
 
@@ -199,8 +195,8 @@ def draw_dots(file: Path, panels: Mapping[str, Mapping[str, Mean]], x_label: str
             ends = [[centre - 100 * (mean.low or 0)], [100 * (mean.high or 0) - centre]] if known else None
             style = {key: look[method][key] for key in ("color", "marker")}
             axis.errorbar([centre], [place], xerr=ends, capsize=4, markersize=8, linewidth=1.8, **style)
-            if method == "LoRA":
-                axis.axvline(centre, color="#B0B0B0", linewidth=1, zorder=0)
+            if method == REFERENCE:
+                axis.axvline(centre, color=GREY, linewidth=1, zorder=0)
         axis.set_yticks(range(len(methods)), methods, fontsize=11)
         axis.set_xlabel(x_label)
         axis.set_title(title, fontsize=11)

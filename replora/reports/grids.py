@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from replora.reports.charts import FEW, draw_curves, draw_heat_maps
+from replora.reports.charts import FEW, REFERENCE, draw_curves, draw_heat_maps
 from replora.reports.choices import Chosen, chosen
 from replora.reports.document import Block, Heading, Paragraph, Picture, Table
 from replora.reports.gather import HEADLINES, Group, Run, Size, ordered, ordered_tasks, spread
 from replora.reports.statistics import Mean, mean_over_seeds
 
-REFERENCE = "LoRA"  # behind every other method where there are many
 PARTS = {f"val/{name}" for name in HEADLINES}  # metrics in [0, 1]
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from replora.reports.charts import FEW, draw_curves, draw_dots
+from replora.reports.charts import FEW, REFERENCE, draw_curves, draw_dots
 from replora.reports.document import Block, Heading, Paragraph, Picture, Table
 from replora.reports.gather import Group, Size, spread
 from replora.reports.scores import Scores
 from replora.reports.statistics import Comparison, Mean, data_needed, data_needed_interval
 
 # The comparisons that the paper is about come first; a pair that is not there is left out.
-FIRST, REFERENCE = "RepLoRA", "LoRA"
+FIRST = "RepLoRA"
 OF_CHOICE = (
     "Intervals hold for the options that were chosen: that other seeds might have chosen others is in none of them."
 )
@@ -103,7 +103,8 @@ def _data_needed(scores: Scores, name: str) -> list[Block]:
             needed = data_needed(curves[seeker], accuracy)
             ratio = "" if needed.bound else f" ({needed.size / place:.2f} x)"
             ends = data_needed_interval(by_seed[seeker], by_seed[target][place])
-            interval = " to ".join(f"{end.bound} {end.size:.3g}".strip() for end in ends) if ends else ""
+            # Two ends at one bound are one bound.
+            interval = " to ".join(dict.fromkeys(f"{end.bound} {end.size:.3g}".strip() for end in ends or ()))
             cells += [f"{100 * accuracy:.1f}", f"{needed.bound} {needed.size:.3g}{ratio}".strip(), interval]
         rows.append(cells)
     unit = scores.axis
@@ -143,11 +144,12 @@ def _paired(scores: Scores, name: str) -> list[Block]:
     if not rows:
         return []
     pairs = "seed" if len(scores.tasks) == 1 else "task and seed"
-    bounds = ", ".join(f"{bound:.2g} with {units}" for units, bound in sorted(least.items(), reverse=True))
+    most_first = sorted(least.items(), reverse=True)
+    bounds = ", ".join(f"{bound:.2g} with {units} pair{'s' if units > 1 else ''}" for units, bound in most_first)
     caption = (
         f"Paired differences in percentage points: two runs of the same {pairs} have the same training data. 95 % "
         "bootstrap interval of the mean (10,000 resamples, fixed seed; too narrow for few pairs) and two-sided p value "
-        f"of the sign-flip test (10,000 patterns of signs at most), which can be no less than {bounds or '1'} pairs. "
+        f"of the sign-flip test (10,000 patterns of signs at most), which can be no less than {bounds or '1'}. "
         f"Over all sizes a {pairs} counts as one, because its training sets are nested, and only where it has a pair at"
         " every size. No correction for the number of comparisons, nor for the choice of options."
     )
@@ -168,7 +170,8 @@ def _verdict(scores: Scores, reference: str) -> list[Block]:
     common = scores.common_sizes(FIRST, reference, scores.sizes)
     whole = scores.compare(FIRST, reference, common)
     if whole is None or whole.low is None or whole.high is None:
-        return [Paragraph(f"Whether {FIRST} is better than {reference} cannot be said: too few pairs have all sizes.")]
+        missing = "cannot be said here: too few seeds have all sizes of both."
+        return [Paragraph(f"Whether {FIRST} is better than {reference} {missing}")]
     verdict = _sign(whole, "better", "worse", "not shown to be better or worse")
     interval = f"95 % interval {100 * whole.low:+.1f} to {100 * whole.high:+.1f}, p {whole.p_value:.2g}"
     means = f"{100 * whole.difference:+.1f} points ({interval})"

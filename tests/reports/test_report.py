@@ -154,7 +154,7 @@ def test_pairs_are_of_the_same_seed(report):
     assert (many["mean"], many["95 % interval"]) == ("+6.0", "")
     # Seed 0: the mean of 10 and 6; seed 1 has no pair at 100 %.
     assert row(report, "size_paired", size="all sizes")["mean"] == "+8.0"
-    assert "can be no less than 0.5 with 2, 1 with 1 pairs." in (report / "report.md").read_text()
+    assert "can be no less than 0.5 with 2 pairs, 1 with 1 pair." in (report / "report.md").read_text()
 
 
 def test_all_sizes_are_those_that_both_have(tmp_path):
@@ -172,7 +172,7 @@ def test_all_sizes_are_those_that_both_have(tmp_path):
 def test_the_verdict_in_words(report, tmp_path):
     """Two seeds cannot tell, whatever the bootstrap says; five that agree can, each of them alone too."""
     words = (report / "report.md").read_text()
-    assert "Whether RepLoRA is better than LoRA cannot be said: too few pairs have all sizes." in words
+    assert "Whether RepLoRA is better than LoRA cannot be said here: too few seeds have all sizes of both." in words
     two = [
         result(method, score + 0.1 * seed, size=size, seed=seed)
         for method, score in {"LoRA": 0.5, "RepLoRA": 0.58}.items()
