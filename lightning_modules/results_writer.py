@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -78,6 +79,7 @@ class ResultsWriter(Callback):
             "selection": "last epoch",
             "optimizer": _optimizer(trainer),
             "batch": _batch(trainer),
+            "schedule": _schedule(pl_module),
             "history": {name: _thinned(points) for name, points in self.history.items()},
         }
         self._write(trainer, pl_module, "fit", entry)
@@ -150,6 +152,14 @@ def _optimizer(trainer: Trainer) -> dict[str, Any]:
         # Biases, norms and diagonals are in a group without.
         "weight_decay": max(float(group.get("weight_decay", 0.0)) for group in groups),
     }
+
+
+def _schedule(module: LightningModule) -> dict[str, Any]:
+    """Class and options of the learning rate's course."""
+    schedule = getattr(module, "schedule", None)
+    if not dataclasses.is_dataclass(schedule) or isinstance(schedule, type):
+        return {}
+    return {"class": type(schedule).__name__, **dataclasses.asdict(schedule)}
 
 
 def _batch(trainer: Trainer) -> dict[str, int]:

@@ -288,24 +288,43 @@ def sweep(
         make_report: Whether to end with a report in OUT/report, of what there is also after failures.
     """
     from replora.cli import find_config
+    from replora.sweeps.estimate import describe_plan
+    from replora.sweeps.lock import locked
     from replora.sweeps.plan import read_sweep
-    from replora.sweeps.sweep import describe_plan, run_sweep
+    from replora.sweeps.sweep import check_sweep, run_sweep
 
     plan = read_sweep(find_config(config), options)
     home = out or Path("runs") / plan.name
     _at_least(0, max_failures=max_failures, gpus_per_trial=gpus_per_trial)
     _at_least(0.01, cpus_per_trial=cpus_per_trial, max_concurrent=max_concurrent)
-    room = max(1, int((os.cpu_count() or 1) / cpus_per_trial))
+    check_sweep(plan)
     if dry_run:
-        print(describe_plan(plan, home, min(room, max_concurrent or room)))
+        print(describe_plan(plan, home, *_trials_at_once(address, cpus_per_trial, gpus_per_trial, max_concurrent)))
         return
     from replora.sweeps.on_ray import Share
 
-    try:
-        run_sweep(plan, home, address, Share(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
-    finally:
-        if make_report and any(home.rglob("results.json")):
-            report([str(home)], home / "report")
+    with locked(home):
+        try:
+            run_sweep(plan, home, address, Share(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
+        finally:
+            if make_report and any(home.rglob("results.json")):
+                report([str(home)], home / "report")
+
+
+def _trials_at_once(
+    address: str | None, cpus_per_trial: float, gpus_per_trial: float, most: int | None
+) -> tuple[int | None, str]:
+    """How many trials there is room for, None if that is not known, and why not."""
+    if address is not None:
+        return most, f"how many the cluster at {address} has room for is not known before it is asked"
+    room = int((os.cpu_count() or 1) / cpus_per_trial)
+    if gpus_per_trial:
+        from torch import cuda
+
+        if not cuda.is_available():
+            return most, "this machine has no GPU, and how many there will be is not known"
+        room = min(room, int(cuda.device_count() / gpus_per_trial))
+    return max(1, min(room, most or room)), ""
 
 
 def report(runs: list[str] | str, out: Path = Path("report")) -> None:

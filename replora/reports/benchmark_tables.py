@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,12 @@ def benchmark_section(group: Group, prefix: str) -> list[Block]:
     for shots in (False, True):
         scores = Scores(group, shots)
         for size in reversed(scores.sizes):
-            rows = [[m, *_row(benchmark, columns, _means(scores, m, size))] for m in scores.methods]
             seeds = len({run.seed for run in scores.runs if run.size == size})
-            measured = f"test {scores.runs[0].metric} in %, mean over the seeds ({seeds}); blank: no run"
+            rows = []
+            for method in scores.methods:
+                means, counts = _means(scores, method, size)
+                rows.append([method, *_row(benchmark, columns, means, {t: n for t, n in counts.items() if n < seeds})])
+            measured = f"test {scores.runs[0].metric} in %, mean over the seeds ({seeds}, or n); blank: no run"
             caption = f"{_name(benchmark)}, {_amount(size)}: {measured}"
             name = f"{prefix}{benchmark}_{'shots' if shots else 'part'}_{size.amount:g}"
             blocks.append(Table(name, caption, ["method", *columns, *_averages(benchmark)], rows))
@@ -65,18 +68,28 @@ def _published(benchmark: str, group: Group, prefix: str) -> list[Block]:
     return [Heading(3, "Published rows (not ours)"), *blocks] if blocks else []
 
 
-def _means(scores: Scores, method: str, size: Size) -> dict[str, float]:
-    """Task -> mean over the seeds in percent; tasks without a run are absent."""
-    means = {task: scores.mean(method, size, task) for task in scores.tasks}
-    return {task: 100 * mean.value for task, mean in means.items() if mean is not None}
+def _means(scores: Scores, method: str, size: Size) -> tuple[dict[str, float], dict[str, int]]:
+    """Task -> mean over the seeds in percent, and how many they are; tasks without a run are absent."""
+    found = {task: scores.mean(method, size, task) for task in scores.tasks}
+    means = {task: mean for task, mean in found.items() if mean is not None}
+    return {t: 100 * mean.value for t, mean in means.items()}, {t: mean.count for t, mean in means.items()}
 
 
-def _row(benchmark: str, columns: list[str], values: Mapping[str, float]) -> list[str]:
-    cells = [f"{values[task]:.1f}" if task in values else "" for task in columns]
+def _row(
+    benchmark: str, columns: list[str], values: Mapping[str, float], fewer: Mapping[str, int] | None = None
+) -> list[str]:
+    """The cells of a method: tasks and averages. `fewer`: task -> number of its seeds, where some are missing."""
+
+    def few(tasks: Iterable[str]) -> str:
+        counts = [fewer[task] for task in tasks if fewer and task in fewer]
+        return f" (n={min(counts)})" if counts else ""
+
+    cells = [f"{values[task]:.1f}{few([task])}" if task in values else "" for task in columns]
     averages = _averages(benchmark)
     if benchmark != "vtab":
         whole = all(task in values for task in columns)
-        return [*cells, f"{statistics.fmean(values[task] for task in columns):.2f}" if whole else ""]
+        mean = f"{statistics.fmean(values[task] for task in columns):.2f}{few(columns)}" if whole else ""
+        return [*cells, mean]
     by_group = []
     for tasks in _groups().values():
         there = [values[task] for task in tasks if task in values]
@@ -85,7 +98,8 @@ def _row(benchmark: str, columns: list[str], values: Mapping[str, float]) -> lis
     whole = len(known) == len(averages) - 2
     total = statistics.fmean(values[task] for task in columns) if whole else None
     means = [*by_group, statistics.fmean(known) if whole else None, total]
-    return [*cells, *("" if mean is None else f"{mean:.2f}" for mean in means)]
+    of = [*_groups().values(), columns, columns]
+    return [*cells, *("" if mean is None else f"{mean:.2f}{few(t)}" for mean, t in zip(means, of, strict=True))]
 
 
 def _averages(benchmark: str) -> list[str]:

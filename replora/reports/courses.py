@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from pathlib import Path
 
-from replora.reports.charts import draw_curves
+from replora.reports.charts import FEW, REFERENCE, draw_curves
 from replora.reports.document import Block, Heading, Picture
-from replora.reports.gather import Group, Run, Size, ordered
+from replora.reports.gather import Group, Run, ordered, spread
 from replora.reports.statistics import Mean
-
-SHOWN = 4  # at most so many sizes, spread evenly
 
 
 def course_section(group: Group, folder: Path, prefix: str) -> list[Block]:
-    """Training loss, and validation accuracy where it was measured more than once; empty without a course."""
+    """Training loss, and validation accuracy where it was measured more than once; empty without a course.
+
+    A panel a size with a line a method; of many methods a panel a method with a line a size.
+    """
     blocks: list[Block] = []
+    sizes = sorted({run.size for run in group.final})
+    shown = spread(sizes)
+    methods = ordered({run.method for run in group.final})
     for measure, label in (("val", "validation"), ("train/loss", "training loss")):
-        panels = {}
-        for size in _spread(sorted({run.size for run in group.final})):
-            runs = [run for run in group.final if run.size == size]
-            name = f"val/{runs[0].metric}" if measure == "val" else measure
-            curves = {m: _mean_course([r for r in runs if r.method == m], name) for m in _methods(runs)}
-            curves = {method: curve for method, curve in curves.items() if len(curve) > 1}
-            if curves:
-                panels[str(size) + ("" if size.shots else " of the data")] = curves
+        panels: dict[str, dict[str, dict[float, Mean]]] = {}
+        for size, method in itertools.product(shown, methods):
+            runs = [run for run in group.final if (run.size, run.method) == (size, method)]
+            curve = _mean_course(runs, f"val/{runs[0].metric}" if measure == "val" else measure) if runs else {}
+            if len(curve) > 1:
+                of_size = str(size) + ("" if size.shots else " of the data")
+                panel, line = (of_size, method) if len(methods) <= FEW else (method, of_size)
+                panels.setdefault(panel, {})[line] = curve
         if not panels:
             continue
         file = folder / f"{prefix}course_{measure.replace('/', '_')}.png"
-        metric = "score" if group.final[0].metric == "score" else "accuracy"
-        shown = f"{label} {metric}, %" if measure == "val" else label
-        draw_curves(file, panels, "epoch", shown, logarithmic=False, zoom=measure == "val")
-        blocks.append(
-            Picture(file, f"Learning curves: {label} by epoch, mean over the tasks and seeds of the final runs.")
-        )
+        axis = f"{label} {group.final[0].metric}, %" if measure == "val" else label
+        behind = (f"{REFERENCE}, same size", panels[REFERENCE]) if REFERENCE in panels else None
+        draw_curves(file, panels, "epoch", axis, logarithmic=False, zoom=measure == "val", behind=behind)
+        some = f" {len(shown)} of {len(sizes)} sizes are shown." if len(shown) < len(sizes) else ""
+        caption = f"Learning curves: {label} by epoch, mean over the tasks and seeds of the final runs.{some}"
+        blocks.append(Picture(file, caption))
     return [Heading(3, "Learning curves"), *blocks] if blocks else []
-
-
-def _methods(runs: list[Run]) -> list[str]:
-    return ordered({run.method for run in runs})
-
-
-def _spread(sizes: list[Size]) -> list[Size]:
-    count = min(SHOWN, len(sizes))
-    return sizes if count == len(sizes) else [sizes[round(i * (len(sizes) - 1) / (count - 1))] for i in range(count)]
 
 
 def _mean_course(runs: list[Run], name: str) -> dict[float, Mean]:

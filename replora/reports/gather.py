@@ -6,6 +6,7 @@ A report knows nothing but `results.json` files: their own, or a `.jsonl` file w
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ METHOD_NAMES = {
 METHOD_ORDER = ("full fine-tuning", "linear probe", "BitFit", "LoRA", "DoRA", "linear", "RepLoRA")
 # The first of these that a test has is what its run is compared by; `score` is the mean of tasks with own metrics.
 HEADLINES = ("accuracy", "acc_norm", "acc", "score")
+SHOWN = 4  # sizes in a picture that has not room for all
 # What must be the same for two results to stand in one table, beside the backbone's weights.
 CONDITIONS = (
     "dataset",
@@ -170,6 +172,14 @@ def ordered(methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=lambda name: (known.get(name, len(known)), name))
 
 
+def spread(sizes: Sequence[Size]) -> list[Size]:
+    """At most `SHOWN` of the sizes, evenly spread, the first and the last among them."""
+    count = min(SHOWN, len(sizes))
+    if count == len(sizes):
+        return list(sizes)
+    return [sizes[round(i * (len(sizes) - 1) / (count - 1))] for i in range(count)]
+
+
 def benchmark_tasks() -> dict[str, list[str]]:
     """The tasks of each benchmark in the order of published tables."""
     from replora.datasets.fgvc import FGVC_TASKS
@@ -221,10 +231,14 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
     """Sort results into groups that may stand in one table; of a run that is there twice, the newest counts.
 
+    The order of the results does not matter.
+
     Raises:
         MixedTracksError: Results of a data set have different tracks.
+        ReportError: Runs of one method of a sweep have different options.
     """
-    whole = [content for content in contents if "fit" in content or "test" in content or "sweep" in content]
+    whole = sorted(filter(is_run, contents), key=lambda content: json.dumps(content, sort_keys=True))
+    _refuse_other_options(whole)
     labels = _labels(whole)
     newest: dict[str, tuple[str, dict[str, Any], Run]] = {}
     for content, label in zip(whole, labels, strict=True):
@@ -249,7 +263,40 @@ def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
     for _, conditions, run in newest.values():
         if run.stage == "select" or run.diverged:
             _add_to(groups, conditions, run)
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda group: (group.title, json.dumps(group.conditions, default=str)))
+
+
+def is_run(content: dict[str, Any]) -> bool:
+    """Whether results are of a run that was trained or tested."""
+    return bool({"fit", "test", "sweep"} & content.keys())
+
+
+def _refuse_other_options(contents: Iterable[dict[str, Any]]) -> None:
+    """Raise if runs that a sweep calls by one name are not of one method: they would be averaged.
+
+    What a point of an axis sets may differ between points.
+
+    Raises:
+        ReportError: They are.
+    """
+    alike: dict[str, dict[str, Any]] = {}
+    for content in contents:
+        if "sweep" not in content or "options" not in content:
+            continue
+        sweep = content["sweep"]
+        backbone = content.get("backbone", {}).get("fingerprint")
+        axes = [sweep.get(axis, {}) for axis in ("task", "size", "grid")]
+        key = json.dumps([sweep.get("name"), sweep["method"], backbone, *axes], default=str)
+        now = content["options"] | {"targets found": content.get("targets")}
+        first = alike.setdefault(key, now)
+        differing = [name for name in now.keys() | first.keys() if now.get(name) != first.get(name)]
+        if differing:
+            name = min(differing)
+            raise ReportError(
+                f"Runs of {sweep['method']!r} in the sweep {sweep.get('name')!r} have different options, and would be "
+                f"averaged under one name: {name} is {first.get(name)} in one and {now.get(name)} in "
+                f"{sweep.get('trial', 'another')}. Report each directory by itself, or delete the runs not meant."
+            )
 
 
 def _title(conditions: dict[str, Any]) -> str:
@@ -316,11 +363,23 @@ def _point(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _labels(contents: list[dict[str, Any]]) -> list[str]:
-    """A name for each run: the sweep's, else the method's with the options in which runs of it differ."""
+    """A name for each run: the sweep's, else the method's with the options in which runs of it differ.
+
+    The length of a run may differ between tasks and sizes: it is named where runs of one task and size differ.
+    """
     plain: dict[str, list[dict[str, Any]]] = {}
+    of_cell: dict[str, list[dict[str, Any]]] = {}
     for content in contents:
         if "sweep" not in content:
             plain.setdefault(content["method"], []).append(_choices(content))
+            of_cell.setdefault(_cell(content), []).append(_length(content))
+    lengths: dict[str, set[str]] = {}
+    for cell, found in of_cell.items():
+        values: dict[str, set[float]] = {}
+        for name, value in (pair for length in found for pair in length.items()):
+            values.setdefault(name, set()).add(value)
+        names = {name for name, there in values.items() if len(there) > 1}
+        lengths.setdefault(json.loads(cell)[0], set()).update(names)
     labels = []
     for content in contents:
         if "sweep" in content:
@@ -328,7 +387,9 @@ def _labels(contents: list[dict[str, Any]]) -> list[str]:
             continue
         name, own = METHOD_NAMES.get(content["method"], content["method"]), _choices(content)
         differing = [key for key in own if any(other.get(key) != own[key] for other in plain[content["method"]])]
-        labels.append(", ".join([name, *(f"{key} {own[key]}" for key in differing)]))
+        length = {key: value for key, value in _length(content).items() if key in lengths[content["method"]]}
+        shown = {key: own[key] for key in differing} | length
+        labels.append(", ".join([name, *(f"{key} {value}" for key, value in shown.items())]))
     return labels
 
 
@@ -336,3 +397,19 @@ def _choices(content: dict[str, Any]) -> dict[str, Any]:
     optimizer = content.get("fit", {}).get("optimizer", {})
     options: dict[str, Any] = content.get("options", {})
     return options | {key: optimizer[key] for key in ("lr", "weight_decay") if key in optimizer}
+
+
+def _length(content: dict[str, Any]) -> dict[str, Any]:
+    """How long and in what batches a run was trained, and its warm-up where that was recorded."""
+    fit = content.get("fit", {})
+    batch = math.prod(fit.get("batch", {}).values()) or None
+    found = {"epochs": fit.get("epochs"), "steps": fit.get("steps"), "batch": batch}
+    for name in ("warmup_epochs", "warmup_steps", "warmup_fraction"):
+        found[name.replace("_", " ")] = fit.get("schedule", {}).get(name)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _cell(content: dict[str, Any]) -> str:
+    """Method, conditions, task and size of a run by hand."""
+    run = _run(content, "")
+    return json.dumps([content["method"], _conditions(content), run.task, str(run.size)], default=str)

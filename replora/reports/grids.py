@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from replora.reports.charts import draw_curves, draw_heat_maps
+from replora.reports.charts import FEW, REFERENCE, draw_curves, draw_heat_maps
+from replora.reports.choices import Chosen, chosen
 from replora.reports.document import Block, Heading, Paragraph, Picture, Table
-from replora.reports.gather import Group, Run, Size, ordered, ordered_tasks
+from replora.reports.gather import HEADLINES, Group, Run, Size, ordered, ordered_tasks, spread
 from replora.reports.statistics import Mean, mean_over_seeds
+
+PARTS = {f"val/{name}" for name in HEADLINES}  # metrics in [0, 1]
 
 
 def grid_section(group: Group, folder: Path, prefix: str) -> list[Block]:
@@ -16,20 +19,22 @@ def grid_section(group: Group, folder: Path, prefix: str) -> list[Block]:
     runs = [run for run in group.selection if run.rate is not None]
     if len({run.rate for run in runs}) < 2:
         return []
-    metric = next(run.metric for run in runs)
+    metric = f"validation {next(run.metric for run in runs)}, %"
     sizes = sorted({run.size for run in runs})
     methods = ordered({run.method for run in runs})
-    panels, marked = {}, {}
-    for size in sizes:
-        title = str(size) + (" of the data" if not size.shots else "")
-        panels[title] = {method: _over_rates(_of(runs, method, size)) for method in methods}
-        for method, curve in panels[title].items():
-            if curve:
-                marked[title, method] = max(sorted(curve), key=lambda rate, c=curve: c[rate].value)  # type: ignore[misc]
-    rates_file = folder / f"{prefix}learning_rate.png"
-    draw_curves(rates_file, panels, "learning rate (peak)", f"validation {metric.replace('_', ' ')}, %", marked=marked)
-    tasks = len({run.task for run in runs})
-    over = f"mean over {tasks} tasks" if tasks > 1 else f"task {runs[0].task}"
+    tasks = ordered_tasks({run.task for run in runs})
+    found = {
+        (method, task, size): chosen(group, method, task, size)
+        for task in tasks
+        for size in sizes
+        for method in methods
+    }
+    # With several tasks each has its own choice, and a mean over them has none.
+    ringed = {
+        (method, size): choice for (method, _, size), choice in found.items() if choice is not None and len(tasks) == 1
+    }
+    ring = "A ring marks the choice." if len(tasks) == 1 else "Choices are made for each task: the table has them."
+    over = f"mean over {len(tasks)} tasks" if len(tasks) > 1 else f"task {tasks[0]}"
     blocks: list[Block] = [
         Heading(3, "Learning rates"),
         Paragraph(
@@ -37,15 +42,46 @@ def grid_section(group: Group, folder: Path, prefix: str) -> list[Block]:
             "numbers of points; at one shared rate any of them can be made to look better. A choice at the edge of its "
             "grid may have a better one beyond."
         ),
-        Picture(
-            rates_file,
-            f"Validation accuracy against the learning rate ({over}; at the best weight decay of each rate). "
-            "A ring marks the best rate.",
+        _curves(
+            runs,
+            methods,
+            sizes,
+            ringed,
+            folder / f"{prefix}learning_rate.png",
+            metric,
+            f"({over}; at the best weight "
+            f"decay of each rate). {ring} Arrows: less than half of the panel's best, the value beside them.",
         ),
-        *_heat_maps(runs, methods, sizes, folder, prefix),
-        _choices(runs, methods, sizes, f"{prefix}choices"),
+        *_heat_maps(runs, methods, sizes, ringed, folder, prefix, metric),
+        _choices(runs, found, f"{prefix}choices"),
     ]
     return blocks
+
+
+def _curves(
+    runs: Sequence[Run],
+    methods: Sequence[str],
+    sizes: Sequence[Size],
+    ringed: Mapping[tuple[str, Size], Chosen],
+    file: Path,
+    label: str,
+    words: str,
+) -> Picture:
+    """A panel a size with a line a method; of many methods a panel a method with a line a size, LoRA in grey behind."""
+    names = {size: str(size) + (" of the data" if not size.shots else "") for size in sizes}
+    if len(methods) <= FEW:
+        panels = {names[size]: {method: _over_rates(_of(runs, method, size)) for method in methods} for size in sizes}
+        rings = {(names[size], method): choice.rate for (method, size), choice in ringed.items()}
+        draw_curves(file, panels, "learning rate (peak)", label, marked=rings, clip=True)
+        return Picture(file, f"Validation accuracy against the learning rate {words}")
+    shown = spread(sizes)
+    panels = {method: {names[size]: _over_rates(_of(runs, method, size)) for size in shown} for method in methods}
+    rings = {(method, names[size]): choice.rate for (method, size), choice in ringed.items()}
+    behind = (f"{REFERENCE}, same size", panels[REFERENCE]) if REFERENCE in panels else None
+    draw_curves(file, panels, "learning rate (peak)", label, marked=rings, clip=True, behind=behind)
+    some = f", {len(shown)} of {len(sizes)} sizes" if len(shown) < len(sizes) else ""
+    grey = f", {REFERENCE}'s curves in grey" if behind else ""
+    return Picture(file, f"Validation accuracy against the learning rate, a panel a method{some}{grey} {words}")
 
 
 def _of(runs: Iterable[Run], method: str, size: Size) -> list[Run]:
@@ -76,10 +112,17 @@ def _mean(runs: Sequence[Run]) -> Mean | None:
 
 
 def _heat_maps(
-    runs: Sequence[Run], methods: Sequence[str], sizes: Sequence[Size], folder: Path, prefix: str
+    runs: Sequence[Run],
+    methods: Sequence[str],
+    sizes: Sequence[Size],
+    ringed: Mapping[tuple[str, Size], Chosen],
+    folder: Path,
+    prefix: str,
+    label: str,
 ) -> list[Block]:
     """Learning rate by weight decay for each size where decays vary, else learning rate by size."""
     blocks: list[Block] = []
+    frame = "; a frame marks the choice" if ringed else ""
     if len({run.decay for run in runs if run.decay is not None}) > 1:
         for size in sizes:
             cells = {
@@ -91,9 +134,14 @@ def _heat_maps(
                 }
                 for method in methods
             }
+            framed = {
+                m: {(f"{c.decay:g}", f"{c.rate:g}")}
+                for (m, s), c in ringed.items()
+                if s == size and c.decay is not None
+            }
             file = folder / f"{prefix}grid_{'shots' if size.shots else 'part'}_{size.amount:g}.png"
-            draw_heat_maps(file, cells, "weight decay", "learning rate", "validation accuracy, %")
-            blocks.append(Picture(file, f"Validation accuracy over the grid, {size} of the data; X diverged."))
+            draw_heat_maps(file, cells, "weight decay", "learning rate", label, framed)
+            blocks.append(Picture(file, f"Validation accuracy over the grid, {size} of the data; X diverged{frame}."))
         return blocks
     by_rate = {
         method: {
@@ -105,9 +153,11 @@ def _heat_maps(
     }
     if len(sizes) == 1:
         return []  # the curves say it all
+    framed = {m: {(str(s), f"{c.rate:g}") for (other, s), c in ringed.items() if other == m} for m in methods}
     file = folder / f"{prefix}grid.png"
-    draw_heat_maps(file, by_rate, "training data", "learning rate", "validation accuracy, %")
-    return [Picture(file, "Validation accuracy over learning rate and amount of training data; X diverged.")]
+    draw_heat_maps(file, by_rate, "training data", "learning rate", label, framed)
+    caption = f"Validation accuracy over learning rate and amount of training data; X diverged{frame}."
+    return [Picture(file, caption)]
 
 
 def _value(runs: Sequence[Run]) -> float | None:
@@ -115,31 +165,30 @@ def _value(runs: Sequence[Run]) -> float | None:
     return mean.value if mean else None
 
 
-def _choices(runs: Sequence[Run], methods: Sequence[str], sizes: Sequence[Size], name: str) -> Table:
-    """The best point of each method, task and size, as a sweep chooses it; of equal ones that of the lowest rate."""
-    tasks = ordered_tasks({run.task for run in runs})
+def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Chosen | None], name: str) -> Table:
+    """The chosen point of each method, task and size, and whether it lies at an edge of the rates."""
     rows = []
-    for task in tasks:
-        for size in sizes:
-            for method in methods:
-                there = [run for run in _of(runs, method, size) if run.task == task]
-                points = list(dict.fromkeys((run.rate, run.decay) for run in there if run.rate is not None))
-                values = {p: _value([run for run in there if (run.rate, run.decay) == p]) for p in points}
-                usable = {point: value for point, value in values.items() if value is not None}
-                if not usable:
-                    rows.append([task, str(size), method, "", "", "", f"{len(points)}"])
-                    continue
-                rate, decay = best = max(sorted(usable, key=_ascending), key=lambda point: usable[point])
-                rates = sorted({point[0] for point in points if point[0] is not None})
-                edge = "lowest" if rate == rates[0] else "highest" if rate == rates[-1] else ""
-                edge = edge if len(rates) > 1 else ""
-                shown = [f"{rate:g}", "" if decay is None else f"{decay:g}", f"{100 * usable[best]:.1f}"]
-                rows.append([task, str(size), method, *shown[:1], edge, shown[1], shown[2], f"{len(points)}"])
-    rows = [row if len(row) == 8 else [*row[:3], "", "", "", "", row[-1]] for row in rows]
+    for (method, task, size), choice in found.items():
+        there = [run for run in _of(runs, method, size) if run.task == task]
+        points = len({(run.rate, run.decay) for run in there})
+        row = [task, str(size), method]
+        if choice is None:
+            rows.append([*row, "", "", "", "", str(points)])
+            continue
+        rates = sorted({run.rate for run in there if run.rate is not None})
+        edge = "lowest" if choice.rate == min(rates, default=None) else ""
+        edge = "highest" if choice.rate == max(rates, default=None) else edge
+        value = f"{100 * choice.value:.1f}" if choice.metric in PARTS else f"{choice.value:.4g} ({choice.metric})"
+        decay = "" if choice.decay is None else f"{choice.decay:g}"
+        rows.append([*row, f"{choice.rate:g}", edge if len(rates) > 1 else "", decay, value, str(points)])
+    metrics = sorted({choice.metric for choice in found.values() if choice})
+    recorded = {choice.recorded for choice in found.values() if choice}
+    source = {
+        frozenset([True]): "as the final runs record it",
+        frozenset([False]): "no final run records it: the best of the points with all seeds",
+    }.get(
+        frozenset(recorded), "as the final runs record it; where there are none, the best of the points with all seeds"
+    )
+    caption = f"The chosen point of each grid by {' or '.join(metrics) or 'validation'} ({source})"
     columns = ["task", "size", "method", "learning rate", "edge", "weight decay", "validation, %", "points tried"]
-    return Table(name, "The best point of each grid on the validation images", columns, rows)
-
-
-def _ascending(point: tuple[float, float | None]) -> tuple[float, float]:
-    rate, decay = point
-    return rate, -1.0 if decay is None else decay
+    return Table(name, caption, columns, rows)

@@ -13,7 +13,7 @@ from replora.atomic import replace_text
 from replora.reports.benchmark_tables import benchmark_section
 from replora.reports.courses import course_section
 from replora.reports.document import Block, Heading, Paragraph, Table, write_document
-from replora.reports.gather import Group, ReportError, Run, group_runs, read_runs
+from replora.reports.gather import Group, ReportError, Run, group_runs, is_run, read_runs
 from replora.reports.grids import grid_section
 from replora.reports.low_data import by_size
 from replora.reports.validation import validation_section
@@ -50,7 +50,7 @@ def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
     if not groups:
         raise ReportError("The files hold no run that was trained or tested, so there is nothing to report.")
     folder.mkdir(parents=True, exist_ok=True)
-    blocks: list[Block] = [Heading(1, TITLE), Paragraph(_summary(groups))]
+    blocks: list[Block] = [Heading(1, TITLE), Paragraph(_summary(groups, _repeats(contents, groups)))]
     for number, group in enumerate(groups, start=1):
         prefix = f"{number}_" if len(groups) > 1 else ""
         blocks += [Heading(2, group.title), *(_conditions(group, prefix))]
@@ -67,13 +67,21 @@ def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
     return [*files, folder / "runs.csv", folder / "runs.jsonl"]
 
 
-def _summary(groups: Sequence[Group]) -> str:
+def _repeats(contents: Sequence[dict[str, Any]], groups: Sequence[Group]) -> int:
+    """How many runs gave way to a newer one under the same conditions."""
+    kept = {id(run.results) for group in groups for run in group.runs}
+    return sum(is_run(content) and id(content) not in kept for content in contents)
+
+
+def _summary(groups: Sequence[Group], repeats: int) -> str:
     runs = [run for group in groups for run in group.runs]
     final, selecting = (sum(run.stage == stage for run in runs) for stage in ("final", "select"))
     diverged = sum(run.diverged for run in runs)
     text = f"{len(runs)} runs: {final} measured on test data"
     text += f", {selecting} by which options were chosen on validation data" if selecting else ""
     text += f"; {diverged} diverged" if diverged else ""
+    if repeats:
+        text += f"; {repeats} older ones with the same method, options, data and seed as a newer one are left out"
     return f"{text}. Every number comes from the runs' results.json files (runs.jsonl beside this report)."
 
 

@@ -11,8 +11,8 @@
       "sweep": {name, stage, method, task, size, grid, seed, ...}   of one run of a sweep (replora.sweeps.trial)
     }
 
-`fit` has beside its metrics the optimiser (`optimizer`), the batches (`batch`) and the course of its metrics
-(`history`: name -> [[epoch, value], ...], at most 50 epochs, the last among them).
+`fit` has beside its metrics the optimiser (`optimizer`), its course (`schedule`), the batches (`batch`) and the course
+of the metrics (`history`: name -> [[epoch, value], ...], at most 50 epochs, the last among them).
 
 Each verb (`fit`, `validate`, `test`, `predict`) has its own entry: its metrics, the weights it used, its seed, command,
 date, duration, peak memory and software versions. A later verb is added to the file of its run.

@@ -55,7 +55,8 @@ class Scores:
     def compare(self, first: str, second: str, sizes: Sequence[Size]) -> Comparison | None:
         """Over all tasks, seeds and the sizes given, where both have a score; None where there is no pair.
 
-        A task and seed is a unit, because the training sets of its sizes are nested.
+        A task and seed is a unit, because the training sets of its sizes are nested. Those count that have a pair at
+        every size at which any has: else a mean over some sizes would stand beside means over others.
         """
         units: dict[tuple[str, int], list[float]] = {}
         for size in sizes:
@@ -63,7 +64,17 @@ class Scores:
                 one, other = (self.over_seeds(method, size, task) for method in (first, second))
                 for seed in one.keys() & other.keys():
                     units.setdefault((task, seed), []).append(one[seed] - other[seed])
-        return compare_paired([units[unit] for unit in sorted(units)]) if units else None
+        most = len(self.common_sizes(first, second, sizes))
+        whole = [units[unit] for unit in sorted(units) if len(units[unit]) == most]
+        return compare_paired(whole) if whole else None
+
+    def common_sizes(self, first: str, second: str, sizes: Sequence[Size]) -> list[Size]:
+        """The sizes at which two methods have a pair."""
+        return [
+            size
+            for size in sizes
+            if any(self.over_seeds(first, size, t).keys() & self.over_seeds(second, size, t).keys() for t in self.tasks)
+        ]
 
     @property
     def panels(self) -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 10_000
+DATA_RESAMPLES = 2_000
 BOOTSTRAP_SEED = 0
 
 
@@ -63,7 +64,10 @@ class Comparison:
         low: Lower end of the 95 % bootstrap interval, None for a single unit.
         high: Upper end.
         p_value: Two-sided, of the sign-flip test: how often a difference of this size or larger arises if first and
-            second are the same. 1 / 2 ** (units - 1) is the least that it can be: 0.0625 for five.
+            second are the same.
+        least: The least that the p value could have been with so many units: 1 / 2 ** (units - 1), 0.0625 for five; of
+            many units, whose patterns of signs are sampled, 1 / `RESAMPLES`.
+        units: How many independent units there are.
         wins: Pairs in which the first is better.
         ties: Pairs in which they are equal.
         losses: Pairs in which the second is better.
@@ -73,6 +77,8 @@ class Comparison:
     low: float | None
     high: float | None
     p_value: float
+    least: float
+    units: int
     wins: int
     ties: int
     losses: int
@@ -106,6 +112,8 @@ def compare_paired(units: Sequence[Sequence[float]]) -> Comparison:
         low=low,
         high=high,
         p_value=_sign_flips(means, generator),
+        least=0.5 ** (len(means) - 1) if 2 ** len(means) <= RESAMPLES else 1 / RESAMPLES,
+        units=len(means),
         wins=int((pairs > 0).sum()),
         ties=int((pairs == 0).sum()),
         losses=int((pairs < 0).sum()),
@@ -160,3 +168,34 @@ def data_needed(curve: Mapping[float, float], accuracy: float) -> DataNeeded:
             part = (accuracy - below) / (above - below)
             return DataNeeded(small * (large / small) ** part, "")
     return DataNeeded(points[-1][0], "more than")
+
+
+def data_needed_interval(
+    curve: Mapping[float, Mapping[int, float]], target: Mapping[int, float]
+) -> tuple[DataNeeded, DataNeeded] | None:
+    """A 95 % percentile bootstrap interval of `data_needed`, over seeds: the same are drawn for curve and target.
+
+    An end at a bound is a bound: the interval may reach beyond the measured sizes. `DATA_RESAMPLES` samples with a
+    fixed seed; with few seeds the interval is too narrow.
+
+    Args:
+        curve: Size -> seed -> accuracy of the method that needs the data.
+        target: Seed -> accuracy to be reached, of the other method.
+
+    Returns:
+        Its ends, None where a seed is missing somewhere or there is only one.
+    """
+    seeds = sorted(target)
+    if len(seeds) < 2 or any(sorted(scores) != seeds for scores in curve.values()):
+        return None
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    drawn = generator.integers(len(seeds), size=(DATA_RESAMPLES, len(seeds)))
+    means = {size: np.array([scores[s] for s in seeds])[drawn].mean(axis=1) for size, scores in curve.items()}
+    reached = np.array([target[seed] for seed in seeds])[drawn].mean(axis=1)
+    order = {"at most": 0, "": 1, "more than": 2}
+    found = [
+        data_needed({size: float(mean[i]) for size, mean in means.items()}, float(reached[i]))
+        for i in range(DATA_RESAMPLES)
+    ]
+    found.sort(key=lambda needed: (order[needed.bound], needed.size))
+    return found[round(0.025 * (DATA_RESAMPLES - 1))], found[round(0.975 * (DATA_RESAMPLES - 1))]

@@ -113,7 +113,7 @@ class Cluster:
             home: The sweep's directory, the same path on every machine.
             sweep: The sweep's name.
             trials: What to run.
-            choices: By what each one's point was chosen, None in the first stage.
+            choices: By what each one's point was chosen, or will be; None without a choice.
             watcher: Is told.
         """
         with tempfile.TemporaryDirectory(prefix="replora-sweep-") as scratch:

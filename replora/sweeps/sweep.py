@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from replora.errors import RepLoRAError
-from replora.sweeps.plan import Sweep, Trial
-from replora.sweeps.progress import Progress, duration
+from replora.sweeps.plan import Point, Sweep, Trial
+from replora.sweeps.progress import Progress
 from replora.sweeps.selection import Choice, choose
-from replora.sweeps.trial import check_options, finished
+from replora.sweeps.trial import check_options, finished, refuse_other_configuration, set_aside_other_point
 
 if TYPE_CHECKING:
     from replora.sweeps.on_ray import Cluster, Share
@@ -27,8 +27,8 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
     """Run what is not finished yet.
 
     Args:
-        sweep: What to run.
-        home: Directory of the trials.
+        sweep: What to run, after `check_sweep`.
+        home: Directory of the trials, after `locked`.
         address: Of a Ray cluster; None for this machine.
         share: What a trial gets.
 
@@ -38,26 +38,23 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
     """
     from replora.sweeps.on_ray import Cluster
 
-    planned = [*sweep.selection_trials(), *(sweep.planned_final_trials() if sweep.select else sweep.only_trials())]
-    for trial in {(trial.stage, trial.method): trial for trial in planned}.values():
-        check_options(trial)  # one mistake would fail every trial
     home.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     with Cluster(address, share) as cluster:
         chosen: dict[tuple[str, str, str], Choice] = {}
         if sweep.select:
             trials = sweep.selection_trials()
-            failures |= _run_stage(cluster, sweep, home, trials, {}, sweep.select.metric)
-            chosen = choose(sweep.select, [(trial, finished(home, trial)) for trial in trials])
+            will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode}
+            failures |= _run_stage(cluster, sweep, home, trials, dict.fromkeys(sweep.cells(), will_be))
+            chosen = choices_so_far(sweep, home)
             print_choices(sweep, chosen)
-        if sweep.final:
-            trials = (
-                sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
-                if sweep.select
-                else sweep.only_trials()
-            )
-            metric = sweep.select.metric.replace("val/", "test/", 1) if sweep.select else "test/accuracy"
-            failures |= _run_stage(cluster, sweep, home, trials, chosen, metric)
+        if sweep.final and sweep.select:
+            finals = sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
+            _set_aside_other_points(sweep, home, finals)
+            descriptions = {cell: choice.describe() for cell, choice in chosen.items()}
+            failures |= _run_stage(cluster, sweep, home, finals, descriptions)
+        elif sweep.final:
+            failures |= _run_stage(cluster, sweep, home, sweep.only_trials(), {})
     if failures:
         listed = "\n".join(f"  {folder}: {reason}" for folder, reason in list(failures.items())[:10])
         more = f"\n  and {len(failures) - 10} more" if len(failures) > 10 else ""
@@ -67,29 +64,82 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
         )
 
 
+def check_sweep(sweep: Sweep) -> None:
+    """Parse command lines that between them have every option of the sweep: one mistake would fail many trials.
+
+    Numbers stand for each other, so of an axis of numbers one point is parsed, of one of names each.
+
+    Raises:
+        TrialError: An option is wrong, or the first stage would see test images.
+    """
+    seen: set[tuple[str, ...]] = set()
+    for trial in [*sweep.selection_trials(), *(sweep.planned_final_trials() if sweep.select else sweep.only_trials())]:
+        parts = {"method": trial.method, "task": _kinds(trial.task), "size": _kinds(trial.size)}
+        found = {(trial.stage, name, text) for name, text in parts.items()}
+        found.add((trial.stage, trial.method, _kinds(trial.grid)))
+        if not found <= seen:
+            check_options(trial)
+            seen |= found
+
+
+def _kinds(point: Point) -> str:
+    return str({name: "number" if isinstance(v, int | float) else v for name, v in point.options.items()})
+
+
 def _run_stage(
     cluster: Cluster,
     sweep: Sweep,
     home: Path,
     trials: Sequence[Trial],
-    chosen: dict[tuple[str, str, str], Choice],
-    metric: str,
+    choices: Mapping[tuple[str, str, str], dict[str, Any]],
 ) -> dict[str, str]:
-    """Directory -> reason of each trial that failed."""
+    """Directory -> reason of each trial that failed. `choices`: `Trial.cell` -> by what its point is chosen."""
     done = [trial for trial in trials if finished(home, trial)]
     finished_before = {trial.folder for trial in done}
     left = [trial for trial in trials if trial.folder not in finished_before]
+    if left:  # new trials would be compared with those of other defaults; a method's have the same
+        for trial in {trial.method: trial for trial in done}.values():
+            refuse_other_configuration(home, trial)
     stage = trials[0].stage if trials else ""
     names = [method.name for method in sweep.methods]
+    metric = sweep.select.metric if sweep.select else "val/accuracy"
+    metric = metric if stage == "select" else metric.replace("val/", "test/", 1)
     with Progress(f"{sweep.name}, {stage}", names, left, done, metric) as progress:
         if done:
             progress.console.print(f"{stage}: {len(done)} of {len(trials)} trials are finished already")
         if left:
-            choices = [chosen[trial.cell].describe() if trial.cell in chosen else None for trial in left]
-            cluster.run(home, sweep.name, left, choices, progress)
+            cluster.run(home, sweep.name, left, [choices.get(trial.cell) for trial in left], progress)
     reached = {trial.folder for trial in trials if finished(home, trial)}
     reasons = {trial.folder: "was not reached" for trial in trials if trial.folder not in reached}
     return {folder: progress.failures.get(folder, reason) for folder, reason in reasons.items()}
+
+
+def choices_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Choice]:
+    """`Trial.cell` -> choice, of the cells whose trials of the first stage have all ended.
+
+    Of the others it says which trials are missing: without them a grid would have fewer points than the others' grids.
+    """
+    assert sweep.select is not None
+    results = [(trial, finished(home, trial)) for trial in sweep.selection_trials()]
+    missing = [trial for trial, result in results if result is None]
+    waiting = {trial.cell for trial in missing}
+    if missing:
+        listed = "".join(f"\n  {trial.folder}" for trial in missing[:10])
+        more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
+        print(
+            f"Nothing is chosen, and no final trial starts, for {len(waiting)} of {len(sweep.cells())} combinations of "
+            f"method, task and size, because trials of their grids did not end:{listed}{more}",
+            flush=True,
+        )
+    return choose(sweep.select, [(trial, result) for trial, result in results if trial.cell not in waiting])
+
+
+def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -> None:
+    grids = {method.name: method.grid for method in sweep.methods}
+    for trial in finals:
+        moved = set_aside_other_point(home, trial, grids[trial.method])
+        if moved:
+            print(f"{trial.folder}: {trial.grid.name} is chosen now; the former choice's is {moved}", flush=True)
 
 
 def print_choices(sweep: Sweep, chosen: dict[tuple[str, str, str], Choice]) -> None:
@@ -103,53 +153,8 @@ def print_choices(sweep: Sweep, chosen: dict[tuple[str, str, str], Choice]) -> N
         method, task, size = cell
         choice = chosen.get(cell)
         if choice is None:
-            table.add_row(task, size, method, "nothing: every point failed or diverged", "")
+            table.add_row(task, size, method, "nothing: trials are missing, or every point diverged", "")
             continue
         edge = ", at the edge of the grid" if any(choice.at_edge.values()) else ""
         table.add_row(task, size, method, choice.point.name + edge, f"{choice.mean:.4g}")
     Console().print(table)
-
-
-def describe_plan(sweep: Sweep, home: Path, at_once: int) -> str:
-    """The trials of a sweep and what they will cost, for `--dry_run`.
-
-    Args:
-        sweep: What would run.
-        home: Directory of the trials; finished ones are not counted again, and their time is the estimate.
-        at_once: Trials at the same time.
-    """
-    seconds: list[float] = []
-    lines: list[str] = []
-    left = 0
-    for trials in (sweep.selection_trials(), sweep.planned_final_trials()):
-        for trial in trials:
-            done = _results_there(home, trial)
-            seconds += [_seconds(done)] if done and "failed" not in done["sweep"] else []
-            left += done is None
-            lines.append(f"{'finished' if done else 'to run':<9} {trial.folder}")
-    expected = sum(seconds) / len(seconds) if seconds else sweep.seconds_per_trial
-    source = f"the mean of {len(seconds)} finished ones" if seconds else "the sweep's file"
-    if expected is None:
-        cost = "cost unknown: run one trial of it, or write seconds_per_trial into the sweep's file"
-    else:
-        cost = (
-            f"about {duration(left * expected / at_once)} with {at_once} at once "
-            f"({expected:.1f} seconds a trial, {source})"
-        )
-    stages = [f"{len(sweep.selection_trials())} to select" if sweep.select else ""]
-    stages += [f"{len(sweep.planned_final_trials())} final" if sweep.final else ""]
-    total = " + ".join(stage for stage in stages if stage)
-    return "\n".join([*lines, f"{len(lines)} trials ({total}), {left} to run: {cost}"])
-
-
-def _results_there(home: Path, trial: Trial) -> dict[str, Any] | None:
-    """As `finished`, but of final trials whose point is not known yet."""
-    from replora.reports.results import read_results
-
-    file = home / trial.folder / "results.json"
-    results = read_results(file) if file.is_file() else {}
-    return results if "sweep" in results else None
-
-
-def _seconds(results: dict[str, Any]) -> float:
-    return sum(float(results.get(verb, {}).get("seconds", 0.0)) for verb in ("fit", "test"))

@@ -15,18 +15,22 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from replora.atomic import replace_text
 from replora.errors import RepLoRAError
 from replora.reports.results import FORMAT, read_results, write_json
-from replora.sweeps.plan import Trial
+from replora.sweeps.plan import Point, Trial
+
+# What the sweep itself gives to a run beside the trial's options.
+OF_A_RUN = {"run_dir", "ckpt_path", "trainer.enable_progress_bar"}
 
 
 class TrialError(RepLoRAError):
@@ -58,13 +62,13 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
         home: The sweep's directory.
         sweep: The sweep's name.
         trial: What to run.
-        choice: For the second stage, by what its point was chosen.
+        choice: By what its point was chosen; for the first stage, by what it will be.
 
     Returns:
         The content of `results.json`.
 
     Raises:
-        TrialError: The fit failed; the message has its last words.
+        TrialError: The fit failed; the message has its last words. Or what was begun had other options.
     """
     from lightning_modules.base import NonFiniteLossError
     from replora.cli import run
@@ -73,7 +77,7 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
     if done is not None:
         return done
     folder = home / trial.folder
-    arguments = _remaining(folder, trial)
+    arguments = _remaining(home, trial)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "trial.json", json.dumps({"arguments": trial.arguments}, indent=1) + "\n")
     label = _label(sweep, trial) | ({"chosen_by": choice} if choice else {})
@@ -99,22 +103,102 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
     return content
 
 
-def check_options(trial: Trial) -> None:
-    """Parse a trial's command line, without running it.
+def configuration(trial: Trial) -> dict[str, Any]:
+    """What a trial's command line comes to with the defaults of the code, without running it: option -> value.
 
     Raises:
-        RepLoRAError: It has an option that does not exist, or a value that does not fit.
+        TrialError: It has an option that does not exist, or a value that does not fit.
     """
     from replora.cli import run
 
-    words = io.StringIO()
+    shown, words = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(words):
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(words):
             run(["fit", *trial.arguments, "--print_config"])
     except SystemExit as stopped:
         if stopped.code:
             _, _, mistake = words.getvalue().partition("error:")
             raise TrialError(f"The trials of {trial.method!r} ({trial.stage}) cannot run: {mistake.strip()}") from None
+    text = shown.getvalue()
+    return _options(text[text.index("seed_everything:") :])  # before it the files that were read
+
+
+def check_options(trial: Trial) -> None:
+    """Parse a trial's command line, without running it.
+
+    Raises:
+        TrialError: It has an option that does not exist, or a value that does not fit, or a trial of the first stage
+            would not leave the test images alone.
+    """
+    protocol = configuration(trial).get("data.protocol")
+    if trial.stage == "select" and protocol != "tune":
+        raise TrialError(
+            f"{trial.folder}: trials of the first stage have data.protocol tune, which leaves the test images alone; "
+            f"here it is {protocol or 'not an option of the data'}. Write `options: {{data.protocol: tune}}` under "
+            "`select`, and set it nowhere else."
+        )
+
+
+def refuse_other_configuration(home: Path, trial: Trial) -> None:
+    """Raise if the trial was begun with the same command line, but with other defaults.
+
+    Its `fit.yaml` has every option of then. Trials before and after would stand under one name in a report.
+
+    Raises:
+        TrialError: It was.
+    """
+    folder = home / trial.folder
+    if not (folder / "fit.yaml").is_file():
+        return
+    then, now = _options((folder / "fit.yaml").read_text(encoding="utf-8")), configuration(trial)
+    names = sorted((then.keys() | now.keys()) - OF_A_RUN)
+    differing = [f"  {n}: {then.get(n)} there, {now.get(n)} here" for n in names if then.get(n) != now.get(n)]
+    if differing:
+        listed = "\n".join(differing)
+        raise TrialError(
+            f"{folder} was begun with other defaults, of the code or of a configuration that ships:\n{listed}\nGo back "
+            "to the code of then (git in its results.json), begin in another directory with --out, or delete this one."
+        )
+
+
+def _options(text: str) -> dict[str, Any]:
+    """The options of a configuration in YAML, without the `init_args` of their names."""
+    import yaml  # type: ignore[import-untyped]
+
+    found: dict[str, Any] = {}
+    left = [("", yaml.safe_load(text))]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, dict) and value:
+            left += [(path if key == "init_args" else f"{path}.{key}".lstrip("."), v) for key, v in value.items()]
+        elif value != {}:
+            found[path] = value
+    return found
+
+
+def set_aside_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> Path | None:
+    """Rename what a final trial left at another point of its grid, where the choice fell before.
+
+    Its `results.json` is renamed as well, so that no report finds it.
+
+    Args:
+        home: The sweep's directory.
+        trial: Of the second stage, at the point chosen now.
+        grid: Of its method.
+
+    Returns:
+        The directory's new name, None if there was nothing to do.
+    """
+    folder = home / trial.folder
+    before = _arguments_there(folder)
+    of_grid = tuple(f"--{option}=" for point in grid for option in point.options)
+    same = [[a for a in arguments if not a.startswith(of_grid)] for arguments in (before or [], trial.arguments)]
+    if before is None or before == trial.arguments or same[0] != same[1]:
+        return None
+    if (folder / "results.json").is_file():
+        (folder / "results.json").rename(folder / "former_results.json")
+    number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.former-{n}").exists())
+    return folder.rename(folder.with_name(f"{folder.name}.former-{number}"))
 
 
 def reason_of_failure(home: Path, trial: Trial) -> str:
@@ -124,8 +208,9 @@ def reason_of_failure(home: Path, trial: Trial) -> str:
     return lines[0].strip() if lines else "its process died (out of memory?)"
 
 
-def _remaining(folder: Path, trial: Trial) -> list[str]:
+def _remaining(home: Path, trial: Trial) -> list[str]:
     """The verb and options that bring the trial from what is in its directory to its end; none if nothing is left."""
+    folder = home / trial.folder
     fresh = ["fit", *trial.arguments, f"--run_dir={folder}"]
     results = read_results(folder) if (folder / "results.json").is_file() else {}
     checkpoint = folder / "checkpoints" / "last.ckpt"
@@ -134,6 +219,7 @@ def _remaining(folder: Path, trial: Trial) -> list[str]:
     if not checkpoint.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         return fresh
+    refuse_other_configuration(home, trial)
     if "fit" in results:
         return ["test", f"--config={folder / 'fit.yaml'}", f"--run_dir={folder}"]
     return [*fresh, f"--ckpt_path={checkpoint}"]
@@ -154,16 +240,22 @@ def _label(sweep: str, trial: Trial) -> dict[str, Any]:
 
 
 def _refuse_other_arguments(folder: Path, trial: Trial) -> None:
-    file = folder / "trial.json"
-    if not file.is_file():
-        return
-    before = json.loads(file.read_text(encoding="utf-8"))["arguments"]
-    if before != trial.arguments:
+    before = _arguments_there(folder)
+    if before is not None and before != trial.arguments:
         left, now = sorted(set(before) - set(trial.arguments)), sorted(set(trial.arguments) - set(before))
         raise TrialError(
             f"{folder} holds a trial with other options.\n  there: {' '.join(left) or 'another order'}\n"
             f"  here:  {' '.join(now) or 'another order'}\nChoose another directory with --out, or delete that one."
         )
+
+
+def _arguments_there(folder: Path) -> list[str] | None:
+    """Those of the trial in a directory, None if there is none."""
+    file = folder / "trial.json"
+    if not file.is_file():
+        return None
+    arguments: list[str] = json.loads(file.read_text(encoding="utf-8"))["arguments"]
+    return arguments
 
 
 @contextlib.contextmanager

@@ -53,6 +53,8 @@ def test_a_run_writes_everything_a_number_depends_on(tmp_path):
     }
     assert (entry["epochs"], entry["steps"], entry["selection"], entry["resumed_from"]) == (2, 4, "last epoch", None)
     assert entry["optimizer"] == {"class": "AdamW", "lr": 0.001, "weight_decay": 0.0001}
+    assert entry["schedule"]["class"] == "WarmupCosine"
+    assert {"warmup_epochs", "warmup_lr", "min_lr", "per"} < set(entry["schedule"])
     assert entry["batch"] == {"per_process": 4, "processes": 1, "accumulated": 1}
     assert [epoch for epoch, _ in entry["history"]["train/loss"]] == [1, 2]
     assert entry["history"]["val/accuracy"][-1] == [2, entry["metrics"]["val/accuracy"]]

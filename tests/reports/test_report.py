@@ -152,15 +152,39 @@ def test_pairs_are_of_the_same_seed(report):
     assert few["95 % interval"] == "+8.0 to +10.0"
     many = row(report, "size_paired", size="100 % (800)")
     assert (many["mean"], many["95 % interval"]) == ("+6.0", "")
-    # Seed 0: the mean of 10 and 6; seed 1: 8.
+    # Seed 0: the mean of 10 and 6; seed 1 has no pair at 100 %.
     assert row(report, "size_paired", size="all sizes")["mean"] == "+8.0"
+    assert "can be no less than 0.5 with 2 pairs, 1 with 1 pair." in (report / "report.md").read_text()
+
+
+def test_all_sizes_are_those_that_both_have(tmp_path):
+    """Seed 1 has only the small size, where the difference is large: it does not count. Only LoRA has 1 %."""
+    scores = {("LoRA", 0): (0.5, 0.5), ("LoRA", 1): (0.5,), ("RepLoRA", 0): (0.5, 0.52), ("RepLoRA", 1): (0.9,)}
+    contents = [
+        result(method, score, size=size, seed=seed)
+        for (method, seed), values in scores.items()
+        for size, score in zip(SIZES, values, strict=False)
+    ]
+    write_report([write(tmp_path / "runs", [*contents, result("LoRA", 0.3, size=0.01)])], tmp_path / "out")
+    assert row(tmp_path / "out", "size_paired", size="2 of 3 sizes")["mean"] == "+1.0"
 
 
 def test_the_verdict_in_words(report, tmp_path):
     """Two seeds cannot tell, whatever the bootstrap says; five that agree can, each of them alone too."""
     words = (report / "report.md").read_text()
+    assert "Whether RepLoRA is better than LoRA cannot be said here: too few seeds have all sizes of both." in words
+    two = [
+        result(method, score + 0.1 * seed, size=size, seed=seed)
+        for method, score in {"LoRA": 0.5, "RepLoRA": 0.58}.items()
+        for seed in range(2)
+        for size in SIZES
+    ]
+    write_report([write(tmp_path / "two", two)], tmp_path / "out")
+    words = (tmp_path / "out" / "report.md").read_text()
     assert "RepLoRA is not shown to be better or worse than LoRA here: +8.0 points (" in words
-    assert "of 2 single sizes better at 0, worse at 0, undecided at 2." in words
+    assert "of 2 single sizes better at 0, worse at 0, undecided at 2. Better and worse mean: 0 lies outside" in words
+    assert "p is below 0.1, a weak rule; with 2 pairs p is at least 0.5." in words
+    assert "can be no less than 0.5 with 2 pairs." in words
     worse = [
         result(method, accuracy + 0.01 * seed, seed=seed, size=size)
         for method, accuracy in {"LoRA": 0.8, "RepLoRA": 0.7}.items()
@@ -180,6 +204,47 @@ def test_of_equal_points_the_lowest_rate_is_chosen_as_in_a_sweep(tmp_path, rates
     same = [result(stage="select", rate=rate, score=None, validation=0.4 - 0.1 * (rate == 0.01)) for rate in rates]
     write_report([write(tmp_path / "runs", [*same, result(rate=0.02)])], tmp_path / "out")
     assert row(tmp_path / "out", "choices")["learning rate"] == "0.02"
+
+
+def test_the_choice_is_what_the_final_runs_record(tmp_path):
+    """The rate 0.04 has the best accuracy, but the sweep chose 0.01 by the loss, and was later given 0.04."""
+    rule = {"metric": "val/loss", "mode": "min"}
+    contents = [result(stage="select", rate=rate, validation=10 * rate, score=None) for rate in (0.01, 0.02, 0.04)]
+    final = result(rate=0.01)
+    final["sweep"]["chosen_by"] = rule | {"means": {"lr=0.01": 0.7, "lr=0.02": 0.9}}
+    write_report([write(tmp_path / "runs", [*contents, final])], tmp_path / "out")
+    line = row(tmp_path / "out", "choices")
+    assert (line["learning rate"], line["edge"], line["validation, %"]) == ("0.01", "lowest", "0.7 (val/loss)")
+    words = (tmp_path / "out" / "report.md").read_text()
+    assert "The chosen point of each grid by val/loss (as the final runs record it)" in words
+
+
+def test_a_choice_without_final_runs_has_the_sweeps_rule(tmp_path):
+    """By the least loss, and only among rates with both seeds: 0.01 has the least but one seed, so 0.02."""
+    contents = []
+    for rate, losses in {0.01: (0.1,), 0.02: (0.5, 0.5), 0.04: (0.6, 0.6)}.items():
+        for seed, loss in enumerate(losses):
+            content = result(stage="select", rate=rate, seed=seed, validation=rate)
+            content["fit"]["metrics"]["val/loss"] = loss
+            content["sweep"]["chosen_by"] = {"metric": "val/loss", "mode": "min"}
+            contents.append(content)
+    write_report([write(tmp_path / "runs", contents)], tmp_path / "out")
+    assert row(tmp_path / "out", "choices")["learning rate"] == "0.02"
+    assert "no final run records it" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_several_tasks_have_choices_of_their_own_and_no_ring(tmp_path):
+    contents = [
+        result(stage="select", rate=rate, validation=value, data={"task": task})
+        for task, values in {"a": (0.1, 0.2), "b": (0.2, 0.1)}.items()
+        for rate, value in zip((0.01, 0.02), values, strict=True)
+    ]
+    write_report([write(tmp_path / "runs", contents)], tmp_path / "out")
+    assert row(tmp_path / "out", "choices", task="a")["learning rate"] == "0.02"
+    assert row(tmp_path / "out", "choices", task="b")["learning rate"] == "0.01"
+    words = (tmp_path / "out" / "report.md").read_text()
+    assert "Choices are made for each task" in words
+    assert "ring" not in words.replace("during", "")
 
 
 def test_what_was_chosen(report):
@@ -244,6 +309,31 @@ def test_one_size_is_a_picture_of_dots(tmp_path):
     assert "tanh \\| wide" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
+def test_many_methods_have_room(tmp_path):
+    """Dots with error bars, and a panel a method; captions say what is left out."""
+    contents = [
+        result(f"method {number}", 0.5, size=size, stage=stage, rate=rate)
+        for number in range(8)
+        for size in (0.01, 0.02, 0.1, 0.5, 1.0)
+        for stage, rate in (("select", 0.01), ("select", 0.02), ("final", 0.01))
+    ]
+    for content in contents:
+        content["fit"]["metrics"]["val/accuracy"] = 0.5
+    write_report([write(tmp_path / "runs", contents)], tmp_path / "out")
+    words = (tmp_path / "out" / "report.md").read_text()
+    assert "4 of 5 sizes are shown." in words
+    assert "a panel a method, 4 of 5 sizes" in words
+    with Image.open(tmp_path / "out" / "learning_rate.png") as picture:
+        assert picture.height > picture.width / 2, "three rows of panels"
+
+
+def test_a_metric_keeps_its_name(tmp_path):
+    content = result("LoRA", None, data={"dataset": "Commonsense", "preset": "cloze", "task": "ARC-Easy"})
+    content["test"]["metrics"] = {"test/acc": 0.3, "test/acc_norm": 0.55}
+    write_report([write(tmp_path / "runs", [content])], tmp_path / "out")
+    assert "Test acc_norm" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_several_weight_decays_give_a_map_a_size(tmp_path):
     contents = [
         result(stage="select", rate=rate, decay=decay, validation=rate * 10 + decay)
@@ -280,6 +370,67 @@ def test_runs_by_hand_are_told_apart_by_what_differs():
         [result("LoRA", sweep=None), result("LoRA", sweep=None, rate=0.02), result("DoRA", sweep=None)]
     )
     assert group.methods == ["DoRA", "LoRA, lr 0.01", "LoRA, lr 0.02"]
+
+
+def by_hand(seed: int = 0, size: float = 1.0, **fit: Any) -> dict[str, Any]:
+    """A run without a sweep, with another entry in `fit`."""
+    content = result(sweep=None, size=size, seed=seed)
+    content["fit"] |= {"epochs": 10, "steps": 100, "batch": {"per_process": 8, "processes": 2, "accumulated": 1}} | fit
+    return content
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"epochs": 20, "steps": 200}, ["LoRA, epochs 10, steps 100", "LoRA, epochs 20, steps 200"]),
+        ({"steps": 70}, ["LoRA, steps 100", "LoRA, steps 70"]),
+        ({"batch": {"per_process": 8, "processes": 1, "accumulated": 1}}, ["LoRA, batch 16", "LoRA, batch 8"]),
+    ],
+)
+def test_runs_by_hand_of_different_length_do_not_replace_each_other(change, names):
+    (group,) = group_runs([by_hand(), by_hand(**change)])
+    assert group.methods == names
+    (group,) = group_runs([by_hand(), by_hand(seed=1, **change)])
+    assert group.methods == names, "nor are they averaged"
+    (group,) = group_runs([by_hand(), by_hand(size=0.1, **change)])
+    assert group.methods == ["LoRA"], "each size may have a length of its own"
+
+
+def test_runs_by_hand_with_different_warm_up():
+    schedules = [{"class": "WarmupCosine", "warmup_epochs": epochs, "warmup_lr": 0.1 * epochs} for epochs in (1, 5)]
+    (group,) = group_runs([by_hand(schedule=schedule) for schedule in schedules])
+    assert group.methods == ["LoRA, warmup epochs 1", "LoRA, warmup epochs 5"]
+
+
+def test_the_summary_says_how_many_repeats_are_left_out(tmp_path):
+    contents = [result(date="2026-02"), result(date="2026-03"), result(date="2026-01"), result("RepLoRA")]
+    write_report([write(tmp_path / "runs", contents)], tmp_path / "out")
+    words = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "2 runs: 2 measured on test data; 2 older ones with the same method, options, data and seed" in words
+
+
+def test_options_that_changed_within_a_sweep_are_refused():
+    """An axis may set them; else runs before and after a change of defaults would be averaged."""
+    other = result(seed=1)
+    other["options"] = {"rank": 4}
+    with pytest.raises(ReportError, match=r"'LoRA' in the sweep 's' have different options.*rank is 8 in one and 4 in"):
+        group_runs([result(), other])
+    other["sweep"]["grid"] |= {"model.adapter.init_args.rank": 4}
+    assert len(group_runs([result(), other])) == 1
+    targets = [result(seed=seed) | {"targets": [f"blocks.{seed}.attn"]} for seed in (0, 1)]
+    with pytest.raises(ReportError, match="targets found is"):
+        group_runs(targets)
+
+
+def test_the_order_of_the_results_does_not_matter(tmp_path):
+    contents = [result(sweep=name, seed=seed, date="") for name in ("t", "s") for seed in (1, 0)]
+    twins = [result(score=score, sweep="u", date="") for score in (0.2, 0.3)]
+    write_report([write(tmp_path / "runs", [*contents, *twins])], tmp_path / "first")
+    write_report([tmp_path / "first"], tmp_path / "again")
+    write_report([write(tmp_path / "turned", [*twins[::-1], *contents[::-1]])], tmp_path / "third")
+    texts = [(tmp_path / name / "report.md").read_bytes() for name in ("first", "again", "third")]
+    assert texts[0] == texts[1] == texts[2]
+    assert [group.title for group in group_runs(contents)] == ["s, Digits, vit_nano", "t, Digits, vit_nano"]
 
 
 def test_shots_are_not_parts():
@@ -327,6 +478,18 @@ def test_vtab_has_nineteen_columns_and_both_averages():
     assert ours.columns[-2:] == ["mean of group means", "mean of 19 tasks"]
     assert ours.rows[0][-5:] == ["70.00", "80.00", "50.00", "66.67", "63.68"]
     assert ours.rows[1] == ["RepLoRA", "90.0", *[""] * 23], "missing runs are blanks"
+
+
+def test_seeds_that_are_missing_from_a_benchmark_show():
+    """Two seeds of every task, but one of DTD: n = 1 there, in its group and in both averages."""
+    scores = {task.name: 0.5 for task in VTAB_TASKS.values()}
+    second = [content for content in vtab("LoRA", scores) if content["data"]["task"] != "dtd"]
+    for content in second:
+        content["sweep"]["seed"] = 1
+    row = benchmark([*vtab("LoRA", scores), *second])["vtab_part_1"].rows[0]
+    assert row[1 + list(VTAB_TASKS).index("dtd")] == "50.0 (n=1)"
+    assert row[1] == "50.0"
+    assert row[-5:] == ["50.00 (n=1)", "50.00", "50.00", "50.00 (n=1)", "50.00 (n=1)"]
 
 
 def test_published_rows_stand_apart_with_their_source():

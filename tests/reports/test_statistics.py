@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from replora.reports.statistics import Comparison, DataNeeded, compare_paired, data_needed, mean_over_seeds
+from replora.reports.statistics import (
+    Comparison,
+    DataNeeded,
+    compare_paired,
+    data_needed,
+    data_needed_interval,
+    mean_over_seeds,
+)
 
 
 def test_t_interval_of_five_seeds():
@@ -55,6 +62,15 @@ def test_five_seeds_can_show_no_less_than_a_sixteenth():
     assert compare_paired([[1.0], [2.0], [3.0], [4.0], [5.0]]).p_value == 0.0625
 
 
+@pytest.mark.parametrize(("units", "least"), [(1, 1.0), (5, 0.0625), (13, 1 / 4096), (14, 1e-4), (57, 1e-4)])
+def test_the_least_p_value(units, least):
+    """Up to 13 units all patterns are tried, of which two have the largest mean; beyond 10,000 are sampled."""
+    found = compare_paired([[1.0 + 0.01 * unit] for unit in range(units)])
+    assert found.least == least
+    assert found.least <= found.p_value <= 4 * found.least
+    assert found.units == units
+
+
 def test_many_units_are_flipped_at_random():
     """Twenty units of 1: among 10,000 random patterns only the one that was found (and hardly another) reaches it."""
     assert 1e-4 <= compare_paired([[1.0]] * 20).p_value <= 5e-4
@@ -70,7 +86,7 @@ def test_bootstrap_of_two_units():
 
 def test_bootstrap_of_equal_differences_has_no_width():
     found = compare_paired([[0.25]] * 4)
-    assert found == Comparison(0.25, 0.25, 0.25, 0.125, 4, 0, 0)
+    assert found == Comparison(0.25, 0.25, 0.25, 0.125, 0.125, 4, 4, 0, 0)
 
 
 def test_bootstrap_is_the_same_every_time_and_covers_the_mean():
@@ -132,3 +148,20 @@ def test_a_curve_needs_sizes():
     for curve in ({}, {0: 0.5}):
         with pytest.raises(ValueError, match="at least one size, and sizes above 0"):
             data_needed(curve, 0.5)
+
+
+def test_the_interval_of_the_data_needed():
+    """Two seeds, of which one needs 10 ** 1.5 and the other 100: samples of one seed alone are a quarter each."""
+    curve = {10: {0: 0.4, 1: 0.4}, 100: {0: 0.6, 1: 0.6}}
+    ends = data_needed_interval(curve, {0: 0.5, 1: 0.6})
+    assert ends
+    assert [end.size for end in ends] == pytest.approx([10**1.5, 100])
+    assert data_needed_interval(curve, {0: 0.5, 1: 0.7}) == (pytest.approx(ends[0]), DataNeeded(100, "more than"))
+    assert data_needed_interval(curve, {0: 0.3, 1: 0.6})[0] == DataNeeded(10, "at most")
+    same = {0: 0.5, 1: 0.5}
+    assert data_needed_interval(curve, same)[0] == data_needed_interval(curve, same)[1]
+
+
+@pytest.mark.parametrize("target", [{0: 0.5}, {0: 0.5, 1: 0.5, 2: 0.5}])
+def test_no_interval_of_the_data_needed_where_a_seed_is_missing(target):
+    assert data_needed_interval({10: {0: 0.4, 1: 0.4}}, target) is None

@@ -72,6 +72,8 @@ def test_unequal_grids_are_refused(tmp_path):
         ({"select": None}, "grids need a stage `select`"),
         ({"select": {"seeds": [0]}}, "select: the key 'metric' is missing"),
         ({"select": SMALL["select"] | {"mode": "most"}}, "mode 'most' is not known"),
+        ({"select": SMALL["select"] | {"metric": "test/accuracy"}}, "test/accuracy is not measured on validation"),
+        ({"select": SMALL["select"] | {"metric": "train/loss"}}, "train/loss is not measured on validation"),
         ({"final": {"seeds": 3}}, r"must be a list of whole numbers such as \[0, 1, 2\], not 3"),
         ({"final": {"seeds": [1, 1]}}, "two trials have the directory final/LoRA/shots=1/seed=1"),
         ({"sizes": {"data.shots": 3}}, "data.shots must have a list of values, not 3"),
@@ -86,9 +88,37 @@ def test_mistakes_are_named(tmp_path, changes, message):
         read_sweep(write_sweep(tmp_path / "s.yaml", **changes))
 
 
-def test_options_of_the_command_line_leave_the_axes_alone(tmp_path):
-    with pytest.raises(SweepError, match=r"data\.shots is what .* varies"):
-        read_sweep(write_sweep(tmp_path / "s.yaml"), {"data.shots": 5})
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("data.shots", r"data\.shots would undo data\.shots, which .* varies \(sizes\)"),
+        ("model.optimizer.lr", r"varies \(methods: LoRA, grid\)"),
+        ("model.adapter.init_args.hidden", r"varies \(methods: RepLoRA, options\)"),
+        ("model.adapter.init_args", r"would undo model\.adapter\.init_args\.hidden"),
+        ("model.adapter", r"would undo model\.adapter\.init_args\.hidden"),
+        ("model.adapter.factors", r"model\.init_args\.adapter\.init_args\.factors, .* varies \(the methods' configs\)"),
+        ("data.init_args.shots", r"varies \(sizes\)"),
+        ("data.protocol", r"varies \(select, options\)"),
+        ("data.augment", r"varies \(final, options\)"),
+        ("data.subset_seed", r"varies \(seeds\)"),
+        ("config", "config is what a sweep sets for each trial"),
+    ],
+)
+def test_options_of_the_command_line_leave_what_is_compared_alone(tmp_path, option, message):
+    replora = SMALL["methods"]["RepLoRA"] | {"options": {"model.adapter.init_args.hidden": 16}}
+    file = write_sweep(
+        tmp_path / "s.yaml",
+        methods=SMALL["methods"] | {"RepLoRA": replora},
+        final={"seeds": [0], "options": {"data.augment": True}},
+    )
+    with pytest.raises(SweepError, match=message):
+        read_sweep(file, {option: 5})
+
+
+def test_options_of_the_command_line_for_all_alike(tmp_path):
+    sweep = read_sweep(write_sweep(tmp_path / "s.yaml"), {"data.root": "b", "model.adapter.init_args.rank": 4})
+    trials = [*sweep.selection_trials(), *sweep.planned_final_trials()]
+    assert all({"--data.root=b", "--model.adapter.init_args.rank=4"} < set(trial.arguments) for trial in trials)
 
 
 def test_a_file_that_is_no_sweep(tmp_path):
@@ -104,6 +134,7 @@ def test_shipped_sweeps_are_fair_and_complete(name):
     sweep = read_sweep(find_config(name))
     assert sweep.select
     assert sweep.final
+    assert sweep.seconds_per_trial, "a dry run says what it costs"
     assert {trial.arguments[-3] for trial in sweep.selection_trials()} == {"--seed_everything=0"}
     assert all("--data.protocol=tune" in trial.arguments for trial in sweep.selection_trials())
     assert not any("--data.protocol=tune" in trial.arguments for trial in sweep.planned_final_trials())

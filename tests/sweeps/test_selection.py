@@ -53,11 +53,6 @@ def test_nothing_to_choose(tmp_path):
     assert measured(tmp_path, {0.1: ["absent"], 0.2: ["diverged"]}) == {}
 
 
-def test_test_images_choose_nothing(tmp_path):
-    with pytest.raises(SweepError, match="measured on test images, which no choice may see"):
-        measured(tmp_path, {0.1: [0.5]}, metric="test/accuracy")
-
-
 def test_a_metric_that_is_not_there(tmp_path):
     with pytest.raises(SweepError, match="val/f1 is not in the results of the first stage, which have val/accuracy"):
         measured(tmp_path, {0.1: [0.5]}, metric="val/f1")

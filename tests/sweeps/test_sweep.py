@@ -9,17 +9,25 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from replora.cli import main
+from replora.commands import _trials_at_once
+from replora.reports.results import write_json
+from replora.sweeps.estimate import describe_plan
+from replora.sweeps.plan import read_sweep
+from replora.sweeps.sweep import choices_so_far
+from replora.sweeps.trial import TrialError, set_aside_other_point
+from replora.sweeps.trial import finished as finished_trial
 from tests.sweeps.small_sweep import SMALL, write_sweep
 
 pytest.importorskip("ray.tune", reason="the extra [sweep] is not installed")
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+def start(folder: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
     """A sweep in a process group of its own."""
     command = [sys.executable, "-W", "ignore", "-m", "replora", "sweep", "--config=s.yaml", "--max_concurrent=1"]
     return subprocess.Popen(
@@ -29,7 +37,7 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"} | environment,
     )
 
 
@@ -90,14 +98,134 @@ def test_failures_do_not_stop_the_others(tmp_path):
     assert "asks for 5000 examples of every class" in shown
 
 
+def written(home: Path, trial, value: float | None, seconds: float = 1.0) -> None:
+    """A trial that has ended: diverged where there is no value."""
+    folder = home / trial.folder
+    folder.mkdir(parents=True)
+    (folder / "trial.json").write_text(json.dumps({"arguments": trial.arguments}))
+    fit = {"metrics": {"val/accuracy": value}, "seconds": seconds}
+    outcome = {"fit": fit, "sweep": {}} if value else {"sweep": {"failed": "nan"}}
+    write_json(folder / "results.json", {"format": 1, **outcome})
+
+
+DYING = """
+import os, signal
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class DiesOnce(Callback):
+    def on_train_start(self, trainer, module):
+        marker = Path("died")
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path):
+    """Killed in its first trial, as by a machine without memory; the trial is tried again, the others run."""
+    (tmp_path / "dying.py").write_text(DYING)
+    methods = {"LoRA": {"configs": ["adapter/lora.yaml"]}}
+    options = SMALL["options"] | {"trainer.callbacks": [{"class_path": "dying.DiesOnce"}]}
+    write_sweep(tmp_path / "s.yaml", methods=methods, options=options, select=None)
+    process = start(tmp_path, "--max_failures=1", "--make_report=false", PYTHONPATH=str(tmp_path))
+    shown, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, shown
+    assert (tmp_path / "died").is_file()
+    assert set(finished(tmp_path)) == {"final/LoRA/shots=1/seed=0", "final/LoRA/shots=1/seed=1"}
+
+
+def test_a_grid_with_a_trial_missing_is_not_chosen_from(tmp_path, capsys):
+    """It would have fewer points than the others'; a trial that diverged has ended."""
+    sweep = read_sweep(write_sweep(tmp_path / "s.yaml"))
+    trials = sweep.selection_trials()
+    assert [trial.method for trial in trials] == ["LoRA", "LoRA", "RepLoRA", "RepLoRA"]
+    for trial, value in zip(trials[:3], (None, 0.5, 0.6), strict=True):
+        written(tmp_path, trial, value)
+    assert set(choices_so_far(sweep, tmp_path)) == {("LoRA", "", "shots=1")}
+    shown = capsys.readouterr().out
+    assert "no final trial starts, for 1 of 2 combinations" in shown
+    assert trials[3].folder in shown
+    written(tmp_path, trials[3], 0.4)
+    assert choices_so_far(sweep, tmp_path)["RepLoRA", "", "shots=1"].point.name == "lr=0.005"
+    assert capsys.readouterr().out == ""
+
+
+def test_the_final_trial_of_a_former_choice_is_set_aside(tmp_path):
+    sweep = read_sweep(write_sweep(tmp_path / "s.yaml"))
+    grid = sweep.methods[0].grid
+    low, high = (sweep.final_trials({("LoRA", "", "shots=1"): point})[0] for point in grid)
+    written(tmp_path, low, 0.5)
+    assert set_aside_other_point(tmp_path, low, grid) is None
+    moved = set_aside_other_point(tmp_path, high, grid)
+    assert moved == tmp_path / "final/LoRA/shots=1/seed=0.former-1"
+    assert finished_trial(tmp_path, high) is None
+    assert not list(tmp_path.rglob("results.json")), "no report finds it"
+    written(tmp_path, high, 0.5)
+    assert set_aside_other_point(tmp_path, low, grid) == tmp_path / "final/LoRA/shots=1/seed=0.former-2"
+    other = replace(low, arguments=[*low.arguments, "--data.batch_size=3"])
+    written(tmp_path, other, 0.5)
+    assert set_aside_other_point(tmp_path, low, grid) is None, "that is another mistake"
+    with pytest.raises(TrialError, match="other options"):
+        finished_trial(tmp_path, low)
+
+
 def test_dry_run_prints_trials_and_cost(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_sweep(tmp_path / "s.yaml", seconds_per_trial=30)
-    main(["sweep", "--config=s.yaml", "--dry_run=true", "--max_concurrent=1"])
-    shown = capsys.readouterr().out
-    assert "to run    select/LoRA/shots=1/lr=0.02/seed=0" in shown
-    assert "8 trials (4 to select + 4 final), 8 to run: about 4 minutes with 1 at once" in shown
+    for options, cost in (
+        (["--max_concurrent=1"], "about 4 minutes with 1 at once (30.0 seconds a trial, the sweep's file)"),
+        (
+            ["--address=auto"],
+            "about 4 minutes one after the other (30.0 seconds a trial, the sweep's file); how",
+        ),
+        (["--address=auto", "--max_concurrent=2"], "about 2 minutes with 2 at once (30.0 seconds a trial, the sweep's"),
+    ):
+        main(["sweep", "--config=s.yaml", "--dry_run=true", *options])
+        shown = capsys.readouterr().out
+        assert "to run    select/LoRA/shots=1/lr=0.02/seed=0" in shown
+        assert f"8 trials (4 to select + 4 final), 8 to run: {cost}" in shown
+        assert ("cluster at auto" in shown) == (options[0] == "--address=auto")
     assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_counts_gpus(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert _trials_at_once(None, 2, 0, None) == (8, "")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert _trials_at_once(None, 1, 0.5, None)[0] is None
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert _trials_at_once(None, 1, 0.5, None) == (4, "")
+    assert _trials_at_once(None, 1, 1, 1) == (1, "")
+
+
+def test_dry_run_finds_mistakes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_sweep(tmp_path / "s.yaml", sizes={"data.no_such_option": [1]})
+    with pytest.raises(SystemExit):
+        main(["sweep", "--config=s.yaml", "--dry_run=true"])
+    assert "no_such_option" in capsys.readouterr().err
+
+
+def test_the_estimate_is_of_trials_alike(tmp_path):
+    """Finished: 10 seconds at one shot, 100 at two, of LoRA's first stage. RepLoRA's take as long; so do, at first,
+    the final ones: as the mean of all, 55."""
+    sweep = read_sweep(write_sweep(tmp_path / "s.yaml", sizes={"data.shots": [1, 2]}, final={"seeds": [0]}))
+    for trial in sweep.selection_trials():
+        if trial.method == "LoRA":
+            written(tmp_path, trial, 0.5, seconds=10 if trial.size.name == "shots=1" else 100)
+    shown = describe_plan(sweep, tmp_path, 1).splitlines()[-1]
+    assert "12 trials (8 to select + 4 final), 8 to run: about 7 minutes with 1 at once (55.0 seconds" in shown
+    assert "from 4 finished ones, of the same stage, size and method where there are any" in shown
+    for trial in sweep.selection_trials():
+        if trial.method == "RepLoRA" and trial.size.name == "shots=2":
+            written(tmp_path, trial, 0.5, seconds=1000)
+    for trial in sweep.planned_final_trials():
+        if trial.size.name == "shots=2":
+            written(tmp_path, trial, 0.5, seconds=1000)
+    # Left: two of RepLoRA to select and two final ones, all with one shot; 20 and 2000 seconds.
+    assert "about 34 minutes with 1 at once (505.0 seconds" in describe_plan(sweep, tmp_path, 1)
 
 
 def test_mistakes_end_before_ray_starts(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,14 @@ import pytest
 from replora.cli import main
 from replora.reports.results import read_results, write_json
 from replora.sweeps.plan import read_sweep
-from replora.sweeps.trial import TrialError, check_options, finished, reason_of_failure, run_trial
+from replora.sweeps.trial import (
+    TrialError,
+    check_options,
+    finished,
+    reason_of_failure,
+    refuse_other_configuration,
+    run_trial,
+)
 from tests.sweeps.small_sweep import SMALL, write_sweep
 
 
@@ -127,6 +134,53 @@ def test_a_directory_of_a_trial_with_other_options(home, final):
         TrialError, match=r"other options(.|\n)*there: --data.shuffle_seed=0\n *here: *--data.shuffle_seed=7"
     ):
         finished(home / "runs", other)
+
+
+def test_defaults_that_changed_since_are_noticed(home, final, tmp_path):
+    """`fit.yaml` has the defaults of then; a killed trial does not go on with others."""
+    trial, results = final
+    refuse_other_configuration(home / "runs", trial)
+    folder = tmp_path / trial.folder
+    shutil.copytree(home / "runs" / trial.folder, folder)
+    text = (folder / "fit.yaml").read_text()
+    assert "activation: tanh" in text
+    (folder / "fit.yaml").write_text(text.replace("activation: tanh", "activation: gelu"))
+    message = r"begun with other defaults(.|\n)*model.adapter.activation: gelu there, tanh here\n(.|\n)*--out"
+    with pytest.raises(TrialError, match=message):
+        refuse_other_configuration(tmp_path, trial)
+    write_json(folder / "results.json", {k: v for k, v in results.items() if k not in ("test", "sweep")})
+    with pytest.raises(TrialError, match=message):
+        run_trial(tmp_path, "s", trial)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"select": SMALL["select"] | {"options": {}}},
+        {"select": SMALL["select"] | {"options": {"data.protocol": "holdout"}}},
+    ],
+)
+def test_the_first_stage_leaves_the_test_images_alone(tmp_path, changes):
+    sweep = read_sweep(write_sweep(tmp_path / "s.yaml", **changes))
+    with pytest.raises(TrialError, match=r"have data.protocol tune(.|\n)*here it is holdout. Write"):
+        check_options(sweep.selection_trials()[0])
+    check_options(sweep.planned_final_trials()[0])
+
+
+def test_a_protocol_hidden_in_an_axis_is_found(tmp_path):
+    """The stage's options come last, but one that holds them may come first."""
+    from replora.sweeps.sweep import check_sweep
+
+    tasks = [{"data.image_size": 32}, {"data.image_size": 32, "data.init_args.protocol": "holdout"}]
+    select = SMALL["select"] | {"options": {}}
+    options = SMALL["options"] | {"data.protocol": "tune"}
+    final = {"seeds": [0], "options": {"data.protocol": "holdout"}}
+    file = write_sweep(tmp_path / "s.yaml", select=select, options=options, tasks=tasks[:1], final=final)
+    check_sweep(read_sweep(file))
+    tasks[1]["data.image_size"] = 16
+    file = write_sweep(tmp_path / "s.yaml", select=select, options=options, tasks=tasks, final=final)
+    with pytest.raises(TrialError, match=r"select/image_size=16/LoRA/(.|\n)*here it is holdout"):
+        check_sweep(read_sweep(file))
 
 
 def test_a_mistake_in_the_options_is_found_before_anything_runs(sweep, tmp_path):
