@@ -258,7 +258,9 @@ def describe(model: nn.Module) -> dict[str, Any]:
 def options_of(config: AdapterConfig) -> dict[str, Any]:
     """The options of a method as plain JSON data. Defaults that follow from other options are given as numbers."""
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
-    return options | {"hidden": config.width} if isinstance(config, RepLoRAConfig) else options
+    if isinstance(config, RepLoRAConfig) and config.factors != "none":
+        options["hidden"] = config.width
+    return options
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ RUN_COLUMNS = (
 )
 VIDEO_COLUMNS = ("official_split", "recipe", "train_skipped", "test_skipped")
 SHOWN_OPTIONS = ("rank", "factors", "hidden", "activation", "sharing")
+UNUSED = {"none": ("hidden", "activation", "sharing"), "linear": ("activation",)}  # by `factors`
 
 
 def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
@@ -99,7 +100,8 @@ def _conditions(group: Group, prefix: str) -> list[Block]:
             continue
         counts = runs[0].results["parameters"]
         options = runs[0].results["options"]
-        described = ", ".join(f"{name} {_short(options[name])}" for name in SHOWN_OPTIONS if name in options)
+        shown = [name for name in SHOWN_OPTIONS if name not in UNUSED.get(options.get("factors", ""), ())]
+        described = ", ".join(f"{name} {_short(options[name])}" for name in shown if name in options)
         seconds = [run.results["fit"]["seconds"] for run in runs if "fit" in run.results]
         rows.append(
             [

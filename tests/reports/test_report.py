@@ -618,10 +618,8 @@ def test_skipped_videos_are_told_and_never_pooled(tmp_path):
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert text.count("Left out because they cannot be decoded: 0 of train, 2 of test. They are in no accuracy.") == 1
     with (tmp_path / "out" / "runs.csv").open(newline="", encoding="utf-8") as stream:
-        assert [(run["official_split"], run["test_skipped"]) for run in csv.DictReader(stream)] == [
-            ("1", "0.0"),
-            ("1", "2.0"),
-        ]
+        found = {(run["official_split"], run["test_skipped"]) for run in csv.DictReader(stream)}
+    assert found == {("1", "0.0"), ("1", "2.0")}
 
 
 def test_every_published_row_has_its_source():
