@@ -48,6 +48,8 @@ CONDITIONS = (
     "recipe",
     "clips",
     "skip_corrupt",
+    "prompts",
+    "truncation_side",
 )
 
 
@@ -347,6 +349,8 @@ def _conditions(content: dict[str, Any]) -> dict[str, Any]:
         found["recipe"] = shared_by_methods(found["recipe"])
     if skipped := content.get("test", {}).get("metrics", {}).get("test/skipped"):
         found["skipped test items"] = int(skipped)
+    if tokenizer := content.get("test", content.get("fit", {})).get("caption_tokenizer"):
+        found["caption tokenizer"] = tokenizer
     return {
         "sweep": content.get("sweep", {}).get("name", ""),
         "dataset": data.get("dataset", ""),

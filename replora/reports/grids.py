@@ -1,4 +1,4 @@
-"""The first stage: validation accuracy over the grid of learning rates and weight decays, and what was chosen."""
+"""The first stage: validation score over the grid of learning rates and weight decays, and what was chosen."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _curves(
         panels = {names[size]: {method: _over_rates(_of(runs, method, size)) for method in methods} for size in sizes}
         rings = {(names[size], method): choice.rate for (method, size), choice in ringed.items()}
         draw_curves(file, panels, "learning rate (peak)", label, marked=rings, clip=True)
-        return Picture(file, f"Validation accuracy against the learning rate {words}")
+        return Picture(file, f"Validation score against the learning rate {words}")
     shown = spread(sizes)
     panels = {method: {names[size]: _over_rates(_of(runs, method, size)) for size in shown} for method in methods}
     rings = {(method, names[size]): choice.rate for (method, size), choice in ringed.items()}
@@ -81,7 +81,7 @@ def _curves(
     draw_curves(file, panels, "learning rate (peak)", label, marked=rings, clip=True, behind=behind)
     some = f", {len(shown)} of {len(sizes)} sizes" if len(shown) < len(sizes) else ""
     grey = f", {REFERENCE}'s curves in grey" if behind else ""
-    return Picture(file, f"Validation accuracy against the learning rate, a panel a method{some}{grey} {words}")
+    return Picture(file, f"Validation score against the learning rate, a panel a method{some}{grey} {words}")
 
 
 def _of(runs: Iterable[Run], method: str, size: Size) -> list[Run]:
@@ -89,7 +89,7 @@ def _of(runs: Iterable[Run], method: str, size: Size) -> list[Run]:
 
 
 def _over_rates(runs: Sequence[Run]) -> dict[float, Mean]:
-    """Learning rate -> validation accuracy at its best weight decay, over tasks and seeds; without diverged rates."""
+    """Learning rate -> validation score at its best weight decay, over tasks and seeds; without diverged rates."""
     curve: dict[float, Mean] = {}
     for rate in sorted({run.rate for run in runs if run.rate is not None}):
         decays = {run.decay for run in runs if run.rate == rate}
@@ -141,7 +141,7 @@ def _heat_maps(
             }
             file = folder / f"{prefix}grid_{'shots' if size.shots else 'part'}_{size.amount:g}.png"
             draw_heat_maps(file, cells, "weight decay", "learning rate", label, framed)
-            blocks.append(Picture(file, f"Validation accuracy over the grid, {size} of the data; X diverged{frame}."))
+            blocks.append(Picture(file, f"Validation score over the grid, {size} of the data; X diverged{frame}."))
         return blocks
     by_rate = {
         method: {
@@ -156,7 +156,7 @@ def _heat_maps(
     framed = {m: {(str(s), f"{c.rate:g}") for (other, s), c in ringed.items() if other == m} for m in methods}
     file = folder / f"{prefix}grid.png"
     draw_heat_maps(file, by_rate, "training data", "learning rate", label, framed)
-    caption = f"Validation accuracy over learning rate and amount of training data; X diverged{frame}."
+    caption = f"Validation score over learning rate and amount of training data; X diverged{frame}."
     return [Picture(file, caption)]
 
 
