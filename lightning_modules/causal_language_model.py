@@ -188,7 +188,7 @@ class CausalLanguageModel(AdaptedModule):
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         loss, labelled = self._loss(batch)
         self.require_finite(loss, batch_idx)
-        tokens = int(batch["attention_mask"].sum())
+        tokens = int(batch["attention_mask"][batch["index"] >= 0].sum())
         self._processed += tokens
         self.train_loss.update(loss.detach(), labelled)
         self.tokens.update(tokens)
@@ -211,9 +211,11 @@ class CausalLanguageModel(AdaptedModule):
     def _loss(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
         """The mean cross-entropy of the labelled tokens, and their number, both ()."""
         labels = batch["labels"]
-        labelled = labels[:, 1:] != NO_LOSS  # the first token has nothing before it to follow from
+        # A row's first token has a loss where padding stands before it, as in transformers: then it follows from that.
+        labelled = labels[:, 1:] != NO_LOSS
         columns = labelled.any(dim=0).nonzero()
-        first = int(columns[0]) if len(columns) else labels.shape[1] - 2
+        # Without labels one column is enough: every parameter gets a gradient of 0, which processes average as any other.
+        first = int(columns[0]) if len(columns) else max(0, labels.shape[1] - 2)
         logits = self._logits(batch["input_ids"], batch["attention_mask"], first)[:, :-1]
         targets = labels[:, first + 1 :]
         total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=NO_LOSS, reduction="sum")

@@ -23,7 +23,8 @@ from tests.test_failures import TerminateAt, assert_equal_runs, callback, last
 from tests.tiny_llama import write_tiny_llama
 
 torch.set_num_threads(1)
-SIZES = {"boolq": (12, 5), "ARC-Easy": (12, 6), "openbookqa": (12, 4)}  # an odd number of test questions
+# Odd numbers: of test questions, and of training texts, where the last batch of the second of two processes is padding.
+SIZES = {"boolq": (13, 5), "ARC-Easy": (12, 6), "openbookqa": (12, 4)}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_fit_and_its_test(finished, home):
     content = read_results(finished)
     assert content["method"] == "replora"
     assert content["data"]["tokenizer"] == str(home / "llama")  # the data follow the model
-    assert content["fit"]["steps"] == 2 * 36 / 4
+    assert content["fit"]["steps"] == 2 * 10  # 37 texts
     test = content["test"]
     assert (test["weights"], test["evaluation"]) == ("last epoch", "likelihood")
     assert {task: found["items"] for task, found in test["tasks"].items()} == {t: n for t, (_, n) in SIZES.items()}
@@ -152,7 +153,7 @@ def test_options_are_chosen_on_held_out_training_records(home, tmp_path):
     main(["fit", *options(home, *tune), f"--run_dir={tmp_path}"])
     content = read_results(tmp_path)
     assert 0 <= content["fit"]["metrics"]["val/acc"] <= 1
-    assert content["data"]["split_sizes"] == {"train": 27, "val": 9}
+    assert content["data"]["split_sizes"] == {"train": 28, "val": 9}
     assert "test" not in content
 
 
@@ -181,7 +182,7 @@ def test_two_processes_answer_like_one(home, tmp_path, strategy, preset):
 def test_a_run_that_is_stopped_inside_an_epoch_goes_on_exactly(home, finished, tmp_path):
     with pytest.raises(SystemExit):
         main(["fit", *options(home, *callback(TerminateAt, epoch=1, batch=2)), f"--run_dir={tmp_path}"])
-    assert last(tmp_path)["global_step"] == 12
+    assert last(tmp_path)["global_step"] == 13
     main(["fit", *options(home), f"--run_dir={tmp_path}", "--ckpt_path=last"])
     assert_equal_runs(finished, tmp_path)
     assert answers(finished) == answers(tmp_path)

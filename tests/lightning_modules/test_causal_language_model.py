@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import replora
 from lightning_modules import AnswerWriter, ResultsWriter, causal_language_model
+from replora.datasets.commonsense_prompts import collate
 from replora.errors import RepLoRAError
 from replora.evaluation import wilson_interval
 from replora.reports.results import read_results
@@ -76,6 +77,16 @@ def test_a_batch_without_labels_costs_nothing_and_moves_nothing(folder, batch):
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     assert gradients
     assert not any(gradient.any() for gradient in gradients)
+
+
+def test_a_batch_of_padding_alone_costs_nothing_and_reaches_every_parameter(folder):
+    """One token a row: the last batch of a process that has no text left."""
+    module = language_module(folder)
+    loss, count = module._loss(collate([(-1, [2], 1)], 2, 1))
+    assert (loss.item(), count.item()) == (0, 0)
+    loss.backward()
+    gradients = [p.grad for p in module.parameters() if p.requires_grad]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
 
 
 def test_it_learns_and_its_results_say_how_well(folder, tmp_path):
