@@ -179,6 +179,19 @@ def test_two_processes_answer_like_one(home, tmp_path, strategy, preset):
         assert all(isinstance(answer["text"], str) for answer in given)
 
 
+def test_13b_with_its_weights_shared_out(home, tmp_path):
+    """As docs/commonsense.md gives it, on a LLaMA whose blocks are smaller than RepLoRA's MLPs of rank 32."""
+    arguments = ["--config=commonsense_13b.yaml", "--config=trainer/fsdp.yaml", f"--model.backbone={home / 'llama'}"]
+    arguments += [f"--data.root={home}", "--data.tasks=[boolq]", "--data.check_sizes=false", "--trainer.max_epochs=1"]
+    arguments += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.enable_progress_bar=false"]
+    done = run_process(tmp_path, "fit", *arguments, "--model.max_new_tokens=4", f"--run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    content = read_results(tmp_path / "run")
+    assert content["fit"]["devices"] == 2
+    assert content["parameters"]["adapter_trained"] > content["parameters"]["backbone"]
+    assert content["test"]["tasks"]["boolq"]["items"] == SIZES["boolq"][1]
+
+
 def test_a_run_that_is_stopped_inside_an_epoch_goes_on_exactly(home, finished, tmp_path):
     with pytest.raises(SystemExit):
         main(["fit", *options(home, *callback(TerminateAt, epoch=1, batch=2)), f"--run_dir={tmp_path}"])
