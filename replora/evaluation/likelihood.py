@@ -131,10 +131,9 @@ def _row_by_row(
         attended[r, :end] = 1
         scored[r, len(prompt) : end] = True
     first = int(scored.any(0).nonzero()[0])  # the column before it predicts it
-    logits = _last_logits(
-        model, length - first + 1, input_ids=ids.to(device), attention_mask=attended.to(device)
-    )[:, :-1]
-    log_p = logits.float().log_softmax(-1).gather(2, ids[:, first:, None].to(device))[..., 0]
+    kept = length - first + 1
+    logits = _last_logits(model, kept, input_ids=ids.to(device), attention_mask=attended.to(device))
+    log_p = logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, first:, None].to(device))[..., 0]
     scores = iter((log_p * scored[:, first:].to(device)).sum(1).tolist())
     return [[next(scores) for _ in few] for few in options]
 
