@@ -90,7 +90,9 @@ _TINY = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "initializer_range": 0.2,
+    "pad_token_id": 0,
 }
+_GPTJ = {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
 _LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
@@ -108,11 +110,12 @@ _APART = {
 def tiny(family: str, **options):
     import transformers
 
-    config = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config", None)
+    text = "Text" if family in ("Gemma3", "Llama4") else ""  # of models that see as well
+    config = getattr(transformers, f"{family}{text}Config", None)
     if config is None:
         pytest.skip(f"this version of transformers has no {family}")
     torch.manual_seed(0)
-    return getattr(transformers, f"{family}ForCausalLM")(config(**_TINY | options)).eval()
+    return getattr(transformers, f"{family}ForCausalLM")(config(**{**_TINY, **options})).eval()
 
 
 @pytest.mark.parametrize("family", _APART)
@@ -134,3 +137,35 @@ def test_a_window_matters_where_a_row_is_longer():
     prompts, options = [[5, 6, 7, 8, 9]], [[[1, 2, 3], [4], [7, 7]]]
     found = option_log_likelihoods(model, prompts, options)  # 11 tokens in one row
     assert found[0] == pytest.approx(one_by_one(model, prompts, options)[0], rel=1e-5, abs=1e-5)
+
+
+# The families of docs/commonsense.md, with what their small configuration needs.
+_KNOWN = _APART | {
+    **dict.fromkeys(("Llama", "Mixtral", "Qwen2", "Qwen2Moe", "Phi", "Olmo", "Olmo2", "Olmo3", "StableLm", "Cohere"), {}),
+    **dict.fromkeys(("Granite", "SmolLM3", "Starcoder2", "Glm4", "Exaone4", "Nemotron", "BitNet", "MiniMax"), {}),
+    **dict.fromkeys(("Ministral3", "Qwen3Moe", "Llama4"), {}),
+    "Qwen3": {"head_dim": 8},
+    "Gemma": {"head_dim": 8},
+    "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "GPTJ": _GPTJ,
+}
+_FUSED = {"Phi3": "qkv_proj", "GPTNeoX": "query_key_value", "Falcon": "query_key_value", "Bloom": "query_key_value"}
+
+
+@pytest.mark.parametrize("family", sorted(_KNOWN.keys() - _FUSED.keys()))
+def test_families_with_query_and_value(family):
+    model = tiny(family, **_KNOWN[family])
+    replora.inject(model, replora.RepLoRAConfig(rank=2, hidden=8))
+    prompts, options = questions(3)
+    found = option_log_likelihoods(model.eval(), prompts, options)
+    for few, expected in zip(found, one_by_one(model, prompts, options), strict=True):
+        assert few == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", _FUSED)
+def test_families_that_fuse_query_key_and_value(family):
+    model = tiny(family)
+    with pytest.raises(replora.RepLoRAError, match="'q' matches nothing"):
+        replora.inject(model, replora.RepLoRAConfig(rank=2))
+    replora.inject(model, replora.RepLoRAConfig(rank=2, targets=[f"*.{_FUSED[family]}"]))
+    assert len(model.replora.banks) >= 1
