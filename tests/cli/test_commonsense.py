@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -155,6 +156,28 @@ def test_options_are_chosen_on_held_out_training_records(home, tmp_path):
     assert 0 <= content["fit"]["metrics"]["val/acc"] <= 1
     assert content["data"]["split_sizes"] == {"train": 28, "val": 9}
     assert "test" not in content
+
+
+def test_the_lowest_validation_loss_is_kept_where_it_is_asked_for(home, tmp_path):
+    """The lines of docs/commonsense.md: LLM-Adapters' choice among weights, by the loss of 120 held-out records."""
+    write_commonsense(tmp_path, {"boolq": (136, 5)})
+    run = tmp_path / "run"
+    given = ["--data.protocol=holdout", "--data.validation=llm_adapters", "--trainer.val_check_interval=2"]
+    given += ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val/loss"]
+    given += [f"--trainer.callbacks.dirpath={run / 'checkpoints'}", "--trainer.callbacks.filename=best"]
+    given += ["--trainer.callbacks.save_on_train_epoch_end=false", "--data.tasks=[boolq]"]
+    # A rate at which the last weights are not the best ones.
+    main(["fit", *options(home, *given), f"--data.root={tmp_path}", "--model.optimizer.lr=0.3", f"--run_dir={run}"])
+    losses = [row["val/loss"] for row in csv.DictReader((run / "logs/fit/metrics.csv").open()) if row["val/loss"]]
+    lowest = min(map(float, losses))
+    assert len(losses) == 4
+    assert lowest < float(losses[-1])
+    best = run / "checkpoints" / "best.ckpt"
+    assert all(".replora." in name for name in torch.load(best, weights_only=True)["state_dict"])
+    main(["validate", f"--config={run / 'fit.yaml'}", f"--ckpt_path={best}", f"--run_dir={tmp_path / 'val'}"])
+    assert read_results(tmp_path / "val")["validate"]["metrics"]["val/loss"] == pytest.approx(lowest, abs=1e-5)
+    main(["test", f"--config={run / 'fit.yaml'}", f"--ckpt_path={best}", f"--run_dir={tmp_path / 'test'}"])
+    assert read_results(tmp_path / "test")["test"]["weights"].startswith(str(best))
 
 
 @pytest.mark.parametrize(("strategy", "preset"), [("ddp_cpu", "cloze"), ("fsdp", "llm_adapters")])
