@@ -15,5 +15,6 @@ def sign_test(gained: int, lost: int) -> float:
         gained: Questions that the second model alone answers rightly.
         lost: Questions that the first model alone answers rightly.
     """
+    splits: int = 2 ** (gained + lost)
     tail = sum(comb(gained + lost, wins) for wins in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2 ** (gained + lost))
+    return min(1.0, 2 * tail / splits)

@@ -84,9 +84,10 @@ def right_answers(predictions: Path, metrics: Sequence[str]) -> dict[str, dict[s
 
 def _paired(contents: list[dict[str, Any]], metric: str) -> str:
     """Each run against the untuned model, task by task; empty where that cannot be told."""
-    untuned = next((content["test"] for content in contents if content["test"]["weights"] == UNTRAINED), {})
-    tuned = [content for content in contents if content["test"]["weights"] != UNTRAINED and "right" in content["test"]]
-    if "right" not in untuned or not tuned:
+    told = [content for content in contents if "right" in content["test"]]
+    untuned = next((content["test"] for content in told if content["test"]["weights"] == UNTRAINED), None)
+    tuned = [content for content in told if content["test"]["weights"] != UNTRAINED]
+    if untuned is None or not tuned:
         return ""
     lines = [
         f"\n| {metric} against untuned | task | intervals | gained | lost | p |",

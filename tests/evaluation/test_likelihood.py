@@ -139,16 +139,21 @@ def test_a_window_matters_where_a_row_is_longer():
     assert found[0] == pytest.approx(one_by_one(model, prompts, options)[0], rel=1e-5, abs=1e-5)
 
 
-# The families of docs/commonsense.md, with what their small configuration needs.
-_KNOWN = _APART | {
-    **dict.fromkeys(("Llama", "Mixtral", "Qwen2", "Qwen2Moe", "Phi", "Olmo", "Olmo2", "Olmo3", "StableLm", "Cohere"), {}),
-    **dict.fromkeys(("Granite", "SmolLM3", "Starcoder2", "Glm4", "Exaone4", "Nemotron", "BitNet", "MiniMax"), {}),
-    **dict.fromkeys(("Ministral3", "Qwen3Moe", "Llama4"), {}),
-    "Qwen3": {"head_dim": 8},
-    "Gemma": {"head_dim": 8},
-    "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 32},
-    "GPTJ": _GPTJ,
-}
+# The families of docs/commonsense.md: those that need nothing more, and the others with what they need.
+_PLAIN = [
+    *("Llama", "Llama4", "Mixtral", "Ministral3", "Qwen2", "Qwen2Moe", "Qwen3Moe", "Phi", "Olmo", "Olmo2", "Olmo3"),
+    *("StableLm", "Cohere", "Granite", "SmolLM3", "Starcoder2", "Glm4", "Exaone4", "Nemotron", "BitNet", "MiniMax"),
+]
+_KNOWN = (
+    {family: {} for family in _PLAIN}
+    | _APART
+    | {
+        "Qwen3": {"head_dim": 8},
+        "Gemma": {"head_dim": 8},
+        "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+        "GPTJ": _GPTJ,
+    }
+)
 _FUSED = {"Phi3": "qkv_proj", "GPTNeoX": "query_key_value", "Falcon": "query_key_value", "Bloom": "query_key_value"}
 
 
