@@ -154,7 +154,7 @@ _KNOWN = (
         "GPTJ": _GPTJ,
     }
 )
-_FUSED = {"Phi3": "qkv_proj", "GPTNeoX": "query_key_value", "Falcon": "query_key_value", "Bloom": "query_key_value"}
+_FUSED = {"Phi3": "qkv_proj", "GPTNeoX": "query_key_value", "Falcon": "query_key_value"}
 
 
 @pytest.mark.parametrize("family", sorted(_KNOWN.keys() - _FUSED.keys()))
