@@ -104,7 +104,9 @@ class CommonsenseDataModule(BaseDataModule):
 
     Raises:
         UnknownTaskError: a task is none of the eight.
-        RepLoRAError: an option is out of its range; data are missing or wrong (from `setup`, before the first batch).
+        DatasetNotFoundError: there is no test file of a task.
+        RepLoRAError: an option is out of its range; other data are missing or wrong (from `setup`, before the first
+            batch).
     """
 
     def __init__(
@@ -165,6 +167,9 @@ class CommonsenseDataModule(BaseDataModule):
         self._tokenizer: Any = None
         self._union: list[CommonsenseRecord] | None = None
         self._sha256: str | None = None
+        if protocol != "tune":
+            for task in self.test_tasks:  # every verb needs these; a large model takes minutes to load
+                self._file(task, "test")
 
     @property
     def tasks(self) -> list[str]:

@@ -127,7 +127,7 @@ class CausalLanguageModel(AdaptedModule):
         self.preset = "cloze"
         self.tokenizer: Any = None
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
-        self.tokens, self.labelled_tokens = SumMetric(), SumMetric()
+        self.tokens, self.loss_tokens = SumMetric(), SumMetric()
         self.counts = ChoiceCounts(())
         self._results: dict[str, dict[str, Any]] = {}
         self._clock = 0.0
@@ -186,18 +186,18 @@ class CausalLanguageModel(AdaptedModule):
         self._clock = time.perf_counter()
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        loss, labelled = self._loss(batch)
+        loss, count = self._loss(batch)
         self.require_finite(loss, batch_idx)
-        tokens = int(batch["attention_mask"].sum())
+        tokens = int(batch["attention_mask"][batch["index"] >= 0].sum())
         self._processed += tokens
-        self.train_loss.update(loss.detach(), labelled)
+        self.train_loss.update(loss.detach(), count)
         self.tokens.update(tokens)
-        self.labelled_tokens.update(labelled)
+        self.loss_tokens.update(count)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=1)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("train/tokens", self.tokens, on_step=False, on_epoch=True)
-        self.log("train/labelled_tokens", self.labelled_tokens, on_step=False, on_epoch=True)
+        self.log("train/loss_tokens", self.loss_tokens, on_step=False, on_epoch=True)
         self.log("train/learning_rate", rate, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         return loss
 
@@ -209,11 +209,14 @@ class CausalLanguageModel(AdaptedModule):
         self._results["fit"] = {"tokens_per_second": round(rate, 1)}
 
     def _loss(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
-        """The mean cross-entropy of the labelled tokens, and their number, both ()."""
+        """The mean cross-entropy of the tokens with a loss, and their number, both ()."""
         labels = batch["labels"]
-        labelled = labels[:, 1:] != NO_LOSS  # the first token has nothing before it to follow from
+        # As in transformers, and so LLM-Adapters, a row's first token has a loss where padding stands before it: it is
+        # predicted from the padding. In a row without padding nothing predicts it.
+        labelled = labels[:, 1:] != NO_LOSS
         columns = labelled.any(dim=0).nonzero()
-        first = int(columns[0]) if len(columns) else labels.shape[1] - 2
+        # Without labels one column does: every parameter gets a gradient of 0, which processes average as any other.
+        first = int(columns[0]) if len(columns) else max(0, labels.shape[1] - 2)
         logits = self._logits(batch["input_ids"], batch["attention_mask"], first)[:, :-1]
         targets = labels[:, first + 1 :]
         total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=NO_LOSS, reduction="sum")

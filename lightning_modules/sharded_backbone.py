@@ -55,11 +55,14 @@ class ShardedBackboneStrategy(DDPStrategy):
 
 
 def _blocks(module: nn.Module | None) -> list[nn.Module]:
-    """The transformer blocks: the members of the module lists and sequences that hold most of the parameters."""
+    """The transformer blocks: the members of the module lists and sequences that hold most of the frozen parameters.
+
+    What trains does not count: the adapter's own lists may be larger than a small backbone's blocks.
+    """
     if module is None:
         return []
     lists = [m for m in module.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 1]
-    weights = [(sum(p.numel() for p in m.parameters()), m) for m in lists]
+    weights = [(sum(p.numel() for p in m.parameters() if not p.requires_grad), m) for m in lists]
     largest = max((weight for weight, _ in weights), default=0)
     # Swin's stages lie in one sequence and their blocks in others; the stages are then what is shared out.
     return [block for weight, m in weights if weight == largest for block in m]

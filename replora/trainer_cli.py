@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule, Trainer
@@ -275,7 +275,7 @@ def _refuse_misunderstandings(arguments: list[str]) -> None:
     """What the parser would drop without a word, or refuse without saying what there is.
 
     Raises:
-        RepLoRAError: The number of classes is given to the model, or there is no class of a given name.
+        RepLoRAError: The number of classes is given to the model, or there is no class or choice of a given name.
     """
     bases = {"--model": AdaptedModule, "--data": BaseDataModule, "--model.adapter": AdapterConfig}
     for position, argument in enumerate(arguments):
@@ -289,6 +289,19 @@ def _refuse_misunderstandings(arguments: list[str]) -> None:
             known = [cls.__name__ for cls in _subclasses(bases[option])]
             if value not in known:
                 raise RepLoRAError(f"{option}: there is no class {value!r}. {nearest(value, known)}")
+        group, _, name = option.replace(".init_args", "").rpartition(".")
+        choices = _choices(bases[group], name) if group in bases and value.isidentifier() else set()
+        if choices and value not in choices:
+            raise RepLoRAError(f"{option}: {value!r} is not an option. {nearest(value, sorted(choices))}")
+
+
+def _choices(base: type, name: str) -> set[str]:
+    """The values of an option of a few fixed ones, of all classes that have it; none if one of them takes others."""
+    hints = [get_type_hints(cls.__init__).get(name) for cls in _subclasses(base)]  # type: ignore[misc]
+    found = [hint for hint in hints if hint is not None]
+    if any(get_origin(hint) is not Literal for hint in found):
+        return set()
+    return {choice for hint in found for choice in get_args(hint)}
 
 
 def _let_whole_numbers_be_whole() -> None:

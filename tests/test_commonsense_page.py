@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+import replora
+from replora.adapters.inject import options_of
+from replora.cli import packaged_configs
 from replora.reports.commonsense import commonsense_table
+from tests.test_scripts import load
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "commonsense.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "results" / "commonsense_smollm2"
-TABLES = {
-    "cloze": ["untuned", "lora", "replora"],
-    "cloze_three_tasks": ["untuned", "lora", "replora"],
-    "clean": ["untuned", "replora"],
-    "llm_adapters": ["replora"],
-}
+TABLES = {name: list(runs) for name, runs in load("commonsense_smollm2").TABLES.items()}
+FRACTIONS = {"cloze_openbookqa": 0.3}
 
 
 def results(table: str, name: str) -> dict:
@@ -31,8 +33,24 @@ def test_tables_are_those_of_the_results(table):
         content = results(table, name)
         assert content["backbone"]["name"] == "smollm2"
         assert table.startswith(content["data"]["preset"])
-        assert content["data"]["train_fraction"] == (0.05 if table == "cloze_three_tasks" else 0.1)
+        assert content["data"]["train_fraction"] == FRACTIONS.get(table, 0.1)
         assert content["test"]["seed"] == 0
+        for task, found in content["test"]["tasks"].items():
+            for metric, digits in content["test"]["right"][task].items():
+                assert len(digits) == found["items"]
+                assert digits.count("1") / len(digits) == pytest.approx(found[metric], abs=1e-6)
+
+
+def test_the_page_has_a_place_for_every_table():
+    assert re.findall(r"<!-- table (\w+) -->", PAGE) == list(TABLES)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_results_are_those_of_the_packaged_configuration(table):
+    """After a change of defaults, scripts/commonsense_smollm2.py has to run again."""
+    packaged = yaml.safe_load(packaged_configs()["commonsense_smollm2.yaml"].read_text(encoding="utf-8"))
+    today = replora.RepLoRAConfig(**packaged["model"]["init_args"]["adapter"]["init_args"])
+    assert results(table, "replora")["options"] == json.loads(json.dumps(options_of(today)))
 
 
 def test_every_result_is_on_the_page():

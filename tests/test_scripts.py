@@ -9,6 +9,9 @@ from types import ModuleType
 
 import pytest
 
+from tests.fake_data import write_commonsense
+from tests.tiny_llama import write_tiny_llama
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
@@ -36,3 +39,29 @@ def test_gpu_llama(tmp_path):
         assert row["tokens_per_second"] == pytest.approx(32 / row["seconds_per_step"], rel=0.01)
         assert row["likelihood_items_per_second"] > 0
         assert row["generate_items_per_second"] > 0
+
+
+def test_commonsense_smollm2(tmp_path, monkeypatch):
+    """Two runs on a tiny LLaMA; their tables go into the page, and what is there is not run again."""
+    script = load("commonsense_smollm2")
+    write_commonsense(tmp_path / "data", {"ARC-Easy": (20, 5)})
+    llama = [f"--model.backbone={write_tiny_llama(tmp_path / 'llama')}", f"--data.root={tmp_path / 'data'}"]
+    small = [*llama, "--data.check_sizes=false", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+    tables = {"cloze": {"untuned": [*script.UNTUNED, *small], "lora": [*script.LORA, *small]}}
+    monkeypatch.setattr(script, "TABLES", tables)
+    page = tmp_path / "page.md"
+    page.write_text("before\n\n<!-- table cloze -->\n\nold\n\n<!-- end -->\n\nafter\n\n<!-- end -->\n")
+    arguments = [f"--out={tmp_path}", "--tables=cloze", f"--page={page}"]
+    script.main(arguments)
+    content = json.loads((tmp_path / "cloze-lora.json").read_text())
+    assert content["fit"]["command"].startswith("replora-cli fit --config=commonsense_smollm2.yaml --config=ad")
+    found = content["test"]["tasks"]["ARC-Easy"]
+    digits = content["test"]["right"]["ARC-Easy"]
+    assert {name: text.count("1") / 5 for name, text in digits.items()} == {k: found[k] for k in ("acc", "acc_norm")}
+    text = page.read_text()
+    assert text.startswith("before\n\n<!-- table cloze -->\n\n| acc_norm |")
+    assert "| lora | ARC-e | overlap |" in text
+    assert text.endswith("exact sign test.\n\n<!-- end -->\n\nafter\n\n<!-- end -->\n")
+    monkeypatch.setattr(script, "run", lambda *_: pytest.fail("it was there"))
+    script.main(arguments)
+    assert page.read_text() == text

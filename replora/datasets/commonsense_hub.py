@@ -178,10 +178,10 @@ def install_copy(root: Path, repository: str, tasks: list[str]) -> list[Path]:
 
 
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a copy in parquet; some call the instruction `query` and leave the empty input out."""
+    """A row of a copy in parquet; some call the instruction `query` and leave the empty input out or null."""
     instruction = row.get("instruction", row.get("query"))
     kept = {key: row.get(key) for key in ("output", "answer")}
-    return {"instruction": instruction, "input": row.get("input", ""), **kept}
+    return {"instruction": instruction, "input": row.get("input") or "", **kept}
 
 
 def write_entries(file: Path, entries: list[Any]) -> None:

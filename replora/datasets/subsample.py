@@ -77,7 +77,8 @@ def check_subset_options(fraction: float | None, shots: int | None) -> None:
     if fraction is not None and shots is not None:
         raise SubsetError(
             f"Both train_fraction={fraction} and shots={shots} were given, and they contradict each other: "
-            "keep one (train_fraction takes a part of all examples, shots a number of examples per class)."
+            "keep one (train_fraction takes a part of all examples, shots a number of examples per class). Where a "
+            f"configuration sets the fraction: --data.shots {shots} --data.train_fraction 1.0"
         )
     # NaN fails the comparison as well.
     if fraction is not None and not 0 < fraction <= 1:

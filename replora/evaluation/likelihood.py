@@ -6,19 +6,29 @@ The options of one question stand behind one copy of its prompt, in one row:
     position         0 | 0 .. n            | n+1 n+2           | n+1 n+2 n+3           | ...
 
 Each option attends to the prompt and to itself, and its positions go on where the prompt ends, so its tokens have the
-probabilities of a row of its own.
+probabilities of a row of its own. That holds where every layer sees the row through this mask alone. A convolution or a
+recurrence would carry one option into the next, and a layer with a window would see beyond it: such models get a row
+for every option.
 """
 
 from __future__ import annotations
 
 import inspect
 import itertools
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _PADDING, _PROMPT = -1, 0  # segments of a row; option k is segment k + 1
+
+# How transformers' configurations tell of layers that are no attention to the whole row.
+_WHOLE = "full_attention"
+_WINDOWED = {"sliding_attention", "chunked_attention"}
+_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
+_RECURRENT = re.compile(r"mamba|ssm|conv|linear_|lru_|rwkv")
 
 
 @torch.inference_mode()
@@ -27,7 +37,8 @@ def option_log_likelihoods(
 ) -> list[list[float]]:
     """log p(option | prompt) in nats, summed over the option's tokens, for every option of B questions.
 
-    A model whose forward pass takes no `position_ids` (ALiBi, for example) gets a row for every option instead.
+    A model with other layers than attention by `position_ids` (ALiBi, convolutions, Mamba, linear attention), or with a
+    window shorter than a prompt and its option, gets a row for every option instead.
 
     Args:
         model: A causal language model of transformers, in evaluation mode.
@@ -37,7 +48,8 @@ def option_log_likelihoods(
     Returns:
         For each question one number of at most 0 an option; computed in float32 from the model's logits.
     """
-    if not takes(model, "position_ids"):
+    longest = max(len(prompt) + max(map(len, few)) for prompt, few in zip(prompts, options, strict=True))
+    if not _packs(model, longest):
         return _row_by_row(model, prompts, options)
     device = next(model.parameters()).device
     pairs = list(zip(prompts, options, strict=True))
@@ -83,6 +95,19 @@ def takes(model: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
+def _packs(model: nn.Module, longest: int) -> bool:
+    """Whether the options of a prompt may share a row, the longest row of one option alone having `longest` tokens."""
+    if not takes(model, "position_ids"):
+        return False
+    config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    known = config.to_dict()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if known.get("alibi") or kinds - {_WHOLE} - _WINDOWED or any(map(_RECURRENT.match, known)):
+        return False
+    # Where the kinds of layers are not told, a window is of any of them.
+    return kinds == {_WHOLE} or all(longest <= (known.get(name) or longest) for name in _WINDOWS)
+
+
 def _additive_mask(segment: Tensor, dtype: torch.dtype) -> Tensor:
     """Segments (B, T) -> (B, 1, T, T): 0 where a token (row) sees another (column), else the lowest number."""
     query, key = segment[:, :, None], segment[:, None, :]
@@ -105,9 +130,11 @@ def _row_by_row(
         ids[r, :end] = torch.tensor([*prompt, *option])
         attended[r, :end] = 1
         scored[r, len(prompt) : end] = True
-    logits = model(input_ids=ids.to(device), attention_mask=attended.to(device), use_cache=False).logits
-    log_p = logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None].to(device))[..., 0]
-    scores = iter((log_p * scored[:, 1:].to(device)).sum(1).tolist())
+    first = int(scored.any(0).nonzero()[0])  # the column before it predicts it
+    kept = length - first + 1
+    logits = _last_logits(model, kept, input_ids=ids.to(device), attention_mask=attended.to(device))
+    log_p = logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, first:, None].to(device))[..., 0]
+    scores = iter((log_p * scored[:, first:].to(device)).sum(1).tolist())
     return [[next(scores) for _ in few] for few in options]
 
 

@@ -1,12 +1,17 @@
-"""The table of the commonsense benchmark: a row a run, a column a task, an interval beside each accuracy."""
+"""The table of the commonsense benchmark: a row a run, a column a task, an interval beside each accuracy.
+
+Below it, where the results hold which questions were answered rightly: each run against the untuned model.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError, nearest
+from replora.evaluation.sign_test import sign_test
 from replora.reports.results import read_results
 
 # In the order of the published tables, with their short names.
@@ -21,6 +26,7 @@ COLUMNS = {
     "openbookqa": "OBQA",
 }
 UNTRAINED = "untrained"
+RIGHT = {"acc": "right", "acc_norm": "right_norm", "accuracy": "right"}  # an accuracy -> what an answer says of it
 
 
 class CommonsenseTableError(RepLoRAError):
@@ -32,6 +38,9 @@ def commonsense_table(runs: Sequence[Path], metric: str | None = None) -> str:
 
     Accuracies are in percent, each with its 95 % interval (Wilson) over the test questions. The mean is the plain one
     of the tasks that were run. `trained` and `deployed` count the adapter's parameters.
+
+    If the untuned model is among the runs and their results hold `right` (see `right_answers`), a second table compares
+    the others with it: both answered the same questions, so that a difference shows where the intervals overlap.
 
     Args:
         runs: Run directories or `results.json` files, in the order of the rows.
@@ -54,7 +63,56 @@ def commonsense_table(runs: Sequence[Path], metric: str | None = None) -> str:
         *(_row(content, chosen) for content in contents.values()),
     ]
     items = ", ".join(f"{COLUMNS[task]} {found['items']:,}" for task, found in _in_order(first["tasks"]).items())
-    return "\n".join(lines) + f"\n\nTest questions: {items}.\n"
+    return "\n".join(lines) + f"\n\nTest questions: {items}.\n" + _paired(list(contents.values()), chosen)
+
+
+def right_answers(predictions: Path, metrics: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Which questions were answered rightly, in few bytes: task -> metric -> a digit a question, 1 for right.
+
+    Args:
+        predictions: `predictions.jsonl` of a test; the digits are in the order of the questions in the task's file.
+        metrics: Any of `accuracy`, `acc` and `acc_norm`; others are left out.
+    """
+    digits: dict[str, dict[str, str]] = {}
+    lines = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    for answer in sorted(lines, key=lambda answer: answer["index"]):
+        found = digits.setdefault(answer["task"], {name: "" for name in metrics if name in RIGHT})
+        for name in found:
+            found[name] += str(int(answer[RIGHT[name]]))
+    return digits
+
+
+def _paired(contents: list[dict[str, Any]], metric: str) -> str:
+    """Each run against the untuned model, task by task; empty where that cannot be told."""
+    told = [content for content in contents if "right" in content["test"]]
+    untuned = next((content["test"] for content in told if content["test"]["weights"] == UNTRAINED), None)
+    tuned = [content for content in told if content["test"]["weights"] != UNTRAINED]
+    if untuned is None or not tuned:
+        return ""
+    lines = [
+        f"\n| {metric} against untuned | task | intervals | gained | lost | p |",
+        "|---|---|---|---|---|---|",
+    ]
+    for content in tuned:
+        for task, found in _in_order(content["test"]["tasks"]).items():
+            before, after = (test["right"][task][metric] for test in (untuned, content["test"]))
+            pairs = list(zip(before, after, strict=True))
+            gained, lost = pairs.count(("0", "1")), pairs.count(("1", "0"))
+            p = sign_test(gained, lost)
+            shown = f"{p:.3f}" if p >= 0.001 else "< 0.001"
+            ends = f"{metric}_interval"
+            apart = _apart(untuned["tasks"][task][ends], found[ends])
+            cells = [content["method"], COLUMNS[task], "apart" if apart else "overlap", str(gained), str(lost), shown]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + (
+        "\n\nGained and lost: questions answered rightly by the tuned model alone, and by the untuned one alone; "
+        "p of the exact sign test.\n"
+    )
+
+
+def _apart(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two intervals have nothing in common."""
+    return one[1] < other[0] or other[1] < one[0]
 
 
 def _row(content: dict[str, Any], metric: str) -> str:

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 import replora
 from replora.backbones.backbone import BackboneError
 from replora.backbones.language import LLAMA_SHAPES, as_backbone, build_language_backbone, load_tokenizer, source_of
+from replora.cli import packaged_configs
 from tests.tiny_llama import END, PAD, tiny_llama, write_tiny_llama
 
 
@@ -121,24 +124,52 @@ def test_quantisation_says_what_it_needs(folder, monkeypatch):
         build_language_backbone(str(folder), pretrained=False, quantization="8bit")
 
 
-# Trained parameters of LoRA with rank 32 on q, k, v, up and down, and the share of all parameters: the arithmetic of
-# LLM-Adapters' recipe; the backbone's own 6,738,415,616 and 13,015,864,320 are those of the released models.
+# Deployed parameters of the packaged recipes: LoRA of rank 32 on q, k, v, up and down has the numbers of LLM-Adapters'
+# runs, and RepLoRA deploys the same; DoRA has a magnitude for each output row besides, and 89,190,400 is its 13B's.
+# The backbones' own 6,738,415,616 and 13,015,864,320 are those of the released models.
 @pytest.mark.parametrize(
-    ("shape", "backbone", "expected"), [("7b", 6_738_415_616, 56_098_816), ("13b", 13_015_864_320, 87_818_240)]
+    ("shape", "configs", "adapter"),
+    [
+        ("7b", ["commonsense.yaml"], 56_098_816),
+        ("7b", ["commonsense.yaml", "recipe/commonsense_lora.yaml"], 56_098_816),
+        ("13b", ["commonsense_13b.yaml"], 87_818_240),
+        ("13b", ["commonsense_13b.yaml", "recipe/commonsense_lora.yaml"], 87_818_240),
+    ],
 )
-@pytest.mark.parametrize("factors", ["none", "mlp"])
-def test_parameters_of_the_papers_llamas(shape, backbone, expected, factors):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**LLAMA_SHAPES[shape]))
-        replora.inject(
-            model, replora.RepLoRAConfig(rank=32, alpha=64, factors=factors, targets=["q", "k", "v", "up", "down"])
-        )
+def test_parameters_of_the_papers_llamas(shape, configs, adapter):
+    config = packaged_adapter(configs)
+    model = llama_without_memory(shape, config)
     counts = replora.parameter_counts(model)
-    assert (counts.backbone, counts.adapter_deployed) == (backbone, expected)
-    assert (counts.adapter_trained == expected) == (factors == "none")
+    assert (counts.backbone, counts.adapter_deployed) == (BACKBONES[shape], adapter)
+    assert (counts.adapter_trained == adapter) == (config.factors == "none")
     # Sharing groups: q, k and v of an attention module, up and down of an MLP.
     groups = {(bank.groups, len(bank.shapes)) for bank in model.replora.banks}
     layers = LLAMA_SHAPES[shape]["num_hidden_layers"]
     assert groups == {(layers, 3), (layers, 2)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "adapter"), [("7b", 32, 56_975_360), ("7b", 16, 28_925_952), ("13b", 32, 89_190_400)]
+)
+def test_parameters_of_dora(shape, rank, adapter):
+    """By the arithmetic of its rows: rank 32, and the half of it, called dagger in its tables."""
+    config = replace(packaged_adapter(["commonsense.yaml", "recipe/commonsense_dora.yaml"]), rank=rank)
+    assert replora.parameter_counts(llama_without_memory(shape, config)).adapter_trained == adapter
+
+
+BACKBONES = {"7b": 6_738_415_616, "13b": 13_015_864_320}
+
+
+def packaged_adapter(configs):
+    """The method of packaged configurations, the last one winning."""
+    contents = [yaml.safe_load(packaged_configs()[name].read_text(encoding="utf-8")) for name in configs]
+    adapter = contents[-1]["model"]["init_args"]["adapter"]
+    return getattr(replora, adapter["class_path"].rpartition(".")[2])(**adapter["init_args"])
+
+
+def llama_without_memory(shape, config):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**LLAMA_SHAPES[shape]))
+        return replora.inject(model, config)

@@ -295,6 +295,8 @@ def test_wrong_checkpoints(run, tmp_path, capsys):
         (["--model=ImageClasification"], "there is no class 'ImageClasification'. Did you mean 'ImageClassification'"),
         (["--data", "VTABDatamodule"], "there is no class 'VTABDatamodule'. Did you mean 'VTABDataModule'"),
         (["--model.adapter", "LoraConfig"], "there is no class 'LoraConfig'. Did you mean 'RepLoRAConfig'"),
+        (["--model.adapter.factors=mpl"], "--model.adapter.factors: 'mpl' is not an option. Did you mean 'mlp'"),
+        (["--data.preset", "cloz"], "--data.preset: 'cloz' is not an option. Did you mean 'cloze'"),
         (["--model.adapter.rank=0"], "rank: 0 is out of range"),
         (["--model.adapter.targets=[query]"], "'query'"),
         (["--model.backbone=vit_nanno"], "Did you mean 'vit_nano'"),

@@ -229,7 +229,7 @@ def test_what_a_union_file_does_not_tell_is_refused(make: Any, union: Path) -> N
     with pytest.raises(RepLoRAError, match=r"told by task, but .*--data.validation llm_adapters"):
         make(union_file=union, tasks=None, test_tasks=TASKS, protocol="tune", val_fraction=0.5)
     with pytest.raises(RecordError, match="40 records, 170,420 are expected"):
-        make(union_file=union, tasks=None, check_sizes=True)
+        make(union_file=union, tasks=None, test_tasks=TASKS, check_sizes=True)
 
 
 # --- training batches
@@ -426,9 +426,16 @@ def test_bad_options_fail_when_they_are_given(options: dict[str, Any], error: ty
         CommonsenseDataModule(**options)
 
 
-def test_missing_data_are_named_before_training(make: Any) -> None:
-    with pytest.raises(DatasetNotFoundError, match=r"no piqa/train.json.*boolq, winogrande, ARC-Easy, openbookqa"):
-        make(tasks=["piqa", "boolq"])
+def test_missing_data_are_named_before_training(make: Any, root: Path) -> None:
+    named = "boolq, winogrande, ARC-Easy, openbookqa"
+    with pytest.raises(DatasetNotFoundError, match=rf"no piqa/train.json.*{named}"):
+        make(tasks=["piqa", "boolq"], test_tasks=["boolq"])
+    with pytest.raises(DatasetNotFoundError, match=rf"no piqa/test.json.*{named}"):
+        CommonsenseDataModule(root, test_tasks=["piqa"])  # before `setup`, which comes after the model is loaded
+    CommonsenseDataModule(root, test_tasks=["piqa"], protocol="tune")
+    with pytest.raises(RepLoRAError, match=r"--data\.shots 5 --data\.train_fraction 1\.0"):
+        make(shots=5, train_fraction=0.1)
+    assert len(make(shots=5, train_fraction=1.0).train_indices) == 5 * len(TASKS)
     with pytest.raises(RecordError, match="60 records, 9,427 are expected"):
         make(check_sizes=True)
 

@@ -199,12 +199,13 @@ def test_a_copy_of_the_union(hub: Path, tmp_path: Path) -> None:
     assert len(read_union(tmp_path / "data" / UNION_FILE, check_size=False)) == 4
 
 
-def test_a_copy_of_the_union_in_parquet(hub: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("empty", [{}, {"input": None}, {"input": ""}])
+def test_a_copy_of_the_union_in_parquet(hub: Path, tmp_path: Path, empty: dict[str, Any]) -> None:
     write_commonsense(tmp_path / "some", {"boolq": (4, 0)})
     records = json.loads((tmp_path / "some" / "boolq" / "train.json").read_text())
     data = hub / "someone" / "copy" / "data"
     data.mkdir(parents=True)
-    rows = [{"query": r["instruction"], "answer": r["answer"], "output": r["output"]} for r in records]
+    rows = [{"query": r["instruction"], "answer": r["answer"], "output": r["output"], **empty} for r in records]
     (data / "train-00000-of-00001.parquet").write_text(json.dumps(rows))
     copy(tmp_path / "data")
     assert json.loads((tmp_path / "data" / UNION_FILE).read_text()) == records

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +46,7 @@ HELLASWAG = record("hellaswag", "Making tea: She boils water. She", ["pours.", "
 WINOGRANDE = record("winogrande", "Ann thanked Eve because _ had helped.", ["Ann", "Eve"], "option2")
 ARC = record("ARC-Easy", "Which is a metal?", ["iron", "wood", "salt"], "answer1")
 OBQA = record("openbookqa", "The sun gives", ["sand", "light", "rain", "shade"], "answer2")
+RECORDS = [BOOLQ, PIQA, SIQA, HELLASWAG, WINOGRANDE, ARC, OBQA]
 
 BOOLQ_INSTRUCTION = (
     "Please answer the following question with true or false, question: can a fish drown in air?\n\n"
@@ -304,6 +307,40 @@ class Merging(WithBegin):
 
     def __call__(self, texts: list[str], add_special_tokens: bool, **options: Any) -> dict[str, list[list[int]]]:
         return super().__call__([text.replace(": ", "\0") for text in texts], add_special_tokens, **options)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_tokens_of_a_sentencepiece_model_are_its_own(tmp_path: Path, preset: Preset) -> None:
+    """LLaMA's first tokenizers come as a bare tokenizer.model: transformers must read it as sentencepiece does."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason='pip install "replora[llm]"')
+    texts = ["".join(training_text(r, kind)) for r in RECORDS for kind in PRESETS]
+    # LLaMA's options: byte pairs, bytes for what is unknown, spaces kept, runs of spaces as tokens.
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for text in texts for line in text.splitlines()]),
+        model_prefix=str(tmp_path / "tokenizer"),
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        minloglevel=2,
+    )
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **special}))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    tokenizer = load_tokenizer(str(tmp_path))
+    original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    end = [] if preset == "cloze" else [2]
+    for r, found in zip(RECORDS, training_tokens(tokenizer, RECORDS, preset, cutoff=2_000), strict=True):
+        assert found.ids == [1, *original.encode("".join(training_text(r, preset))), *end]
+    for r, item in zip(RECORDS, choice_items(tokenizer, RECORDS, preset), strict=True):
+        if preset == "llm_adapters":
+            assert item.prompt_ids == [1, *original.encode(choice_text(r, preset).prompt)]
+        else:
+            (whole,) = training_tokens(tokenizer, [r], preset, cutoff=2_000)
+            assert item.prompt_ids + item.option_ids[item.answer] + end == whole.ids
 
 
 def test_a_token_that_spans_prompt_and_answer_belongs_to_the_answer() -> None:

@@ -5,7 +5,7 @@ import torch
 
 import replora
 from replora.evaluation import option_log_likelihoods
-from replora.evaluation.likelihood import _row_by_row
+from replora.evaluation.likelihood import _packs, _row_by_row
 from tests.tiny_llama import VOCABULARY, tiny_llama
 
 torch.set_num_threads(1)
@@ -80,3 +80,97 @@ def test_both_ways_agree(adapted):
         rows = _row_by_row(adapted, prompts, options)
     for few, expected in zip(option_log_likelihoods(adapted, prompts, options), rows, strict=True):
         assert few == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+_TINY = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+_GPTJ = {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
+_LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
+# Options may not share a row, for a reason of its own in each; prompt and option have up to 36 tokens.
+_APART = {
+    "Lfm2": {"layer_types": ["conv", "full_attention"]},
+    "Qwen3Next": {"layer_types": ["linear_attention", "full_attention"], **_LINEAR, **_EXPERTS},
+    "FalconH1": _MAMBA,
+    "Mistral": {"sliding_window": 8},
+    "Gemma3": {"sliding_window": 8, "head_dim": 8},
+    "Falcon": {"alibi": True},
+}
+
+
+def tiny(family: str, **options):
+    import transformers
+
+    text = "Text" if family in ("Gemma3", "Llama4") else ""  # of models that see as well
+    config = getattr(transformers, f"{family}{text}Config", None)
+    if config is None:
+        pytest.skip(f"this version of transformers has no {family}")
+    torch.manual_seed(0)
+    return getattr(transformers, f"{family}ForCausalLM")(config(**{**_TINY, **options})).eval()
+
+
+@pytest.mark.parametrize("family", _APART)
+def test_where_options_would_see_each_other_each_gets_a_row(family):
+    model = tiny(family, **_APART[family])
+    prompts, options = questions(4)
+    found = option_log_likelihoods(model, prompts, options)
+    for few, expected in zip(found, one_by_one(model, prompts, options), strict=True):
+        assert few == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_a_window_matters_where_a_row_is_longer():
+    model = tiny("Mistral", sliding_window=8)
+    assert _packs(model, 8)
+    assert not _packs(model, 9)
+    assert _packs(tiny("Mistral", sliding_window=None), 1000)
+    # A window that no layer uses.
+    assert _packs(tiny("Qwen2", sliding_window=8, use_sliding_window=False), 1000)
+    prompts, options = [[5, 6, 7, 8, 9]], [[[1, 2, 3], [4], [7, 7]]]
+    found = option_log_likelihoods(model, prompts, options)  # 11 tokens in one row
+    assert found[0] == pytest.approx(one_by_one(model, prompts, options)[0], rel=1e-5, abs=1e-5)
+
+
+# The families of docs/commonsense.md: those that need nothing more, and the others with what they need.
+_PLAIN = [
+    *("Llama", "Llama4", "Mixtral", "Ministral3", "Qwen2", "Qwen2Moe", "Qwen3Moe", "Phi", "Olmo", "Olmo2", "Olmo3"),
+    *("StableLm", "Cohere", "Granite", "SmolLM3", "Starcoder2", "Glm4", "Exaone4", "Nemotron", "BitNet", "MiniMax"),
+]
+_KNOWN = (
+    {family: {} for family in _PLAIN}
+    | _APART
+    | {
+        "Qwen3": {"head_dim": 8},
+        "Gemma": {"head_dim": 8},
+        "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+        "GPTJ": _GPTJ,
+    }
+)
+_FUSED = {"Phi3": "qkv_proj", "GPTNeoX": "query_key_value", "Falcon": "query_key_value"}
+
+
+@pytest.mark.parametrize("family", sorted(_KNOWN.keys() - _FUSED.keys()))
+def test_families_with_query_and_value(family):
+    model = tiny(family, **_KNOWN[family])
+    replora.inject(model, replora.RepLoRAConfig(rank=2, hidden=8))
+    prompts, options = questions(3)
+    found = option_log_likelihoods(model.eval(), prompts, options)
+    for few, expected in zip(found, one_by_one(model, prompts, options), strict=True):
+        assert few == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", _FUSED)
+def test_families_that_fuse_query_key_and_value(family):
+    model = tiny(family)
+    with pytest.raises(replora.RepLoRAError, match="'q' matches nothing"):
+        replora.inject(model, replora.RepLoRAConfig(rank=2))
+    replora.inject(model, replora.RepLoRAConfig(rank=2, targets=[f"*.{_FUSED[family]}"]))
+    assert len(model.replora.banks) >= 1

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import replora
 from lightning_modules import AnswerWriter, ResultsWriter, causal_language_model
+from replora.datasets.commonsense_prompts import collate
 from replora.errors import RepLoRAError
 from replora.evaluation import wilson_interval
 from replora.reports.results import read_results
@@ -60,6 +61,16 @@ def test_loss_on_every_token(folder, batch):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_a_first_token_is_predicted_from_padding_or_not_at_all(folder):
+    """Under `llm_adapters`, as the collator of transformers and its models have it."""
+    module = language_module(folder).eval()
+    batch = collate([(0, [5, 6, 7], 0), (1, [8, 9], 0)], 258)  # the second row has one column of padding
+    loss, count = module._loss(batch)
+    assert count.item() == 2 + 2
+    theirs = module.model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-3)
+
+
 def test_dropout_of_the_adapter_acts_in_training(folder, batch):
     adapter = replora.RepLoRAConfig(rank=4, factors="none", dropout=0.5, init="normal002")
     module = language_module(folder, adapter=adapter)
@@ -76,6 +87,16 @@ def test_a_batch_without_labels_costs_nothing_and_moves_nothing(folder, batch):
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     assert gradients
     assert not any(gradient.any() for gradient in gradients)
+
+
+def test_a_batch_of_padding_alone_costs_nothing_and_reaches_every_parameter(folder):
+    """One token a row: the last batch of a process that has no text left."""
+    module = language_module(folder)
+    loss, count = module._loss(collate([(-1, [2], 1)], 2, 1))
+    assert (loss.item(), count.item()) == (0, 0)
+    loss.backward()
+    gradients = [p.grad for p in module.parameters() if p.requires_grad]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
 
 
 def test_it_learns_and_its_results_say_how_well(folder, tmp_path):
@@ -99,7 +120,7 @@ def test_it_learns_and_its_results_say_how_well(folder, tmp_path):
     assert content["fit"]["metrics"]["train/tokens"] == sum(
         len(i.prompt_ids) + len(i.options[i.answer]) for i in data.items
     )
-    assert content["fit"]["metrics"]["train/labelled_tokens"] == 18
+    assert content["fit"]["metrics"]["train/loss_tokens"] == 18
     assert content["fit"]["metrics"]["val/acc"] == 1
     assert content["backbone"]["dtype"] == "float32"
 

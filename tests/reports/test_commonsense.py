@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from replora.evaluation.choice_counts import accuracies
-from replora.reports.commonsense import CommonsenseTableError, commonsense_table
+from replora.reports.commonsense import CommonsenseTableError, commonsense_table, right_answers
 
 
-def write(folder: Path, name: str, right: dict[str, int], **changes: Any) -> Path:
+def write(folder: Path, name: str, right: dict[str, int], /, **changes: Any) -> Path:
     """A results file of a run with 500 questions a task."""
     counts = {
         task: {"items": 500, "right": count, "right_norm": count + 10, "unparsed": 0} for task, count in right.items()
@@ -82,3 +82,34 @@ def test_a_run_without_a_test(tmp_path):
         commonsense_table([file])
     with pytest.raises(CommonsenseTableError, match="There is no run"):
         commonsense_table([])
+
+
+def test_answers_to_the_same_questions_are_compared_in_pairs(tmp_path):
+    """Of 500 questions 90 are gained and 80 lost, then 60 and 20 with intervals that overlap as well."""
+    runs = []
+    for name, digits in {
+        "untuned": "1" * 230 + "0" * 270,
+        "a": "0" * 80 + "1" * 150 + "1" * 90 + "0" * 180,
+        "b": "0" * 20 + "1" * 210 + "1" * 60 + "0" * 210,
+    }.items():
+        right = {"ARC-Easy": {"acc": digits}}
+        weights = "untrained" if name == "untuned" else "last epoch"
+        runs.append(write(tmp_path, name, {"ARC-Easy": digits.count("1")}, weights=weights, right=right))
+    lines = commonsense_table(runs, "acc").splitlines()
+    assert lines[-6:-2] == [
+        "| acc against untuned | task | intervals | gained | lost | p |",
+        "|---|---|---|---|---|---|",
+        "| replora | ARC-e | overlap | 90 | 80 | 0.490 |",
+        "| replora | ARC-e | overlap | 60 | 20 | < 0.001 |",
+    ]
+    assert "against untuned" not in commonsense_table(runs[1:], "acc")
+    assert "against untuned" not in commonsense_table([runs[0], write(tmp_path, "c", {"ARC-Easy": 300})], "acc")
+
+
+def test_right_answers_in_few_bytes(tmp_path):
+    file = tmp_path / "predictions.jsonl"
+    answers = [(2, True, False), (10, True, True), (1, False, True)]  # a digit each, by the number of the question
+    lines = [{"task": "boolq", "index": i, "right": right, "right_norm": norm} for i, right, norm in answers]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert right_answers(file, ["acc", "acc_norm"]) == {"boolq": {"acc": "011", "acc_norm": "101"}}
+    assert right_answers(file, ["accuracy", "unparsed"]) == {"boolq": {"accuracy": "011"}}
