@@ -20,7 +20,7 @@ from pathlib import Path
 UNTUNED = ["test", "--ckpt_path=untrained"]
 LORA = ["fit", "--config=adapter/lora.yaml"]
 REPLORA = ["fit"]
-THREE_TASKS = ["--data.tasks=[ARC-Easy, openbookqa, boolq]"]
+THREE_TASKS = ["--data.tasks=[ARC-Easy, openbookqa, boolq]", "--data.train_fraction=0.05"]
 # It gained little from few records beside other tasks.
 OPENBOOKQA = ["--data.tasks=[openbookqa]", "--data.train_fraction=0.3"]
 CLEAN = ["--data.preset=clean"]

@@ -633,7 +633,7 @@ def test_every_published_row_has_its_source():
                 assert all(0 < value < 100 for value in line["accuracies"])
 
 
-def test_captions_of_two_tokenizers_share_no_table(tmp_path):
+def test_captions_of_two_tokenizers_share_no_table():
     contents = [multimodal("ImageText", {"coco": 1.1}) for _ in range(2)]
     for content, name in zip(contents, ("ptb_java", "approximate"), strict=True):
         content["test"]["caption_tokenizer"] = name
