@@ -164,6 +164,8 @@ def load_tokenizer(name: str = SMOLLM2, revision: str | None = None) -> Any:
     source = source_of(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        if _lost_its_begin_token(tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, add_bos_token=True)
     except Exception as error:  # the hub's client, sentencepiece and tokenizers raise their own errors
         raise BackboneError(
             f"The tokenizer of {name!r} could not be loaded ({_first_line(error)}). Without a network give a folder "
@@ -174,6 +176,15 @@ def load_tokenizer(name: str = SMOLLM2, revision: str | None = None) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def _lost_its_begin_token(tokenizer: Any) -> bool:
+    """Whether it is one of LLaMA's first tokenizers, whose folders do not say that texts begin with `<s>`.
+
+    Their class did so unasked until transformers 5; a model that was trained with it answers worse without.
+    """
+    silent = type(tokenizer).__name__ == "LlamaTokenizer" and "add_bos_token" not in tokenizer.init_kwargs
+    return silent and tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]
 
 
 def source_of(name: str) -> str:

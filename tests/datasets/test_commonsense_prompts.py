@@ -327,7 +327,8 @@ def test_tokens_of_a_sentencepiece_model_are_its_own(tmp_path: Path, preset: Pre
         split_digits=True,
         minloglevel=2,
     )
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    # Early folders say nothing of `add_bos_token`; transformers below 5 took that for true.
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **special}))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     tokenizer = load_tokenizer(str(tmp_path))
@@ -341,6 +342,9 @@ def test_tokens_of_a_sentencepiece_model_are_its_own(tmp_path: Path, preset: Pre
         else:
             (whole,) = training_tokens(tokenizer, [r], preset, cutoff=2_000)
             assert item.prompt_ids + item.option_ids[item.answer] + end == whole.ids
+    said = {"tokenizer_class": "LlamaTokenizer", **special, "add_bos_token": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    assert load_tokenizer(str(tmp_path))("a").input_ids[0] != 1
 
 
 def test_a_token_that_spans_prompt_and_answer_belongs_to_the_answer() -> None:
