@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "commonsense.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "results" / "commonsense_smollm2"
 TABLES = {name: list(runs) for name, runs in load("commonsense_smollm2").TABLES.items()}
-FRACTIONS = {"cloze_openbookqa": 0.3}
+FRACTIONS = {"cloze_three_tasks": 0.05, "cloze_openbookqa": 0.3}
 
 
 def results(table: str, name: str) -> dict:
