@@ -18,6 +18,7 @@ from replora.adapters.config import PeftConfig
 from replora.adapters.inject import adapters_of
 from replora.adapters.layer import WeightUpdate
 from replora.adapters.merge import disabled, merge_and_unload, merged
+from replora.adapters.ops import add_update_to_weight
 from replora.adapters.peft_export import CONFIG_FILE, export_peft, library_of
 from replora.adapters.state import HEADER, read_adapter, read_metadata, save_adapter
 from replora.atomic import new_folder, refuse_file_as_folder
@@ -292,9 +293,7 @@ def _is_sum(update: WeightUpdate) -> bool:
     """Whether a merged weight is W0 + scale * B A, rounded to its type."""
     assert update.base_before_merge is not None
     exact = torch.promote_types(update.base.dtype, torch.float32)
-    want = update.base_before_merge.to(exact, copy=True)
-    for A, B, rows in update.pieces():
-        want[slice(*rows) if rows else slice(None)] += update.scale * (B.to(exact) @ A.to(exact))
+    want = add_update_to_weight(update.base_before_merge.to(exact), update.pieces(exact), update.scale)
     eps, largest = torch.finfo(update.base.dtype).eps, float(want.abs().max())
     return torch.allclose(update.base.to(exact), want, rtol=eps, atol=1e-5 * largest + 1e-7)
 
@@ -358,7 +357,7 @@ def _save_timm(model: Any, trained: Trained, folder: Path) -> None:
     import timm
 
     config: dict[str, Any] = {}
-    if _is_vit_nano(model):  # timm does not know it by name
+    if not getattr(model, "pretrained_cfg", None):  # vit_nano, which timm does not know by name
         model.pretrained_cfg = {
             "architecture": "vit_tiny_patch16_224",
             "input_size": (3, VIT_NANO_ARCHITECTURE["img_size"], VIT_NANO_ARCHITECTURE["img_size"]),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from replora.options import flat_options
+
 # What a recipe of videos is called in the results -> its file.
 FILES = {"v_petl": "recipe/v_petl.yaml", "tuned": "recipe/tuned_video.yaml"}
 # What a recipe leaves unsaid, and what would change it all the same.
@@ -33,8 +35,8 @@ def changed_options(recipe: str, options: Mapping[str, Any]) -> list[str]:
     if recipe not in FILES:
         return []
     file = packaged_configs()[FILES[recipe]]
-    wanted = UNSAID | _flat(yaml.safe_load(file.read_text(encoding="utf-8")))
-    found = _flat(options)
+    wanted = UNSAID | _short_names(yaml.safe_load(file.read_text(encoding="utf-8")))
+    found = _short_names(options)
     changed = [name for name, value in wanted.items() if not _equal(name, found.get(name), value)]
     return sorted(name.partition(".")[2] for name in changed if name != "data.recipe")
 
@@ -50,13 +52,9 @@ def shared_by_methods(name: str) -> str:
     return named(recipe, [option for option in changed.split(", ") if option and option not in OF_METHODS])
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"init_args": {"schedule": {"per": "step"}}}} -> {"model.schedule.per": "step"}."""
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        name = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
-        flat |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
-    return flat
+def _short_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their names on the command line, where `init_args` may be left out."""
+    return {name.replace(".init_args", ""): value for name, value in flat_options(options).items()}
 
 
 def _equal(name: str, found: Any, wanted: Any) -> bool:

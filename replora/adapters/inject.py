@@ -8,7 +8,7 @@ parameters and the list of what trains. The factors are produced by a hook at th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -209,9 +209,14 @@ def remove(model: nn.Module) -> nn.Module:
 
         remove_peft(model)
     del model.replora
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = name in adapters.required_grad
+    train_only(model, adapters.required_grad)
     return model
+
+
+def train_only(model: nn.Module, names: Container[str]) -> None:
+    """Let the parameters of these names train and freeze all others."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name in names
 
 
 def adapters_of(model: nn.Module) -> Adapters:

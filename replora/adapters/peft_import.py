@@ -74,8 +74,7 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | No
     heads = _heads(model, config, rest)
     rest = _without_the_models_own(model, folder, rest, heads)
     _refuse_strangers(model, folder, pairs, heads)
-    states = {h: {k.removeprefix(f"{h}."): t for k, t in rest.items() if k.startswith(f"{h}.")} for h in heads}
-    with several.added(model, name or several.DEFAULT_NAME, states):
+    with several.added(model, name or several.DEFAULT_NAME, several.head_states(rest, heads)):
         _inject_like(model, config, pairs, scales, heads)
         _fill(model, folder, pairs, scales, rest)
     return config

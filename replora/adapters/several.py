@@ -11,7 +11,7 @@ not of its `state_dict`, its parameters or its device; it follows to the model's
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from replora.adapters.baselines import peft_layers
 from replora.adapters.config import BitFitConfig, FullConfig
-from replora.adapters.inject import Adapters, adapters_of, device_of, remove
+from replora.adapters.inject import Adapters, adapters_of, device_of, remove, train_only
 from replora.adapters.layer import AdaptedLinear, AdaptedMultiheadAttention, WeightUpdate
 from replora.adapters.tied import refuse_tied_heads
 from replora.errors import RepLoRAError, nearest
@@ -108,6 +108,11 @@ def shelf_of(model: nn.Module) -> Shelf:
     return shelf
 
 
+def head_states(state: Mapping[str, Tensor], heads: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """Of a state by names in the model, the part of each head by names in the head."""
+    return {h: {key.removeprefix(f"{h}."): t for key, t in state.items() if key.startswith(f"{h}.")} for h in heads}
+
+
 @contextmanager
 def added(model: nn.Module, name: str, heads: dict[str, dict[str, Tensor]]) -> Iterator[None]:
     """Take off the acting adapter and give the model fresh heads; inside, another one is injected, which is `name`.
@@ -173,8 +178,7 @@ def take_off(model: nn.Module) -> None:
         own = shelf.heads.setdefault(head, waiting.layers[head])
         model.set_submodule(head, _like(own, waiting.layers[head], dtype=True))
     del model.replora
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = name in adapters.required_grad
+    train_only(model, adapters.required_grad)
     shelf.waiting[shelf.active] = waiting
     shelf.active = None
 
@@ -193,9 +197,7 @@ def _put_on(model: nn.Module, waiting: Waiting) -> None:
     if adapters.updates:
         adapters.banks.to(device_of(adapters.updates[0]))
     model.replora = adapters.train(model.training)
-    trained = set(adapters.trained)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = name in trained
+    train_only(model, set(adapters.trained))
     adapters.hook_onto(model)
 
 

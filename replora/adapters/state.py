@@ -199,10 +199,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], name: str | Non
                 f"{path} does not say which modules were trained as a whole, so the model cannot be prepared for it. "
                 "First call replora.inject(model, config, also_train=[...]) as in its training."
             )
-        heads = {
-            head: {key.removeprefix(f"{head}."): value for key, value in state.items() if key.startswith(f"{head}.")}
-            for head in description["also_train"]
-        }
+        heads = several.head_states(state, description["also_train"])
         with several.added(target, name or several.DEFAULT_NAME, heads):
             inject(target, config_of(description), also_train=description["also_train"])
             _load(target, path, description, state)

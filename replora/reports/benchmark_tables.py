@@ -6,15 +6,12 @@ table with ours.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 from replora.reports.document import Block, Heading, Paragraph, Table
 from replora.reports.gather import Group, Size, benchmark_tasks
+from replora.reports.published import published
 from replora.reports.scores import Scores
 
 
@@ -51,7 +48,7 @@ def _published(benchmark: str, group: Group, prefix: str) -> list[Block]:
     track = group.conditions.get("track")
     columns = _columns(benchmark)
     blocks: list[Block] = []
-    for table in _data()[benchmark]["tables"]:
+    for table in published()[benchmark]["tables"]:
         if table.get("track") not in (None, track):
             continue
         rows = [
@@ -122,16 +119,10 @@ def _groups() -> dict[str, list[str]]:
 
 
 def _name(benchmark: str) -> str:
-    return str(_data()[benchmark]["name"])
+    return str(published()[benchmark]["name"])
 
 
 def _amount(size: Size) -> str:
     if size.shots:
         return f"{size.amount:g} training examples a class"
     return "all training data" if size.amount == 1 else f"{size} of the training data"
-
-
-@cache
-def _data() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
-    return content

@@ -9,7 +9,7 @@ from replora.reports.charts import FEW, REFERENCE, draw_curves, draw_dots
 from replora.reports.document import Block, Heading, Paragraph, Picture, Table
 from replora.reports.gather import Group, Size, spread
 from replora.reports.scores import Scores
-from replora.reports.statistics import Comparison, Mean, data_needed, data_needed_interval
+from replora.reports.statistics import Comparison, data_needed, data_needed_interval, in_percent
 
 # The comparisons that the paper is about come first; a pair that is not there is left out.
 FIRST = "RepLoRA"
@@ -63,22 +63,13 @@ def _section(scores: Scores, folder: Path, name: str) -> list[Block]:
 def _accuracies(scores: Scores, tasks: Sequence[str], name: str, metric: str) -> Table:
     seeds = len(scores.seeds)
     rows = [
-        [method, task, *(_shown(scores.mean(method, size, task), seeds) for size in scores.sizes)]
+        [method, task, *(in_percent(scores.mean(method, size, task), seeds) for size in scores.sizes)]
         for task in tasks
         for method in scores.methods
     ]
     repeated = f"mean of {seeds} seeds ± half the 95 % interval" if seeds > 1 else "one seed"
     columns = ["method", "task", *(scores.name(size) for size in scores.sizes)]
     return Table(name, f"Test {metric} in %, {repeated}", columns, rows)
-
-
-def _shown(mean: Mean | None, seeds: int) -> str:
-    """`83.1 ± 1.2`, with the number of seeds where some are missing; empty without a run."""
-    if mean is None:
-        return ""
-    missing = f" (n={mean.count})" if mean.count < seeds else ""
-    half = f" ± {100 * (mean.high - mean.value):.1f}" if mean.high is not None else ""
-    return f"{100 * mean.value:.1f}{half}{missing}"
 
 
 def _data_needed(scores: Scores, name: str) -> list[Block]:

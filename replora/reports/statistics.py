@@ -37,6 +37,14 @@ class Mean:
     deviation: float | None
 
 
+def in_percent(mean: Mean | None, seeds: float = math.inf) -> str:
+    """`83.1 ± 1.2 (n=3)`, without the number of values where none of `seeds` is missing; empty without a mean."""
+    if mean is None:
+        return ""
+    half = "" if mean.high is None else f" ± {100 * (mean.high - mean.value):.1f}"
+    return f"{100 * mean.value:.1f}{half}" + (f" (n={mean.count})" if mean.count < seeds else "")
+
+
 def mean_over_seeds(values: Sequence[float]) -> Mean:
     """The mean and its 95 % interval by Student's t: mean ± t(n-1) s / sqrt(n). Assumes runs of independent seeds.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from replora.reports.document import Block, Heading, Table
 from replora.reports.gather import Group
 from replora.reports.scores import AVERAGE, Scores
-from replora.reports.statistics import Mean
+from replora.reports.statistics import in_percent
 
 WITHOUT_TEST = ("VideoText",)
 
@@ -18,7 +18,7 @@ def validation_section(group: Group, prefix: str) -> list[Block]:
     if not scores.tasks:
         return []
     rows = [
-        [method, scores.name(size), *(_shown(scores.mean(method, size, task)) for task in (*scores.tasks, AVERAGE))]
+        [method, scores.name(size), *(in_percent(scores.mean(method, size, task)) for task in (*scores.tasks, AVERAGE))]
         for size in scores.sizes
         for method in scores.methods
     ]
@@ -29,11 +29,3 @@ def validation_section(group: Group, prefix: str) -> list[Block]:
     )
     columns = ["method", "size", *scores.tasks, AVERAGE]
     return [Heading(3, "Validation scores"), Table(f"{prefix}validation", caption, columns, rows)]
-
-
-def _shown(mean: Mean | None) -> str:
-    """`83.1 ± 1.2 (n=3)`; empty without a run."""
-    if mean is None:
-        return ""
-    half = "" if mean.high is None else f" ± {100 * (mean.high - mean.value):.1f}"
-    return f"{100 * mean.value:.1f}{half} (n={mean.count})"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from replora.reports.document import Block, Heading, Paragraph, Table
 from replora.reports.gather import Group, Run
 from replora.reports.hmdb51 import MEAN, SPLIT_1, SplitsError, hmdb51_accuracies
+from replora.reports.published import published
 
 BENCHMARKS = {"SSv2": "Something-Something-V2", "HMDB51": "HMDB51"}
 
@@ -20,7 +18,7 @@ def video_section(groups: Sequence[Group]) -> list[Block]:
     """HMDB51 over the groups of its splits, then published rows; empty without runs on a video benchmark."""
     if not {group.conditions["dataset"] for group in groups} & set(BENCHMARKS):
         return []
-    published = [
+    tables = [
         Table(
             f"videos_published_{number}",
             table["caption"],
@@ -30,9 +28,9 @@ def video_section(groups: Sequence[Group]) -> list[Block]:
                 for row in table["rows"]
             ],
         )
-        for number, table in enumerate(_published(), start=1)
+        for number, table in enumerate(published()["videos"]["tables"], start=1)
     ]
-    return [*_hmdb51(groups), Heading(2, "Published rows on videos (not ours)"), *published]
+    return [*_hmdb51(groups), Heading(2, "Published rows on videos (not ours)"), *tables]
 
 
 def _hmdb51(groups: Sequence[Group]) -> list[Block]:
@@ -72,10 +70,3 @@ def _mean(found: list[dict[str, float]], column: str) -> str:
 
 def _origin(row: dict[str, Any]) -> tuple[str, str]:
     return row["selection"], row["source"]
-
-
-@cache
-def _published() -> list[dict[str, Any]]:
-    content = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
-    tables: list[dict[str, Any]] = content["videos"]["tables"]
-    return tables

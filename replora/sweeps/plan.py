@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from replora.errors import RepLoRAError, nearest
+from replora.options import flat_options
 
 Stage = Literal["select", "final"]
 Options = dict[str, Any]  # as on the command line without the dashes -> value
@@ -352,19 +353,12 @@ def _differing_in_configs(sweep: Sweep) -> list[str]:
 
     values: dict[str, set[str]] = {}
     for method in sweep.methods:
-        merged: dict[str, str] = {}
+        merged: dict[str, Any] = {}
         for name in method.configs:
-            merged |= _flat(yaml.safe_load(find_config(name).read_text(encoding="utf-8")))
+            merged |= flat_options(yaml.safe_load(find_config(name).read_text(encoding="utf-8")))
         for option, value in merged.items():
-            values.setdefault(option, set()).add(value)
+            values.setdefault(option, set()).add(json.dumps(value))
     return [option for option, found in values.items() if len(found) > 1]
-
-
-def _flat(content: Any, path: str = "") -> dict[str, str]:
-    """{"data": {"shots": 1}} -> {"data.shots": "1"}."""
-    if not isinstance(content, dict) or not content:
-        return {path: json.dumps(content)}
-    return {k: v for key, value in content.items() for k, v in _flat(value, f"{path}.{key}".lstrip(".")).items()}
 
 
 class _Section:

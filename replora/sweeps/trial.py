@@ -26,6 +26,7 @@ from typing import Any
 
 from replora.atomic import replace_text
 from replora.errors import RepLoRAError
+from replora.options import flat_options
 from replora.reports.results import FORMAT, read_results, write_json
 from replora.sweeps.plan import Point, Trial
 
@@ -165,15 +166,8 @@ def _options(text: str) -> dict[str, Any]:
     """The options of a configuration in YAML, without the `init_args` of their names."""
     import yaml  # type: ignore[import-untyped]
 
-    found: dict[str, Any] = {}
-    left = [("", yaml.safe_load(text))]
-    while left:
-        path, value = left.pop()
-        if isinstance(value, dict) and value:
-            left += [(path if key == "init_args" else f"{path}.{key}".lstrip("."), v) for key, v in value.items()]
-        elif value != {}:
-            found[path] = value
-    return found
+    options = flat_options(yaml.safe_load(text)).items()
+    return {name.replace(".init_args", ""): value for name, value in options if value != {}}
 
 
 def set_aside_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> Path | None:
