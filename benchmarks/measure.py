@@ -167,9 +167,8 @@ def _family(root: int) -> list[int]:
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = (
-                stat.read_text().rpartition(")")[2].split()
-            )  # "pid (name) state parent ..."; a name may be anything
+            # "pid (name) state parent ...", where a name may hold anything
+            fields = stat.read_text().rpartition(")")[2].split()
         except OSError:  # it has ended
             continue
         parents[int(stat.parent.name)] = int(fields[1])
