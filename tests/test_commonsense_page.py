@@ -53,6 +53,13 @@ def test_results_are_those_of_the_packaged_configuration(table):
     assert results(table, "replora")["options"] == json.loads(json.dumps(options_of(today)))
 
 
+def test_questions_a_second_are_those_of_the_results():
+    found = {(t, name): results(t, name)["test"]["items_per_second"] for t, names in TABLES.items() for name in names}
+    written = found.pop(("llm_adapters", "replora"))
+    least, most = min(found.values()), max(found.values())
+    assert f"{least:.0f} to {most:.0f} by\nlikelihood, {written:.1f} by generation with 4 beams" in PAGE
+
+
 def test_every_result_is_on_the_page():
     names = {f"{table}-{name}" for table, names in TABLES.items() for name in names}
     assert {file.stem for file in RESULTS.glob("*.json")} == names
