@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import replora
 from replora.adapters.factors import build_factors
-from replora.backbones.targets import find_targets
+from replora.adapters.targets import find_targets
 
 CLASSES = 100
 

@@ -26,8 +26,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from replora.atomic import replace_text
-from replora.reports.results import circumstances
+from replora.io import replace_text
+from replora.results import circumstances
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks"
 

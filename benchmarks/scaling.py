@@ -104,7 +104,7 @@ def draw(results: dict[str, Any], methods: list[str], rounds: int, file: Path) -
     """A panel of time and one of memory for each thing varied."""
     from matplotlib.figure import Figure
 
-    from replora.atomic import replacing
+    from replora.io import replacing
 
     figure = Figure(figsize=(4 * len(results), 6.4), layout="constrained")
     panels = figure.subplots(2, len(results), sharey="row", sharex="col", squeeze=False)

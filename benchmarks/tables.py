@@ -16,7 +16,7 @@ from typing import Any
 from measure import ratio_text as ratio
 from measure import uncertain
 
-from replora.atomic import replace_text
+from replora.io import replace_text
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"

@@ -27,9 +27,9 @@ import torch
 from PIL import Image
 
 from datamodules import VideoFolderDataModule
-from replora.datasets import ClipOptions
-from replora.datasets.cache import usable_cpus
-from replora.datasets.motion import write_video
+from replora.datasets.common.in_memory import usable_cpus
+from replora.datasets.video.motion import write_video
+from replora.datasets.video.sampling import ClipOptions
 
 # Name -> ending, encoder, its options, frames a second, width, height, frames.
 KINDS: dict[str, tuple[str, str, dict[str, str], int, int, int, int]] = {

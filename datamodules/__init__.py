@@ -1,22 +1,22 @@
 """Splits, subsets and batches for PyTorch Lightning: one file per benchmark, one shared base."""
 
 from datamodules.base import BaseDataModule
-from datamodules.commonsense import CommonsenseDataModule
-from datamodules.digits import DigitsDataModule
-from datamodules.fgvc import FGVCDataModule
-from datamodules.hmdb51 import HMDB51DataModule
-from datamodules.image import ImageDataModule
-from datamodules.image_folder import ImageFolderDataModule
-from datamodules.image_text import ImageTextDataModule
-from datamodules.motion import MotionDataModule
-from datamodules.small_images import SmallImagesDataModule
-from datamodules.ssv2 import SSv2DataModule
-from datamodules.video import VideoDataModule
-from datamodules.video_folder import VideoFolderDataModule
-from datamodules.video_text import VideoTextDataModule
-from datamodules.vision_language import VisionLanguageDataModule
-from datamodules.vl_demo import VLDemoDataModule
-from datamodules.vtab import VTABDataModule
+from datamodules.image.base import ImageDataModule
+from datamodules.image.digits import DigitsDataModule
+from datamodules.image.fgvc import FGVCDataModule
+from datamodules.image.folder import ImageFolderDataModule
+from datamodules.image.small_images import SmallImagesDataModule
+from datamodules.image.vtab import VTABDataModule
+from datamodules.text.commonsense import CommonsenseDataModule
+from datamodules.video.base import VideoDataModule
+from datamodules.video.folder import VideoFolderDataModule
+from datamodules.video.hmdb51 import HMDB51DataModule
+from datamodules.video.motion import MotionDataModule
+from datamodules.video.ssv2 import SSv2DataModule
+from datamodules.vision_language.base import VisionLanguageDataModule
+from datamodules.vision_language.demo import VLDemoDataModule
+from datamodules.vision_language.image_text import ImageTextDataModule
+from datamodules.vision_language.video_text import VideoTextDataModule
 
 __all__ = [
     "BaseDataModule",

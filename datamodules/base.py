@@ -12,9 +12,9 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.loader import EpochLoader, TrainSampler
-from replora.datasets import ProtocolError
-from replora.datasets.cache import usable_cpus
-from replora.datasets.subsample import check_subset_options
+from replora.datasets.common.in_memory import usable_cpus
+from replora.datasets.common.subsample import check_subset_options
+from replora.datasets.errors import ProtocolError
 from replora.errors import RepLoRAError, nearest
 
 Split = Literal["train", "val", "trainval", "test"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from replora.datasets.augment import PerEpoch
+from replora.datasets.common.augment import PerEpoch
 from replora.datasets.errors import LoaderWorkerError
 from replora.errors import RepLoRAError
 

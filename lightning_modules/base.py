@@ -19,8 +19,9 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 import replora
+from lightning_modules.callbacks.merged_evaluation import MergedEvaluation
 from lightning_modules.schedule import WarmupCosine, WarmupLinear
-from replora.adapters.inject import adapters_of
+from replora.adapters.container import adapters_of
 from replora.backbones.backbone import Backbone
 from replora.errors import RepLoRAError
 
@@ -97,8 +98,6 @@ class AdaptedModule(LightningModule, ABC):
 
     def configure_callbacks(self) -> list[Callback]:
         """What every Trainer of this module gets: evaluations with merged weights."""
-        from lightning_modules.merged_evaluation import MergedEvaluation
-
         return [MergedEvaluation()]
 
     def setup(self, stage: str) -> None:  # noqa: ARG002

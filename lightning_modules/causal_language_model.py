@@ -24,8 +24,8 @@ from replora.backbones.language import (
     checkpoint_gradients,
     load_tokenizer,
 )
-from replora.datasets import ChoiceItem, TextBatch
-from replora.datasets.commonsense_prompts import parse_answer
+from replora.datasets.text.items import ChoiceItem, TextBatch
+from replora.datasets.text.prompts import parse_answer
 from replora.errors import RepLoRAError, nearest
 from replora.evaluation import generate, option_log_likelihoods
 from replora.evaluation.choice_counts import ChoiceCounts, Counted, accuracies

@@ -12,7 +12,7 @@ from lightning_modules.classification import ClassificationModule
 from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig, RepLoRAConfig
 from replora.backbones.vision import VisionBackbone, build_vision_backbone, checkpoint_gradients
-from replora.datasets import ImageBatch
+from replora.datasets.samples import ImageBatch
 from replora.errors import RepLoRAError
 
 DEFAULT_ADAPTER = RepLoRAConfig()

@@ -14,7 +14,7 @@ from lightning_modules.classification import PADDING, ClassificationModule
 from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig, RepLoRAConfig
 from replora.backbones.video import Average, VideoBackbone, averaged, build_video_backbone, checkpoint_gradients
-from replora.datasets import VideoBatch
+from replora.datasets.samples import VideoBatch
 from replora.errors import RepLoRAError, nearest
 
 DEFAULT_ADAPTER = RepLoRAConfig()

@@ -16,9 +16,9 @@ import replora
 from lightning_modules.base import AdaptedModule
 from lightning_modules.schedule import WarmupLinear
 from replora import AdapterConfig, LinearProbeConfig, RepLoRAConfig
-from replora.adapters.inject import adapters_of
-from replora.backbones.trained_parts import BACKBONE_PARTS, DEFAULT_PARTS, PARTS, Part, train_parts
-from replora.datasets.vl import VL_TASKS, VLBatch, VLTask, vl_task
+from replora.adapters.container import adapters_of
+from replora.adapters.extra_trainable import BACKBONE_PARTS, DEFAULT_PARTS, PARTS, Part, train_parts
+from replora.datasets.vision_language.tasks import VL_TASKS, VLBatch, VLTask, vl_task
 from replora.errors import RepLoRAError, nearest
 from replora.metrics import score_answers
 from replora.metrics.caption_tokenizer import TokenizerName
@@ -36,10 +36,11 @@ DEFAULT_SCHEDULE = WarmupLinear(warmup_fraction=0.1)
 class VisionLanguage(AdaptedModule):
     """VL-BART with an adapter, trained on several tasks together in batches of one task each.
 
-    Batches are `replora.datasets.vl.VLBatch`es. The loss is the cross-entropy of the answer's tokens: averaged over
-    each sample's tokens, times the sample's weight, averaged over the samples; for COCO captions the mean of all
-    tokens. The averages are those of the batch of all processes together, so that two processes with half the batch
-    size train as one does. Logged are its mean over an epoch, `train/loss`, and that of each task, `train/loss/coco`.
+    Batches are `VLBatch`es of `replora.datasets.vision_language.tasks`. The loss is the cross-entropy of the answer's
+    tokens: averaged over each sample's tokens, times the sample's weight, averaged over the samples; for COCO captions
+    the mean of all tokens. The averages are those of the batch of all processes together, so that two processes with
+    half the batch size train as one does. Logged are its mean over an epoch, `train/loss`, and that of each task,
+    `train/loss/coco`.
 
     Answers are written as VL-Adapter's: at most 20 tokens, greedily for VQA and GQA, by five beams for captions and
     videos, no trigram twice. For NLVR2 the likelier of `true` and `false` is taken. Logged for each task are its

@@ -1,4 +1,3 @@
-from .adapters.check import DeadTargetError
 from .adapters.config import (
     AdapterConfig,
     BitFitConfig,
@@ -7,11 +6,12 @@ from .adapters.config import (
     PeftConfig,
     RepLoRAConfig,
 )
-from .adapters.inject import ParameterCounts, describe, inject, parameter_counts, parameter_groups, remove
+from .adapters.container import DeadTargetError, ParameterCounts, describe, parameter_counts
+from .adapters.inject import inject, parameter_groups, remove
 from .adapters.merge import disabled, merge, merge_and_unload, merged, unmerge
-from .adapters.peft_export import PeftFormatError, export_peft
-from .adapters.peft_import import import_peft
-from .adapters.several import adapter_names, delete_adapter, set_adapter
+from .adapters.multi_adapter import adapter_names, delete_adapter, set_adapter
+from .adapters.peft.export import PeftFormatError, export_peft
+from .adapters.peft.load import import_peft
 from .adapters.state import (
     StateMismatchError,
     adapter_state,
@@ -20,7 +20,7 @@ from .adapters.state import (
     read_adapter,
     save_adapter,
 )
-from .backbones.targets import TargetNotFoundError
+from .adapters.targets import TargetNotFoundError
 from .errors import RepLoRAError
 
 __version__: str

@@ -1,6 +1,6 @@
 """`python -m replora` is `replora-cli`."""
 
-from replora.cli import main
+from replora.cli.main import main
 
 if __name__ == "__main__":
     main()

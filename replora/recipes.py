@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from replora.options import flat_options
-
 # What a recipe of videos is called in the results -> its file.
 FILES = {"v_petl": "recipe/v_petl.yaml", "tuned": "recipe/tuned_video.yaml"}
 # What a recipe leaves unsaid, and what would change it all the same.
@@ -30,7 +28,7 @@ def changed_options(recipe: str, options: Mapping[str, Any]) -> list[str]:
     """
     import yaml  # type: ignore[import-untyped]
 
-    from replora.cli import packaged_configs
+    from replora.config_files import packaged_configs
 
     if recipe not in FILES:
         return []
@@ -61,3 +59,10 @@ def _equal(name: str, found: Any, wanted: Any) -> bool:
     if name.endswith("class_path"):  # a class may be given by its name alone
         return str(found).rpartition(".")[2] == str(wanted).rpartition(".")[2]
     return bool(found == wanted)
+
+
+def flat_options(content: Any, path: str = "") -> dict[str, Any]:
+    """{"model": {"init_args": {"rank": 8}}} -> {"model.init_args.rank": 8}; an empty mapping is a value."""
+    if not isinstance(content, dict) or not content:
+        return {path: content}
+    return {k: v for key, value in content.items() for k, v in flat_options(value, f"{path}.{key}".lstrip(".")).items()}

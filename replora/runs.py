@@ -129,7 +129,7 @@ def _video(options: dict[str, Any], data: dict[str, Any], checkpoint: Path | Non
 
 def _vision_language(options: dict[str, Any], _data: dict[str, Any], checkpoint: Path | None) -> Backbone:
     """With the adapter in place already: its file holds parts of BART that `load_adapter` alone would not expect."""
-    from replora.backbones.trained_parts import DEFAULT_PARTS, train_parts
+    from replora.adapters.extra_trainable import DEFAULT_PARTS, train_parts
     from replora.backbones.vl_bart import build_vl_bart
 
     parts = options.get("also_train", DEFAULT_PARTS)

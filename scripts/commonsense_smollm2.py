@@ -46,9 +46,9 @@ TABLES: dict[str, dict[str, list[str]]] = {
 
 def run(arguments: list[str], file: Path) -> None:
     """One run; what it measured becomes `file`, without where the data lie on this machine."""
-    from replora.cli import main as replora_cli
-    from replora.reports.commonsense import right_answers
-    from replora.reports.results import write_json
+    from replora.cli.main import main as replora_cli
+    from replora.reports.sections.commonsense import right_answers
+    from replora.results import write_json
 
     verb, *options = arguments
     command = [verb, "--config=commonsense_smollm2.yaml", *options]
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="put the tables into this Markdown file")
     args = parser.parse_args(arguments)
 
-    from replora.reports.commonsense import commonsense_table
+    from replora.reports.sections.commonsense import commonsense_table
 
     for name in args.tables:
         files = [args.out / f"{name}-{method}.json" for method in TABLES[name]]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import replora
 from replora.backbones.language import LLAMA_SHAPES, as_backbone, checkpoint_gradients
 from replora.evaluation import generate, option_log_likelihoods
-from replora.reports.results import circumstances, write_json
+from replora.results import circumstances, write_json
 
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPES = LLAMA_SHAPES | {"tiny": TINY}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from replora.reports.results import circumstances, read_results
+from replora.results import circumstances, read_results
 
 # Name -> options. Those with a strategy for several processes use all GPUs, with a global batch of 64.
 RUNS: dict[str, list[str]] = {

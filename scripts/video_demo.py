@@ -14,9 +14,9 @@ import json
 import shutil
 from pathlib import Path
 
-from replora.atomic import replace_text
-from replora.cli import main as replora_cli
-from replora.reports.results import read_results
+from replora.cli.main import main as replora_cli
+from replora.io import replace_text
+from replora.results import read_results
 
 # Method -> learning rates, grids of equal size around the best ones; the same one for both low-rank methods.
 RATES = {

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from replora.datasets import COMMONSENSE_TASKS, vtab_task
-from replora.datasets.vtab import VTAB_TASKS, VTABSplit
-from replora.datasets.vtab_tracks import ImageFormat
+from replora.datasets.text.commonsense import COMMONSENSE_TASKS
+from replora.datasets.vtab.dataset import VTAB_TASKS, VTABSplit, vtab_task
+from replora.datasets.vtab.tracks import ImageFormat
 
 
 def write_vtab_task(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from replora.datasets.motion import write_video
+from replora.datasets.video.motion import write_video
 
 SSV2_TEMPLATES = {
     "Pushing [something] from left to right": "Pushing something from left to right",

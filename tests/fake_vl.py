@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from replora.datasets.vl_features import write_h5, write_npz
+from replora.datasets.vision_language.features import write_h5, write_npz
 
 SIZES = {"train": 8, "val": 3, "test": 3}
 COLORS = ["red", "blue", "green", "black"]

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 import replora
-from replora.adapters.inject import options_of
-from replora.cli import packaged_configs
-from replora.reports.commonsense import commonsense_table
+from replora.adapters.container import options_of
+from replora.config_files import packaged_configs
+from replora.reports.sections.commonsense import commonsense_table
 from tests.test_scripts import load
 
 ROOT = Path(__file__).parents[1]

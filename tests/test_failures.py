@@ -14,11 +14,10 @@ from torch.utils.data import Dataset
 
 import replora
 from datamodules.loader import EpochLoader
-from lightning_modules import last_checkpoint
-from replora.cli import main
-from replora.datasets import CorruptImageError
-from replora.datasets.errors import LoaderWorkerError
-from replora.reports.results import read_results
+from lightning_modules.callbacks import last_checkpoint
+from replora.cli.main import main
+from replora.datasets.errors import CorruptImageError, LoaderWorkerError
+from replora.results import read_results
 from tests.cli.helpers import DIGITS
 from tests.cli.test_distributed import run_process
 from tests.fake_data import write_vtab_task

@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 from replora import RepLoRAConfig
-from replora.adapters.inject import options_of
+from replora.adapters.container import options_of
 from replora.backbones.vit_nano import VIT_NANO_WEIGHTS
-from replora.cli import COMMANDS, TRAINER_VERBS, find_config, packaged_configs
-from replora.reports.quickstart import METHODS, row
-from replora.sweeps.plan import read_sweep
+from replora.cli.main import COMMANDS, TRAINER_VERBS
+from replora.config_files import find_config, packaged_configs
+from replora.plots.quickstart import METHODS, row
+from replora.sweeps.sweep_file import read_sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import copy
 import pytest
 import yaml
 
-from replora.cli import packaged_configs
+from replora.config_files import packaged_configs
 from replora.recipes import FILES, changed_options, named, shared_by_methods
 
 

@@ -8,14 +8,11 @@ parameters and the list of what trains. The factors are produced by a hook at th
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
-from replora.adapters.base_model import describe_base
 from replora.adapters.config import (
     AdapterConfig,
     BitFitConfig,
@@ -24,113 +21,14 @@ from replora.adapters.config import (
     PeftConfig,
     RepLoRAConfig,
 )
-from replora.adapters.factors import FactorBank, build_factors
+from replora.adapters.container import Adapters, adapters_of, device_of, train_only
+from replora.adapters.factors import build_factors
+from replora.adapters.fingerprint import describe_base, in_head
 from replora.adapters.layer import AdaptedLinear, AdaptedMultiheadAttention, FactorView, WeightUpdate
-from replora.adapters.tied import refuse_tied_heads
-from replora.backbones.backbone import in_head
-from replora.backbones.targets import Target, find_targets
+from replora.adapters.targets import Target, find_targets
+from replora.adapters.verify import prove_targets
+from replora.adapters.weight_tying import refuse_tied_heads
 from replora.errors import RepLoRAError, nearest
-
-
-class Adapters(nn.Module):
-    """What `inject` adds to a model, as its child `replora`.
-
-    Attributes:
-        config: The method and its options.
-        banks: The factor banks, one for each shape of group; empty for methods without generated factors.
-        updates: The updated weights, in the model's order.
-        targets: Names of what is adapted.
-        trained: Names, in the model, of every parameter and buffer that training changes.
-        head: Names among `trained` that belong to the modules of `also_train`.
-        also_train: Names of the modules that train as a whole.
-        required_grad: Names of the parameters that required gradients before the injection.
-        base: The frozen model: its class, name and a fingerprint of its weights.
-        backbone_count: Parameters of the backbone, without head and adapter.
-        trained_as: For an adapter read from a deployed file: method, options and parameters of its training.
-        peft_called: For each layer of the `peft` library, whether it has been called.
-        untied: While a layer of the `peft` library is merged, by its name: the frozen weight that others share.
-        proved: Whether every target is known to act on the output.
-    """
-
-    def __init__(self, config: AdapterConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.banks = nn.ModuleList()
-        self.updates: list[WeightUpdate] = []
-        self.targets: list[str] = []
-        self.trained: list[str] = []
-        self.head: list[str] = []
-        self.also_train: tuple[str, ...] = ()
-        self.required_grad: set[str] = set()
-        self.base: dict[str, Any] = {}
-        self.backbone_count = 0
-        self.trained_as: dict[str, Any] | None = None
-        self.peft_called: dict[str, bool] = {}
-        self.untied: dict[str, nn.Parameter] = {}
-        self.proved = False
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._frozen_norms: list[nn.Module] = []
-
-    def forward(self, x: Any) -> Any:
-        """The identity: a model that calls all of its children in turn, like `nn.Sequential`, calls this one too."""
-        return x
-
-    def factor_banks(self) -> list[FactorBank]:
-        return [bank for bank in self.banks if isinstance(bank, FactorBank)]
-
-    def hook_onto(self, model: nn.Module) -> None:
-        self._hooks.append(model.register_forward_pre_hook(self._before_forward))
-        self._hooks.append(model.register_forward_hook(self._after_forward, always_call=True))
-
-    def unhook(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-
-    def _before_forward(self, model: nn.Module, _inputs: Any) -> None:
-        if self.updates and getattr(model, "_is_replica", False):
-            raise RepLoRAError(
-                "nn.DataParallel runs copies of the model, which would all read the factors of the first device. "
-                "Start one process for each GPU, with DistributedDataParallel (torchrun, or the Trainer's strategy: "
-                "ddp), or let this one see a single GPU: CUDA_VISIBLE_DEVICES=0."
-            )
-        for norm in self._frozen_norms:
-            norm.training = False  # a frozen batch norm keeps the statistics it was trained with
-        if any(update.merged for update in self.updates):
-            if model.training and torch.is_grad_enabled():
-                raise RepLoRAError(
-                    "The adapter is merged into the backbone, so it cannot train. Call replora.unmerge first."
-                )
-            return
-        for bank in self.factor_banks():
-            bank.open()
-
-    def _after_forward(self, _model: nn.Module, _inputs: Any, output: Any) -> None:
-        for bank in self.factor_banks():
-            bank.close()
-        if not self.proved and output is not None and not torch.compiler.is_compiling():
-            from replora.adapters.check import refuse_dead_targets
-
-            refuse_dead_targets(self)
-            self.proved = True
-
-
-@dataclass(frozen=True)
-class ParameterCounts:
-    """How many numbers there are, and how many a method trains and ships.
-
-    Attributes:
-        backbone: Parameters of the backbone, without head and adapter.
-        adapter_trained: Parameters of the adapter during training (with RepLoRA's MLPs), or of the backbone where the
-            method trains those. Without the head.
-        adapter_deployed: What remains of them after training: A and B alone.
-        head: Parameters of the modules that train as a whole, such as the classifier.
-    """
-
-    backbone: int
-    adapter_trained: int
-    adapter_deployed: int
-    head: int
 
 
 def inject(
@@ -158,8 +56,6 @@ def inject(
         RepLoRAError: The model carries an adapter already, or a name of `also_train` does not exist or shares its
             weight with a module that is frozen (an output layer tied to the embedding).
     """
-    from replora.adapters.check import prove_targets
-
     if isinstance(present := getattr(model, "replora", None), Adapters):
         raise RepLoRAError(f"The model already carries {present.config.name!r}. Call replora.remove(model) first.")
     also_train = tuple(dict.fromkeys(also_train))
@@ -205,67 +101,12 @@ def remove(model: nn.Module) -> nn.Module:
             del module.updates
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
     if isinstance(adapters.config, PeftConfig):
-        from replora.adapters.baselines import remove_peft
+        from replora.adapters.peft.methods import remove_peft
 
         remove_peft(model)
     del model.replora
     train_only(model, adapters.required_grad)
     return model
-
-
-def train_only(model: nn.Module, names: Container[str]) -> None:
-    """Let the parameters of these names train and freeze all others."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = name in names
-
-
-def adapters_of(model: nn.Module) -> Adapters:
-    """What `inject` added to `model`.
-
-    Raises:
-        RepLoRAError: Nothing was injected.
-    """
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
-    adapters = getattr(model, "replora", None)
-    if not isinstance(adapters, Adapters):
-        raise RepLoRAError(f"This {type(model).__name__} carries no adapter. Call replora.inject(model, config) first.")
-    return adapters
-
-
-def parameter_counts(model: nn.Module) -> ParameterCounts:
-    """Trained and deployed numbers of the method that `model` carries."""
-    model = getattr(model, "_orig_mod", model)
-    adapters = adapters_of(model)
-    parameters = dict(model.named_parameters())
-    head = sum(parameters[name].numel() for name in adapters.head)
-    trained = sum(parameters[name].numel() for name in adapters.trained if name in parameters) - head
-    banks = adapters.factor_banks()
-    deployed = sum(bank.deployed_count() for bank in banks) if banks else trained
-    return ParameterCounts(adapters.backbone_count, trained, deployed, head)
-
-
-def describe(model: nn.Module) -> dict[str, Any]:
-    """The method, its options, its targets and the parameter counts, as plain JSON data.
-
-    For an adapter read from a deployed file also `trained_as`: method, options and parameter counts of its training.
-    """
-    adapters = adapters_of(model)
-    trained_as = {"trained_as": adapters.trained_as} if adapters.trained_as else {}
-    return {
-        "method": adapters.config.name,
-        "options": options_of(adapters.config),
-        "targets": list(adapters.targets),
-        "parameters": asdict(parameter_counts(model)),
-        **trained_as,
-    }
-
-
-def options_of(config: AdapterConfig) -> dict[str, Any]:
-    """The options of a method as plain JSON data. Defaults that follow from other options are given as numbers."""
-    options = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
-    if isinstance(config, RepLoRAConfig) and config.factors != "none":
-        options["hidden"] = config.width
-    return options
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -309,7 +150,7 @@ def _apply(model: nn.Module, adapters: Adapters, heads: Sequence[nn.Module]) -> 
             raise RepLoRAError("linear_probe trains the head alone: name it, as in also_train=['head'].")
         return set()
     if isinstance(config, PeftConfig):
-        from replora.adapters.baselines import inject_peft
+        from replora.adapters.peft.methods import inject_peft
 
         return inject_peft(model, adapters, config, find_targets(model, config.targets, config.blocks, skip=heads))
     raise RepLoRAError(f"{type(config).__name__} is not a method that inject knows. {nearest('', _METHODS)}")
@@ -369,14 +210,6 @@ def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAC
     # The factors live where the first layer computes; they stay in float32 on a 16-bit backbone.
     adapters.banks.to(device_of(adapters.updates[0]))
     adapters.targets = [target.name for target in targets]
-
-
-def device_of(update: WeightUpdate) -> torch.device:
-    """Where a layer computes: the place of its weight, or the one to which accelerate's device map fetches it."""
-    execution = getattr(getattr(update.owner, "_hf_hook", None), "execution_device", None)
-    if update.base.is_meta and execution is not None:
-        return torch.device(execution)
-    return update.base.device
 
 
 def _frozen_batch_norms(model: nn.Module) -> list[nn.Module]:

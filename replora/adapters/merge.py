@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from replora.adapters.baselines import merge_peft, peft_layers, unmerge_peft
-from replora.adapters.config import PeftConfig
-from replora.adapters.inject import adapters_of, remove
+from replora.adapters.config import PeftConfig, RepLoRAConfig
+from replora.adapters.container import adapters_of
+from replora.adapters.inject import remove
 from replora.adapters.layer import refuse_unmergeable
-from replora.adapters.tied import declare_untied, shared_with
+from replora.adapters.peft.methods import merge_peft, peft_layers, unmerge_peft
+from replora.adapters.weight_tying import declare_untied, shared_with
 from replora.errors import RepLoRAError
 
 
@@ -100,3 +102,15 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
             update.enabled = enabled
         for layer in layers.values():
             layer.enable_adapters(True)
+
+
+def merges_exactly(model: nn.Module) -> bool:
+    """Whether the adapter of `model` is not merged, but can be with no more than float32 rounding, and restored."""
+    adapters = adapters_of(model)
+    weights = [update.base for update in adapters.updates]
+    return (
+        isinstance(adapters.config, RepLoRAConfig)
+        and not any(update.merged for update in adapters.updates)
+        and all(type(w) in (nn.Parameter, Tensor) and not w.is_meta for w in weights)
+        and all(w.dtype in (torch.float32, torch.float64) for w in weights)
+    )

@@ -6,7 +6,7 @@ is JSON:
 
     method, options, targets, parameters      as `replora.describe` gives them
     also_train                                names of the modules that train as a whole (absent in the earliest files)
-    base                                      the frozen model, see `replora.adapters.base_model` (absent before)
+    base                                      the frozen model, see `replora.adapters.fingerprint` (absent before)
     trained_as                                of a deployed file: method, options and parameters of the training
 
 A *deployed* file holds A and B alone, without the MLPs that produced them. It is the file of vanilla LoRA on the same
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from replora.adapters import several
+from replora.adapters import multi_adapter as several
 from replora.adapters.config import (
     AdapterConfig,
     BitFitConfig,
@@ -36,10 +36,11 @@ from replora.adapters.config import (
     RepLoRAConfig,
     acting_options,
 )
+from replora.adapters.container import Adapters, adapters_of, describe, options_of, parameter_counts
 from replora.adapters.factors import FactorBank
-from replora.adapters.inject import Adapters, adapters_of, describe, inject, options_of, parameter_counts
-from replora.atomic import replacing
+from replora.adapters.inject import inject
 from replora.errors import RepLoRAError, nearest
+from replora.io import replacing
 
 FILE_FORMAT = "replora-adapter"
 FILE_VERSION = 1

@@ -6,8 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from replora.errors import RepLoRAError
 
@@ -42,26 +41,3 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprint(
-    model: nn.Module, heads: tuple[str, ...] = (), sample: int = 256, dtype: torch.dtype | None = None
-) -> str:
-    """A hash of every tensor's name, shape and first values: milliseconds, where all of ViT-B would take a second.
-
-    With `dtype`, of the values rounded to it.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not in_head(name, heads) and isinstance(tensor, Tensor):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            if not tensor.is_meta:
-                values = tensor.flatten()[:sample]
-                values = values.to(dtype) if dtype is not None and values.is_floating_point() else values
-                digest.update(values.double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def in_head(name: str, heads: tuple[str, ...]) -> bool:
-    """Whether a tensor's name lies in one of the modules `heads`."""
-    return any(name.startswith(f"{head}.") for head in heads)

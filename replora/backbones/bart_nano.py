@@ -1,7 +1,7 @@
 """`bart_nano`: a BART of random weights and a vocabulary of words, for demonstrations without a network.
 
-Its tokenizer knows the words of `replora.datasets.vl_demo` and of the prompts, one token each; what it does not know
-is `<unk>`. Special tokens have the numbers that BART gives them.
+Its tokenizer knows the words of `replora.datasets.vision_language.demo` and of the prompts, one token each; what it
+does not know is `<unk>`. Special tokens have the numbers that BART gives them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 def bart_nano_words() -> list[str]:
     """The words of the demonstration's questions, captions and answers, and of all prompts."""
-    from replora.datasets.vl_demo import WORDS
+    from replora.datasets.vision_language.demo import WORDS
 
     prompts = ["vqa", "gpa", "nlvr", "caption", "tvqa", "how2qa", "tvc", "yc2c"]
     marks = ["[", "]", "Subs", "Q", "TS", "Choices", "(", ")", "-", ",", ".", ":", "?", "true", "false"]

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from replora.backbones.backbone import Backbone, BackboneError, file_sha256, fingerprint
+from replora.adapters.fingerprint import fingerprint
+from replora.backbones.backbone import Backbone, BackboneError, file_sha256
 from replora.backbones.smollm2 import SMOLLM2, smollm2_folder
 
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from replora.backbones.backbone import BackboneError, file_sha256
-from replora.user_cache import cache_folder
+from replora.io import cache_folder
 
 SMOLLM2 = "smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

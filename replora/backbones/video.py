@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as without_activations
 
-from replora.backbones.backbone import Backbone, BackboneError, file_sha256, in_head
-from replora.backbones.backbone import fingerprint as model_fingerprint
+from replora.adapters.fingerprint import fingerprint as model_fingerprint
+from replora.adapters.fingerprint import in_head
+from replora.backbones.backbone import Backbone, BackboneError, file_sha256
 from replora.errors import nearest
 
 Average = Literal["logits", "probabilities"]  # what is averaged over the views of a video

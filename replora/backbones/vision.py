@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from replora.backbones.backbone import Backbone, BackboneError, file_sha256, in_head
-from replora.backbones.backbone import fingerprint as model_fingerprint
+from replora.adapters.fingerprint import fingerprint as model_fingerprint
+from replora.adapters.fingerprint import in_head
+from replora.backbones.backbone import Backbone, BackboneError, file_sha256
 from replora.backbones.vit_nano import VIT_NANO_WEIGHTS, build_vit_nano
 from replora.errors import nearest
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from replora.backbones.backbone import Backbone, BackboneError, file_sha256, fingerprint
+from replora.adapters.fingerprint import fingerprint
+from replora.backbones.backbone import Backbone, BackboneError, file_sha256
 from replora.backbones.bart_nano import BART_NANO, bart_nano_config, bart_nano_tokenizer
 from replora.backbones.language import load_tokenizer, source_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from replora.datasets.vl import VLRecord, VLTask
+from replora.datasets.vision_language.tasks import VLRecord, VLTask
 from replora.metrics.caption_tokenizer import CaptionTokenizer
 from replora.metrics.cider import cider_d
 from replora.metrics.nlvr2 import nlvr2_consistency

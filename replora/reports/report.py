@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from replora.atomic import replace_text
-from replora.reports.benchmark_tables import benchmark_section
-from replora.reports.courses import course_section
-from replora.reports.document import Block, Heading, Paragraph, Table, write_document
-from replora.reports.gather import Group, ReportError, Run, group_runs, is_run, read_runs
-from replora.reports.grids import grid_section
-from replora.reports.low_data import by_size
-from replora.reports.validation import validation_section
-from replora.reports.videos import video_section
+from replora.io import replace_text
+from replora.reports.render.document import Block, Heading, Paragraph, Table, write_document
+from replora.reports.runs import Group, ReportError, Run, group_runs, is_run, read_runs
+from replora.reports.sections.benchmarks import benchmark_section
+from replora.reports.sections.learning_curves import course_section
+from replora.reports.sections.learning_rates import grid_section
+from replora.reports.sections.low_data import by_size
+from replora.reports.sections.validation import validation_section
+from replora.reports.sections.video import video_section
 
 TITLE = "Results"
 RUN_COLUMNS = (

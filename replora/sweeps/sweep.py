@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from replora.errors import RepLoRAError
-from replora.sweeps.plan import Point, Sweep, Trial
 from replora.sweeps.progress import Progress
-from replora.sweeps.selection import Choice, choose
+from replora.sweeps.select import Choice, choose
+from replora.sweeps.sweep_file import Point, Sweep, Trial
 from replora.sweeps.trial import check_options, finished, refuse_other_configuration, set_aside_other_point
 
 if TYPE_CHECKING:
-    from replora.sweeps.on_ray import Cluster, Share
+    from replora.sweeps.executor import Cluster, Share
 
 
 class UnfinishedSweepError(RepLoRAError):
@@ -36,7 +36,7 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
         RepLoRAError: A directory holds other trials, no cluster answers, or nothing can be chosen.
         UnfinishedSweepError: Trials failed too often; the others are finished.
     """
-    from replora.sweeps.on_ray import Cluster
+    from replora.sweeps.executor import Cluster
 
     home.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}

@@ -24,11 +24,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from replora.atomic import replace_text
 from replora.errors import RepLoRAError
-from replora.options import flat_options
-from replora.reports.results import FORMAT, read_results, write_json
-from replora.sweeps.plan import Point, Trial
+from replora.io import replace_text
+from replora.recipes import flat_options
+from replora.results import FORMAT, read_results, write_json
+from replora.sweeps.sweep_file import Point, Trial
 
 # What the sweep itself gives to a run beside the trial's options.
 OF_A_RUN = {"run_dir", "ckpt_path", "trainer.enable_progress_bar"}
@@ -72,7 +72,7 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
         TrialError: The fit failed; the message has its last words. Or what was begun had other options.
     """
     from lightning_modules.base import NonFiniteLossError
-    from replora.cli import run
+    from replora.launch import launch
 
     done = finished(home, trial)
     if done is not None:
@@ -85,7 +85,7 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
     try:
         with _called(arguments), _output_to(folder / "output.log"):
             if arguments:
-                run([*arguments, "--trainer.enable_progress_bar=false"])
+                launch([*arguments, "--trainer.enable_progress_bar=false"])
     except NonFiniteLossError as error:
         content: dict[str, Any] = {"format": FORMAT, "sweep": label | {"failed": str(error)}}
     except SystemExit as error:  # the parser's way to refuse an option
@@ -110,12 +110,12 @@ def configuration(trial: Trial) -> dict[str, Any]:
     Raises:
         TrialError: It has an option that does not exist, or a value that does not fit.
     """
-    from replora.cli import run
+    from replora.launch import launch
 
     shown, words = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(words):
-            run(["fit", *trial.arguments, "--print_config"])
+            launch(["fit", *trial.arguments, "--print_config"])
     except SystemExit as stopped:
         if stopped.code:
             _, _, mistake = words.getvalue().partition("error:")

@@ -164,7 +164,7 @@ def test_injection_leaves_the_random_state_and_the_mode_alone() -> None:
     replora.inject(model, replora.LinearProbeConfig(), also_train=["head"])
     replora.remove(model)
     state = torch.get_rng_state()
-    from replora.adapters.check import prove_targets
+    from replora.adapters.verify import prove_targets
 
     replora.inject(model, replora.RepLoRAConfig(rank=2, factors="none"), check=False)
     state = torch.get_rng_state()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import replora
-from replora.backbones.targets import find_targets
+from replora.adapters.targets import find_targets
 from tests.adapters.tiny_models import MODELS
 
 # Family -> how its query, value, output, first and second MLP layer of the first block are called.

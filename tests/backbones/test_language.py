@@ -11,7 +11,7 @@ import yaml
 import replora
 from replora.backbones.backbone import BackboneError
 from replora.backbones.language import LLAMA_SHAPES, as_backbone, build_language_backbone, load_tokenizer, source_of
-from replora.cli import packaged_configs
+from replora.config_files import packaged_configs
 from tests.tiny_llama import END, PAD, tiny_llama, write_tiny_llama
 
 

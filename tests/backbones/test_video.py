@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import replora
-from replora.adapters.check import example_input
+from replora.adapters.verify import example_input
 from replora.backbones.backbone import BackboneError
 from replora.backbones.video import (
     SWIN3D_SHAPES,
@@ -285,7 +285,7 @@ def test_attention_that_calls_its_projections_is_torchvision_s(shape: tuple[int,
 def test_methods_of_peft_act_too(method: str) -> None:
     model = nano()
     replora.inject(model, replora.PeftConfig(method, rank=2, dropout=0.1), also_train=["head"])
-    assert replora.adapters.inject.adapters_of(model).proved
+    assert replora.adapters.container.adapters_of(model).proved
     model(clip()).square().sum().backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if "lora_" in name)
 
@@ -294,7 +294,7 @@ def test_input_dropout_acts() -> None:
     torch.manual_seed(0)
     model = nano()
     replora.inject(model, replora.RepLoRAConfig(factors="none", rank=2, dropout=0.9), also_train=["head"])
-    for p in replora.adapters.inject.adapters_of(model).parameters():
+    for p in replora.adapters.container.adapters_of(model).parameters():
         nn.init.normal_(p)
     assert not torch.equal(model.train()(clip()), model(clip()))
     assert torch.equal(model.eval()(clip()), model(clip()))
@@ -339,7 +339,7 @@ def test_every_target_is_in_the_path_and_merges_exactly(name: str, method: str, 
     model = models(tmp_path)[name]
     before = model.eval()(clip())
     replora.inject(model, METHODS[method], also_train=[HEADS[name]])
-    adapters = replora.adapters.inject.adapters_of(model)
+    adapters = replora.adapters.container.adapters_of(model)
     assert adapters.proved  # injection made an input of its own
     assert {target.rpartition("[")[2].rpartition(".")[2].rstrip("]") for target in adapters.targets} <= {
         "q", "v", "query", "value",
@@ -364,7 +364,7 @@ def test_each_target_alone_changes_the_output(name: str, tmp_path: Path) -> None
     torch.manual_seed(0)
     model = models(tmp_path)[name].eval()
     replora.inject(model, replora.RepLoRAConfig(factors="none", rank=2), also_train=[HEADS[name]])
-    adapters = replora.adapters.inject.adapters_of(model)
+    adapters = replora.adapters.container.adapters_of(model)
     before = model(clip())
     changed = 0
     for bank in adapters.factor_banks():
@@ -395,7 +395,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(name: str, tmp_path: 
         torch.manual_seed(0)
         model = nano(drop_path_rate=0.5) if name == "swin3d" else models(tmp_path / str(recompute))[name]
         replora.inject(model, METHODS["replora"], also_train=[HEADS[name]])
-        for p in replora.adapters.inject.adapters_of(model).parameters():
+        for p in replora.adapters.container.adapters_of(model).parameters():
             nn.init.normal_(p, std=0.5)
         if recompute:
             checkpoint_gradients(model)

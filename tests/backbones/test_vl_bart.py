@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 import replora
+from replora.adapters.extra_trainable import train_parts
 from replora.backbones.backbone import BackboneError
 from replora.backbones.bart_nano import bart_nano_tokenizer, bart_nano_words
-from replora.backbones.trained_parts import train_parts
 from replora.backbones.vl_bart import (
     ADDED_TOKENS,
     BART_NANO,

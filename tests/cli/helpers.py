@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from replora.cli import main
+from replora.cli.main import main
 
 torch.set_num_threads(1)
 

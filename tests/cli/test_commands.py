@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
-from replora import commands
-from replora.cli import COMMANDS, TRAINER_VERBS, main, packaged_configs
-from replora.reports.quickstart import learning_curve, row
+from replora.cli.commands import quickstart
+from replora.cli.main import COMMANDS, TRAINER_VERBS, main
+from replora.config_files import packaged_configs
+from replora.plots.quickstart import learning_curve, row
 from tests.cli.helpers import QUICK
 
 
@@ -76,11 +77,11 @@ def test_python_m_replora():
 def test_quickstart(tmp_path, monkeypatch, capsys):
     quick = [option for option in QUICK if "shots" not in option] + ["--trainer.limit_train_batches=2"]
     monkeypatch.setattr(
-        commands, "QUICKSTART_DATA", {"few": [*quick, "--data.shots=1"], "all": [*quick, "--trainer.max_epochs=2"]}
+        quickstart, "QUICKSTART_DATA", {"few": [*quick, "--data.shots=1"], "all": [*quick, "--trainer.max_epochs=2"]}
     )
     main(["quickstart", f"--run_dir={tmp_path}"])
     shown = capsys.readouterr().out
-    runs = [tmp_path / f"{data}-{method}" for data in ("few", "all") for method in commands.QUICKSTART_METHODS]
+    runs = [tmp_path / f"{data}-{method}" for data in ("few", "all") for method in quickstart.QUICKSTART_METHODS]
     rows = [row(run) for run in runs]
     assert [r.method for r in rows] == ["linear_probe", "lora", "replora"] * 2
     assert [r.images for r in rows] == [10] * 3 + [800] * 3

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from replora.backbones.language import build_language_backbone, load_tokenizer
-from replora.cli import main
-from replora.datasets.commonsense import read_task
-from replora.datasets.commonsense_prompts import choice_items
+from replora.cli.main import main
+from replora.datasets.text.commonsense import read_task
+from replora.datasets.text.prompts import choice_items
 from replora.evaluation import option_log_likelihoods
-from replora.reports.commonsense import commonsense_table
-from replora.reports.results import read_results
+from replora.reports.sections.commonsense import commonsense_table
+from replora.results import read_results
 from replora.runs import load_run
 from tests.cli.test_distributed import run_process
 from tests.cli.test_trainer_cli import refused

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from replora.cli import find_config, main, packaged_configs
+from replora.cli.main import main
+from replora.config_files import find_config, packaged_configs
 from replora.errors import RepLoRAError
-from replora.reports.results import read_results
+from replora.results import read_results
 from tests.cli.helpers import DIGITS, QUICK
 from tests.fake_data import write_commonsense, write_fashion_mnist, write_fgvc_task, write_image_folder, write_vtab_task
 from tests.fake_vl import write_image_text, write_video_text

@@ -19,10 +19,10 @@ from torch import nn
 from transformers import AutoTokenizer
 
 import replora
-from replora.adapters.baselines import peft_layers
+from replora.adapters.peft.methods import peft_layers
 from replora.adapters.state import read_metadata
-from replora.cli import main
-from replora.deployment import DeploymentError, Trained, load_trained, load_transformers, merge
+from replora.cli.main import main
+from replora.export import DeploymentError, Trained, load_trained, load_transformers, merge
 from replora.runs import load_run
 from tests.adapters.test_contract import disturb
 from tests.adapters.test_merge import Int8Linear
@@ -219,7 +219,7 @@ def test_a_quantised_base_is_refused(
     opened = load_transformers(str(home / "llama_base"))
     attention = opened.model.layers[0].self_attn
     attention.q_proj = Int8Linear(attention.q_proj)
-    monkeypatch.setattr("replora.deployment.load_transformers", lambda *_: opened)
+    monkeypatch.setattr("replora.export.load_transformers", lambda *_: opened)
     source = (str(home / "llama.safetensors"), f"--base={home / 'llama_base'}", f"--out={tmp_path / 'out'}")
     assert "is quantised (torch.int8)" in refused(capsys, "merge", *source)
     assert list(tmp_path.iterdir()) == []

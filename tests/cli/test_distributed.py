@@ -16,8 +16,8 @@ from lightning.pytorch import Callback, Trainer
 from torch.distributed.tensor import DTensor
 
 import replora
-from replora.cli import main
-from replora.reports.results import read_results
+from replora.cli.main import main
+from replora.results import read_results
 from tests.cli.helpers import fit
 
 REPOSITORY = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def test_a_run_leaves_its_process_group(tmp_path, monkeypatch):
     def run(_arguments: list[str]) -> None:
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
 
-    monkeypatch.setattr("replora.trainer_cli.TrainerCLI", run)
+    monkeypatch.setattr("replora.trainer.TrainerCLI", run)
     main(["fit"])
     assert not torch.distributed.is_initialized()
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from replora.adapters.state import read_metadata
-from replora.cli import main
-from replora.datasets import FGVC_TASKS
-from replora.reports.results import read_results
+from replora.cli.main import main
+from replora.datasets.image.fgvc import FGVC_TASKS
+from replora.results import read_results
 from tests.fake_data import write_fgvc_task, write_image_folder
 from tests.lightning_modules.helpers import StopError
 

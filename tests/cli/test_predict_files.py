@@ -12,9 +12,10 @@ import torch
 import yaml
 from PIL import Image
 
-from replora import RepLoRAError, prediction
+from replora import RepLoRAError
+from replora import inference as prediction
 from replora.adapters.state import read_metadata
-from replora.cli import main
+from replora.cli.main import main
 from tests.cli.helpers import fit as fit_digits
 from tests.cli.test_own_data import TINY, predictions, refused
 from tests.fake_data import write_image_folder

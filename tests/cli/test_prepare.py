@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from replora.cli import main
-from replora.datasets import VTAB_TASKS
-from replora.reports.results import read_results
-from replora.reports.tracks import MixedTracksError, common_track
+from replora.cli.main import main
+from replora.datasets.vtab.dataset import VTAB_TASKS
+from replora.reports.runs import MixedTracksError, common_track
+from replora.results import read_results
 from tests.cli.test_configs import SMALL
 from tests.fake_data import write_vtab, write_vtab_task
 from tests.fake_tfds import install

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from replora.cli import main
-from replora.datasets import COMMONSENSE_TASKS
+from replora.cli.main import main
+from replora.datasets.text.commonsense import COMMONSENSE_TASKS
 from tests.fake_data import write_commonsense
 
 

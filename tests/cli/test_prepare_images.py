@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from replora.cli import main
-from replora.datasets import FGVC_TASKS
+from replora.cli.main import main
+from replora.datasets.image.fgvc import FGVC_TASKS
 from tests.fake_data import write_fgvc_task, write_image_folder
 
 

@@ -13,9 +13,10 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 import replora
 from lightning_modules import ImageClassification, ShardedBackboneStrategy
 from replora.backbones.vision import checkpoint_gradients
-from replora.cli import main, packaged_configs
+from replora.cli.main import main
+from replora.config_files import packaged_configs
 from replora.errors import RepLoRAError
-from replora.reports.results import read_results
+from replora.results import read_results
 from tests.cli.helpers import fit
 
 UNTESTED = ["--test_after_fit=false", "--trainer.limit_val_batches=0"]

@@ -17,9 +17,9 @@ import yaml
 
 import lightning_modules
 import replora
-from replora import trainer_cli
-from replora.cli import main
-from replora.reports.results import read_results
+from replora import trainer as trainer_cli
+from replora.cli.main import main
+from replora.results import read_results
 from tests.cli.helpers import DIGITS, Remember, fit
 
 REMEMBER = "--trainer.callbacks+=tests.cli.helpers.Remember"

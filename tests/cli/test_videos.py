@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from replora.adapters.state import read_metadata
-from replora.cli import main
-from replora.reports.results import read_results
+from replora.cli.main import main
+from replora.results import read_results
 from tests.backbones.test_video import videomae_folder
 from tests.fake_videos import write_hmdb51, write_ssv2, write_video_folder
 from tests.lightning_modules.helpers import StopError

@@ -11,9 +11,9 @@ import torch
 import replora
 from datamodules import ImageTextDataModule
 from replora.backbones import vl_bart
-from replora.cli import main
+from replora.cli.main import main
 from replora.errors import RepLoRAError
-from replora.reports.results import read_results
+from replora.results import read_results
 from tests.cli.test_distributed import run_process
 from tests.fake_vl import write_image_text, write_video_text
 from tests.test_failures import TerminateAt, assert_equal_runs, callback

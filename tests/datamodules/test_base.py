@@ -25,8 +25,10 @@ from datamodules import (
     VTABDataModule,
 )
 from datamodules.base import PaddedDataset, Split
-from datamodules.image import NORMALIZATIONS
-from replora.datasets import ImageBatch, ImageDataset, ImageSample, InMemory, ProtocolError, SubsetError
+from datamodules.image.base import NORMALIZATIONS
+from replora.datasets.common.in_memory import InMemory
+from replora.datasets.errors import ProtocolError, SubsetError
+from replora.datasets.samples import ImageBatch, ImageDataset, ImageSample
 from replora.errors import RepLoRAError
 
 SIZES = {"train": 80, "val": 20, "trainval": 100, "test": 31}
@@ -287,7 +289,7 @@ def test_bound_is_shared_by_the_splits(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_large_test_set_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.image.SMALL_TEST_SET", 30)
+    monkeypatch.setattr("datamodules.image.base.SMALL_TEST_SET", 30)
     data = made()
     assert isinstance(data._splits["test"], Counting)
     assert data._splits["test"].reads == 0

@@ -15,18 +15,11 @@ import pytest
 import torch
 
 from datamodules import CommonsenseDataModule
-from datamodules.commonsense import Questions, TrainingTexts
-from replora.datasets import (
-    COMMONSENSE_TASKS,
-    ChoiceItem,
-    DatasetNotFoundError,
-    ProtocolError,
-    RecordError,
-    SubsetError,
-    TextBatch,
-    UnknownTaskError,
-)
-from replora.datasets.commonsense_prompts import NO_LOSS
+from datamodules.text.commonsense import Questions, TrainingTexts
+from replora.datasets.errors import DatasetNotFoundError, ProtocolError, RecordError, SubsetError, UnknownTaskError
+from replora.datasets.text.commonsense import COMMONSENSE_TASKS
+from replora.datasets.text.items import ChoiceItem, TextBatch
+from replora.datasets.text.prompts import NO_LOSS
 from replora.errors import RepLoRAError
 from tests.fake_data import write_commonsense
 from tests.tiny_llama import write_tiny_llama
@@ -312,7 +305,7 @@ def test_texts_that_are_too_long(make: Any) -> None:
 
 def test_tokens_are_counted(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("datamodules.commonsense.rank_zero_info", said.append)
+    monkeypatch.setattr("datamodules.text.commonsense.rank_zero_info", said.append)
     data = make()
     batches = next(epochs(data))
     described = data.describe()["train_texts"]

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from datamodules.task_batches import PADDING, TaskBatches
+from datamodules.vision_language.task_batches import PADDING, TaskBatches
 
 SIZES = {"vqa": 23, "coco": 7}
 

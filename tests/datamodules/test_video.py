@@ -10,19 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import (
-    HMDB51DataModule,
-    MotionDataModule,
-    SSv2DataModule,
-    VideoDataModule,
-    VideoFolderDataModule,
-)
+from datamodules import HMDB51DataModule, MotionDataModule, SSv2DataModule, VideoDataModule, VideoFolderDataModule
 from datamodules.base import PaddedDataset
-from replora.datasets import ClipOptions, ProtocolError, TestClips, TrainClips, motion
-from replora.datasets.clips import ClipError
-from replora.datasets.hmdb51 import film_of
-from replora.datasets.motion import DIRECTIONS, motion_frames, read_motion
-from replora.datasets.videos import read_clip
+from replora.datasets.errors import ProtocolError
+from replora.datasets.video import motion
+from replora.datasets.video.dataset import TestClips, TrainClips
+from replora.datasets.video.decode import read_clip
+from replora.datasets.video.hmdb51 import film_of
+from replora.datasets.video.motion import DIRECTIONS, motion_frames, read_motion
+from replora.datasets.video.sampling import ClipError, ClipOptions
 from tests.fake_videos import write_hmdb51, write_video_folder
 
 CLIPS = ClipOptions(num_frames=4, image_size=16, test_clips=2, test_crops=3)

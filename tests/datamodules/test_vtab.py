@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from datamodules import VTABDataModule
-from replora.datasets import VTAB_TASKS, CorruptImageError, DatasetNotFoundError, ListFileError, UnknownTaskError
-from replora.datasets.errors import TrackError
-from replora.datasets.vtab_tracks import ImageFormat, Track, write_marker
+from replora.datasets.errors import CorruptImageError, DatasetNotFoundError, ListFileError, TrackError, UnknownTaskError
+from replora.datasets.vtab.dataset import VTAB_TASKS
+from replora.datasets.vtab.tracks import ImageFormat, Track, write_marker
 from tests.fake_data import write_vtab, write_vtab_task
 
 

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2 as transforms
 
 from datamodules.loader import TrainSampler
-from replora.datasets import Augmented, ImageDataset, ImageSample, RandomCropFlip, read_image
-from replora.datasets.images import read_uncropped, short_side
+from replora.datasets.common.augment import Augmented, RandomCropFlip
+from replora.datasets.image.read import read_image, read_uncropped, short_side
+from replora.datasets.samples import ImageDataset, ImageSample
 
 
 class Noise(ImageDataset):

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
-from replora.datasets import VTAB, CorruptImageError, ImageSample, InMemory, in_memory
+from replora.datasets.common.in_memory import InMemory, in_memory
+from replora.datasets.errors import CorruptImageError
+from replora.datasets.samples import ImageSample
+from replora.datasets.vtab.dataset import VTAB
 from tests.fake_data import write_vtab_task
 
 IMAGE_BYTES = 3 * 8 * 8

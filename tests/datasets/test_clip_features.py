@@ -8,9 +8,10 @@ import timm
 import torch
 from PIL import Image
 
-from replora import cli
-from replora.datasets import clip_features
-from replora.datasets.clip_features import (
+from replora.cli import main as cli
+from replora.datasets.errors import CorruptVideoError, DatasetNotFoundError
+from replora.datasets.vision_language import clip_encoder as clip_features
+from replora.datasets.vision_language.clip_encoder import (
     FEATURE_SIZES,
     TIMM_NAMES,
     ClipEncoder,
@@ -20,8 +21,7 @@ from replora.datasets.clip_features import (
     missing_features,
     video_frames,
 )
-from replora.datasets.errors import CorruptVideoError, DatasetNotFoundError
-from replora.datasets.vl_features import FeatureError, FeatureFolder
+from replora.datasets.vision_language.features import FeatureError, FeatureFolder
 from replora.errors import RepLoRAError
 
 

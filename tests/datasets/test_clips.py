@@ -6,14 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from replora.datasets.clips import (
-    ClipError,
-    ClipOptions,
-    random_crop,
-    random_frames,
-    view_crops,
-    view_frames,
-)
+from replora.datasets.video.sampling import ClipError, ClipOptions, random_crop, random_frames, view_crops, view_frames
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -8,18 +8,14 @@ from typing import Any
 
 import pytest
 
-from replora.datasets import (
+from replora.datasets.errors import DatasetNotFoundError, RecordError, UnknownTaskError
+from replora.datasets.text.commonsense import (
     COMMONSENSE_TASKS,
-    UNION_SIZE,
-    DatasetNotFoundError,
-    RecordError,
-    UnknownTaskError,
-    commonsense_task,
-)
-from replora.datasets.commonsense import (
     MIXED,
     MIXED_TASKS,
+    UNION_SIZE,
     CommonsenseRecord,
+    commonsense_task,
     duplicate_count,
     read_task,
     read_union,

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from replora.datasets import COMMONSENSE_TASKS
-from replora.datasets.commonsense import UNION_FILE, read_task, read_union
-from replora.datasets.commonsense_hub import ORIGINALS, make_entry
 from replora.datasets.errors import PrepareError
-from replora.datasets.prepare_commonsense import CommonsenseReport, prepare_commonsense
+from replora.datasets.prepare.commonsense import CommonsenseReport, prepare_commonsense
+from replora.datasets.text.commonsense import COMMONSENSE_TASKS, UNION_FILE, read_task, read_union
+from replora.datasets.text.rebuild import ORIGINALS, make_entry
 from tests.fake_data import write_commonsense
 from tests.fake_hub import fake_hub
 

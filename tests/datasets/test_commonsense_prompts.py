@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from replora.backbones.language import load_tokenizer
-from replora.datasets import COMMONSENSE_TASKS, CommonsenseRecord, RecordError, UnknownTaskError
-from replora.datasets.commonsense_prompts import (
+from replora.datasets.errors import RecordError, UnknownTaskError
+from replora.datasets.text.commonsense import COMMONSENSE_TASKS, CommonsenseRecord
+from replora.datasets.text.prompts import (
     MULTIPLES,
     NO_LOSS,
     Preset,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from replora.datasets import Digits
+from replora.datasets.image.digits import Digits
 
 
 @pytest.mark.parametrize(("split", "size"), [("train", 800), ("val", 200), ("trainval", 1000), ("test", 797)])

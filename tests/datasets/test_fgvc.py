@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from replora.datasets import FGVC, FGVC_TASKS, DatasetNotFoundError, ListFileError, UnknownTaskError, fgvc_task
+from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
+from replora.datasets.image.fgvc import FGVC, FGVC_TASKS, fgvc_task
 from tests.fake_data import write_fgvc_task
 
 

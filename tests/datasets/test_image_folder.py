@@ -7,14 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from replora.datasets import (
-    CorruptImageError,
-    DatasetNotFoundError,
-    FileTableError,
-    ImageFolder,
-    ListFileError,
-    read_image_table,
-)
+from replora.datasets.common.labelled_files import FileTableError
+from replora.datasets.errors import CorruptImageError, DatasetNotFoundError, ListFileError
+from replora.datasets.image.folder import ImageFolder, read_image_table
 from tests.fake_data import write_image_folder
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from replora.datasets import CorruptImageError, read_image
+from replora.datasets.errors import CorruptImageError
+from replora.datasets.image.read import read_image
 
 
 @pytest.fixture

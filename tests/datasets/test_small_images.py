@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from datamodules import SmallImagesDataModule
-from replora.datasets import fashion_mnist
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
-from replora.datasets.fashion_mnist import FashionMNIST
-from replora.datasets.sprites import Sprites, draw
+from replora.datasets.image import fashion_mnist
+from replora.datasets.image.fashion_mnist import FashionMNIST
+from replora.datasets.image.sprites import Sprites, draw
 from replora.errors import RepLoRAError
 from tests.fake_data import write_fashion_mnist
 

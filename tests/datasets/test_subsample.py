@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replora.datasets import SubsetError, subsample_indices
-from replora.datasets.subsample import stratified_order
+from replora.datasets.common.subsample import stratified_order, subsample_indices
+from replora.datasets.errors import SubsetError
 
 labels_lists = st.lists(st.integers(0, 6), min_size=1, max_size=80)
 fractions = st.floats(0, 1, exclude_min=True, allow_subnormal=False)

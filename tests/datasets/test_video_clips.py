@@ -11,10 +11,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from replora.atomic import replacing
-from replora.datasets import ClipCache, ClipOptions, TestClips, TrainClips, clip_cache, read_video_table, video_clips
-from replora.datasets.clip_cache import CacheError
 from replora.datasets.errors import CorruptVideoError
+from replora.datasets.video import dataset as video_clips
+from replora.datasets.video import frame_cache as clip_cache
+from replora.datasets.video.dataset import TestClips, TrainClips
+from replora.datasets.video.folder import read_video_table
+from replora.datasets.video.frame_cache import CacheError, ClipCache
+from replora.datasets.video.sampling import ClipOptions
+from replora.io import replacing
 from tests.fake_videos import write_frames, write_video_folder
 
 OPTIONS = ClipOptions(num_frames=4, stride=2, image_size=16, short_side=20, flip=0.5)

@@ -7,9 +7,11 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from replora.datasets import FileTableError, read_hmdb51, read_ssv2, read_video_table
+from replora.datasets.common.labelled_files import FileTableError
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
-from replora.datasets.hmdb51 import film_of
+from replora.datasets.video.folder import read_video_table
+from replora.datasets.video.hmdb51 import film_of, read_hmdb51
+from replora.datasets.video.ssv2 import read_ssv2
 from tests.fake_videos import SSV2_TEMPLATES, write_avi, write_hmdb51, write_ssv2, write_video_folder
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from replora.datasets import videos
 from replora.datasets.errors import CorruptVideoError
-from replora.datasets.videos import MissingDecoderError, clip_files, count_frames, read_clip, resize
+from replora.datasets.video import decode as videos
+from replora.datasets.video.decode import MissingDecoderError, clip_files, count_frames, read_clip, resize
 from tests.fake_videos import frames_of, write_avi, write_frames, write_webm
 
 
@@ -102,7 +102,7 @@ def rewritten(source: Path, target: Path, change: Callable[[int, Any], Any]) -> 
 
 @pytest.mark.parametrize("ending", ["avi", "mp4"])
 def test_a_frame_with_damaged_parts_is_no_frame(ending: str, tmp_path: Path) -> None:
-    from replora.datasets.motion import write_video
+    from replora.datasets.video.motion import write_video
 
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
@@ -163,7 +163,7 @@ def test_a_trimmed_mp4_is_whole(tmp_path: Path) -> None:
     """Its first packets lie before the second zero, where an edit list begins: stated, but not shown."""
     import av
 
-    from replora.datasets.motion import write_video
+    from replora.datasets.video.motion import write_video
 
     write_video(tmp_path / "a.mp4", frames_of(0, 60), "libx264", 30, {"g": "60"})
 

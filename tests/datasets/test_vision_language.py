@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from replora.datasets import image_text, video_text
 from replora.datasets.errors import DatasetNotFoundError, RecordError, UnknownTaskError
-from replora.datasets.image_text import image_text_records
-from replora.datasets.video_text import video_text_records
-from replora.datasets.vl import VL_TASKS, VLDataset, VLRecord, vl_task, with_prompt
-from replora.datasets.vl_demo import SCENES, WORDS, DemoFeatures, demo_records, demo_scenes
-from replora.datasets.vl_features import FeatureError, FeatureFolder, resized, write_h5, write_npz
+from replora.datasets.vision_language import image_text, video_text
+from replora.datasets.vision_language.demo import SCENES, WORDS, DemoFeatures, demo_records, demo_scenes
+from replora.datasets.vision_language.features import FeatureError, FeatureFolder, resized, write_h5, write_npz
+from replora.datasets.vision_language.image_text import image_text_records
+from replora.datasets.vision_language.tasks import VL_TASKS, VLDataset, VLRecord, vl_task, with_prompt
+from replora.datasets.vision_language.video_text import video_text_records
 from replora.metrics import caption_tokenizer, score_answers
 from tests.fake_vl import write_image_text, write_video_text
 

@@ -5,17 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from replora.datasets import (
-    VTAB,
-    VTAB_TASKS,
-    CorruptImageError,
-    DatasetNotFoundError,
-    ListFileError,
-    UnknownTaskError,
-    vtab_averages,
-    vtab_task,
-)
-from replora.datasets.vtab import lists_sha256
+from replora.datasets.errors import CorruptImageError, DatasetNotFoundError, ListFileError, UnknownTaskError
+from replora.datasets.vtab.dataset import VTAB, VTAB_TASKS, lists_sha256, vtab_averages, vtab_task
 from replora.errors import RepLoRAError
 from tests.fake_data import write_vtab, write_vtab_task
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from replora.datasets import vtab_task
-from replora.datasets.prepare_vtab import prepare_vtab, remedy
-from replora.datasets.vtab import VTAB_TASKS
-from replora.datasets.vtab_check import TaskCheck, TaskReport, sun397_note
-from replora.datasets.vtab_tracks import write_marker
+from replora.datasets.prepare.vtab import prepare_vtab, remedy
+from replora.datasets.vtab.dataset import VTAB_TASKS, vtab_task
+from replora.datasets.vtab.tracks import write_marker
+from replora.datasets.vtab.verify import TaskCheck, TaskReport, sun397_note
 from tests.fake_data import write_vtab_task
 
 

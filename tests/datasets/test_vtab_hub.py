@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from replora.datasets.common.archive import unpack
 from replora.datasets.errors import PrepareError
-from replora.datasets.prepare_vtab import prepare_vtab
-from replora.datasets.unpack import unpack
-from replora.datasets.vtab_check import TaskReport
+from replora.datasets.prepare.vtab import prepare_vtab
+from replora.datasets.vtab.verify import TaskReport
 from tests.fake_data import write_vtab
 from tests.fake_hub import fake_hub
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from replora.datasets.errors import LabelError
-from replora.datasets.vtab import VTAB_TASKS
-from replora.datasets.vtab_labels import (
+from replora.datasets.vtab.dataset import VTAB_TASKS
+from replora.datasets.vtab.labels import (
     clevr_count,
     clevr_distance,
     dsprites_location,

@@ -12,13 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from replora.datasets import VTAB, vtab_task
 from replora.datasets.errors import PrepareError
-from replora.datasets.prepare_vtab import prepare_vtab
-from replora.datasets.vtab import VTAB_TASKS, lists_sha256
-from replora.datasets.vtab_labels import label_of
-from replora.datasets.vtab_tfds import SLICES, rgb
-from replora.datasets.vtab_tracks import Track
+from replora.datasets.prepare.vtab import prepare_vtab
+from replora.datasets.vtab.dataset import VTAB, VTAB_TASKS, lists_sha256, vtab_task
+from replora.datasets.vtab.labels import label_of
+from replora.datasets.vtab.tfds import SLICES, rgb
+from replora.datasets.vtab.tracks import Track
 from tests.fake_tfds import CATALOGUE, example, install
 
 

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 import replora
 from lightning_modules import AnswerWriter, ResultsWriter, causal_language_model
-from replora.datasets.commonsense_prompts import collate
+from replora.datasets.text.prompts import collate
 from replora.errors import RepLoRAError
 from replora.evaluation import wilson_interval
-from replora.reports.results import read_results
+from replora.results import read_results
 from tests.lightning_modules.helpers import StopBefore, StopError, trainer
 from tests.lightning_modules.tiny_texts import TASKS, TinyTexts, language_module
 from tests.tiny_llama import byte_tokenizer, write_tiny_llama

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import replora
-from lightning_modules import PredictionWriter, ResultsWriter, results_writer
-from replora.reports import results
-from replora.reports.results import ResultsError, add_to_results, read_results
+from lightning_modules import PredictionWriter, ResultsWriter
+from lightning_modules.callbacks import results_writer
+from replora import results
+from replora.results import ResultsError, add_to_results, read_results
 from tests.lightning_modules.helpers import StopBefore, StopError, TinyImages, module, trainer
 
 ADAPTER = replora.RepLoRAConfig(rank=2, factors="none", blocks=[0])

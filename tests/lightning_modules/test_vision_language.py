@@ -8,11 +8,12 @@ import torch
 from lightning.pytorch import seed_everything
 
 import replora
-from datamodules import ImageTextDataModule, VideoTextDataModule, VLDemoDataModule, vl_demo
+from datamodules import ImageTextDataModule, VideoTextDataModule, VLDemoDataModule
+from datamodules.vision_language import demo as vl_demo
 from lightning_modules import VisionLanguage
 from lightning_modules.base import CheckpointMismatchError
 from replora.datasets.errors import ProtocolError
-from replora.datasets.vl import VLRecord
+from replora.datasets.vision_language.tasks import VLRecord
 from replora.errors import RepLoRAError
 from tests.fake_vl import write_image_text, write_video_text
 from tests.tiny_bart import write_tiny_bart
@@ -151,7 +152,7 @@ def test_nlvr2_takes_the_likelier_word(home):
 
 
 def test_settings_of_the_generation_are_vl_adapters(home):
-    from replora.datasets.vl import vl_task
+    from replora.datasets.vision_language.tasks import vl_task
 
     module = module_of(home)
     found = {

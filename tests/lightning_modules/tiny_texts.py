@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import replora
 from lightning_modules import CausalLanguageModel, WarmupLinear
-from replora.datasets import ChoiceItem
+from replora.datasets.text.items import ChoiceItem
 from tests.tiny_llama import byte_tokenizer
 
 torch.set_num_threads(1)

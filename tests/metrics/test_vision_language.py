@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from replora.datasets.vl import VL_TASKS, VLRecord
+from replora.datasets.vision_language.tasks import VL_TASKS, VLRecord
 from replora.metrics import caption_tokenizer, nlvr2_consistency, score_answers
-from replora.reports.submissions import write_submission
+from replora.metrics.submissions import write_submission
 
 TOKENIZER = caption_tokenizer("approximate")
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from replora.reports.charts import _bottom, _plain_ticks, _pyplot, draw_curves, styles
+from replora.reports.render.charts import _bottom, _plain_ticks, _pyplot, draw_curves, styles
 from replora.reports.statistics import Mean
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from replora.reports.hmdb51 import SplitsError, hmdb51_accuracies
+from replora.reports.sections.video import SplitsError, hmdb51_accuracies
 
 
 def result(split: int, accuracy: float, **data: Any) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lightning_modules.prediction_writer import COLUMNS
-from replora.cli import main
-from replora.reports.pictures import PictureError, _confusion, _curves, _most_confused, draw_confusion
+from lightning_modules.callbacks.prediction_writer import COLUMNS
+from replora.cli.main import main
+from replora.plots.run import PictureError, _confusion, _curves, _most_confused, draw_confusion
 from tests.cli.helpers import fit
 from tests.fake_data import write_vtab_task
 

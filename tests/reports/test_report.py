@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from replora.cli import main
-from replora.datasets.vtab import VTAB_TASKS
-from replora.reports.benchmark_tables import benchmark_section
-from replora.reports.gather import ReportError, Size, group_runs, read_runs
+from replora.cli.main import main
+from replora.datasets.vtab.dataset import VTAB_TASKS
 from replora.reports.report import write_report
-from replora.reports.results import ResultsError, write_json
-from replora.reports.tracks import MixedTracksError
+from replora.reports.runs import MixedTracksError, ReportError, Size, group_runs, read_runs
+from replora.reports.sections.benchmarks import benchmark_section
+from replora.results import ResultsError, write_json
 
 SIZES = {0.1: 80, 1.0: 800}
 
@@ -537,7 +536,7 @@ def test_one_run_tested_on_several_tasks(tmp_path):
 
 def multimodal(dataset: str, tasks: dict[str, float], **data: Any) -> dict[str, Any]:
     """A run on several tasks of vision and language with metrics of their own, each score in `tasks`."""
-    from replora.datasets.vl import VL_TASKS
+    from replora.datasets.vision_language.tasks import VL_TASKS
 
     described = {"dataset": dataset, "task": "-".join(tasks), "tasks": list(tasks), "train_indices": None, **data}
     content = result("RepLoRA", None, data=described, sweep=None)
@@ -623,7 +622,8 @@ def test_skipped_videos_are_told_and_never_pooled(tmp_path):
 
 
 def test_every_published_row_has_its_source():
-    tables = json.loads((Path(__file__).parents[2] / "replora" / "reports" / "published.json").read_text("utf-8"))
+    file = Path(__file__).parents[2] / "replora" / "reports" / "sections" / "published.json"
+    tables = json.loads(file.read_text("utf-8"))
     columns = {"vtab": 19, "fgvc": 5, "commonsense": 8, "videos": 2}
     for name, count in columns.items():
         for published in tables[name]["tables"]:

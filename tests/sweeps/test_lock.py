@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from replora.cli import main
+from replora.cli.main import main
 from replora.sweeps.lock import LockedError, locked
 from tests.sweeps.small_sweep import write_sweep
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from replora.cli import main
-from replora.commands import _trials_at_once
-from replora.reports.results import write_json
-from replora.sweeps.estimate import describe_plan
-from replora.sweeps.plan import read_sweep
+from replora.cli.commands.sweep import _trials_at_once
+from replora.cli.main import main
+from replora.results import write_json
+from replora.sweeps.progress import describe_plan
 from replora.sweeps.sweep import choices_so_far
+from replora.sweeps.sweep_file import read_sweep
 from replora.sweeps.trial import TrialError, set_aside_other_point
 from replora.sweeps.trial import finished as finished_trial
 from tests.sweeps.small_sweep import SMALL, write_sweep

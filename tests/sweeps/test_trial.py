@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from replora.cli import main
-from replora.reports.results import read_results, write_json
-from replora.sweeps.plan import read_sweep
+from replora.cli.main import main
+from replora.results import read_results, write_json
+from replora.sweeps.sweep_file import read_sweep
 from replora.sweeps.trial import (
     TrialError,
     check_options,

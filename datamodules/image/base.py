@@ -1,0 +1,179 @@
+"""What the image benchmarks share: the in-memory cache, augmentation and normalisation."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from datamodules.base import BaseDataModule, Protocol, Split, at_least, one_of
+from replora.datasets.common.augment import Augmentation, Augmented
+from replora.datasets.common.in_memory import InMemory, in_memory
+from replora.datasets.common.subsample import subsample_indices
+from replora.datasets.image.read import Framing, Interpolation
+from replora.datasets.samples import ImageBatch, ImageDataset, ImageSample
+
+log = logging.getLogger(__name__)
+
+Normalization = Literal["imagenet", "half", "none"]
+
+# Mean and standard deviation of the channels R, G, B of images in [0, 1].
+NORMALIZATIONS: dict[Normalization, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    # What the archive's rows use (NOAH, FacT, RepAdapter), although the checkpoints were not pre-trained with it.
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    # Pixels in [-1, 1], as in the pre-training of Google's ViT checkpoints.
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+# Test sets are read once a run; only one this small is worth the memory, and its damaged files then show at the start.
+SMALL_TEST_SET = 2_000
+
+
+class ImageDataModule(BaseDataModule):
+    """One image classification task, in batches of `replora.datasets.ImageBatch`.
+
+    VTAB-1K's splits have these sizes; other data have other sizes of the same splits.
+
+    | protocol  | trains on           | validates on | tests on | predicts |
+    |-----------|---------------------|--------------|----------|----------|
+    | `tune`    | train (800)         | val (200)    | refused  | val      |
+    | `final`   | train + val (1,000) | nothing      | test     | test     |
+    | `holdout` | train (800)         | val (200)    | test     | test     |
+
+    A subclass sets `num_classes` and `class_names` when it is constructed, and gives the images by `build_dataset`. It
+    may set `augmentation`; then `build_dataset` gives the images of `train_split` as the augmentation takes them, and
+    they are read from disk every epoch.
+
+    Args:
+        batch_size: training images per batch and process; two processes with 32 see the batches of one with 64.
+        eval_batch_size: images per batch and process elsewhere; twice `batch_size` by default.
+        num_workers: loader processes of each training process. By default none for images held in memory, else the
+            usable CPU cores divided by the devices, at most 8.
+        train_fraction: the part of the training images used, in (0, 1]; stratified, nested for one `subset_seed`.
+        shots: training images per class instead of a fraction.
+        subset_seed: which images a fraction or shots choose.
+        protocol: see the table.
+        drop_last: leave out the last, incomplete training batch of an epoch. A training set smaller than one batch is
+            always one batch.
+        shuffle_seed: the order of the training images and their augmentation; both change every epoch.
+        cache_bytes: bound on decoded images held in memory by each process, in bytes. What does not fit is read from
+            disk every epoch. 0 holds nothing.
+        image_size: height and width of the images, in pixels.
+        interpolation: the filter that resizes an image.
+        normalization: `imagenet` mean and standard deviation, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
+
+    Raises:
+        RepLoRAError: an option is out of its range; data are missing or wrong (from `setup`, before the first batch).
+    """
+
+    num_classes: int
+    class_names: list[str]
+    framing: Framing = "squash"  # how an image of the evaluation becomes a square
+    upright: bool = False  # whether photos are turned as their EXIF orientation says
+    augmentation: Augmentation | None = None
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        train_fraction: float = 1.0,
+        shots: int | None = None,
+        subset_seed: int = 0,
+        protocol: Protocol = "final",
+        drop_last: bool = True,
+        shuffle_seed: int = 0,
+        cache_bytes: int = 2 * 2**30,
+        image_size: int = 224,
+        interpolation: Interpolation = "bicubic",
+        normalization: Normalization = "imagenet",
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            train_fraction=train_fraction,
+            shots=shots,
+            subset_seed=subset_seed,
+            protocol=protocol,
+            drop_last=drop_last,
+            shuffle_seed=shuffle_seed,
+        )
+        at_least(1, image_size=image_size)
+        at_least(0, cache_bytes=cache_bytes)
+        one_of(get_args(Interpolation), interpolation=interpolation)
+        one_of(get_args(Normalization), normalization=normalization)
+        self.cache_bytes = cache_bytes
+        self.image_size = image_size
+        self.interpolation: Interpolation = interpolation
+        self.normalization: Normalization = normalization
+        mean, std = NORMALIZATIONS[normalization]
+        self._mean = torch.tensor(mean).view(3, 1, 1)
+        self._std = torch.tensor(std).view(3, 1, 1)
+
+    @abstractmethod
+    def build_dataset(self, split: Split) -> ImageDataset:
+        """All images of a split, not decoded yet; raises on whatever is wrong with them."""
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"num_classes": self.num_classes, **self.preprocessing()}
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What turns an image file into an input of the evaluation, as JSON values."""
+        mean, std = NORMALIZATIONS[self.normalization]
+        return {
+            "image_size": self.image_size,
+            "interpolation": self.interpolation,
+            "framing": self.framing,
+            "upright": self.upright,
+            "normalization": {"name": self.normalization, "mean": list(mean), "std": list(std)},
+        }
+
+    def padding_of(self, sample: ImageSample) -> ImageSample:
+        return {**sample, "label": -1, "index": -1}
+
+    def build_split(self, split: Split) -> Dataset[ImageSample]:
+        dataset: Dataset[ImageSample]
+        dataset = full = self.build_dataset(split)
+        if split == self.train_split:
+            self.train_indices = subsample_indices(full.labels, self._fraction, self.shots, self.subset_seed)
+            if len(self.train_indices) < len(full):
+                dataset = Subset(full, self.train_indices)
+        if split == self.train_split and self.augmentation is not None:
+            return Augmented(dataset, self.augmentation, self.shuffle_seed)  # their shapes differ: not held in memory
+        if split == "test" and len(full) > SMALL_TEST_SET:
+            log.info("test: %s images, read from disk as they are needed", f"{len(full):,}")
+            return dataset
+        held = sum(other.images.nbytes for other in self._splits.values() if isinstance(other, InMemory))
+        return in_memory(dataset, self.cache_bytes - held, name=split)
+
+    def _needs_workers(self, dataset: Dataset[Any]) -> bool:
+        return not isinstance(dataset, InMemory)
+
+    # --- on the device
+
+    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:  # noqa: ARG002
+        """uint8 (B, 3, H, W) -> (pixel / 255 - mean) / std, in the precision of the Trainer.
+
+        The batch given is not changed, and an image that is floating point already is left as it is.
+        """
+        if batch["image"].dtype != torch.uint8:
+            return batch
+        return {**batch, "image": self.normalize(batch["image"])}
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """uint8 (..., 3, H, W) -> a new float tensor of this shape."""
+        self._mean, self._std = self._mean.to(image.device), self._std.to(image.device)
+        normalized = image.float().div_(255).sub_(self._mean).div_(self._std)  # in place on the copy that float() makes
+        # Lightning converts inputs to half or double precision before this hook, when they were still uint8.
+        return self.trainer.precision_plugin.convert_input(normalized) if self.trainer else normalized
+
+    def denormalize(self, image: Tensor) -> Tensor:
+        """The inverse, for pictures: normalised (..., 3, H, W) -> uint8 of this shape."""
+        pixels = image.float() * self._std.to(image.device) + self._mean.to(image.device)
+        return pixels.mul_(255).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,64 @@
+"""Small image tasks in the form of VTAB-1K's that can be had without a network, for experiments on a laptop."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch.utils.data import Dataset
+
+from datamodules.base import Split, one_of
+from datamodules.image.base import ImageDataModule, Normalization
+from replora.datasets.image.fashion_mnist import CLASSES, FashionMNIST
+from replora.datasets.image.grayscale import GreyImages
+from replora.datasets.image.sprites import CLASSES as SPRITE_CLASSES
+from replora.datasets.image.sprites import Sprites
+
+Task = Literal["fashion_mnist", "sprites_location", "sprites_orientation"]
+
+
+class SmallImagesDataModule(ImageDataModule):
+    """Fashion-MNIST, or where a drawn shape is, or how it is turned: 800 + 200 images and a test set.
+
+    Args:
+        task: `fashion_mnist` (ten classes, 10,000 test images), `sprites_location` or `sprites_orientation` (16
+            classes, 2,000 test images, drawn on this machine).
+        root: for Fashion-MNIST, the folder of its files. Default: the environment variable REPLORA_DATA, else `data`,
+            else where Debian's package puts them.
+        image_size: height and width of the images, in pixels.
+        normalization: `imagenet` mean and standard deviation, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
+        options: As of `ImageDataModule`.
+
+    Raises:
+        RepLoRAError: an option is out of its range; data are missing or wrong (from `setup`, before the first batch).
+    """
+
+    def __init__(
+        self,
+        task: Task = "fashion_mnist",
+        root: Path | None = None,
+        image_size: int = 32,
+        normalization: Normalization = "half",
+        **options: Any,
+    ) -> None:
+        super().__init__(image_size=image_size, normalization=normalization, **options)
+        one_of(get_args(Task), task=task)
+        self.task = task
+        self.root = Path(root or os.environ.get("REPLORA_DATA") or "data").expanduser()
+        self.num_classes = len(CLASSES) if task == "fashion_mnist" else SPRITE_CLASSES
+        self.class_names = list(CLASSES) if task == "fashion_mnist" else [str(k) for k in range(SPRITE_CLASSES)]
+
+    def build_dataset(self, split: Split) -> GreyImages:
+        if self.task == "fashion_mnist":
+            return FashionMNIST(split, self.root, self.image_size, self.interpolation)
+        return Sprites(
+            split, "location" if self.task == "sprites_location" else "orientation", self.image_size, self.interpolation
+        )
+
+    def describe(self) -> dict[str, Any]:
+        source = "Fashion-MNIST" if self.task == "fashion_mnist" else "drawn"
+        return super().describe() | {"task": self.task, "source": source}
+
+    def _needs_workers(self, dataset: Dataset[Any]) -> bool:  # noqa: ARG002
+        return False  # the images are in memory

@@ -1,0 +1,436 @@
+"""The eight commonsense tasks: train on the union of their training sets, measure on the test set of each."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.base import BaseDataModule, PaddedDataset, Protocol, Split, at_least, one_of
+from datamodules.loader import LengthSampler
+from replora.backbones.language import load_tokenizer
+from replora.datasets.common.subsample import stratified_order, subsample_indices
+from replora.datasets.errors import ProtocolError, SubsetError, UnknownTaskError
+from replora.datasets.text.commonsense import (
+    COMMONSENSE_TASKS,
+    MIXED,
+    MIXED_TASKS,
+    CommonsenseRecord,
+    CommonsenseSplit,
+    commonsense_task,
+    duplicate_count,
+    files_sha256,
+    find_task_file,
+    read_task,
+    read_union,
+)
+from replora.datasets.text.items import ChoiceItem
+from replora.datasets.text.prompts import CUTOFF, MULTIPLES, PADDING, Preset, choice_items, collate, training_tokens
+from replora.errors import RepLoRAError
+
+Validation = Literal["stratified", "llm_adapters"]
+
+# LLM-Adapters: datasets' train_test_split(test_size=120, shuffle=True, seed=42), which permutes by numpy's default_rng.
+LLM_ADAPTERS_VALIDATION = 120
+LLM_ADAPTERS_SEED = 42
+INDICES_SHOWN = 10_000  # results list the chosen training examples up to so many
+
+
+class CommonsenseDataModule(BaseDataModule):
+    """Commonsense questions as LLM-Adapters published them, under one of three presets.
+
+    Training batches are `replora.datasets.TextBatch`es, evaluation batches lists of `replora.datasets.ChoiceItem`s.
+    The training sets of `tasks`, one after another in that order, are the union that `index`, fractions and splits
+    refer to.
+
+    | protocol  | trains on                    | validates on | tests on |
+    |-----------|------------------------------|--------------|----------|
+    | `tune`    | the union without val        | val          | refused  |
+    | `final`   | the union                    | nothing      | test     |
+    | `holdout` | the union without val        | val          | test     |
+
+    Args:
+        root: the folder of the tasks' folders, or its parent if it is called `commonsense` or `dataset`. By default the
+            environment variable REPLORA_DATA, else `data`; relative to the working directory.
+        tokenizer: `smollm2`, a folder, or a hub id. On the command line it is the model's.
+        revision: branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
+        preset: `llm_adapters` (byte for byte its prompts, loss on every token, over-length texts cut), `clean` (one
+            prompt, loss on the answer alone, over-length texts left out) or `cloze` (no options in the prompt, the text
+            of the right option is learnt). docs/commonsense.md shows them.
+        tasks: what to train on; all eight by default.
+        test_tasks: what to test on; `tasks` by default.
+        union_file: a file with the training sets of all tasks (commonsense_170k.json) instead of each task's own. It
+            does not say which of social_i_qa, ARC-Easy, ARC-Challenge and openbookqa a record is of: train on all four
+            or on none.
+        check_sizes: compare the number of records with the published ones: 170,420 for the whole union.
+        cutoff: tokens of a training text at most.
+        group_by_length: make training batches of texts of like lengths: less padding, so faster. Without, as
+            LLM-Adapters trained.
+        validation: `stratified` holds out `val_fraction` of each task, keeps copies of these records out of the
+            training too, and measures accuracy. `llm_adapters` holds out the 120 records of its seed 42 and measures
+            the loss of the training text.
+        val_fraction: the part of the union held out, in (0, 1).
+        test_items: at most so many test questions of each task, always the same ones; all by default.
+        batch_size: training texts per batch and process; two processes with 8 see the batches of one with 16.
+        eval_batch_size: questions per batch and process elsewhere; twice `batch_size` by default.
+        num_workers: loader processes of each training process; none by default, for the tokens are in memory.
+        train_fraction: the part of the training records used, in (0, 1]; stratified by task, nested for one
+            `subset_seed`.
+        shots: training records per task instead of a fraction.
+        subset_seed: which records a fraction or shots choose.
+        protocol: see the table.
+        drop_last: leave out the last, incomplete training batch of an epoch.
+        shuffle_seed: the order of the training records; it changes every epoch.
+
+    Raises:
+        UnknownTaskError: a task is none of the eight.
+        DatasetNotFoundError: there is no test file of a task.
+        RepLoRAError: an option is out of its range; other data are missing or wrong (from `setup`, before the first
+            batch).
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        tokenizer: str = "smollm2",
+        revision: str | None = None,
+        preset: Preset = "clean",
+        tasks: list[str] | None = None,
+        test_tasks: list[str] | None = None,
+        union_file: Path | None = None,
+        check_sizes: bool = True,
+        cutoff: int = CUTOFF,
+        group_by_length: bool = True,
+        validation: Validation = "stratified",
+        val_fraction: float = 0.1,
+        test_items: int | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        train_fraction: float = 1.0,
+        shots: int | None = None,
+        subset_seed: int = 0,
+        protocol: Protocol = "final",
+        drop_last: bool = False,
+        shuffle_seed: int = 0,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            train_fraction=train_fraction,
+            shots=shots,
+            subset_seed=subset_seed,
+            protocol=protocol,
+            drop_last=drop_last,
+            shuffle_seed=shuffle_seed,
+        )
+        one_of(get_args(Preset), preset=preset)
+        one_of(get_args(Validation), validation=validation)
+        at_least(1, test_items=test_items)
+        at_least(2, cutoff=cutoff)
+        if not 0 < val_fraction < 1:
+            raise RepLoRAError(f"val_fraction={val_fraction} is not in (0, 1): 0.1 holds out a tenth of each task.")
+        self.root = Path(root or os.environ.get("REPLORA_DATA") or "data").expanduser()
+        self.tokenizer_name = tokenizer
+        self.revision = revision
+        self.preset: Preset = preset
+        self.train_tasks = _tasks("tasks", tasks, list(COMMONSENSE_TASKS))
+        self.test_tasks = _tasks("test_tasks", test_tasks, self.train_tasks)
+        self.union_file = None if union_file is None else union_file.expanduser()
+        self.check_sizes = check_sizes
+        self.cutoff = cutoff
+        self.group_by_length = group_by_length
+        self.validation: Validation = validation
+        self.val_fraction = val_fraction
+        self.test_items = test_items
+        self._tokenizer: Any = None
+        self._union: list[CommonsenseRecord] | None = None
+        self._sha256: str | None = None
+        if protocol != "tune":
+            for task in self.test_tasks:  # every verb needs these; a large model takes minutes to load
+                self._file(task, "test")
+
+    @property
+    def tasks(self) -> list[str]:
+        """Every task that a question may be of: those trained on in a validation, those tested in a test."""
+        return [name for name in COMMONSENSE_TASKS if name in {*self.train_tasks, *self.test_tasks}]
+
+    @property
+    def tokenizer(self) -> Any:
+        """Loaded once, when it is first needed."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.tokenizer_name, self.revision)
+        return self._tokenizer
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        indices = described["train_indices"]
+        if indices is not None and len(indices) > INDICES_SHOWN:
+            described["train_indices"] = f"{len(indices):,} of them: fraction, seed and files_sha256 tell which"
+        texts = self._splits.get(self.train_split)
+        return described | {
+            "task": "commonsense" if len(self.train_tasks) == len(COMMONSENSE_TASKS) else "+".join(self.train_tasks),
+            "train_tasks": self.train_tasks,
+            "test_tasks": self.test_tasks,
+            "root": str(self.root.resolve()),
+            "union_file": None if self.union_file is None else self.union_file.name,
+            "files_sha256": self._files_sha256(),
+            "check_sizes": self.check_sizes,
+            "preset": self.preset,
+            "tokenizer": self.tokenizer_name,
+            "cutoff": self.cutoff,
+            "group_by_length": self.group_by_length,
+            "validation": None if self.protocol == "final" else self.validation,
+            "val_fraction": self.val_fraction if self._holds_out_a_fraction() else None,
+            "test_items": self.test_items,
+            "train_texts": texts.describe() if isinstance(texts, TrainingTexts) else None,
+        }
+
+    # --- splits
+
+    def build_split(self, split: Split) -> Dataset[Any]:
+        if split == "test":
+            return Questions(self._test_items())
+        held_out = self._held_out()
+        if split == "val" and self.validation == "llm_adapters":
+            return self._texts(sorted(held_out))
+        if split == "val":
+            records = [self._read_union()[position] for position in sorted(held_out)]
+            if any(record.task == MIXED for record in records):
+                raise RepLoRAError(
+                    f"The accuracy of held-out questions is told by task, but {self.union_file} does not say which of "
+                    f"{MIXED} its records are of. Leave --data.union_file out, or measure their loss with "
+                    "--data.validation llm_adapters."
+                )
+            return Questions(choice_items(self.tokenizer, records, self.preset))
+        self.train_indices = self._subset(self._left(held_out))
+        return self._texts(self.train_indices)
+
+    def _read_union(self) -> list[CommonsenseRecord]:
+        """All training records of `train_tasks`; the position in this list is the index of a training text."""
+        if self._union is None:
+            if self.union_file is None:
+                read = partial(read_task, self.root, split="train", check_size=self.check_sizes)
+                self._union = [record for task in self.train_tasks for record in read(task)]
+            else:
+                chosen = self._tasks_of_union_file()
+                union = read_union(self.union_file, self.check_sizes)
+                self._union = [record for record in union if record.task in chosen]
+            if not self._union:
+                raise RepLoRAError(f"{self.union_file} has no record of {', '.join(self.train_tasks)}.")
+        return self._union
+
+    def _tasks_of_union_file(self) -> set[str]:
+        chosen, mixed = set(self.train_tasks), set(MIXED_TASKS)
+        if chosen & mixed and not mixed <= chosen:
+            raise UnknownTaskError(
+                f"tasks: {', '.join(sorted(chosen & mixed))} of a union file: it does not say which of {MIXED} a "
+                "record is of. Take all four or none, or leave --data.union_file out to read the folders of the tasks."
+            )
+        return chosen - mixed | ({MIXED} if chosen & mixed else set())
+
+    def _held_out(self) -> set[int]:
+        """Positions of the validation records; none under `final`."""
+        if self.protocol == "final":
+            return set()
+        union = self._read_union()
+        if self.validation == "llm_adapters":
+            size = LLM_ADAPTERS_VALIDATION
+            order = np.random.default_rng(LLM_ADAPTERS_SEED).permutation(len(union)).tolist()
+        else:
+            size = max(1, round(self.val_fraction * len(union)))
+            order = stratified_order(_strata(union), seed=0)
+        if size >= len(union):
+            raise RepLoRAError(
+                f"protocol={self.protocol!r} with validation={self.validation!r} holds out {size} of {len(union)} "
+                "training records: none would be left. Take more tasks, or a smaller --data.val_fraction."
+            )
+        return set(order[:size])
+
+    def _left(self, held_out: set[int]) -> list[int]:
+        """Positions of the records to train on: not held out, and no copies of such.
+
+        WinoGrande's training set holds most sentences several times. LLM-Adapters' validation leaves copies in.
+        """
+        union = self._read_union()
+        kept_apart = set() if self.validation == "llm_adapters" else {union[i].instruction for i in held_out}
+        return [i for i, record in enumerate(union) if i not in held_out and record.instruction not in kept_apart]
+
+    def _subset(self, left: list[int]) -> list[int]:
+        """The positions in the union that a fraction or shots choose of those in `left`."""
+        union = self._read_union()
+        records = [union[position] for position in left]
+        if self.shots is not None:
+            counts = Counter(record.task for record in records)
+            if short := [f"{task} has {count}" for task, count in counts.items() if count < self.shots]:
+                raise SubsetError(f"shots={self.shots} asks for so many records of every task, but {', '.join(short)}.")
+        chosen = subsample_indices(_strata(records), self._fraction, self.shots, self.subset_seed)
+        return [left[position] for position in chosen]
+
+    def _texts(self, positions: list[int]) -> TrainingTexts:
+        records = [self._read_union()[position] for position in positions]
+        return TrainingTexts(records, positions, self.tokenizer, self.preset, self.cutoff)
+
+    def _test_items(self) -> list[ChoiceItem]:
+        items = []
+        for task in self.test_tasks:
+            records = read_task(self.root, task, "test", self.check_sizes)
+            first = stratified_order([0] * len(records), seed=0)[: self.test_items]
+            items += choice_items(self.tokenizer, [records[i] for i in sorted(first)], self.preset)
+        return items
+
+    def _holds_out_a_fraction(self) -> bool:
+        return self.protocol != "final" and self.validation == "stratified"
+
+    def _files_sha256(self) -> str:
+        """Of the files that a run of this protocol reads."""
+        if self._sha256 is None:
+            train = [self.union_file] if self.union_file else [self._file(task, "train") for task in self.train_tasks]
+            test = [] if self.protocol == "tune" else [self._file(task, "test") for task in self.test_tasks]
+            self._sha256 = files_sha256(train + test)
+        return self._sha256
+
+    def _file(self, task: str, split: CommonsenseSplit) -> Path:
+        return find_task_file(self.root, task, split)
+
+    # --- batches
+
+    def predict_dataloader(self) -> DataLoader[ChoiceItem]:
+        if self.eval_split == "val" and self.validation == "llm_adapters":
+            raise ProtocolError(
+                "Predictions are answers to questions, but the protocol 'tune' with validation='llm_adapters' measures "
+                "the loss of texts. Take --data.validation stratified, or --data.protocol final."
+            )
+        return super().predict_dataloader()
+
+    def padding_of(self, sample: Any) -> Any:
+        """A question with index -1, or a text without labels."""
+        return replace(sample, index=PADDING) if isinstance(sample, ChoiceItem) else self._no_text()
+
+    def _no_text(self) -> tuple[int, list[int], int]:
+        # One token that is not masked: attention over nothing at all is not a number.
+        return PADDING, [self._pad_id()], 1
+
+    def _pad_id(self) -> int:
+        """What fills up a batch; always masked. LLM-Adapters pads with 0 whatever the tokenizer."""
+        return 0 if self.preset == "llm_adapters" else int(self.tokenizer.pad_token_id)
+
+    def _train_sampler(self, dataset: Dataset[Any], world: int, rank: int, drop_last: bool) -> LengthSampler:
+        assert isinstance(dataset, TrainingTexts)
+        dataset.padding = self._no_text()
+        lengths = dataset.lengths if self.group_by_length else None
+        return LengthSampler(lengths, self.batch_size, dataset, world, rank, self.shuffle_seed, drop_last, self._seen)
+
+    def _collate_fn(self, dataset: Dataset[Any]) -> Callable[[list[Any]], Any]:
+        source = dataset.dataset if isinstance(dataset, PaddedDataset) else dataset
+        if isinstance(source, Questions):
+            return list
+        return partial(collate, pad_id=self._pad_id(), multiple=MULTIPLES[self.preset])
+
+
+class Questions(Dataset[ChoiceItem]):
+    """Questions of an evaluation, the longest first: a batch holds like lengths, and memory suffices or not at once."""
+
+    def __init__(self, items: list[ChoiceItem]) -> None:
+        self.items = sorted(items, key=lambda item: -len(item.prompt_ids))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> ChoiceItem:
+        return self.items[index]
+
+
+class TrainingTexts(Dataset[tuple[int, np.ndarray, int]]):
+    """Training texts as tokens, all in memory: (index, tokens, first token with a loss).
+
+    Args:
+        records: What they are made of.
+        positions: Their indices.
+        tokenizer: Of transformers.
+        preset: Which text.
+        cutoff: Tokens of a text at most; `llm_adapters` cuts longer ones, the other presets leave them out.
+
+    Raises:
+        RepLoRAError: Nothing is left, or a record has not the form of its task.
+    """
+
+    padding: tuple[int, list[int], int]
+
+    def __init__(
+        self,
+        records: list[CommonsenseRecord],
+        positions: list[int],
+        tokenizer: Any,
+        preset: Preset,
+        cutoff: int,
+    ) -> None:
+        leave_out = preset != "llm_adapters"
+        self.rows: list[tuple[int, np.ndarray, int]] = []
+        self.over_length = 0
+        self.duplicates = duplicate_count(records)
+        for position, text in zip(positions, training_tokens(tokenizer, records, preset, cutoff), strict=True):
+            self.over_length += not text.whole
+            if text.whole or not leave_out:
+                self.rows.append((position, np.array(text.ids, dtype=np.int32), text.loss_from))
+        self.left_out = len(records) - len(self.rows)
+        if not self.rows:
+            raise RepLoRAError(
+                f"All {len(records):,} training texts are longer than cutoff={cutoff} tokens, and the preset "
+                f"{preset!r} leaves such out. Raise --data.cutoff."
+            )
+        self.lengths = [len(ids) for _, ids, _ in self.rows]
+        rank_zero_info(
+            f"{len(self.rows):,} training texts, {sum(self.lengths):,} tokens ({self.labelled_tokens:,} with a loss); "
+            f"{self.over_length:,} longer than {cutoff} tokens, {'left out' if leave_out else 'cut off'}; "
+            f"{self.duplicates:,} repeat the instruction of another"
+        )
+
+    @property
+    def labelled_tokens(self) -> int:
+        return sum(len(ids) - loss_from for _, ids, loss_from in self.rows)
+
+    def describe(self) -> dict[str, int]:
+        return {
+            "tokens": sum(self.lengths),
+            "labelled_tokens": self.labelled_tokens,
+            "longest": max(self.lengths),
+            "over_length": self.over_length,
+            "left_out": self.left_out,
+            "duplicates": self.duplicates,
+        }
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Any, int]:
+        return self.rows[index] if index >= 0 else self.padding
+
+
+def _tasks(option: str, names: list[str] | None, default: list[str]) -> list[str]:
+    """The tasks asked for, in the table's order.
+
+    Raises:
+        UnknownTaskError: One is none of the eight, or there is none.
+    """
+    if names is None:
+        return default
+    chosen = {commonsense_task(name).name for name in names}
+    if not chosen:
+        raise UnknownTaskError(f"{option}: no task was named. Known: {', '.join(COMMONSENSE_TASKS)}.")
+    return [name for name in COMMONSENSE_TASKS if name in chosen]
+
+
+def _strata(records: list[CommonsenseRecord]) -> list[int]:
+    """The number of each record's task."""
+    numbers = {name: number for number, name in enumerate([*COMMONSENSE_TASKS, MIXED])}
+    return [numbers[record.task] for record in records]

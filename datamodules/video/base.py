@@ -1,0 +1,207 @@
+"""What the video benchmarks share: clips drawn for training and fixed for evaluation, normalisation, descriptions."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import abstractmethod
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.base import BaseDataModule, Protocol, Split, at_least, one_of
+from datamodules.image.base import NORMALIZATIONS, Normalization
+from replora.datasets.common.labelled_files import FileTable, FileTableError
+from replora.datasets.common.subsample import subsample_indices
+from replora.datasets.samples import VideoBatch, VideoSample
+from replora.datasets.video.dataset import TestClips, TrainClips, VideoClips
+from replora.datasets.video.decode import require_decoder
+from replora.datasets.video.frame_cache import ClipCache
+from replora.datasets.video.sampling import ClipOptions
+from replora.recipes import named
+
+Recipe = Literal["v_petl", "tuned", "own"]
+
+
+class VideoDataModule(BaseDataModule):
+    """One video classification task, in batches of `replora.datasets.VideoBatch`.
+
+    | protocol  | trains on   | validates on | tests on | predicts |
+    |-----------|-------------|--------------|----------|----------|
+    | `tune`    | train       | val          | refused  | val      |
+    | `final`   | train + val | nothing      | test     | test     |
+    | `holdout` | train       | val          | test     | test     |
+
+    `val` is part of the official training videos: what is reported on is never chosen on. It is measured on one clip of
+    each video, cut from the middle; `test` on `clips.test_clips` x `clips.test_crops` views, averaged by the module.
+
+    A subclass reads its videos (`read_table`); `split_groups` keeps clips of one film together.
+
+    Args:
+        clips: frames, squares and views.
+        val_fraction: the part of the training videos of each class that becomes `val`, in [0, 1).
+        split_seed: which videos these are.
+        normalization: `imagenet` mean and standard deviation, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
+        skip_corrupt: leave out videos that cannot be decoded, and count them in the results, instead of stopping at the
+            first one.
+        cache_dir: a folder for decoded frames, so that each video is decoded once; nothing is kept by default.
+        cache_bytes: bound on this folder, in bytes.
+        recipe: the recipe that the configuration follows, for the results, which name the options that differ from it;
+            nothing else depends on it.
+        batch_size, num_workers, train_fraction, shots, subset_seed, protocol, drop_last, shuffle_seed: as of
+            `BaseDataModule`.
+        eval_batch_size: videos per batch and process elsewhere; by default as many as give two training batches of
+            clips.
+
+    Raises:
+        RepLoRAError: an option is out of its range, or the data are missing or wrong.
+    """
+
+    def __init__(
+        self,
+        clips: ClipOptions,
+        val_fraction: float,
+        split_seed: int,
+        normalization: Normalization,
+        skip_corrupt: bool,
+        cache_dir: Path | None,
+        cache_bytes: int,
+        recipe: Recipe,
+        batch_size: int,
+        eval_batch_size: int | None,
+        num_workers: int | None,
+        train_fraction: float,
+        shots: int | None,
+        subset_seed: int,
+        protocol: Protocol,
+        drop_last: bool,
+        shuffle_seed: int,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size or max(1, 2 * batch_size // (clips.test_clips * clips.test_crops)),
+            num_workers=num_workers,
+            train_fraction=train_fraction,
+            shots=shots,
+            subset_seed=subset_seed,
+            protocol=protocol,
+            drop_last=drop_last,
+            shuffle_seed=shuffle_seed,
+        )
+        at_least(0, cache_bytes=cache_bytes)
+        one_of(get_args(Normalization), normalization=normalization)
+        one_of(get_args(Recipe), recipe=recipe)
+        self.clips = clips
+        self.split_options = {"val_fraction": val_fraction, "split_seed": split_seed}
+        self.normalization: Normalization = normalization
+        self.skip_corrupt = skip_corrupt
+        self.cache = None if cache_dir is None else ClipCache(Path(cache_dir).expanduser(), cache_bytes)
+        self.recipe: Recipe = recipe
+        self.recipe_changes: list[str] = []  # options that are not the recipe's; the command line compares them
+        self.table = self.read_table()
+        self.class_names = self.table.class_names
+        self.num_classes = len(self.class_names)
+        groups = [self.group_of(path) for path in self.table.paths]
+        self.split_of = self.table.assign(val_fraction, self.test_fraction, split_seed, groups)
+        mean, std = NORMALIZATIONS[normalization]
+        self._mean = torch.tensor(mean).view(3, 1, 1, 1)
+        self._std = torch.tensor(std).view(3, 1, 1, 1)
+
+    test_fraction: float = 0.0  # what is taken for `test` where the data have none
+
+    @abstractmethod
+    def read_table(self) -> FileTable:
+        """All videos with their classes and official splits; raises on whatever is wrong with them."""
+
+    def group_of(self, path: PurePosixPath) -> str:
+        """What a video is of; videos of one group are never divided between `train` and `val`."""
+        return str(path)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the clips, in pixels."""
+        return self.clips.image_size
+
+    def describe(self) -> dict[str, Any]:
+        listed = zip(self.table.paths, self.table.labels, self.split_of, strict=True)
+        text = "".join(f"{path}\t{self.class_names[label]}\t{split}\n" for path, label, split in listed)
+        return super().describe() | {
+            "num_classes": self.num_classes,
+            "root": str(self.table.home.resolve()),
+            "videos": len(self.table.paths),
+            # Which videos, labels and splits a result is about.
+            "lists_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "recipe": named(self.recipe, self.recipe_changes),
+            **self.split_options,
+            **self.preprocessing(),
+            "skip_corrupt": self.skip_corrupt,
+        }
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What turns a video file into inputs, as JSON values."""
+        mean, std = NORMALIZATIONS[self.normalization]
+        return {
+            "clips": self.clips.describe(),
+            "image_size": self.image_size,
+            "normalization": {"name": self.normalization, "mean": list(mean), "std": list(std)},
+        }
+
+    # --- splits
+
+    def build_split(self, split: Split) -> Dataset[VideoSample]:
+        wanted = ("train", "val") if split == "trainval" else (split,)
+        positions = [i for i, own in enumerate(self.split_of) if own in wanted]
+        if not positions:
+            raise FileTableError(
+                f"The protocol {self.protocol!r} needs the split {split!r}, but {self.table.home} has no video in it: "
+                "give it videos, or a fraction above 0 (--data.val_fraction)."
+            )
+        if not (self.table.home / self.table.paths[positions[0]]).is_dir():
+            require_decoder()
+        shared = (self.table, positions, self.clips, self.cache, self.skip_corrupt)
+        if split != self.train_split:
+            views = (self.clips.test_clips, self.clips.test_crops) if split == "test" else (1, 1)
+            return TestClips(*shared, *views)
+        chosen = None
+        if self._fraction is not None or self.shots is not None:
+            labels = [self.table.labels[i] for i in positions]
+            self.train_indices = chosen = subsample_indices(labels, self._fraction, self.shots, self.subset_seed)
+        return TrainClips(*shared, seed=self.shuffle_seed, chosen=chosen)
+
+    def build_dataset(self, split: Split) -> VideoClips:
+        """The videos of a split, as `build_split` gives them; for what looks up their paths."""
+        dataset = self._splits[split] if split in self._splits else self.build_split(split)
+        assert isinstance(dataset, VideoClips)
+        return dataset
+
+    def padding_of(self, sample: VideoSample) -> VideoSample:
+        return {**sample, "label": -1, "index": -1}
+
+    def _needs_workers(self, dataset: Dataset[Any]) -> bool:  # noqa: ARG002
+        return True
+
+    # --- on the device
+
+    def on_after_batch_transfer(self, batch: VideoBatch, dataloader_idx: int) -> VideoBatch:  # noqa: ARG002
+        """uint8 (B, V, 3, T, H, W) -> (pixel / 255 - mean) / std, in the precision of the Trainer.
+
+        The batch given is not changed, and a video that is floating point already is left as it is.
+        """
+        if batch["video"].dtype != torch.uint8:
+            return batch
+        return {**batch, "video": self.normalize(batch["video"])}
+
+    def normalize(self, video: Tensor) -> Tensor:
+        """uint8 (..., 3, T, H, W) -> a new float tensor of this shape."""
+        self._mean, self._std = self._mean.to(video.device), self._std.to(video.device)
+        normalized = video.float().div_(255).sub_(self._mean).div_(self._std)  # in place on the copy that float() makes
+        # Lightning converts inputs to half or double precision before this hook, when they were still uint8.
+        return self.trainer.precision_plugin.convert_input(normalized) if self.trainer else normalized
+
+
+def data_root(root: Path | None) -> Path:
+    """The folder given, else that of the environment variable REPLORA_DATA, else `data`."""
+    return Path(root or os.environ.get("REPLORA_DATA") or "data").expanduser()

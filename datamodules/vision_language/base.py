@@ -1,0 +1,267 @@
+"""What the vision-and-language benchmarks share: several tasks at once, single-task batches, tokenised texts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.base import BaseDataModule, Protocol, Split, at_least, one_of
+from datamodules.vision_language.task_batches import PADDING, Key, TaskBatches
+from replora.datasets.common.subsample import check_subset_options, subsample_indices
+from replora.datasets.vision_language.features import FeatureSource
+from replora.datasets.vision_language.tasks import Prompts, VLBatch, VLDataset, VLRecord, VLSample, vl_task
+from replora.errors import RepLoRAError, nearest
+
+TruncationSide = Literal["right", "left"]
+MOST_LISTED = 10_000  # indices of chosen examples that results list one by one
+
+
+class TaskParts(Dataset[Any]):
+    """The data sets of several tasks, asked for whole batches of `TaskBatches`."""
+
+    def __init__(self, parts: Mapping[str, VLDataset]) -> None:
+        self.parts = dict(parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts.values()))
+
+    def __getitem__(self, keys: list[Key]) -> list[VLSample]:
+        return [
+            padding_of(self.parts[task].sample(0, epoch))
+            if position == PADDING
+            else self.parts[task].sample(position, epoch)
+            for task, epoch, position in keys
+        ]
+
+
+class VisionLanguageDataModule(BaseDataModule):
+    """Several tasks trained together, each batch of one task, in batches of `VLBatch` of
+    `replora.datasets.vision_language.tasks`.
+
+    Each task is seen once an epoch. A subclass gives the records and features of a task and split by `read_task`.
+
+    Args:
+        tokenizer: Of the texts: the name of the backbone; on the command line it is that of `--model.backbone`.
+        revision: Branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
+        tasks: Which tasks, of those that the subclass knows.
+        batch_size: Training examples per batch and process. The image tasks take parts of it, as in VL-Adapter:
+            VQA b, GQA 100/60 b, NLVR2 20/60 b, COCO 50/60 b.
+        task_batch_sizes: Task -> its batch size instead.
+        eval_batch_size: Examples per batch and process elsewhere; that of the training by default.
+        num_workers: Loader processes of each training process. By default the usable CPU cores divided by the devices,
+            at most 8.
+        train_fraction: The part of each task's training examples used, in (0, 1]; nested for one `subset_seed`.
+        task_fractions: Task -> its fraction instead.
+        subset_seed: Which examples a fraction chooses.
+        protocol: See `BaseDataModule`.
+        drop_last: Leave out the last, incomplete training batch of each task.
+        shuffle_seed: Of the order of examples and tasks, and of the answers drawn where a question has several.
+        feature_size: Width of the features.
+        prompts: `vl_adapter` puts the name of the task into the text, `none` does not, as VL-Adapter's full
+            fine-tuning on images.
+        truncation_side: Where texts that are too long are cut. VL-Adapter cuts on the right, where the question of a
+            video with long subtitles is; `left` keeps the question, and deviates from published numbers. Answers are
+            cut on the right in any case.
+
+    Raises:
+        RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
+    """
+
+    known_tasks: tuple[str, ...]
+
+    def __init__(
+        self,
+        tokenizer: str,
+        revision: str | None,
+        tasks: Sequence[str],
+        batch_size: int,
+        task_batch_sizes: dict[str, int] | None,
+        eval_batch_size: int | None,
+        num_workers: int | None,
+        train_fraction: float,
+        task_fractions: dict[str, float] | None,
+        subset_seed: int,
+        protocol: Protocol,
+        drop_last: bool,
+        shuffle_seed: int,
+        feature_size: int,
+        prompts: Prompts,
+        truncation_side: TruncationSide,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size or batch_size,
+            num_workers=num_workers,
+            train_fraction=train_fraction,
+            shots=None,
+            subset_seed=subset_seed,
+            protocol=protocol,
+            drop_last=drop_last,
+            shuffle_seed=shuffle_seed,
+        )
+        at_least(1, feature_size=feature_size)
+        one_of(get_args(Prompts), prompts=prompts)
+        one_of(get_args(TruncationSide), truncation_side=truncation_side)
+        for option, names in (
+            ("tasks", tasks),
+            ("task_batch_sizes", task_batch_sizes or {}),
+            ("task_fractions", task_fractions or {}),
+        ):
+            known = self.known_tasks if option == "tasks" else tuple(tasks)
+            if unknown := [name for name in names if name not in known]:
+                raise RepLoRAError(f"{option}: there is no task {unknown[0]!r} here. {nearest(unknown[0], known)}")
+        if not tasks or len(set(tasks)) < len(tasks):
+            raise RepLoRAError(f"tasks: {list(tasks)} names none, or one twice. {nearest('', self.known_tasks)}")
+        for name, size in (task_batch_sizes or {}).items():
+            at_least(1, **{f"task_batch_sizes.{name}": size})
+        for fraction in (task_fractions or {}).values():
+            check_subset_options(fraction, None)
+        self.tokenizer_name = tokenizer
+        self.revision = revision
+        self.tasks = list(tasks)
+        self.task_batch_sizes = {
+            name: (task_batch_sizes or {}).get(name) or max(1, batch_size * task.batch_share[0] // task.batch_share[1])
+            for name, task in ((name, vl_task(name)) for name in tasks)
+        }
+        self.task_fractions = {name: (task_fractions or {}).get(name, train_fraction) for name in tasks}
+        self.feature_size = feature_size
+        self.prompts: Prompts = prompts
+        self.truncation_side: TruncationSide = truncation_side
+        self.chosen: dict[str, list[int]] = {}  # task -> positions in its training set, where a fraction was taken
+        self._tokenizer: Any = None
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns in every loader process
+
+    @abstractmethod
+    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureSource]:
+        """Records and features of a task and split; raise on whatever is wrong with them.
+
+        `trainval` are the training records and those of the validation in the same form: a record for each caption.
+        """
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, with the added tokens."""
+        if self._tokenizer is None:
+            from replora.backbones.vl_bart import load_vl_tokenizer
+
+            self._tokenizer = load_vl_tokenizer(self.tokenizer_name, self.revision)
+        return self._tokenizer
+
+    def describe(self) -> dict[str, Any]:
+        sizes = {name: {t: len(d) for t, d in self.parts(name).items()} for name in self._splits}
+        chosen = {
+            task: indices if len(indices) <= MOST_LISTED else {"count": len(indices), "sha256": _digest(indices)}
+            for task, indices in self.chosen.items()
+        }
+        return super().describe() | {
+            "task": "-".join(self.tasks),
+            "tasks": self.tasks,
+            "batch_sizes": self.task_batch_sizes,
+            "task_fractions": self.task_fractions,
+            "feature_size": self.feature_size,
+            "prompts": self.prompts,
+            "truncation_side": self.truncation_side,
+            "split_sizes": sizes,
+            "train_indices": chosen or None,
+        }
+
+    # --- splits
+
+    @property
+    def predicted_split(self) -> Split:
+        """What `predict` predicts."""
+        return self.eval_split
+
+    def split_of(self, verb: str) -> Split:
+        """The split that `validate`, `test` or `predict` runs on."""
+        return self.predicted_split if verb == "predict" else "test" if verb == "test" else "val"
+
+    def setup(self, stage: str | None = None) -> None:
+        if stage == "predict":
+            self._build(self.predicted_split)
+        else:
+            super().setup(stage)
+
+    def parts(self, split: str) -> dict[str, VLDataset]:
+        """Task -> its data set in a split that is built."""
+        return cast("TaskParts", self._split(cast("Split", split))).parts
+
+    def build_split(self, split: Split) -> TaskParts:
+        return TaskParts({name: self._build_task(name, split) for name in self.tasks})
+
+    def _build_task(self, name: str, split: Split) -> VLDataset:
+        records, features = self.read_task(name, split)
+        if not records:
+            raise RepLoRAError(f"{name}: the split {split!r} is empty.")
+        if split == self.train_split and self.task_fractions[name] < 1:
+            strata = [record.stratum for record in records]
+            self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)
+            records = [records[position] for position in self.chosen[name]]
+        return VLDataset(vl_task(name), records, features, self.prompts, self.shuffle_seed)
+
+    def padding_of(self, sample: VLSample) -> VLSample:
+        return padding_of(sample)
+
+    # --- batches
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        dataset = self._split(self.train_split)
+        world, rank = self._world()
+        sizes = {task: len(part) for task, part in self.parts(self.train_split).items()}
+        sampler = TaskBatches(sizes, self.task_batch_sizes, world, rank, self.shuffle_seed, self.drop_last, self._seen)
+        return self._loader(dataset, None, sampler)
+
+    def _seen(self) -> int:
+        """Batches of the current epoch that this process trained on before the run was interrupted and resumed."""
+        fit_loop = getattr(self.trainer, "fit_loop", None)
+        return fit_loop.epoch_loop.batch_idx + 1 if fit_loop else 0
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:  # type: ignore[override]
+        return [self._loader(part, self.eval_batch_size) for part in self.parts(self.predicted_split).values()]
+
+    def _eval_loader(self, split: Split) -> list[DataLoader[Any]]:  # type: ignore[override]
+        """A loader a task."""
+        return [self._part_loader(part) for part in self.parts(split).values()]
+
+    def _needs_workers(self, dataset: Dataset[Any]) -> bool:  # noqa: ARG002
+        return True  # a file of features for each sample
+
+    def _collate_fn(self, dataset: Dataset[Any]) -> Callable[[list[VLSample]], VLBatch]:  # noqa: ARG002
+        return self.collate
+
+    def collate(self, samples: list[VLSample]) -> VLBatch:
+        """Samples of one task -> a batch."""
+        task = vl_task(samples[0]["task"])
+        text = self._tokenize([sample["text"] for sample in samples], task.max_text, self.truncation_side)
+        target = self._tokenize([sample["target"] for sample in samples], task.max_target, "right")
+        index = torch.tensor([sample["index"] for sample in samples])
+        counted = target["attention_mask"].bool() & (index >= 0)[:, None]
+        return {
+            "task": task.name,
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+            "features": torch.stack([sample["features"] for sample in samples]),
+            "labels": target["input_ids"].masked_fill(~counted, -100),
+            "weight": torch.tensor([sample["weight"] for sample in samples]),
+            "index": index,
+        }
+
+    def _tokenize(self, texts: list[str], most: int | None, side: TruncationSide) -> Any:
+        self.tokenizer.truncation_side = side
+        most = min(most or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
+        return self.tokenizer(texts, truncation=True, max_length=most, padding=True, return_tensors="pt")
+
+
+def padding_of(sample: VLSample) -> VLSample:
+    """A sample like `sample` that no loss and no metric counts."""
+    return {**sample, "index": -1, "target": "", "weight": 0.0}
+
+
+def _digest(indices: Sequence[int]) -> str:
+    return hashlib.sha256(",".join(map(str, indices)).encode()).hexdigest()[:16]

@@ -1,0 +1,212 @@
+"""What `inject` adds to a model: the method, its parameters, the list of what trains, and what is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from replora.adapters.config import (
+    AdapterConfig,
+    RepLoRAConfig,
+)
+from replora.adapters.factors import FactorBank
+from replora.adapters.layer import WeightUpdate
+from replora.errors import RepLoRAError
+
+
+class Adapters(nn.Module):
+    """What `inject` adds to a model, as its child `replora`.
+
+    Attributes:
+        config: The method and its options.
+        banks: The factor banks, one for each shape of group; empty for methods without generated factors.
+        updates: The updated weights, in the model's order.
+        targets: Names of what is adapted.
+        trained: Names, in the model, of every parameter and buffer that training changes.
+        head: Names among `trained` that belong to the modules of `also_train`.
+        also_train: Names of the modules that train as a whole.
+        required_grad: Names of the parameters that required gradients before the injection.
+        base: The frozen model: its class, name and a fingerprint of its weights.
+        backbone_count: Parameters of the backbone, without head and adapter.
+        trained_as: For an adapter read from a deployed file: method, options and parameters of its training.
+        peft_called: For each layer of the `peft` library, whether it has been called.
+        untied: While a layer of the `peft` library is merged, by its name: the frozen weight that others share.
+        proved: Whether every target is known to act on the output.
+    """
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.banks = nn.ModuleList()
+        self.updates: list[WeightUpdate] = []
+        self.targets: list[str] = []
+        self.trained: list[str] = []
+        self.head: list[str] = []
+        self.also_train: tuple[str, ...] = ()
+        self.required_grad: set[str] = set()
+        self.base: dict[str, Any] = {}
+        self.backbone_count = 0
+        self.trained_as: dict[str, Any] | None = None
+        self.peft_called: dict[str, bool] = {}
+        self.untied: dict[str, nn.Parameter] = {}
+        self.proved = False
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._frozen_norms: list[nn.Module] = []
+
+    def forward(self, x: Any) -> Any:
+        """The identity: a model that calls all of its children in turn, like `nn.Sequential`, calls this one too."""
+        return x
+
+    def factor_banks(self) -> list[FactorBank]:
+        return [bank for bank in self.banks if isinstance(bank, FactorBank)]
+
+    def hook_onto(self, model: nn.Module) -> None:
+        self._hooks.append(model.register_forward_pre_hook(self._before_forward))
+        self._hooks.append(model.register_forward_hook(self._after_forward, always_call=True))
+
+    def unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _before_forward(self, model: nn.Module, _inputs: Any) -> None:
+        if self.updates and getattr(model, "_is_replica", False):
+            raise RepLoRAError(
+                "nn.DataParallel runs copies of the model, which would all read the factors of the first device. "
+                "Start one process for each GPU, with DistributedDataParallel (torchrun, or the Trainer's strategy: "
+                "ddp), or let this one see a single GPU: CUDA_VISIBLE_DEVICES=0."
+            )
+        for norm in self._frozen_norms:
+            norm.training = False  # a frozen batch norm keeps the statistics it was trained with
+        if any(update.merged for update in self.updates):
+            if model.training and torch.is_grad_enabled():
+                raise RepLoRAError(
+                    "The adapter is merged into the backbone, so it cannot train. Call replora.unmerge first."
+                )
+            return
+        for bank in self.factor_banks():
+            bank.open()
+
+    def _after_forward(self, _model: nn.Module, _inputs: Any, output: Any) -> None:
+        for bank in self.factor_banks():
+            bank.close()
+        if not self.proved and output is not None and not torch.compiler.is_compiling():
+            refuse_dead_targets(self)
+            self.proved = True
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """How many numbers there are, and how many a method trains and ships.
+
+    Attributes:
+        backbone: Parameters of the backbone, without head and adapter.
+        adapter_trained: Parameters of the adapter during training (with RepLoRA's MLPs), or of the backbone where the
+            method trains those. Without the head.
+        adapter_deployed: What remains of them after training: A and B alone.
+        head: Parameters of the modules that train as a whole, such as the classifier.
+    """
+
+    backbone: int
+    adapter_trained: int
+    adapter_deployed: int
+    head: int
+
+
+def train_only(model: nn.Module, names: Container[str]) -> None:
+    """Let the parameters of these names train and freeze all others."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name in names
+
+
+def adapters_of(model: nn.Module) -> Adapters:
+    """What `inject` added to `model`.
+
+    Raises:
+        RepLoRAError: Nothing was injected.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    adapters = getattr(model, "replora", None)
+    if not isinstance(adapters, Adapters):
+        raise RepLoRAError(f"This {type(model).__name__} carries no adapter. Call replora.inject(model, config) first.")
+    return adapters
+
+
+def parameter_counts(model: nn.Module) -> ParameterCounts:
+    """Trained and deployed numbers of the method that `model` carries."""
+    model = getattr(model, "_orig_mod", model)
+    adapters = adapters_of(model)
+    parameters = dict(model.named_parameters())
+    head = sum(parameters[name].numel() for name in adapters.head)
+    trained = sum(parameters[name].numel() for name in adapters.trained if name in parameters) - head
+    banks = adapters.factor_banks()
+    deployed = sum(bank.deployed_count() for bank in banks) if banks else trained
+    return ParameterCounts(adapters.backbone_count, trained, deployed, head)
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The method, its options, its targets and the parameter counts, as plain JSON data.
+
+    For an adapter read from a deployed file also `trained_as`: method, options and parameter counts of its training.
+    """
+    adapters = adapters_of(model)
+    trained_as = {"trained_as": adapters.trained_as} if adapters.trained_as else {}
+    return {
+        "method": adapters.config.name,
+        "options": options_of(adapters.config),
+        "targets": list(adapters.targets),
+        "parameters": asdict(parameter_counts(model)),
+        **trained_as,
+    }
+
+
+def options_of(config: AdapterConfig) -> dict[str, Any]:
+    """The options of a method as plain JSON data. Defaults that follow from other options are given as numbers."""
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
+    if isinstance(config, RepLoRAConfig) and config.factors != "none":
+        options["hidden"] = config.width
+    return options
+
+
+def device_of(update: WeightUpdate) -> torch.device:
+    """Where a layer computes: the place of its weight, or the one to which accelerate's device map fetches it."""
+    execution = getattr(getattr(update.owner, "_hf_hook", None), "execution_device", None)
+    if update.base.is_meta and execution is not None:
+        return torch.device(execution)
+    return update.base.device
+
+
+class DeadTargetError(RepLoRAError):
+    """A target that does not act on the model's output, or not in the way its options need."""
+
+
+def refuse_dead_targets(adapters: Adapters) -> None:
+    """Refuse updates that a forward pass neither called nor read, and dropout where the weight is only read.
+
+    Raises:
+        DeadTargetError: There is such a target.
+    """
+    unused = [name for update in adapters.updates if not (update.called or update.read) for name in update.names]
+    unused += [name for name, called in adapters.peft_called.items() if not called]
+    if unused:
+        raise DeadTargetError(
+            f"{len(unused)} of {len(adapters.targets)} targets were not used in the forward pass: {listed(unused)}. "
+            "The model neither calls these layers nor reads their weight, so training would change nothing. Choose "
+            "other targets, or pass check=False to replora.inject if the model uses only some layers in each pass."
+        )
+    read_only = [u for u in adapters.updates if u.dropout > 0 and u.read and not u.called]
+    if read_only:
+        names = [name for update in read_only for name in update.names]
+        raise DeadTargetError(
+            f"dropout: {read_only[0].dropout} is not possible on {listed(names)}: the model reads the weight of these "
+            "layers instead of calling them, so there is no input to drop elements of. Set dropout to 0."
+        )
+
+
+def listed(names: list[str], most: int = 8) -> str:
+    """Names for a message, the first few of many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,101 @@
+"""Which frozen model an adapter belongs to: written into its file, compared where a base is named for the file.
+
+    base: {class, name, dtype, fingerprint}
+
+`fingerprint` is that of the weights rounded to `dtype`, the type they had in training, so a base saved in another type
+has the same. It is None where values are quantised, sharded or not in memory: nothing can be compared then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from replora.adapters.layer import MERGEABLE
+from replora.errors import RepLoRAError
+
+
+def describe_base(model: nn.Module, heads: Iterable[str]) -> dict[str, Any]:
+    """The entry `base` for a model before an adapter is injected that trains the modules `heads` as a whole."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return {
+        "class": type(model).__name__,
+        "name": base_name(model) or architecture(model),
+        "dtype": str(dtype).removeprefix("torch."),
+        "fingerprint": _fingerprint(model, heads, dtype),
+    }
+
+
+def refuse_other_base(model: nn.Module, recorded: Mapping[str, Any] | None, heads: Iterable[str], file: str) -> None:
+    """Refuse a base that is not the one `recorded` in an adapter file; the earliest files record none.
+
+    Raises:
+        RepLoRAError: It is of another class, or has other weights.
+    """
+    if not recorded:
+        return
+    where = f"{file} was trained on {recorded['name'] or 'a model'} of the class {recorded['class']}"
+    if type(model).__name__ != recorded["class"]:
+        raise RepLoRAError(f"{where}, but this base is a {type(model).__name__}. Name the base of its training.")
+    dtype = getattr(torch, recorded["dtype"], None)
+    if recorded["fingerprint"] is None or not isinstance(dtype, torch.dtype):
+        return
+    found = _fingerprint(model, heads, dtype)
+    if found not in (None, recorded["fingerprint"]):
+        raise RepLoRAError(
+            f"{where} with other weights: their fingerprint is {recorded['fingerprint']}, this base's {found} (both in "
+            f"{recorded['dtype']}). Name the base of its training; from Python, replora.load_adapter(model, file) "
+            "compares shapes alone."
+        )
+
+
+def base_name(model: nn.Module) -> str | None:
+    """What the frozen model calls itself: `name_or_path` in transformers; None in timm, which does not note whether
+    weights were loaded."""
+    name = getattr(model, "name_or_path", None)
+    return name if isinstance(name, str) and name else None
+
+
+def architecture(model: nn.Module) -> str | None:
+    """timm's name of a model, without that of weights."""
+    return (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+
+
+def timm_weights(model: nn.Module) -> str | None:
+    """Where timm has the weights that it loads into such a model: hub id, or name and tag."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    if cfg.get("hf_hub_id"):
+        return str(cfg["hf_hub_id"])
+    return ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part) or None
+
+
+def _fingerprint(model: nn.Module, heads: Iterable[str], dtype: torch.dtype) -> str | None:
+    plain = all(type(p.data) is Tensor and p.dtype in MERGEABLE and not p.is_meta for p in model.parameters())
+    return fingerprint(model, tuple(heads), dtype=dtype) if plain and dtype in MERGEABLE else None
+
+
+def fingerprint(
+    model: nn.Module, heads: tuple[str, ...] = (), sample: int = 256, dtype: torch.dtype | None = None
+) -> str:
+    """A hash of every tensor's name, shape and first values: milliseconds, where all of ViT-B would take a second.
+
+    With `dtype`, of the values rounded to it.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not in_head(name, heads) and isinstance(tensor, Tensor):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            if not tensor.is_meta:
+                values = tensor.flatten()[:sample]
+                values = values.to(dtype) if dtype is not None and values.is_floating_point() else values
+                digest.update(values.double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def in_head(name: str, heads: tuple[str, ...]) -> bool:
+    """Whether a tensor's name lies in one of the modules `heads`."""
+    return any(name.startswith(f"{head}.") for head in heads)

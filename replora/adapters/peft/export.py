@@ -1,0 +1,293 @@
+"""To the folders of the `peft` library: a trained adapter that stock PEFT loads. `peft_import.py` is the way back.
+
+After training A and B are constants, so RepLoRA, its linear ablation and LoRA are all plain LoRA to PEFT. PEFT adapts a
+whole layer with one A and one B. Where several targets lie in one layer (the query and value rows of a fused `qkv`,
+each with its own rank-r pair), the pairs are stacked into one of rank 2r, which is the same update:
+
+    A = [A_q]      B = [B_q   0 ]  q rows        r' = 2r,  alpha' = 2 alpha: the scale alpha / r stays
+        [A_v]          [ 0    0 ]  k rows
+                       [ 0   B_v]  v rows
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from replora.adapters.config import PeftConfig, RepLoRAConfig
+from replora.adapters.container import Adapters, adapters_of, describe
+from replora.adapters.fingerprint import architecture, base_name
+from replora.adapters.layer import AdaptedLinear, WeightUpdate
+from replora.adapters.peft.methods import peft_config, peft_layers
+from replora.adapters.state import refuse_absent
+from replora.adapters.weight_tying import shared_with
+from replora.errors import RepLoRAError
+from replora.io import new_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
+PREFIX = "base_model.model."  # how PEFT's own wrapper names what it wraps
+
+
+class PeftFormatError(RepLoRAError):
+    """An adapter that PEFT cannot express, or a PEFT folder that is not a plain LoRA of this model."""
+
+
+def export_peft(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    base_model: str | None = None,
+    license: str = "unknown",
+    data: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+    example: Any = None,
+) -> Path:
+    """Write the adapter of `model` as a folder that `peft.PeftModel.from_pretrained(base, folder)` opens.
+
+    The folder holds `adapter_config.json`, `adapter_model.safetensors` and a model card, `README.md`. Heads go into
+    `modules_to_save`. The outputs are those of `model` up to rounding; a merge in PEFT equals a merge here.
+
+    Args:
+        model: A model with an adapter of a low-rank method (RepLoRA, linear, LoRA) or of the `peft` library.
+        folder: Where to write; it must not exist, or be empty.
+        base_model: Name or path of the frozen model, for the configuration and the card. Default: the model's own.
+        license: Of the adapter, an identifier of the Hugging Face hub such as `apache-2.0`, for the card.
+        data: What it was trained on, for the card.
+        metrics: Name -> value, for the card.
+        example: An input to find out whether each adapted layer is called or its weight is read, where the model has
+            not run yet and is of no known library.
+
+    Raises:
+        PeftFormatError: PEFT cannot express the adapter. `replora.merge_and_unload` works for every method.
+        OSError: The folder cannot be written; then nothing is left behind.
+    """
+    from safetensors.torch import save_file
+
+    from replora.adapters.peft.model_card import model_card
+
+    model = getattr(model, "_orig_mod", model)
+    adapters = adapters_of(model)
+    _refuse_trained_parts(adapters)
+    _refuse_tied_targets(model, adapters)
+    if isinstance(adapters.config, RepLoRAConfig):
+        config, tensors = _plain_lora(model, adapters, adapters.config, example)
+    elif isinstance(adapters.config, PeftConfig):
+        config, tensors = _own_peft(model, adapters, adapters.config)
+    else:
+        raise PeftFormatError(
+            f"PEFT has no adapter that could hold what {adapters.config.name!r} trains. {_MERGE_INSTEAD}"
+        )
+    _refuse_ambiguous_heads(model, adapters)
+    for head in adapters.also_train:
+        state = model.get_submodule(head).state_dict()
+        tensors |= {f"{PREFIX}{head}.{name}": tensor for name, tensor in state.items()}
+    config.modules_to_save = list(adapters.also_train) or None
+    config.base_model_name_or_path = base_model or base_name(model)
+    config.inference_mode = True
+    _say_task(config, model)
+
+    card = model_card(
+        describe(model),
+        config.base_model_name_or_path,
+        license,
+        data,
+        metrics or {},
+        base_class=type(model).__name__,
+        library="peft",
+        usage=_usage(model, config.base_model_name_or_path),
+    )
+    refuse_absent(tensors)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with new_folder(folder) as temporary:
+        config.save_pretrained(str(temporary))
+        save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        (temporary / CARD_FILE).write_text(card, encoding="utf-8")
+    return Path(folder)
+
+
+_MERGE_INSTEAD = (
+    "Fold it into the backbone instead: replora.merge_and_unload(model) from Python, replora-cli merge for a run."
+)
+
+
+@torch.no_grad()
+def _plain_lora(
+    model: nn.Module, adapters: Adapters, config: RepLoRAConfig, example: Any
+) -> tuple[Any, dict[str, Tensor]]:
+    import peft
+
+    _refuse_read_weights(model, adapters, example)
+    names = {id(module.linear): name for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    for update in adapters.updates:
+        name = names[id(update.owner)]
+        A, B = _stacked(update)
+        tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = A, B
+        ranks[name] = len(A)
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != usual}
+    lora = peft.LoraConfig(
+        r=usual,
+        lora_alpha=_plain_number(config.scale * usual),
+        lora_dropout=config.dropout,
+        target_modules=_shortest_targets(model, list(ranks), adapters.also_train),
+        rank_pattern=others,
+        alpha_pattern={name: _plain_number(config.scale * rank) for name, rank in others.items()},
+    )
+    return lora, tensors
+
+
+def _plain_number(alpha: float) -> float:
+    """As people write it: 8, not 8.0."""
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def _stacked(update: WeightUpdate) -> tuple[Tensor, Tensor]:
+    """One A (sum of ranks, in) and B (out, sum of ranks) for all pieces of a weight, float32."""
+    pieces = update.pieces()
+    A = torch.cat([piece.A for piece in pieces]).float()
+    B = torch.zeros(update.base.shape[0], len(A), device=A.device)
+    column = 0
+    for piece in pieces:
+        first, last = piece.rows or (0, len(B))
+        B[first:last, column : column + len(piece.A)] = piece.B.float()
+        column += len(piece.A)
+    return A, B
+
+
+def _refuse_read_weights(model: nn.Module, adapters: Adapters, example: Any) -> None:
+    """PEFT adds its update to the output of a layer; where a model only reads the weight that would do nothing."""
+    from replora.adapters.verify import outputs_on_example
+
+    adapted = {id(m.linear) for m in model.modules() if isinstance(m, AdaptedLinear)}
+    unknown = any(not (u.called or u.read) for u in adapters.updates if id(u.owner) in adapted)
+    if unknown and outputs_on_example(model, example) is None:
+        raise PeftFormatError(
+            "The model has not run yet, so it is not known whether it calls its adapted layers, as PEFT needs. Pass an "
+            "input: replora.export_peft(..., example=...)."
+        )
+    read = [name for u in adapters.updates if id(u.owner) not in adapted or not u.called for name in u.names]
+    if read:
+        more = f" and {len(read) - 4} more" if len(read) > 4 else ""
+        raise PeftFormatError(
+            f"PEFT adapts the output of a layer that is called, but {type(model).__name__} reads the weight of "
+            f"{', '.join(read[:4])}{more} instead, so the update would silently do nothing there. {_MERGE_INSTEAD}"
+        )
+
+
+def _shortest_targets(model: nn.Module, wanted: list[str], also_train: tuple[str, ...]) -> list[str]:
+    """Last parts of the names where they select exactly the wanted layers, as servers expect; else full names.
+
+    PEFT's rule: an entry selects the modules of that name, and those whose name ends in "." + entry.
+    """
+    last = sorted({name.rpartition(".")[2] for name in wanted})
+    outside = [name for name in _base_modules(model) if not any(f".{head}." in f".{name}." for head in also_train)]
+    selected = {name for name in outside if name.rpartition(".")[2] in last}
+    return last if selected == set(wanted) else wanted
+
+
+def _base_modules(model: nn.Module) -> list[str]:
+    """Names of the modules that the model has without its adapter."""
+    added = ["replora"]
+    adapted = {**{n: m for n, m in model.named_modules() if isinstance(m, AdaptedLinear)}, **peft_layers(model)}
+    added += [f"{name}.{child}" for name, module in adapted.items() for child, _ in module.named_children()]
+    inside = tuple(f"{name}." for name in added)
+    return [n for n, _ in model.named_modules() if n and n not in added and not n.startswith(inside)]
+
+
+def _own_peft(model: nn.Module, adapters: Adapters, config: PeftConfig) -> tuple[Any, dict[str, Tensor]]:
+    """The adapter of a method that `peft` itself injected."""
+    import peft
+
+    own = peft_config(config, adapters.targets)
+    head = set(adapters.head)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in head}
+    model.peft_config = {"default": own}  # type: ignore[assignment]
+    try:
+        found = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name="default")
+    finally:
+        del model.peft_config
+    return own, {f"{PREFIX}{name}": tensor for name, tensor in found.items()}
+
+
+def _refuse_trained_parts(adapters: Adapters) -> None:
+    """PEFT saves its own matrices and whole modules, not single biases or norms that trained as well."""
+    heads = tuple(f"{head}." for head in adapters.also_train)
+    if single := [name for name in adapters.head if not name.startswith(heads)]:
+        raise PeftFormatError(
+            f"{len(single)} parameters of the backbone trained beside the adapter ({', '.join(single[:3])} ...), and "
+            f"PEFT's file has no place for them. {_MERGE_INSTEAD}"
+        )
+
+
+def _refuse_tied_targets(model: nn.Module, adapters: Adapters) -> None:
+    """PEFT merges into the frozen weight itself, and so into every module that shares it."""
+    weights = [
+        (", ".join(u.names), u.base if u.base_before_merge is None else u.base_before_merge, u.owner)
+        for u in adapters.updates
+    ]
+    for name, layer in peft_layers(model).items() if isinstance(adapters.config, PeftConfig) else ():
+        weights.append((name, adapters.untied.get(name, layer.get_base_layer().weight), layer))
+    for name, weight, module in weights:
+        if elsewhere := shared_with(model, [cast(nn.Parameter, weight)], [module]):
+            raise PeftFormatError(
+                f"{name} shares its weight with {elsewhere[0]}, and a merge in PEFT would update that too. "
+                f"{_MERGE_INSTEAD}"
+            )
+
+
+def _refuse_ambiguous_heads(model: nn.Module, adapters: Adapters) -> None:
+    """PEFT finds `modules_to_save` by the end of a name, and leaves layers alone that have the name on their way."""
+    for head in adapters.also_train:
+        others = [name for name in _base_modules(model) if name.endswith(head) and name != head]
+        inside = [t for t in adapters.targets if f".{head}." in f".{t.partition('[')[0]}."]
+        if others or inside:
+            raise PeftFormatError(
+                f"PEFT would take {', '.join((others + inside)[:3])} for the head {head!r}, because it finds "
+                f"modules_to_save by a part of their name. {_MERGE_INSTEAD}"
+            )
+
+
+def _say_task(config: Any, model: nn.Module) -> None:
+    """What lets `AutoPeftModel...` build the base: the task of a text model, the class of another one."""
+    name = type(model).__name__
+    for ending, task in (("ForCausalLM", "CAUSAL_LM"), ("ForConditionalGeneration", "SEQ_2_SEQ_LM")):
+        if name.endswith(ending):
+            config.task_type = task
+            return
+    config.auto_mapping = {"base_model_class": name, "parent_library": type(model).__module__}
+
+
+def _usage(model: nn.Module, base: str | None) -> str:
+    """Code that opens the folder."""
+    name = type(model).__name__
+    if known := architecture(model):
+        classes = getattr(model, "num_classes", None)
+        options = f"num_classes={'...' if classes is None else classes}"
+        if base:
+            build = (
+                f'import timm\n\nbase = timm.create_model("{base.removeprefix("timm/")}", pretrained=True, {options})'
+            )
+        else:
+            build = f'import timm\n\nbase = timm.create_model("{known}", {options})  # and the weights of its training'
+    elif base and hasattr(model, "save_pretrained"):
+        build = f'from {library_of(model)} import {name}\n\nbase = {name}.from_pretrained("{base}")'
+    else:
+        build = f"\nbase = ...  # {base or name}"
+    return f'from peft import PeftModel\n{build}\nmodel = PeftModel.from_pretrained(base, "this folder")'
+
+
+def library_of(model: nn.Module) -> str:
+    """Where the class of a transformers model is imported from: `transformers`, or a module of its own as VL-BART's."""
+    module = type(model).__module__
+    return "transformers" if module.startswith("transformers.") else module

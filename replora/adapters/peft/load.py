@@ -1,0 +1,304 @@
+"""From the folders of the `peft` library: a plain LoRA as an adapter of ours, to evaluate or to start training from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from replora.adapters import multi_adapter as several
+from replora.adapters.config import RepLoRAConfig
+from replora.adapters.container import Adapters, adapters_of
+from replora.adapters.factors import FactorBank, FactorPairs
+from replora.adapters.fingerprint import in_head
+from replora.adapters.inject import inject
+from replora.adapters.layer import AdaptedLinear
+from replora.adapters.peft.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE, PeftFormatError
+from replora.adapters.state import adapter_state
+from replora.adapters.weight_tying import UNTIE, shared_with
+from replora.errors import RepLoRAError, nearest
+
+# Initialisations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
+_HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva")
+# Options under which a folder holds more than W0 + scale * B A, with the value that switches them off.
+_EXTRAS: dict[str, Any] = {
+    "bias": "none",
+    "lora_bias": False,
+    "fan_in_fan_out": False,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "layer_replication": None,
+    "alora_invocation_tokens": None,
+}
+
+
+def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None) -> dict[str, Any]:
+    """Read a plain LoRA folder of PEFT into `model`, to evaluate it here or to go on training from it.
+
+    A model without an adapter gets vanilla LoRA (`RepLoRAConfig(factors="none")`) on the layers of the folder. A model
+    that carries a low-rank method on the same layers starts from the folder's A and B: LoRA takes them over, RepLoRA
+    solves for the weights V of its MLPs that produce them (possible where `hidden` >= `rank`). A folder of lower rank
+    leaves the further rows of A as they are, with B = 0; another alpha is taken into B. With a name, vanilla LoRA is
+    added beside the adapters that the model carries, as by `replora.load_adapter`.
+
+    Args:
+        model: The base model, with or without an adapter.
+        folder: With `adapter_config.json` and `adapter_model.safetensors`.
+        name: Of an adapter of its own; None fills the one that the model carries.
+
+    Returns:
+        The folder's configuration.
+
+    Raises:
+        PeftFormatError: The folder is none of PEFT, not plain LoRA, or has other layers, heads or a higher rank than
+            the model's adapter.
+        RepLoRAError: The name is taken, or the acting adapter cannot wait.
+    """
+    model = getattr(model, "_orig_mod", model)
+    folder = Path(folder)
+    config, tensors = _read_folder(folder)
+    pairs, scales, rest = _lora_pairs(folder, config, tensors)
+    if name is None and isinstance(getattr(model, "replora", None), Adapters):
+        rest = _without_the_models_own(model, folder, rest, adapters_of(model).also_train)
+        before = {key: tensor.clone() for key, tensor in adapter_state(model).items()}
+        try:
+            _fill(model, folder, pairs, scales, rest)
+        except RepLoRAError:
+            for key, tensor in before.items():
+                adapter_state(model)[key].copy_(tensor)
+            raise
+        return config
+    heads = _heads(model, config, rest)
+    rest = _without_the_models_own(model, folder, rest, heads)
+    _refuse_strangers(model, folder, pairs, heads)
+    with several.added(model, name or several.DEFAULT_NAME, several.head_states(rest, heads)):
+        _inject_like(model, config, pairs, scales, heads)
+        _fill(model, folder, pairs, scales, rest)
+    return config
+
+
+def _fill(
+    model: nn.Module,
+    folder: Path,
+    pairs: dict[str, tuple[Tensor, Tensor]],
+    scales: dict[str, float],
+    rest: dict[str, Tensor],
+) -> None:
+    """Give the model's adapter and heads the folder's values."""
+    adapters = adapters_of(model)
+    if not isinstance(adapters.config, RepLoRAConfig):
+        raise PeftFormatError(
+            f"The model carries {adapters.config.name!r}; A and B of {folder} go into RepLoRA, linear or LoRA "
+            "(RepLoRAConfig), or into a model without an adapter."
+        )
+    factors = _fitted(model, adapters, folder, pairs, scales)
+    state = _head_state(model, adapters, folder, rest)
+    for bank, found in factors:
+        bank.assign(found)
+    for tensor, value in state:
+        tensor.copy_(value)
+
+
+def _without_the_models_own(
+    model: nn.Module, folder: Path, rest: dict[str, Tensor], heads: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """`rest` without the frozen weights that PEFT writes as well: embeddings, and the layers beneath its own.
+
+    Raises:
+        PeftFormatError: The model has other values there.
+    """
+    modules = dict(model.named_modules())
+    embeddings = [getattr(model, f"get_{kind}_embeddings", lambda: None)() for kind in ("input", "output")]
+    kept, other = {}, set()
+    for key, value in rest.items():
+        module, _, attribute = key.rpartition(".")
+        plain = modules.get(module.removesuffix(".base_layer"))
+        frozen = module.endswith(".base_layer") or (plain is not None and plain in embeddings)
+        if in_head(key, heads) or not frozen:
+            kept[key] = value
+            continue
+        own = getattr(plain.linear if isinstance(plain, AdaptedLinear) else plain, attribute, None)
+        if own is None or own.shape != value.shape or not torch.equal(own.cpu().to(value.dtype), value):
+            other.add(key)
+    if other:
+        raise PeftFormatError(
+            f"{folder} also holds frozen weights ({_few(other)}) that differ from {type(model).__name__}'s: its base "
+            "was another one, or its vocabulary was changed. Give the model that base or vocabulary first."
+        )
+    return kept
+
+
+def _heads(model: nn.Module, config: dict[str, Any], rest: dict[str, Tensor]) -> tuple[str, ...]:
+    """The modules that PEFT saved whole: `modules_to_save` says how their names end."""
+    endings = tuple(config.get("modules_to_save") or ())
+    ends = [name for name, _ in model.named_modules() if endings and name.endswith(endings)]
+    return tuple(name for name in ends if any(key.startswith(f"{name}.") for key in rest))
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
+        pickled = " adapter_model.bin is a pickle, which is not read." if "adapter_model.bin" in there else ""
+        raise PeftFormatError(f"{folder} is not an adapter of PEFT: {', '.join(missing)} missing ({there}).{pickled}")
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise PeftFormatError(f"{folder} is damaged: {error}") from error
+    if config.get("peft_type") != "LORA":
+        raise PeftFormatError(f"{folder} is of PEFT's method {config.get('peft_type')!r}; only LORA can be imported.")
+    unusual = [key for key, plain in _EXTRAS.items() if config.get(key, plain) != plain]
+    unusual += [k for k, v in config.items() if v and k.startswith("use_") and k != "use_rslora"]
+    unusual += [
+        k for k, v in config.items() if v and k.endswith("_config") and k not in ("eva_config", "megatron_config")
+    ]
+    unusual += ["init_lora_weights"] * (config.get("init_lora_weights", True) not in _HARMLESS_INITS)
+    if unusual:
+        raise PeftFormatError(
+            f"{folder} is not plain LoRA: {', '.join(f'{k}={config[k]!r}' for k in unusual)}. Use it with the peft "
+            "library itself."
+        )
+    return config, tensors
+
+
+def _lora_pairs(
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float], dict[str, Tensor]]:
+    """A and B of each layer, its scale, and the tensors that are of neither."""
+    from peft.utils.other import get_pattern_key
+
+    rest = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    layers = [name.removesuffix(".lora_A.weight") for name in rest if name.endswith(".lora_A.weight")]
+    pairs, scales = {}, {}
+    for layer in layers:
+        A, B = rest.pop(f"{layer}.lora_A.weight"), rest.pop(f"{layer}.lora_B.weight", None)
+        if B is None or A.ndim != 2 or B.ndim != 2:
+            raise PeftFormatError(f"{folder}: {layer} has no matching pair of matrices lora_A and lora_B.")
+        alphas = config.get("alpha_pattern") or {}
+        alpha = alphas.get(get_pattern_key(list(alphas), layer), config["lora_alpha"])
+        pairs[layer], scales[layer] = (A, B), alpha / (len(A) ** 0.5 if config.get("use_rslora") else len(A))
+    other = {name for name in rest if "lora_" in name}
+    if other:
+        raise PeftFormatError(f"{folder} has tensors that plain LoRA has not: {_few(other)}.")
+    if not pairs:
+        raise PeftFormatError(f"{folder} has no LoRA layers: none of its tensors ends in lora_A.weight.")
+    return pairs, scales, rest
+
+
+def _refuse_strangers(
+    model: nn.Module, folder: Path, pairs: dict[str, tuple[Tensor, Tensor]], heads: tuple[str, ...]
+) -> None:
+    """Refuse layers that the model does not have, and heads that are tied to a frozen module."""
+    modules = {name for name, _ in model.named_modules()}
+    unknown = [name for name in pairs if name not in modules]
+    if unknown:
+        raise PeftFormatError(
+            f"{folder} adapts {unknown[0]}{f' and {len(unknown) - 1} more layers' if unknown[1:] else ''}, which "
+            f"{type(model).__name__} does not have. {nearest(unknown[0], modules)}"
+        )
+    for head in heads:
+        own = model.get_submodule(head)
+        if elsewhere := shared_with(model, own.parameters(), [model.get_submodule(name) for name in heads]):
+            raise PeftFormatError(
+                f"{folder} has a {head!r} of its own (modules_to_save), but {type(model).__name__}'s shares its weight "
+                f"with {elsewhere[0]}, which would change with it. Use the folder with the peft library, or {UNTIE}."
+            )
+
+
+def _inject_like(
+    model: nn.Module,
+    config: dict[str, Any],
+    pairs: dict[str, tuple[Tensor, Tensor]],
+    scales: dict[str, float],
+    heads: tuple[str, ...],
+) -> None:
+    """Vanilla LoRA on the folder's layers, its rank the highest of them."""
+    rank = max(len(A) for A, _ in pairs.values())
+    lora = RepLoRAConfig(
+        rank=rank,
+        alpha=max(scales.values()) * rank,
+        factors="none",
+        dropout=config.get("lora_dropout") or 0.0,
+        targets=tuple(pairs),
+        sharing="none",
+    )
+    inject(model, lora, also_train=heads)
+
+
+@torch.no_grad()
+def _fitted(
+    model: nn.Module,
+    adapters: Adapters,
+    folder: Path,
+    pairs: dict[str, tuple[Tensor, Tensor]],
+    scales: dict[str, float],
+) -> list[tuple[FactorBank, FactorPairs]]:
+    """The folder's A and B in the shapes of the model's banks; their own values where the folder's rank is lower."""
+    names = {id(module.linear): name for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
+    layers = {names.get(id(update.owner), update.names[0]): update for update in adapters.updates}
+    if layers.keys() != pairs.keys():
+        raise PeftFormatError(
+            f"{folder} and the model's adapter are on different layers. Only in the folder: "
+            f"{_few(pairs.keys() - layers.keys())}. Only in the model: {_few(layers.keys() - pairs.keys())}. Inject on "
+            "the same layers, or import into a model without an adapter."
+        )
+    wanted = [(bank, [(A.clone(), torch.zeros_like(B)) for A, B in bank()]) for bank in adapters.factor_banks()]
+    place = {id(bank): found for bank, found in wanted}
+    for name, update in layers.items():
+        A, B = pairs[name]
+        used = torch.zeros_like(B, dtype=torch.bool)
+        if (A.shape[1], B.shape[0]) != (update.base.shape[1], update.base.shape[0]):
+            raise PeftFormatError(
+                f"{folder}: {name} is of a layer {A.shape[1]} -> {B.shape[0]}, but the model's is "
+                f"{update.base.shape[1]} -> {update.base.shape[0]}."
+            )
+        for view in update.views:
+            first, last = view.rows or (0, len(B))
+            columns = B[first:last].ne(0).any(dim=0) if view.rows else torch.ones(len(A), dtype=torch.bool)
+            rank = int(columns.sum())
+            if rank > view.bank.rank:
+                raise PeftFormatError(
+                    f"{folder}: {name} has rank {rank}, more than the model's adapter ({view.bank.rank})."
+                )
+            used[first:last] = True
+            own_A, own_B = place[id(view.bank)][view.slot]
+            own_A[view.group, :rank] = A[columns].to(own_A)
+            own_B[view.group, :, :rank] = (B[first:last][:, columns] * (scales[name] / update.scale)).to(own_B)
+        if bool(B[~used].any()):
+            raise PeftFormatError(
+                f"{folder} changes rows of {name} that the model's adapter leaves alone: it is a joint update of the "
+                f"whole layer. Inject on the whole layer, targets=['*.{name.rpartition('.')[2]}'], or import into a "
+                "model without an adapter."
+            )
+    return wanted
+
+
+def _head_state(
+    model: nn.Module, adapters: Adapters, folder: Path, rest: dict[str, Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of the model's heads beside their values in the folder."""
+    own = {
+        f"{head}.{name}": tensor.detach()
+        for head in adapters.also_train
+        for name, tensor in model.get_submodule(head).state_dict().items()
+    }
+    wrong = [name for name in own.keys() & rest.keys() if own[name].shape != rest[name].shape]
+    if own.keys() != rest.keys() or wrong:
+        raise PeftFormatError(
+            f"{folder} has other heads than the model trains. Only in the folder: {_few(rest.keys() - own.keys())}. "
+            f"Only in the model: {_few(own.keys() - rest.keys())}. Of another shape: {_few(set(wrong))}. Name "
+            "them with also_train, and give the model as many classes."
+        )
+    return [(own[name], rest[name]) for name in own]
+
+
+def _few(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"

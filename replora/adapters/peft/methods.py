@@ -1,0 +1,143 @@
+"""Other methods through the `peft` library (DoRA, (IA)^3, OFT ...), injected into the model in place."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import partial
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from replora.adapters.config import PeftConfig
+from replora.adapters.container import Adapters
+from replora.adapters.targets import Target
+from replora.adapters.weight_tying import shared_with
+from replora.errors import RepLoRAError, nearest
+
+# Method -> (config class in peft, our option -> its argument)
+_LORA = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+_CLASSES: dict[str, tuple[str, dict[str, str]]] = {
+    "lora": ("LoraConfig", _LORA),
+    "dora": ("LoraConfig", _LORA),
+    "ia3": ("IA3Config", {}),
+    "oft": ("OFTConfig", {"dropout": "module_dropout"}),
+    "boft": ("BOFTConfig", {"dropout": "boft_dropout"}),
+    "loha": ("LoHaConfig", {"rank": "r", "alpha": "alpha", "dropout": "module_dropout"}),
+    "lokr": ("LoKrConfig", {"rank": "r", "alpha": "alpha", "dropout": "module_dropout"}),
+    "hra": ("HRAConfig", {"rank": "r"}),
+}
+
+
+def inject_peft(model: nn.Module, adapters: Adapters, config: PeftConfig, targets: list[Target]) -> set[int]:
+    """Let `peft` adapt the modules of `targets`, and return the identities of the tensors that it added.
+
+    Raises:
+        RepLoRAError: `peft` is missing, an option is unknown to the method, or it cannot adapt such a module.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise RepLoRAError(
+            f"{config.method!r} comes from the peft library, which is not installed: pip install peft"
+        ) from error
+    attention = [t.name for t in targets if isinstance(model.get_submodule(t.module), nn.MultiheadAttention)]
+    if attention:
+        raise RepLoRAError(
+            f"{config.method}: peft cannot adapt the projections of nn.MultiheadAttention one by one ({attention[0]}, "
+            "...). RepLoRAConfig can, with factors mlp, linear or none."
+        )
+    layers = {target.module: model.get_submodule(target.module) for target in targets}
+    offloaded = [n for n, m in layers.items() if cast(Tensor, m.weight).is_meta and hasattr(m, "_hf_hook")]
+    if offloaded:
+        raise RepLoRAError(
+            f"{config.method}: peft cannot train on {offloaded[0]}, which a device map offloads: its matrices would "
+            "have no values there. Load the backbone without offloading; RepLoRAConfig trains on offloaded layers too."
+        )
+    before = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    modules = list(layers)
+    own = peft_config(config, modules)
+    try:
+        peft.inject_adapter_in_model(own, model)
+    except (TypeError, ValueError) as error:
+        raise RepLoRAError(f"{config.method}: peft refuses: {error}") from error
+    added = [p for p in model.parameters() if id(p) not in before]
+    for parameter in added:
+        if parameter.requires_grad and parameter.is_floating_point() and parameter.dtype.itemsize < 4:
+            parameter.data = parameter.data.float()
+    adapters.targets = modules
+    for name, layer in peft_layers(model).items():
+        adapters.peft_called[name] = False
+        layer.train(layer.get_base_layer().training)
+        layer.register_forward_pre_hook(partial(_note_call, adapters.peft_called, name))
+    kept = [p for p in added if p.requires_grad] + [b for b in model.buffers() if id(b) not in before]
+    return {id(tensor) for tensor in kept}
+
+
+def _note_call(called: dict[str, bool], name: str, _layer: nn.Module, _inputs: Any) -> None:
+    called[name] = True
+
+
+def peft_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers that `peft` put into the model, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+
+
+def peft_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters of each of those layers."""
+    layers = peft_layers(model)
+    return {name: [p for p in layer.parameters() if p.requires_grad] for name, layer in layers.items()}
+
+
+def merge_peft(model: nn.Module, untied: dict[str, nn.Parameter]) -> None:
+    """Let the layers of `peft` fold their updates in.
+
+    `peft` changes the frozen weight itself. One that another module shares would change there too, so the layer gets
+    its own first, and the shared one is kept in `untied`, by the layer's name.
+    """
+    for name, layer in peft_layers(model).items():
+        if layer.merged:
+            continue
+        base = layer.get_base_layer()
+        if shared_with(model, [base.weight], [layer]):
+            untied[name] = base.weight
+            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+        layer.merge()
+
+
+def unmerge_peft(model: nn.Module, untied: dict[str, nn.Parameter]) -> None:
+    """Take the updates out again, within rounding; what `merge_peft` kept is put back as it was."""
+    for name, layer in peft_layers(model).items():
+        if layer.merged:
+            layer.unmerge()
+        if name in untied:
+            layer.get_base_layer().weight = untied.pop(name)
+
+
+def remove_peft(model: nn.Module) -> None:
+    """Put the frozen layers back where `peft` wrapped them."""
+    for name, layer in peft_layers(model).items():
+        model.set_submodule(name, layer.get_base_layer())
+
+
+def peft_config(config: PeftConfig, modules: list[str]) -> Any:
+    """The configuration of `config` in `peft`, for exactly the modules of these names."""
+    import peft
+
+    class_name, argument = _CLASSES[config.method]
+    cls = getattr(peft, class_name)
+    values = {"rank": config.rank, "alpha": config.alpha or config.rank, "dropout": config.dropout}
+    arguments: dict[str, Any] = {argument[option]: value for option, value in values.items() if option in argument}
+    if config.method == "dora":
+        arguments["use_dora"] = True
+    if config.method == "ia3":
+        arguments["feedforward_modules"] = []
+    known = inspect.signature(cls).parameters
+    for option in config.options:
+        if option not in known:
+            raise RepLoRAError(f"options: {class_name} of peft has no {option!r}. {nearest(option, known)}")
+    # One regular expression that matches these full names and nothing else.
+    arguments["target_modules"] = "|".join(re.escape(name) for name in modules)
+    return cls(**arguments | config.options)

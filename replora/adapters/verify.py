@@ -1,0 +1,197 @@
+"""Proof that every target acts on the output, so that no adapter is silently dead.
+
+Some modules hold a projection that they never use as one would think. With an example input the proof is exact: the
+derivative of a random combination of the outputs with respect to B of each target must not be 0. Without one, the first
+forward pass of the model must at least call each adapted module or read its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from replora.adapters.config import PeftConfig
+from replora.adapters.container import Adapters, DeadTargetError, listed, refuse_dead_targets
+
+
+def prove_targets(model: nn.Module, adapters: Adapters, example: Any = None) -> None:
+    """Prove it with `example`, or with an input made for a timm or transformers model; else leave it to the first pass.
+
+    Raises:
+        DeadTargetError: A target does not act on the output.
+    """
+    given = example is not None
+    if any(p.is_meta for p in model.parameters()):
+        return
+    if not given:
+        example = example_input(model)
+        if example is None:
+            return
+    adapters.proved = True  # this pass is the proof: the check by use would only say less
+    with _evaluating(model), _without_zeros(model, adapters), torch.enable_grad():
+        try:
+            outputs = list(_float_tensors(_call(model, _to_device_of(model, example))))
+        except Exception as error:
+            adapters.proved = False
+            if given:
+                raise DeadTargetError(
+                    f"The model fails on the example input, so nothing can be proved: {error}"
+                ) from error
+            return  # a made-up input that the model does not take proves nothing
+        refuse_dead_targets(adapters)
+        generator = torch.Generator().manual_seed(0)
+        total = sum((o.float() * torch.randn(o.shape, generator=generator).to(o.device)).sum() for o in outputs)
+        dead = (
+            _without_gradient(model, adapters, total)
+            if isinstance(total, Tensor) and total.requires_grad
+            else adapters.targets
+        )
+    if dead:
+        raise DeadTargetError(
+            f"{len(dead)} of {len(adapters.targets)} targets do not act on the output of {type(model).__name__}: "
+            f"{listed(dead)}. Its code does not use these layers as given, so training would change nothing. "
+            "Choose other targets."
+        )
+
+
+@torch.no_grad()
+def outputs_on_example(model: nn.Module, example: Any = None) -> list[Tensor] | None:
+    """The model's outputs in evaluation mode, on `example` or an input made for it; None if there is none it takes."""
+    given = example is not None
+    example = example if given else example_input(model)
+    if example is None:
+        return None
+    with _evaluating(model):
+        try:
+            return list(_float_tensors(_call(model, _to_device_of(model, example))))
+        except Exception:
+            if given:
+                raise
+            return None
+
+
+def example_input(model: nn.Module) -> Any:
+    """A small input for a model of a known library, or None.
+
+    `dummy_inputs` of transformers, an image for timm, a clip for torchvision's Video Swin; a model may also say itself,
+    by a method `example_input`.
+    """
+    if callable(own := getattr(model, "example_input", None)):
+        return own()
+    generator = torch.Generator().manual_seed(0)
+    if patch := getattr(getattr(model, "patch_embed", None), "tuple_patch_size", None):
+        # Two tokens in each direction are left in the last stage; with one, queries would not matter.
+        side = 2 * 2 ** sum(hasattr(module, "reduction") for module in model.modules())
+        return torch.randn((1, 3, 2 * patch[0], side * patch[1], side * patch[2]), generator=generator)
+    wants = getattr(model, "main_input_name", "")
+    config = getattr(model, "config", None)
+    if wants == "pixel_values" and (size := getattr(config, "image_size", None)) is not None:
+        assert config is not None
+        frames = [config.num_frames] if hasattr(config, "num_frames") else []
+        shape = (1, *frames, config.num_channels, *((size, size) if isinstance(size, int) else size))
+        return {"pixel_values": torch.randn(shape, generator=generator)}
+    if wants == "input_ids":
+        return getattr(model, "dummy_inputs", None)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is None:
+        size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", ())[1:]
+    if size:
+        stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        return torch.randn((1, stem.in_channels if stem else 3, *size), generator=generator)
+    return None
+
+
+def _without_gradient(model: nn.Module, adapters: Adapters, total: Tensor) -> list[str]:
+    """Names of the targets for which d total / d B is 0."""
+    if not adapters.updates:
+        from replora.adapters.peft.methods import peft_parameters
+
+        owned = peft_parameters(model)
+        flat = [p for parameters in owned.values() for p in parameters]
+        moved = {id(p) for p, g in zip(flat, _gradients(total, flat), strict=True) if g is not None and bool(g.any())}
+        return [name for name, parameters in owned.items() if not any(id(p) in moved for p in parameters)]
+    last = {(id(bank), slot): p for bank in adapters.factor_banks() for slot, p in enumerate(bank.last_matrices())}
+    gradients = dict(zip(last, _gradients(total, list(last.values())), strict=True))
+    dead = []
+    for update in adapters.updates:
+        for name, view in zip(update.names, update.views, strict=True):
+            gradient = gradients[id(view.bank), view.slot]
+            if gradient is None or not bool(gradient[view.group].any()):
+                dead.append(name)
+    return dead
+
+
+def _gradients(total: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(total, parameters, allow_unused=True)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, each module's own mode after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _without_zeros(model: nn.Module, adapters: Adapters) -> Iterator[None]:
+    """Random numbers inside, in place of frozen tensors that are all 0: they would hide what lies behind them.
+
+    Heads, and the last norm of a residual branch, often start at 0 in a model that is not trained yet.
+    """
+    own = {id(p) for p in adapters.parameters()}
+    zeros = [p for p in model.parameters() if id(p) not in own and p.is_floating_point() and not bool(p.any())]
+    if isinstance(adapters.config, PeftConfig):
+        zeros = [p for p in zeros if not p.requires_grad]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in zeros:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in zeros:
+                parameter.zero_()
+
+
+def _call(model: nn.Module, example: Any) -> Any:
+    if isinstance(example, Mapping):
+        return model(**example)
+    if isinstance(example, tuple):
+        return model(*example)
+    return model(example)
+
+
+def _to_device_of(model: nn.Module, example: Any) -> Any:
+    """The example on the model's device, its floating tensors in the dtype of the model's first floating parameter."""
+    reference = next(p for p in model.parameters() if p.is_floating_point())
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(reference.device, reference.dtype if value.is_floating_point() else None)
+        if isinstance(value, Mapping):
+            return {key: move(item) for key, item in value.items()}
+        return tuple(map(move, value)) if isinstance(value, tuple) else value
+
+    return move(example)
+
+
+def _float_tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _float_tensors(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from _float_tensors(value)

@@ -1,0 +1,231 @@
+"""`replora-cli prepare ...`: check data sets, or get what is missing of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from replora.datasets.prepare.images import DataReport
+from replora.errors import RepLoRAError
+
+
+def prepare_vtab(
+    root: Path | None = None,
+    tasks: list[str] | str | None = None,
+    from_tfds: bool = False,
+    hub: str | None = None,
+    track: Literal["archive", "clean"] | None = None,
+    tfds_dir: Path | None = None,
+    check_sizes: bool = True,
+) -> None:
+    """Check a copy of VTAB-1K, image by image; with --from_tfds or --hub get what is missing first.
+
+    Prints a table, everything that is wrong and how to mend it. The exit status is 1 if something is wrong. A task is
+    written beside its place and moved there when it is whole; after an interruption the same command continues.
+
+    Args:
+        root: The folder of the tasks. Default: the environment variable REPLORA_DATA, else `data`.
+        tasks: Names separated by commas, such as dtd,kitti. Default: all 19.
+        from_tfds: Build what is missing from TensorFlow Datasets (pip install "replora[tfds]").
+        hub: Take what is missing from this data set repository of the Hugging Face hub, as OWNER/NAME.
+        track: What to build: archive writes JPEG of quality 75, as published rows used; clean writes lossless PNG.
+            Default: archive. For a check: what the images must be. Default: either.
+        tfds_dir: Where TensorFlow Datasets keeps its data. Default: its own.
+        check_sizes: Compare the number of images with the table; false for data made smaller on purpose.
+    """
+    from replora.datasets.prepare.vtab import prepare_vtab as prepare
+    from replora.datasets.prepare.vtab import print_reports
+
+    home = _data_root(root)
+    reports = prepare(home, _names(tasks), from_tfds, hub, track, tfds_dir, check_sizes)
+    print_reports(reports, home)
+    if any(report.state != "whole" for report in reports):
+        sys.exit(1)
+
+
+def prepare_fgvc(root: Path | None = None, tasks: list[str] | str | None = None, check_sizes: bool = True) -> None:
+    """Check the five FGVC data sets: split files, classes, sizes and every image.
+
+    Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
+
+    Args:
+        root: The folder of the data sets. Default: the environment variable REPLORA_DATA, else `data`.
+        tasks: Names separated by commas, such as nabirds,stanford_cars. Default: all five.
+        check_sizes: Compare the number of images with VPT's splits; false for data made smaller on purpose.
+    """
+    from replora.datasets.image.fgvc import FGVC_TASKS, fgvc_task
+    from replora.datasets.prepare.images import check_fgvc
+
+    chosen = [fgvc_task(name) for name in _names(tasks) or FGVC_TASKS]
+    _print_or_exit(check_fgvc(_data_root(root), chosen, check_sizes))
+
+
+def prepare_images(root: Path, val_fraction: float = 0.1, test_fraction: float = 0.1, split_seed: int = 0) -> None:
+    """Check a folder of class folders, or a CSV file of path,label: every image, and the splits that a run makes.
+
+    Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
+
+    Args:
+        root: The folder or the CSV file.
+        val_fraction: As of the data module: the part that becomes `val` where there is none, in [0, 1).
+        test_fraction: The same for `test`.
+        split_seed: Which images these are.
+    """
+    from replora.datasets.prepare.images import check_image_folder
+
+    _print_or_exit(check_image_folder(root.expanduser(), val_fraction, test_fraction, split_seed))
+
+
+def prepare_commonsense(
+    root: Path | None = None,
+    tasks: list[str] | str | None = None,
+    rebuild: bool = False,
+    hub: str | None = None,
+    check_sizes: bool = True,
+) -> None:
+    """Check the eight commonsense tasks of LLM-Adapters, record by record; with --rebuild or --hub get what is missing.
+
+    Prints the number of records of each file, how many are repeated or in both files of a task, everything that is
+    wrong and how to mend it. The exit status is 1 if something is wrong or missing.
+
+    Args:
+        root: The folder of the tasks' folders. Default: the environment variable REPLORA_DATA, else `data`.
+        tasks: Names separated by commas, such as ARC-Easy,boolq. Default: all eight.
+        rebuild: Make what is missing from the original data sets on the Hugging Face hub (pip install pyarrow).
+        hub: Take what is missing from this data set repository of the Hugging Face hub, as OWNER/NAME: the files of the
+            tasks, or commonsense_170k.json (for --data.union_file).
+        check_sizes: Compare the number of records with the published ones; false for data made smaller on purpose.
+    """
+    from replora.datasets.prepare.commonsense import prepare_commonsense as prepare
+    from replora.datasets.prepare.commonsense import print_reports
+
+    home = _data_root(root)
+    reports = prepare(home, _names(tasks), rebuild, hub, check_sizes)
+    print_reports(reports, home)
+    if any(report.state != "whole" for report in reports):
+        sys.exit(1)
+
+
+def prepare_ssv2(root: Path | None = None, check_sizes: bool = True, decode: bool = True) -> None:
+    """Check Something-Something-V2: the official lists, classes, sizes and every video.
+
+    Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
+
+    Args:
+        root: The folder of the lists and the videos. Default: the environment variable REPLORA_DATA, else `data`.
+        check_sizes: Compare the numbers of classes and videos with the official ones; false for data made smaller.
+        decode: Decode every video to its end, which takes hours for all of them; false checks that they are there.
+    """
+    from replora.datasets.prepare.videos import check_ssv2
+
+    _print_or_exit(check_ssv2(_data_root(root), check_sizes, decode))
+
+
+def prepare_hmdb51(root: Path | None = None, check_sizes: bool = True, decode: bool = True) -> None:
+    """Check HMDB51: the three official splits, classes, sizes and every video.
+
+    Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
+
+    Args:
+        root: The folder of the lists and the videos. Default: the environment variable REPLORA_DATA, else `data`.
+        check_sizes: Compare the numbers of classes and videos with the official ones; false for data made smaller.
+        decode: Decode every video to its end; false checks that they are there.
+    """
+    from replora.datasets.prepare.videos import check_hmdb51
+
+    _print_or_exit(check_hmdb51(_data_root(root), check_sizes, decode))
+
+
+def prepare_videos(
+    root: Path, val_fraction: float = 0.1, test_fraction: float = 0.1, split_seed: int = 0, decode: bool = True
+) -> None:
+    """Check a folder of class folders, or a CSV file of path,label: every video, and the splits that a run makes.
+
+    Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
+
+    Args:
+        root: The folder or the CSV file.
+        val_fraction: As of the data module: the part that becomes `val` where there is none, in [0, 1).
+        test_fraction: The same for `test`.
+        split_seed: Which videos these are.
+        decode: Decode every video to its end; false checks that they are there.
+    """
+    from replora.datasets.prepare.videos import check_video_folder
+
+    _print_or_exit(check_video_folder(root.expanduser(), val_fraction, test_fraction, split_seed, decode))
+
+
+def _print_or_exit(reports: list[DataReport]) -> None:
+    """Print what was found; exit with status 1 if something is wrong."""
+    from replora.datasets.prepare.images import print_reports
+
+    print_reports(reports)
+    if any(report.problems for report in reports):
+        sys.exit(1)
+
+
+def prepare_clip_features(
+    source: Path,
+    out: Path,
+    encoder: Literal["rn101", "vit_b32"] = "rn101",
+    checkpoint: Path | None = None,
+    seconds: float = 1.5,
+    batch_size: int = 32,
+    device: str = "auto",
+    progress: bool = True,
+) -> None:
+    """Extract CLIP features of images or videos for the vision-and-language tasks; goes on where it stopped.
+
+        replora-cli prepare clip-features images/coco data/COCO/clip_features/data_clip_RN101_att
+        replora-cli prepare clip-features videos/tv data/video/vis_features/tv/clip-vit --encoder vit_b32
+
+    rn101 writes a file NAME.h5 an image, a 7 x 7 grid of 2048 numbers; vit_b32 a file NAME.npz a video, 512 numbers a
+    frame. Files that are there are checked and not made again. Images and videos that cannot be read are listed at the
+    end, which is then an error; the others are done. Videos need PyAV (pip install av).
+
+    Args:
+        source: A folder of images or videos, searched with the folders inside.
+        out: The folder to write.
+        encoder: rn101, CLIP ResNet-101's last grid, as VL-Adapter uses it for images; vit_b32, CLIP ViT-B/32's
+            embedding, as VALUE uses it for videos.
+        checkpoint: The encoder's weights as a timm .safetensors file; by default they are fetched from the hub.
+        seconds: Time between two frames of a video, above 0.
+        batch_size: Images or frames at once, at least 1.
+        device: cpu, cuda, cuda:1, ...; auto is the first GPU if there is one.
+        progress: Show a progress bar.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from replora.datasets.vision_language import clip_encoder as clip_features
+
+    clip_features.check_options(seconds, batch_size)
+    names = clip_features.find_sources(source.expanduser(), encoder)
+    missing = clip_features.missing_features(names, out.expanduser(), encoder)
+    print(f"{len(names):,} in {source}, {len(names) - len(missing):,} of them are done")
+    if not missing:
+        return
+    model = clip_features.load_encoder(encoder, checkpoint, device)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*columns, disable=not progress) as bars:
+        bar = bars.add_task(encoder, total=len(missing))
+        unread = clip_features.extract(
+            missing, out.expanduser(), model, seconds, batch_size, lambda count: bars.advance(bar, count)
+        )
+    print(f"{len(missing) - len(unread):,} new files of features are in {out}")
+    if unread:
+        raise RepLoRAError(
+            f"{len(unread):,} of {len(names):,} files have no features. Mend or remove them, then give the command "
+            "again:\n  " + "\n  ".join(unread.values())
+        )
+
+
+def _data_root(root: Path | None) -> Path:
+    return (root or Path(os.environ.get("REPLORA_DATA") or "data")).expanduser()
+
+
+def _names(names: list[str] | str | None) -> list[str] | None:
+    """Names separated by commas, as a list."""
+    return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names

@@ -1,0 +1,97 @@
+"""Images of one's own: a folder with a folder for each class, or a CSV file of paths and labels (`file_table.py`)."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+from replora.datasets.common.in_memory import usable_cpus
+from replora.datasets.common.labelled_files import FileKind, FileTable, read_file_table
+from replora.datasets.errors import CorruptImageError
+from replora.datasets.image.read import IMAGE_SUFFIXES, Interpolation, check_header, read_image, read_uncropped
+from replora.datasets.samples import ImageDataset, ImageSample
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files in `folder` and the folders inside it."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+IMAGES = FileKind(
+    "image", IMAGE_SUFFIXES, image_files, hint="Images without classes are for `replora-cli predict-files`."
+)
+
+
+def read_image_table(root: Path) -> FileTable:
+    """Scan a folder of class folders, or read a CSV file of paths and labels, and look at every image's first bytes.
+
+    Args:
+        root: the folder, or the file.
+
+    Raises:
+        RepLoRAError: as `read_file_table` says.
+        CorruptImageError: files are no images as far as their first bytes tell; all are named.
+    """
+    table = read_file_table(root, IMAGES)
+    _require_readable(table.home, table.paths)
+    return table
+
+
+class ImageFolder(ImageDataset):
+    """The images of one or more splits; photos are turned as their EXIF orientation says.
+
+    Args:
+        table: from `read_image_table`.
+        positions: which of its images, in this order.
+        image_size: height and width of the images given, in pixels.
+        interpolation: the resize filter.
+        cropped: cut out the middle; otherwise the images keep their shape, the shorter side being 256/224 of
+            `image_size`, for an augmentation to cut from.
+    """
+
+    def __init__(
+        self,
+        table: FileTable,
+        positions: list[int],
+        image_size: int = 224,
+        interpolation: Interpolation = "bilinear",
+        cropped: bool = True,
+    ) -> None:
+        self.home = table.home
+        self.class_names = table.class_names
+        self.paths = [table.paths[i] for i in positions]
+        self.labels = [table.labels[i] for i in positions]
+        self.image_size = image_size
+        self.interpolation: Interpolation = interpolation
+        self.cropped = cropped
+
+    def __getitem__(self, index: int) -> ImageSample:
+        """The sample: uint8 (3, image_size, image_size), or (3, H, W) where it is not cropped.
+
+        Raises:
+            CorruptImageError: the file cannot be decoded.
+        """
+        index = range(len(self))[index]
+        path = self.home / self.paths[index]
+        if self.cropped:
+            image = read_image(path, self.image_size, self.interpolation, "crop", upright=True)
+        else:
+            image = read_uncropped(path, self.image_size, self.interpolation, upright=True)
+        return {"image": image, "label": self.labels[index], "index": index}
+
+
+def _require_readable(home: Path, paths: list[PurePosixPath]) -> None:
+    with ThreadPoolExecutor(min(16, usable_cpus())) as threads:
+        reasons = list(threads.map(lambda path: check_header(home / path), paths))
+    damaged = [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
+    if damaged:
+        listed = "\n  ".join(f"{home / path}: {reason}" for path, reason in damaged[:20])
+        more = f"\n  and {len(damaged) - 20:,} more" if len(damaged) > 20 else ""
+        raise CorruptImageError(
+            f"{len(damaged):,} of {len(paths):,} images cannot be read:\n  {listed}{more}\nCopy them again from their "
+            "source, or remove them."
+        )

@@ -1,0 +1,116 @@
+"""`replora-cli prepare fgvc` and `prepare images`: is every image there, and can it be read?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from replora.datasets.common.in_memory import usable_cpus
+from replora.datasets.common.labelled_files import FileSplit
+from replora.datasets.errors import CorruptImageError
+from replora.datasets.image.fgvc import FGVC, FGVCSplit, FGVCTask
+from replora.datasets.image.folder import ImageFolder, read_image_table
+from replora.datasets.samples import ImageDataset
+from replora.datasets.vtab.verify import in_threads
+from replora.errors import RepLoRAError
+
+SMALL = 32  # pixels: images are decoded whole, then made small, so that the check needs no memory
+
+
+@dataclass
+class DataReport:
+    """What was found of one data set.
+
+    Attributes:
+        name: Of the data set.
+        classes: How many it has.
+        sizes: Images of each split.
+        problems: What makes it unusable, each with its reason.
+    """
+
+    name: str
+    classes: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def check_fgvc(root: Path, tasks: list[FGVCTask], check_sizes: bool) -> list[DataReport]:
+    """Check the split files and every image of `tasks`."""
+    return [_check(task.name, partial(_fgvc_splits, root, task, check_sizes)) for task in tasks]
+
+
+def check_image_folder(root: Path, val_fraction: float, test_fraction: float, seed: int) -> list[DataReport]:
+    """Check every image of a folder of class folders or of a CSV file, and show the splits that a run would make."""
+
+    def splits() -> dict[str, ImageDataset]:
+        table = read_image_table(root)
+        assigned = table.assign(val_fraction, test_fraction, seed)
+        return {
+            split: ImageFolder(table, [i for i, name in enumerate(assigned) if name == split], SMALL)
+            for split in get_args(FileSplit)
+        }
+
+    return [_check(root.name, splits)]
+
+
+def print_reports(reports: list[DataReport]) -> None:
+    """A table of what was found, then everything that is wrong."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("data set")
+    for name in ("classes", "train", "val", "test"):
+        table.add_column(name, justify="right")
+    table.add_column("state")
+    for report in reports:
+        sizes = [f"{report.sizes[split]:,}" if split in report.sizes else "-" for split in ("train", "val", "test")]
+        table.add_row(report.name, str(report.classes or "-"), *sizes, "damaged" if report.problems else "whole")
+    Console(width=max(100, Console().width), markup=False, highlight=False).print(table)
+    for report in reports:
+        for problem in report.problems:
+            print(f"problem: {report.name}: {problem}")
+
+
+def _fgvc_splits(root: Path, task: FGVCTask, check_sizes: bool) -> dict[str, ImageDataset]:
+    splits: tuple[FGVCSplit, ...] = ("train", "val", "test")
+    return {split: FGVC(root, task.name, split, SMALL, check_sizes=check_sizes) for split in splits}
+
+
+def _check(name: str, build: Callable[[], Mapping[str, ImageDataset]]) -> DataReport:
+    report = DataReport(name)
+    try:
+        splits = build()
+    except RepLoRAError as error:
+        report.problems.append(str(error))
+        return report
+    report.sizes = {split: len(dataset) for split, dataset in splits.items()}
+    report.classes = len(next(iter(splits.values())).class_names)
+    images = [(dataset, index) for dataset in splits.values() for index in range(len(dataset))]
+    damaged = []
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with (
+        Progress(*columns, console=Console(stderr=True)) as progress,
+        ThreadPoolExecutor(min(16, usable_cpus())) as threads,
+    ):
+        for fault in progress.track(in_threads(threads, _read, images), len(images), description=f"check {name}"):
+            if fault:
+                damaged.append(fault)
+    if damaged:
+        report.problems.append(f"{len(damaged):,} of {len(images):,} images cannot be read, the first: {damaged[0]}")
+    return report
+
+
+def _read(image: tuple[ImageDataset, int]) -> str:
+    """What is wrong with an image; nothing, if it can be read."""
+    dataset, index = image
+    try:
+        dataset[index]
+    except CorruptImageError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,254 @@
+"""What a language model reads of a commonsense question, under three named presets, as strings and as tokens.
+
+`llm_adapters` is byte for byte what LLM-Adapters and DoRA train and evaluate with (finetune.py and
+commonsense_evaluate.py of https://github.com/AGI-Edgerunners/LLM-Adapters and https://github.com/NVlabs/DoRA): lines
+indented by 16 spaces, and three differences between training and evaluation: two spaces or one behind "request.", 16
+spaces or none in the line before "### Response:", and the evaluation's text ends with 16 spaces, which most tokenizers
+read as a token that training never shows. The loss is on every token, texts are cut at `cutoff`.
+
+`clean` has one text for both, loss on the answer and the end token alone, and leaves rows out that are too long.
+
+`cloze` does not show the options: `Question: ...\\nAnswer:`, followed by the text of an option, which is what is
+learnt and scored. BoolQ's answers are " yes" and " no". In WinoGrande the option fills the blank: the model reads
+`Sentence: ` and the words before the blank, and the option with all words behind it is scored (what Trinh and Le 2018,
+arXiv 1806.02847, call full scoring; lm-evaluation-harness scores the words behind the option alone).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Literal
+
+import torch
+
+from replora.datasets.text.commonsense import OUTPUT, CommonsenseRecord, commonsense_task, record_error
+from replora.datasets.text.items import ChoiceItem, TextBatch
+
+Preset = Literal["llm_adapters", "clean", "cloze"]
+
+NO_LOSS = -100
+PADDING = -1  # the index of what fills up a batch or the share of a process
+CUTOFF = 256
+MULTIPLES: dict[Preset, int] = {"llm_adapters": 8, "clean": 1, "cloze": 1}  # of which a batch's length is one
+
+_I = " " * 16
+_TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+_LLM_ADAPTERS_TRAINING = f"{_TASK}  \n\n{_I}### Instruction:\n{_I}{{}}\n{_I}\n{_I}### Response:\n{_I}"
+_LLM_ADAPTERS_EVALUATION = f"{_TASK} \n\n{_I}### Instruction:\n{_I}{{}}\n\n{_I}### Response:\n{_I}"
+_CLEAN = f"{_TASK}\n\n### Instruction:\n{{}}\n\n### Response:"
+_CLOZE = "Question: {}\nAnswer:"
+_CLOZE_SENTENCE = "Sentence: {}"
+_BLANK = "_"
+
+# The first match counts, without regard to words: of "answer12" that is answer1, as in LLM-Adapters.
+_ANSWERS = {
+    "Answer": r"answer[1-5]",
+    "Solution": r"solution[12]",
+    "Ending": r"ending[1-4]",
+    "Option": r"option[12]",
+    "": r"true|false",
+}
+
+
+def parse_answer(task: str, text: str) -> str:
+    """The label of the first answer in what a model wrote, or "" if there is none.
+
+    Args:
+        task: One of the eight; its labels alone are looked for, with their small letters.
+        text: What follows the prompt.
+
+    Raises:
+        UnknownTaskError: There is no such task.
+    """
+    found = re.search(_ANSWERS[commonsense_task(task).word], text)
+    return found[0] if found else ""
+
+
+# --- strings
+
+
+@dataclass(frozen=True)
+class ChoiceText:
+    """A question as text.
+
+    Attributes:
+        prompt: What the model reads.
+        options: Labels, or in `cloze` the options' texts.
+        continuations: What follows the prompt for each option.
+        answer: Position of the right option.
+    """
+
+    prompt: str
+    options: tuple[str, ...]
+    continuations: tuple[str, ...]
+    answer: int
+
+
+def training_text(record: CommonsenseRecord, preset: Preset) -> tuple[str, str]:
+    """Prompt and answer; the training text is the one followed by the other.
+
+    Raises:
+        RecordError: The record has not the form of its task.
+    """
+    if preset == "llm_adapters":
+        return _LLM_ADAPTERS_TRAINING.format(record.instruction), record.output
+    text = choice_text(record, preset)
+    return text.prompt, text.continuations[text.answer]
+
+
+def choice_text(record: CommonsenseRecord, preset: Preset) -> ChoiceText:
+    """The question of an evaluation, with what the model might say.
+
+    Raises:
+        RecordError: The record has not the form of its task.
+    """
+    question = record.question
+    answer = question.labels.index(record.answer)
+    if preset == "llm_adapters":
+        prompt, said = _LLM_ADAPTERS_EVALUATION.format(record.instruction), OUTPUT
+    elif preset == "clean":
+        prompt, said = _CLEAN.format(record.instruction), f" {OUTPUT}"
+    elif record.task == "winogrande":
+        return _filled_blank(record, answer)
+    else:
+        texts = ("yes", "no") if not question.options else tuple(option.strip() for option in question.options)
+        asked = question.text if question.options else f"{question.text}?"
+        return ChoiceText(_CLOZE.format(asked.strip()), texts, tuple(f" {text}" for text in texts), answer)
+    return ChoiceText(prompt, question.labels, tuple(f"{said}{label}" for label in question.labels), answer)
+
+
+def _filled_blank(record: CommonsenseRecord, answer: int) -> ChoiceText:
+    question = record.question
+    before, blank, behind = question.text.partition(_BLANK)
+    if not blank:
+        raise record_error(record.file, record.index, f"the sentence has no blank {_BLANK!r}", record.instruction)
+    options = tuple(option.strip() for option in question.options)
+    prompt = _CLOZE_SENTENCE.format(before).rstrip()
+    return ChoiceText(prompt, options, tuple(f" {option}{behind}" for option in options), answer)
+
+
+# --- tokens
+
+
+@dataclass(frozen=True)
+class TrainingTokens:
+    """One training text.
+
+    Attributes:
+        ids: Its tokens.
+        loss_from: The first token with a loss.
+        whole: Whether nothing of the text was cut off.
+    """
+
+    ids: list[int]
+    loss_from: int
+    whole: bool
+
+
+def training_tokens(
+    tokenizer: Any, records: Sequence[CommonsenseRecord], preset: Preset, cutoff: int = CUTOFF
+) -> list[TrainingTokens]:
+    """Training texts as tokens, none longer than `cutoff`.
+
+    `llm_adapters`: loss on all tokens; an end token where the text is shorter than `cutoff`; longer texts lose their
+    end, which is the answer. `clean`: loss on the answer and the end token. `cloze`: loss on the option, no end token.
+    Under these two a text that is not whole is for the caller to leave out.
+
+    Args:
+        tokenizer: Of transformers.
+        records: What to train on.
+        preset: Which text.
+        cutoff: At least 2.
+
+    Raises:
+        RecordError: A record has not the form of its task.
+    """
+    if not records:
+        return []
+    texts = [training_text(record, preset) for record in records]
+    wholes = _encode(tokenizer, [prompt + answer for prompt, answer in texts])
+    end = [] if preset == "cloze" else [tokenizer.eos_token_id]
+    if preset == "llm_adapters":
+        return [
+            TrainingTokens((ids + end if len(ids) < cutoff else ids)[:cutoff], 0, len(ids) <= cutoff) for ids in wholes
+        ]
+    prompts = _encode(tokenizer, [prompt for prompt, _ in texts])
+    return [
+        TrainingTokens((ids + end)[:cutoff], _shared([prompt, ids]), len(ids + end) <= cutoff)
+        for prompt, ids in zip(prompts, wholes, strict=True)
+    ]
+
+
+def choice_items(tokenizer: Any, records: Sequence[CommonsenseRecord], preset: Preset) -> list[ChoiceItem]:
+    """Questions as tokens, whole whatever their length.
+
+    Where a prompt's last token would be another one with the option behind it, the prompt ends before it, so that
+    prompt and option together are exactly the tokens of the training text. Not so under `llm_adapters`: there the
+    prompt is what the model is given to continue, and the options follow it as texts of their own.
+
+    Raises:
+        RecordError: A record has not the form of its task.
+    """
+    if not records:
+        return []
+    texts = [choice_text(record, preset) for record in records]
+    prompts = _encode(tokenizer, [text.prompt for text in texts])
+    if preset == "llm_adapters":
+        said = sorted({said for text in texts for said in text.continuations})
+        alone = dict(zip(said, _encode(tokenizer, said, special=False), strict=True))
+        joined = [[ids + alone[said] for said in text.continuations] for ids, text in zip(prompts, texts, strict=True)]
+    else:
+        wholes = iter(_encode(tokenizer, [text.prompt + said for text in texts for said in text.continuations]))
+        joined = [[next(wholes) for _ in text.continuations] for text in texts]
+    items = []
+    for record, text, prompt, options in zip(records, texts, prompts, joined, strict=True):
+        start = _shared([prompt, *options])
+        items.append(
+            ChoiceItem(
+                index=record.index,
+                task=record.task,
+                prompt=text.prompt,
+                prompt_ids=prompt[:start],
+                options=list(text.options),
+                option_ids=[ids[start:] for ids in options],
+                option_lengths=[max(1, len(said.strip())) for said in text.continuations],
+                answer=text.answer,
+            )
+        )
+    return items
+
+
+def collate(rows: Sequence[tuple[int, Sequence[int], int]], pad_id: int, multiple: int = 1) -> TextBatch:
+    """Training texts as a batch, padded on the left to the longest.
+
+    Args:
+        rows: Index, tokens and the first token with a loss, of each of B texts.
+        pad_id: What fills up the tokens; it is masked.
+        multiple: The length T of the batch is a multiple of it.
+    """
+    longest = max(len(ids) for _, ids, _ in rows)
+    length = -(-longest // multiple) * multiple
+    input_ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
+    mask, labels = torch.zeros_like(input_ids), torch.full_like(input_ids, NO_LOSS)
+    for row, (_, ids, loss_from) in enumerate(rows):
+        start = length - len(ids)
+        input_ids[row, start:] = torch.as_tensor(ids)
+        mask[row, start:] = 1
+        labels[row, start + loss_from :] = input_ids[row, start + loss_from :]
+    index = torch.tensor([index for index, _, _ in rows])
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "index": index}
+
+
+def _encode(tokenizer: Any, texts: list[str], special: bool = True) -> list[list[int]]:
+    """Token ids of each text, with the tokens that begin one and without one that ends it."""
+    encoded = tokenizer(texts, add_special_tokens=special, padding=False, truncation=False, verbose=False)
+    end = tokenizer.eos_token_id
+    return [ids[:-1] if ids and ids[-1] == end else ids for ids in encoded["input_ids"]]
+
+
+def _shared(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with."""
+    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))

@@ -1,0 +1,314 @@
+"""One clip on disk -> some of its frames: a video file through PyAV, or a folder of numbered images.
+
+Frames are counted by decoding. What a container reports is no number to index by: WebM reports none, AVI with
+packed B-frames one too many. Clips last seconds, so they are decoded from the start, and frames picked by number.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from replora.datasets.errors import CorruptVideoError
+from replora.datasets.image.read import IMAGE_SUFFIXES
+from replora.errors import RepLoRAError
+
+if TYPE_CHECKING:
+    import av
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
+
+# Decoded frames that wait until the clip's length is known, in bytes; a longer clip is decoded a second time.
+HELD_BYTES = 256 * 2**20
+# A clip was cut off if it has less than this part of the frames that its header states, or of the seconds: fewer of
+# these, because a last frame may be meant to stay for long.
+WHOLE, WHOLE_SECONDS = 0.95, 0.8
+# Steps and seconds from one frame to the next by which a video of constant rate has lost frames in between.
+LOST_STEPS, LOST_SECONDS = 5, 0.5
+
+# Number of frames of a clip -> positions of those wanted.
+Choice = Callable[[int], Sequence[int]]
+
+
+class MissingDecoderError(RepLoRAError):
+    """PyAV is not installed."""
+
+
+def read_clip(path: Path, choose: Choice, short_side: int | None = None) -> Tensor:
+    """Decode a clip and give the frames that `choose` wants, in its order; a frame may be wanted twice.
+
+    Args:
+        path: a video file, or a folder of images whose names end in numbers.
+        choose: is called once with the number of frames of the clip.
+        short_side: height or width, whichever is smaller, of the frames given, in pixels (bilinear, antialiased);
+            None leaves them as they are.
+
+    Returns:
+        uint8 (T, 3, H, W).
+
+    Raises:
+        CorruptVideoError: the file cannot be decoded, ends early, has no frames, one with damaged parts or a gap; of a
+            folder an image cannot be read or is missing in between.
+        MissingDecoderError: PyAV is not installed.
+    """
+    frames = _read_folder(path, choose) if path.is_dir() else _read_video(path, choose)
+    return frames if short_side is None else resize(frames, short_side)
+
+
+def count_frames(path: Path) -> int:
+    """How many frames a clip has, by decoding all of them.
+
+    Raises:
+        CorruptVideoError, MissingDecoderError: as `read_clip` says.
+    """
+    if path.is_dir():
+        files = _numbered_images(path)
+        for file in files:
+            _image(file)
+        return len(files)
+    return sum(1 for _ in _decode(path))
+
+
+def resize(frames: Tensor, short_side: int) -> Tensor:
+    """uint8 (T, 3, H, W) -> uint8 (T, 3, h, w), min(h, w) = `short_side`, the longer side rounded down."""
+    height, width = frames.shape[-2:]
+    if min(height, width) == short_side:
+        return frames
+    size = (short_side, short_side * width // height) if height <= width else (short_side * height // width, short_side)
+    return F.interpolate(frames, size=size, mode="bilinear", antialias=True)
+
+
+def clip_files(folder: Path) -> list[Path]:
+    """The clips in `folder` and the folders inside it: video files, and folders of images (`is_clip`)."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.name.startswith("."):
+            continue
+        if is_clip(path):
+            found.append(path)
+    return found
+
+
+def is_clip(path: Path) -> bool:
+    """Whether `path` is a video file, or a folder that directly holds images and no videos, beside which they are
+    previews."""
+    if not path.is_dir():
+        return _is_video(path)
+    entries = list(path.iterdir())
+    return any(map(_is_image, entries)) and not any(map(_is_video, entries))
+
+
+def require_decoder() -> None:
+    """Raise where no video file could be decoded.
+
+    Raises:
+        MissingDecoderError: PyAV is not installed.
+    """
+    if importlib.util.find_spec("av") is None:
+        raise MissingDecoderError(
+            'Video files are decoded by PyAV, which is not installed: pip install "replora[video]", or pip install av, '
+            "which brings FFmpeg along. Folders of images instead of video files need nothing."
+        )
+
+
+# --- video files
+
+
+def _read_video(path: Path, choose: Choice) -> Tensor:
+    held: list[Any] = []
+    count = size = 0
+    for frame in _decode(path):
+        count += 1
+        size += frame.width * frame.height * 3 // 2
+        if size <= HELD_BYTES:
+            held.append(frame)
+        else:
+            held.clear()
+    wanted = list(choose(count))
+    chosen = set(wanted)
+    pixels = {}
+    for number, frame in enumerate(held or _decode(path)):
+        if number in chosen:
+            pixels[number] = _rgb(path, frame)
+            if len(pixels) == len(chosen):
+                break
+    first = pixels[wanted[0]].shape
+    if any(image.shape != first for image in pixels.values()):
+        raise CorruptVideoError(f"The video {path} changes its size on the way. Encode it again at one size.")
+    return torch.from_numpy(np.stack([pixels[number] for number in wanted])).permute(0, 3, 1, 2).contiguous()
+
+
+def _decode(path: Path) -> Iterator[av.VideoFrame]:
+    """All frames of a video file in order.
+
+    One thread: FFmpeg's frame threads may hang when a loader process ends (github.com/pytorch/vision, issue 9010), and
+    loader processes fill the cores anyway.
+    """
+    require_decoder()
+    import av
+
+    count = damaged = 0
+    times: list[float] = []
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise CorruptVideoError(f"The file {path} holds no video.")
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"
+            stream.codec_context.thread_count = 1
+            for frame in container.decode(stream):
+                count += 1
+                if frame.is_corrupt and not damaged:  # FFmpeg has made up what it could not read
+                    damaged = count
+                if frame.time is not None:
+                    times.append(frame.time)
+                yield frame
+            length, stated = _length(container, stream), stream.frames
+            rate = float(stream.average_rate or 0)
+            end = times[-1] - times[0] + (1 / rate if rate else 0) if times else length
+            # MP4 that was trimmed without encoding it anew states frames that it does not show; its seconds are right.
+            if "mov" in container.format.name and end >= WHOLE * length:
+                stated = 0
+            # Other formats list their frames; in Matroska and WebM one that is lost leaves no trace but its time.
+            lost = _gap(times) if "matroska" in container.format.name else None
+    except CorruptVideoError:
+        raise
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise CorruptVideoError(
+            f"The video {path} cannot be decoded: {_reason(path, error)}. Copy or download this file again."
+        ) from error
+    if not count:
+        raise CorruptVideoError(f"The video {path} holds no frame. Copy or download this file again.")
+    if _cut_off(count, stated, end, length):
+        raise CorruptVideoError(
+            f"The video {path} ends after {count:,} frames ({end:.1f} seconds); its header says "
+            f"{f'{stated:,} frames' if stated else f'{length:.1f} seconds'}, so it was cut off. Copy or download this "
+            "file again."
+        )
+    if damaged:
+        raise CorruptVideoError(
+            f"The video {path} is damaged: parts of its frame {damaged:,} of {count:,} cannot be decoded. Copy or "
+            "download this file again."
+        )
+    if lost is not None:
+        raise CorruptVideoError(
+            f"The video {path} has no frames from second {lost[0]:.1f} to {lost[1]:.1f}, and regular ones elsewhere, "
+            "so some are lost. Copy or download this file again."
+        )
+
+
+def _cut_off(count: int, stated: int, end: float, length: float) -> bool:
+    """Whether `count` frames that end at second `end` are too few for a header of `stated` frames and `length` seconds.
+
+    A frame or two are no sign: packed B-frames in AVI are counted twice.
+    """
+    too_few = stated - count > 2 and count < WHOLE * stated
+    return too_few or (end < WHOLE_SECONDS * length and length - end > 0.5)
+
+
+def _gap(times: Sequence[float]) -> tuple[float, float] | None:
+    """The seconds between which frames are lost; None in a video of varying rate, where a pause may be meant."""
+    steps = [after - before for before, after in pairwise(times)]
+    if not steps:
+        return None
+    usual = sorted(steps)[len(steps) // 2]
+    if sum(abs(step - usual) < 0.1 * usual + 0.002 for step in steps) < 0.9 * len(steps):  # stored in milliseconds
+        return None
+    longest = max(range(len(steps)), key=lambda i: steps[i])
+    if steps[longest] < max(LOST_STEPS * usual, LOST_SECONDS):
+        return None
+    return times[longest] + usual, times[longest + 1]
+
+
+def _length(container: Any, stream: Any) -> float:
+    """The seconds of video that the header states; 0 if it states none.
+
+    The file's own length is that of its longest stream, which may be the sound.
+    """
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # Matroska and WebM
+    if tag:
+        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+    return (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
+
+
+def _rgb(path: Path, frame: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(H, W, 3)."""
+    try:
+        pixels: np.ndarray[Any, np.dtype[np.uint8]] = frame.to_ndarray(format="rgb24")
+    except (ValueError, OSError) as error:
+        raise CorruptVideoError(f"The video {path} has a frame without pixels ({error}).") from error
+    return pixels
+
+
+def _reason(path: Path, error: BaseException) -> str:
+    if not path.exists():
+        return "there is no such file"
+    return "the file is empty (0 bytes)" if path.stat().st_size == 0 else str(error)
+
+
+# --- folders of images
+
+
+def _read_folder(folder: Path, choose: Choice) -> Tensor:
+    files = _numbered_images(folder)
+    wanted = list(choose(len(files)))
+    pixels = {number: _image(files[number]) for number in set(wanted)}
+    first = pixels[wanted[0]].shape
+    if odd := [files[number] for number, image in pixels.items() if image.shape != first]:
+        raise CorruptVideoError(f"The image {odd[0]} has another size than those beside it. Extract the clip again.")
+    return torch.from_numpy(np.stack([pixels[number] for number in wanted])).permute(0, 3, 1, 2).contiguous()
+
+
+def _numbered_images(folder: Path) -> list[Path]:
+    """The images of a clip by number; a gap means that frames are lost."""
+    files = [path for path in folder.iterdir() if _is_image(path)]
+    if not files:
+        raise CorruptVideoError(f"The folder {folder} holds no images, so it is no clip.")
+    numbers: dict[int, Path] = {}
+    for file in files:
+        digits = re.search(r"(\d+)$", file.stem)
+        if digits is None or int(digits[1]) in numbers:
+            raise CorruptVideoError(
+                f"The image {file} has no number of its own at the end of its name. Frames are named like "
+                "frame_00001.jpg."
+            )
+        numbers[int(digits[1])] = file
+    low, high = min(numbers), max(numbers)
+    if high - low + 1 != len(numbers):
+        lost = next(number for number in range(low, high) if number not in numbers)
+        raise CorruptVideoError(
+            f"The folder {folder} holds images {low} to {high}, but number {lost} is missing ({len(numbers):,} are "
+            "there). Extract the clip again."
+        )
+    return [numbers[number] for number in sorted(numbers)]
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _image(file: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(H, W, 3)."""
+    try:
+        with Image.open(file) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise CorruptVideoError(
+            f"The frame {file} cannot be read: {_reason(file, error)}. Extract the clip again."
+        ) from error

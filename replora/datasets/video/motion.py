@@ -1,0 +1,126 @@
+"""Clips whose class is the direction of a motion, made on this machine: no single frame tells it.
+
+A patch of coloured squares moves over a still background of coloured squares, 2 or 3 pixels a frame. It starts anywhere
+and comes in again on the other side, so frame t alone is distributed alike in all four classes. The clips are MPEG-4 in
+AVI, as HMDB51's, and the same on every machine up to the encoder's version.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from replora.datasets.common.labelled_files import FileTable
+from replora.datasets.errors import PrepareError
+from replora.datasets.video.decode import require_decoder
+from replora.datasets.video.folder import read_video_table
+from replora.io import cache_folder
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+DIRECTIONS = {"down": (0, 1), "left": (-1, 0), "right": (1, 0), "up": (0, -1)}  # x, y; y grows downwards
+PER_CLASS = {"train": 100, "val": 25, "test": 100}
+SIZE, FRAMES, SQUARE = 32, 10, 4  # pixels, frames of a clip, pixels of a coloured square
+VERSION = 1  # part of the folder's name: raise it when what is written changes
+
+
+def read_motion(root: Path | None = None) -> FileTable:
+    """The clips, which are made at the first call; several processes may call it at once.
+
+    Args:
+        root: their folder; by default in `replora.io.cache_folder()`.
+
+    Raises:
+        PrepareError: the clips cannot be written.
+        MissingDecoderError: PyAV is not installed.
+        RepLoRAError: `root` holds something else.
+    """
+    folder = cache_folder() / f"motion-{VERSION}" if root is None else Path(root).expanduser()
+    if not folder.is_dir():
+        require_decoder()
+        try:
+            _make(folder)
+        except OSError as error:
+            raise PrepareError(
+                f"The clips of the demonstration cannot be written to {folder} ({error.strerror or error}). Name "
+                "another folder: --data.root, or the environment variable REPLORA_CACHE."
+            ) from error
+    return read_video_table(folder)
+
+
+def _make(folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.", suffix=".tmp"))
+    try:
+        for split_number, (split, count) in enumerate(PER_CLASS.items()):
+            for label, name in enumerate(DIRECTIONS):
+                (temporary / split / name).mkdir(parents=True)
+                for number in range(count):
+                    rng = np.random.default_rng((split_number, label, number))
+                    write_video(temporary / split / name / f"{number:03d}.avi", motion_frames(name, rng))
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def motion_frames(direction: str, rng: np.random.Generator) -> Iterator[Pixels]:
+    """The frames of one clip: `FRAMES` arrays uint8 (32, 32, 3)."""
+    background = _squares(SIZE, rng) // 2
+    side = int(rng.integers(8, 13))
+    patch = _squares(side, rng)
+    x, y = rng.integers(0, SIZE, 2)
+    speed = int(rng.integers(2, 4))
+    dx, dy = DIRECTIONS[direction]
+    for t in range(FRAMES):
+        frame = background.copy()
+        columns = (x + dx * speed * t + np.arange(side)) % SIZE
+        rows = (y + dy * speed * t + np.arange(side)) % SIZE
+        frame[np.ix_(rows, columns)] = patch
+        yield frame
+
+
+def write_video(
+    file: Path,
+    frames: Iterator[Pixels],
+    codec: str = "mpeg4",
+    rate: int = 10,
+    options: dict[str, str] | None = None,
+) -> None:
+    """Encode frames as a video file; its ending tells the container.
+
+    Args:
+        file: where; its folder exists.
+        frames: uint8 (H, W, 3), H and W even.
+        codec: FFmpeg's name of an encoder.
+        rate: frames a second.
+        options: of the encoder; by default high quality and each frame by itself, so that no trace of a frame is in
+            another one.
+    """
+    import av
+
+    with av.open(str(file), "w") as container:
+        stream: Any = container.add_stream(codec, rate=rate, options=options or {"qmin": "1", "qmax": "2", "g": "1"})
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for number, pixels in enumerate(frames):
+            if number == 0:
+                stream.height, stream.width = pixels.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _squares(side: int, rng: np.random.Generator) -> Pixels:
+    """(side, side, 3) of coloured squares."""
+    count = -(-side // SQUARE)
+    colours = rng.integers(0, 256, (count, count, 3), dtype=np.uint8)
+    return colours.repeat(SQUARE, axis=0).repeat(SQUARE, axis=1)[:side, :side]

@@ -1,0 +1,154 @@
+"""Something-Something-V2 (Goyal et al. 2017; 20BN, now Qualcomm) in its official layout.
+
+    something-something-v2-labels.json       {"Pushing something from left to right": "94", ...}, 174 classes
+    something-something-v2-train.json        [{"id": "78687", "template": "Pushing [something] ...", ...}, ...], 168,913
+    something-something-v2-validation.json   24,777
+    20bn-something-something-v2/78687.webm   VP9, about 4 seconds
+
+The class of a video is its template without brackets. The labels of the official test set are hidden, so every
+published number is one of the validation set: here that is the split `test`, and `val` is part of the training set.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from replora.datasets.common.labelled_files import FileSplit, FileTable
+from replora.datasets.common.paths import missing_files
+from replora.datasets.errors import DatasetNotFoundError, ListFileError
+from replora.errors import nearest
+
+CLASSES = 174
+SIZES: dict[str, int] = {"train": 168_913, "validation": 24_777}
+# The official names, and those of the later archive.
+LIST_NAMES = ("something-something-v2-{}.json", "{}.json")
+LIST_FOLDERS = ("", "labels", "annotations")
+VIDEO_FOLDERS = ("20bn-something-something-v2", "videos", "frames", "")
+SOURCE = "Videos and lists are at https://www.qualcomm.com/developer/software/something-something-v-2-dataset"
+
+
+def read_ssv2(root: Path, check_sizes: bool = True) -> FileTable:
+    """Training and validation videos with their classes; no video is opened.
+
+    Args:
+        root: the folder of the lists and of the folder of videos (`20bn-something-something-v2`, `videos`), or of
+            frames (`frames/{id}/00001.jpg`).
+        check_sizes: compare the number of classes and videos with the official ones.
+
+    Returns:
+        The official training videos as `train`, the official validation videos as `test`.
+
+    Raises:
+        DatasetNotFoundError: a list or the folder of videos is not there.
+        ListFileError: a list is damaged, has a template without class, or names videos that are missing.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise DatasetNotFoundError(
+            f"There is no folder {root} (looked in {Path.cwd()}). Give the folder that holds "
+            f"{LIST_NAMES[0].format('labels')} as --data.root, or as the environment variable REPLORA_DATA. {SOURCE}"
+        )
+    class_of = _read_classes(_find_list(root, "labels"))
+    if check_sizes and len(class_of) != CLASSES:
+        raise ListFileError(
+            f"{_find_list(root, 'labels')} has {len(class_of):,} classes, but Something-Something-V2 has {CLASSES}. "
+            f"For data made smaller on purpose: --data.check_sizes false. {SOURCE}"
+        )
+    videos: dict[str, tuple[int, FileSplit]] = {}
+    for name, split in (("train", "train"), ("validation", "test")):
+        file = _find_list(root, name)
+        listed = _read_list(file, class_of)
+        if check_sizes and len(listed) != SIZES[name]:
+            raise ListFileError(
+                f"{file} lists {len(listed):,} videos, but the official list has {SIZES[name]:,}. For data made "
+                f"smaller on purpose: --data.check_sizes false. {SOURCE}"
+            )
+        if twice := sorted(set(listed) & set(videos)):
+            raise ListFileError(f"{file}: the video {twice[0]!r} is listed for training too.")
+        videos |= {number: (label, split) for number, label in listed.items()}  # type: ignore[misc]
+    home, paths = _find_videos(root, list(videos))
+    class_names = sorted(class_of, key=lambda template: class_of[template])
+    labels, splits = [label for label, _ in videos.values()], [split for _, split in videos.values()]
+    return FileTable(home, paths, labels, class_names, list(splits))
+
+
+def _find_list(root: Path, name: str) -> Path:
+    for folder in LIST_FOLDERS:
+        for pattern in LIST_NAMES:
+            if (file := root / folder / pattern.format(name)).is_file():
+                return file
+    there = ", ".join(
+        sorted(str(path.relative_to(root)) for path in [*root.glob("*.json"), *root.glob("*/*.json")])[:8]
+    )
+    raise DatasetNotFoundError(
+        f"{root} has no {LIST_NAMES[0].format(name)}, neither there nor in {' or '.join(LIST_FOLDERS[1:])}; JSON files "
+        f"found: {there or 'none'}. {SOURCE}"
+    )
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ListFileError(f"{file} is not JSON ({error}). Download it again. {SOURCE}") from error
+
+
+def _read_classes(file: Path) -> dict[str, int]:
+    """Template without brackets -> class."""
+    content = _read_json(file)
+    try:
+        class_of = {str(template): int(number) for template, number in content.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ListFileError(f'{file} is not a table {{"template": "number"}} ({error}). {SOURCE}') from error
+    if sorted(class_of.values()) != list(range(len(class_of))):
+        raise ListFileError(f"{file}: the classes are not numbered 0 to {len(class_of) - 1}. {SOURCE}")
+    return class_of
+
+
+def _read_list(file: Path, class_of: dict[str, int]) -> dict[str, int]:
+    """Id of a video -> class."""
+    content = _read_json(file)
+    listed: dict[str, int] = {}
+    for position, item in enumerate(content if isinstance(content, list) else [None]):
+        try:
+            number, template = str(item["id"]), item["template"].replace("[", "").replace("]", "")
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ListFileError(f"{file}: entry {position} has no `id` and `template`. {SOURCE}") from error
+        if not number.isalnum():
+            raise ListFileError(f"{file}: entry {position} has the id {number!r}, which is no name of a file.")
+        if template not in class_of:
+            raise ListFileError(
+                f"{file}: entry {position} has the template {template!r}, which is no class. "
+                f"{nearest(template, class_of)} Take the lists from one source."
+            )
+        if number in listed:
+            raise ListFileError(f"{file}: entry {position} is the video {number!r} again. It has one class. {SOURCE}")
+        listed[number] = class_of[template]
+    return listed
+
+
+def _find_videos(root: Path, numbers: list[str]) -> tuple[Path, list[PurePosixPath]]:
+    """The folder of the videos, and the path of each: `{id}.webm`, or a folder `{id}` of frames."""
+    best: tuple[int, str] | None = None
+    for name in VIDEO_FOLDERS:
+        home = root / name
+        if not home.is_dir():
+            continue
+        for suffix in (".webm", ""):
+            paths = [PurePosixPath(f"{number}{suffix}") for number in numbers]
+            missing = missing_files(home, paths, folders=not suffix)
+            if not missing:
+                return home, paths
+            if len(missing) < len(numbers) and (best is None or len(missing) < best[0]):
+                best = (
+                    len(missing),
+                    f"{len(missing):,} of {len(numbers):,} videos are missing in {home}: {missing[0]}, ...",
+                )
+    if best is not None:
+        raise ListFileError(f"{best[1]} Unpack all parts of the archive. {SOURCE}")
+    raise DatasetNotFoundError(
+        f"{root} holds none of the {len(numbers):,} videos; looked for {numbers[0]}.webm, and for a folder of frames "
+        f"{numbers[0]}, in {', '.join(name or 'the folder itself' for name in VIDEO_FOLDERS)}. {SOURCE}"
+    )

@@ -1,0 +1,252 @@
+"""CLIP features of images and videos, in the files that the vision-and-language tasks read.
+
+VL-Adapter's own features are no longer to be had. These come from the same weights, through timm:
+
+    rn101    images, squashed to 224 x 224 (bicubic): the grid of CLIP ResNet-101 before its pooling, (49, 2048)
+    vit_b32  videos, a frame every 1.5 seconds, shorter side 224, centre crop: the embedding of CLIP ViT-B/32, (T, 512)
+
+VL-Adapter's images are squashed likewise. How VALUE framed its videos is not published with its features; the crop here
+is CLIP's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from replora.datasets.errors import CorruptImageError, CorruptVideoError, DatasetNotFoundError
+from replora.datasets.image.read import IMAGE_SUFFIXES, read_image
+from replora.datasets.vision_language.features import FeatureError, FeatureFolder, write_h5, write_npz
+from replora.datasets.vision_language.image_text import GRID
+from replora.errors import RepLoRAError
+
+EncoderName = Literal["rn101", "vit_b32"]
+SIZE = 224
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's own
+VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg")
+FEATURE_SIZES: dict[EncoderName, int] = {"rn101": 2048, "vit_b32": 512}
+TIMM_NAMES: dict[EncoderName, str] = {
+    "rn101": "resnet101_clip.openai",
+    "vit_b32": "vit_base_patch32_clip_quickgelu_224.openai",
+}
+
+
+@dataclass(frozen=True)
+class ClipEncoder:
+    """One of CLIP's image encoders.
+
+    Attributes:
+        name: `rn101` or `vit_b32`.
+        encode: Normalised images (B, 3, 224, 224) -> (B, 49, 2048) or (B, 512).
+        device: Where it computes.
+    """
+
+    name: EncoderName
+    encode: Callable[[Tensor], Tensor]
+    device: torch.device
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> np.ndarray:
+        """uint8 (B, 3, 224, 224) -> float32 features.
+
+        Raises:
+            FeatureError: They have another shape than the encoder's.
+        """
+        mean, std = (torch.tensor(numbers, device=self.device).view(3, 1, 1) for numbers in (MEAN, STD))
+        pixels = images.to(self.device).float().div_(255).sub_(mean).div_(std)
+        features = self.encode(pixels).float().cpu()
+        expected = (len(images), *((GRID,) if self.name == "rn101" else ()), FEATURE_SIZES[self.name])
+        if tuple(features.shape) != expected:
+            raise FeatureError(f"{self.name} gave features of shape {tuple(features.shape)} instead of {expected}.")
+        return features.numpy()
+
+
+def load_encoder(name: EncoderName, checkpoint: Path | None = None, device: str = "auto") -> ClipEncoder:
+    """CLIP's encoder with its weights.
+
+    Args:
+        name: `rn101` or `vit_b32`.
+        checkpoint: timm's `.safetensors` file of it; by default the weights are fetched from the hub.
+        device: `auto` is the first GPU if there is one.
+
+    Raises:
+        RepLoRAError: The weights cannot be had or are those of another model.
+    """
+    import timm
+    from safetensors.torch import load_file
+
+    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    try:
+        model = timm.create_model(TIMM_NAMES[name], pretrained=checkpoint is None)
+        if checkpoint is not None:
+            model.load_state_dict(load_file(checkpoint))
+    except Exception as error:  # the hub's client and safetensors raise their own errors
+        raise RepLoRAError(
+            f"The weights of {TIMM_NAMES[name]} could not be loaded ({str(error).splitlines()[0]}). Fetch its "
+            f"model.safetensors from huggingface.co/timm/{TIMM_NAMES[name]} and give it with --checkpoint."
+        ) from error
+    return ClipEncoder(name, encoder_of(name, model.eval().to(chosen)), chosen)
+
+
+def encoder_of(name: EncoderName, model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a timm model of CLIP computes here: the grid of its last stage, row by row, or its embedding."""
+    if name == "rn101":
+        return lambda images: cast(Tensor, model.forward_features(images)).flatten(2).transpose(1, 2)  # type: ignore[operator]
+    return model
+
+
+def find_sources(folder: Path, name: EncoderName) -> dict[str, Path]:
+    """Name of the features -> image or video file, of a folder and those inside.
+
+    Raises:
+        DatasetNotFoundError: There is no such folder, or nothing in it.
+        FeatureError: Two files have one name.
+    """
+    kind, suffixes = ("images", IMAGE_SUFFIXES) if name == "rn101" else ("videos", VIDEO_SUFFIXES)
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
+    if not files:
+        raise DatasetNotFoundError(f"There are no {kind} in {folder} ({', '.join(suffixes)}).")
+    sources: dict[str, Path] = {}
+    for file in files:
+        if file.stem in sources:
+            raise FeatureError(f"{file} and {sources[file.stem]} have one name, and their features would too.")
+        sources[file.stem] = file
+    return sources
+
+
+def missing_features(sources: Mapping[str, Path], out: Path, name: EncoderName) -> dict[str, Path]:
+    """Those of `sources` whose features are not in `out` yet, or are damaged."""
+    if not out.is_dir():
+        return dict(sources)
+    folder = FeatureFolder(out, FEATURE_SIZES[name])
+
+    def whole(source: str) -> bool:
+        try:
+            features = folder.read(source)
+        except FeatureError:
+            return False
+        return name != "rn101" or len(features) == GRID
+
+    return {source: file for source, file in sources.items() if not whole(source)}
+
+
+def extract(
+    sources: Mapping[str, Path],
+    out: Path,
+    encoder: ClipEncoder,
+    seconds: float = 1.5,
+    batch_size: int = 32,
+    advance: Callable[[int], Any] = lambda _: None,
+) -> dict[str, str]:
+    """Write the features of images (`rn101`) or videos (`vit_b32`), each file whole or not at all.
+
+    A source that cannot be read is left out, and the others go on.
+
+    Args:
+        sources: Name of the features -> file.
+        out: The folder to write.
+        encoder: The encoder.
+        seconds: Between two frames of a video.
+        batch_size: Images or frames at once.
+        advance: Called with the number of files done since the last call.
+
+    Returns:
+        Name -> what is wrong with it, of those that were left out.
+
+    Raises:
+        FeatureError: Features have a wrong shape, or PyAV is not installed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    unread: dict[str, str] = {}
+    if encoder.name == "vit_b32":
+        for name, file in sources.items():
+            try:
+                frames = batched(video_frames(file, seconds), batch_size)
+                write_npz(out / f"{name}.npz", np.concatenate([encoder(torch.stack(few)) for few in frames]))
+            except CorruptVideoError as error:
+                unread[name] = str(error)
+            advance(1)
+        return unread
+    for few_names in batched(iter(sources), batch_size):
+        images: dict[str, Tensor] = {}
+        for name in few_names:
+            try:
+                images[name] = read_image(sources[name], SIZE)
+            except CorruptImageError as error:
+                unread[name] = str(error)
+        if images:
+            for name, features in zip(images, encoder(torch.stack(list(images.values()))), strict=True):
+                write_h5(out / f"{name}.h5", name, features)
+        advance(len(few_names))
+    return unread
+
+
+def video_frames(file: Path, seconds: float) -> Iterator[Tensor]:
+    """The first frame at or after each multiple of `seconds`, uint8 (3, 224, 224).
+
+    Raises:
+        FeatureError: PyAV is not installed.
+        CorruptVideoError: The file cannot be decoded or has no frame.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise FeatureError("Videos are decoded by PyAV, which is not installed: pip install av") from error
+    found = 0
+    try:
+        with av.open(str(file)) as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            for number, frame in enumerate(container.decode(video=0)):
+                time = frame.time if frame.time is not None else number / 25
+                if time >= found * seconds:
+                    found += 1
+                    yield _framed(frame.to_image())
+    except (OSError, ValueError, IndexError) as error:  # av's own errors are kinds of these
+        if isinstance(error, RepLoRAError):
+            raise
+        raise CorruptVideoError(f"The video {file} cannot be decoded: {error}") from error
+    if not found:
+        raise CorruptVideoError(f"The video {file} has no frames.")
+
+
+def _framed(image: Image.Image) -> Tensor:
+    """Shorter side 224, centre crop."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    height, width = pixels.shape[1:]
+    scale = SIZE / min(height, width)
+    size = (max(SIZE, round(height * scale)), max(SIZE, round(width * scale)))
+    resized = F.interpolate(pixels[None], size=size, mode="bicubic", antialias=True)[0]
+    top, left = (size[0] - SIZE) // 2, (size[1] - SIZE) // 2
+    return resized[:, top : top + SIZE, left : left + SIZE]
+
+
+def batched(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` items, the last one shorter."""
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def check_options(seconds: float, batch_size: int) -> None:
+    """Refuse options out of their range.
+
+    Raises:
+        RepLoRAError: One is.
+    """
+    if not seconds > 0:
+        raise RepLoRAError(f"seconds: {seconds} is out of range. It must be a number above 0.")
+    if batch_size < 1:
+        raise RepLoRAError(f"batch_size: {batch_size} is out of range. It must be at least 1.")

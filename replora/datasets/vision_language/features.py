@@ -1,0 +1,149 @@
+"""Features of images and videos on disk, one file each, in the layouts of VL-Adapter and VALUE.
+
+{folder}/{name}.h5    data set "{name}/features", (n, feature_size)        images
+{folder}/{name}.npz   array "features", (n, feature_size)                  videos; images as well
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from replora.datasets.errors import DatasetNotFoundError
+from replora.errors import RepLoRAError
+
+SUFFIXES = (".h5", ".npz")
+EXTRACT = "replora-cli prepare clip-features"
+
+
+class FeatureError(RepLoRAError):
+    """A file of features is missing, damaged or of another shape than expected."""
+
+
+class FeatureSource(Protocol):
+    """Where features are."""
+
+    def read(self, name: str) -> Tensor:
+        """The features (n, feature_size) of one image or video, float32."""
+        ...
+
+
+class FeatureFolder:
+    """Features of a folder.
+
+    Args:
+        folder: The folder.
+        feature_size: Width that they must have.
+        frames: For videos: the number of vectors that each gets, see `resized`. None keeps all.
+        count: Vectors that each file holds, where `frames` is None; by default those of the first that is required.
+
+    Raises:
+        DatasetNotFoundError: There is no such folder.
+    """
+
+    def __init__(self, folder: Path, feature_size: int, frames: int | None = None, count: int | None = None) -> None:
+        self.folder = folder
+        self.feature_size = feature_size
+        self.frames = frames
+        self.count = count
+        if not folder.is_dir():
+            raise DatasetNotFoundError(
+                f"There is no folder of features {folder}. VL-Adapter's own CLIP features are no longer to be had; "
+                f"extract them from the images or videos: {EXTRACT} SOURCE {folder}"
+            )
+
+    def require(self, names: Iterable[str]) -> None:
+        """Refuse names without a file, and read the first: all others must have its shape.
+
+        Raises:
+            FeatureError: There are such, or the first is damaged or of another shape than expected.
+        """
+        names = sorted(set(names))
+        with os.scandir(self.folder) as entries:
+            there = {Path(entry.name).stem for entry in entries if entry.name.endswith(SUFFIXES)}
+        missing = [name for name in names if name not in there]
+        if missing:
+            raise FeatureError(
+                f"{len(missing):,} files of features are missing in {self.folder}: {', '.join(missing[:3])}"
+                f"{', ...' if len(missing) > 3 else ''} (as .h5 or .npz; {len(there):,} are there). Extract them with "
+                f"{EXTRACT}, which goes on where it stopped."
+            )
+        if names:
+            first = self.read(names[0])
+            self.count = len(first) if self.frames is None else None
+
+    def read(self, name: str) -> Tensor:
+        """The features (n, feature_size) of one image or video, float32.
+
+        Raises:
+            FeatureError: The file is missing, damaged, or of another shape than expected.
+        """
+        file = next((f for f in (self.folder / f"{name}{suffix}" for suffix in SUFFIXES) if f.is_file()), None)
+        if file is None:
+            raise FeatureError(f"There are no features of {name!r} in {self.folder}. Extract them with {EXTRACT}.")
+        try:
+            array = _read_h5(file, name) if file.suffix == ".h5" else _read_npz(file)
+        except (OSError, KeyError, ValueError, EOFError) as error:
+            if isinstance(error, RepLoRAError):
+                raise
+            raise FeatureError(f"{file} is damaged or holds no features of {name!r}: {error}") from error
+        if array.ndim != 2 or array.shape[1] != self.feature_size or len(array) == 0:
+            raise FeatureError(
+                f"{file} holds features of shape {array.shape}, but (n, {self.feature_size}) was expected. Set "
+                f"--data.feature_size and --model.feature_size to their width, or extract them anew with {EXTRACT}."
+            )
+        if self.count not in (None, len(array)):
+            raise FeatureError(
+                f"{file} holds features of shape {array.shape}, but ({self.count}, {self.feature_size}) was expected, "
+                f"as every image of a folder has as many. Delete it and extract it anew with {EXTRACT}."
+            )
+        features = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        return features if self.frames is None else resized(features, self.frames)
+
+
+def resized(features: Tensor, count: int) -> Tensor:
+    """T vectors (T, D) -> (count, D): zeros behind a shorter video, adaptive max-pooling of a longer one."""
+    if len(features) <= count:
+        return F.pad(features, (0, 0, 0, count - len(features)))
+    return F.adaptive_max_pool1d(features.T, count).T.contiguous()
+
+
+def write_h5(file: Path, name: str, features: np.ndarray) -> None:
+    """Write one image's features so that `FeatureFolder` reads them, whole or not at all."""
+    from replora.io import replacing
+
+    with replacing(file) as temporary, _h5py().File(temporary, "w") as content:
+        content.create_dataset(f"{name}/features", data=features)
+
+
+def write_npz(file: Path, features: np.ndarray) -> None:
+    """Write one video's features so that `FeatureFolder` reads them, whole or not at all."""
+    from replora.io import replacing
+
+    with replacing(file) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, features=features)
+
+
+def _read_h5(file: Path, name: str) -> np.ndarray:
+    with _h5py().File(file, "r") as content:
+        return np.asarray(content[f"{name}/features"])
+
+
+def _read_npz(file: Path) -> np.ndarray:
+    with np.load(file, allow_pickle=False) as content:
+        return np.asarray(content["features"])
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise FeatureError('Files ending in .h5 need h5py: pip install "replora[vl]"') from error
+    return h5py

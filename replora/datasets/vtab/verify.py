@@ -1,0 +1,219 @@
+"""Is a copy of a VTAB-1K task whole? Lists, counts, labels, every image, and that the training lists agree."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Literal, TypeVar
+
+from PIL import Image
+
+from replora.datasets.common.in_memory import usable_cpus
+from replora.datasets.errors import DatasetNotFoundError
+from replora.datasets.vtab.dataset import SPLITS, VTAB, VTABSplit, VTABTask, find_task_folder, lists_sha256
+from replora.datasets.vtab.tracks import MARKER, TRACKS, Track, read_marker, track_of_format
+from replora.errors import RepLoRAError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class TaskReport:
+    """What was found of one task."""
+
+    task: VTABTask
+    track_wanted: Track | None = None
+    folder: Path | None = None
+    track: Track | None = None
+    """As recorded when the task was prepared, else by the format of the images."""
+    sizes: dict[VTABSplit, int] = field(default_factory=dict)
+    classes_seen: int = 0
+    """In the test list."""
+    problems: list[str] = field(default_factory=list)
+    """What makes the copy unusable, each with its reason."""
+    notes: list[str] = field(default_factory=list)
+    """What is worth knowing all the same."""
+
+    @property
+    def state(self) -> Literal["whole", "missing", "damaged", "other track"]:
+        """The verdict."""
+        if self.folder is None:
+            return "missing"
+        if self.problems:
+            return "damaged"
+        return "whole" if self.track_wanted in (None, self.track) else "other track"
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    image_format: str | None
+    digest: bytes  # of the pixels
+    error: str = ""
+
+
+class TaskCheck:
+    """The check of one task: the lists when it is made, the images when it is run.
+
+    Args:
+        root: as for `VTAB`.
+        task: which.
+        track: what the images must be; None accepts both tracks.
+        check_sizes: compare the number of images with the table, and demand every class among the test images.
+    """
+
+    def __init__(self, root: Path, task: VTABTask, track: Track | None = None, check_sizes: bool = True) -> None:
+        self.report = TaskReport(task, track)
+        self._splits: dict[VTABSplit, VTAB] = {}
+        try:
+            folder = self.report.folder = find_task_folder(root, task)
+        except DatasetNotFoundError:
+            for partial in root.glob(f".{task.name}-*.partial"):
+                self.report.notes.append(f"an interrupted build is kept in {partial}; the same command continues it")
+            return
+        self._note_names(folder)
+        for split in SPLITS:
+            try:
+                dataset = VTAB(root, task.name, split, check_sizes=False)
+            except RepLoRAError as error:
+                self.report.problems.append(str(error))
+                continue
+            self._splits[split] = dataset
+            self.report.sizes[split] = len(dataset)
+            if check_sizes and len(dataset) != task.size(split):
+                self.report.problems.append(self._wrong_size(dataset))
+        if test := self._splits.get("test"):
+            unseen = sorted(set(range(task.num_classes)) - set(test.labels))
+            self.report.classes_seen = task.num_classes - len(unseen)
+            if check_sizes and len(test) == task.size("test") and unseen:
+                self.report.problems.append(
+                    f"test.txt has no image of {len(unseen)} of the {task.num_classes} classes (labels "
+                    f"{', '.join(map(str, unseen[:5]))}{', ...' if len(unseen) > 5 else ''}): the labels are wrong"
+                )
+        self._check_marker(folder)
+
+    def __len__(self) -> int:
+        """The number of image files to decode."""
+        return len(self._files())
+
+    def run(self, advance: Callable[[], object] = lambda: None) -> TaskReport:
+        """Decode every image.
+
+        Args:
+            advance: called after each.
+        """
+        folder = self.report.folder
+        if folder is None:
+            return self.report
+        decoded: dict[PurePosixPath, _Decoded] = {}
+        with ThreadPoolExecutor(min(16, usable_cpus())) as threads:
+            files = self._files()
+            for path, result in zip(files, in_threads(threads, _decode, (folder / p for p in files)), strict=True):
+                decoded[path] = result
+                advance()
+        damaged = [f"{path} ({result.error})" for path, result in decoded.items() if result.error]
+        if damaged:
+            self.report.problems.append(
+                f"{len(damaged):,} of {len(decoded):,} images cannot be decoded, the first: {'; '.join(damaged[:3])}"
+            )
+        self._check_formats({result.image_format for result in decoded.values() if not result.error})
+        self._check_training_lists(decoded)
+        return self.report
+
+    def _files(self) -> list[PurePosixPath]:
+        return list(dict.fromkeys(path for dataset in self._splits.values() for path in dataset.paths))
+
+    def _note_names(self, folder: Path) -> None:
+        task = self.report.task
+        if folder.name != task.name:
+            self.report.notes.append(f"found under its other name {folder.name}")
+        for other in task.folders:
+            if other != folder.name and (folder.parent / other).is_dir():
+                self.report.notes.append(f"{folder.parent / other} holds the task once more and is not used")
+
+    def _wrong_size(self, dataset: VTAB) -> str:
+        task, expected = self.report.task, dataset.task.size(dataset.split)
+        note = sun397_note(task, len(dataset))
+        return f"{dataset.split}.txt lists {len(dataset):,} images, {expected:,} are expected.{note}"
+
+    def _check_marker(self, folder: Path) -> None:
+        try:
+            marker = read_marker(folder)
+        except RepLoRAError as error:
+            self.report.problems.append(str(error))
+            return
+        if marker is None:
+            return
+        self.report.track = marker["track"]
+        if marker.get("lists_sha256") != lists_sha256(folder):
+            self.report.problems.append(
+                f"the list files were changed after they were written (by their hash in {MARKER})"
+            )
+
+    def _check_formats(self, formats: set[str | None]) -> None:
+        report = self.report
+        if len(formats) == 1:
+            report.track = report.track or track_of_format(next(iter(formats)))
+        elif formats:
+            report.problems.append(f"the images have several formats: {_names(formats)}")
+        if report.track is None:
+            return
+        expected = TRACKS[report.track].image_format
+        if formats and formats != {expected}:
+            report.problems.append(f"images of the track {report.track} are {expected}; found: {_names(formats)}")
+
+    def _check_training_lists(self, decoded: dict[PurePosixPath, _Decoded]) -> None:
+        """train800val200 holds the images of train800 and val200, with the same labels, in any order."""
+        counts: dict[VTABSplit, Counter[tuple[bytes, int]]] = {
+            split: Counter(
+                (decoded[path].digest, label) for path, label in zip(dataset.paths, dataset.labels, strict=True)
+            )
+            for split, dataset in self._splits.items()
+            if split != "test"
+        }
+        if len(counts) < 3 or any(result.error for result in decoded.values()):
+            return
+        together = counts["train800"] + counts["val200"]
+        differing = ((together - counts["train800val200"]) | (counts["train800val200"] - together)).total()
+        if differing:
+            self.report.problems.append(
+                f"train800val200 is not train800 and val200 together: {differing:,} images or labels differ"
+            )
+        if shared := (counts["train800"] & counts["val200"]).total():
+            self.report.notes.append(f"{shared} images are both in train800 and in val200")
+
+
+def sun397_note(task: VTABTask, count: int) -> str:
+    """A sentence to append where the test images of SUN397 are one too few."""
+    if task.name == "sun397" and count == 21_749:
+        return " Some versions of TensorFlow cannot decode sun_aophkoiosslinihb.jpg, which is then left out."
+    return ""
+
+
+def in_threads(
+    threads: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 256
+) -> Iterator[Result]:
+    """`map` in threads that takes only `ahead` items at a time: what waits does not fill the memory."""
+    source = iter(items)
+    while chunk := list(islice(source, ahead)):
+        yield from threads.map(function, chunk)
+
+
+def _decode(file: Path) -> _Decoded:
+    try:
+        with Image.open(file) as image:
+            pixels = image.convert("RGB")
+            digest = hashlib.blake2b(repr(pixels.size).encode() + pixels.tobytes(), digest_size=16).digest()
+            return _Decoded(image.format, digest)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        empty = file.is_file() and file.stat().st_size == 0
+        return _Decoded(None, b"", "the file is empty" if empty else str(error).replace(f" {str(file)!r}", ""))
+
+
+def _names(formats: set[str | None]) -> str:
+    return ", ".join(sorted(map(str, formats)))

@@ -1,0 +1,253 @@
+"""Pictures for a reader: training images with their labels, learning curves, a confusion matrix."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from replora.errors import RepLoRAError
+from replora.results import read_results
+
+# Okabe and Ito's colours, apart for every kind of colour vision; markers and lines tell them apart without colour.
+SPLITS: dict[str, dict[str, Any]] = {
+    "train": {"color": "#0072B2", "marker": "o", "linestyle": "--"},
+    "val": {"color": "#D55E00", "marker": "^", "linestyle": "-"},
+}
+SPLIT_NAMES = {"train": "training", "val": "validation"}
+MEASURES = {"loss": "loss", "accuracy": "accuracy (share of images)", "learning_rate": "learning rate"}
+NUMBERED = 20  # up to so many classes every cell of a confusion matrix has its number
+NAMED = 60  # and up to so many every row has its class's name
+MOST_CONFUSED = 12
+NAME_LENGTH = 22
+
+
+class PictureError(RepLoRAError):
+    """There is nothing to draw."""
+
+
+def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) -> Path:
+    """The first training images of an epoch as the model gets them, each with its class; of a video three frames.
+
+    Args:
+        config: A configuration with a `data` section.
+        options: Options of the data that replace those of the configuration.
+        count: How many images, from 1 to 100.
+        file: The picture.
+
+    Returns:
+        `file`.
+
+    Raises:
+        RepLoRAError: `count` is out of its range, the configuration has no data, or an option or the data are wrong.
+    """
+    if not 1 <= count <= 100:
+        raise PictureError(f"images: {count} is out of range. A picture shows 1 to 100 images.")
+    datamodule = _datamodule(config, options | {"batch_size": count, "num_workers": 0, "drop_last": False})
+    if not hasattr(datamodule, "image_size"):
+        raise PictureError(f"{config} has texts, not images: there is no picture of a batch.")
+    datamodule.setup("fit")
+    batch = next(iter(datamodule.train_dataloader()))
+    names = [datamodule.class_names[label] for label in batch["label"].tolist()]
+    images = batch["image"] if "image" in batch else _strips(batch["video"])
+    pixels = images.permute(0, 2, 3, 1).numpy()  # (N, H, W, 3) uint8
+    described = datamodule.describe()
+    plt = _pyplot()
+    columns = min(len(names), max(4, round((1.5 * len(names)) ** 0.5)))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.5 * columns, 1.75 * rows + 0.6), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, name in zip(axes.flat, pixels, names, strict=False):
+        axis.imshow(image)
+        axis.set_title(_short(name), fontsize=9)
+    size = described["image_size"]
+    figure.suptitle(
+        f"{described.get('task', described['dataset'])}: {len(names)} training images, {size} x {size} pixels, "
+        f"{described['num_classes']} classes",
+        fontsize=10,
+        wrap=True,
+    )
+    return _save(figure, file)
+
+
+def _strips(video: Tensor) -> Tensor:
+    """First, middle and last frame of each clip side by side: uint8 (N, 1, 3, T, H, W) -> (N, 3, H, 3 W)."""
+    clips = video[:, 0]
+    frames = clips.shape[2]
+    return torch.cat([clips[:, :, t] for t in (0, frames // 2, frames - 1)], dim=-1)
+
+
+def draw_learning_curves(run: Path, file: Path) -> Path:
+    """Loss, accuracy and learning rate of a run, epoch by epoch, also over interruptions.
+
+    Raises:
+        PictureError: The run has no CSV log of a fit.
+    """
+    curves = _curves(run)
+    shown = [measure for measure in MEASURES if any(name.endswith(f"/{measure}") for name in curves)]
+    if not shown:
+        raise PictureError(
+            f"{run} has no learning curves: there is no logs/fit*/metrics.csv with a finished epoch. Fit without "
+            "--trainer.logger false, for at least one epoch."
+        )
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.6), layout="constrained", squeeze=False)
+    for axis, measure in zip(axes[0], shown, strict=True):
+        for split, style in SPLITS.items():
+            points = curves.get(f"{split}/{measure}", {})
+            if points:
+                marked = {**style, "marker": style["marker"] if len(points) <= 30 else ""}
+                label = SPLIT_NAMES[split] if measure != "learning_rate" else None
+                axis.plot(list(points), list(points.values()), label=label, markersize=5, **marked)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(MEASURES[measure])
+        axis.set_ylim(0, 1.02 if measure == "accuracy" else 1.05 * axis.get_ylim()[1])
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        if measure != "learning_rate":
+            axis.legend()
+    figure.suptitle(_title(run), fontsize=10)
+    return _save(figure, file)
+
+
+def draw_confusion(run: Path, file: Path) -> Path:
+    """What a run's predictions take each class for, from its `predictions.csv`.
+
+    Raises:
+        PictureError: There are no predictions of labelled images.
+    """
+    counts, names = _confusion(run)
+    classes, total = len(counts), int(counts.sum())
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # of the images of the true class
+    plt = _pyplot()
+    from matplotlib.colors import PowerNorm
+
+    side = min(12.0, max(4.0, 0.5 * classes if classes <= NUMBERED else 0.2 * classes))
+    margin = 0.09 * max(map(len, names)) if classes <= NAMED else 0.5
+    with_list = classes > NUMBERED
+    figure, axes = plt.subplots(
+        1,
+        2 if with_list else 1,
+        figsize=(side + margin + 1.5 + 4.5 * with_list, side + margin + (1.6 if with_list else 0.8)),
+        width_ratios=[side, 4.0] if with_list else None,
+        layout="constrained",
+        squeeze=False,
+    )
+    axis = axes[0][0]
+    scale = PowerNorm(0.5 if with_list else 1, vmin=0, vmax=1)  # single mistakes show in small cells too
+    shown = axis.imshow(share, cmap="cividis", norm=scale, interpolation="nearest")
+    figure.colorbar(shown, ax=axis, label="share of the true class's images", fraction=0.046, pad=0.02)
+    if classes <= NAMED:
+        size = 9 if classes <= NUMBERED else 7
+        axis.set_xticks(range(classes), names, rotation=90, fontsize=size)
+        axis.set_yticks(range(classes), names, fontsize=size)
+        axis.set_xlabel("predicted class")
+        axis.set_ylabel("true class")
+    else:
+        axis.set_xlabel("number of the predicted class")
+        axis.set_ylabel("number of the true class")
+    if classes <= NUMBERED:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            colour = "black" if share[row, column] > 0.55 else "white"
+            axis.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    if with_list:
+        axes[0][1].axis("off")
+        axes[0][1].text(0, 1, _most_confused(counts, names), va="top", fontsize=9, linespacing=1.5)
+    accuracy = counts.trace() / total
+    figure.suptitle(f"{_title(run)}\n{total:,} images, {accuracy:.1%} right", fontsize=10)
+    return _save(figure, file)
+
+
+def _most_confused(counts: np.ndarray, names: list[str]) -> str:
+    wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:MOST_CONFUSED]
+    pairs = [(int(flat) // len(counts), int(flat) % len(counts)) for flat in order if wrong.flat[flat] > 0]
+    if not pairs:
+        return "No mistakes."
+    lines = [
+        f"{int(wrong[a, b]):>4} of {int(counts[a].sum())}   {names[a]} ({a})  →  {names[b]} ({b})" for a, b in pairs
+    ]
+    return "Most frequent mistakes:\nimages   true (number) → predicted\n" + "\n".join(lines)
+
+
+def _confusion(run: Path) -> tuple[np.ndarray, list[str]]:
+    """Counts (true, predicted), int (classes, classes), and the classes' names."""
+    file = run / "predictions.csv"
+    if not file.is_file():
+        raise PictureError(f"There is no {file}. Write it first: replora-cli predict --config {run / 'fit.yaml'}")
+    with file.open(newline="", encoding="utf-8") as stream:
+        lines = [line for line in csv.DictReader(stream) if line.get("label", "-1") not in ("", "-1")]
+    if not lines:
+        raise PictureError(f"{file} has no image with a label, so nothing can be compared with the predictions.")
+    pairs = [(int(line["label"]), int(line["predicted"])) for line in lines]
+    classes = max(read_results(run)["data"]["num_classes"], 1 + max(map(max, pairs)))
+    names = [str(number) for number in range(classes)]
+    for line, (label, predicted) in zip(lines, pairs, strict=True):
+        names[label] = _short(line.get("label_name") or str(label))
+        names[predicted] = _short(line.get("predicted_name") or str(predicted))
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(counts, tuple(np.array(pairs).T), 1)
+    return counts, names
+
+
+def _curves(run: Path) -> dict[str, dict[int, float]]:
+    """Measure (`val/loss`) -> epoch from 1 -> value; of an epoch that was done twice, the later."""
+    curves: dict[str, dict[int, float]] = {}
+    files = sorted(run.glob("logs/fit*/metrics.csv"), key=lambda file: (len(file.parent.name), file.parent.name))
+    for file in files:
+        with file.open(newline="", encoding="utf-8") as stream:
+            for line in csv.DictReader(stream):
+                for name, value in line.items():
+                    if value and "/" in name:
+                        curves.setdefault(name, {})[int(line["epoch"]) + 1] = float(value)
+    return {name: dict(sorted(points.items())) for name, points in curves.items()}
+
+
+def _datamodule(config: Path, options: dict[str, Any]) -> Any:
+    import yaml  # type: ignore[import-untyped]
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from datamodules import BaseDataModule
+
+    section = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("data")
+    if not section:
+        raise PictureError(f"{config} has no data section. Name one that has, such as vtab.yaml.")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(BaseDataModule, "data")
+    section = {"class_path": section["class_path"], "init_args": {**section.get("init_args", {}), **options}}
+    try:
+        return parser.instantiate(parser.parse_object({"data": section})).data
+    except ArgumentError as error:
+        raise PictureError(f"The data of {config} with {options}: {error}") from error
+
+
+def _title(run: Path) -> str:
+    results = read_results(run)
+    task = results["data"].get("task", results["data"]["dataset"])
+    return f"{results['method']} on {results['backbone']['name']}, {task}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+
+
+def _pyplot() -> Any:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, file: Path) -> Path:
+    figure.savefig(file, dpi=120)
+    _pyplot().close(figure)
+    return file

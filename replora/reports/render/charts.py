@@ -1,0 +1,318 @@
+"""The pictures of a report. Colours are Okabe and Ito's, apart for every kind of colour vision; markers and lines tell
+the methods apart without colour."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from replora.io import replacing
+from replora.reports.statistics import Mean
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+GREY = "#B0B0B0"
+MARKERS = ("o", "^", "D", "v", "s", "P", "X", "*")
+LINES = ("--", "-", "-.", (0, (5, 1, 1, 1, 1, 1)), ":", (0, (3, 1)), (0, (1, 1)), (0, (6, 2)))
+REFERENCE = "LoRA"  # in grey behind every other method where there are many
+FEW = 6  # methods that one panel shows with room for a legend
+# The same method looks the same in every picture.
+PLACES = {"LoRA": 0, "RepLoRA": 1, "DoRA": 2, "linear": 3, "linear probe": 4}
+
+Curve = Mapping[float, Mean]  # place on the x axis -> mean with its interval, as parts of 1
+
+
+def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and line of each method; of more than eight, colours repeat with other markers, up to 64."""
+    free = (i for i in itertools.count() if i not in {PLACES[m] for m in methods if m in PLACES})
+    places = {method: PLACES[method] if method in PLACES else next(free) for method in methods}
+    return {
+        method: {
+            "color": COLOURS[place % 8],
+            "marker": MARKERS[(place + place // 8) % 8],
+            "linestyle": LINES[(place + place // 8) % 8],
+        }
+        for method, place in places.items()
+    }
+
+
+def draw_curves(
+    file: Path,
+    panels: Mapping[str, Mapping[str, Curve]],
+    x_label: str,
+    y_label: str,
+    *,
+    logarithmic: bool = True,
+    marked: Mapping[tuple[str, str], float] | None = None,
+    zoom: bool = True,
+    clip: bool = False,
+    behind: tuple[str, Mapping[str, Curve]] | None = None,
+) -> Path:
+    """Lines of methods in panels, with their 95 % intervals.
+
+    Args:
+        file: The PNG file.
+        panels: Title of a panel -> method -> curve.
+        x_label: Of every panel.
+        y_label: The same; values are shown in percent if it ends with %.
+        logarithmic: Whether the x axis is; otherwise its places are whole numbers.
+        marked: (panel, method) -> place on the x axis that gets a ring.
+        zoom: Whether the y axis leaves out what has no values.
+        clip: Whether values below half of the panel's best are arrows at its lower edge, with the value beside them.
+        behind: A name and the curves that every panel shows in grey, with the same line and marker as its own.
+    """
+    plt = _pyplot()
+    methods = list(dict.fromkeys(method for curves in panels.values() for method in curves))
+    look = styles(methods)
+    columns = 2 if len(panels) in (2, 4) else min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    width = 8.5 if len(panels) == 1 else 3.3 * columns
+    height = 5.2 if len(panels) == 1 else 3.0 * rows + 0.7
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+    scale = 100 if y_label.endswith("%") else 1
+    shade = 0.13 if len(methods) <= FEW else 0.05
+    grey = behind[1] if behind else {}
+    for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+        shown = [*curves.values(), *grey.values()]
+        values = [scale * mean.value for curve in shown for mean in curve.values()]
+        bottom = _bottom(values) if clip else None
+        for name, curve in grey.items():
+            below = None if bottom is None else (bottom, None)
+            _line(axis, curve, scale, None, look[name] | {"color": GREY}, 0, below)
+        arrows: dict[float, int] = {}
+        for method, curve in curves.items():
+            counted = None if bottom is None else (bottom, arrows)
+            _line(axis, curve, scale, method, look[method], shade, counted)
+            ringed = (marked or {}).get((title, method))
+            if ringed is not None and ringed in curve:
+                y = scale * curve[ringed].value
+                axis.plot([ringed], [y], "o", markersize=13, markerfacecolor="none", color=look[method]["color"])
+        if logarithmic:
+            axis.set_xscale("log")
+            places = sorted({x for curve in shown for x in curve})
+            _plain_ticks(axis, places, width / columns - 0.8)  # 0.8 inches beside the axis
+        else:
+            _whole_ticks(axis)
+        if scale == 100:  # wide intervals of few seeds reach beyond what an accuracy can be
+            low, top = axis.get_ylim()
+            axis.set_ylim(max(low, 0), min(top, max(102, 1.05 * max(values, default=0))))
+        if bottom is not None:
+            axis.set_ylim(bottom=bottom)
+        if not zoom:
+            axis.set_ylim(bottom=0)
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        axis.grid(alpha=0.3)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.axis("off")
+    if behind:
+        axes[0][0].plot([], [], color=GREY, linewidth=1.8, label=behind[0])
+    _legend(figure, axes, width, len(panels))
+    return _save(figure, file)
+
+
+def _line(
+    axis: Any,
+    curve: Curve,
+    scale: float,
+    label: str | None,
+    look: Mapping[str, Any],
+    shade: float,
+    below: tuple[float, dict[float, int] | None] | None,
+) -> None:
+    """A curve with its band; what lies below an edge is drawn on it, and told by arrows where they are counted."""
+    xs = sorted(curve)
+    means = [scale * curve[x].value for x in xs]
+    ys = means
+    if below is not None:
+        edge, arrows = below
+        ys = [max(y, edge) for y in means]
+        for x, y in zip(xs, means, strict=True):
+            if y < edge and arrows is not None:
+                arrows[x] = arrows.get(x, 0) + 1
+                place = (0, 13 * arrows[x] - 9)
+                colour = look["color"]
+                axis.annotate(f"\u2193{y:.0f}", (x, edge), place, textcoords="offset points", color=colour, fontsize=9)
+    every = -(-len(xs) // 10) if len(xs) > 20 else 1
+    axis.plot(xs, ys, label=label, markersize=6, markevery=every, linewidth=1.8, **look)
+    banded = [x for x in xs if shade and curve[x].low is not None]
+    if banded:
+        low = [scale * (curve[x].low or 0) for x in banded]
+        high = [scale * (curve[x].high or 0) for x in banded]
+        axis.fill_between(banded, low, high, color=look["color"], alpha=shade, linewidth=0)
+
+
+def _bottom(values: Sequence[float]) -> float | None:
+    """Where a panel ends if some values are below half of the best: just under the others. None if that is too many."""
+    kept = [value for value in values if value >= max(values) / 2]
+    if len(kept) == len(values) or 2 * len(kept) < len(values):
+        return None
+    return min(kept) - 0.15 * max(max(kept) - min(kept), 1)
+
+
+def _legend(figure: Any, axes: Any, width: float, panels: int) -> None:
+    """Each label once: inside a single panel, beside it if there are many, below several."""
+    handles: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if panels == 1 and len(handles) <= FEW:
+        axes[0][0].legend(handles.values(), handles.keys(), fontsize=11)
+    elif panels == 1:
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=10)
+    else:
+        entry = 0.8 + 0.085 * max(map(len, handles), default=0)  # inches, at this size of the letters
+        columns = max(1, min(5, len(handles), int(width / entry)))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=11)
+
+
+def draw_dots(file: Path, panels: Mapping[str, Mapping[str, Mean]], x_label: str) -> Path:
+    """One dot a method with its 95 % interval, in the order given; a panel for each amount of data.
+
+    Args:
+        file: The PNG file.
+        panels: Title of a panel -> method -> mean, as parts of 1; shown in percent. LoRA's has a grey line.
+        x_label: Of every panel.
+    """
+    plt = _pyplot()
+    methods = list(dict.fromkeys(method for means in panels.values() for method in means))
+    look = styles(methods)
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    size = (8.5 if columns == 1 else 3.4 * columns + 1.2, (0.36 * len(methods) + 1.3) * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
+    for axis, (title, means) in zip(axes.flat, panels.items(), strict=False):
+        for place, method in enumerate(methods):
+            if method not in means:
+                continue
+            mean, centre = means[method], 100 * means[method].value
+            known = mean.low is not None and mean.high is not None
+            ends = [[centre - 100 * (mean.low or 0)], [100 * (mean.high or 0) - centre]] if known else None
+            style = {key: look[method][key] for key in ("color", "marker")}
+            axis.errorbar([centre], [place], xerr=ends, capsize=4, markersize=8, linewidth=1.8, **style)
+            if method == REFERENCE:
+                axis.axvline(centre, color=GREY, linewidth=1, zorder=0)
+        axis.set_yticks(range(len(methods)), methods, fontsize=11)
+        axis.set_xlabel(x_label)
+        axis.set_title(title, fontsize=11)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0][0].invert_yaxis()
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.axis("off")
+    return _save(figure, file)
+
+
+def draw_heat_maps(
+    file: Path,
+    maps: Mapping[str, Mapping[tuple[str, str], float | None]],
+    row_label: str,
+    column_label: str,
+    value_label: str,
+    chosen: Mapping[str, set[tuple[str, str]]] | None = None,
+) -> Path:
+    """One heat map a method on a common scale, each cell with its number; diverged cells are crossed out.
+
+    Args:
+        file: The PNG file.
+        maps: Method -> (row, column) -> value as a part of 1, None where the run diverged; absent cells are blank.
+        row_label: What the rows are.
+        column_label: What the columns are.
+        value_label: What the values are.
+        chosen: Method -> the cells that get a frame.
+    """
+    plt = _pyplot()
+    rows = _in_order(row for cells in maps.values() for row, _ in cells)
+    all_columns = {method: _in_order(column for _, column in cells) for method, cells in maps.items()}
+    columns = min(3, len(maps))
+    lines = -(-len(maps) // columns)
+    width = max(len(c) for c in all_columns.values())
+    figure, axes = plt.subplots(
+        lines,
+        columns,
+        figsize=((0.6 * width + 1.1) * columns + 0.8, (0.42 * len(rows) + 1.35) * lines + 0.3),
+        layout="constrained",
+        squeeze=False,
+    )
+    known = [100 * v for cells in maps.values() for v in cells.values() if v is not None]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    shown = None
+    for axis, (method, cells) in zip(axes.flat, maps.items(), strict=False):
+        names = all_columns[method]
+        grid = np.full((len(rows), len(names)), np.nan)
+        for (row, column), value in cells.items():
+            place = rows.index(row), names.index(column)
+            if value is None:
+                axis.text(place[1], place[0], "X", ha="center", va="center", fontsize=12)
+            else:
+                grid[place] = 100 * value
+                dark = (100 * value - low) / max(high - low, 1e-9) < 0.5
+                text = f"{100 * value:.1f}"
+                colour = "white" if dark else "black"
+                axis.text(place[1], place[0], text, ha="center", va="center", fontsize=9, color=colour)
+        for row, column in (chosen or {}).get(method, set()) & cells.keys():
+            corner = names.index(column) - 0.46, rows.index(row) - 0.46
+            axis.add_patch(plt.Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="#D55E00", linewidth=2.5, zorder=3))
+        shown = axis.imshow(grid, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+        axis.set_title(method, fontsize=11)
+        axis.set_xticks(range(len(names)), names, fontsize=9)
+        axis.set_yticks(range(len(rows)), rows, fontsize=9)
+        axis.set_xlabel(column_label)
+        axis.set_ylabel(row_label)
+    for axis in list(axes.flat)[len(maps) :]:
+        axis.axis("off")
+    if shown is not None:
+        figure.colorbar(shown, ax=axes, label=value_label, shrink=0.8)
+    return _save(figure, file)
+
+
+def _in_order(names: Any) -> list[str]:
+    """Without repetition; numbers by size."""
+    unique = list(dict.fromkeys(names))
+    try:
+        return sorted(unique, key=lambda name: float(name.split(" ")[0]))
+    except ValueError:
+        return unique
+
+
+def _plain_ticks(axis: Any, places: Sequence[float], width: float) -> None:
+    """The measured places themselves as ticks, as many as do not touch on a logarithmic axis of `width` inches."""
+    from matplotlib.ticker import NullLocator
+
+    span = math.log(places[-1] / places[0]) if len(places) > 1 else 1.0
+    kept: list[float] = []
+    free_from = -math.inf
+    for place in places:
+        centre = 0.9 * width * math.log(place / places[0]) / span
+        half = 0.04 * len(f"{place:g}")  # inches, at this size of the letters
+        if centre - half > free_from:
+            kept.append(place)
+            free_from = centre + half + 0.05
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xticks(kept, [f"{place:g}" for place in kept], fontsize=9)
+
+
+def _whole_ticks(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def _pyplot() -> Any:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, file: Path) -> Path:
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    _pyplot().close(figure)
+    return file

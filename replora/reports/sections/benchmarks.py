@@ -1,0 +1,138 @@
+"""The tables of the benchmarks as papers print them, and published rows in tables of their own.
+
+Published rows come from `published.json`, each with its source and how its options were chosen. They are never in one
+table with ours.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from replora.reports.render.document import Block, Heading, Paragraph, Table
+from replora.reports.runs import Group, Size, benchmark_tasks
+from replora.reports.scores import Scores
+
+
+def benchmark_section(group: Group, prefix: str) -> list[Block]:
+    """Our table for each size of the training set and the published ones; empty for other data."""
+    benchmark = {"VTAB": "vtab", "FGVC": "fgvc", "Commonsense": "commonsense"}.get(group.conditions["dataset"])
+    if benchmark is None or not group.final:
+        return []
+    columns = _columns(benchmark)
+    blocks: list[Block] = []
+    for shots in (False, True):
+        scores = Scores(group, shots)
+        for size in reversed(scores.sizes):
+            seeds = len({run.seed for run in scores.runs if run.size == size})
+            rows = []
+            for method in scores.methods:
+                means, counts = _means(scores, method, size)
+                rows.append([method, *_row(benchmark, columns, means, {t: n for t, n in counts.items() if n < seeds})])
+            measured = f"test {scores.runs[0].metric} in %, mean over the seeds ({seeds}, or n); blank: no run"
+            caption = f"{_name(benchmark)}, {_amount(size)}: {measured}"
+            name = f"{prefix}{benchmark}_{'shots' if shots else 'part'}_{size.amount:g}"
+            blocks.append(Table(name, caption, ["method", *columns, *_averages(benchmark)], rows))
+    if benchmark == "vtab":
+        blocks.append(
+            Paragraph(
+                "Two averages are in use: the mean of the three groups' means (most papers) and the plain mean of the "
+                "19 tasks. They differ by about two points. An average is blank where a task is missing."
+            )
+        )
+    return [Heading(3, f"{_name(benchmark)}"), *blocks, *_published(benchmark, group, prefix)]
+
+
+def _published(benchmark: str, group: Group, prefix: str) -> list[Block]:
+    track = group.conditions.get("track")
+    columns = _columns(benchmark)
+    blocks: list[Block] = []
+    for table in published()[benchmark]["tables"]:
+        if table.get("track") not in (None, track):
+            continue
+        rows = [
+            [
+                row["method"],
+                *_row(benchmark, columns, dict(zip(columns, row["accuracies"], strict=True))),
+                row["selection"],
+                row["source"],
+            ]
+            for row in table["rows"]
+        ]
+        headings = ["method", *columns, *_averages(benchmark), "selection", "source"]
+        blocks.append(Table(f"{prefix}{benchmark}_published", table["caption"], headings, rows))
+    return [Heading(3, "Published rows (not ours)"), *blocks] if blocks else []
+
+
+def _means(scores: Scores, method: str, size: Size) -> tuple[dict[str, float], dict[str, int]]:
+    """Task -> mean over the seeds in percent, and how many they are; tasks without a run are absent."""
+    found = {task: scores.mean(method, size, task) for task in scores.tasks}
+    means = {task: mean for task, mean in found.items() if mean is not None}
+    return {t: 100 * mean.value for t, mean in means.items()}, {t: mean.count for t, mean in means.items()}
+
+
+def _row(
+    benchmark: str, columns: list[str], values: Mapping[str, float], fewer: Mapping[str, int] | None = None
+) -> list[str]:
+    """The cells of a method: tasks and averages. `fewer`: task -> number of its seeds, where some are missing."""
+
+    def few(tasks: Iterable[str]) -> str:
+        counts = [fewer[task] for task in tasks if fewer and task in fewer]
+        return f" (n={min(counts)})" if counts else ""
+
+    cells = [f"{values[task]:.1f}{few([task])}" if task in values else "" for task in columns]
+    averages = _averages(benchmark)
+    if benchmark != "vtab":
+        whole = all(task in values for task in columns)
+        mean = f"{statistics.fmean(values[task] for task in columns):.2f}{few(columns)}" if whole else ""
+        return [*cells, mean]
+    by_group = []
+    for tasks in _groups().values():
+        there = [values[task] for task in tasks if task in values]
+        by_group.append(statistics.fmean(there) if len(there) == len(tasks) else None)
+    known = [mean for mean in by_group if mean is not None]
+    whole = len(known) == len(averages) - 2
+    total = statistics.fmean(values[task] for task in columns) if whole else None
+    means = [*by_group, statistics.fmean(known) if whole else None, total]
+    of = [*_groups().values(), columns, columns]
+    return [*cells, *("" if mean is None else f"{mean:.2f}{few(t)}" for mean, t in zip(means, of, strict=True))]
+
+
+def _averages(benchmark: str) -> list[str]:
+    if benchmark == "vtab":
+        return [*_groups(), "mean of group means", "mean of 19 tasks"]
+    return [f"mean of {len(_columns(benchmark))}"]
+
+
+def _columns(benchmark: str) -> list[str]:
+    return benchmark_tasks()[benchmark]
+
+
+def _groups() -> dict[str, list[str]]:
+    from replora.datasets.vtab.dataset import VTAB_TASKS
+
+    groups: dict[str, list[str]] = {}
+    for task in VTAB_TASKS.values():
+        groups.setdefault(str(task.group), []).append(task.name)
+    return groups
+
+
+def _name(benchmark: str) -> str:
+    return str(published()[benchmark]["name"])
+
+
+def _amount(size: Size) -> str:
+    if size.shots:
+        return f"{size.amount:g} training examples a class"
+    return "all training data" if size.amount == 1 else f"{size} of the training data"
+
+
+@cache
+def published() -> dict[str, Any]:
+    """The content of `published.json`: benchmark -> its tables."""
+    content: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+    return content

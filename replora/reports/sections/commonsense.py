@@ -1,0 +1,164 @@
+"""The table of the commonsense benchmark: a row a run, a column a task, an interval beside each accuracy.
+
+Below it, where the results hold which questions were answered rightly: each run against the untuned model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from replora.errors import RepLoRAError, nearest
+from replora.evaluation.sign_test import sign_test
+from replora.results import read_results
+
+# In the order of the published tables, with their short names.
+COLUMNS = {
+    "boolq": "BoolQ",
+    "piqa": "PIQA",
+    "social_i_qa": "SIQA",
+    "hellaswag": "HellaS.",
+    "winogrande": "WinoG.",
+    "ARC-Easy": "ARC-e",
+    "ARC-Challenge": "ARC-c",
+    "openbookqa": "OBQA",
+}
+UNTRAINED = "untrained"
+RIGHT = {"acc": "right", "acc_norm": "right_norm", "accuracy": "right"}  # an accuracy -> what an answer says of it
+
+
+class CommonsenseTableError(RepLoRAError):
+    """Results that do not go into one table, or that have no test."""
+
+
+def commonsense_table(runs: Sequence[Path], metric: str | None = None) -> str:
+    """The runs' tests as a Markdown table like the papers': eight columns and their mean.
+
+    Accuracies are in percent, each with its 95 % interval (Wilson) over the test questions. The mean is the plain one
+    of the tasks that were run. `trained` and `deployed` count the adapter's parameters.
+
+    If the untuned model is among the runs and their results hold `right` (see `right_answers`), a second table compares
+    the others with it: both answered the same questions, so that a difference shows where the intervals overlap.
+
+    Args:
+        runs: Run directories or `results.json` files, in the order of the rows.
+        metric: `accuracy`, `acc` or `acc_norm`. Default: `acc_norm` where it was measured (the preset `cloze`).
+
+    Raises:
+        CommonsenseTableError: Presets, evaluations, backbones or numbers of questions differ, or there is no test or no
+            such metric.
+    """
+    contents = {str(run): read_results(Path(run)) for run in runs}
+    _require_one_kind(contents)
+    first = next(iter(contents.values()))["test"]
+    known = list(first["mean"])
+    chosen = metric or ("acc_norm" if "acc_norm" in known else known[0])
+    if chosen not in known:
+        raise CommonsenseTableError(f"metric: {chosen!r} was not measured. {nearest(chosen, known)}")
+    lines = [
+        f"| {chosen} | trained | deployed | {' | '.join(COLUMNS.values())} | mean |",
+        "|---|" + "---|" * (len(COLUMNS) + 3),
+        *(_row(content, chosen) for content in contents.values()),
+    ]
+    items = ", ".join(f"{COLUMNS[task]} {found['items']:,}" for task, found in _in_order(first["tasks"]).items())
+    return "\n".join(lines) + f"\n\nTest questions: {items}.\n" + _paired(list(contents.values()), chosen)
+
+
+def right_answers(predictions: Path, metrics: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Which questions were answered rightly, in few bytes: task -> metric -> a digit a question, 1 for right.
+
+    Args:
+        predictions: `predictions.jsonl` of a test; the digits are in the order of the questions in the task's file.
+        metrics: Any of `accuracy`, `acc` and `acc_norm`; others are left out.
+    """
+    digits: dict[str, dict[str, str]] = {}
+    lines = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    for answer in sorted(lines, key=lambda answer: answer["index"]):
+        found = digits.setdefault(answer["task"], {name: "" for name in metrics if name in RIGHT})
+        for name in found:
+            found[name] += str(int(answer[RIGHT[name]]))
+    return digits
+
+
+def _paired(contents: list[dict[str, Any]], metric: str) -> str:
+    """Each run against the untuned model, task by task; empty where that cannot be told."""
+    told = [content for content in contents if "right" in content["test"]]
+    untuned = next((content["test"] for content in told if content["test"]["weights"] == UNTRAINED), None)
+    tuned = [content for content in told if content["test"]["weights"] != UNTRAINED]
+    if untuned is None or not tuned:
+        return ""
+    lines = [
+        f"\n| {metric} against untuned | task | intervals | gained | lost | p |",
+        "|---|---|---|---|---|---|",
+    ]
+    for content in tuned:
+        for task, found in _in_order(content["test"]["tasks"]).items():
+            before, after = (test["right"][task][metric] for test in (untuned, content["test"]))
+            pairs = list(zip(before, after, strict=True))
+            gained, lost = pairs.count(("0", "1")), pairs.count(("1", "0"))
+            p = sign_test(gained, lost)
+            shown = f"{p:.3f}" if p >= 0.001 else "< 0.001"
+            ends = f"{metric}_interval"
+            apart = _apart(untuned["tasks"][task][ends], found[ends])
+            cells = [content["method"], COLUMNS[task], "apart" if apart else "overlap", str(gained), str(lost), shown]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + (
+        "\n\nGained and lost: questions answered rightly by the tuned model alone, and by the untuned one alone; "
+        "p of the exact sign test.\n"
+    )
+
+
+def _apart(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two intervals have nothing in common."""
+    return one[1] < other[0] or other[1] < one[0]
+
+
+def _row(content: dict[str, Any], metric: str) -> str:
+    test = content["test"]
+    name, counts = content["method"], content["parameters"]
+    numbers = [f"{counts['adapter_trained']:,}", f"{counts['adapter_deployed']:,}"]
+    if test["weights"] == UNTRAINED:
+        name, numbers = "untuned", ["0", "0"]
+    cells = [_cell(test["tasks"].get(task), metric) for task in COLUMNS]
+    return f"| {' | '.join([name, *numbers, *cells])} | {100 * test['mean'][metric]:.1f} |"
+
+
+def _cell(found: dict[str, Any] | None, metric: str) -> str:
+    if found is None:
+        return ""
+    low, high = found[f"{metric}_interval"]
+    text = f"{100 * found[metric]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    if found.get("unparsed"):
+        text += f", {100 * found['unparsed']:.1f} unparsed"
+    return text
+
+
+def _in_order(tasks: dict[str, Any]) -> dict[str, Any]:
+    return {task: tasks[task] for task in COLUMNS if task in tasks}
+
+
+def _require_one_kind(contents: dict[str, dict[str, Any]]) -> None:
+    """Numbers of other prompts, other ways to answer or other questions say nothing about each other."""
+    if not contents:
+        raise CommonsenseTableError("There is no run to make a table of.")
+    kinds: dict[tuple[Any, ...], list[str]] = {}
+    for run, content in contents.items():
+        test = content.get("test", {})
+        if "tasks" not in test:
+            raise CommonsenseTableError(
+                f"{run} has no test of commonsense tasks. First: replora-cli test --config {run}/fit.yaml"
+            )
+        items = tuple((task, found["items"]) for task, found in _in_order(test["tasks"]).items())
+        backbone = (content["backbone"]["name"], content["backbone"]["fingerprint"])
+        kinds.setdefault((content["data"].get("preset"), test["evaluation"], *backbone, items), []).append(run)
+    if len(kinds) > 1:
+        listed = "\n".join(
+            f"  preset {kind[0]}, by {kind[1]}, {kind[2]} ({kind[3]}), {dict(kind[4])}: {', '.join(names)}"
+            for kind, names in kinds.items()
+        )
+        raise CommonsenseTableError(
+            f"These runs do not go into one table: their prompts, evaluation, backbone or questions differ.\n{listed}\n"
+            "Make a table for each kind."
+        )

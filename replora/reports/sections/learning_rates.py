@@ -1,0 +1,194 @@
+"""The first stage: validation score over the grid of learning rates and weight decays, and what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from replora.reports.render.charts import FEW, REFERENCE, draw_curves, draw_heat_maps
+from replora.reports.render.document import Block, Heading, Paragraph, Picture, Table
+from replora.reports.runs import HEADLINES, Group, Run, Size, ordered, ordered_tasks, spread
+from replora.reports.selected import Chosen, chosen
+from replora.reports.statistics import Mean, mean_over_seeds
+
+PARTS = {f"val/{name}" for name in HEADLINES}  # metrics in [0, 1]
+
+
+def grid_section(group: Group, folder: Path, prefix: str) -> list[Block]:
+    """Curves over the learning rate, heat maps and the table of choices; empty without a first stage."""
+    runs = [run for run in group.selection if run.rate is not None]
+    if len({run.rate for run in runs}) < 2:
+        return []
+    metric = f"validation {next(run.metric for run in runs)}, %"
+    sizes = sorted({run.size for run in runs})
+    methods = ordered({run.method for run in runs})
+    tasks = ordered_tasks({run.task for run in runs})
+    found = {
+        (method, task, size): chosen(group, method, task, size)
+        for task in tasks
+        for size in sizes
+        for method in methods
+    }
+    # With several tasks each has its own choice, and a mean over them has none.
+    ringed = {
+        (method, size): choice for (method, _, size), choice in found.items() if choice is not None and len(tasks) == 1
+    }
+    ring = "A ring marks the choice." if len(tasks) == 1 else "Choices are made for each task: the table has them."
+    over = f"mean over {len(tasks)} tasks" if len(tasks) > 1 else f"task {tasks[0]}"
+    blocks: list[Block] = [
+        Heading(3, "Learning rates"),
+        Paragraph(
+            "Chosen on validation images alone. Methods are compared at their own best rates, from grids with equal "
+            "numbers of points; at one shared rate any of them can be made to look better. A choice at the edge of its "
+            "grid may have a better one beyond."
+        ),
+        _curves(
+            runs,
+            methods,
+            sizes,
+            ringed,
+            folder / f"{prefix}learning_rate.png",
+            metric,
+            f"({over}; at the best weight "
+            f"decay of each rate). {ring} Arrows: less than half of the panel's best, the value beside them.",
+        ),
+        *_heat_maps(runs, methods, sizes, ringed, folder, prefix, metric),
+        _choices(runs, found, f"{prefix}choices"),
+    ]
+    return blocks
+
+
+def _curves(
+    runs: Sequence[Run],
+    methods: Sequence[str],
+    sizes: Sequence[Size],
+    ringed: Mapping[tuple[str, Size], Chosen],
+    file: Path,
+    label: str,
+    words: str,
+) -> Picture:
+    """A panel a size with a line a method; of many methods a panel a method with a line a size, LoRA in grey behind."""
+    names = {size: str(size) + (" of the data" if not size.shots else "") for size in sizes}
+    if len(methods) <= FEW:
+        panels = {names[size]: {method: _over_rates(_of(runs, method, size)) for method in methods} for size in sizes}
+        rings = {(names[size], method): choice.rate for (method, size), choice in ringed.items()}
+        draw_curves(file, panels, "learning rate (peak)", label, marked=rings, clip=True)
+        return Picture(file, f"Validation score against the learning rate {words}")
+    shown = spread(sizes)
+    panels = {method: {names[size]: _over_rates(_of(runs, method, size)) for size in shown} for method in methods}
+    rings = {(method, names[size]): choice.rate for (method, size), choice in ringed.items()}
+    behind = (f"{REFERENCE}, same size", panels[REFERENCE]) if REFERENCE in panels else None
+    draw_curves(file, panels, "learning rate (peak)", label, marked=rings, clip=True, behind=behind)
+    some = f", {len(shown)} of {len(sizes)} sizes" if len(shown) < len(sizes) else ""
+    grey = f", {REFERENCE}'s curves in grey" if behind else ""
+    return Picture(file, f"Validation score against the learning rate, a panel a method{some}{grey} {words}")
+
+
+def _of(runs: Iterable[Run], method: str, size: Size) -> list[Run]:
+    return [run for run in runs if run.method == method and run.size == size]
+
+
+def _over_rates(runs: Sequence[Run]) -> dict[float, Mean]:
+    """Learning rate -> validation score at its best weight decay, over tasks and seeds; without diverged rates."""
+    curve: dict[float, Mean] = {}
+    for rate in sorted({run.rate for run in runs if run.rate is not None}):
+        decays = {run.decay for run in runs if run.rate == rate}
+        found = [_mean([run for run in runs if (run.rate, run.decay) == (rate, decay)]) for decay in decays]
+        known = [mean for mean in found if mean is not None]
+        if known:
+            curve[rate] = max(known, key=lambda mean: mean.value)
+    return curve
+
+
+def _mean(runs: Sequence[Run]) -> Mean | None:
+    """None where a run diverged."""
+    values = [run.validation for run in runs]
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    mean = mean_over_seeds(known)
+    # Several tasks are no repetitions of one measurement: no interval.
+    return mean if len({run.task for run in runs}) == 1 else Mean(mean.value, None, None, mean.count, None)
+
+
+def _heat_maps(
+    runs: Sequence[Run],
+    methods: Sequence[str],
+    sizes: Sequence[Size],
+    ringed: Mapping[tuple[str, Size], Chosen],
+    folder: Path,
+    prefix: str,
+    label: str,
+) -> list[Block]:
+    """Learning rate by weight decay for each size where decays vary, else learning rate by size."""
+    blocks: list[Block] = []
+    frame = "; a frame marks the choice" if ringed else ""
+    if len({run.decay for run in runs if run.decay is not None}) > 1:
+        for size in sizes:
+            cells = {
+                method: {
+                    (f"{decay:g}", f"{rate:g}"): _value([r for r in there if (r.decay, r.rate) == (decay, rate)])
+                    for there in [_of(runs, method, size)]
+                    for decay in {r.decay for r in there if r.decay is not None}
+                    for rate in {r.rate for r in there if r.rate is not None}
+                }
+                for method in methods
+            }
+            framed = {
+                m: {(f"{c.decay:g}", f"{c.rate:g}")}
+                for (m, s), c in ringed.items()
+                if s == size and c.decay is not None
+            }
+            file = folder / f"{prefix}grid_{'shots' if size.shots else 'part'}_{size.amount:g}.png"
+            draw_heat_maps(file, cells, "weight decay", "learning rate", label, framed)
+            blocks.append(Picture(file, f"Validation score over the grid, {size} of the data; X diverged{frame}."))
+        return blocks
+    by_rate = {
+        method: {
+            (str(size), f"{rate:g}"): _value([run for run in _of(runs, method, size) if run.rate == rate])
+            for size in sizes
+            for rate in sorted({r.rate for r in _of(runs, method, size) if r.rate is not None})
+        }
+        for method in methods
+    }
+    if len(sizes) == 1:
+        return []  # the curves say it all
+    framed = {m: {(str(s), f"{c.rate:g}") for (other, s), c in ringed.items() if other == m} for m in methods}
+    file = folder / f"{prefix}grid.png"
+    draw_heat_maps(file, by_rate, "training data", "learning rate", label, framed)
+    caption = f"Validation score over learning rate and amount of training data; X diverged{frame}."
+    return [Picture(file, caption)]
+
+
+def _value(runs: Sequence[Run]) -> float | None:
+    mean = _mean(runs)
+    return mean.value if mean else None
+
+
+def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Chosen | None], name: str) -> Table:
+    """The chosen point of each method, task and size, and whether it lies at an edge of the rates."""
+    rows = []
+    for (method, task, size), choice in found.items():
+        there = [run for run in _of(runs, method, size) if run.task == task]
+        points = len({(run.rate, run.decay) for run in there})
+        row = [task, str(size), method]
+        if choice is None:
+            rows.append([*row, "", "", "", "", str(points)])
+            continue
+        rates = sorted({run.rate for run in there if run.rate is not None})
+        edge = "lowest" if choice.rate == min(rates, default=None) else ""
+        edge = "highest" if choice.rate == max(rates, default=None) else edge
+        value = f"{100 * choice.value:.1f}" if choice.metric in PARTS else f"{choice.value:.4g} ({choice.metric})"
+        decay = "" if choice.decay is None else f"{choice.decay:g}"
+        rows.append([*row, f"{choice.rate:g}", edge if len(rates) > 1 else "", decay, value, str(points)])
+    metrics = sorted({choice.metric for choice in found.values() if choice})
+    recorded = {choice.recorded for choice in found.values() if choice}
+    source = {
+        frozenset([True]): "as the final runs record it",
+        frozenset([False]): "no final run records it: the best of the points with all seeds",
+    }.get(
+        frozenset(recorded), "as the final runs record it; where there are none, the best of the points with all seeds"
+    )
+    caption = f"The chosen point of each grid by {' or '.join(metrics) or 'validation'} ({source})"
+    columns = ["task", "size", "method", "learning rate", "edge", "weight decay", "validation, %", "points tried"]
+    return Table(name, caption, columns, rows)

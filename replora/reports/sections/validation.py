@@ -1,0 +1,31 @@
+"""Validation scores of a benchmark that offers no test, in a table that says so."""
+
+from __future__ import annotations
+
+from replora.reports.render.document import Block, Heading, Table
+from replora.reports.runs import Group
+from replora.reports.scores import AVERAGE, Scores
+from replora.reports.statistics import in_percent
+
+WITHOUT_TEST = ("VideoText",)
+
+
+def validation_section(group: Group, prefix: str) -> list[Block]:
+    """A row a method and size, a column a task and their mean; empty for data that have a test."""
+    if group.conditions["dataset"] not in WITHOUT_TEST:
+        return []
+    scores = Scores(group, shots=False, stage="val")
+    if not scores.tasks:
+        return []
+    rows = [
+        [method, scores.name(size), *(in_percent(scores.mean(method, size, task)) for task in (*scores.tasks, AVERAGE))]
+        for size in scores.sizes
+        for method in scores.methods
+    ]
+    caption = (
+        "Validation scores, not test scores: the answers of this benchmark's tests are not public. Accuracy in %, of "
+        "captions CIDEr as tables show it, and their plain mean; mean of the seeds ± half the 95 % interval (n seeds). "
+        "Options chosen by the same scores flatter them."
+    )
+    columns = ["method", "size", *scores.tasks, AVERAGE]
+    return [Heading(3, "Validation scores"), Table(f"{prefix}validation", caption, columns, rows)]

@@ -1,0 +1,131 @@
+"""Tables of the video benchmarks: HMDB51's two numbers, and published rows in tables of their own."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from replora.errors import RepLoRAError
+from replora.reports.render.document import Block, Heading, Paragraph, Table
+from replora.reports.runs import Group, Run
+from replora.reports.sections.benchmarks import published
+
+BENCHMARKS = {"SSv2": "Something-Something-V2", "HMDB51": "HMDB51"}
+
+
+def video_section(groups: Sequence[Group]) -> list[Block]:
+    """HMDB51 over the groups of its splits, then published rows; empty without runs on a video benchmark."""
+    if not {group.conditions["dataset"] for group in groups} & set(BENCHMARKS):
+        return []
+    tables = [
+        Table(
+            f"videos_published_{number}",
+            table["caption"],
+            ["method", "parameters", *BENCHMARKS.values(), "selection", "source"],
+            [
+                [row["method"], row["parameters"], *(f"{value:.2f}" for value in row["accuracies"]), *_origin(row)]
+                for row in table["rows"]
+            ],
+        )
+        for number, table in enumerate(published()["videos"]["tables"], start=1)
+    ]
+    return [*_hmdb51(groups), Heading(2, "Published rows on videos (not ours)"), *tables]
+
+
+def _hmdb51(groups: Sequence[Group]) -> list[Block]:
+    """A line for each method, setting and size; seeds are averaged, splits only within a seed."""
+    # Line -> seed -> split -> results
+    lines: dict[tuple[str, ...], dict[int, dict[str, dict[str, Any]]]] = {}
+    for group in groups:
+        for run in group.final if group.conditions["dataset"] == "HMDB51" else []:
+            if run.score is not None:
+                split = f"split {group.conditions.get('official_split')}"
+                lines.setdefault(_line(group, run), {}).setdefault(run.seed, {})[split] = run.results
+    rows, notes = [], []
+    for line, seeds in lines.items():
+        found = []
+        for seed, results in sorted(seeds.items()):
+            try:
+                found.append(hmdb51_accuracies(results))
+            except SplitsError as error:
+                notes.append(Paragraph(f"{', '.join(filter(None, line))}, seed {seed}: {error}"))
+        rows.append([*line, str(len(found)), *(_mean(found, column) for column in (SPLIT_1, MEAN))])
+    if not rows:
+        return []
+    caption = "HMDB51, test accuracy in %, mean over the seeds; blank: not all of its splits, or under other settings"
+    columns = ["method", "training data", "backbone", "recipe", "seeds", SPLIT_1, MEAN]
+    return [Heading(2, "HMDB51 over its splits"), Table("hmdb51", caption, columns, rows), *notes]
+
+
+def _line(group: Group, run: Run) -> tuple[str, ...]:
+    described = (group.conditions["sweep"], group.conditions["backbone"])
+    return run.method, str(run.size), ", ".join(filter(None, described)), str(run.results["data"].get("recipe", ""))
+
+
+def _mean(found: list[dict[str, float]], column: str) -> str:
+    values = [columns[column] for columns in found if column in columns]
+    return f"{100 * statistics.fmean(values):.2f}" if values and len(values) == len(found) else ""
+
+
+def _origin(row: dict[str, Any]) -> tuple[str, str]:
+    return row["selection"], row["source"]
+
+
+SPLIT_1, MEAN = "split 1", "mean of three splits"
+
+
+# What has to be the same in the three runs, as a path into their results.
+SAME = (
+    *("backbone", "method", "options"),
+    *("data.dataset", "data.protocol", "data.recipe", "data.clips", "data.normalization", "data.skip_corrupt"),
+    *("data.train_fraction", "data.shots", "data.subset_seed", "data.val_fraction", "data.split_seed"),
+    *("fit.optimizer", "fit.epochs", "fit.batch", "fit.precision", "fit.seed"),
+    "test.metrics.test/skipped",  # an accuracy over fewer videos is another number
+)
+
+
+class SplitsError(RepLoRAError):
+    """The results given are not of the three splits of HMDB51 under one setting."""
+
+
+def hmdb51_accuracies(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """`{"split 1": ...}`, and `{"mean of three splits": ...}` beside it where runs on all three are there.
+
+    Args:
+        results: name of a run -> content of its `results.json`; the accuracy is that of its `test`, in [0, 1].
+
+    Raises:
+        SplitsError: a run has no test or is of other data, a split is there twice or split 1 is not there, two of the
+            three are there, or the runs differ in more than their split.
+    """
+    by_split: dict[int, str] = {}
+    for name, content in results.items():
+        split = content.get("data", {}).get("official_split")
+        if split is None or "test" not in content:
+            raise SplitsError(f"{name} is no tested run on HMDB51: its results have no official_split, or no test.")
+        if split in by_split:
+            raise SplitsError(f"{name} and {by_split[split]} are both of split {split}.")
+        by_split[split] = name
+    if sorted(by_split) not in ([1], [1, 2, 3]):
+        raise SplitsError(
+            f"There are results of the splits {', '.join(map(str, sorted(by_split))) or 'none'}. The official number "
+            "is the mean over 1, 2 and 3; tables of one split alone are of split 1. Fit the others with --data.split."
+        )
+    first = results[by_split[1]]
+    for name in by_split.values():
+        differing = [path for path in SAME if _at(results[name], path) != _at(first, path)]
+        if differing:
+            raise SplitsError(f"{name} and {by_split[1]} differ in {', '.join(differing)}, so they have no mean.")
+    accuracy = {split: float(results[name]["test"]["metrics"]["test/accuracy"]) for split, name in by_split.items()}
+    columns = {SPLIT_1: accuracy[1]}
+    if len(accuracy) == 3:
+        columns[MEAN] = sum(accuracy.values()) / 3
+    return columns
+
+
+def _at(content: Any, path: str) -> Any:
+    """What stands at `a.b.c`; None if nothing does."""
+    for key in path.split("."):
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content

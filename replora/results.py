@@ -1,0 +1,181 @@
+"""`results.json`: what one run measured and everything that the numbers depend on.
+
+    {
+      "format": 1,
+      "backbone": {name, weights, sha256, fingerprint},         what was adapted
+      "method": "replora", "options": {...}, "targets": [...],   with what
+      "parameters": {backbone, adapter_trained, adapter_deployed, head},
+      "data": {...},                                             a datamodule's describe()
+      "fit":  {"metrics": {"val/accuracy": 0.9, ...}, "epochs": 100, "steps": 1500, ...},
+      "test": {"metrics": {...}, "weights": "last epoch", ...},
+      "sweep": {name, stage, method, task, size, grid, seed, ...}   of one run of a sweep (replora.sweeps.trial)
+    }
+
+`fit` has beside its metrics the optimiser (`optimizer`), its course (`schedule`), the batches (`batch`) and the course
+of the metrics (`history`: name -> [[epoch, value], ...], at most 50 epochs, the last among them).
+
+Each verb (`fit`, `validate`, `test`, `predict`) has its own entry: its metrics, the weights it used, its seed, command,
+date, duration, peak memory and software versions. A later verb is added to the file of its run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from replora.errors import RepLoRAError
+from replora.io import replace_text
+
+FORMAT = 1
+VERBS = ("fit", "validate", "test", "predict")
+PACKAGES = ("replora", "torch", "lightning", "timm", "transformers", "peft", "torchvision", "torchmetrics")
+# What must be the same for two verbs to belong to one run.
+SAME_RUN = ("backbone", "method", "options")
+
+
+class ResultsError(RepLoRAError):
+    """A results file is missing, damaged, of a newer format, or of another run."""
+
+
+def in_words(data: dict[str, Any]) -> str | None:
+    """What a run was trained on, from the `data` of its results: data set, task and number of items."""
+    items = len(data.get("train_indices") or [])
+    words = [data.get("dataset"), data.get("task"), f"{items:,} training items" if items else None]
+    return ", ".join(str(word) for word in words if word) or None
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a `results.json`, or of the one in a run's directory.
+
+    Raises:
+        ResultsError: There is none, or it cannot be read by this release.
+    """
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ResultsError(f"There is no {file}. A run writes it when fit, validate, test or predict ends.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{file} is damaged: {error}.") from error
+    if not isinstance(results, dict) or not isinstance(results.get("format"), int):
+        raise ResultsError(f"{file} is not a results file of this project: it has no 'format'.")
+    if results["format"] > FORMAT:
+        raise ResultsError(f"{file} has format {results['format']}; this release reads up to {FORMAT}. Update replora.")
+    return results
+
+
+def add_to_results(file: Path, model: dict[str, Any], data: dict[str, Any], verb: str, entry: dict[str, Any]) -> None:
+    """Write one verb's entry into `file`, beside the entries of other verbs of the same run; whole or not at all.
+
+    Args:
+        file: Where; made with its folder if absent.
+        model: Backbone, method, options, targets and parameter counts.
+        data: The data's description.
+        verb: One of `VERBS`. An earlier entry of the same verb is replaced.
+        entry: Its metrics and circumstances.
+
+    Raises:
+        ResultsError: `file` exists and belongs to a run of another backbone or method, or cannot be read.
+    """
+    before = read_results(file) if file.exists() else {}
+    refuse_other_run(file, before, model)
+    entries = {name: before[name] for name in (*VERBS, "sweep") if name in before} | {verb: entry}
+    # What a verb's datamodule has not built is known from the verbs before.
+    known = before.get("data", {})
+    merged = {key: known.get(key) if value in (None, {}, []) else value for key, value in data.items()}
+    if isinstance(known.get("split_sizes"), dict) and isinstance(data.get("split_sizes"), dict):
+        merged["split_sizes"] = known["split_sizes"] | data["split_sizes"]
+    write_json(file, {"format": FORMAT, **model, "data": merged, **entries})
+
+
+def refuse_other_run(file: Path, before: dict[str, Any], model: dict[str, Any]) -> None:
+    """Raise if `before`, read from `file`, is of another backbone or method than `model`.
+
+    Raises:
+        ResultsError: It is.
+    """
+    now = json.loads(json.dumps(model))
+    differing = [
+        f"{name}: {found.get(name)!r} there, {asked.get(name)!r} here"
+        for key in SAME_RUN
+        if key in before
+        for found, asked in [(_entries(key, before[key]), _entries(key, now[key]))]
+        for name in sorted(found.keys() | asked.keys())
+        if found.get(name) != asked.get(name)
+    ]
+    if differing:
+        listed = "\n  ".join(differing)
+        raise ResultsError(f"{file} belongs to another run:\n  {listed}\nChoose a new directory with --run_dir.")
+
+
+def _entries(key: str, value: Any) -> dict[str, Any]:
+    """{"options.rank": 8, ...} of a table, {"method": "lora"} of a plain value."""
+    return {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write JSON so that readers see the old file or the new one, never a part."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # Lists of indices on one line; a raw line break tells them from brackets inside strings.
+    text = re.sub(r"\[\n[\s\d,]+\]", lambda found: f"[{', '.join(re.findall('[0-9]+', found[0]))}]", text)
+    replace_text(file, text)
+
+
+def circumstances() -> dict[str, Any]:
+    """Where and how this process runs: command, date (UTC), versions, the code's git commit, the machine."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "git": git_commit(),
+        "platform": platform.platform(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with `-dirty` if tracked files differ from it; None outside a repository."""
+    package = Path(__file__).resolve().parent
+    if _git(package, "ls-files", "--error-unmatch", "errors.py") is None:
+        return None
+    commit = _git(package, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return commit + ("-dirty" if _git(package, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def peak_memory() -> dict[str, int]:
+    """Peak memory of this process so far, in bytes: `cpu` resident, `cuda` allocated by torch where a GPU was used."""
+    peaks = {}
+    try:
+        import resource
+
+        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peaks["cpu"] = usage if sys.platform == "darwin" else usage * 1024
+    except ImportError:  # Windows
+        pass
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peaks["cuda"] = torch.cuda.max_memory_allocated()
+    return peaks
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,95 @@
+"""The choice between the two stages: each method, task and size at its best point, by the validation images alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from replora.sweeps.sweep_file import Point, StagePlan, SweepError, Trial
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen point of a method for one task and size.
+
+    Attributes:
+        point: Of the method's grid.
+        metric: By which it was chosen.
+        mode: Whether more or less of it is better.
+        mean: Of the metric over the seeds of the first stage.
+        means: Name of each point -> its mean, None where a run diverged or is missing.
+        at_edge: For each option of the grid with several values: whether the chosen one is the lowest or highest.
+    """
+
+    point: Point
+    metric: str
+    mode: str
+    mean: float
+    means: dict[str, float | None]
+    at_edge: dict[str, bool]
+
+    def describe(self) -> dict[str, Any]:
+        """As it stands in `results.json`."""
+        return {"metric": self.metric, "mode": self.mode, "means": self.means}
+
+
+def choose(
+    stage: StagePlan, results: Iterable[tuple[Trial, Mapping[str, Any] | None]]
+) -> dict[tuple[str, str, str], Choice]:
+    """The best point of each cell: the mean over the seeds decides, of equal ones the first of the grid.
+
+    A point counts only where all its seeds have a value: a run that diverged or failed rules its point out.
+
+    Args:
+        stage: The first stage.
+        results: Each trial of the stage with its results, None where it failed.
+
+    Returns:
+        `Trial.cell` -> choice; cells in which no point counts are absent.
+
+    Raises:
+        SweepError: The metric is not in the results.
+    """
+    cells: dict[tuple[str, str, str], dict[str, tuple[Point, list[float | None]]]] = {}
+    for trial, result in results:
+        of_cell = cells.setdefault(trial.cell, {})
+        of_cell.setdefault(trial.grid.name, (trial.grid, []))[1].append(_value(stage.metric, result))
+    chosen = {}
+    sign = 1 if stage.mode == "max" else -1
+    for cell, of_cell in cells.items():
+        means = {name: _mean(values, len(stage.seeds)) for name, (_, values) in of_cell.items()}
+        usable = {name: mean for name, mean in means.items() if mean is not None}
+        if usable:
+            best = max(usable, key=lambda name: sign * usable[name])
+            point = of_cell[best][0]
+            edges = _edges(point, [other for other, _ in of_cell.values()])
+            chosen[cell] = Choice(point, stage.metric, stage.mode, usable[best], means, edges)
+    return chosen
+
+
+def _value(metric: str, result: Mapping[str, Any] | None) -> float | None:
+    if result is None or "failed" in result.get("sweep", {}):
+        return None
+    measured: dict[str, float | None] = result["fit"]["metrics"]
+    if metric not in measured:
+        raise SweepError(
+            f"select, metric: {metric} is not in the results of the first stage, which have {', '.join(measured)}. "
+            "Validation needs data.protocol=tune or holdout, and an epoch in which it is made."
+        )
+    return measured[metric]
+
+
+def _mean(values: list[float | None], seeds: int) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) == seeds else None
+
+
+def _edges(point: Point, grid: list[Point]) -> dict[str, bool]:
+    edges = {}
+    for option, value in point.options.items():
+        others = {other.options[option] for other in grid if option in other.options}
+        if len(others) > 1 and all(isinstance(other, int | float) for other in others):
+            edges[option] = value in (min(others), max(others))
+    return edges

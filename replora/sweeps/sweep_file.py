@@ -1,0 +1,466 @@
+"""A sweep's file: which runs it consists of.
+
+    base: [quickstart.yaml]                   configurations under every trial, as of --config
+    options: {trainer.max_epochs: 20}         options of every trial, as on the command line without the dashes
+    seconds_per_trial: 10                     for the estimate of a dry run, until trials of one's own are measured
+    tasks: {data.task: [dtd, kitti]}          an axis (see below); may be absent
+    sizes: {data.train_fraction: [0.1, 1]}    an axis: how much training data; may be absent
+    methods:
+      LoRA:                                   the name in reports
+        configs: [adapter/lora.yaml]
+        options: {}                           may be absent
+        grid:                                 an axis; may be absent
+          model.optimizer.lr: [0.005, 0.01]
+          model.optimizer.weight_decay: [0.0001]
+      RepLoRA: ...                            its grid must have as many points
+    select:                                   the first stage: every method, task and size at every point of the grid
+      seeds: [0]
+      metric: val/accuracy
+      mode: max                               or min; may be absent
+      options: {data.protocol: tune}
+    final:                                    the second stage: each at the point with the best mean metric
+      seeds: [0, 1, 2, 3, 4]
+      options: {data.protocol: final}
+
+An axis is either a mapping of options to lists of values, of which all combinations count, or a list of mappings of
+options to values, each of them one point, called by its first option. Later options win: those of the sweep, the task,
+the size, the method, the point of the grid, the stage, `--options` of the command line; then the seed, which sets
+`seed_everything`, `data.subset_seed` and `data.shuffle_seed`, so that each seed draws other training images.
+
+Without `select` every method has one point; without `final` the sweep ends with the choice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from replora.errors import RepLoRAError, nearest
+from replora.recipes import flat_options
+
+Stage = Literal["select", "final"]
+Options = dict[str, Any]  # as on the command line without the dashes -> value
+SEED_OPTIONS = ("seed_everything", "data.subset_seed", "data.shuffle_seed")
+OPTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+
+
+class SweepError(RepLoRAError):
+    """A sweep's file cannot be understood, or would compare methods unfairly."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of an axis.
+
+    Attributes:
+        name: In reports and directories, such as `train_fraction=0.1`.
+        options: What it sets.
+    """
+
+    name: str
+    options: Options
+
+
+ONLY = Point("", {})  # the one point of an axis that is absent
+
+
+@dataclass(frozen=True)
+class Method:
+    """One of the methods that are compared.
+
+    Attributes:
+        name: In reports and directories.
+        configs: Configurations laid over the sweep's.
+        options: Beyond them.
+        grid: The points among which is chosen.
+    """
+
+    name: str
+    configs: list[str]
+    options: Options
+    grid: list[Point]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        seeds: Each is a run of its own.
+        options: Of every trial of the stage.
+        metric: By which the first stage chooses, as in `results.json`.
+        mode: Whether more or less of it is better.
+    """
+
+    seeds: list[int]
+    options: Options
+    metric: str = ""
+    mode: Literal["max", "min"] = "max"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: `replora-cli fit` with these arguments.
+
+    Attributes:
+        stage: `select` or `final`.
+        method: Name of its method.
+        task: Point of the axis `tasks`.
+        size: Point of the axis `sizes`.
+        grid: Point of the method's grid.
+        seed: Of training images, their order, head, adapter and training.
+        arguments: Configurations and options, without the verb and the directory.
+        folder: Where below the sweep's directory; the same for the same trial in every process.
+    """
+
+    stage: Stage
+    method: str
+    task: Point
+    size: Point
+    grid: Point
+    seed: int
+    arguments: list[str] = field(repr=False)
+    folder: str
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        """What the choice is made for: method, task and size."""
+        return self.method, self.task.name, self.size.name
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's file, checked.
+
+    Attributes:
+        name: Of the file.
+        base: Configurations under every trial.
+        options: Options of every trial.
+        tasks: `ONLY` where there is no such axis.
+        sizes: The same.
+        methods: In the file's order.
+        select: The first stage, None if there is none.
+        final: The second.
+        overriding: Options of the command line.
+        seconds_per_trial: A guess, None if unknown.
+    """
+
+    name: str
+    base: list[str]
+    options: Options
+    tasks: list[Point]
+    sizes: list[Point]
+    methods: list[Method]
+    select: StagePlan | None
+    final: StagePlan | None
+    overriding: Options
+    seconds_per_trial: float | None
+
+    def selection_trials(self) -> list[Trial]:
+        """Every method, task and size at every point of its grid; seed after seed, so that early results are even."""
+        if self.select is None:
+            return []
+        return [
+            self._trial("select", method, task, size, point, seed)
+            for seed in self.select.seeds
+            for task, size, method in self._cells()
+            for point in method.grid
+        ]
+
+    def final_trials(self, chosen: Mapping[tuple[str, str, str], Point]) -> list[Trial]:
+        """Every method, task and size that has a chosen point, at that point; seed after seed.
+
+        Args:
+            chosen: `Trial.cell` -> point of the grid.
+        """
+        if self.final is None:
+            return []
+        trials = [
+            self._trial("final", method, task, size, chosen.get((method.name, task.name, size.name), ONLY), seed)
+            for seed in self.final.seeds
+            for task, size, method in self._cells()
+        ]
+        return [trial for trial in trials if trial.cell in chosen]
+
+    def planned_final_trials(self) -> list[Trial]:
+        """The second stage before anything is chosen: directories are known, points are not (`ONLY` stands there)."""
+        return self.final_trials(dict.fromkeys(self.cells(), ONLY))
+
+    def only_trials(self) -> list[Trial]:
+        """The second stage of a sweep without a first: each method at its one point."""
+        points = {method.name: method.grid[0] for method in self.methods}
+        return self.final_trials({cell: points[cell[0]] for cell in self.cells()})
+
+    def cells(self) -> list[tuple[str, str, str]]:
+        """All of `Trial.cell`."""
+        return [(method.name, task.name, size.name) for task, size, method in self._cells()]
+
+    def _cells(self) -> Iterator[tuple[Point, Point, Method]]:
+        return itertools.product(self.tasks, self.sizes, self.methods)
+
+    def _trial(self, stage: Stage, method: Method, task: Point, size: Point, point: Point, seed: int) -> Trial:
+        plan = self.select if stage == "select" else self.final
+        assert plan is not None
+        options: Options = {}
+        for part in (self.options, task.options, size.options, method.options, point.options, plan.options):
+            options |= part
+        options |= self.overriding | dict.fromkeys(SEED_OPTIONS, seed)
+        configs = [f"--config={name}" for name in (*self.base, *method.configs)]
+        # The point is not in the name of a final run: choosing anew may not leave two runs of one seed behind.
+        names = [stage, task.name, method.name, size.name, point.name if stage == "select" else "", f"seed={seed}"]
+        return Trial(
+            stage,
+            method.name,
+            task,
+            size,
+            point,
+            seed,
+            [*configs, *(f"--{name}={_written(value)}" for name, value in options.items())],
+            "/".join(_safe(name) for name in names if name),
+        )
+
+
+def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None) -> Sweep:
+    """Read and check a sweep's file.
+
+    Args:
+        file: The YAML file.
+        more_options: Options of every trial that replace those of the file.
+
+    Raises:
+        SweepError: A key is missing, unknown or of a wrong kind, the grids of two methods differ in size, a choice
+            would not be by validation images, or `more_options` would undo what is compared.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SweepError(f"{file} cannot be read as a sweep: {error}") from error
+    top = _Section(str(file), content)
+    known = {"base", "options", "tasks", "sizes", "methods", "select", "final", "seconds_per_trial"}
+    top.only(known, required={"base", "methods"})
+    methods = [_method(top, name, section) for name, section in top.mapping("methods").items()]
+    sweep = Sweep(
+        name=file.stem,
+        base=top.names("base"),
+        options=top.options("options"),
+        tasks=top.axis("tasks"),
+        sizes=top.axis("sizes"),
+        methods=methods,
+        select=_stage(top, "select"),
+        final=_stage(top, "final"),
+        overriding=dict(more_options or {}),
+        seconds_per_trial=top.number("seconds_per_trial"),
+    )
+    _refuse_unequal_grids(file, sweep)
+    _refuse_doubles(file, sweep)
+    _refuse_overriding_what_is_compared(file, sweep)
+    return sweep
+
+
+def _method(top: _Section, name: str, content: Any) -> Method:
+    section = _Section(f"{top.where}, methods: {name}", content or {})
+    section.only({"configs", "options", "grid"})
+    return Method(str(name), section.names("configs"), section.options("options"), section.axis("grid"))
+
+
+def _stage(top: _Section, name: str) -> StagePlan | None:
+    if top.content.get(name) is None:
+        return None
+    section = _Section(f"{top.where}, {name}", top.content[name])
+    choosing = {"metric", "mode"} if name == "select" else set()
+    section.only({"seeds", "options"} | choosing, required={"seeds"} | (choosing - {"mode"}))
+    mode = section.content.get("mode", "max")
+    if mode not in ("max", "min"):
+        raise SweepError(f"{section.where}: mode {mode!r} is not known. It must be 'max' or 'min'.")
+    metric = str(section.content.get("metric", ""))
+    if choosing and not metric.startswith("val/"):
+        raise SweepError(
+            f"{section.where}, metric: {metric} is not measured on validation images, and no choice may see others. "
+            "Take one such as val/accuracy."
+        )
+    return StagePlan(section.seeds(), section.options("options"), metric, mode)
+
+
+def _refuse_unequal_grids(file: Path, sweep: Sweep) -> None:
+    sizes = {method.name: len(method.grid) for method in sweep.methods}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise SweepError(
+            f"{file}: the methods' grids have different numbers of points ({listed}). A method with more points is "
+            "chosen from more tries, so its lead would prove nothing. Give every method as many points, around its own "
+            "best values."
+        )
+    if sweep.select is None and max(sizes.values()) > 1:
+        raise SweepError(f"{file}: grids need a stage `select` that chooses among their points.")
+    if sweep.select is None and sweep.final is None:
+        raise SweepError(f"{file}: there is neither a stage `select` nor a stage `final`, so nothing would run.")
+
+
+def _refuse_doubles(file: Path, sweep: Sweep) -> None:
+    seen: set[str] = set()
+    for trial in [*sweep.selection_trials(), *sweep.planned_final_trials()]:
+        if trial.folder in seen:
+            raise SweepError(
+                f"{file}: two trials have the directory {trial.folder}. A seed, a point of an axis (called by its "
+                "first option) or the name of a method is there twice."
+            )
+        seen.add(trial.folder)
+
+
+def _refuse_overriding_what_is_compared(file: Path, sweep: Sweep) -> None:
+    """`--options` is for all trials alike: what tells methods, stages or points apart is left to the file.
+
+    An option is also set by one that holds it (`model.adapter`) and by one that it holds.
+    """
+    for option in sweep.overriding:
+        if option in ("config", "run_dir", "ckpt_path"):
+            raise SweepError(f"--options: {option} is what a sweep sets for each trial. Change {file} instead.")
+        for own, where in _varied(sweep):
+            paths = [f"{name.replace('.init_args', '')}." for name in (option, own)]  # may be left out
+            if paths[0].startswith(paths[1]) or paths[1].startswith(paths[0]):
+                raise SweepError(
+                    f"--options: {option} would undo {own}, which {file} varies ({where}). Copy the file and change it "
+                    "there."
+                )
+
+
+def _varied(sweep: Sweep) -> Iterator[tuple[str, str]]:
+    """Each option by which trials differ, and where it is set."""
+    places = [("tasks", point.options) for point in sweep.tasks]
+    places += [("sizes", point.options) for point in sweep.sizes]
+    for method in sweep.methods:
+        places.append((f"methods: {method.name}, options", method.options))
+        places += [(f"methods: {method.name}, grid", point.options) for point in method.grid]
+    places.append(("the methods' configs", dict.fromkeys(_differing_in_configs(sweep))))
+    for name, stage in (("select", sweep.select), ("final", sweep.final)):
+        places += [(f"{name}, options", stage.options)] if stage else []
+    places.append(("seeds", dict.fromkeys(SEED_OPTIONS)))
+    return ((option, where) for where, options in places for option in options)
+
+
+def _differing_in_configs(sweep: Sweep) -> list[str]:
+    """The options to which the methods' own configurations give different values."""
+    import yaml
+
+    from replora.config_files import find_config
+
+    values: dict[str, set[str]] = {}
+    for method in sweep.methods:
+        merged: dict[str, Any] = {}
+        for name in method.configs:
+            merged |= flat_options(yaml.safe_load(find_config(name).read_text(encoding="utf-8")))
+        for option, value in merged.items():
+            values.setdefault(option, set()).add(json.dumps(value))
+    return [option for option, found in values.items() if len(found) > 1]
+
+
+class _Section:
+    """One mapping of the file, with errors that say where in the file they are."""
+
+    def __init__(self, where: str, content: Any) -> None:
+        if not isinstance(content, dict):
+            raise SweepError(f"{where} must be a mapping of keys to values, not {_kind(content)}.")
+        self.where, self.content = where, content
+
+    def only(self, known: set[str], required: set[str] | None = None) -> None:
+        for key in self.content:
+            if key not in known:
+                raise SweepError(f"{self.where}: there is no key {key!r}. {nearest(str(key), sorted(known))}")
+        for key in sorted(required or ()):
+            if not self.content.get(key):
+                raise SweepError(f"{self.where}: the key {key!r} is missing.")
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        value = self.content.get(key) or {}
+        if not isinstance(value, dict):
+            raise SweepError(f"{self.where}, {key}: must be a mapping, not {_kind(value)}.")
+        return value
+
+    def names(self, key: str) -> list[str]:
+        value = self.content.get(key) or []
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise SweepError(f"{self.where}, {key}: must be a list of names of configurations, not {value!r}.")
+        return value
+
+    def seeds(self) -> list[int]:
+        value = self.content["seeds"]
+        if not isinstance(value, list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in value):
+            raise SweepError(f"{self.where}, seeds: must be a list of whole numbers such as [0, 1, 2], not {value!r}.")
+        return value
+
+    def number(self, key: str) -> float | None:
+        value = self.content.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, int | float) or value <= 0:
+            raise SweepError(f"{self.where}, {key}: must be a number above 0, not {value!r}.")
+        return float(value)
+
+    def options(self, key: str) -> Options:
+        return self._checked(key, self.mapping(key))
+
+    def axis(self, key: str) -> list[Point]:
+        """The points of an axis; `ONLY` where the key is absent."""
+        value = self.content.get(key)
+        if value is None:
+            return [ONLY]
+        if isinstance(value, list) and value:
+            points = [self._checked(key, point) for point in value]
+            return [Point(_named(dict(itertools.islice(point.items(), 1))), point) for point in points]
+        if isinstance(value, dict) and value:
+            for option, choices in self._checked(key, value).items():
+                if not isinstance(choices, list) or not choices:
+                    raise SweepError(f"{self.where}, {key}: {option} must have a list of values, not {choices!r}.")
+            numbers = [[_number(choice) for choice in choices] for choices in value.values()]
+            products = [dict(zip(value, choices, strict=True)) for choices in itertools.product(*numbers)]
+            return [Point(_named(point), point) for point in products]
+        raise SweepError(
+            f"{self.where}, {key}: must be a mapping of options to lists of values, or a list of mappings of options "
+            f"to values, not {value!r}."
+        )
+
+    def _checked(self, key: str, point: Any) -> Options:
+        if not isinstance(point, dict):
+            raise SweepError(f"{self.where}, {key}: {point!r} is no mapping of options to values.")
+        for option in point:
+            if not isinstance(option, str) or not OPTION.fullmatch(option):
+                raise SweepError(
+                    f"{self.where}, {key}: {option!r} is no option. Write it as on the command line without the "
+                    "dashes, such as model.optimizer.lr."
+                )
+        return {option: _number(value) for option, value in point.items()}
+
+
+def _number(value: Any) -> Any:
+    """1e-3, which YAML reads as text for want of a point, as the number it is."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _named(options: Options) -> str:
+    """{"data.train_fraction": 0.1} -> `train_fraction=0.1`."""
+    return ",".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in options.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else _written(value)
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.=,+-]+", "-", name).strip("-.")
