@@ -106,7 +106,7 @@ def test_golden_indices() -> None:
 @pytest.mark.parametrize("hash_seed", ["0", "12345"])
 def test_other_processes_choose_the_same(hash_seed: str) -> None:
     code = (
-        "from replora.datasets import subsample_indices as s;"
+        "from replora.datasets.common.subsample import subsample_indices as s;"
         f"print(s({IMBALANCED}, 0.3, seed=11), s({IMBALANCED}, shots=1, seed=11))"
     )
     found = subprocess.run(
