@@ -1,0 +1,89 @@
+"""The directory of a run: unique when it is new, never shared by two runs, locked while a verb writes in it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from replora.errors import RepLoRAError
+from replora.io import replace_text
+
+LOCK = ".lock"
+HOLDER = ".lock.holder"
+
+
+class RunDirectoryError(RepLoRAError):
+    """A run directory is in use, or holds another run."""
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    """Where a fit keeps its newest state."""
+    return run_dir / "checkpoints" / "last.ckpt"
+
+
+def create_unique(folder: Path) -> Path:
+    """Create `folder`, or `folder-2`, `folder-3`, ... if it exists. Two processes never get the same one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            continue
+        return candidate
+    raise AssertionError("unreachable")
+
+
+def check_unused(run_dir: Path) -> None:
+    """Refuse a directory in which a new fit would replace an earlier one.
+
+    Raises:
+        RunDirectoryError: It holds a checkpoint or the results of a fit. The message has the command that resumes it.
+    """
+    checkpoint = last_checkpoint(run_dir)
+    if checkpoint.exists():
+        raise RunDirectoryError(
+            f"{run_dir} holds a run: its state is in {checkpoint}, and a new fit would replace it. Resume it with the "
+            f"same command and --ckpt_path {checkpoint}, choose a new directory with --run_dir, or delete {run_dir}."
+        )
+    if (run_dir / "adapter.safetensors").exists():
+        raise RunDirectoryError(
+            f"{run_dir} holds a finished run ({run_dir / 'adapter.safetensors'}), and a new fit would replace it. "
+            f"Choose a new directory with --run_dir, or delete {run_dir}."
+        )
+
+
+@contextmanager
+def locked(folder: Path, what: str, remedy: str) -> Iterator[None]:
+    """Keep other processes that ask for the same folder out, by a lock on `folder/.lock`.
+
+    The system releases the lock when the process ends, however it ends, so a killed process leaves none behind.
+
+    Args:
+        folder: The directory of a run or of a sweep; it is created if it does not exist.
+        what: What runs in it, for the message of the other process: "A fit".
+        remedy: What the other process can do instead, as a sentence.
+
+    Raises:
+        RunDirectoryError: Another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / HOLDER
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        by = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "an unknown process"
+        raise RunDirectoryError(f"{folder} is in use by {by}. {remedy}") from None
+    try:
+        replace_text(holder, f"{what} of process {os.getpid()} on {platform.node()}\n")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
