@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from datamodules.loader import EpochLoader, TrainSampler
+from datamodules.loader import EpochLoader, TrainSampler, leave_interrupts_to_the_main_process
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.subsample import check_subset_options
 from replora.datasets.errors import ProtocolError
@@ -219,6 +219,7 @@ class BaseDataModule(LightningDataModule, ABC):
             drop_last=drop_last,
             collate_fn=self._collate_fn(dataset),
             num_workers=workers,
+            worker_init_fn=leave_interrupts_to_the_main_process if workers else None,
             persistent_workers=workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             # Its own generator, or each pass over the data would draw from torch's and change dropout.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -38,6 +39,11 @@ class EpochLoader(DataLoader[Any]):
                 "--data.num_workers (0 loads in the training process) or --data.batch_size, or give the container "
                 "more shared memory. The last checkpoint is whole; go on with --ckpt_path last."
             ) from error
+
+
+def leave_interrupts_to_the_main_process(_worker: int) -> None:
+    """Let loader processes outlive Ctrl-C, which a terminal sends to all processes: the main one ends the run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class TrainSampler(DistributedSampler[Any]):

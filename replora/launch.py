@@ -18,7 +18,7 @@ def launch(arguments: list[str]) -> None:
 
     Raises:
         RepLoRAError: The user's mistake; jsonargparse may wrap it in an error of its own.
-        SystemExit: The parser refused an option, or SIGTERM ended the run (status 143).
+        SystemExit: The parser refused an option, or SIGTERM (status 143) or Ctrl-C (status 130) ended the run.
     """
     _require_own_packages()
     # Only here: the light verbs of the command line do not wait for torch and Lightning.
@@ -30,6 +30,10 @@ def launch(arguments: list[str]) -> None:
         TrainerCLI(arguments)
     except SIGTERMException:  # Lightning's own exit status would be 0
         sys.exit(128 + signal.SIGTERM)
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning's own exit status is 1
+            sys.exit(128 + signal.SIGINT)
+        raise
     _leave_process_group()
 
 

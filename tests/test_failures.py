@@ -26,17 +26,28 @@ OPTIONS = [*DIGITS, "--data.shots=3", "--data.batch_size=6", "--model.drop_path_
 
 
 class TerminateAt(Callback):
-    """Sends SIGTERM to its own process inside a training or validation batch.
+    """Sends a signal to its own process inside a training or validation batch.
 
     Args:
         epoch: Which epoch.
         batch: Which batch of it.
         validation: Whether the batch is one of the validation.
         rank: Which process.
+        by: Name of the signal.
+        times: How often it is sent.
     """
 
-    def __init__(self, epoch: int, batch: int, validation: bool = False, rank: int = 0) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        batch: int,
+        validation: bool = False,
+        rank: int = 0,
+        by: str = "SIGTERM",
+        times: int = 1,
+    ) -> None:
         self.where = (epoch, batch)
+        self.by, self.times = signal.Signals[by], times
         self.validation, self.rank = validation, rank
 
     def on_train_batch_start(self, trainer: Trainer, pl_module, batch, batch_idx) -> None:  # noqa: ARG002
@@ -49,7 +60,8 @@ class TerminateAt(Callback):
 
     def _send(self, trainer: Trainer, batch_idx: int) -> None:
         if (trainer.current_epoch, batch_idx) == self.where and trainer.global_rank == self.rank:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.by)
 
 
 class PoisonAt(Callback):
@@ -98,6 +110,7 @@ def whole(tmp_path_factory):
     return fit(tmp_path_factory.mktemp("whole") / "run", "--trainer.max_epochs=3")
 
 
+@pytest.mark.parametrize(("by", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
 @pytest.mark.parametrize(
     ("where", "step"),
     [
@@ -108,19 +121,32 @@ def whole(tmp_path_factory):
     ],
     ids=["first batch", "middle of an epoch", "last batch", "validation"],
 )
-def test_sigterm_keeps_the_step_and_the_resumed_run_equals_the_whole_one(whole, where, step, tmp_path, capsys):
+def test_a_signal_keeps_the_step_and_the_resumed_run_equals_the_whole_one(
+    whole, where, step, by, status, tmp_path, capsys
+):
     options = ["--trainer.max_epochs=3"]
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(SystemExit) as stopped:
-        fit(tmp_path, *options, *callback(TerminateAt, **where))
-    assert stopped.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) == handler
+        fit(tmp_path, *options, *callback(TerminateAt, **where, by=by))
+    assert stopped.value.code == status
+    # Lightning leaves SIGINT ignored behind, so that it ends in peace; the process ends then.
+    signal.signal(signal.SIGINT, handlers[1])
+    assert signal.getsignal(signal.SIGTERM) == handlers[0]
     assert last(tmp_path)["global_step"] == step
     assert not (tmp_path / "results.json").exists()
     fit(tmp_path, *options, "--ckpt_path=last")
     assert_equal_runs(whole, tmp_path)
     assert read_results(tmp_path)["fit"]["metrics"]["val/loss"] == read_results(whole)["fit"]["metrics"]["val/loss"]
     assert "not resumable" not in capsys.readouterr().err
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path, "--trainer.max_epochs=3", *callback(TerminateAt, epoch=1, batch=2, by="SIGINT", times=2))
+    signal.signal(signal.SIGINT, handler)
+    assert stopped.value.code == 130
+    assert last(tmp_path)["global_step"] == 5  # of the epoch before
 
 
 def test_sigterm_waits_for_the_end_of_an_accumulation(tmp_path):

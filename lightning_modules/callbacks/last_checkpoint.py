@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
@@ -26,10 +27,11 @@ class CheckpointWriteError(RepLoRAError):
 class LastCheckpoint(Checkpoint):
     """Keeps the newest state of a fit in one file, `last.ckpt`.
 
-    It is written after every epoch. On SIGTERM, which clusters send before they take a machine away, every process
-    finishes its batch (of an accumulation: the last one; of an epoch: the validation too), the state is written and the
-    run ends with exit status 143. What resumes from it equals the run that was not interrupted. A run that ends by
-    an error writes nothing: the file is the last good state.
+    It is written after every epoch. On SIGTERM, which clusters send before they take a machine away, and on Ctrl-C,
+    every process finishes its batch (of an accumulation: the last one; of an epoch: the validation too), the state is
+    written and the run ends with exit status 143 or 130. A second Ctrl-C stops at once. What resumes from the file
+    equals the run that was not interrupted. A run that ends by an error writes nothing: the file is the last good
+    state.
 
     Args:
         directory: Where `last.ckpt` is.
@@ -40,16 +42,21 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, directory: Path) -> None:
         self.file = directory / "last.ckpt"
-        self.terminated = False
+        self.asked: signal.Signals | None = None  # the signal that asked this process to end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         # Lightning's own handler talks to the other processes from inside the signal, between any two operations; it
         # puts the handlers of before back when the fit ends.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._remember)
+            signal.signal(signal.SIGINT, self._remember)
 
-    def _remember(self, _number: int, _frame: FrameType | None) -> None:
-        self.terminated = True
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.asked == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number)
+        if number == signal.SIGINT:  # not by print: the interrupted code may be writing to the same stream
+            os.write(2, b"\nCtrl-C: the batch is finished and the state written; Ctrl-C again stops at once.\n")
 
     def on_train_batch_end(
         self,
@@ -72,7 +79,7 @@ class LastCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         # Some clusters send SIGTERM to the loader processes too; the state is then that of the last whole batch.
         if (
-            self.terminated
+            self.asked is not None
             and trainer.training
             and trainer.world_size == 1
             and isinstance(exception, LoaderWorkerError)
@@ -81,14 +88,15 @@ class LastCheckpoint(Checkpoint):
 
     def _should_end(self, trainer: Trainer) -> bool:
         """The same answer in every process: whether any of them was asked to end."""
-        return trainer.strategy.reduce_boolean_decision(self.terminated, all=False)
+        return trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
 
     def _end(self, trainer: Trainer) -> None:
+        interrupted = trainer.strategy.reduce_boolean_decision(self.asked == signal.SIGINT, all=False)
         rank_zero_info(
-            f"SIGTERM: the state of step {trainer.global_step} is in {self.file}. Go on with the same command and "
-            f"--ckpt_path {self.file}."
+            f"{'Ctrl-C' if interrupted else 'SIGTERM'}: the state of step {trainer.global_step} is in {self.file}. "
+            f"Resume with the same command and --ckpt_path {self.file}."
         )
-        raise SIGTERMException
+        raise KeyboardInterrupt if interrupted else SIGTERMException
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
