@@ -16,6 +16,7 @@ from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig
 from replora.backbones.backbone import Backbone
 from replora.errors import RepLoRAError
+from replora.metrics.class_accuracy import MeanClassAccuracy
 
 PADDING = -1  # the label of what neither loss nor metrics count, such as what fills up an evaluation batch
 
@@ -57,7 +58,7 @@ class ClassificationModule(AdaptedModule):
         super().__init__(built, adapter, optimizer, schedule)
         self.label_smoothing = label_smoothing
         accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING)
-        by_class = MulticlassAccuracy(num_classes, average="macro", ignore_index=PADDING)
+        by_class = MeanClassAccuracy(num_classes, ignore_index=PADDING)
         evaluation = MetricCollection({"accuracy": accuracy, "mean_class_accuracy": by_class})
         self.train_metrics = MetricCollection({"accuracy": accuracy.clone()}, prefix="train/")
         self.val_metrics = evaluation.clone(prefix="val/")
