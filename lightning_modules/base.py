@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import replora
 from lightning_modules.callbacks.merged_evaluation import MergedEvaluation
+from lightning_modules.predictors import Predictor
 from lightning_modules.schedule import WarmupCosine, WarmupLinear
 from replora.adapters.container import adapters_of
 from replora.backbones.backbone import Backbone
@@ -78,6 +79,33 @@ class AdaptedModule(LightningModule, ABC):
         b = self.backbone
         backbone = {"name": b.name, "weights": b.weights, "sha256": b.sha256, "fingerprint": b.fingerprint}
         return {"backbone": backbone, **replora.describe(self.model)}
+
+    # --- what differs between kinds of task
+
+    predictor: ClassVar[type[Predictor] | None] = None  # classifies files (`replora-cli predict-files`)
+
+    @classmethod
+    def build_backbone(
+        cls,
+        options: dict[str, Any],  # noqa: ARG003
+        data: dict[str, Any],  # noqa: ARG003
+        checkpoint: Path | None,  # noqa: ARG003
+    ) -> Backbone:
+        """Build the backbone of a finished run, for `replora.runs.load_run`.
+
+        Args:
+            options: Options of the run's module, from its `fit.yaml`.
+            data: Class names and preprocessing, from the run's adapter file; may be empty.
+            checkpoint: File or folder of weights to use instead of the source in `options`.
+
+        Raises:
+            RepLoRAError: The backbone or its weights are not available, or the class cannot build it from these.
+        """
+        raise RepLoRAError(f"{cls.__name__} has no build_backbone, which opening a finished run needs.")
+
+    def writers(self, verb: str, run_dir: Path) -> list[Callback]:  # noqa: ARG002
+        """Callbacks that write predictions into the run's directory during a verb (`fit`, `test`, ...)."""
+        return []
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, SumMetric
 
 from lightning_modules.base import AdaptedModule
+from lightning_modules.callbacks.answer_writer import AnswerWriter
 from lightning_modules.schedule import WarmupLinear
 from lightning_modules.sharded_backbone import ShardedBackboneStrategy
 from replora import AdapterConfig, RepLoRAConfig
@@ -133,6 +136,24 @@ class CausalLanguageModel(AdaptedModule):
         self._clock = 0.0
         self._seconds = 0.0  # in which the model worked, of the running loop
         self._processed = 0  # tokens or questions of this process in that time
+
+    @classmethod
+    def build_backbone(
+        cls,
+        options: dict[str, Any],
+        data: dict[str, Any],  # noqa: ARG003
+        checkpoint: Path | None,
+    ) -> LanguageBackbone:
+        return build_language_backbone(
+            str(checkpoint or options["backbone"]),
+            pretrained=options.get("pretrained", True),
+            revision=options.get("revision"),
+            dtype=options.get("dtype", "auto"),
+            quantization=options.get("quantization", "none"),
+        )
+
+    def writers(self, verb: str, run_dir: Path) -> list[Callback]:  # noqa: ARG002
+        return [AnswerWriter(run_dir)]
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any, TypedDict
 
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +14,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.base import AdaptedModule
+from lightning_modules.callbacks.prediction_writer import PredictionWriter
 from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig
 from replora.backbones.backbone import Backbone
@@ -65,6 +68,9 @@ class ClassificationModule(AdaptedModule):
         self.test_metrics = evaluation.clone(prefix="test/")
         # Lightning's own mean over processes rounds their numbers of examples; torchmetrics' does not.
         self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
+
+    def writers(self, verb: str, run_dir: Path) -> list[Callback]:
+        return [PredictionWriter(run_dir)] if verb == "predict" else []
 
     @abstractmethod
     def logits_of(self, batch: Any) -> Tensor:

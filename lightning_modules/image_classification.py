@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lightning_modules.classification import ClassificationModule
+from lightning_modules.predictors import ImagePredictor
 from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig, RepLoRAConfig
 from replora.backbones.vision import VisionBackbone, build_vision_backbone, checkpoint_gradients
@@ -44,6 +46,7 @@ class ImageClassification(ClassificationModule):
         RepLoRAError: An option is out of its range, or the backbone or its weights cannot be had.
     """
 
+    predictor = ImagePredictor
     backbone: VisionBackbone
 
     def __init__(
@@ -72,6 +75,20 @@ class ImageClassification(ClassificationModule):
             checkpoint_gradients(self.model)
         if compile:
             self.model.compile()  # in place: names in checkpoints stay as they are
+
+    @classmethod
+    def build_backbone(cls, options: dict[str, Any], data: dict[str, Any], checkpoint: Path | None) -> VisionBackbone:
+        if "class_names" not in data:
+            raise RepLoRAError(
+                "The run's adapter.safetensors does not hold its class names and preprocessing; a fit of this release "
+                "writes them. Repeat the fit."
+            )
+        return build_vision_backbone(
+            options["backbone"],
+            num_classes=len(data["class_names"]),
+            pretrained=options.get("pretrained", True),
+            checkpoint=checkpoint,
+        )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

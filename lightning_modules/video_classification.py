@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection, SumMetric
 
 from lightning_modules.classification import PADDING, ClassificationModule
+from lightning_modules.predictors import VideoPredictor
 from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig, RepLoRAConfig
 from replora.backbones.video import Average, VideoBackbone, averaged, build_video_backbone, checkpoint_gradients
@@ -54,6 +55,7 @@ class VideoClassification(ClassificationModule):
         RepLoRAError: An option is out of its range, or the backbone or its weights cannot be had.
     """
 
+    predictor = VideoPredictor
     backbone: VideoBackbone
 
     def __init__(
@@ -91,6 +93,18 @@ class VideoClassification(ClassificationModule):
             self.model.compile()  # in place: names in checkpoints stay as they are
         self.average_views: Average = average_views
         self.train_skipped, self.val_skipped, self.test_skipped = SumMetric(), SumMetric(), SumMetric()
+
+    @classmethod
+    def build_backbone(cls, options: dict[str, Any], data: dict[str, Any], checkpoint: Path | None) -> VideoBackbone:
+        if "class_names" not in data:
+            raise RepLoRAError("The run's adapter.safetensors does not hold its class names. Repeat the fit.")
+        return build_video_backbone(
+            options["backbone"],
+            num_classes=len(data["class_names"]),
+            pretrained=options.get("pretrained", True),
+            checkpoint=checkpoint,
+            num_frames=data["clips"]["num_frames"],
+        )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

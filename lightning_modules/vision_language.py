@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -14,10 +16,12 @@ from torchmetrics import MeanMetric
 
 import replora
 from lightning_modules.base import AdaptedModule
+from lightning_modules.callbacks.submission_writer import SubmissionWriter
 from lightning_modules.schedule import WarmupLinear
 from replora import AdapterConfig, LinearProbeConfig, RepLoRAConfig
 from replora.adapters.container import adapters_of
 from replora.adapters.extra_trainable import BACKBONE_PARTS, DEFAULT_PARTS, PARTS, Part, train_parts
+from replora.backbones.backbone import Backbone
 from replora.datasets.vision_language.tasks import VL_TASKS, VLBatch, VLTask, vl_task
 from replora.errors import RepLoRAError, nearest
 from replora.metrics import score_answers
@@ -116,6 +120,30 @@ class VisionLanguage(AdaptedModule):
         self.task_losses = nn.ModuleDict({name: MeanMetric() for name in VL_TASKS})
         self.answers: dict[str, dict[int, str]] = {}  # task -> record's index -> what the model said last
         self._results: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def build_backbone(
+        cls,
+        options: dict[str, Any],
+        data: dict[str, Any],  # noqa: ARG003
+        checkpoint: Path | None,
+    ) -> Backbone:
+        """As of `AdaptedModule`, with the adapter injected: its file holds parts of BART beside adapter and head."""
+        from replora.backbones.vl_bart import build_vl_bart  # transformers takes seconds to import
+
+        parts = options.get("also_train", DEFAULT_PARTS)
+        taken = ("revision", "pretrained", "feature_size", "pooled_side", "dropout")
+        built = build_vl_bart(
+            str(checkpoint or options["backbone"]),
+            visual_embedding="visual_embedding" in parts,
+            **{name: options[name] for name in taken if name in options},
+        )
+        replora.inject(built.model, _adapter_of(options["adapter"]), also_train=built.head_names)
+        train_parts(built.model, parts)
+        return built
+
+    def writers(self, verb: str, run_dir: Path) -> list[Callback]:  # noqa: ARG002
+        return [SubmissionWriter(run_dir)]
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
@@ -330,6 +358,17 @@ class VisionLanguage(AdaptedModule):
         self._results[verb] = found
         if stage == "val":  # what a fit saw last
             self._results["fit"] = found
+
+
+def _adapter_of(options: dict[str, Any]) -> AdapterConfig:
+    """{class_path, init_args} -> a configuration of this package: the file of a run cannot make other code run."""
+    name = options["class_path"].rpartition(".")[2]
+    cls = getattr(replora, name) if name in replora.__all__ else None
+    if not (isinstance(cls, type) and issubclass(cls, AdapterConfig)):
+        known = [key for key in replora.__all__ if key.endswith("Config")]
+        raise RepLoRAError(f"The run's method {options['class_path']!r} is not known. {nearest(name, known)}")
+    config: AdapterConfig = cls(**(options.get("init_args") or {}))
+    return config
 
 
 def _check(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
+import lightning_modules
 import replora
-from replora.adapters.config import AdapterConfig
+from lightning_modules.base import AdaptedModule
 from replora.adapters.state import read_metadata
 from replora.backbones.backbone import Backbone
-from replora.backbones.language import build_language_backbone
-from replora.backbones.video import build_video_backbone
-from replora.backbones.vision import build_vision_backbone
-from replora.errors import RepLoRAError, nearest
+from replora.errors import RepLoRAError
 
 
 class RunError(RepLoRAError):
-    """A directory is not that of a finished fit, of another kind than asked for, or its backbone cannot be had."""
+    """A directory is not that of a finished fit, its module is not known, or its backbone is not available."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Run:
 
     Attributes:
         folder: Its directory.
-        kind: Class of its LightningModule, such as `ImageClassification`.
-        backbone: As it was built; its `model` carries the trained adapter, not merged, in evaluation mode.
+        module: Class of its LightningModule.
+        backbone: The backbone; its `model` carries the trained adapter, not merged, in evaluation mode.
         data: Class names and preprocessing, where the data have them.
-        options: Of the module, as in `fit.yaml`.
+        options: Options of the module, as in `fit.yaml`.
     """
 
     folder: Path
-    kind: str
+    module: type[AdaptedModule]
     backbone: Backbone
     data: dict[str, Any]
     options: dict[str, Any]
@@ -48,22 +48,18 @@ class Run:
         return self.backbone.model
 
 
-def load_run(folder: Path, checkpoint: Path | None = None, kinds: tuple[str, ...] = ()) -> Run:
+def load_run(folder: Path, checkpoint: Path | None = None) -> Run:
     """Build the model of a run from its `fit.yaml` and `adapter.safetensors`.
 
     Args:
         folder: The run's directory.
-        checkpoint: The backbone's weights instead of the source in `fit.yaml`.
-        kinds: The kinds of run that will do; any by default.
+        checkpoint: Weights of the backbone to use instead of the source in `fit.yaml`.
 
     Raises:
-        RepLoRAError: A file is missing or of another kind of run, or the backbone's weights are not those of the run.
+        RepLoRAError: A file is missing, the module is not known, or the backbone's weights are not those of the run.
     """
     class_path, options, seed = _read_fit(folder)
-    kind = class_path.rpartition(".")[2]
-    if kind not in BUILDERS or (kinds and kind not in kinds):
-        wanted = " or ".join(repr(name) for name in kinds or BUILDERS)
-        raise RunError(f"{folder / 'fit.yaml'} is of {class_path!r}, but this is for a run of {wanted}.")
+    module = _module_class(folder, class_path)
     file = folder / "adapter.safetensors"
     metadata = read_metadata(file)
     recorded = json.loads(metadata.get("backbone", "{}"))
@@ -71,7 +67,7 @@ def load_run(folder: Path, checkpoint: Path | None = None, kinds: tuple[str, ...
     given = checkpoint or options.get("checkpoint")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # random weights are those of the run
-        built = BUILDERS[kind](options, data, Path(given) if given else None)
+        built = module.build_backbone(options, data, Path(given) if given else None)
         if recorded and built.fingerprint != recorded["fingerprint"]:
             raise RunError(
                 f"The backbone's weights ({built.weights}) are not those that {folder} was trained on "
@@ -79,89 +75,57 @@ def load_run(folder: Path, checkpoint: Path | None = None, kinds: tuple[str, ...
             )
         replora.load_adapter(built.model, file)
     built.model.eval()
-    return Run(folder, kind, built, data, options)
+    return Run(folder, module, built, data, options)
 
 
-def kind_of(folder: Path) -> str:
-    """Class of a run's LightningModule, such as `ImageClassification`; nothing is built.
+def module_of(folder: Path) -> type[AdaptedModule]:
+    """Class of a run's LightningModule; nothing is built.
 
     Raises:
-        RunError: The directory is not that of a fit.
+        RunError: The directory is not that of a fit, or the class is not known.
     """
-    return _read_fit(folder)[0].rpartition(".")[2]
+    return _module_class(folder, _read_fit(folder)[0])
 
 
-def _vision(options: dict[str, Any], data: dict[str, Any], checkpoint: Path | None) -> Backbone:
-    if "class_names" not in data:
-        raise RunError(
-            "The run's adapter.safetensors does not hold the names of its classes and the preprocessing; a fit of this "
-            "release writes them. Repeat the fit."
-        )
-    return build_vision_backbone(
-        options["backbone"],
-        num_classes=len(data["class_names"]),
-        pretrained=options.get("pretrained", True),
-        checkpoint=checkpoint,
+def import_module(name: str | None) -> None:
+    """Import the Python module that defines a custom LightningModule, so that its runs can be opened.
+
+    Args:
+        name: Module name on the Python path, such as `mymodule`; None does nothing.
+
+    Raises:
+        RunError: There is no such module.
+    """
+    if name is None:
+        return
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise RunError(f"--import_module {name}: {error}. Add its folder to PYTHONPATH.") from error
+
+
+def _module_class(folder: Path, class_path: str) -> type[AdaptedModule]:
+    """A class of `lightning_modules`, or one that is imported already: the file of a run cannot make other code run."""
+    package, _, name = class_path.rpartition(".")
+    own = getattr(lightning_modules, name, None) if package.partition(".")[0] in ("", "lightning_modules") else None
+    if isinstance(own, type) and issubclass(own, AdaptedModule):
+        return own
+    for cls in concrete_subclasses(AdaptedModule):
+        if class_path == f"{cls.__module__}.{cls.__qualname__}":
+            return cls
+    raise RunError(
+        f"{folder / 'fit.yaml'} is of {class_path!r}, but this is for a run of lightning_modules or of an imported "
+        f"class. Import your own class first: --import_module {package or 'MODULE'}; in Python, import its module."
     )
 
 
-def _language(options: dict[str, Any], _data: dict[str, Any], checkpoint: Path | None) -> Backbone:
-    return build_language_backbone(
-        str(checkpoint or options["backbone"]),
-        pretrained=options.get("pretrained", True),
-        revision=options.get("revision"),
-        dtype=options.get("dtype", "auto"),
-        quantization=options.get("quantization", "none"),
-    )
-
-
-def _video(options: dict[str, Any], data: dict[str, Any], checkpoint: Path | None) -> Backbone:
-    if "class_names" not in data:
-        raise RunError("The run's adapter.safetensors does not hold the names of its classes. Repeat the fit.")
-    return build_video_backbone(
-        options["backbone"],
-        num_classes=len(data["class_names"]),
-        pretrained=options.get("pretrained", True),
-        checkpoint=checkpoint,
-        num_frames=data["clips"]["num_frames"],
-    )
-
-
-def _vision_language(options: dict[str, Any], _data: dict[str, Any], checkpoint: Path | None) -> Backbone:
-    """With the adapter in place already: its file holds parts of BART that `load_adapter` alone would not expect."""
-    from replora.adapters.extra_trainable import DEFAULT_PARTS, train_parts
-    from replora.backbones.vl_bart import build_vl_bart
-
-    parts = options.get("also_train", DEFAULT_PARTS)
-    taken = ("revision", "pretrained", "feature_size", "pooled_side", "dropout")
-    built = build_vl_bart(
-        str(checkpoint or options["backbone"]),
-        visual_embedding="visual_embedding" in parts,
-        **{name: options[name] for name in taken if name in options},
-    )
-    replora.inject(built.model, _method(options["adapter"]), also_train=built.head_names)
-    train_parts(built.model, parts)
-    return built
-
-
-def _method(options: dict[str, Any]) -> AdapterConfig:
-    """{class_path, init_args} -> a method of this package: the file of a run cannot make other code run."""
-    name = options["class_path"].rpartition(".")[2]
-    cls = getattr(replora, name) if name in replora.__all__ else None
-    if not (isinstance(cls, type) and issubclass(cls, AdapterConfig)):
-        known = [key for key in replora.__all__ if key.endswith("Config")]
-        raise RunError(f"The run's method {options['class_path']!r} is not known. {nearest(name, known)}")
-    config: AdapterConfig = cls(**(options.get("init_args") or {}))
-    return config
-
-
-# Kind of run -> its backbone, from the options of its module, what its adapter file says of the data, and a checkpoint.
-BUILDERS: dict[str, Callable[[dict[str, Any], dict[str, Any], Path | None], Backbone]] = {
-    "ImageClassification": _vision,
-    "VideoClassification": _video,
-    "CausalLanguageModel": _language,
-    "VisionLanguage": _vision_language,
-}
+def concrete_subclasses(base: type) -> Iterator[type]:
+    """All imported subclasses of a class, at any depth, that are not abstract."""
+    cls: type
+    for cls in base.__subclasses__():
+        if not inspect.isabstract(cls):
+            yield cls
+        yield from concrete_subclasses(cls)
 
 
 def _read_fit(folder: Path) -> tuple[str, dict[str, Any], int]:

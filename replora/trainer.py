@@ -14,7 +14,6 @@ import inspect
 import logging
 import warnings
 import zipfile
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -28,21 +27,13 @@ from lightning.pytorch.utilities import rank_zero_info
 
 # Importing the packages makes their classes known by name: --model ImageClassification, --data VTABDataModule.
 from datamodules import BaseDataModule
-from lightning_modules import (
-    AdaptedModule,
-    AnswerWriter,
-    CausalLanguageModel,
-    LastCheckpoint,
-    PredictionWriter,
-    ResultsWriter,
-    SubmissionWriter,
-    VisionLanguage,
-)
+from lightning_modules import AdaptedModule, LastCheckpoint, ResultsWriter
 from replora.adapters.config import AdapterConfig
 from replora.config_files import find_config
 from replora.errors import RepLoRAError, nearest
 from replora.recipes import changed_options
 from replora.results import read_results
+from replora.runs import concrete_subclasses
 
 # Messages that ask for what is already so, or advertise.
 SETTLED_WARNINGS = (
@@ -191,12 +182,7 @@ class TrainerCLI(LightningCLI):
         if given.enable_checkpointing is not False and not given.fast_dev_run:
             # The last epoch's weights, in one file: what a run is measured with, and what it resumes from.
             callbacks.append(LastCheckpoint(run_dir / "checkpoints"))
-        if isinstance(self.model, CausalLanguageModel):
-            callbacks.append(AnswerWriter(run_dir))
-        elif isinstance(self.model, VisionLanguage):
-            callbacks.append(SubmissionWriter(run_dir))
-        elif self.verb == "predict":
-            callbacks.append(PredictionWriter(run_dir))
+        callbacks += self.model.writers(self.verb, run_dir)
         self.trainer_defaults["callbacks"] = callbacks  # LightningCLI adds these to the user's
         if given.logger in (None, True):
             kwargs["logger"] = _loggers(run_dir, self.verb)
@@ -210,7 +196,7 @@ class TrainerCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=not quiet)
 
     def predict(self, **kwargs: Any) -> None:
-        """Without collecting predictions in memory: `PredictionWriter` writes them."""
+        """Without collecting predictions in memory: the module's `writers` write them."""
         self.trainer.predict(return_predictions=False, **kwargs)
 
     def _checkpoint(self) -> Path | None:
@@ -286,7 +272,7 @@ def _refuse_misunderstandings(arguments: list[str]) -> None:
         if option in ("--model.num_frames", "--model.init_args.num_frames"):
             raise RepLoRAError("The number of frames is the data's: --data.clips.num_frames.")
         if option in bases and value.isidentifier():
-            known = [cls.__name__ for cls in _subclasses(bases[option])]
+            known = [cls.__name__ for cls in concrete_subclasses(bases[option])]
             if value not in known:
                 raise RepLoRAError(f"{option}: there is no class {value!r}. {nearest(value, known)}")
         group, _, name = option.replace(".init_args", "").rpartition(".")
@@ -297,7 +283,7 @@ def _refuse_misunderstandings(arguments: list[str]) -> None:
 
 def _choices(base: type, name: str) -> set[str]:
     """The values of an option of a few fixed ones, of all classes that have it; none if one of them takes others."""
-    hints = [get_type_hints(cls.__init__).get(name) for cls in _subclasses(base)]  # type: ignore[misc]
+    hints = [get_type_hints(cls.__init__).get(name) for cls in concrete_subclasses(base)]  # type: ignore[misc]
     found = [hint for hint in hints if hint is not None]
     if any(get_origin(hint) is not Literal for hint in found):
         return set()
@@ -314,15 +300,6 @@ def _let_whole_numbers_be_whole() -> None:
     for option, hint in hints.items():
         if set(get_args(hint)) == {int, float, type(None)}:
             hints[option] = int | float | None
-
-
-def _subclasses(base: type) -> Iterator[type]:
-    """All concrete ones."""
-    cls: type
-    for cls in base.__subclasses__():
-        if not inspect.isabstract(cls):
-            yield cls
-        yield from _subclasses(cls)
 
 
 def _is_needed(record: logging.LogRecord) -> bool:

@@ -8,17 +8,26 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
 import replora
-from lightning_modules.base import AdaptedModule
 from replora.results import add_to_results, circumstances, in_words, peak_memory, read_results, refuse_other_run
 
 HISTORY = 50  # epochs of the course that a results file keeps at most
 UNTRAINED = "untrained"
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A module with something to write; that of another kind is left alone."""
+
+    def describe(self) -> dict[str, Any]: ...
+
+    def measured(self, verb: str) -> dict[str, Any]: ...
 
 
 class ResultsWriter(Callback):
@@ -46,7 +55,7 @@ class ResultsWriter(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        if trainer.is_global_zero and self.file.exists() and isinstance(pl_module, AdaptedModule):
+        if trainer.is_global_zero and self.file.exists() and isinstance(pl_module, Described):
             refuse_other_run(self.file, read_results(self.file), pl_module.describe())
         self.started = time.monotonic()
 
@@ -83,13 +92,9 @@ class ResultsWriter(Callback):
             "history": {name: _thinned(points) for name, points in self.history.items()},
         }
         self._write(trainer, pl_module, "fit", entry)
-        if (
-            trainer.is_global_zero
-            and not getattr(trainer, "fast_dev_run", False)
-            and isinstance(pl_module, AdaptedModule)
-        ):
+        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False) and isinstance(pl_module, Described):
             metadata = adapter_metadata(pl_module, getattr(trainer, "datamodule", None), _metrics(trainer))
-            replora.save_adapter(pl_module.model, self.run_dir / "adapter.safetensors", metadata)
+            replora.save_adapter(cast(nn.Module, pl_module.model), self.run_dir / "adapter.safetensors", metadata)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, pl_module, "test", {"weights": self._weights(trainer)})
@@ -107,11 +112,7 @@ class ResultsWriter(Callback):
         return "last epoch" if self.fitted else "as given"
 
     def _write(self, trainer: Trainer, module: LightningModule, verb: str, entry: dict[str, Any]) -> None:
-        if (
-            not trainer.is_global_zero
-            or getattr(trainer, "fast_dev_run", False)
-            or not isinstance(module, AdaptedModule)
-        ):
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False) or not isinstance(module, Described):
             return
         metrics = _metrics(trainer)
         entry = {
@@ -171,7 +172,7 @@ def _batch(trainer: Trainer) -> dict[str, int]:
     }
 
 
-def adapter_metadata(module: AdaptedModule, datamodule: Any, metrics: dict[str, float]) -> dict[str, str]:
+def adapter_metadata(module: Described, datamodule: Any, metrics: dict[str, float]) -> dict[str, str]:
     """What must be known to use an adapter file elsewhere: its backbone, the classes and the preprocessing, and for
     its card what it was trained on and its `metrics` on validation data."""
     metadata = {"backbone": json.dumps(module.describe()["backbone"])}

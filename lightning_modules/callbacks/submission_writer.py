@@ -1,19 +1,21 @@
-"""Writes the answers to vision-and-language tasks as the benchmarks' scorers take them."""
+"""Writes the answers to vision-and-language tasks in the formats of the benchmarks' scorers."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_modules.vision_language import VisionLanguage
 from replora.datasets.vision_language.tasks import vl_task
 from replora.metrics.submissions import write_submission
 
 
 class SubmissionWriter(Callback):
-    """`predictions/` of a `validate`, `test` or `predict`: a file a task in the format of its benchmark.
+    """`predictions/` of a `validate`, `test` or `predict`: one file per task, in the format of its benchmark.
+
+    Its module has `answers`: task -> index of the record -> answer.
 
     Args:
         run_dir: The run's directory.
@@ -33,12 +35,12 @@ class SubmissionWriter(Callback):
         self._write(trainer, pl_module, "predict")
 
     def _write(self, trainer: Trainer, module: LightningModule, verb: str) -> None:
-        if not isinstance(module, VisionLanguage) or not trainer.is_global_zero:
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
-        if getattr(trainer, "fast_dev_run", False):
-            return
-        datamodule = module.datamodule
+        answers = cast("dict[str, dict[int, str]]", module.answers)
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         split = datamodule.split_of(verb)
         for name, part in datamodule.parts(split).items():
-            file = write_submission(self.folder, vl_task(name), split, part.records, module.answers.get(name, {}))
-            rank_zero_info(f"{len(module.answers.get(name, {})):,} answers are in {file}")
+            said = answers.get(name, {})
+            file = write_submission(self.folder, vl_task(name), split, part.records, said)
+            rank_zero_info(f"{len(said):,} answers are in {file}")

@@ -114,7 +114,7 @@ def test_another_test_of_the_run_gives_the_same(finished, home, tmp_path):
     main(["predict", f"--config={finished / 'fit.yaml'}"])
     assert answers(finished) == answers(tmp_path)
     opened = load_run(finished)
-    assert opened.kind == "CausalLanguageModel"
+    assert opened.module.__name__ == "CausalLanguageModel"
     item = next(
         i for i in choice_items(load_tokenizer(str(home / "llama")), read_task(home, "boolq", "test", False), "cloze")
     )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,11 @@ import torch
 import yaml
 from PIL import Image
 
-from replora import RepLoRAError
-from replora import inference as prediction
+from lightning_modules.predictors import ImagePredictor, VideoPredictor
+from replora import RepLoRAError, inference
 from replora.adapters.state import read_metadata
 from replora.cli.main import main
+from replora.runs import import_module
 from tests.cli.helpers import fit as fit_digits
 from tests.cli.test_own_data import TINY, predictions, refused
 from tests.fake_data import write_image_folder
@@ -127,27 +131,27 @@ def test_corrupt_images(home: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_what_there_is_to_predict(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     one = Path("pets/cat/0.jpg")
-    found = prediction.find_images(["pets/cat/0.jpg", "pets/cat", "pets/*/0.jpg"])
+    found = inference.find_files(["pets/cat/0.jpg", "pets/cat", "pets/*/0.jpg"], ImagePredictor)
     assert found[0] == one
     assert len(found) == len(set(found)) == 12
     odd = tmp_path / "photo[1].data"
     odd.write_bytes(b"")
-    assert prediction.find_images([str(odd)]) == [odd]
+    assert inference.find_files([str(odd)], ImagePredictor) == [odd]
     for name, message in [(str(tmp_path), "the folder holds no image"), ("nothing/*.jpg", "no such file, folder")]:
-        with pytest.raises(prediction.PredictionError, match=message):
-            prediction.find_images([name])
+        with pytest.raises(inference.PredictionError, match=message):
+            inference.find_files([name], ImagePredictor)
 
 
 def test_videos_are_files_and_folders_of_images(tmp_path: Path) -> None:
     write_avi(tmp_path / "a" / "1.avi")
     write_frames(tmp_path / "a" / "2")
     (tmp_path / "a" / "preview.jpg").touch()
-    assert prediction.find_videos([str(tmp_path)]) == [tmp_path / "a" / "1.avi", tmp_path / "a" / "2"]
-    assert prediction.find_videos([str(tmp_path / "a" / "2")]) == [tmp_path / "a" / "2"]
-    assert prediction.find_videos([str(tmp_path / "a" / "*.avi")]) == [tmp_path / "a" / "1.avi"]
+    assert inference.find_files([str(tmp_path)], VideoPredictor) == [tmp_path / "a" / "1.avi", tmp_path / "a" / "2"]
+    assert inference.find_files([str(tmp_path / "a" / "2")], VideoPredictor) == [tmp_path / "a" / "2"]
+    assert inference.find_files([str(tmp_path / "a" / "*.avi")], VideoPredictor) == [tmp_path / "a" / "1.avi"]
     (tmp_path / "none").mkdir()
-    with pytest.raises(prediction.PredictionError, match=r"the folder holds no video .*Videos end in \.mp4"):
-        prediction.find_videos([str(tmp_path / "none")])
+    with pytest.raises(inference.PredictionError, match=r"the folder holds no video .*Videos end in \.mp4"):
+        inference.find_files([str(tmp_path / "none")], VideoPredictor)
 
 
 def test_wrong_options(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,20 +171,49 @@ def test_the_backbone_has_to_be_that_of_the_run(home: Path, tmp_path: Path) -> N
     config["model"]["init_args"]["pretrained"] = False
     (tmp_path / "run" / "fit.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(RepLoRAError, match=r"The backbone's weights \(random\) are not those that .* was trained on"):
-        prediction.load_classifier(tmp_path / "run")
+        inference.load_predictor(tmp_path / "run")
     config["model"]["class_path"] = "mine.Regression"
     (tmp_path / "run" / "fit.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(RepLoRAError, match=r"is of 'mine.Regression', but this is for a run"):
-        prediction.load_classifier(tmp_path / "run")
+        inference.load_predictor(tmp_path / "run")
+
+
+def test_a_module_of_ones_own(home: Path, tmp_path: Path) -> None:
+    """It runs by its class path alone; its run is opened once the module that defines it is imported."""
+    (tmp_path / "my_task.py").write_text(
+        "from lightning_modules import ImageClassification\n\n\nclass MyTask(ImageClassification):\n    pass\n"
+    )
+    run = tmp_path / "run"
+    model = [option for option in TINY if option.startswith("--model")]
+    rest = [option for option in TINY if not option.startswith("--model")]
+    image = str(home / "pets" / "cat" / "0.jpg")
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "replora", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    data = [f"--data.root={home / 'pets'}", f"--run_dir={run}", "--trainer.max_epochs=1"]
+    fit = call("fit", "--config=image_folder.yaml", "--model=my_task.MyTask", *model, *rest, *data)
+    assert fit.returncode == 0, fit.stderr
+    refused_run = call("predict-files", str(run), image, f"--out={tmp_path / 'p.csv'}")
+    assert refused_run.returncode == 2
+    assert "is of 'my_task.MyTask'" in refused_run.stderr
+    assert "--import_module my_task" in refused_run.stderr
+    found = call("predict-files", str(run), image, f"--out={tmp_path / 'p.csv'}", "--import_module=my_task")
+    assert found.returncode == 0, found.stderr
+    assert len(rows(tmp_path / "p.csv")) == 1
+    with pytest.raises(RepLoRAError, match=r"--import_module no_such_module"):
+        import_module("no_such_module")
 
 
 def test_random_weights_are_those_of_the_seed(tmp_path: Path) -> None:
     run = fit_digits(tmp_path / "run", "--seed_everything=7")
     state = torch.get_rng_state()
-    classifier = prediction.load_classifier(run)
+    predictor = inference.load_predictor(run)
     assert torch.equal(torch.get_rng_state(), state)
-    assert classifier.class_names == [str(digit) for digit in range(10)]
-    assert (classifier.framing, classifier.image_size) == ("squash", 32)
+    assert predictor.class_names == [str(digit) for digit in range(10)]
+    assert (predictor.framing, predictor.image_size) == ("squash", 32)
     data = json.loads(read_metadata(run / "adapter.safetensors")["data"])
     assert data["normalization"]["name"] == "half"
     assert not data["upright"]
@@ -193,9 +226,7 @@ def test_every_method(method: str, home: Path, tmp_path: Path) -> None:
     main(["fit", "--config=image_folder.yaml", *options, *small])
     main(["predict", f"--config={tmp_path / 'run' / 'fit.yaml'}"])
     own = predictions(tmp_path / "run")
-    found = prediction.classify(
-        prediction.load_classifier(tmp_path / "run"), [home / "pets" / row["path"] for row in own]
-    )
+    found = inference.classify(inference.load_predictor(tmp_path / "run"), [home / "pets" / row["path"] for row in own])
     expected = torch.tensor([float(row["probability"]) for row in own])
     assert torch.allclose(found.probabilities.max(dim=1).values, expected, atol=1e-4)
 

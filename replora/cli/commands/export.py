@@ -13,26 +13,30 @@ def export(
     base: str | None = None,
     checkpoint: Path | None = None,
     license: str = "unknown",
+    import_module: str | None = None,
 ) -> None:
     """Write a trained adapter as a folder of the peft library, or as a small file of A and B.
 
         replora-cli export runs/NAME --out adapter_for_peft
         replora-cli export adapter.safetensors --base models/llama --out adapter_for_peft
 
-    The folder is plain LoRA: peft.PeftModel.from_pretrained(base, folder) opens it, and nothing of this package is
-    needed to use it. Heads are in it.
+    The folder is plain LoRA with the heads: peft.PeftModel.from_pretrained(base, folder) opens it without this package.
 
     Args:
-        source: A run's directory, or an adapter file of replora.save_adapter together with --base.
-        out: The folder to write, or the file with --format adapter. Default: peft or deployed.safetensors in the run's
-            directory; beside an adapter file. Nothing is overwritten.
-        format: peft, or adapter: one file of our own for use alone, without the MLPs that only training needs.
-        base: For an adapter file: what it was trained on, a folder or hub name of transformers or a model of timm.
-        checkpoint: For a run or a timm base: the backbone's weights, where they are not where the run or timm has them.
-        license: Of the adapter, for the model card: an identifier of the Hugging Face hub such as apache-2.0.
+        source: Directory of a run, or an adapter file of replora.save_adapter together with --base.
+        out: Folder to write, or file with --format adapter. Default: peft or deployed.safetensors in the run's
+            directory, or beside the adapter file. Nothing is overwritten.
+        format: peft, or adapter for one file of this package's format, without the MLPs that only training needs.
+        base: Model that an adapter file was trained on: a folder or hub name of transformers, or a model name of timm.
+        checkpoint: File of the backbone's weights for a run or a timm base, if they are not where these look for them.
+        license: License of the adapter for the model card, an identifier of the Hugging Face hub such as apache-2.0.
+        import_module: Python module that defines the run's LightningModule, if it is your own.
     """
+    # Only here: the light verbs of the command line do not wait for torch.
     from replora import export as deployment
+    from replora import runs
 
+    runs.import_module(import_module)
     out = out or _beside(source, "peft" if format == "peft" else "deployed.safetensors")
     deployment.export(deployment.load_trained(source, base, checkpoint), out, format, license)
     print(f"{'adapter for peft' if format == 'peft' else 'adapter'}: {out}")
@@ -44,25 +48,30 @@ def merge(
     base: str | None = None,
     checkpoint: Path | None = None,
     license: str = "unknown",
+    import_module: str | None = None,
 ) -> None:
     """Fold a trained adapter into its backbone, and write the model for timm or transformers.
 
         replora-cli merge runs/NAME --out model
         replora-cli merge adapter.safetensors --base models/llama --out model
 
-    A timm model is opened by timm.create_model("local-dir:model", pretrained=True), a transformers model by its class's
-    from_pretrained("model"). The merged model's outputs are compared with the unmerged one's before it is written.
+    Open a timm model with timm.create_model("local-dir:model", pretrained=True) and a transformers model with its
+    class's from_pretrained("model"). The outputs of the merged and unmerged model are compared before it is written.
 
     Args:
-        source: A run's directory, or an adapter file of replora.save_adapter together with --base.
-        out: The folder to write. Default: merged in the run's directory; beside an adapter file. Nothing is
+        source: Directory of a run, or an adapter file of replora.save_adapter together with --base.
+        out: Folder to write. Default: merged in the run's directory, or beside the adapter file. Nothing is
             overwritten.
-        base: For an adapter file: what it was trained on, a folder or hub name of transformers or a model of timm.
-        checkpoint: For a run or a timm base: the backbone's weights, where they are not where the run or timm has them.
-        license: Of the merged model, for its card: an identifier of the Hugging Face hub such as apache-2.0.
+        base: Model that an adapter file was trained on: a folder or hub name of transformers, or a model name of timm.
+        checkpoint: File of the backbone's weights for a run or a timm base, if they are not where these look for them.
+        license: License of the merged model for its card, an identifier of the Hugging Face hub such as apache-2.0.
+        import_module: Python module that defines the run's LightningModule, if it is your own.
     """
+    # Only here: the light verbs of the command line do not wait for torch.
     from replora import export as deployment
+    from replora import runs
 
+    runs.import_module(import_module)
     out = out or _beside(source, "merged")
     difference = deployment.merge(deployment.load_trained(source, base, checkpoint), out, license)
     print(f"merged and unmerged outputs differ by at most {difference:.1e} of their size")

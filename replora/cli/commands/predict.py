@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from replora.cli.progress import progress_bar
+
 
 def predict_files(
     run: Path,
@@ -16,41 +18,38 @@ def predict_files(
     batch_size: int | None = None,
     device: str = "auto",
     progress: bool = True,
+    import_module: str | None = None,
 ) -> None:
     """Classify image or video files with a trained run.
 
     Reads the run's fit.yaml and adapter.safetensors, merges the adapter into the backbone, and treats files as the
-    run's evaluation does. Writes a line a file: path, class and probabilities.
+    run's evaluation does. Writes one line per file: path, class and probabilities.
 
     Args:
-        run: The run's directory.
-        images: Image files, folders (searched with the folders inside) and patterns such as "photos/**/*.jpg"; videos
-            for a run on videos.
-        out: The file to write, .csv or .json.
-        top_k: How many classes a file to write, the likeliest first. 0 writes all: in CSV a column a class.
-        contact_sheet: A PNG file for a picture of the first 40 files with their predictions.
-        checkpoint: The backbone's weights, where they are not where the run had them.
-        skip_corrupt: Leave out files that cannot be read, and name and count them, instead of stopping at the first.
-        batch_size: Files at once, at least 1. Default: 64 images, or 2 videos, each with all views of the test.
-        device: cpu, cuda, cuda:1, ...; auto is the first GPU if there is one.
-        progress: Show a progress bar.
+        run: Directory of the run.
+        images: Image files, folders (searched recursively) and patterns such as "photos/**/*.jpg"; videos for a run
+            on videos.
+        out: File to write, .csv or .json.
+        top_k: Number of classes per file to write (>= 0), most likely first. 0 writes all; in CSV one column per class.
+        contact_sheet: PNG file for a picture of the first 40 files with their predictions.
+        checkpoint: File of the backbone's weights, if they are no longer where the run had them.
+        skip_corrupt: Whether to skip, list and count files that cannot be read, instead of stopping at the first.
+        batch_size: Number of files per batch (>= 1). Default: 64 images, or 2 videos, each with all views of the test.
+        device: Device of the model: cpu, cuda, cuda:1, ...; auto is the first GPU if there is one.
+        progress: Whether to show a progress bar.
+        import_module: Python module that defines the run's LightningModule, if it is your own.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    # Only here: the light verbs of the command line do not wait for torch.
+    from replora import inference, runs
 
-    from replora import inference as prediction
-    from replora.runs import kind_of
-
-    videos = kind_of(run) == "VideoClassification"
-    batch_size = (2 if videos else 64) if batch_size is None else batch_size
-    prediction.check_options(out, top_k, batch_size)
-    asked = [images] if isinstance(images, str) else images
-    paths = prediction.find_videos(asked) if videos else prediction.find_images(asked)
-    classifier = prediction.load_classifier(run, checkpoint, device)
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    with Progress(*columns, disable=not progress) as bars:
-        bar = bars.add_task("predict", total=len(paths))
-        found = prediction.classify(classifier, paths, batch_size, skip_corrupt, lambda count: bars.advance(bar, count))
-    prediction.write(out, found, classifier.class_names, top_k)
+    runs.import_module(import_module)
+    kind = inference.predictor_of(run)
+    inference.check_options(out, top_k, kind.batch_size if batch_size is None else batch_size)
+    paths = inference.find_files([images] if isinstance(images, str) else images, kind)
+    predictor = inference.load_predictor(run, checkpoint, device)
+    with progress_bar("predict", len(paths), progress) as advance:
+        found = inference.classify(predictor, paths, batch_size, skip_corrupt, advance)
+    inference.write(out, found, predictor.class_names, top_k)
     print(f"{len(found.paths):,} predictions are in {out}")
     for path, reason in found.skipped.items():
         print(f"skipped: {path}: {reason}")
@@ -60,6 +59,6 @@ def predict_files(
         from replora.plots.contact_sheet import draw
 
         best = found.probabilities.max(dim=1)
-        names = [classifier.class_names[i] for i in best.indices.tolist()]
+        names = [predictor.class_names[i] for i in best.indices.tolist()]
         draw(contact_sheet, found.pictures, names, best.values.tolist(), [path.name for path in found.paths])
         print(f"contact sheet: {contact_sheet}")

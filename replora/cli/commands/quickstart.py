@@ -7,12 +7,14 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from replora.cli.progress import progress_bar
+
 # The quickstart's methods (files of configs/adapter), each at a learning rate that was among its best on validation
 # images (results/ablation, results/digits_low_data).
 QUICKSTART_METHODS = {"linear_probe": 0.1, "lora": 0.01, "replora": 0.01}
 
 
-# Its training sets, with options that give both 200 steps.
+# Its training sets, with options that give 200 steps to each.
 QUICKSTART_DATA = {
     "few": ["--data.shots=5", "--data.batch_size=10", "--trainer.max_epochs=40", "--trainer.check_val_every_n_epoch=4"],
     "all": [],
@@ -22,15 +24,14 @@ QUICKSTART_DATA = {
 def quickstart(run_dir: Path | None = None, seed: int = 0) -> None:
     """Compare linear probe, LoRA and RepLoRA on digits, offline, in about two minutes.
 
-    Six runs on two CPU cores: three methods, each with 5 images a class and with all 800. Ends with a table and a
+    Six runs on two CPU cores: three methods, each with 5 images per class and with all 800. Ends with a table and a
     picture of the learning curves and some predictions.
 
     Args:
-        run_dir: Directory for the six runs and the picture. Default: runs/<time>-quickstart.
-        seed: Of the heads, the adapters and the training, at least 0.
+        run_dir: Directory of the six runs and the picture. Default: runs/<time>-quickstart.
+        seed: Random seed (>= 0) for heads, adapters and data order.
     """
     import lightning.pytorch  # noqa: F401  (it sets the level of its loggers when it is imported)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from replora.launch import launch
     from replora.plots.quickstart import draw, row, table, title
@@ -40,12 +41,10 @@ def quickstart(run_dir: Path | None = None, seed: int = 0) -> None:
     home = run_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-quickstart"
     started = time.monotonic()
     runs: list[Path] = []
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    with Progress(*columns) as progress:
-        bar = progress.add_task("", total=len(QUICKSTART_METHODS) * len(QUICKSTART_DATA))
+    with progress_bar("", len(QUICKSTART_METHODS) * len(QUICKSTART_DATA)) as advance:
         for data, options in QUICKSTART_DATA.items():
             for method, rate in QUICKSTART_METHODS.items():
-                progress.update(bar, description=title(method, data))
+                advance(0, title(method, data))
                 runs.append(home / f"{data}-{method}")
                 launch(
                     [
@@ -59,8 +58,8 @@ def quickstart(run_dir: Path | None = None, seed: int = 0) -> None:
                         "--trainer.enable_progress_bar=false",
                     ]
                 )
-                progress.advance(bar)
-        progress.update(bar, description="predictions")
+                advance()
+        advance(0, "predictions")
         launch(["predict", f"--config={runs[-1] / 'fit.yaml'}", "--trainer.enable_progress_bar=false"])
     picture = home / "quickstart.png"
     draw(runs, picture)
