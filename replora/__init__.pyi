@@ -10,8 +10,8 @@ from .adapters.container import DeadTargetError, ParameterCounts, describe, para
 from .adapters.inject import inject, parameter_groups, remove
 from .adapters.merge import disabled, merge, merge_and_unload, merged, unmerge
 from .adapters.multi_adapter import adapter_names, delete_adapter, set_adapter
-from .adapters.peft.export import PeftFormatError, export_peft
-from .adapters.peft.load import import_peft
+from .adapters.peft_format.export import PeftFormatError, export_peft
+from .adapters.peft_format.load import import_peft
 from .adapters.state import (
     StateMismatchError,
     adapter_state,

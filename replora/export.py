@@ -18,8 +18,8 @@ from replora.adapters.fingerprint import base_name, in_head, refuse_other_base, 
 from replora.adapters.layer import WeightUpdate
 from replora.adapters.merge import disabled, merge_and_unload, merged
 from replora.adapters.ops import add_update_to_weight
-from replora.adapters.peft.export import CONFIG_FILE, export_peft, library_of
-from replora.adapters.peft.model_card import model_card
+from replora.adapters.peft_format.export import CONFIG_FILE, export_peft, library_of
+from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.state import HEADER, read_adapter, read_metadata, save_adapter
 from replora.adapters.verify import outputs_on_example
 from replora.backbones.vision import VIT_NANO, build_vision_backbone

@@ -101,7 +101,7 @@ def remove(model: nn.Module) -> nn.Module:
             del module.updates
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
     if isinstance(adapters.config, PeftConfig):
-        from replora.adapters.peft.methods import remove_peft
+        from replora.adapters.peft_methods import remove_peft
 
         remove_peft(model)
     del model.replora
@@ -150,7 +150,7 @@ def _apply(model: nn.Module, adapters: Adapters, heads: Sequence[nn.Module]) -> 
             raise RepLoRAError("linear_probe trains the head alone: name it, as in also_train=['head'].")
         return set()
     if isinstance(config, PeftConfig):
-        from replora.adapters.peft.methods import inject_peft
+        from replora.adapters.peft_methods import inject_peft
 
         return inject_peft(model, adapters, config, find_targets(model, config.targets, config.blocks, skip=heads))
     raise RepLoRAError(f"{type(config).__name__} is not a method that inject knows. {nearest('', _METHODS)}")

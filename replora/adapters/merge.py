@@ -12,7 +12,7 @@ from replora.adapters.config import PeftConfig, RepLoRAConfig
 from replora.adapters.container import adapters_of
 from replora.adapters.inject import remove
 from replora.adapters.layer import refuse_unmergeable
-from replora.adapters.peft.methods import merge_peft, peft_layers, unmerge_peft
+from replora.adapters.peft_methods import merge_peft, peft_layers, unmerge_peft
 from replora.adapters.weight_tying import declare_untied, shared_with
 from replora.errors import RepLoRAError
 

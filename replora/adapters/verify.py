@@ -108,7 +108,7 @@ def example_input(model: nn.Module) -> Any:
 def _without_gradient(model: nn.Module, adapters: Adapters, total: Tensor) -> list[str]:
     """Names of the targets for which d total / d B is 0."""
     if not adapters.updates:
-        from replora.adapters.peft.methods import peft_parameters
+        from replora.adapters.peft_methods import peft_parameters
 
         owned = peft_parameters(model)
         flat = [p for parameters in owned.values() for p in parameters]

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 import replora
-from replora.adapters.peft.methods import peft_layers
+from replora.adapters.peft_methods import peft_layers
 from replora.adapters.state import read_metadata
 from replora.cli.main import main
 from replora.export import DeploymentError, Trained, load_trained, load_transformers, merge

@@ -17,7 +17,7 @@ from replora.adapters.factors import FactorBank, FactorPairs
 from replora.adapters.fingerprint import in_head
 from replora.adapters.inject import inject
 from replora.adapters.layer import AdaptedLinear
-from replora.adapters.peft.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE, PeftFormatError
+from replora.adapters.peft_format.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE, PeftFormatError
 from replora.adapters.state import adapter_state
 from replora.adapters.weight_tying import UNTIE, shared_with
 from replora.errors import RepLoRAError, nearest

@@ -24,7 +24,7 @@ from replora.adapters.config import PeftConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of, describe
 from replora.adapters.fingerprint import architecture, base_name
 from replora.adapters.layer import AdaptedLinear, WeightUpdate
-from replora.adapters.peft.methods import peft_config, peft_layers
+from replora.adapters.peft_methods import peft_config, peft_layers
 from replora.adapters.state import refuse_absent
 from replora.adapters.weight_tying import shared_with
 from replora.errors import RepLoRAError
@@ -72,7 +72,7 @@ def export_peft(
     """
     from safetensors.torch import save_file
 
-    from replora.adapters.peft.model_card import model_card
+    from replora.adapters.peft_format.model_card import model_card
 
     model = getattr(model, "_orig_mod", model)
     adapters = adapters_of(model)
