@@ -38,32 +38,39 @@ class BaseDataModule(LightningDataModule, ABC):
     processes share (`padding_of`).
 
     Args:
-        batch_size: training examples per batch and process; two processes with 32 see the batches of one with 64.
-        eval_batch_size: examples per batch and process elsewhere; twice `batch_size` by default.
-        num_workers: loader processes of each training process. By default as many as the data need.
-        train_fraction: the part of the training examples used, in (0, 1]; stratified, nested for one `subset_seed`.
-        shots: training examples per class instead of a fraction.
-        subset_seed: which examples a fraction or shots choose.
-        protocol: see the table.
-        drop_last: leave out the last, incomplete training batch of an epoch. A training set smaller than one batch is
-            always one batch.
-        shuffle_seed: the order of the training examples; it changes every epoch.
+        batch_size: Training examples per batch and process (>= 1). Two processes with 32 see the batches of one with
+            64.
+        eval_batch_size: Examples per batch and process in evaluations (>= 1). Default: twice `batch_size`; fewer for
+            video clips; `batch_size` for vision and language.
+        num_workers: Loader processes per training process (>= 0). Default: none for data held in memory; otherwise the
+            usable CPU cores divided by the devices, at most 8.
+        train_fraction: Fraction of the training examples to use, in (0, 1]. Subsets are stratified, and nested for one
+            `subset_seed`.
+        shots: Training examples per class (>= 1), instead of a fraction.
+        subset_seed: Random seed (>= 0) that chooses the examples of a fraction or of shots.
+        protocol: `tune` trains on train and validates on val; `final` trains on train and val and tests; `holdout`
+            trains on train, validates on val and tests.
+        drop_last: Whether to drop the last, incomplete training batch of an epoch. A training set smaller than one
+            batch is always one batch.
+        shuffle_seed: Random seed (>= 0) for the order of the training examples and their augmentation. Both change
+            every epoch.
 
     Raises:
-        RepLoRAError: an option is out of its range; data are missing or wrong (from `setup`, before the first batch).
+        RepLoRAError: An option is out of its range, or data are missing or wrong (from `setup`, before the first
+            batch).
     """
 
     def __init__(
         self,
-        batch_size: int,
-        eval_batch_size: int | None,
-        num_workers: int | None,
-        train_fraction: float,
-        shots: int | None,
-        subset_seed: int,
-        protocol: Protocol,
-        drop_last: bool,
-        shuffle_seed: int,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        train_fraction: float = 1.0,
+        shots: int | None = None,
+        subset_seed: int = 0,
+        protocol: Protocol = "final",
+        drop_last: bool = True,
+        shuffle_seed: int = 0,
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)

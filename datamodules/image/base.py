@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from datamodules.base import BaseDataModule, Protocol, Split, at_least, one_of
+from datamodules.base import BaseDataModule, Split, at_least, one_of
 from replora.datasets.common.augment import Augmentation, Augmented
 from replora.datasets.common.in_memory import InMemory, in_memory
 from replora.datasets.common.subsample import subsample_indices
@@ -50,25 +50,17 @@ class ImageDataModule(BaseDataModule):
     they are read from disk every epoch.
 
     Args:
-        batch_size: training images per batch and process; two processes with 32 see the batches of one with 64.
-        eval_batch_size: images per batch and process elsewhere; twice `batch_size` by default.
-        num_workers: loader processes of each training process. By default none for images held in memory, else the
-            usable CPU cores divided by the devices, at most 8.
-        train_fraction: the part of the training images used, in (0, 1]; stratified, nested for one `subset_seed`.
-        shots: training images per class instead of a fraction.
-        subset_seed: which images a fraction or shots choose.
-        protocol: see the table.
-        drop_last: leave out the last, incomplete training batch of an epoch. A training set smaller than one batch is
-            always one batch.
-        shuffle_seed: the order of the training images and their augmentation; both change every epoch.
-        cache_bytes: bound on decoded images held in memory by each process, in bytes. What does not fit is read from
-            disk every epoch. 0 holds nothing.
-        image_size: height and width of the images, in pixels.
-        interpolation: the filter that resizes an image.
-        normalization: `imagenet` mean and standard deviation, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
+        cache_bytes: Memory for decoded images per process, in bytes (>= 0). What does not fit, and images that are
+            augmented, are read from disk every epoch.
+        image_size: Height and width of the images, in pixels (>= 1).
+        interpolation: Filter that resizes an image.
+        normalization: `imagenet` subtracts ImageNet's mean and divides by its standard deviation; `half` maps pixels to
+            [-1, 1]; `none` to [0, 1].
+        options: Options of `BaseDataModule`.
 
     Raises:
-        RepLoRAError: an option is out of its range; data are missing or wrong (from `setup`, before the first batch).
+        RepLoRAError: An option is out of its range, or data are missing or wrong (from `setup`, before the first
+            batch).
     """
 
     num_classes: int
@@ -79,30 +71,14 @@ class ImageDataModule(BaseDataModule):
 
     def __init__(
         self,
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        train_fraction: float = 1.0,
-        shots: int | None = None,
-        subset_seed: int = 0,
-        protocol: Protocol = "final",
-        drop_last: bool = True,
-        shuffle_seed: int = 0,
         cache_bytes: int = 2 * 2**30,
         image_size: int = 224,
         interpolation: Interpolation = "bicubic",
         normalization: Normalization = "imagenet",
+        **options: Any,
     ) -> None:
         super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_fraction=train_fraction,
-            shots=shots,
-            subset_seed=subset_seed,
-            protocol=protocol,
-            drop_last=drop_last,
-            shuffle_seed=shuffle_seed,
+            **options,
         )
         at_least(1, image_size=image_size)
         at_least(0, cache_bytes=cache_bytes)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import Protocol, Split
-from datamodules.image.base import ImageDataModule, Normalization
+from datamodules.base import Split
+from datamodules.image.base import ImageDataModule
 from replora.datasets.common.augment import RandomCropFlip
+from replora.datasets.common.paths import data_root
 from replora.datasets.image.fgvc import FGVC, fgvc_task, find_fgvc_folder, splits_sha256
 from replora.datasets.image.read import Interpolation
 
@@ -24,30 +24,16 @@ class FGVCDataModule(ImageDataModule):
     `tune`. The results tell it as `train_on`.
 
     Args:
-        root: the folder that holds the folders of the data sets, or its parent if it is called `fgvc`. By default the
-            environment variable REPLORA_DATA, else `data`; relative to the working directory.
+        root: Folder that holds the folders of the data sets, or its parent if it is called `fgvc`. Default: the
+            environment variable REPLORA_DATA, else `data`.
         task: `cub_200_2011`, `nabirds`, `oxford_flowers`, `stanford_dogs` or `stanford_cars`.
-        check_sizes: compare the numbers of images and classes with the published ones.
-        augment: random crops and mirroring in training; without, the middle of each image.
-        batch_size: training images per batch and process; two processes with 32 see the batches of one with 64.
-        eval_batch_size: images per batch and process elsewhere; twice `batch_size` by default.
-        num_workers: loader processes of each training process. By default none for images held in memory, else the
-            usable CPU cores divided by the devices, at most 8.
-        train_fraction: the part of the training images used, in (0, 1]; stratified, nested for one `subset_seed`.
-        shots: training images per class instead of a fraction.
-        subset_seed: which images a fraction or shots choose.
-        protocol: `tune` trains on train and validates on val, `final` trains on both and tests; `holdout` trains on
-            train, validates on val and tests.
-        drop_last: leave out the last, incomplete training batch of an epoch.
-        shuffle_seed: the order of the training images and their augmentation; both change every epoch.
-        cache_bytes: bound on decoded images held in memory by each process, in bytes; 0 holds nothing. Augmented
-            images are read from disk every epoch.
-        image_size: height and width of the images, in pixels.
-        interpolation: the filter that resizes an image.
-        normalization: `imagenet` mean and standard deviation, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
+        check_sizes: Whether to compare the numbers of images and classes with the published ones.
+        augment: Whether to train on random, mirrored crops instead of the middle of each image.
+        interpolation: Filter that resizes an image.
+        options: Options of `ImageDataModule`.
 
     Raises:
-        UnknownTaskError: the task is none of the five.
+        UnknownTaskError: The task is none of the five.
     """
 
     framing = "crop"
@@ -58,42 +44,20 @@ class FGVCDataModule(ImageDataModule):
         task: str = "cub_200_2011",
         check_sizes: bool = True,
         augment: bool = True,
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        train_fraction: float = 1.0,
-        shots: int | None = None,
-        subset_seed: int = 0,
-        protocol: Protocol = "final",
-        drop_last: bool = True,
-        shuffle_seed: int = 0,
-        cache_bytes: int = 2 * 2**30,
-        image_size: int = 224,
         interpolation: Interpolation = "bilinear",
-        normalization: Normalization = "imagenet",
+        **options: Any,
     ) -> None:
         super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_fraction=train_fraction,
-            shots=shots,
-            subset_seed=subset_seed,
-            protocol=protocol,
-            drop_last=drop_last,
-            shuffle_seed=shuffle_seed,
-            cache_bytes=cache_bytes,
-            image_size=image_size,
             interpolation=interpolation,
-            normalization=normalization,
+            **options,
         )
-        self.root = Path(root or os.environ.get("REPLORA_DATA") or "data").expanduser()
+        self.root = data_root(root)
         self.task = fgvc_task(task)
         self.num_classes = self.task.num_classes
         self.class_names = [str(label) for label in range(self.num_classes)]  # the split files know better
         self.check_sizes = check_sizes
         if augment:
-            self.augmentation = RandomCropFlip(image_size)
+            self.augmentation = RandomCropFlip(self.image_size)
 
     def build_dataset(self, split: Split) -> FGVC:
         dataset = FGVC(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,6 +9,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import Split, one_of
 from datamodules.image.base import ImageDataModule, Normalization
+from replora.datasets.common.paths import data_root
 from replora.datasets.image.fashion_mnist import CLASSES, FashionMNIST
 from replora.datasets.image.grayscale import GreyImages
 from replora.datasets.image.sprites import CLASSES as SPRITE_CLASSES
@@ -24,14 +24,15 @@ class SmallImagesDataModule(ImageDataModule):
     Args:
         task: `fashion_mnist` (ten classes, 10,000 test images), `sprites_location` or `sprites_orientation` (16
             classes, 2,000 test images, drawn on this machine).
-        root: for Fashion-MNIST, the folder of its files. Default: the environment variable REPLORA_DATA, else `data`,
-            else where Debian's package puts them.
-        image_size: height and width of the images, in pixels.
-        normalization: `imagenet` mean and standard deviation, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
-        options: As of `ImageDataModule`.
+        root: Folder of Fashion-MNIST's files. Default: the environment variable REPLORA_DATA, else `data`, else where
+            Debian's package puts them.
+        image_size: Height and width of the images, in pixels (>= 1).
+        normalization: `imagenet`, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
+        options: Options of `ImageDataModule`.
 
     Raises:
-        RepLoRAError: an option is out of its range; data are missing or wrong (from `setup`, before the first batch).
+        RepLoRAError: An option is out of its range, or data are missing or wrong (from `setup`, before the first
+            batch).
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class SmallImagesDataModule(ImageDataModule):
         super().__init__(image_size=image_size, normalization=normalization, **options)
         one_of(get_args(Task), task=task)
         self.task = task
-        self.root = Path(root or os.environ.get("REPLORA_DATA") or "data").expanduser()
+        self.root = data_root(root)
         self.num_classes = len(CLASSES) if task == "fashion_mnist" else SPRITE_CLASSES
         self.class_names = list(CLASSES) if task == "fashion_mnist" else [str(k) for k in range(SPRITE_CLASSES)]
 

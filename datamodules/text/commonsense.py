@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.base import BaseDataModule, PaddedDataset, Protocol, Split, at_least, one_of
+from datamodules.base import BaseDataModule, PaddedDataset, Split, at_least, one_of
 from datamodules.loader import LengthSampler
+from datamodules.text.texts import Questions, TrainingTexts
 from replora.backbones.language import load_tokenizer
+from replora.datasets.common.paths import data_root
 from replora.datasets.common.subsample import stratified_order, subsample_indices
 from replora.datasets.errors import ProtocolError, SubsetError, UnknownTaskError
 from replora.datasets.text.commonsense import (
@@ -26,14 +26,13 @@ from replora.datasets.text.commonsense import (
     CommonsenseRecord,
     CommonsenseSplit,
     commonsense_task,
-    duplicate_count,
     files_sha256,
     find_task_file,
     read_task,
     read_union,
 )
 from replora.datasets.text.items import ChoiceItem
-from replora.datasets.text.prompts import CUTOFF, MULTIPLES, PADDING, Preset, choice_items, collate, training_tokens
+from replora.datasets.text.prompts import CUTOFF, MULTIPLES, PADDING, Preset, choice_items, collate
 from replora.errors import RepLoRAError
 
 Validation = Literal["stratified", "llm_adapters"]
@@ -58,42 +57,38 @@ class CommonsenseDataModule(BaseDataModule):
     | `holdout` | the union without val        | val          | test     |
 
     Args:
-        root: the folder of the tasks' folders, or its parent if it is called `commonsense` or `dataset`. By default the
-            environment variable REPLORA_DATA, else `data`; relative to the working directory.
+        root: Folder of the tasks' folders, or its parent if it is called `commonsense` or `dataset`. Default: the
+            environment variable REPLORA_DATA, else `data`.
         tokenizer: `smollm2`, a folder, or a hub id. On the command line it is the model's.
-        revision: branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
-        preset: `llm_adapters` (byte for byte its prompts, loss on every token, over-length texts cut), `clean` (one
-            prompt, loss on the answer alone, over-length texts left out) or `cloze` (no options in the prompt, the text
-            of the right option is learnt). docs/commonsense.md shows them.
-        tasks: what to train on; all eight by default.
-        test_tasks: what to test on; `tasks` by default.
-        union_file: a file with the training sets of all tasks (commonsense_170k.json) instead of each task's own. It
-            does not say which of social_i_qa, ARC-Easy, ARC-Challenge and openbookqa a record is of: train on all four
-            or on none.
-        check_sizes: compare the number of records with the published ones: 170,420 for the whole union.
-        cutoff: tokens of a training text at most.
-        group_by_length: make training batches of texts of like lengths: less padding, so faster. Without, as
-            LLM-Adapters trained.
+        revision: Branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
+        preset: `llm_adapters` uses its prompts byte for byte, computes the loss on every token and cuts texts that are
+            too long; `clean` has one prompt, computes the loss on the answer alone and leaves long texts out; `cloze`
+            puts no options into the prompt and learns the text of the right one. docs/commonsense.md shows them.
+        tasks: Names of the tasks to train on. Default: all eight.
+        test_tasks: Names of the tasks to test on. Default: `tasks`.
+        union_file: File with the training sets of all tasks (commonsense_170k.json), instead of each task's own. It
+            does not say which of social_i_qa, ARC-Easy, ARC-Challenge and openbookqa a record belongs to: train on all
+            four of them or on none.
+        check_sizes: Whether to compare the numbers of records with the published ones: 170,420 in all.
+        cutoff: Largest number of tokens in a training text (>= 2).
+        group_by_length: Whether to make training batches of texts of similar lengths, which need less padding.
+            LLM-Adapters did not.
         validation: `stratified` holds out `val_fraction` of each task, keeps copies of these records out of the
-            training too, and measures accuracy. `llm_adapters` holds out the 120 records of its seed 42 and measures
+            training too, and measures accuracy; `llm_adapters` holds out the 120 records of its seed 42 and measures
             the loss of the training text.
-        val_fraction: the part of the union held out, in (0, 1).
-        test_items: at most so many test questions of each task, always the same ones; all by default.
-        batch_size: training texts per batch and process; two processes with 8 see the batches of one with 16.
-        eval_batch_size: questions per batch and process elsewhere; twice `batch_size` by default.
-        num_workers: loader processes of each training process; none by default, for the tokens are in memory.
-        train_fraction: the part of the training records used, in (0, 1]; stratified by task, nested for one
-            `subset_seed`.
-        shots: training records per task instead of a fraction.
-        subset_seed: which records a fraction or shots choose.
-        protocol: see the table.
-        drop_last: leave out the last, incomplete training batch of an epoch.
-        shuffle_seed: the order of the training records; it changes every epoch.
+        val_fraction: Fraction of the training records to hold out, in (0, 1).
+        test_items: Largest number of test questions of each task (>= 1), always the same ones. Default: all.
+        batch_size: Training texts per batch and process (>= 1). Two processes with 8 see the batches of one with 16.
+        train_fraction: Fraction of the training records to use, in (0, 1]. Subsets are stratified by task, and nested
+            for one `subset_seed`.
+        shots: Training records per task (>= 1), instead of a fraction.
+        drop_last: Whether to drop the last, incomplete training batch of an epoch.
+        options: Options of `BaseDataModule`.
 
     Raises:
-        UnknownTaskError: a task is none of the eight.
-        DatasetNotFoundError: there is no test file of a task.
-        RepLoRAError: an option is out of its range; other data are missing or wrong (from `setup`, before the first
+        UnknownTaskError: A task is none of the eight.
+        DatasetNotFoundError: There is no test file of a task.
+        RepLoRAError: An option is out of its range, or data are missing or wrong (from `setup`, before the first
             batch).
     """
 
@@ -113,25 +108,17 @@ class CommonsenseDataModule(BaseDataModule):
         val_fraction: float = 0.1,
         test_items: int | None = None,
         batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
         train_fraction: float = 1.0,
         shots: int | None = None,
-        subset_seed: int = 0,
-        protocol: Protocol = "final",
         drop_last: bool = False,
-        shuffle_seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
             train_fraction=train_fraction,
             shots=shots,
-            subset_seed=subset_seed,
-            protocol=protocol,
             drop_last=drop_last,
-            shuffle_seed=shuffle_seed,
+            **options,
         )
         one_of(get_args(Preset), preset=preset)
         one_of(get_args(Validation), validation=validation)
@@ -139,7 +126,7 @@ class CommonsenseDataModule(BaseDataModule):
         at_least(2, cutoff=cutoff)
         if not 0 < val_fraction < 1:
             raise RepLoRAError(f"val_fraction={val_fraction} is not in (0, 1): 0.1 holds out a tenth of each task.")
-        self.root = Path(root or os.environ.get("REPLORA_DATA") or "data").expanduser()
+        self.root = data_root(root)
         self.tokenizer_name = tokenizer
         self.revision = revision
         self.preset: Preset = preset
@@ -155,7 +142,7 @@ class CommonsenseDataModule(BaseDataModule):
         self._tokenizer: Any = None
         self._union: list[CommonsenseRecord] | None = None
         self._sha256: str | None = None
-        if protocol != "tune":
+        if self.protocol != "tune":
             for task in self.test_tasks:  # every verb needs these; a large model takes minutes to load
                 self._file(task, "test")
 
@@ -335,85 +322,6 @@ class CommonsenseDataModule(BaseDataModule):
         if isinstance(source, Questions):
             return list
         return partial(collate, pad_id=self._pad_id(), multiple=MULTIPLES[self.preset])
-
-
-class Questions(Dataset[ChoiceItem]):
-    """Questions of an evaluation, the longest first: a batch holds like lengths, and memory suffices or not at once."""
-
-    def __init__(self, items: list[ChoiceItem]) -> None:
-        self.items = sorted(items, key=lambda item: -len(item.prompt_ids))
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> ChoiceItem:
-        return self.items[index]
-
-
-class TrainingTexts(Dataset[tuple[int, np.ndarray, int]]):
-    """Training texts as tokens, all in memory: (index, tokens, first token with a loss).
-
-    Args:
-        records: What they are made of.
-        positions: Their indices.
-        tokenizer: Of transformers.
-        preset: Which text.
-        cutoff: Tokens of a text at most; `llm_adapters` cuts longer ones, the other presets leave them out.
-
-    Raises:
-        RepLoRAError: Nothing is left, or a record has not the form of its task.
-    """
-
-    padding: tuple[int, list[int], int]
-
-    def __init__(
-        self,
-        records: list[CommonsenseRecord],
-        positions: list[int],
-        tokenizer: Any,
-        preset: Preset,
-        cutoff: int,
-    ) -> None:
-        leave_out = preset != "llm_adapters"
-        self.rows: list[tuple[int, np.ndarray, int]] = []
-        self.over_length = 0
-        self.duplicates = duplicate_count(records)
-        for position, text in zip(positions, training_tokens(tokenizer, records, preset, cutoff), strict=True):
-            self.over_length += not text.whole
-            if text.whole or not leave_out:
-                self.rows.append((position, np.array(text.ids, dtype=np.int32), text.loss_from))
-        self.left_out = len(records) - len(self.rows)
-        if not self.rows:
-            raise RepLoRAError(
-                f"All {len(records):,} training texts are longer than cutoff={cutoff} tokens, and the preset "
-                f"{preset!r} leaves such out. Raise --data.cutoff."
-            )
-        self.lengths = [len(ids) for _, ids, _ in self.rows]
-        rank_zero_info(
-            f"{len(self.rows):,} training texts, {sum(self.lengths):,} tokens ({self.labelled_tokens:,} with a loss); "
-            f"{self.over_length:,} longer than {cutoff} tokens, {'left out' if leave_out else 'cut off'}; "
-            f"{self.duplicates:,} repeat the instruction of another"
-        )
-
-    @property
-    def labelled_tokens(self) -> int:
-        return sum(len(ids) - loss_from for _, ids, loss_from in self.rows)
-
-    def describe(self) -> dict[str, int]:
-        return {
-            "tokens": sum(self.lengths),
-            "labelled_tokens": self.labelled_tokens,
-            "longest": max(self.lengths),
-            "over_length": self.over_length,
-            "left_out": self.left_out,
-            "duplicates": self.duplicates,
-        }
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[int, Any, int]:
-        return self.rows[index] if index >= 0 else self.padding
 
 
 def _tasks(option: str, names: list[str] | None, default: list[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import abstractmethod
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import BaseDataModule, Protocol, Split, at_least, one_of
+from datamodules.base import BaseDataModule, Split, at_least, one_of
 from datamodules.image.base import NORMALIZATIONS, Normalization
 from replora.datasets.common.labelled_files import FileTable, FileTableError
 from replora.datasets.common.subsample import subsample_indices
@@ -38,58 +37,46 @@ class VideoDataModule(BaseDataModule):
     `val` is part of the official training videos: what is reported on is never chosen on. It is measured on one clip of
     each video, cut from the middle; `test` on `clips.test_clips` x `clips.test_crops` views, averaged by the module.
 
-    A subclass reads its videos (`read_table`); `split_groups` keeps clips of one film together.
+    A subclass reads its videos (`read_table`); `group_of` keeps clips of one film together.
 
     Args:
-        clips: frames, squares and views.
-        val_fraction: the part of the training videos of each class that becomes `val`, in [0, 1).
-        split_seed: which videos these are.
-        normalization: `imagenet` mean and standard deviation, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
-        skip_corrupt: leave out videos that cannot be decoded, and count them in the results, instead of stopping at the
-            first one.
-        cache_dir: a folder for decoded frames, so that each video is decoded once; nothing is kept by default.
-        cache_bytes: bound on this folder, in bytes.
-        recipe: the recipe that the configuration follows, for the results, which name the options that differ from it;
+        clips: How clips are cut from a video: frames, squares and views.
+        val_fraction: Fraction of each class's training videos that becomes `val` if there is none, in [0, 1).
+        split_seed: Random seed (>= 0) that chooses the videos of `val`.
+        normalization: `imagenet`, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
+        skip_corrupt: Whether to leave out videos that cannot be decoded and count them in the results, instead of
+            stopping at the first one.
+        cache_dir: Folder for decoded frames, so that each video is decoded once. Default: nothing is kept.
+        cache_bytes: Bound on this folder, in bytes (>= 0).
+        recipe: Recipe that the configuration follows. The results name it with the options that differ from it;
             nothing else depends on it.
-        batch_size, num_workers, train_fraction, shots, subset_seed, protocol, drop_last, shuffle_seed: as of
-            `BaseDataModule`.
-        eval_batch_size: videos per batch and process elsewhere; by default as many as give two training batches of
-            clips.
+        batch_size: Training videos per batch and process (>= 1). Two processes with 8 see the batches of one with 16.
+        eval_batch_size: Videos per batch and process in evaluations (>= 1). Default: as many as give two training
+            batches of clips.
+        options: Options of `BaseDataModule`.
 
     Raises:
-        RepLoRAError: an option is out of its range, or the data are missing or wrong.
+        RepLoRAError: An option is out of its range, or the data are missing or wrong.
     """
 
     def __init__(
         self,
         clips: ClipOptions,
-        val_fraction: float,
-        split_seed: int,
-        normalization: Normalization,
-        skip_corrupt: bool,
-        cache_dir: Path | None,
-        cache_bytes: int,
-        recipe: Recipe,
-        batch_size: int,
-        eval_batch_size: int | None,
-        num_workers: int | None,
-        train_fraction: float,
-        shots: int | None,
-        subset_seed: int,
-        protocol: Protocol,
-        drop_last: bool,
-        shuffle_seed: int,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        normalization: Normalization = "imagenet",
+        skip_corrupt: bool = False,
+        cache_dir: Path | None = None,
+        cache_bytes: int = 50 * 2**30,
+        recipe: Recipe = "own",
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
             eval_batch_size=eval_batch_size or max(1, 2 * batch_size // (clips.test_clips * clips.test_crops)),
-            num_workers=num_workers,
-            train_fraction=train_fraction,
-            shots=shots,
-            subset_seed=subset_seed,
-            protocol=protocol,
-            drop_last=drop_last,
-            shuffle_seed=shuffle_seed,
+            **options,
         )
         at_least(0, cache_bytes=cache_bytes)
         one_of(get_args(Normalization), normalization=normalization)
@@ -200,8 +187,3 @@ class VideoDataModule(BaseDataModule):
         normalized = video.float().div_(255).sub_(self._mean).div_(self._std)  # in place on the copy that float() makes
         # Lightning converts inputs to half or double precision before this hook, when they were still uint8.
         return self.trainer.precision_plugin.convert_input(normalized) if self.trainer else normalized
-
-
-def data_root(root: Path | None) -> Path:
-    """The folder given, else that of the environment variable REPLORA_DATA, else `data`."""
-    return Path(root or os.environ.get("REPLORA_DATA") or "data").expanduser()

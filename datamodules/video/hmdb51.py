@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datamodules.base import Protocol
-from datamodules.image.base import Normalization
-from datamodules.video.base import Recipe, VideoDataModule, data_root
+from datamodules.video.base import VideoDataModule
 from replora.datasets.common.labelled_files import FileTable
+from replora.datasets.common.paths import data_root
 from replora.datasets.video.hmdb51 import OfficialSplit, film_of, read_hmdb51
 from replora.datasets.video.sampling import ClipOptions
 
@@ -23,35 +22,14 @@ class HMDB51DataModule(VideoDataModule):
     split 1.
 
     Args:
-        root: the folder of the official lists and videos. By default the environment variable REPLORA_DATA, else
-            `data`.
-        split: which of the three official splits.
-        check_sizes: compare the number of classes and videos with the official ones.
-        clips: frames, squares and views; those of V-PETL by default.
-        val_fraction: the part of the training videos of each class that becomes `val`, in [0, 1).
-        split_seed: which videos these are.
-        normalization: `imagenet` mean and standard deviation, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
-        skip_corrupt: leave out videos that cannot be decoded, and count them in the results, instead of stopping at the
-            first one.
-        cache_dir: a folder for decoded frames, so that each video is decoded once; nothing is kept by default.
-        cache_bytes: bound on this folder, in bytes.
-        recipe: the recipe that the configuration follows, for the results, which name the options that differ from it;
-            nothing else depends on it.
-        batch_size: training videos per batch and process; two processes with 8 see the batches of one with 16.
-        eval_batch_size: videos per batch and process elsewhere; by default as many as give two training batches of
-            clips.
-        num_workers: loader processes of each training process, which decode. By default the usable CPU cores divided by
-            the devices, at most 8; each holds two batches.
-        train_fraction: the part of the training videos used, in (0, 1]; stratified, nested for one `subset_seed`.
-        shots: training videos per class instead of a fraction.
-        subset_seed: which videos a fraction or shots choose.
-        protocol: `tune` trains on train and validates on val, `final` trains on both and tests; `holdout` trains on
-            train, validates on val and tests.
-        drop_last: leave out the last, incomplete training batch of an epoch.
-        shuffle_seed: the order of the training videos and their clips; both change every epoch.
+        root: Folder of the official lists and videos. Default: the environment variable REPLORA_DATA, else `data`.
+        split: Number of the official split: 1, 2 or 3.
+        check_sizes: Whether to compare the numbers of classes and videos with the official ones.
+        clips: How clips are cut from a video: frames, squares and views. Default: those of V-PETL.
+        options: Options of `VideoDataModule`.
 
     Raises:
-        RepLoRAError: an option is out of its range, or the data are missing or wrong.
+        RepLoRAError: An option is out of its range, or the data are missing or wrong.
     """
 
     def __init__(
@@ -60,44 +38,14 @@ class HMDB51DataModule(VideoDataModule):
         split: OfficialSplit = 1,
         check_sizes: bool = True,
         clips: ClipOptions = HMDB51_CLIPS,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        normalization: Normalization = "imagenet",
-        skip_corrupt: bool = False,
-        cache_dir: Path | None = None,
-        cache_bytes: int = 50 * 2**30,
-        recipe: Recipe = "own",
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        train_fraction: float = 1.0,
-        shots: int | None = None,
-        subset_seed: int = 0,
-        protocol: Protocol = "final",
-        drop_last: bool = True,
-        shuffle_seed: int = 0,
+        **options: Any,
     ) -> None:
         self.root = data_root(root)
         self.split: OfficialSplit = split
         self.check_sizes = check_sizes
         super().__init__(
             clips=clips,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            normalization=normalization,
-            skip_corrupt=skip_corrupt,
-            cache_dir=cache_dir,
-            cache_bytes=cache_bytes,
-            recipe=recipe,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_fraction=train_fraction,
-            shots=shots,
-            subset_seed=subset_seed,
-            protocol=protocol,
-            drop_last=drop_last,
-            shuffle_seed=shuffle_seed,
+            **options,
         )
 
     def read_table(self) -> FileTable:

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.base import BaseDataModule, Protocol, Split, at_least, one_of
+from datamodules.base import BaseDataModule, Split, at_least, one_of
 from datamodules.vision_language.task_batches import PADDING, Key, TaskBatches
 from replora.datasets.common.subsample import check_subset_options, subsample_indices
 from replora.datasets.vision_language.features import FeatureSource
@@ -47,27 +47,21 @@ class VisionLanguageDataModule(BaseDataModule):
     Each task is seen once an epoch. A subclass gives the records and features of a task and split by `read_task`.
 
     Args:
-        tokenizer: Of the texts: the name of the backbone; on the command line it is that of `--model.backbone`.
+        tokenizer: Name of the backbone whose tokenizer is used. On the command line it is `--model.backbone`.
+        tasks: Names of the tasks to train together.
+        batch_size: Training examples per batch and process (>= 1). The image tasks take parts of it, as in VL-Adapter:
+            VQA all of it, GQA 100/60, NLVR2 20/60, COCO 50/60.
+        feature_size: Width of the features (>= 1).
+        task_batch_sizes: Batch size of single tasks, as a mapping from task to size.
+        eval_batch_size: Examples per batch and process in evaluations (>= 1). Default: `batch_size`.
+        task_fractions: Training fraction of single tasks, as a mapping from task to a number in (0, 1].
+        prompts: `vl_adapter` puts the name of the task into the text; `none` does not, as VL-Adapter's full fine-tuning
+            on images.
+        truncation_side: Side on which texts that are too long are cut. VL-Adapter cuts on the right, where the question
+            of a video with long subtitles is; `left` keeps the question and deviates from published numbers. Answers
+            are always cut on the right.
         revision: Branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
-        tasks: Which tasks, of those that the subclass knows.
-        batch_size: Training examples per batch and process. The image tasks take parts of it, as in VL-Adapter:
-            VQA b, GQA 100/60 b, NLVR2 20/60 b, COCO 50/60 b.
-        task_batch_sizes: Task -> its batch size instead.
-        eval_batch_size: Examples per batch and process elsewhere; that of the training by default.
-        num_workers: Loader processes of each training process. By default the usable CPU cores divided by the devices,
-            at most 8.
-        train_fraction: The part of each task's training examples used, in (0, 1]; nested for one `subset_seed`.
-        task_fractions: Task -> its fraction instead.
-        subset_seed: Which examples a fraction chooses.
-        protocol: See `BaseDataModule`.
-        drop_last: Leave out the last, incomplete training batch of each task.
-        shuffle_seed: Of the order of examples and tasks, and of the answers drawn where a question has several.
-        feature_size: Width of the features.
-        prompts: `vl_adapter` puts the name of the task into the text, `none` does not, as VL-Adapter's full
-            fine-tuning on images.
-        truncation_side: Where texts that are too long are cut. VL-Adapter cuts on the right, where the question of a
-            video with long subtitles is; `left` keeps the question, and deviates from published numbers. Answers are
-            cut on the right in any case.
+        options: Options of `BaseDataModule`.
 
     Raises:
         RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
@@ -78,32 +72,22 @@ class VisionLanguageDataModule(BaseDataModule):
     def __init__(
         self,
         tokenizer: str,
-        revision: str | None,
         tasks: Sequence[str],
         batch_size: int,
-        task_batch_sizes: dict[str, int] | None,
-        eval_batch_size: int | None,
-        num_workers: int | None,
-        train_fraction: float,
-        task_fractions: dict[str, float] | None,
-        subset_seed: int,
-        protocol: Protocol,
-        drop_last: bool,
-        shuffle_seed: int,
         feature_size: int,
-        prompts: Prompts,
-        truncation_side: TruncationSide,
+        task_batch_sizes: dict[str, int] | None = None,
+        eval_batch_size: int | None = None,
+        task_fractions: dict[str, float] | None = None,
+        prompts: Prompts = "vl_adapter",
+        truncation_side: TruncationSide = "right",
+        revision: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
             eval_batch_size=eval_batch_size or batch_size,
-            num_workers=num_workers,
-            train_fraction=train_fraction,
             shots=None,
-            subset_seed=subset_seed,
-            protocol=protocol,
-            drop_last=drop_last,
-            shuffle_seed=shuffle_seed,
+            **options,
         )
         at_least(1, feature_size=feature_size)
         one_of(get_args(Prompts), prompts=prompts)
@@ -129,7 +113,7 @@ class VisionLanguageDataModule(BaseDataModule):
             name: (task_batch_sizes or {}).get(name) or max(1, batch_size * task.batch_share[0] // task.batch_share[1])
             for name, task in ((name, vl_task(name)) for name in tasks)
         }
-        self.task_fractions = {name: (task_fractions or {}).get(name, train_fraction) for name in tasks}
+        self.task_fractions = {name: (task_fractions or {}).get(name, self.train_fraction) for name in tasks}
         self.feature_size = feature_size
         self.prompts: Prompts = prompts
         self.truncation_side: TruncationSide = truncation_side

@@ -20,17 +20,13 @@ class VLDemoDataModule(VisionLanguageDataModule):
     Each has a question and a caption. The metrics are those of VQAv2 and COCO captions. No scene is in two splits.
 
     Args:
-        tokenizer: Of the texts: the name of the backbone; on the command line it is that of `--model.backbone`.
-        tasks: Of `vqa` (questions) and `coco` (captions).
-        batch_size: Questions per training batch and process; captions 50/60 of it.
-        task_batch_sizes: Task -> its batch size instead.
-        eval_batch_size: Examples per batch and process elsewhere; `batch_size` by default.
-        train_fraction: The part of each task's training examples used, in (0, 1]; nested for one `subset_seed`.
-        task_fractions: Task -> its fraction instead.
-        subset_seed: Which examples a fraction chooses.
-        protocol: See `BaseDataModule`.
-        shuffle_seed: Of the order of examples and tasks.
-        scene_seed: Of the scenes and questions.
+        tokenizer: Name of the backbone whose tokenizer is used. On the command line it is `--model.backbone`.
+        tasks: Names of the tasks to train together, of `vqa` (questions) and `coco` (captions).
+        batch_size: Questions per training batch and process (>= 1). Batches of captions have 50/60 of it.
+        protocol: `tune` trains on train and validates on val; `final` trains on train and val and tests; `holdout`
+            trains on train, validates on val and tests.
+        scene_seed: Random seed (>= 0) for the scenes and questions.
+        options: Options of `VisionLanguageDataModule`.
 
     Raises:
         RepLoRAError: An option is out of its range.
@@ -43,32 +39,22 @@ class VLDemoDataModule(VisionLanguageDataModule):
         tokenizer: str = "bart_nano",
         tasks: Sequence[str] = ("vqa", "coco"),
         batch_size: int = 60,
-        task_batch_sizes: dict[str, int] | None = None,
-        eval_batch_size: int | None = None,
-        train_fraction: float = 1.0,
-        task_fractions: dict[str, float] | None = None,
-        subset_seed: int = 0,
         protocol: Protocol = "holdout",
-        shuffle_seed: int = 0,
         scene_seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
             tokenizer=tokenizer,
             revision=None,
             tasks=tasks,
             batch_size=batch_size,
-            task_batch_sizes=task_batch_sizes,
-            eval_batch_size=eval_batch_size,
             num_workers=None,
-            train_fraction=train_fraction,
-            task_fractions=task_fractions,
-            subset_seed=subset_seed,
             protocol=protocol,
             drop_last=False,
-            shuffle_seed=shuffle_seed,
             feature_size=FEATURE_SIZE,
             prompts="vl_adapter",
             truncation_side="right",
+            **options,
         )
         self.scene_seed = scene_seed
 

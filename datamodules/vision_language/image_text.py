@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from datamodules.base import Protocol, Split, one_of
 from datamodules.vision_language.base import TruncationSide, VisionLanguageDataModule
+from replora.datasets.common.paths import data_root
 from replora.datasets.vision_language.features import FeatureFolder
 from replora.datasets.vision_language.image_text import CLIP_FEATURES, GRID, feature_folder, image_text_records
 from replora.datasets.vision_language.tasks import IMAGE_TASKS, Prompts, VLRecord
@@ -29,30 +29,23 @@ class ImageTextDataModule(VisionLanguageDataModule):
     its testdev is validation and test at once, as in the published rows; under `final` it is never trained on.
 
     Args:
-        tokenizer: Of the texts: the name of the backbone; on the command line it is that of `--model.backbone`.
-        root: The folder of the data. Default: the environment variable REPLORA_DATA, else `data`.
-        tasks: Of `vqa`, `gqa`, `nlvr2` and `coco`.
-        batch_size: Training examples per batch and process: of VQA b, of GQA 100/60 b, of NLVR2 20/60 b, of COCO
-            50/60 b, as in VL-Adapter.
-        task_batch_sizes: Task -> its batch size instead.
-        eval_batch_size: Examples per batch and process elsewhere; `batch_size` by default.
-        num_workers: Loader processes of each training process. By default the usable CPU cores divided by the devices,
-            at most 8.
-        train_fraction: The part of each task's training examples used, in (0, 1]; nested for one `subset_seed`.
-        task_fractions: Task -> its fraction instead.
-        subset_seed: Which examples a fraction chooses.
-        protocol: See the table.
+        tokenizer: Name of the backbone whose tokenizer is used. On the command line it is `--model.backbone`.
+        root: Folder of the data. Default: the environment variable REPLORA_DATA, else `data`.
+        tasks: Names of the tasks to train together, of `vqa`, `gqa`, `nlvr2` and `coco`.
+        batch_size: Training examples per batch and process (>= 1): VQA all of it, GQA 100/60, NLVR2 20/60, COCO 50/60,
+            as in VL-Adapter.
+        protocol: `tune` trains on train and validates on val; `final` trains on train and val and tests; `holdout`
+            trains on train, validates on val and tests.
         predict_split: What `predict` writes predictions of instead: `submit`, GQA's questions whose answers are hidden,
             for the GQA challenge; with the task `gqa` alone.
-        drop_last: Leave out the last, incomplete training batch of each task. VL-Adapter keeps it.
-        shuffle_seed: Of the order of examples and tasks, and of the answers drawn where a question has several.
-        feature_size: Width of the features: 2048 of CLIP RN101's grid.
-        features: Name of the folder of the features in `clip_features`.
+        drop_last: Whether to drop the last, incomplete training batch of each task. VL-Adapter keeps it.
+        feature_size: Width of the features (>= 1): 2048 for CLIP RN101's grid.
+        features: Name of the folder with the features in `clip_features`.
         prompts: `vl_adapter` puts the name of the task before the text, `none` does not, as VL-Adapter's full
             fine-tuning.
         truncation_side: Where texts that are too long are cut; VL-Adapter cuts on the right. `left` would cut the name
             of the task away, so it goes with `prompts: none` alone.
-        revision: Branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
+        options: Options of `VisionLanguageDataModule`.
 
     Raises:
         RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
@@ -66,21 +59,14 @@ class ImageTextDataModule(VisionLanguageDataModule):
         root: Path | None = None,
         tasks: Sequence[str] = IMAGE_TASKS,
         batch_size: int = 500,
-        task_batch_sizes: dict[str, int] | None = None,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        train_fraction: float = 1.0,
-        task_fractions: dict[str, float] | None = None,
-        subset_seed: int = 0,
         protocol: Protocol = "holdout",
         predict_split: Literal["submit"] | None = None,
         drop_last: bool = False,
-        shuffle_seed: int = 0,
         feature_size: int = 2048,
         features: str = CLIP_FEATURES,
         prompts: Prompts = "vl_adapter",
         truncation_side: TruncationSide = "right",
-        revision: str | None = None,
+        **options: Any,
     ) -> None:
         if predict_split is not None:
             one_of(("submit",), predict_split=predict_split)
@@ -96,23 +82,16 @@ class ImageTextDataModule(VisionLanguageDataModule):
             )
         super().__init__(
             tokenizer=tokenizer,
-            revision=revision,
             tasks=tasks,
             batch_size=batch_size,
-            task_batch_sizes=task_batch_sizes,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_fraction=train_fraction,
-            task_fractions=task_fractions,
-            subset_seed=subset_seed,
             protocol=protocol,
             drop_last=drop_last,
-            shuffle_seed=shuffle_seed,
             feature_size=feature_size,
             prompts=prompts,
             truncation_side=truncation_side,
+            **options,
         )
-        self.root = (root or Path(os.environ.get("REPLORA_DATA") or "data")).expanduser()
+        self.root = data_root(root)
         self.features = features
         self.predict_split = predict_split
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from datamodules.base import Protocol, Split, one_of
-from datamodules.vision_language.base import TruncationSide, VisionLanguageDataModule
+from datamodules.vision_language.base import VisionLanguageDataModule
+from replora.datasets.common.paths import data_root
 from replora.datasets.errors import ProtocolError
 from replora.datasets.vision_language.features import FeatureFolder
-from replora.datasets.vision_language.tasks import VIDEO_TASKS, Prompts, VLRecord
+from replora.datasets.vision_language.tasks import VIDEO_TASKS, VLRecord
 from replora.datasets.vision_language.video_text import CLIP_VIT, FRAMES, feature_folder, video_text_records
 
 
@@ -23,28 +23,16 @@ class VideoTextDataModule(VisionLanguageDataModule):
     of the test splits can still be written (`predict_split: test`).
 
     Args:
-        tokenizer: Of the texts: the name of the backbone; on the command line it is that of `--model.backbone`.
-        root: The folder of the data, which holds `video`. Default: the environment variable REPLORA_DATA, else `data`.
-        tasks: Of `tvqa`, `how2qa`, `tvc` and `yc2c`.
-        batch_size: Training examples of each task per batch and process.
-        task_batch_sizes: Task -> its batch size instead.
-        eval_batch_size: Examples per batch and process elsewhere; `batch_size` by default.
-        num_workers: Loader processes of each training process. By default the usable CPU cores divided by the devices,
-            at most 8.
-        train_fraction: The part of each task's training examples used, in (0, 1]; nested for one `subset_seed`.
-        task_fractions: Task -> its fraction instead.
-        subset_seed: Which examples a fraction chooses.
-        protocol: `tune` alone: train on train, validate on val.
+        tokenizer: Name of the backbone whose tokenizer is used. On the command line it is `--model.backbone`.
+        root: Folder of the data, which holds `video`. Default: the environment variable REPLORA_DATA, else `data`.
+        tasks: Names of the tasks to train together, of `tvqa`, `how2qa`, `tvc` and `yc2c`.
+        batch_size: Training examples of each task per batch and process (>= 1).
+        protocol: Only `tune`, which trains on train and validates on val.
         predict_split: What `predict` writes predictions of: `val` or `test`.
-        drop_last: Leave out the last, incomplete training batch of each task. VL-Adapter keeps it.
-        shuffle_seed: Of the order of examples and tasks.
-        feature_size: Width of the features: 512 of CLIP ViT-B/32's frames.
-        features: Name of the folder of the features in `vis_features/{tv,how2,yc2}`.
-        prompts: `vl_adapter` puts the name of the task behind the text, `none` does not.
-        truncation_side: Where texts of more than 600 tokens are cut. VL-Adapter cuts on the right, where the question
-            of a video with long subtitles is; `left` keeps the question, and deviates from published numbers. Answers
-            are cut on the right in any case.
-        revision: Branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
+        drop_last: Whether to drop the last, incomplete training batch of each task. VL-Adapter keeps it.
+        feature_size: Width of the features (>= 1): 512 for CLIP ViT-B/32's frames.
+        features: Name of the folder with the features in `vis_features/{tv,how2,yc2}`.
+        options: Options of `VisionLanguageDataModule`.
 
     Raises:
         RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
@@ -58,21 +46,12 @@ class VideoTextDataModule(VisionLanguageDataModule):
         root: Path | None = None,
         tasks: Sequence[str] = VIDEO_TASKS,
         batch_size: int = 50,
-        task_batch_sizes: dict[str, int] | None = None,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        train_fraction: float = 1.0,
-        task_fractions: dict[str, float] | None = None,
-        subset_seed: int = 0,
         protocol: Protocol = "tune",
         predict_split: Literal["val", "test"] = "val",
         drop_last: bool = False,
-        shuffle_seed: int = 0,
         feature_size: int = 512,
         features: str = CLIP_VIT,
-        prompts: Prompts = "vl_adapter",
-        truncation_side: TruncationSide = "right",
-        revision: str | None = None,
+        **options: Any,
     ) -> None:
         if protocol != "tune":
             raise ProtocolError(
@@ -82,23 +61,14 @@ class VideoTextDataModule(VisionLanguageDataModule):
         one_of(("val", "test"), predict_split=predict_split)
         super().__init__(
             tokenizer=tokenizer,
-            revision=revision,
             tasks=tasks,
             batch_size=batch_size,
-            task_batch_sizes=task_batch_sizes,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_fraction=train_fraction,
-            task_fractions=task_fractions,
-            subset_seed=subset_seed,
             protocol=protocol,
             drop_last=drop_last,
-            shuffle_seed=shuffle_seed,
             feature_size=feature_size,
-            prompts=prompts,
-            truncation_side=truncation_side,
+            **options,
         )
-        self.root = (root or Path(os.environ.get("REPLORA_DATA") or "data")).expanduser()
+        self.root = data_root(root)
         self.features = features
         self.predict_split = predict_split
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 import json
 import warnings
 from collections.abc import Iterable, Iterator
@@ -18,10 +17,7 @@ from torchvision.transforms import functional
 
 from datamodules import (
     BaseDataModule,
-    DigitsDataModule,
-    FGVCDataModule,
     ImageDataModule,
-    ImageFolderDataModule,
     VTABDataModule,
 )
 from datamodules.base import PaddedDataset, Split
@@ -401,17 +397,6 @@ def test_description_is_json() -> None:
     assert described["normalization"]["name"] == "imagenet"
     assert described["normalization"]["std"] == [0.229, 0.224, 0.225]
     assert (described["protocol"], described["interpolation"], described["image_size"]) == ("final", "bicubic", 224)
-
-
-@pytest.mark.parametrize("datamodule", [VTABDataModule, DigitsDataModule, FGVCDataModule, ImageFolderDataModule])
-def test_every_shared_option_is_offered_and_documented(datamodule: type[ImageDataModule]) -> None:
-    shared = inspect.signature(ImageDataModule.__init__).parameters
-    own = inspect.signature(datamodule.__init__).parameters
-    assert [name for name in own if name in shared] == list(shared)
-    # Without a value the track of VTAB-1K decides.
-    offered = {name: str(own[name].annotation).removesuffix(" | None") for name in shared}
-    assert offered == {name: str(parameter.annotation).removesuffix(" | None") for name, parameter in shared.items()}
-    assert all(f"        {name}: " in (datamodule.__doc__ or "") for name in own if name != "self")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # jsonargparse 4.49 renames instantiate_classes

@@ -305,7 +305,7 @@ def test_texts_that_are_too_long(make: Any) -> None:
 
 def test_tokens_are_counted(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("datamodules.text.commonsense.rank_zero_info", said.append)
+    monkeypatch.setattr("datamodules.text.texts.rank_zero_info", said.append)
     data = make()
     batches = next(epochs(data))
     described = data.describe()["train_texts"]

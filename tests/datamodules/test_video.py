@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import HMDB51DataModule, MotionDataModule, SSv2DataModule, VideoDataModule, VideoFolderDataModule
+from datamodules import HMDB51DataModule, MotionDataModule, SSv2DataModule, VideoFolderDataModule
 from datamodules.base import PaddedDataset
 from replora.datasets.errors import ProtocolError
 from replora.datasets.video import motion
@@ -115,19 +114,6 @@ def test_description_is_json(root: Path) -> None:
     assert described["clips"]["short_side"] == 16
     assert described["normalization"]["mean"] == [0.485, 0.456, 0.406]
     assert len(described["lists_sha256"]) == 64
-
-
-@pytest.mark.parametrize("datamodule", [SSv2DataModule, HMDB51DataModule, VideoFolderDataModule, MotionDataModule])
-def test_every_shared_option_is_offered_and_documented(datamodule: type[VideoDataModule]) -> None:
-    shared = list(inspect.signature(VideoDataModule.__init__).parameters)
-    if datamodule is MotionDataModule:  # it has a validation set
-        shared = [name for name in shared if name not in ("val_fraction", "split_seed")]
-    own = inspect.signature(datamodule.__init__).parameters
-    assert [name for name in own if name in shared] == shared
-    for name, parameter in own.items():
-        if name != "self":
-            assert f"        {name}: " in datamodule.__doc__, name
-            assert name == "root" or parameter.default is not inspect.Parameter.empty
 
 
 # --- the demonstration

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from replora.datasets.prepare.images import DataReport
+from replora.datasets.common.paths import data_root
 from replora.errors import RepLoRAError
 
 
@@ -39,7 +39,7 @@ def prepare_vtab(
     from replora.datasets.prepare.vtab import prepare_vtab as prepare
     from replora.datasets.prepare.vtab import print_reports
 
-    home = _data_root(root)
+    home = data_root(root)
     reports = prepare(home, _names(tasks), from_tfds, hub, track, tfds_dir, check_sizes)
     print_reports(reports, home)
     if any(report.state != "whole" for report in reports):
@@ -60,7 +60,7 @@ def prepare_fgvc(root: Path | None = None, tasks: list[str] | str | None = None,
     from replora.datasets.prepare.images import check_fgvc
 
     chosen = [fgvc_task(name) for name in _names(tasks) or FGVC_TASKS]
-    _print_or_exit(check_fgvc(_data_root(root), chosen, check_sizes))
+    _print_or_exit(check_fgvc(data_root(root), chosen, check_sizes))
 
 
 def prepare_images(root: Path, val_fraction: float = 0.1, test_fraction: float = 0.1, split_seed: int = 0) -> None:
@@ -102,7 +102,7 @@ def prepare_commonsense(
     from replora.datasets.prepare.commonsense import prepare_commonsense as prepare
     from replora.datasets.prepare.commonsense import print_reports
 
-    home = _data_root(root)
+    home = data_root(root)
     reports = prepare(home, _names(tasks), rebuild, hub, check_sizes)
     print_reports(reports, home)
     if any(report.state != "whole" for report in reports):
@@ -121,7 +121,7 @@ def prepare_ssv2(root: Path | None = None, check_sizes: bool = True, decode: boo
     """
     from replora.datasets.prepare.videos import check_ssv2
 
-    _print_or_exit(check_ssv2(_data_root(root), check_sizes, decode))
+    _print_or_exit(check_ssv2(data_root(root), check_sizes, decode))
 
 
 def prepare_hmdb51(root: Path | None = None, check_sizes: bool = True, decode: bool = True) -> None:
@@ -136,7 +136,7 @@ def prepare_hmdb51(root: Path | None = None, check_sizes: bool = True, decode: b
     """
     from replora.datasets.prepare.videos import check_hmdb51
 
-    _print_or_exit(check_hmdb51(_data_root(root), check_sizes, decode))
+    _print_or_exit(check_hmdb51(data_root(root), check_sizes, decode))
 
 
 def prepare_videos(
@@ -220,10 +220,6 @@ def prepare_clip_features(
             f"{len(unread):,} of {len(names):,} files have no features. Mend or remove them, then give the command "
             "again:\n  " + "\n  ".join(unread.values())
         )
-
-
-def _data_root(root: Path | None) -> Path:
-    return (root or Path(os.environ.get("REPLORA_DATA") or "data")).expanduser()
 
 
 def _names(names: list[str] | str | None) -> list[str] | None:

@@ -72,3 +72,8 @@ def _files_in(directory: Path, home: Path, folders: bool) -> set[str]:
                 if entry.is_symlink():
                     stay_inside(Path(entry.path), home)
     return names
+
+
+def data_root(root: str | os.PathLike[str] | None) -> Path:
+    """The folder of the data: `root`, else the environment variable REPLORA_DATA, else `data`; `~` is expanded."""
+    return Path(root or os.environ.get("REPLORA_DATA") or "data").expanduser()

@@ -1,0 +1,33 @@
+"""The fit.yaml files of runs before the rooms were laid out go on loading, with every option and value.
+
+Each file is what `replora-cli fit ... --print_config` printed then: all options with the values in force.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from replora.cli.main import main
+
+FORMER = sorted((Path(__file__).parent / "former").glob("*.yaml"))
+
+
+def options(content: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict) or not content:
+        return {path: content}
+    return {k: v for key, value in content.items() for k, v in options(value, f"{path}.{key}".lstrip(".")).items()}
+
+
+@pytest.mark.parametrize("file", FORMER, ids=lambda file: file.stem)
+def test_a_former_fit_yaml_gives_the_same_options(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", f"--config={file}", "--print_config"])
+    assert not stopped.value.code
+    printed = capsys.readouterr().out
+    found = options(yaml.safe_load(printed[printed.index("seed_everything:") :]))
+    former = options(yaml.safe_load(file.read_text("utf-8")))
+    assert {name: found.get(name, "absent") for name in former} == former
