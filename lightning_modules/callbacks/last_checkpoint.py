@@ -1,4 +1,4 @@
-"""`checkpoints/last.ckpt`: after every epoch and when the run is asked to end, written whole or not at all."""
+"""`checkpoints/last.ckpt`: written atomically after every epoch and when the run is asked to end."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class CheckpointWriteError(RepLoRAError):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps the newest state of a fit in one file, `last.ckpt`.
+    """Keeps the latest state of a fit in one file, `last.ckpt`.
 
-    It is written after every epoch. On SIGTERM, which clusters send before they take a machine away, every process
-    finishes its batch (of an accumulation: the last one; of an epoch: the validation too), the state is written and the
-    run ends with exit status 143. What resumes from it equals the run that was not interrupted. A run that ends by
-    an error writes nothing: the file is the last good state.
+    The file is written after every epoch. On SIGTERM, which clusters send before they reclaim a machine, every process
+    finishes its batch (the last one of an accumulation; in the last batch of an epoch, the validation too), the state
+    is written, and the run ends with exit status 143. A resumed run equals an uninterrupted one. A run that ends with
+    an error writes nothing, so the file holds the last good state.
 
     Args:
-        directory: Where `last.ckpt` is.
+        directory: Folder of `last.ckpt`.
 
     Raises:
-        CheckpointWriteError: The disk is full or not writable; the file of before is still whole.
+        CheckpointWriteError: The disk is full or not writable; the previous file is unchanged.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -43,8 +43,8 @@ class LastCheckpoint(Checkpoint):
         self.terminated = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        # Lightning's own handler talks to the other processes from inside the signal, between any two operations; it
-        # puts the handlers of before back when the fit ends.
+        # Lightning's own handler communicates with other processes inside the signal, between any two operations. It
+        # restores the previous handlers when the fit ends.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._remember)
 
@@ -70,7 +70,7 @@ class LastCheckpoint(Checkpoint):
             self._end(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        # Some clusters send SIGTERM to the loader processes too; the state is then that of the last whole batch.
+        # Some clusters send SIGTERM to the loader processes too; the state is then that of the last complete batch.
         if (
             self.terminated
             and trainer.training
@@ -80,12 +80,12 @@ class LastCheckpoint(Checkpoint):
             self._write(trainer)
 
     def _should_end(self, trainer: Trainer) -> bool:
-        """The same answer in every process: whether any of them was asked to end."""
+        """Whether any process was asked to end; the same answer in all of them."""
         return trainer.strategy.reduce_boolean_decision(self.terminated, all=False)
 
     def _end(self, trainer: Trainer) -> None:
         rank_zero_info(
-            f"SIGTERM: the state of step {trainer.global_step} is in {self.file}. Go on with the same command and "
+            f"SIGTERM: the state of step {trainer.global_step} is in {self.file}. Resume with the same command and "
             f"--ckpt_path {self.file}."
         )
         raise SIGTERMException
@@ -106,8 +106,8 @@ class LastCheckpoint(Checkpoint):
             kept = f"{self.file} is still whole." if self.file.exists() else "There is no earlier one."
             raise CheckpointWriteError(
                 f"The checkpoint after step {trainer.global_step} could not be written to {self.file.parent}: "
-                f"{error.strerror or error}. {kept} Make room there (and in {tempfile.gettempdir()}), then "
-                f"go on with --ckpt_path {self.file}."
+                f"{error.strerror or error}. {kept} Free space there (and in {tempfile.gettempdir()}), then "
+                f"resume with --ckpt_path {self.file}."
             ) from error
         trainer.strategy.barrier("last.ckpt")
 
