@@ -25,6 +25,7 @@ from lightning_modules.schedule import WarmupCosine, WarmupLinear
 from replora.adapters.container import adapters_of
 from replora.backbones.backbone import Backbone
 from replora.errors import RepLoRAError
+from replora.recipes import flat_options
 
 # Options of a method that affect only training: a checkpoint may be used with other values.
 TRAINING_ONLY = {"dropout", "init"}
@@ -209,7 +210,7 @@ class AdaptedModule(LightningModule, ABC):
                 "The checkpoint was not written by this program: it has no 'replora' entry. Weights of a backbone go "
                 "into --model.checkpoint; --ckpt_path is for a run's own checkpoints/last.ckpt."
             )
-        found, asked = _flat(checkpoint["replora"]), _flat(self._identity())
+        found, asked = flat_options(checkpoint["replora"]), flat_options(self._identity())
         differing = [
             f"{key}: {found[key]!r} in the checkpoint, {asked[key]!r} here"
             for key in asked
@@ -234,7 +235,7 @@ class AdaptedModule(LightningModule, ABC):
         return {"backbone": backbone, "method": described["method"], "adapter": described["options"]}
 
     def _report_changed_options(self, saved: dict[str, Any]) -> None:
-        found, asked = _flat(saved), _flat(dict(self.hparams))
+        found, asked = flat_options(saved), flat_options(dict(self.hparams))
         changed = [f"{k}: {found[k]!r} -> {asked[k]!r}" for k in asked if k in found and found[k] != asked[k]]
         changed = [line for line in changed if not line.startswith("_")]
         if changed:
@@ -282,11 +283,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -61,7 +61,7 @@ def test_help_of_a_command(capsys):
 
 def test_light_verbs_start_without_torch():
     code = (
-        "import sys; from replora.cli import main; main(['configs']); main(['--help']);"
+        "import sys; from replora.cli.main import main; main(['configs']); main(['--help']);"
         "heavy = {'torch', 'lightning', 'timm', 'torchvision', 'transformers', 'peft'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
