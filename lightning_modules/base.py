@@ -1,4 +1,4 @@
-"""What every task shares: backbone and adapter, their optimiser, adapter-only checkpoints, exact resuming."""
+"""The shared base of all tasks: backbone and adapter, optimizer, adapter-only checkpoints, exact resuming."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from lightning_modules.schedule import WarmupCosine, WarmupLinear
 from replora.adapters.container import adapters_of
 from replora.backbones.backbone import Backbone
 from replora.errors import RepLoRAError
+from replora.recipes import flat_options
 
-# Options of a method that shape its training alone: a checkpoint may be used with others.
+# Options of a method that affect only training: a checkpoint may be used with other values.
 TRAINING_ONLY = {"dropout", "init"}
 
 
 class CheckpointMismatchError(RepLoRAError):
-    """A checkpoint of another backbone, method, rank or number of classes, or of another program."""
+    """A checkpoint is of another backbone, method, rank or number of classes, or of another program."""
 
 
 class NonFiniteLossError(RepLoRAError):
@@ -39,21 +40,22 @@ class NonFiniteLossError(RepLoRAError):
 
 
 class AdaptedModule(LightningModule, ABC):
-    """A frozen backbone with an adapter and a head that train.
+    """A frozen backbone with a trainable adapter and head.
 
-    A subclass builds its backbone, hands it to this constructor, and adds its steps and metrics.
+    A subclass builds its backbone, passes it to this constructor, and adds its steps and metrics. It says what differs
+    between kinds of task in `build_backbone`, `writers` and `predictor`.
 
-    Randomness. Before each training step torch is seeded with a function of (seed of the run, epoch, batch, rank), so
-    dropout and drop path need no state: a resumed run draws what the uninterrupted one would have drawn.
+    Randomness. Before each training step torch is seeded with a function of (seed of the run, epoch, batch, rank).
+    Dropout and drop path therefore need no state: a resumed run draws the same numbers as an uninterrupted one.
 
-    Checkpoints hold the tensors that training changes, the optimiser and the loops. The frozen backbone is built anew
-    from its own source, and a checkpoint of another backbone, method, rank or head is refused.
+    Checkpoints hold the tensors that training changes, the optimizer and the loops. The frozen backbone is built again
+    from its own source; a checkpoint of another backbone, method, rank or head raises an error.
 
     Args:
-        built: The backbone; its `head_names` train as a whole.
-        adapter: The method.
-        optimizer: Makes the optimiser from the parameter groups that train.
-        schedule: The learning rate's course.
+        built: Backbone; the modules in its `head_names` train completely.
+        adapter: Adaptation method.
+        optimizer: Function that creates the optimizer from the trainable parameter groups.
+        schedule: Learning-rate schedule.
     """
 
     def __init__(
@@ -69,10 +71,10 @@ class AdaptedModule(LightningModule, ABC):
         self.backbone = built
         self.model = replora.inject(built.model, adapter, also_train=built.head_names)
         for name in built.head_names:
-            self.model.get_submodule(name).register_forward_pre_hook(_in_the_dtype_of_its_weight)
+            self.model.get_submodule(name).register_forward_pre_hook(_cast_to_head_dtype)
         self.make_optimizer = optimizer
         self.schedule = schedule
-        self.loaded_after = ""  # what the weights read from a checkpoint have seen
+        self.loaded_after = ""  # training of the weights read from a checkpoint, in words
 
     def describe(self) -> dict[str, Any]:
         """Backbone and method, as JSON values."""
@@ -112,7 +114,7 @@ class AdaptedModule(LightningModule, ABC):
         """The loss of a batch, scalar."""
 
     def measured(self, verb: str) -> dict[str, Any]:  # noqa: ARG002
-        """What a verb measured beyond its logged metrics, as JSON values for its entry in the results."""
+        """Measurements of a verb beyond its logged metrics, as JSON values for its entry in the results."""
         return {}
 
     def on_fit_start(self) -> None:
@@ -125,21 +127,25 @@ class AdaptedModule(LightningModule, ABC):
         )
 
     def configure_callbacks(self) -> list[Callback]:
-        """What every Trainer of this module gets: evaluations with merged weights."""
+        """Callbacks for every Trainer of this module: evaluation with merged weights."""
         return [MergedEvaluation()]
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Refuse strategies that take apart what trains: its checkpoints would hold pieces."""
+        """Check the strategy.
+
+        Raises:
+            RepLoRAError: It shards the trainable parameters, so checkpoints would be incomplete.
+        """
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDPStrategy | ModelParallelStrategy) or getattr(strategy, "zero_stage_3", False):
             raise RepLoRAError(
-                f"{type(strategy).__name__} shards what trains as well, so the adapter could not be saved whole. "
-                "--config trainer/fsdp.yaml shards the frozen weights alone; --config trainer/deepspeed.yaml (ZeRO "
-                "stage 2) shards optimiser and gradients."
+                f"{type(strategy).__name__} also shards trainable parameters, so an adapter file would be incomplete. "
+                "--config trainer/fsdp.yaml shards the frozen weights only; --config trainer/deepspeed.yaml (ZeRO "
+                "stage 2) shards optimizer and gradients."
             )
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """As ever, but low-rank factors and head stay in float32 where the Trainer's precision is 16 bit throughout.
+        """Move or cast the module, but keep factors and head in float32 under the Trainer's true 16-bit precisions.
 
         Small updates of a 16-bit weight would be rounded away.
         """
@@ -152,24 +158,24 @@ class AdaptedModule(LightningModule, ABC):
                 parameter.data = data.to(parameter.device)
         return self
 
-    # --- optimisation
+    # --- optimization
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimiser over what trains, and the schedule over the whole run."""
+        """The optimizer of the trainable parameters, and the schedule over the complete run."""
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise RepLoRAError(
-                "The length of the run is unknown, but the learning rate's course needs it: set --trainer.max_epochs "
+                "The length of the run is unknown, but the learning-rate schedule needs it: set --trainer.max_epochs "
                 "or --trainer.max_steps."
             )
-        self.trainer.fit_loop.setup_data()  # where max_steps alone is given, nobody has counted the batches yet
+        self.trainer.fit_loop.setup_data()  # with max_steps alone, the batches have not been counted yet
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         optimizer = self.make_optimizer(self.parameter_groups())
         scheduler = self.schedule.scheduler(optimizer, max(steps_per_epoch, 1), max(int(total), 1))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule.per}}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimiser gets: matrices with weight decay, vectors without."""
+        """Parameter groups of the optimizer: matrices with weight decay, vectors without."""
         return replora.parameter_groups(self.model)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
@@ -204,7 +210,7 @@ class AdaptedModule(LightningModule, ABC):
                 "The checkpoint was not written by this program: it has no 'replora' entry. Weights of a backbone go "
                 "into --model.checkpoint; --ckpt_path is for a run's own checkpoints/last.ckpt."
             )
-        found, asked = _flat(checkpoint["replora"]), _flat(self._identity())
+        found, asked = flat_options(checkpoint["replora"]), flat_options(self._identity())
         differing = [
             f"{key}: {found[key]!r} in the checkpoint, {asked[key]!r} here"
             for key in asked
@@ -218,28 +224,28 @@ class AdaptedModule(LightningModule, ABC):
             )
         state = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
         replora.load_adapter_state(self.model, state, found="The checkpoint")
-        # What is not in the checkpoint stays as it is: Lightning's strict loading then finds every key.
+        # The other tensors are those of the model, so that Lightning's strict loading finds every key.
         checkpoint["state_dict"] = self.state_dict()
-        self.loaded_after = _seen(checkpoint["loops"]["fit_loop"])
-        self._tell_other_options(checkpoint.get("hyper_parameters", {}))
+        self.loaded_after = _describe_progress(checkpoint["loops"]["fit_loop"])
+        self._report_changed_options(checkpoint.get("hyper_parameters", {}))
 
     def _identity(self) -> dict[str, Any]:
         described = self.describe()
         backbone = {key: described["backbone"][key] for key in ("name", "fingerprint")}
         return {"backbone": backbone, "method": described["method"], "adapter": described["options"]}
 
-    def _tell_other_options(self, saved: dict[str, Any]) -> None:
-        found, asked = _flat(saved), _flat(dict(self.hparams))
+    def _report_changed_options(self, saved: dict[str, Any]) -> None:
+        found, asked = flat_options(saved), flat_options(dict(self.hparams))
         changed = [f"{k}: {found[k]!r} -> {asked[k]!r}" for k in asked if k in found and found[k] != asked[k]]
         changed = [line for line in changed if not line.startswith("_")]
         if changed:
-            rank_zero_info(f"Other options than in the checkpoint; the ones given now count: {'; '.join(changed)}")
+            rank_zero_info(f"Options differ from those in the checkpoint; the current ones apply: {'; '.join(changed)}")
 
     def _keep_plain_hyperparameters(self) -> None:
-        """Checkpoints are read with `weights_only=True`, so they may hold numbers, strings, lists and dicts alone.
+        """Keep numbers, strings, lists and dicts alone: checkpoints are read with `weights_only=True`.
 
-        The command line hands plain values over; from Python an optimiser's function is left out (a module read by
-        `load_from_checkpoint` then has the default one).
+        The command line passes plain values. An optimizer function from Python is left out, so that
+        `load_from_checkpoint` uses the default one.
         """
         for key, value in list(self.hparams.items()):
             if isinstance(value, replora.AdapterConfig):
@@ -252,14 +258,14 @@ class AdaptedModule(LightningModule, ABC):
         self.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
 
 
-def _in_the_dtype_of_its_weight(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A head in float32 behind a 16-bit backbone."""
+def _cast_to_head_dtype(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Cast the inputs of a head, which may be in float32 after a 16-bit backbone."""
     dtype = next(head.parameters()).dtype
     return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 
-def _seen(fit_loop: dict[str, Any]) -> str:
-    """What a checkpoint's weights were trained on, for the reader of a result."""
+def _describe_progress(fit_loop: dict[str, Any]) -> str:
+    """How long the weights of a checkpoint were trained, in words, for the results."""
     epochs = fit_loop["epoch_progress"]["current"]
     text = f"{epochs['processed']} epochs"
     if epochs["processed"] == epochs["started"]:
@@ -277,11 +283,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

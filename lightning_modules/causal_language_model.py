@@ -1,4 +1,4 @@
-"""Questions with options, answered by an adapted causal language model."""
+"""Multiple-choice questions, answered by an adapted causal language model."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ from replora.evaluation.likelihood import takes
 
 Evaluation = Literal["auto", "generate", "likelihood"]
 
-NO_LOSS = -100  # the label of a token that is not learned
+NO_LOSS = -100  # label of a token without a loss
 RESPONSE = "### Response:"
 DEFAULT_ADAPTER = RepLoRAConfig()
 DEFAULT_SCHEDULE = WarmupLinear()
 
 
 class Answer(TypedDict):
-    """What the model made of one question; a line of `predictions.jsonl`."""
+    """The model's answer to one question; a line of `predictions.jsonl`."""
 
     task: str
     index: int  # position in the task's file
     prompt: str
     options: list[str]
-    answer: str  # the right option
-    predicted: str  # the option chosen, "" where the text holds none
+    answer: str  # the correct option
+    predicted: str  # the selected option, "" if the text holds none
     predicted_norm: str | None  # the option of the highest log-likelihood per character
     log_likelihoods: list[float] | None  # of the options, in nats
-    text: str | None  # what the model wrote
+    text: str | None  # the generated text
     right: bool
     right_norm: bool | None
 
@@ -67,30 +67,31 @@ class CausalLanguageModel(AdaptedModule):
 
     An evaluation batch is a list of `replora.datasets.ChoiceItem`s, answered in one of two ways. `generate` lets the
     model write and looks for an answer in its text; logged: `accuracy` and `unparsed`, the share of texts without an
-    answer, which count as wrong. `likelihood` takes the likeliest option; logged: `acc`, and under the preset `cloze`
+    answer, which count as wrong. `likelihood` takes the most likely option; logged: `acc`, and under the preset `cloze`
     `acc_norm`, which divides the log-likelihood of an option by its characters. Each is logged for every task
     (`test/acc/boolq`) and as the plain mean of the tasks (`test/acc`).
 
     Args:
         backbone: `smollm2`, a folder as transformers saves it, or a hub id such as `yahma/llama-7b-hf`. The data's
             tokenizer is the one of this name.
-        pretrained: Whether to load the weights; otherwise they are random and only the configuration is read.
+        pretrained: Whether to load the weights; otherwise they are random, and only the configuration is read.
         revision: Branch, tag or commit of the hub repository.
-        dtype: Of the frozen weights: `bf16`, `fp16`, `fp32`, or `auto`, that of the saved weights. The adapter is in
-            float32 whatever this is.
-        quantization: `8bit` or `4bit` quantise the frozen weights with bitsandbytes; they can then not be merged.
-        adapter: The method: RepLoRA, its ablations and LoRA (`RepLoRAConfig`), `FullConfig`, `BitFitConfig`, or another
-            one through the peft library (`PeftConfig`).
-        optimizer: The optimiser.
-        schedule: The learning rate's course.
-        gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them: less
+        dtype: Data type of the frozen weights: `bf16`, `fp16`, `fp32`, or `auto` for that of the saved weights. The
+            adapter is always in float32.
+        quantization: `8bit` or `4bit` to quantize the frozen weights with bitsandbytes; they cannot be merged then.
+        adapter: Adaptation method: `RepLoRAConfig` (RepLoRA, its ablations, LoRA), `FullConfig`, `BitFitConfig`, or
+            `PeftConfig` for another method of the peft library.
+        optimizer: Optimizer.
+        schedule: Learning-rate schedule.
+        gradient_checkpointing: Whether to recompute activations in the backward pass instead of storing them: less
             memory, about a third more time, the same result.
-        evaluation: `generate`, `likelihood`, or `auto`: generate under the preset `llm_adapters`, else likelihood.
-        num_beams: Beams of the generation. Default: 4 under the preset `llm_adapters`, else 1, which is greedy.
-        max_new_tokens: Length of a generated text in tokens, at least 1.
+        evaluation: How questions are answered: `generate`, `likelihood`, or `auto` for `generate` under the preset
+            `llm_adapters` and `likelihood` otherwise.
+        num_beams: Number of beams for generation (>= 1). Default: 4 under the preset `llm_adapters`, else 1 (greedy).
+        max_new_tokens: Maximum length of a generated text in tokens (>= 1).
 
     Raises:
-        RepLoRAError: An option is out of its range, or the backbone or its weights cannot be had.
+        RepLoRAError: An option is out of its range, or the backbone or its weights are not available.
     """
 
     backbone: LanguageBackbone
@@ -134,8 +135,8 @@ class CausalLanguageModel(AdaptedModule):
         self.counts = ChoiceCounts(())
         self._results: dict[str, dict[str, Any]] = {}
         self._clock = 0.0
-        self._seconds = 0.0  # in which the model worked, of the running loop
-        self._processed = 0  # tokens or questions of this process in that time
+        self._seconds = 0.0  # of model time in the current loop
+        self._processed = 0  # tokens or questions that this process handled in that time
 
     @classmethod
     def build_backbone(
@@ -168,7 +169,7 @@ class CausalLanguageModel(AdaptedModule):
         tokenizer = getattr(datamodule, "tokenizer_name", self.backbone.name)
         if tokenizer != self.backbone.name:
             rank_zero_warn(
-                f"The data are tokenised as for {tokenizer!r}, but the backbone is {self.backbone.name!r}. Where their "
+                f"The data are tokenized as for {tokenizer!r}, but the backbone is {self.backbone.name!r}. Where their "
                 "vocabularies differ, the model sees nonsense."
             )
         if self.mode == "generate":
@@ -190,7 +191,7 @@ class CausalLanguageModel(AdaptedModule):
         return self._results.get(verb, {})
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Questions are lists of token ids; their tensors are made where they are put to the model."""
+        """Questions are lists of token ids, which become tensors when the model evaluates them."""
         return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     # --- training
@@ -287,7 +288,7 @@ class CausalLanguageModel(AdaptedModule):
         self._log_counts("test", "test")
 
     def _answers(self, batch: list[ChoiceItem]) -> list[Answer]:
-        """The model's answers, without those to the padding of several processes (index -1)."""
+        """The model's answers, without those to the padding of distributed evaluation (index -1)."""
         started = time.perf_counter()
         answers = self._write(batch) if self.mode == "generate" else self._compare(batch)
         self._seconds += time.perf_counter() - started
@@ -296,7 +297,7 @@ class CausalLanguageModel(AdaptedModule):
         return real
 
     def _compare(self, batch: list[ChoiceItem]) -> list[Answer]:
-        """The likeliest option of each question."""
+        """The most likely option of each question."""
         scores = option_log_likelihoods(
             self.model, [item.prompt_ids for item in batch], [item.option_ids for item in batch]
         )
@@ -312,7 +313,7 @@ class CausalLanguageModel(AdaptedModule):
         return answers
 
     def _write(self, batch: list[ChoiceItem]) -> list[Answer]:
-        """The first answer in what the model writes behind each question."""
+        """The first answer in the text that the model generates for each question."""
         beams = self.num_beams or (4 if self.preset == "llm_adapters" else 1)
         written = generate(
             self.model,

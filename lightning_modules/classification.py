@@ -1,4 +1,4 @@
-"""What classifiers of images and videos share: loss, metrics and predictions."""
+"""The shared base of image and video classification: loss, metrics and predictions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from replora.backbones.backbone import Backbone
 from replora.errors import RepLoRAError
 from replora.metrics.class_accuracy import MeanClassAccuracy
 
-PADDING = -1  # the label of what neither loss nor metrics count, such as what fills up an evaluation batch
+PADDING = -1  # label of an example that loss and metrics ignore, such as the padding of an evaluation batch
 
 
 class ClassPredictions(TypedDict):
-    """What `predict_step` gives for B examples."""
+    """Output of `predict_step` for B examples."""
 
     index: Tensor  # int64 (B,)
     probabilities: Tensor  # float (B, num_classes)
@@ -35,13 +35,13 @@ class ClassificationModule(AdaptedModule):
     """A backbone with an adapter and a fresh classification head, on batches with `label` and `index`.
 
     Logged: `loss`, `accuracy` and, for validation and test, `mean_class_accuracy`, each with the prefix `train/`,
-    `val/` or `test/`. A subclass says how a batch becomes logits (`logits_of`).
+    `val/` or `test/`. A subclass implements `logits_of`.
 
     Args:
-        built: The backbone.
+        built: Backbone.
         num_classes: Number of classes.
         label_smoothing: Weight in [0, 1) of the uniform distribution in the training target.
-        adapter, optimizer, schedule: As of `AdaptedModule`.
+        adapter, optimizer, schedule: See `AdaptedModule`.
 
     Raises:
         RepLoRAError: `label_smoothing` is out of its range.
@@ -66,7 +66,7 @@ class ClassificationModule(AdaptedModule):
         self.train_metrics = MetricCollection({"accuracy": accuracy.clone()}, prefix="train/")
         self.val_metrics = evaluation.clone(prefix="val/")
         self.test_metrics = evaluation.clone(prefix="test/")
-        # Lightning's own mean over processes rounds their numbers of examples; torchmetrics' does not.
+        # Lightning's mean over processes rounds their numbers of examples; torchmetrics' does not.
         self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
 
     def writers(self, verb: str, run_dir: Path) -> list[Callback]:
@@ -74,7 +74,7 @@ class ClassificationModule(AdaptedModule):
 
     @abstractmethod
     def logits_of(self, batch: Any) -> Tensor:
-        """(B, num_classes)."""
+        """Logits (B, num_classes) of a batch."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         logits, label = self.logits_of(batch), batch["label"]

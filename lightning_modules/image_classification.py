@@ -24,26 +24,26 @@ DEFAULT_SCHEDULE = WarmupCosine()
 class ImageClassification(ClassificationModule):
     """A pre-trained image backbone with an adapter and a fresh classification head.
 
-    Batches are `replora.datasets.ImageBatch`es of normalised images. Logged: `loss`, `accuracy` and, for validation and
+    Batches are `replora.datasets.ImageBatch`es of normalized images. Logged: `loss`, `accuracy` and, for validation and
     test, `mean_class_accuracy`, each with the prefix `train/`, `val/` or `test/`.
 
     Args:
-        num_classes: Number of classes. On the command line it is the data's and cannot be given.
-        backbone: A timm model name, or `vit_nano`, the small one that ships with this package.
-        pretrained: Whether to start from the backbone's published weights; needs a network at the first use.
-        checkpoint: Weights file to start from instead: Google's `.npz`, `.safetensors`, `.pth`, `.pt` or `.bin`.
+        num_classes: Number of classes. The command line takes it from the data.
+        backbone: Model name of timm, or `vit_nano`, a small model that ships with this package.
+        pretrained: Whether to start from the backbone's published weights, which the first use downloads.
+        checkpoint: File of weights to start from instead: Google's `.npz`, `.safetensors`, `.pth`, `.pt` or `.bin`.
         drop_path_rate: Probability in [0, 1) of skipping the deepest residual branch in training; linear over depth.
         label_smoothing: Weight in [0, 1) of the uniform distribution in the training target.
-        adapter: The method: RepLoRA, its ablations and LoRA (`RepLoRAConfig`), `FullConfig`, `LinearProbeConfig`,
-            `BitFitConfig`, or another one through the peft library (`PeftConfig`).
-        optimizer: The optimiser. Biases, norms and diagonals train without weight decay.
-        schedule: The learning rate's course.
-        gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them: less
+        adapter: Adaptation method: `RepLoRAConfig` (RepLoRA, its ablations, LoRA), `FullConfig`, `LinearProbeConfig`,
+            `BitFitConfig`, or `PeftConfig` for another method of the peft library.
+        optimizer: Optimizer. Biases, norms and diagonals train without weight decay.
+        schedule: Learning-rate schedule.
+        gradient_checkpointing: Whether to recompute activations in the backward pass instead of storing them: less
             memory, about a third more time, the same result.
-        compile: Whether to compile the model with `torch.compile`: minutes at the start, faster steps.
+        compile: Whether to compile the model with `torch.compile`, which takes minutes and makes steps faster.
 
     Raises:
-        RepLoRAError: An option is out of its range, or the backbone or its weights cannot be had.
+        RepLoRAError: An option is out of its range, or the backbone or its weights are not available.
     """
 
     predictor = ImagePredictor
@@ -74,7 +74,7 @@ class ImageClassification(ClassificationModule):
         if gradient_checkpointing:
             checkpoint_gradients(self.model)
         if compile:
-            self.model.compile()  # in place: names in checkpoints stay as they are
+            self.model.compile()  # in place, so names in checkpoints do not change
 
     @classmethod
     def build_backbone(cls, options: dict[str, Any], data: dict[str, Any], checkpoint: Path | None) -> VisionBackbone:
@@ -97,7 +97,7 @@ class ImageClassification(ClassificationModule):
             self._require_size(size, size)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> logits (B, num_classes)."""
+        """Normalized images (B, 3, H, W) -> logits (B, num_classes)."""
         self._require_size(*image.shape[-2:])
         logits: Tensor = self.model(image)
         return logits

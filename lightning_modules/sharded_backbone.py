@@ -1,4 +1,4 @@
-"""Distributed training with the frozen weights shared out among the processes."""
+"""Distributed training with the frozen weights sharded across processes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class ShardedBackboneStrategy(DDPStrategy):
-    """Data-parallel training in which each process holds its share of the frozen weights (PyTorch's FSDP2).
+    """Data-parallel training in which each process holds a shard of the frozen weights (PyTorch's FSDP2).
 
-    Every block of the backbone is gathered when its forward or backward pass runs and let go afterwards. What trains,
-    adapter and head, is small: every process holds it whole and the gradients are averaged as in DDP. So checkpoints,
-    the optimiser's state and `adapter.safetensors` are those of any other run, and nothing is gathered to write them.
+    Every block of the backbone is gathered for its forward or backward pass and freed afterwards. Adapter and head are
+    small: every process holds all of them, and their gradients are averaged as in DDP. Checkpoints, optimizer state
+    and `adapter.safetensors` are therefore those of any other run, and nothing is gathered to write them.
 
     Raises:
         RepLoRAError: Nothing is frozen, as in full fine-tuning.
@@ -43,10 +43,10 @@ class ShardedBackboneStrategy(DDPStrategy):
         for block in frozen:
             trained = {p for p in block.parameters() if p.requires_grad}
             fully_shard(block, mesh=mesh, ignored_params=trained)
-        log.info("%d blocks of the backbone are shared out among %d processes", len(frozen), self.world_size)
+        log.info("%d blocks of the backbone are sharded across %d processes", len(frozen), self.world_size)
 
     def configure_ddp(self) -> None:
-        """DDP for what trains; it must not touch the shards."""
+        """DDP for the trainable parameters; it must not touch the shards."""
         module = self.model
         assert module is not None
         names = [name for name, p in module.named_parameters() if not p.requires_grad]
@@ -55,14 +55,14 @@ class ShardedBackboneStrategy(DDPStrategy):
 
 
 def _blocks(module: nn.Module | None) -> list[nn.Module]:
-    """The transformer blocks: the members of the module lists and sequences that hold most of the frozen parameters.
+    """The transformer blocks: members of the module lists and sequences with the most frozen parameters.
 
-    What trains does not count: the adapter's own lists may be larger than a small backbone's blocks.
+    Trainable parameters do not count: the adapter's own lists may be larger than the blocks of a small backbone.
     """
     if module is None:
         return []
     lists = [m for m in module.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 1]
     weights = [(sum(p.numel() for p in m.parameters() if not p.requires_grad), m) for m in lists]
     largest = max((weight for weight, _ in weights), default=0)
-    # Swin's stages lie in one sequence and their blocks in others; the stages are then what is shared out.
+    # Swin's stages lie in one sequence and their blocks in others; the stages are then sharded.
     return [block for weight, m in weights if weight == largest for block in m]

@@ -25,34 +25,34 @@ DEFAULT_SCHEDULE = WarmupCosine()
 class VideoClassification(ClassificationModule):
     """A pre-trained video backbone with an adapter and a fresh classification head.
 
-    Batches are `replora.datasets.VideoBatch`es of normalised clips; the views of a video go through the model one after
-    the other, and one answer is made of them. Logged: `loss`, `accuracy`, for validation and test
+    Batches are `replora.datasets.VideoBatch`es of normalized clips; the views of a video go through the model one after
+    the other, and their outputs are averaged. Logged: `loss`, `accuracy`, for validation and test
     `mean_class_accuracy`, and `skipped`, the videos that could not be decoded and are not in the other numbers, each
     with the prefix `train/`, `val/` or `test/`.
 
     Args:
-        num_classes: Number of classes. On the command line it is the data's and cannot be given.
+        num_classes: Number of classes. The command line takes it from the data.
         backbone: `swin3d_t`, `swin3d_s`, `swin3d_b` with or without the tag of torchvision's weights, `swin3d_nano`, or
             a VideoMAE of transformers: a folder or a hub id.
-        pretrained: Whether to start from the backbone's published weights; needs a network at the first use.
-        checkpoint: Weights file of a Swin to start from instead, torchvision's or the original release's: `.pth`, `.pt`
+        pretrained: Whether to start from the backbone's published weights, which the first use downloads.
+        checkpoint: File of Swin weights to start from instead, torchvision's or the original release's: `.pth`, `.pt`
             or `.safetensors`.
-        num_frames: Frames of a clip, which only VideoMAE depends on. On the command line it is the data's.
+        num_frames: Number of frames per clip; only VideoMAE depends on it. The command line takes it from the data.
         drop_path_rate: Probability in [0, 1) of skipping the deepest residual branch in training; linear over depth.
             Swin only.
         label_smoothing: Weight in [0, 1) of the uniform distribution in the training target.
-        average_views: What is averaged over the views of a video: `logits`, as V-PETL does, or `probabilities`, as the
+        average_views: What is averaged over the views of a video: `logits` as in V-PETL, or `probabilities` as in the
             original release of Video Swin.
-        adapter: The method: RepLoRA, its ablations and LoRA (`RepLoRAConfig`), `FullConfig`, `LinearProbeConfig`,
-            `BitFitConfig`, or another one through the peft library (`PeftConfig`).
-        optimizer: The optimiser. Biases, norms and diagonals train without weight decay.
-        schedule: The learning rate's course.
-        gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them: less
+        adapter: Adaptation method: `RepLoRAConfig` (RepLoRA, its ablations, LoRA), `FullConfig`, `LinearProbeConfig`,
+            `BitFitConfig`, or `PeftConfig` for another method of the peft library.
+        optimizer: Optimizer. Biases, norms and diagonals train without weight decay.
+        schedule: Learning-rate schedule.
+        gradient_checkpointing: Whether to recompute activations in the backward pass instead of storing them: less
             memory, about a third more time, the same result.
-        compile: Whether to compile the model with `torch.compile`: minutes at the start, faster steps.
+        compile: Whether to compile the model with `torch.compile`, which takes minutes and makes steps faster.
 
     Raises:
-        RepLoRAError: An option is out of its range, or the backbone or its weights cannot be had.
+        RepLoRAError: An option is out of its range, or the backbone or its weights are not available.
     """
 
     predictor = VideoPredictor
@@ -90,7 +90,7 @@ class VideoClassification(ClassificationModule):
         if gradient_checkpointing:
             checkpoint_gradients(self.model)
         if compile:
-            self.model.compile()  # in place: names in checkpoints stay as they are
+            self.model.compile()  # in place, so names in checkpoints do not change
         self.average_views: Average = average_views
         self.train_skipped, self.val_skipped, self.test_skipped = SumMetric(), SumMetric(), SumMetric()
 
@@ -113,13 +113,13 @@ class VideoClassification(ClassificationModule):
             self._require_shape(clips.num_frames, clips.image_size, clips.image_size)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, 3, T, H, W) -> logits (B, num_classes)."""
+        """Normalized clips (B, 3, T, H, W) -> logits (B, num_classes)."""
         self._require_shape(*video.shape[-3:])
         logits: Tensor = self.model(video)
         return logits
 
     def logits_of(self, batch: VideoBatch) -> Tensor:
-        """One answer a video, from its views (B, V, 3, T, H, W)."""
+        """Views (B, V, 3, T, H, W) -> logits (B, num_classes), averaged over the views."""
         views = [self(view) for view in batch["video"].unbind(dim=1)]
         if len(views) == 1:
             return cast(Tensor, views[0])
@@ -151,5 +151,5 @@ class VideoClassification(ClassificationModule):
 
 
 def _skipped(batch: VideoBatch) -> Tensor:
-    """How many videos of a batch could not be decoded; what only fills it up has index -1."""
+    """Number of videos in a batch that could not be decoded; padding has index -1 and does not count."""
     return ((batch["label"] == PADDING) & (batch["index"] >= 0)).sum()

@@ -1,4 +1,4 @@
-"""Questions about images and videos, and captions, by VL-BART with an adapter."""
+"""Question answering about images and videos, and captioning, with an adapted VL-BART."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from replora.metrics.caption_tokenizer import caption_tokenizer as caption_token
 if TYPE_CHECKING:
     from datamodules import VisionLanguageDataModule
 
-NO_LOSS = -100  # the label of a token that is not learned
-MOST_TOKENS = 20  # of a generated answer, `<s>` and `</s>` included, in VL-Adapter
+NO_LOSS = -100  # label of a token without a loss
+MAX_TOKENS = 20  # length of a generated answer in VL-Adapter, `<s>` and `</s>` included
 DEFAULT_ADAPTER = RepLoRAConfig(rank=128, alpha=32, dropout=0.1, targets=("q", "v"))
 DEFAULT_SCHEDULE = WarmupLinear(warmup_fraction=0.1)
 
@@ -47,7 +47,7 @@ class VisionLanguage(AdaptedModule):
     `train/loss/coco`.
 
     Answers are written as VL-Adapter's: at most 20 tokens, greedily for VQA and GQA, by five beams for captions and
-    videos, no trigram twice. For NLVR2 the likelier of `true` and `false` is taken. Logged for each task are its
+    videos, no trigram twice. For NLVR2 the more likely of `true` and `false` is taken. Logged for each task are its
     metrics (`val/accuracy/vqa`, `val/cider/coco`, ...; `replora.metrics.score_answers`), and as `val/score` the plain
     mean of each task's published metric. Accuracies are in [0, 1], and CIDEr is a hundredth of what tables show.
 
@@ -56,20 +56,20 @@ class VisionLanguage(AdaptedModule):
             weights. The data's tokenizer is the one of this name.
         pretrained: Whether to load BART's weights; otherwise they are random. `bart_nano` has none.
         revision: Branch, tag or commit of the hub repository.
-        feature_size: Width of the features, that of the data: 2048 of CLIP RN101's grid, 512 of its ViT-B/32.
-        pooled_side: Pools the square grid of each image to this many tokens a side, at most 10; 0 leaves it.
-        dropout: Everywhere in BART, in [0, 1).
-        adapter: The method.
-        also_train: What trains beside the adapter, counted apart from it: `visual_embedding`, which is new, `biases` of
-            BART, its `layer_norm_weights`. A linear probe allows the first alone.
-        optimizer: The optimiser. As in VL-Adapter only biases (and RepLoRA's diagonals) are not decayed.
-        schedule: The learning rate's course.
-        caption_tokenizer: Before captions are compared: `ptb_java` as published scores, `approximate` without Java, or
-            `auto`, the first that this machine can run. The results say which.
-        num_beams: Beams of every generated answer, instead of VL-Adapter's.
+        feature_size: Width of the data's features: 2048 for the grid of CLIP RN101, 512 for CLIP ViT-B/32.
+        pooled_side: Side, in tokens, to which the square grid of each image is pooled (0 to 10); 0 does not pool.
+        dropout: Dropout probability throughout BART, in [0, 1).
+        adapter: Adaptation method.
+        also_train: What trains beside the adapter and is counted apart from it: `visual_embedding`, which is new, and
+            BART's `biases` and `layer_norm_weights`. A linear probe allows the first alone.
+        optimizer: Optimizer. As in VL-Adapter, weight decay spares only biases (and RepLoRA's diagonals).
+        schedule: Learning-rate schedule.
+        caption_tokenizer: Tokenizer of captions before they are scored: `ptb_java` as in published scores,
+            `approximate` without Java, or `auto` for the first that this machine can run. The results name it.
+        num_beams: Number of beams (>= 1) for every generated answer. Default: those of VL-Adapter.
 
     Raises:
-        RepLoRAError: An option is out of its range, or the backbone or its weights cannot be had.
+        RepLoRAError: An option is out of its range, or the backbone or its weights are not available.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class VisionLanguage(AdaptedModule):
         self.verdicts = [self.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("false", "true")]
         self.train_loss = MeanMetric()
         self.task_losses = nn.ModuleDict({name: MeanMetric() for name in VL_TASKS})
-        self.answers: dict[str, dict[int, str]] = {}  # task -> record's index -> what the model said last
+        self.answers: dict[str, dict[int, str]] = {}  # task -> index of the record -> last answer
         self._results: dict[str, dict[str, Any]] = {}
 
     @classmethod
@@ -178,7 +178,7 @@ class VisionLanguage(AdaptedModule):
             )
         if data.tokenizer_name != self.backbone.name:
             rank_zero_warn(
-                f"The data are tokenised as for {data.tokenizer_name!r}, but the backbone is {self.backbone.name!r}."
+                f"The data are tokenized as for {data.tokenizer_name!r}, but the backbone is {self.backbone.name!r}."
             )
 
     # --- training
@@ -218,8 +218,8 @@ class VisionLanguage(AdaptedModule):
         return [group for group in both if group["params"]]
 
     def _loss(self, batch: VLBatch) -> tuple[Tensor, Tensor]:
-        """The loss of this process, whose mean over the processes is that of the whole batch, and its weight in a mean
-        over batches: what the batch counts, shared evenly among the processes."""
+        """The loss of this process, whose mean over processes is that of the global batch, and its weight in a mean
+        over batches: the size of the global batch divided by the number of processes."""
         labels = batch["labels"]
         logits = self(batch)
         by_token = F.cross_entropy(
@@ -238,7 +238,7 @@ class VisionLanguage(AdaptedModule):
         return total * world / everywhere.clamp(min=1), everywhere / world
 
     def _shifted(self, labels: Tensor) -> Tensor:
-        """What the decoder reads: the start token, then the labels without the last."""
+        """The decoder's input: the start token, then the labels without the last."""
         config = self._config
         start = labels.new_full((len(labels), 1), config.decoder_start_token_id)
         return torch.cat([start, labels[:, :-1]], 1).masked_fill_(
@@ -279,7 +279,7 @@ class VisionLanguage(AdaptedModule):
 
     @torch.no_grad()
     def answer(self, batch: VLBatch) -> list[str]:
-        """What the model says to each sample of a batch."""
+        """The model's answer to each sample of a batch."""
         task = vl_task(batch["task"])
         mask = batch["attention_mask"]
         encoded = self.model.get_encoder()(batch["input_ids"], mask, features=batch["features"])  # type: ignore[operator]
@@ -292,7 +292,7 @@ class VisionLanguage(AdaptedModule):
         return cast("list[str]", self.tokenizer.batch_decode(written, skip_special_tokens=True))
 
     def _judge(self, encoded: Any, mask: Tensor) -> list[str]:
-        """`true` or `false`, whichever is likelier right behind `<s>`."""
+        """`true` or `false`, whichever is more likely right after `<s>`."""
         config = self._config
         start = torch.tensor([[config.decoder_start_token_id, config.bos_token_id]], device=mask.device)
         output = self.model(
@@ -302,7 +302,7 @@ class VisionLanguage(AdaptedModule):
         return ["true" if verdict else "false" for verdict in (true > false).tolist()]
 
     def _generation(self, task: VLTask) -> dict[str, Any]:
-        """VL-Adapter's settings and those that BART's own files add, all of them given explicitly."""
+        """The generation settings of VL-Adapter and of BART's own files, all of them explicit."""
         config = self._config
         beams = self.num_beams or task.beams
         return {
@@ -310,7 +310,7 @@ class VisionLanguage(AdaptedModule):
             "num_beams": beams,
             "early_stopping": beams > 1,
             "length_penalty": 1.0,
-            "max_length": MOST_TOKENS,
+            "max_length": MAX_TOKENS,
             "no_repeat_ngram_size": 3,
             "forced_bos_token_id": config.bos_token_id,
             "forced_eos_token_id": config.eos_token_id,
@@ -318,14 +318,14 @@ class VisionLanguage(AdaptedModule):
         }
 
     def _keep(self, batch: VLBatch) -> list[str]:
-        """The answers to a batch, kept by record but for padding."""
+        """Answer a batch and store the answers by record, without padding."""
         texts = self.answer(batch)
         said = self.answers.setdefault(batch["task"], {})
         said |= {i: text for i, text in zip(batch["index"].tolist(), texts, strict=True) if i >= 0}
         return texts
 
     def _gather(self) -> None:
-        """Let every process know all answers, so that all compute the same scores."""
+        """Gather all answers in every process, so that all compute the same scores."""
         if self.trainer.world_size == 1:
             return
         everywhere: list[Any] = [None] * self.trainer.world_size

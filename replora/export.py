@@ -1,4 +1,4 @@
-"""From a trained adapter to files that stock tools open: a PEFT folder, or the backbone with the update folded in."""
+"""Export a trained adapter to files that stock tools open: a PEFT folder, or the backbone with the update merged."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from replora.results import in_words, read_results
 from replora.runs import load_run
 
 Format = Literal["peft", "adapter"]
-# How far merged outputs may be from unmerged ones, as a part of the largest output.
+# Maximum difference between merged and unmerged outputs, as a fraction of the largest output.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
 
 
-class DeploymentError(RepLoRAError):
-    """The adapter's base is not given or not known, or the merged model does not compute what the unmerged one does."""
+class ExportError(RepLoRAError):
+    """The adapter's base is not given or not known, or merged and unmerged outputs differ."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model with a trained adapter, and what its card says.
+    """A model with a trained adapter, and the content of its model card.
 
     Attributes:
-        model: In evaluation mode, the adapter not merged.
-        base: Name of the frozen model: a path or hub name for transformers, a name for timm.
-        data: Class names and preprocessing, where there are any.
-        trained_on: The training data in words.
-        metrics: Name -> value.
-        metadata: The header of its adapter file.
+        model: Model in evaluation mode, its adapter not merged.
+        base: Name of the frozen model: a path or hub name for transformers, a model name for timm.
+        data: Class names and preprocessing, if there are any.
+        trained_on: Description of the training data.
+        metrics: Name of a metric -> value.
+        metadata: Header of the adapter file.
     """
 
     model: nn.Module
@@ -61,27 +61,27 @@ class Trained:
 
 
 def load_trained(source: Path, base: str | None = None, checkpoint: Path | None = None) -> Trained:
-    """A finished run, or an adapter file together with its base.
+    """Load a finished run, or an adapter file together with its base.
 
     Args:
-        source: A run's directory, or a file of `replora.save_adapter`.
-        base: For a file: what it was trained on, a folder or hub name of transformers, or a model name of timm.
-        checkpoint: For a run or a timm base: the backbone's weights, where they are not where the run or timm has them.
+        source: Directory of a run, or a file of `replora.save_adapter`.
+        base: Model that an adapter file was trained on: a folder or hub name of transformers, or a model name of timm.
+        checkpoint: File of the backbone's weights for a run or a timm base, if they are not where these look for them.
 
     Raises:
-        RepLoRAError: There is no such run or file, or its base is missing or another one.
+        RepLoRAError: There is no such run or file, or its base is missing or a different model.
     """
     if source.is_file():
         return _from_file(source, base, checkpoint)
     if not source.exists():
-        raise DeploymentError(f"There is no adapter file and no run {source} (looked in {Path.cwd()}).")
+        raise ExportError(f"There is no adapter file and no run {source} (looked in {Path.cwd()}).")
     if (source / CONFIG_FILE).is_file():
-        raise DeploymentError(
+        raise ExportError(
             f"{source} is an adapter folder of the peft library already. To read it into a model: "
             "replora.import_peft(model, folder); to merge it: merge_and_unload of peft, or replora.merge_and_unload."
         )
     if base is not None:
-        raise DeploymentError(f"--base {base} is for an adapter file; {source} is a run, which names its own backbone.")
+        raise ExportError(f"--base {base} is for an adapter file; {source} is a run, which names its own backbone.")
     run = load_run(source, checkpoint)
     results = read_results(source) if (source / "results.json").is_file() else {}
     measured = (results.get("test") or results.get("validate") or {}).get("metrics", {})
@@ -104,7 +104,7 @@ def _from_file(source: Path, base: str | None, checkpoint: Path | None) -> Train
     recorded = description.get("base") or {}
     if base is None:
         kind = f" It was trained on {recorded['name'] or 'a model'} ({recorded['class']})." if recorded else ""
-        raise DeploymentError(
+        raise ExportError(
             f"{source} is an adapter without its base model. Name that: --base FOLDER, a folder or hub name of "
             f"transformers, or a timm model.{kind} (A run's directory needs no --base.)"
         )
@@ -133,7 +133,7 @@ def _load_timm(name: str, state: dict[str, Tensor], checkpoint: Path | None) -> 
     layer = classifier[0] if isinstance(classifier, tuple | list) else classifier
     weight = state.get(f"{layer}.weight")
     if weight is None:
-        raise DeploymentError(
+        raise ExportError(
             f"--base {name}: the adapter file has no head ({layer!r}) for this timm model. {_FROM_PYTHON}"
         )
     built = build_vision_backbone(name, num_classes=len(weight), checkpoint=checkpoint)
@@ -148,15 +148,15 @@ _FROM_PYTHON = (
 
 
 def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None = None) -> nn.Module:
-    """The model of a transformers folder or hub name, in its own dtype.
+    """Load the model of a transformers folder or hub name in its own dtype.
 
     Args:
-        base: The folder or name.
-        heads: Modules whose weights may be missing in it, because an adapter file has them.
-        wanted: The class, if transformers has it for such a configuration; else that which the configuration names.
+        base: Folder or hub name.
+        heads: Modules whose weights may be missing there, because an adapter file has them.
+        wanted: Name of the model class; ignored if its configuration is of another class than that of `base`.
 
     Raises:
-        DeploymentError: There is none, it is damaged or lacks weights, or this transformers has no such class.
+        ExportError: There is none, it is corrupt or lacks weights, or this transformers has no such class.
     """
     import transformers
     from safetensors import SafetensorError
@@ -165,7 +165,7 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
     try:
         config = transformers.AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:
-        raise DeploymentError(
+        raise ExportError(
             f"{failed} ({str(error).splitlines()[0]}), and timm has no model of that name. {_FROM_PYTHON}"
         ) from error
     cls: Any = getattr(transformers, wanted or "", None)
@@ -174,34 +174,34 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
         cls = getattr(transformers, architecture, None)
         if cls is None:
             known = [name for name in dir(transformers) if name.startswith(architecture[:3])]
-            raise DeploymentError(
+            raise ExportError(
                 f"{base} is of the class {architecture!r}, which transformers {transformers.__version__} does not "
                 f"have. {nearest(architecture, known)}"
             )
     try:
         model, info = cls.from_pretrained(base, dtype="auto", output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise DeploymentError(f"{failed} ({(str(error).splitlines() or [''])[0]}).") from error
+        raise ExportError(f"{failed} ({(str(error).splitlines() or [''])[0]}).") from error
     missing = sorted(name for name in info["missing_keys"] if not in_head(name, heads))
     if missing:
-        raise DeploymentError(
-            f"--base {base} lacks {len(missing)} of the weights of {cls.__name__}, such as {missing[0]}. Get the whole "
-            "model; random values would be merged."
+        raise ExportError(
+            f"--base {base} lacks {len(missing)} of the weights of {cls.__name__}, such as {missing[0]}. Get the "
+            "complete model; random values would be merged."
         )
     loaded: nn.Module = model
     return loaded
 
 
 def export(trained: Trained, out: Path, form: Format, license: str = "unknown") -> None:
-    """Write the adapter for PEFT, or as a file of our own without the weights that only training needs.
+    """Write the adapter for PEFT, or as a file of this package without the weights that only training needs.
 
     Raises:
-        RepLoRAError: PEFT cannot express it, or `out` exists.
+        RepLoRAError: PEFT cannot express the adapter, or `out` exists.
         OSError: It cannot be written.
     """
     if form == "adapter":
         if out.exists():
-            raise DeploymentError(f"{out} exists already, and nothing is overwritten. Choose another name.")
+            raise ExportError(f"{out} exists already, and nothing is overwritten. Choose another name.")
         refuse_file_as_folder(out)
         metadata = {key: value for key, value in trained.metadata.items() if key not in HEADER}
         if trained.trained_on:
@@ -216,16 +216,16 @@ def export(trained: Trained, out: Path, form: Format, license: str = "unknown") 
 
 
 def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
-    """Fold the update into the backbone, prove it on an input, and write the model for stock tools.
+    """Merge the update into the backbone, verify it on an input, and write the model for stock tools.
 
     A timm model becomes a folder that `timm.create_model("local-dir:OUT", pretrained=True)` opens, a transformers model
     one for `from_pretrained`, any other a folder with `model.safetensors`. Each has a model card.
 
     Returns:
-        The largest difference between merged and unmerged outputs, as a part of the largest output.
+        The largest difference between merged and unmerged outputs, as a fraction of the largest output.
 
     Raises:
-        RepLoRAError: A weight is quantised, the outputs differ, or `out` exists.
+        RepLoRAError: A weight is quantized, the outputs differ, or `out` exists.
         OSError: It cannot be written; then nothing is left behind.
     """
     model, description = trained.model, replora.describe(trained.model)
@@ -248,43 +248,46 @@ def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
 
 
 def _difference(model: nn.Module) -> float:
-    """How far merged outputs are from unmerged ones, once outputs and weights are found to be right.
+    """Verify merging; return the largest difference between merged and unmerged outputs, relative to the largest.
 
-    In 16 bits the outputs alone would tell little, so each merged weight is also compared with W0 + scale * B A. The
-    methods of peft keep no W0: there the merged model must be nearer to the unmerged one than the frozen model is.
+    In 16 bits the outputs alone tell little, so each merged weight is also compared with W0 + scale * B A. The methods
+    of peft keep no W0: there the merged model must be closer to the unmerged one than the frozen model is.
+
+    Raises:
+        ExportError: Outputs or weights differ by more than rounding, or no example input is known.
     """
     unmerged = outputs_on_example(model)
     if unmerged is None:
-        raise DeploymentError(f"No input is known for {type(model).__name__}, so merging could not be checked.")
+        raise ExportError(f"No input is known for {type(model).__name__}, so merging could not be checked.")
     with disabled(model):
         frozen = outputs_on_example(model) or []
     with merged(model):
         found = outputs_on_example(model) or []
         wrong = [name for update in adapters_of(model).updates if not _is_sum(update) for name in update.names]
-    difference, effect = _apart(found, unmerged), _apart(frozen, unmerged)
+    difference, effect = _relative_difference(found, unmerged), _relative_difference(frozen, unmerged)
     dtypes = {p.dtype for p in model.parameters()} & TOLERANCES.keys()
     dtype = max(dtypes, key=TOLERANCES.__getitem__)
     allowed = TOLERANCES[dtype]
     if isinstance(adapters_of(model).config, PeftConfig):
         allowed = min(allowed, max(0.9 * effect, allowed / 10))
     if not difference <= allowed:
-        raise DeploymentError(
+        raise ExportError(
             f"The merged model's outputs differ from the unmerged one's by {difference:.2g} of their size, more than "
             f"{allowed:.2g} allowed in {dtype}. Load the base in float32, or keep the adapter apart (export)."
         )
     if wrong:
-        raise DeploymentError(
+        raise ExportError(
             f"The merged weight of {wrong[0]}{f' and {len(wrong) - 1} more' if wrong[1:] else ''} is not the sum of "
             "the frozen one and its update. Keep the adapter apart (export)."
         )
     return difference
 
 
-def _apart(outputs: list[Tensor], reference: list[Tensor]) -> float:
-    """The largest difference, as a part of the largest output."""
+def _relative_difference(outputs: list[Tensor], reference: list[Tensor]) -> float:
+    """The largest difference, as a fraction of the largest output."""
     largest = max(float(output.abs().max()) for output in reference)
-    apart = (float((a - b).abs().max()) for a, b in zip(outputs, reference, strict=True))
-    return max(apart) / max(largest, 1e-30)
+    differences = (float((a - b).abs().max()) for a, b in zip(outputs, reference, strict=True))
+    return max(differences) / max(largest, 1e-30)
 
 
 @torch.no_grad()
@@ -298,7 +301,7 @@ def _is_sum(update: WeightUpdate) -> bool:
 
 
 def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
-    """Write the plain model; return the library that opens it, and the code."""
+    """Write the plain model; return the library that opens it, and the code to do so."""
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(folder)
         _copy_processors(trained.base, folder)
@@ -318,7 +321,7 @@ def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
     return "pytorch", f"from safetensors.torch import load_file\n\n{load}"
 
 
-# What transformers opens from a folder beside the weights, and the files that tell whether the folder has it.
+# What transformers opens from a folder beside the weights -> files that show whether the folder has it.
 PROCESSORS = {
     "AutoTokenizer": ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"),
     "AutoImageProcessor": ("preprocessor_config.json", "processor_config.json"),
@@ -327,11 +330,11 @@ PROCESSORS = {
 
 
 def _copy_processors(base: str | None, folder: Path) -> None:
-    """What a transformers folder serves with beside the weights: tokenizer, image processor, options of generation.
+    """Copy what serving needs beside the weights: tokenizer, image processor and generation options.
 
-    Where a base has no such files transformers may make up an empty tokenizer, so nothing is asked for then.
+    Nothing is loaded for a base without such files, as transformers may create an empty tokenizer then.
     """
-    if base is None:  # made on this machine
+    if base is None:  # a model built in Python
         return
     import transformers
     from transformers.utils import cached_file

@@ -54,7 +54,7 @@ def check_options(out: Path, top_k: int, batch_size: int) -> None:
         PredictionError: `out` is neither CSV nor JSON, or a number is too small.
     """
     if out.suffix.lower() not in FORMATS:
-        raise PredictionError(f"out={out}: the file has to end in {' or '.join(FORMATS)}, which says how to write it.")
+        raise PredictionError(f"out={out}: the file has to end in {' or '.join(FORMATS)}, which selects the format.")
     if top_k < 0 or batch_size < 1:
         raise PredictionError(f"top_k={top_k} and batch_size={batch_size}: top_k is at least 0, batch_size at least 1.")
 
@@ -144,7 +144,7 @@ def classify(
         CorruptImageError, CorruptVideoError: A file cannot be read, and `skip_corrupt` is off.
         PredictionError: No file could be read.
     """
-    batch_size = batch_size or predictor.batch_size
+    batch_size = predictor.batch_size if batch_size is None else batch_size
     found = Predictions([], torch.empty(0, len(predictor.class_names)))
     parts: list[Tensor] = []
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]

@@ -11,16 +11,16 @@ from replora.errors import RepLoRAError
 
 
 def launch(arguments: list[str]) -> None:
-    """Parse a command line of fit, validate, test or predict and run it.
+    """Parse and run a command line of fit, validate, test or predict.
 
     Args:
-        arguments: The verb and its options.
+        arguments: Verb and its options.
 
     Raises:
-        RepLoRAError: The user's mistake; jsonargparse may wrap it in an error of its own.
-        SystemExit: The parser refused an option, or SIGTERM (status 143) or Ctrl-C (status 130) ended the run.
+        RepLoRAError: A user error; jsonargparse may wrap it in its own error.
+        SystemExit: The parser rejected an option, or SIGTERM (status 143) or Ctrl-C (status 130) ended the run.
     """
-    _require_own_packages()
+    _check_packages()
     # Only here: the light verbs of the command line do not wait for torch and Lightning.
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -38,10 +38,10 @@ def launch(arguments: list[str]) -> None:
 
 
 def _leave_process_group() -> None:
-    """End what connects the processes of a run while Python is whole.
+    """Destroy the process group before the interpreter shuts down.
 
-    Threads of gloo that still hold tensors when the interpreter is taken apart abort the process (status -6), seldom
-    but after its work is done. After an error the group is left alone: others may be waiting in it.
+    Gloo threads that still hold tensors at shutdown can abort the process (status -6) after its work is done. After an
+    error the group is left alone, as other processes may be waiting in it.
     """
     from torch import distributed
 
@@ -49,11 +49,11 @@ def _leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
-def _require_own_packages() -> None:
-    """Name the culprit if another `datamodules` or `lightning_modules` comes before ours on the import path.
+def _check_packages() -> None:
+    """Check that no other `datamodules` or `lightning_modules` comes first on the import path.
 
     Raises:
-        RepLoRAError: It does.
+        RepLoRAError: One does; the message names it.
     """
     for package, own in (("datamodules", "BaseDataModule"), ("lightning_modules", "AdaptedModule")):
         module = importlib.import_module(package)

@@ -1,11 +1,11 @@
-"""fit, validate, test and predict: LightningCLI, and what is different here.
+"""fit, validate, test and predict: LightningCLI and its differences here.
 
-- The command line wins over the options in a checkpoint.
-- Each run has one directory, with the configuration of each verb in a file of its own (`fit.yaml`, `test.yaml`, ...).
+- The command line takes precedence over the options in a checkpoint.
+- Each run has one directory, with the configuration of each verb in its own file (`fit.yaml`, `test.yaml`, ...).
 - `--config NAME` finds the configurations that ship with the package.
-- The optimiser is made by the module, when the adapter is in place.
+- The module creates the optimizer, after the adapter is injected.
 - validate, test and predict never measure untrained weights by accident.
-- All verbs have the same options, so that one verb reads what another one saved.
+- All verbs have the same options, so that one verb reads the configuration that another one saved.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-# Importing the packages makes their classes known by name: --model ImageClassification, --data VTABDataModule.
+# Importing the packages makes their classes available by name: --model ImageClassification, --data VTABDataModule.
 from datamodules import BaseDataModule
 from lightning_modules import AdaptedModule, LastCheckpoint, ResultsWriter
 from replora.adapters.config import AdapterConfig
@@ -35,32 +35,32 @@ from replora.recipes import changed_options
 from replora.results import read_results
 from replora.runs import concrete_subclasses
 
-# Messages that ask for what is already so, or advertise.
-SETTLED_WARNINGS = (
-    ".*does not have many workers.*",  # 1,000 decoded images in memory need none
+# Warnings that do not apply here, with the reason.
+IGNORED_WARNINGS = (
+    ".*does not have many workers.*",  # 1,000 decoded images in memory need no workers
     ".*it is recommended to use `Trainer\\(devices=1.*",  # padded samples are not counted
-    ".*Checkpoint directory .* exists and is not empty.*",  # a run that resumes
+    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
     ".*The dirpath has changed.*",  # a checkpoint measured into another run's directory
     ".*GPU available but not used.*",
     ".*Experiment logs directory .* exists and is not empty.*",
-    ".*ended before the epoch ended and your dataloader is not resumable.*",  # the sampler skips what was seen
-    ".*You have overridden `transfer_batch_to_device`.*",  # questions of language models stay lists
+    ".*ended before the epoch ended and your dataloader is not resumable.*",  # the sampler does
+    ".*You have overridden `transfer_batch_to_device`.*",  # questions for language models stay lists
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
 )
-NEEDLESS_MESSAGES = (
+IGNORED_MESSAGES = (
     *("Tip: ", "TPU available", "Loading `train_dataloader` to estimate", "For seamless cloud logging"),
-    "callbacks returned in `LightningModule.configure_callbacks` will override",  # by themselves, in a test after a fit
+    "callbacks returned in `LightningModule.configure_callbacks` will override",  # in a test after a fit
 )
 
 
-UNTRAINED = "untrained"  # what --ckpt_path says where no training is wanted
+UNTRAINED = "untrained"  # value of --ckpt_path to measure a model before any training
 
 
 class PackagedConfigFile(ActionConfigFile):
-    """`--config`: a local file, or one that ships with the package. Says which."""
+    """`--config`: a local file, or one that ships with the package; logs which."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        if isinstance(values, str) and not any(mark in values for mark in "{\n"):  # else it is YAML itself
+        if isinstance(values, str) and not any(mark in values for mark in "{\n"):  # otherwise it is YAML
             file = find_config(values)
             rank_zero_info(f"config {values}: {file}")
             values = str(file)
@@ -68,7 +68,7 @@ class PackagedConfigFile(ActionConfigFile):
 
 
 class SaveVerbConfig(SaveConfigCallback):
-    """Saves the configuration as `<run_dir>/<verb>.yaml`: a test does not replace what the fit was made with."""
+    """Saves the configuration as `<run_dir>/<verb>.yaml`, so that a test does not replace that of the fit."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         file = Path(self.config.run_dir) / self.config_filename
@@ -80,14 +80,14 @@ class TrainerCLI(LightningCLI):
     """Parses the command line of one verb and runs it.
 
     Args:
-        arguments: The verb and its options.
+        arguments: Verb and its options.
     """
 
     def __init__(self, arguments: list[str]) -> None:
         self.verb = arguments[0]
         self.untrained = False
-        _let_whole_numbers_be_whole()
-        for message in SETTLED_WARNINGS:
+        _fix_int_float_union()
+        for message in IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_needed)
         super().__init__(
@@ -95,7 +95,7 @@ class TrainerCLI(LightningCLI):
             BaseDataModule,
             save_config_callback=SaveVerbConfig,
             save_config_kwargs={"config_filename": f"{self.verb}.yaml", "save_to_log_dir": False},
-            # The module prints one line about its parameters, instead of a table.
+            # The module prints one line about its parameters instead of a table.
             trainer_defaults={"log_every_n_steps": 1, "enable_model_summary": False},
             seed_everything_default=0,
             parser_kwargs={"prog": "replora-cli"},
@@ -110,15 +110,15 @@ class TrainerCLI(LightningCLI):
     # --- options
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The one verb asked for: building the parsers of all four takes four times as long."""
-        needless = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}
-        return {self.verb: needless | {"verbose", "return_predictions", "ckpt_path"}}
+        """The requested verb only: building the parsers of all four takes four times as long."""
+        hidden = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}
+        return {self.verb: hidden | {"verbose", "return_predictions", "ckpt_path"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        if "prog" not in kwargs:  # the verb's parser: its usage would list a hundred options before every error
+        if "prog" not in kwargs:  # the verb's parser, whose usage would list a hundred options before every error
             kwargs["usage"] = "%(prog)s [options]"
         parser = self.parser_class(allow_abbrev=False, **kwargs)
-        help_text = "YAML file, local or packaged; repeatable, later ones win"
+        help_text = "YAML file, local or packaged. Can be repeated; later files take precedence."
         parser.add_argument("-c", "--config", action=PackagedConfigFile, help=help_text)
         return parser
 
@@ -126,32 +126,32 @@ class TrainerCLI(LightningCLI):
         parser.add_argument(
             "--run_dir",
             type=Path | None,
-            help="The run's directory. Default: that of --ckpt_path, else runs/<time>-<task>-<method>",
+            help="Directory of the run. Default: that of --ckpt_path, else runs/<time>-<task>-<method>.",
         )
         parser.add_argument(
             "--ckpt_path",
             type=Path | None,
-            help="Checkpoint to resume or to measure, `last` for that of --run_dir, `untrained` to measure a language "
-            "model before any training. Default: fit starts anew, other verbs take RUN_DIR/checkpoints/last.ckpt",
+            help="Checkpoint to resume or to measure, `last` for that of --run_dir, or `untrained` to measure a "
+            "language model before any training. Default: none for fit, RUN_DIR/checkpoints/last.ckpt for other verbs.",
         )
         parser.add_argument(
             "--test_after_fit",
             type=bool,
             default=True,
-            help="Whether fit ends with a test of the last weights, where the data's protocol has a test",
+            help="Whether fit ends with a test of the last weights, if the protocol of the data has a test.",
         )
-        # Each link is passed over where the classes chosen have no such argument.
+        # A link is ignored if the selected classes have no such argument.
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
         parser.link_arguments("data.init_args.clips.num_frames", "model.init_args.num_frames")
         parser.link_arguments("model.init_args.revision", "data.init_args.revision")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        _refuse_misunderstandings(args)
+        _check_arguments(args)
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the options alone: Lightning would put those in the checkpoint above the command line's."""
+        """Do nothing: in Lightning the options in the checkpoint take precedence over the command line."""
 
     # --- the run
 
@@ -189,21 +189,21 @@ class TrainerCLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
 
     def after_fit(self) -> None:
-        """Test the last weights, once, under the protocols that have a test."""
+        """Test the last weights once, if the protocol has a test."""
         tested = getattr(self.datamodule, "protocol", None) in ("final", "holdout")
         if tested and self.options.test_after_fit and not self.trainer.interrupted:
             quiet = self.trainer.progress_bar_callback is None
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=not quiet)
 
     def predict(self, **kwargs: Any) -> None:
-        """Without collecting predictions in memory: the module's `writers` write them."""
+        """Predict without collecting predictions in memory: the callbacks of `AdaptedModule.writers` write them."""
         self.trainer.predict(return_predictions=False, **kwargs)
 
     def _checkpoint(self) -> Path | None:
-        """The checkpoint to use: `--ckpt_path`, and for verbs that need one the last of the run.
+        """The checkpoint to use: `--ckpt_path`, or the last one of the run for verbs that need one.
 
         Raises:
-            RepLoRAError: It does not exist, or is no checkpoint.
+            RepLoRAError: It does not exist, or is not a checkpoint.
         """
         path: Path | None = self.options.ckpt_path
         run_dir: Path | None = self.options.run_dir
@@ -236,10 +236,10 @@ class TrainerCLI(LightningCLI):
         return path
 
     def _run_dir(self) -> Path:
-        """The run's directory.
+        """The directory of the run.
 
         Raises:
-            RepLoRAError: A fit that does not resume would mix with an earlier one.
+            RepLoRAError: A fit that does not resume would write into the directory of an earlier one.
         """
         given: Path | None = self.options.run_dir
         resumed: Path | None = self.options.ckpt_path
@@ -257,18 +257,18 @@ class TrainerCLI(LightningCLI):
         return given
 
 
-def _refuse_misunderstandings(arguments: list[str]) -> None:
-    """What the parser would drop without a word, or refuse without saying what there is.
+def _check_arguments(arguments: list[str]) -> None:
+    """Check arguments that the parser would ignore silently, or reject without listing the valid names.
 
     Raises:
-        RepLoRAError: The number of classes is given to the model, or there is no class or choice of a given name.
+        RepLoRAError: The model is given an option that comes from the data, or a class or choice does not exist.
     """
     bases = {"--model": AdaptedModule, "--data": BaseDataModule, "--model.adapter": AdapterConfig}
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         value = value if equals else " ".join(arguments[position + 1 : position + 2])
         if option in ("--model.num_classes", "--model.init_args.num_classes"):
-            raise RepLoRAError("The number of classes is the data's. For a data set of your own: --data.num_classes.")
+            raise RepLoRAError("The number of classes is the data's. For a custom dataset: --data.num_classes.")
         if option in ("--model.num_frames", "--model.init_args.num_frames"):
             raise RepLoRAError("The number of frames is the data's: --data.clips.num_frames.")
         if option in bases and value.isidentifier():
@@ -282,7 +282,7 @@ def _refuse_misunderstandings(arguments: list[str]) -> None:
 
 
 def _choices(base: type, name: str) -> set[str]:
-    """The values of an option of a few fixed ones, of all classes that have it; none if one of them takes others."""
+    """The choices of an option in all classes that have it; none if one of these classes takes other values."""
     hints = [get_type_hints(cls.__init__).get(name) for cls in concrete_subclasses(base)]  # type: ignore[misc]
     found = [hint for hint in hints if hint is not None]
     if any(get_origin(hint) is not Literal for hint in found):
@@ -290,11 +290,11 @@ def _choices(base: type, name: str) -> set[str]:
     return {choice for hint in found for choice in get_args(hint)}
 
 
-def _let_whole_numbers_be_whole() -> None:
-    """`--trainer.limit_val_batches 1` is one batch, 1.0 is all of them, whatever was imported before Lightning.
+def _fix_int_float_union() -> None:
+    """Keep `--trainer.limit_val_batches 1` (one batch) apart from 1.0 (all), whatever was imported before Lightning.
 
-    The first type of a union that fits is taken, and `typing` hands out one object for Union[int, float] and
-    Union[float, int], that which was written first: after `import ray.tune` the Trainer would take 1 for 1.0.
+    The parser uses the first type of a union that fits, and `typing` returns one cached object for Union[int, float]
+    and Union[float, int], whichever was created first: after `import ray.tune` the Trainer would read 1 as 1.0.
     """
     hints = inspect.unwrap(Trainer.__init__).__annotations__
     for option, hint in hints.items():
@@ -303,11 +303,11 @@ def _let_whole_numbers_be_whole() -> None:
 
 
 def _is_needed(record: logging.LogRecord) -> bool:
-    return not any(part in record.getMessage() for part in NEEDLESS_MESSAGES)
+    return not any(part in record.getMessage() for part in IGNORED_MESSAGES)
 
 
 def _loggers(run_dir: Path, verb: str) -> list[Logger]:
-    """CSV and TensorBoard, in `logs/<verb>`, or `logs/<verb>-2` and so on where that exists: CSVLogger empties it."""
+    """CSV and TensorBoard loggers in `logs/<verb>`, or `logs/<verb>-2` and so on, as CSVLogger empties its folder."""
     version, count = verb, 1
     while (run_dir / "logs" / version).exists():
         count += 1

@@ -1,4 +1,4 @@
-"""Writes what a language model answered, one JSON object a question, in the order of the data set."""
+"""Writes the answers of a language model, one JSON object per question, in the order of the dataset."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from replora.io import replace_text
 
 
 class AnswerWriter(Callback):
-    """`predictions.jsonl` of a `test` or `predict`: prompt, options, right option, what was chosen, and why.
+    """`predictions.jsonl` of a `test` or `predict`: prompt, options, correct option, selected option and scores.
 
-    Every process gathers its own answers; the first one writes them all, each question once.
+    The first process writes the answers of all processes, each question once.
 
     Args:
-        run_dir: The directory to write into.
+        run_dir: Directory of the run.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.file = run_dir / "predictions.jsonl"
-        self.answers: dict[tuple[str, int], Any] = {}  # (task, index) -> what the module says of the question
+        self.answers: dict[tuple[str, int], Any] = {}  # (task, index) -> the module's answer
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self.answers = {}

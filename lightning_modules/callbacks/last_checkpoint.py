@@ -1,4 +1,4 @@
-"""`checkpoints/last.ckpt`: after every epoch and when the run is asked to end, written whole or not at all."""
+"""`checkpoints/last.ckpt`: written atomically after every epoch and when the run is asked to end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CheckpointWriteError(RepLoRAError):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps the newest state of a fit in one file, `last.ckpt`.
+    """Keeps the latest state of a fit in one file, `last.ckpt`.
 
     It is written after every epoch. On SIGTERM, which clusters send before they take a machine away, and on Ctrl-C,
     every process finishes its batch (of an accumulation: the last one; of an epoch: the validation too), the state is
@@ -34,10 +34,10 @@ class LastCheckpoint(Checkpoint):
     state.
 
     Args:
-        directory: Where `last.ckpt` is.
+        directory: Folder of `last.ckpt`.
 
     Raises:
-        CheckpointWriteError: The disk is full or not writable; the file of before is still whole.
+        CheckpointWriteError: The disk is full or not writable; the previous file is unchanged.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -45,8 +45,8 @@ class LastCheckpoint(Checkpoint):
         self.asked: signal.Signals | None = None  # the signal that asked this process to end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        # Lightning's own handler talks to the other processes from inside the signal, between any two operations; it
-        # puts the handlers of before back when the fit ends.
+        # Lightning's own handler communicates with other processes inside the signal, between any two operations. It
+        # restores the previous handlers when the fit ends.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._remember)
             signal.signal(signal.SIGINT, self._remember)
@@ -77,7 +77,7 @@ class LastCheckpoint(Checkpoint):
             self._end(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        # Some clusters send SIGTERM to the loader processes too; the state is then that of the last whole batch.
+        # Some clusters send SIGTERM to the loader processes too; the state is then that of the last complete batch.
         if (
             self.asked is not None
             and trainer.training
@@ -114,8 +114,8 @@ class LastCheckpoint(Checkpoint):
             kept = f"{self.file} is still whole." if self.file.exists() else "There is no earlier one."
             raise CheckpointWriteError(
                 f"The checkpoint after step {trainer.global_step} could not be written to {self.file.parent}: "
-                f"{error.strerror or error}. {kept} Make room there (and in {tempfile.gettempdir()}), then "
-                f"go on with --ckpt_path {self.file}."
+                f"{error.strerror or error}. {kept} Free space there (and in {tempfile.gettempdir()}), then "
+                f"resume with --ckpt_path {self.file}."
             ) from error
         trainer.strategy.barrier("last.ckpt")
 

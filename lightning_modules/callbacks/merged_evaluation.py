@@ -1,4 +1,4 @@
-"""Validation, test and prediction at the frozen backbone's own speed."""
+"""Validation, test and prediction at the speed of the frozen backbone."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from replora.adapters.merge import merges_exactly
 
 
 class MergedEvaluation(Callback):
-    """Merges the update into the frozen weights when an evaluation starts and restores them bit for bit when it ends.
+    """Merges the update into the frozen weights for an evaluation and restores them bit for bit afterwards.
 
-    `AdaptedModule` brings it along. Merging changes an output by no more than float32 rounding does; where it would
-    change it by more, or could not be undone exactly, the evaluation runs unmerged: weights in 16 bits or quantised,
-    weights that are shared out among processes, methods of the `peft` library, and weights that another callback
-    exchanges for their average. An adapter that was merged already stays so.
+    `AdaptedModule` adds it. Merging changes outputs by no more than float32 rounding. Where it would change them more,
+    or could not be undone exactly, the evaluation runs unmerged: weights in 16 bits, quantized weights, weights that
+    are sharded across processes, methods of the `peft` library, and weights that another callback replaces by their
+    average. An adapter that is already merged stays merged.
 
-    While it lasts there is a copy of each adapted matrix: 85 MB for the `qkv` of ViT-B, and far less than the
+    During the evaluation there is a copy of each adapted matrix: 85 MB for the `qkv` of ViT-B, far less than the
     activations of a training step.
     """
 

@@ -1,4 +1,4 @@
-"""Writes what `predict` predicts, one line an image or a video, in the order of the data set."""
+"""Writes the predictions of a classifier, one line per image or video, in the order of the dataset."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ COLUMNS = ["index", "path", "label", "label_name", "predicted", "predicted_name"
 
 
 class PredictionWriter(Callback):
-    """`predictions.csv` of a classifier: the likeliest class and its probability, beside the true label.
+    """`predictions.csv` of a classifier: the most likely class and its probability, beside the true label.
 
-    Every process gathers its own examples; the first one writes them all, each once. A video that could not be decoded
-    is left out.
+    The first process writes the predictions of all processes, each example once. A video that could not be decoded is
+    left out.
 
     Args:
-        run_dir: The directory to write into.
+        run_dir: Directory of the run.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -69,7 +69,7 @@ class PredictionWriter(Callback):
 
 
 def _names_and_paths(trainer: Trainer) -> tuple[list[str], list[str]]:
-    """The classes' names, and the paths of images or videos where the data set has files."""
+    """Class names, and the paths of images or videos if the dataset has files."""
     datamodule = getattr(trainer, "datamodule", None)
     if datamodule is None or not hasattr(datamodule, "build_dataset"):
         return [], []

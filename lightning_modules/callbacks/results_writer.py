@@ -17,13 +17,13 @@ from torch import nn
 import replora
 from replora.results import add_to_results, circumstances, in_words, peak_memory, read_results, refuse_other_run
 
-HISTORY = 50  # epochs of the course that a results file keeps at most
+HISTORY = 50  # maximum number of epochs that a results file keeps of each metric
 UNTRAINED = "untrained"
 
 
 @runtime_checkable
 class Described(Protocol):
-    """A module with something to write; that of another kind is left alone."""
+    """A module with results to write; others are ignored."""
 
     def describe(self) -> dict[str, Any]: ...
 
@@ -31,13 +31,13 @@ class Described(Protocol):
 
 
 class ResultsWriter(Callback):
-    """One entry in `results.json` for each verb, and the trained adapter when a fit ends.
+    """Writes one entry into `results.json` for each verb, and the trained adapter when a fit ends.
 
-    Nothing is written where a run is a dry one (`fast_dev_run`) or does not come to its end.
+    Nothing is written in a dry run (`fast_dev_run`) or if the run does not finish.
 
     Args:
-        run_dir: The run's directory.
-        untrained: Whether the model is measured as it is before any training.
+        run_dir: Directory of the run.
+        untrained: Whether the model is measured before any training.
     """
 
     def __init__(self, run_dir: Path, untrained: bool = False) -> None:
@@ -45,7 +45,7 @@ class ResultsWriter(Callback):
         self.untrained = untrained
         self.fitted = False
         self.started = 0.0
-        self.validated = -1  # the epoch of the last validation
+        self.validated = -1  # epoch of the last validation
         self.history: dict[str, dict[int, float]] = {}  # metric -> epoch from 1 -> value
 
     @property
@@ -61,7 +61,7 @@ class ResultsWriter(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         for name, value in _metrics(trainer).items():
-            # Where no validation was made in this epoch, Lightning still holds the one before.
+            # If there was no validation in this epoch, Lightning still holds the metrics of the previous one.
             if not name.startswith("val/") or self.validated == trainer.current_epoch:
                 self.history.setdefault(name, {})[trainer.current_epoch + 1] = value
 
@@ -72,7 +72,7 @@ class ResultsWriter(Callback):
             self._write(trainer, pl_module, "validate", {"weights": self._weights(trainer)})
 
     def state_dict(self) -> dict[str, Any]:
-        """The course so far, for a run that resumes."""
+        """The history so far, for a run that resumes."""
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ class ResultsWriter(Callback):
         self._write(trainer, pl_module, "predict", {"weights": self._weights(trainer)})
 
     def _weights(self, trainer: Trainer) -> str:
-        """Which weights were measured."""
+        """The weights that were measured, in words."""
         if trainer.ckpt_path:
             seen = getattr(trainer.lightning_module, "loaded_after", "")
             return f"{trainer.ckpt_path} (after {seen})"
@@ -136,7 +136,7 @@ def _metrics(trainer: Trainer) -> dict[str, float]:
 
 
 def _thinned(points: dict[int, float]) -> list[list[float | None]]:
-    """At most `HISTORY` of the points, evenly spread, the last one among them: [[epoch, value], ...]."""
+    """At most `HISTORY` of the points, evenly spaced, including the last one: [[epoch, value], ...]."""
     epochs = sorted(points)
     count = min(HISTORY, len(epochs))
     kept = {len(epochs) - 1 - (i * len(epochs)) // count for i in range(count)}
@@ -150,13 +150,13 @@ def _optimizer(trainer: Trainer) -> dict[str, Any]:
     return {
         "class": type(optimizer).__name__,
         "lr": max(float(group.get("initial_lr", group["lr"])) for group in groups),
-        # Biases, norms and diagonals are in a group without.
+        # Biases, norms and diagonals are in a group without weight decay.
         "weight_decay": max(float(group.get("weight_decay", 0.0)) for group in groups),
     }
 
 
 def _schedule(module: LightningModule) -> dict[str, Any]:
-    """Class and options of the learning rate's course."""
+    """Class and options of the learning-rate schedule."""
     schedule = getattr(module, "schedule", None)
     if not dataclasses.is_dataclass(schedule) or isinstance(schedule, type):
         return {}
@@ -164,7 +164,7 @@ def _schedule(module: LightningModule) -> dict[str, Any]:
 
 
 def _batch(trainer: Trainer) -> dict[str, int]:
-    """What one optimiser step sees: batch of a process x processes x accumulated."""
+    """Factors of the examples per optimizer step: batch size per process, processes, accumulated batches."""
     return {
         "per_process": int(getattr(getattr(trainer, "datamodule", None), "batch_size", 0)),
         "processes": trainer.world_size,
@@ -173,8 +173,8 @@ def _batch(trainer: Trainer) -> dict[str, int]:
 
 
 def adapter_metadata(module: Described, datamodule: Any, metrics: dict[str, float]) -> dict[str, str]:
-    """What must be known to use an adapter file elsewhere: its backbone, the classes and the preprocessing, and for
-    its card what it was trained on and its `metrics` on validation data."""
+    """Metadata to use an adapter file elsewhere: backbone, classes and preprocessing, and for its model card the
+    training data and the `metrics` on validation data."""
     metadata = {"backbone": json.dumps(module.describe()["backbone"])}
     if hasattr(datamodule, "preprocessing"):
         metadata["data"] = json.dumps({"class_names": datamodule.class_names, **datamodule.preprocessing()})

@@ -18,7 +18,7 @@ class SubmissionWriter(Callback):
     Its module has `answers`: task -> index of the record -> answer.
 
     Args:
-        run_dir: The run's directory.
+        run_dir: Directory of the run.
     """
 
     def __init__(self, run_dir: Path) -> None:

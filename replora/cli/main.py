@@ -35,8 +35,7 @@ from replora.cli.commands.sweep import sweep
 from replora.errors import RepLoRAError, nearest
 from replora.launch import launch
 
-# Verbs that LightningCLI runs, and verbs that are functions of `replora.cli.commands`,
-# or several of them by a second word.
+# Verbs that LightningCLI runs, and verbs that are functions of `replora.cli.commands` (several with a second word).
 TRAINER_VERBS = {
     "fit": "train an adapter, then test it where the protocol allows",
     "validate": "measure a trained adapter on the validation data",
@@ -64,7 +63,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "report": report,
 }
 
-# Verbs whose last positional argument is a list of files, and how many arguments stand before it.
+# Verbs whose last positional argument is a list of files -> number of positional arguments before it.
 LISTS = {"predict-files": 1, "report": 0}
 
 
@@ -72,17 +71,17 @@ def main(args: list[str] | None = None) -> None:
     """Run one verb.
 
     Args:
-        args: The command line without the program's name; that of this process by default.
+        args: Command line without the name of the program. Default: that of this process.
     """
     arguments = sys.argv[1:] if args is None else list(args)
     try:
         run(arguments)
         sys.stdout.flush()
     except ValueError as error:
-        mistake = _root_mistake(error)
-        if mistake is None or os.environ.get("REPLORA_DEBUG") == "1":
+        user_error = _user_error(error)
+        if user_error is None or os.environ.get("REPLORA_DEBUG") == "1":
             raise
-        print(f"replora-cli: error: {mistake}", file=sys.stderr)
+        print(f"replora-cli: error: {user_error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("replora-cli: interrupted", file=sys.stderr)
@@ -101,7 +100,7 @@ def run(arguments: list[str]) -> None:
     elif verb == "sweep":
         from jsonargparse import ArgumentParser
 
-        # auto_cli keeps --config to itself.
+        # auto_cli reserves --config.
         parser = ArgumentParser(prog="replora-cli sweep", description=_first_line(sweep))
         parser.add_function_arguments(sweep, as_group=False)
         sweep(**parser.parse_args(arguments[1:]))
@@ -118,11 +117,11 @@ def run(arguments: list[str]) -> None:
 
 
 def _list_files(arguments: list[str], before: int) -> list[str]:
-    """RUN a.jpg b.jpg --out x -> RUN ["a.jpg", "b.jpg"] --out x, for jsonargparse takes a list as one argument.
+    """RUN a.jpg b.jpg --out x -> RUN ["a.jpg", "b.jpg"] --out x, as jsonargparse takes a list as one argument.
 
     Args:
-        arguments: Of the verb.
-        before: How many arguments stand before those of the list.
+        arguments: Arguments of the verb.
+        before: Number of positional arguments before the list.
     """
     first_option = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
     if first_option <= before:
@@ -168,8 +167,8 @@ def _first_line(function: Callable[..., None]) -> str:
     return line[:1].lower() + line[1:]
 
 
-def _root_mistake(error: BaseException) -> RepLoRAError | None:
-    """The user's mistake behind an error; jsonargparse wraps what a constructor raises in errors of its own."""
+def _user_error(error: BaseException) -> RepLoRAError | None:
+    """The user error behind an exception; jsonargparse wraps the errors of constructors in its own."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, RepLoRAError):

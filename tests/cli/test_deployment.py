@@ -22,7 +22,7 @@ import replora
 from replora.adapters.peft_methods import peft_layers
 from replora.adapters.state import read_metadata
 from replora.cli.main import main
-from replora.export import DeploymentError, Trained, load_trained, load_transformers, merge
+from replora.export import ExportError, Trained, load_trained, load_transformers, merge
 from replora.runs import load_run
 from tests.adapters.test_contract import disturb
 from tests.adapters.test_merge import Int8Linear
@@ -286,7 +286,7 @@ def test_a_merge_that_changes_the_outputs_writes_nothing(
         first.base.data.mul_(1.01)
 
     monkeypatch.setattr(first, "merge", wrong)
-    with pytest.raises(DeploymentError, match="differ from the unmerged one's by"):
+    with pytest.raises(ExportError, match="differ from the unmerged one's by"):
         merge(trained, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -321,7 +321,7 @@ def test_in_16_bits_too_an_update_that_is_not_merged_is_found(
     if forgotten == "none":
         assert merge(Trained(model, None), tmp_path / "out") < 0.05
         return
-    with pytest.raises(DeploymentError, match=r"is not the sum of|differ from the unmerged one's by"):
+    with pytest.raises(ExportError, match=r"is not the sum of|differ from the unmerged one's by"):
         merge(Trained(model, None), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -372,7 +372,7 @@ def test_a_model_of_no_known_library(tmp_path: Path) -> None:
 
     model: nn.Module = SwinTransformer([2, 2], 16, [2, 1], [2, 4], window_size=[4, 4], num_classes=5).eval()
     replora.inject(model, replora.RepLoRAConfig(rank=2, hidden=4), also_train=["head"])
-    with pytest.raises(DeploymentError, match="No input is known for SwinTransformer"):
+    with pytest.raises(ExportError, match="No input is known for SwinTransformer"):
         merge(Trained(model, None), tmp_path / "out")
 
 

@@ -189,7 +189,7 @@ def test_predictions_without_a_test(folder, tmp_path):
 
 def test_another_tokenizer_is_told(folder, tmp_path):
     data = TinyTexts("elsewhere")
-    with pytest.warns(UserWarning, match="tokenised as for 'elsewhere'"):
+    with pytest.warns(UserWarning, match="tokenized as for 'elsewhere'"):
         trainer(tmp_path).test(language_module(folder), data, verbose=False)
 
 

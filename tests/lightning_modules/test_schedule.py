@@ -81,7 +81,7 @@ def test_warmup_longer_than_the_run_is_clipped(per):
 
 
 @pytest.mark.parametrize("per", ["step", "epoch"])
-def test_state_restores_the_course(per):
+def test_state_restores_the_schedule(per):
     schedule = WarmupCosine(warmup_epochs=2, per=per)
     whole = rates(schedule, 8, 3)
     opt = optimizer()
@@ -119,7 +119,7 @@ def test_a_rate_below_the_final_one_is_refused():
         WarmupCosine().scheduler(optimizer(1e-6), 1, 10)
 
 
-def test_linear_course_is_that_of_transformers():
+def test_linear_schedule_is_that_of_transformers():
     from transformers import get_linear_schedule_with_warmup
 
     theirs, ours = optimizer(3e-4), optimizer(3e-4)
@@ -134,7 +134,7 @@ def test_linear_course_is_that_of_transformers():
 def test_linear_warmup_longer_than_the_run_is_clipped():
     opt = optimizer(1e-3)
     with pytest.warns(UserWarning, match=r"100 steps are longer than the run of 8"):
-        course = WarmupLinear(100).scheduler(opt, 4, 8)
-    assert [course.rate(count, 1.0) for count in (0, 4, 8)] == [0, 0.5, 0]
+        scheduler = WarmupLinear(100).scheduler(opt, 4, 8)
+    assert [scheduler.rate(count, 1.0) for count in (0, 4, 8)] == [0, 0.5, 0]
     with pytest.raises(RepLoRAError, match=r"schedule\.warmup_steps: -1 is negative"):
         WarmupLinear(-1)

@@ -1,4 +1,4 @@
-"""Questions about letters, tokenised as bytes: small enough for many fits of `tests.tiny_llama`."""
+"""Questions about letters, tokenized as bytes: small enough for many fits of `tests.tiny_llama`."""
 
 from __future__ import annotations
 

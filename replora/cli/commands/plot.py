@@ -12,14 +12,14 @@ def plot(source: str, output: Path | None = None, data: dict[str, Any] | None = 
         replora-cli plot runs/NAME
         replora-cli plot vtab.yaml --data.root vtab-1k --data.task dtd
 
-    A run gives curves.png, confusion.png (where `predict` has written its predictions.csv) and batch.png; a
-    configuration gives batch.png.
+    A run gives curves.png, confusion.png (if `predict` has written predictions.csv) and batch.png; a configuration
+    gives batch.png.
 
     Args:
-        source: A run's directory, or a configuration file of one's own or from the package.
-        output: Directory of the pictures. Default: RUN/plots, and the current directory for a configuration.
+        source: Directory of a run, or a configuration file, local or from the package.
+        output: Directory of the pictures. Default: RUN/plots for a run, the current directory for a configuration.
         data: Options of the data that replace those of the configuration, for example --data.task dtd.
-        images: How many training images to show, from 1 to 100.
+        images: Number of training images to show (1 to 100).
     """
     from replora.config_files import find_config
     from replora.plots.run import draw_batch, draw_confusion, draw_learning_curves
