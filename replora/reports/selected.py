@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from replora.reports.runs import Group, Run, Size
+from replora.reports.groups import Group
+from replora.reports.runs import Run, Size
 
 Point = tuple[float | None, float | None]  # learning rate, weight decay
 

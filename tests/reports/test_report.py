@@ -14,8 +14,9 @@ from PIL import Image
 
 from replora.cli.main import main
 from replora.datasets.vtab.dataset import VTAB_TASKS
+from replora.reports.groups import MixedTracksError, group_runs
 from replora.reports.report import write_report
-from replora.reports.runs import MixedTracksError, ReportError, Size, group_runs, read_runs
+from replora.reports.runs import ReportError, Size, read_runs
 from replora.reports.sections.benchmarks import benchmark_section
 from replora.results import ResultsError, write_json
 

@@ -13,9 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from replora.reports.groups import Group
 from replora.reports.render.document import Block, Heading, Paragraph, Table
-from replora.reports.runs import Group, Size, benchmark_tasks
+from replora.reports.runs import Size
 from replora.reports.scores import Scores
+from replora.reports.task_order import benchmark_tasks
 
 
 def benchmark_section(group: Group, prefix: str) -> list[Block]:

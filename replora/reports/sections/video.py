@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from replora.errors import RepLoRAError
+from replora.reports.groups import Group
 from replora.reports.render.document import Block, Heading, Paragraph, Table
-from replora.reports.runs import Group, Run
+from replora.reports.runs import Run
 from replora.reports.sections.benchmarks import published
 
 BENCHMARKS = {"SSv2": "Something-Something-V2", "HMDB51": "HMDB51"}
