@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from replora.sweeps.sweep_file import Point, StagePlan, SweepError, Trial
+from replora.sweeps.plan import Point, StagePlan, SweepError, Trial
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from replora.errors import RepLoRAError
 from replora.io import replace_text
 from replora.recipes import flat_options
 from replora.results import FORMAT, read_results, write_json
-from replora.sweeps.sweep_file import Point, Trial
+from replora.sweeps.plan import Point, Trial
 
 # What the sweep itself gives to a run beside the trial's options.
 OF_A_RUN = {"run_dir", "ckpt_path", "trainer.enable_progress_bar"}

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 import replora
 from replora.adapters.verify import example_input
 from replora.backbones.backbone import BackboneError
-from replora.backbones.video import (
-    SWIN3D_SHAPES,
-    SWIN3D_WEIGHTS,
-    VideoMAE,
-    build_swin3d,
-    build_video_backbone,
-    checkpoint_gradients,
-    torchvision_names,
-)
+from replora.backbones.video import VideoMAE, build_swin3d, build_video_backbone, checkpoint_gradients
+from replora.backbones.video_weights import SWIN3D_SHAPES, SWIN3D_WEIGHTS, torchvision_names
 
 torch.set_num_threads(1)
 
