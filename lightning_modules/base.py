@@ -250,7 +250,7 @@ class AdaptedModule(LightningModule, ABC):
         for key, value in list(self.hparams.items()):
             if isinstance(value, replora.AdapterConfig):
                 class_path = f"{type(value).__module__}.{type(value).__qualname__}"
-                self.hparams[key] = {"class_path": class_path, "init_args": _plain(vars(value))}
+                self.hparams[key] = {"class_path": class_path, "init_args": _plain(value.arguments())}
             elif callable(value):
                 del self.hparams[key]
             else:

@@ -80,7 +80,7 @@ class CausalLanguageModel(AdaptedModule):
             adapter is always in float32.
         quantization: `8bit` or `4bit` to quantize the frozen weights with bitsandbytes; they cannot be merged then.
         adapter: Adaptation method: `RepLoRAConfig` (RepLoRA, its ablations, LoRA), `FullConfig`, `BitFitConfig`, or
-            `PeftConfig` for another method of the peft library.
+            `PeftMethodConfig` for another method of the peft library.
         optimizer: Optimizer.
         schedule: Learning-rate schedule.
         gradient_checkpointing: Whether to recompute activations in the backward pass instead of storing them: less

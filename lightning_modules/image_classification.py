@@ -35,7 +35,7 @@ class ImageClassification(ClassificationModule):
         drop_path_rate: Probability in [0, 1) of skipping the deepest residual branch in training; linear over depth.
         label_smoothing: Weight in [0, 1) of the uniform distribution in the training target.
         adapter: Adaptation method: `RepLoRAConfig` (RepLoRA, its ablations, LoRA), `FullConfig`, `LinearProbeConfig`,
-            `BitFitConfig`, or `PeftConfig` for another method of the peft library.
+            `BitFitConfig`, or `PeftMethodConfig` for another method of the peft library.
         optimizer: Optimizer. Biases, norms and diagonals train without weight decay.
         schedule: Learning-rate schedule.
         gradient_checkpointing: Whether to recompute activations in the backward pass instead of storing them: less

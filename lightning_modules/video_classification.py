@@ -44,7 +44,7 @@ class VideoClassification(ClassificationModule):
         average_views: What is averaged over the views of a video: `logits` as in V-PETL, or `probabilities` as in the
             original release of Video Swin.
         adapter: Adaptation method: `RepLoRAConfig` (RepLoRA, its ablations, LoRA), `FullConfig`, `LinearProbeConfig`,
-            `BitFitConfig`, or `PeftConfig` for another method of the peft library.
+            `BitFitConfig`, or `PeftMethodConfig` for another method of the peft library.
         optimizer: Optimizer. Biases, norms and diagonals train without weight decay.
         schedule: Learning-rate schedule.
         gradient_checkpointing: Whether to recompute activations in the backward pass instead of storing them: less

@@ -24,6 +24,7 @@ from replora.adapters.extra_trainable import BACKBONE_PARTS, DEFAULT_PARTS, PART
 from replora.backbones.backbone import Backbone
 from replora.datasets.vision_language.tasks import VL_TASKS, VLBatch, VLTask, vl_task
 from replora.errors import RepLoRAError, nearest
+from replora.former_names import FORMER_NAMES
 from replora.metrics import score_answers
 from replora.metrics.caption_tokenizer import TokenizerName
 from replora.metrics.caption_tokenizer import caption_tokenizer as caption_tokenizer_of
@@ -362,7 +363,8 @@ class VisionLanguage(AdaptedModule):
 
 def _adapter_of(options: dict[str, Any]) -> AdapterConfig:
     """{class_path, init_args} -> a configuration of this package: the file of a run cannot make other code run."""
-    name = options["class_path"].rpartition(".")[2]
+    given = options["class_path"].rpartition(".")[2]
+    name = FORMER_NAMES.get(given, given)
     cls = getattr(replora, name) if name in replora.__all__ else None
     if not (isinstance(cls, type) and issubclass(cls, AdapterConfig)):
         known = [key for key in replora.__all__ if key.endswith("Config")]

@@ -11,8 +11,17 @@ What it offers is listed in `__init__.pyi`; each name is imported when it is fir
 command line start without torch. `lightning_modules` and `datamodules` hold the Lightning side.
 """
 
+from typing import Any
+
 import lazy_loader
+
+from replora.former_names import FORMER_NAMES
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_lazy_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first used; the files of earlier runs may use a former one."""
+    return _lazy_attribute(FORMER_NAMES.get(name, name))

@@ -3,10 +3,11 @@ from .adapters.config import (
     BitFitConfig,
     FullConfig,
     LinearProbeConfig,
-    PeftConfig,
+    LoRAConfig,
+    PeftMethodConfig,
     RepLoRAConfig,
 )
-from .adapters.container import DeadTargetError, ParameterCounts, describe, parameter_counts
+from .adapters.container import DeadTargetError, Description, ParameterCounts, describe, parameter_counts
 from .adapters.inject import inject, parameter_groups, remove
 from .adapters.merge import disabled, merge, merge_and_unload, merged, unmerge
 from .adapters.multi_adapter import adapter_names, delete_adapter, set_adapter
@@ -20,7 +21,7 @@ from .adapters.state import (
     read_adapter,
     save_adapter,
 )
-from .adapters.targets import TargetNotFoundError
+from .adapters.targets import Target, TargetNotFoundError, find_targets
 from .errors import RepLoRAError
 
 __version__: str
@@ -29,14 +30,17 @@ __all__ = [
     "AdapterConfig",
     "BitFitConfig",
     "DeadTargetError",
+    "Description",
     "FullConfig",
     "LinearProbeConfig",
+    "LoRAConfig",
     "ParameterCounts",
-    "PeftConfig",
     "PeftFormatError",
+    "PeftMethodConfig",
     "RepLoRAConfig",
     "RepLoRAError",
     "StateMismatchError",
+    "Target",
     "TargetNotFoundError",
     "__version__",
     "adapter_names",
@@ -45,6 +49,7 @@ __all__ = [
     "describe",
     "disabled",
     "export_peft",
+    "find_targets",
     "import_peft",
     "inject",
     "load_adapter",

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import inspect
+from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,13 +18,50 @@ Activation = Literal["gelu", "relu", "tanh", "silu", "identity"]
 PeftMethod = Literal["lora", "dora", "ia3", "oft", "boft", "loha", "lokr", "hra"]
 
 
-class AdapterConfig(ABC):
-    """Base of all methods: how a frozen backbone is made trainable."""
+# Names of the same options in peft's LoraConfig. Every method that has the option takes them as keyword arguments.
+PEFT_NAMES = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets"}
+
+
+class _TakesPeftNames(ABCMeta):
+    """Lets `Config(r=8, target_modules=[...])` mean `Config(rank=8, targets=[...])`.
+
+    The constructors do not list these names, so that the command line shows each option once.
+    """
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        known = _parameters(cls)
+        for other, own in PEFT_NAMES.items():
+            if other in options and own in known:
+                value = options.pop(other)
+                if own in options and options[own] != value:
+                    raise RepLoRAError(
+                        f"{cls.__name__}: {other}={value!r} and {own}={options[own]!r} are two names of one option. "
+                        f"Give one of them."
+                    )
+                options[own] = value
+        return super().__call__(*args, **options)
+
+
+def _parameters(cls: type) -> list[str]:
+    """Names of the constructor's arguments."""
+    return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]  # type: ignore[misc]
+
+
+class AdapterConfig(metaclass=_TakesPeftNames):
+    """Base of all methods: how a frozen backbone is made trainable.
+
+    The options may also be given under their names in peft's `LoraConfig`: `r`, `lora_alpha`, `lora_dropout` and
+    `target_modules`.
+    """
 
     @property
     @abstractmethod
     def name(self) -> str:
         """The method's short name, as it appears in tables and file names."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the constructor that make an equal configuration."""
+        return {name: getattr(self, name) for name in _parameters(type(self))}
 
 
 @dataclass(frozen=True)
@@ -33,16 +71,17 @@ class RepLoRAConfig(AdapterConfig):
     The three differ in nothing but where A and B come from, see `replora.adapters.factors`.
 
     Args:
-        rank: Inner dimension r of the update, at least 1.
-        alpha: Numerator of the update's scale alpha / rank, above 0. Default: equal to `rank`, a scale of 1.
+        rank: Inner dimension r of the update (>= 1).
+        alpha: Numerator of the update's scale alpha / rank (> 0). Default: equal to `rank`, a scale of 1.
         factors: `mlp` is RepLoRA (A and B come from an MLP on two diagonal matrices), `linear` the same without the
             non-linearity (the paper's "simple linear" reparameterisation), `none` vanilla LoRA (A and B are free).
-        hidden: Width h of the MLP's hidden layer, at least 1. Default: twice `rank`. Below `rank` it bounds the rank of
+        hidden: Width h of the MLP's hidden layer (>= 1). Default: twice `rank`. Below `rank` it bounds the rank of
             the update. Unused by `none`.
         activation: The MLP's non-linearity. Unused by `linear` and `none`.
         dropout: Probability in [0, 1) of dropping an input element of the update during training.
-        targets: What is adapted: roles (`q`, `k`, `v`, `out`, `fc1`, `fc2`, `gate`, `up`, `down`), or patterns of
-            full module names as in a shell (`*.mlp.fc1`, `encoder.proj`).
+        targets: What to adapt: roles (`q`, `k`, `v`, `out`, `fc1`, `fc2`, `gate`, `up`, `down`); module names or their
+            ends, as in peft (`q_proj`, `mlp.fc1`, `encoder.layers.0.proj`); patterns of full names as in a shell
+            (`*.mlp.fc1`); or names from `replora.find_targets` and `replora.describe` (`blocks.0.attn.qkv[q]`).
         sharing: `group` shares the diagonals and the first layer among the targets of one attention module (or of one
             MLP), as the paper shares query and value; `none` gives each target its own.
         blocks: `all`, or the indices of the blocks to adapt, counted from 0 in the model's order.
@@ -102,6 +141,40 @@ class RepLoRAConfig(AdapterConfig):
         return "identity" if self.factors == "linear" else self.activation
 
 
+@dataclass(frozen=True, init=False)
+class LoRAConfig(RepLoRAConfig):
+    """Vanilla LoRA: frozen W0 plus (alpha / rank) * B A, where A and B are free parameters.
+
+    It adapts exactly the matrices that `RepLoRAConfig` adapts, and is `RepLoRAConfig(factors="none")` under the name
+    that everybody knows.
+
+    Args:
+        rank: Inner dimension r of the update (>= 1).
+        alpha: Numerator of the update's scale alpha / rank (> 0). Default: equal to `rank`, a scale of 1.
+        dropout: Probability in [0, 1) of dropping an input element of the update during training.
+        targets: What to adapt, as for `RepLoRAConfig`.
+        blocks: `all`, or the indices of the blocks to adapt, counted from 0 in the model's order.
+        init: `zero` starts with an update of exactly 0 (B = 0). `normal002` draws A and B from N(0, 0.02), as public
+            LoRA baselines on ViT do by accident.
+
+    Raises:
+        RepLoRAError: An option is out of its range.
+    """
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        targets: Sequence[str] = ("q", "v"),
+        blocks: Literal["all"] | Sequence[int] = "all",
+        init: Literal["zero", "normal002"] = "zero",
+    ) -> None:
+        super().__init__(
+            rank=rank, alpha=alpha, factors="none", dropout=dropout, targets=targets, blocks=blocks, init=init
+        )
+
+
 @dataclass(frozen=True)
 class FullConfig(AdapterConfig):
     """Full fine-tuning: every parameter trains."""
@@ -130,7 +203,7 @@ class BitFitConfig(AdapterConfig):
 
 
 @dataclass(frozen=True)
-class PeftConfig(AdapterConfig):
+class PeftMethodConfig(AdapterConfig):
     """Another method through the `peft` library, on the same roles or patterns as RepLoRA.
 
     `peft` adapts whole modules. On a fused projection (timm's `qkv`) the roles `q` and `v` therefore mean the joint
@@ -138,10 +211,10 @@ class PeftConfig(AdapterConfig):
 
     Args:
         method: `dora`, or another method of `peft`.
-        rank: Inner dimension of the update, at least 1. `oft`, `boft` and `ia3` have none and do not use it.
-        alpha: Numerator of the scale alpha / rank, above 0. Default: equal to `rank`.
+        rank: Inner dimension of the update (>= 1). `oft`, `boft` and `ia3` have none and do not use it.
+        alpha: Numerator of the scale alpha / rank (> 0). Default: equal to `rank`.
         dropout: Probability in [0, 1) of dropping an input element of the update, where the method has that.
-        targets: Roles or patterns of module names, as for `RepLoRAConfig`.
+        targets: What to adapt, as for `RepLoRAConfig`.
         blocks: `all`, or the indices of the blocks to adapt.
         options: Further arguments of the method's config class in `peft`, such as `{"init_lora_weights": "olora"}`.
 
@@ -182,7 +255,7 @@ def acting_options(config: AdapterConfig) -> dict[str, Any]:
             return options
         generator = {"hidden": config.width, "activation": config.nonlinearity, "scale_exponent": config.scale_exponent}
         return options | generator
-    if isinstance(config, PeftConfig):
+    if isinstance(config, PeftMethodConfig):
         scale = {} if config.method in _WITHOUT_RANK else {"rank": config.rank, "alpha": config.alpha or config.rank}
         return {"method": config.method, **scale, "options": dict(config.options)}
     return {}

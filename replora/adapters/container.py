@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import nn
@@ -148,20 +148,31 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
     return ParameterCounts(adapters.backbone_count, trained, deployed, head)
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
+class Description(TypedDict):
+    """What `describe` returns: plain JSON data."""
+
+    method: str  # short name, such as `replora`
+    options: dict[str, Any]  # of the method's configuration
+    targets: list[str]  # names of what is adapted; `targets` of a configuration takes them
+    parameters: dict[str, int]  # `ParameterCounts`
+    trained_as: NotRequired[dict[str, Any]]  # of an adapter read from a deployed file: what trained
+
+
+def describe(model: nn.Module) -> Description:
     """The method, its options, its targets and the parameter counts, as plain JSON data.
 
     For an adapter read from a deployed file also `trained_as`: method, options and parameter counts of its training.
     """
     adapters = adapters_of(model)
-    trained_as = {"trained_as": adapters.trained_as} if adapters.trained_as else {}
-    return {
+    description: Description = {
         "method": adapters.config.name,
         "options": options_of(adapters.config),
         "targets": list(adapters.targets),
         "parameters": asdict(parameter_counts(model)),
-        **trained_as,
     }
+    if adapters.trained_as:
+        description["trained_as"] = adapters.trained_as
+    return description
 
 
 def options_of(config: AdapterConfig) -> dict[str, Any]:

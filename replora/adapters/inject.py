@@ -18,7 +18,7 @@ from replora.adapters.config import (
     BitFitConfig,
     FullConfig,
     LinearProbeConfig,
-    PeftConfig,
+    PeftMethodConfig,
     RepLoRAConfig,
 )
 from replora.adapters.container import Adapters, adapters_of, device_of, train_only
@@ -36,6 +36,7 @@ def inject(
     config: AdapterConfig,
     *,
     also_train: Iterable[str] = (),
+    modules_to_save: Iterable[str] = (),
     example: Any = None,
     check: bool = True,
 ) -> nn.Module:
@@ -43,8 +44,10 @@ def inject(
 
     Args:
         model: Any model with `nn.Linear` or `nn.MultiheadAttention`.
-        config: The method: `RepLoRAConfig`, `FullConfig`, `LinearProbeConfig`, `BitFitConfig` or `PeftConfig`.
+        config: The method: `RepLoRAConfig`, `LoRAConfig`, `FullConfig`, `LinearProbeConfig`, `BitFitConfig` or
+            `PeftMethodConfig`.
         also_train: Names of submodules that train as a whole and are saved with the adapter, such as `("head",)`.
+        modules_to_save: The same under its name in peft; both are taken together.
         example: An input to prove with that every target acts on the output: a tensor, a tuple of arguments or a dict
             of keyword arguments. For timm and transformers models one is made where it is None; for others the proof
             is made with the first forward pass.
@@ -58,7 +61,7 @@ def inject(
     """
     if isinstance(present := getattr(model, "replora", None), Adapters):
         raise RepLoRAError(f"The model already carries {present.config.name!r}. Call replora.remove(model) first.")
-    also_train = tuple(dict.fromkeys(also_train))
+    also_train = tuple(dict.fromkeys((*also_train, *modules_to_save)))
     heads = _submodules(model, also_train)
     also_train = tuple(name for name in also_train if not in_head(name, also_train))  # one inside another is in it
     refuse_tied_heads(model, also_train)
@@ -79,7 +82,7 @@ def inject(
         if not isinstance(config, FullConfig):
             adapters._frozen_norms = _frozen_batch_norms(model)
         adapters.hook_onto(model)
-        adapters.proved = not (check and isinstance(config, RepLoRAConfig | PeftConfig))
+        adapters.proved = not (check and isinstance(config, RepLoRAConfig | PeftMethodConfig))
         if not adapters.proved:
             prove_targets(model, adapters, example)
     except BaseException:
@@ -100,7 +103,7 @@ def remove(model: nn.Module) -> nn.Module:
         elif type(module) is AdaptedMultiheadAttention:
             del module.updates
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
-    if isinstance(adapters.config, PeftConfig):
+    if isinstance(adapters.config, PeftMethodConfig):
         from replora.adapters.peft_methods import remove_peft
 
         remove_peft(model)
@@ -149,14 +152,14 @@ def _apply(model: nn.Module, adapters: Adapters, heads: Sequence[nn.Module]) -> 
         if not heads:
             raise RepLoRAError("linear_probe trains the head alone: name it, as in also_train=['head'].")
         return set()
-    if isinstance(config, PeftConfig):
+    if isinstance(config, PeftMethodConfig):
         from replora.adapters.peft_methods import inject_peft
 
         return inject_peft(model, adapters, config, find_targets(model, config.targets, config.blocks, skip=heads))
     raise RepLoRAError(f"{type(config).__name__} is not a method that inject knows. {nearest('', _METHODS)}")
 
 
-_METHODS = ["RepLoRAConfig", "FullConfig", "LinearProbeConfig", "BitFitConfig", "PeftConfig"]
+_METHODS = ["RepLoRAConfig", "LoRAConfig", "FullConfig", "LinearProbeConfig", "BitFitConfig", "PeftMethodConfig"]
 
 
 def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAConfig, targets: list[Target]) -> None:

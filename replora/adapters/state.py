@@ -32,7 +32,7 @@ from replora.adapters.config import (
     BitFitConfig,
     FullConfig,
     LinearProbeConfig,
-    PeftConfig,
+    PeftMethodConfig,
     RepLoRAConfig,
     acting_options,
 )
@@ -162,7 +162,7 @@ def _deployed(
     """Description and state of the vanilla LoRA that has the same A and B."""
     adapters = adapters_of(model)
     assert isinstance(adapters.config, RepLoRAConfig)
-    config = replace(adapters.config, factors="none", init="zero")
+    config = RepLoRAConfig(**vars(adapters.config) | {"factors": "none", "init": "zero"})
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("replora.banks.")}
     for number, bank in enumerate(adapters.banks):
         assert isinstance(bank, FactorBank)
@@ -250,7 +250,7 @@ def config_of(description: Mapping[str, Any]) -> AdapterConfig:
         if "factors" in options:
             return RepLoRAConfig(**options)
         if "method" in options:
-            return PeftConfig(**options)
+            return PeftMethodConfig(**options)
         if method in _PLAIN_CONFIGS:
             return _PLAIN_CONFIGS[method]()
     except TypeError as error:

@@ -73,6 +73,9 @@ class Target:
     rows: tuple[int, int] | None
     shape: tuple[int, int]
 
+    def __str__(self) -> str:
+        return f"{self.name}: role {self.role}, {self.shape[1]} x {self.shape[0]}, shares with {self.group}"
+
     @property
     def name(self) -> str:
         """How the target is written in messages and files: `blocks.0.attn.qkv[q]`, `layers.0.self_attn.q_proj`."""
@@ -82,13 +85,20 @@ class Target:
 
 def find_targets(
     model: nn.Module,
-    wanted: Sequence[str],
+    wanted: Sequence[str] = ("q", "v"),
     blocks: Literal["all"] | Sequence[int] = "all",
     skip: Iterable[nn.Module] = (),
 ) -> list[Target]:
-    """The targets that `wanted` (roles or shell patterns of full names) selects, in the model's order.
+    """The targets that a method with these options adapts, in the model's order. The model is not changed.
 
-    Modules inside `skip` (a head that trains as a whole) are passed over.
+        for target in replora.find_targets(model, ["q", "v"]):
+            print(target)  # blocks.0.attn.qkv[q]: role q, 768 x 768, shares with blocks.0.attn
+
+    Args:
+        model: Model to look into.
+        wanted: Roles, module names or their ends, patterns of full names as in a shell, or `Target.name`s.
+        blocks: `all`, or indices of blocks, counted from 0 in the model's order.
+        skip: Modules to leave out, such as a head that trains as a whole.
 
     Raises:
         TargetNotFoundError: An entry of `wanted` matches nothing, matches no linear layer, or two entries choose the
@@ -103,7 +113,7 @@ def find_targets(
         if entry in ROLES:
             found = [target for target in by_role if target.role == entry]
         else:
-            found = [_whole(name, m) for name, m in modules.items() if _is_linear(m) and fnmatch.fnmatch(name, entry)]
+            found = _named(entry, modules, by_role)
         if not found:
             raise TargetNotFoundError(_nothing_found(entry, model, modules, by_role))
         chosen += found
@@ -122,6 +132,19 @@ def find_targets(
             raise TargetNotFoundError(f"blocks: {list(blocks)} hold none of the targets {list(wanted)}.")
     position = {name: i for i, name in enumerate(modules)}
     return sorted(chosen, key=lambda target: (position[target.module], target.rows or (0, 0)))
+
+
+def _named(entry: str, modules: dict[str, nn.Module], by_role: list[Target]) -> list[Target]:
+    """The targets of a module name, of the end of one, of a shell pattern, or of a `Target.name`."""
+    # A target written out keeps the role and the group that it has in `describe`.
+    known = {target.name: target for target in by_role}
+    if entry in known:
+        return [known[entry]]
+    linear = {name: module for name, module in modules.items() if _is_linear(module)}
+    by_end = [name for name in linear if name == entry or name.endswith(f".{entry}")]
+    if by_end:
+        return [known.get(name) or _whole(name, linear[name]) for name in by_end]
+    return [_whole(name, module) for name, module in linear.items() if fnmatch.fnmatch(name, entry)]
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -212,5 +235,5 @@ def _nothing_found(entry: str, model: nn.Module, modules: dict[str, nn.Module], 
     known = f"Roles found in it: {', '.join(roles) or 'none'}."
     return (
         f"targets: {entry!r} matches nothing in {where}. {known} Its linear layers: {nearest(entry, linear)} "
-        "Name a role, or a pattern of full module names such as '*.mlp.fc1'."
+        "Name a role, a module or the end of its name such as 'mlp.fc1', or a pattern such as '*.mlp.fc1'."
     )

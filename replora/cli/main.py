@@ -144,7 +144,7 @@ RepLoRA on PyTorch Lightning: adapt frozen backbones, measure them, compare meth
 
 replora-cli VERB --help lists the options of a verb. Those of a class:
   replora-cli fit --model.help ImageClassification
-  replora-cli fit --model.adapter.help RepLoRAConfig
+  replora-cli fit --model ImageClassification --model.adapter.help RepLoRAConfig
   replora-cli fit --data.help VTABDataModule
 
 For example:
