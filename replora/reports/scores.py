@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal
 
-from replora.reports.runs import Group, Run, Size, ordered, ordered_tasks
+from replora.reports.runs import Group, Run, Size, ordered
 from replora.reports.statistics import Comparison, Mean, compare_paired, mean_over_seeds
+from replora.reports.tasks import ordered_tasks
 
 AVERAGE = "mean of all tasks"
 

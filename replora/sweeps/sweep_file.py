@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from replora.errors import RepLoRAError, nearest
-from replora.recipes import flat_options
+from replora.identity import flat_options
 
 Stage = Literal["select", "final"]
 Options = dict[str, Any]  # as on the command line without the dashes -> value

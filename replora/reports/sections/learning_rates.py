@@ -7,9 +7,10 @@ from pathlib import Path
 
 from replora.reports.render.charts import FEW, REFERENCE, draw_curves, draw_heat_maps
 from replora.reports.render.document import Block, Heading, Paragraph, Picture, Table
-from replora.reports.runs import HEADLINES, Group, Run, Size, ordered, ordered_tasks, spread
+from replora.reports.runs import HEADLINES, Group, Run, Size, ordered, spread
 from replora.reports.selected import Chosen, chosen
 from replora.reports.statistics import Mean, mean_over_seeds
+from replora.reports.tasks import ordered_tasks
 
 PARTS = {f"val/{name}" for name in HEADLINES}  # metrics in [0, 1]
 
