@@ -25,10 +25,7 @@ from lightning_modules.schedule import WarmupCosine, WarmupLinear
 from replora.adapters.container import adapters_of
 from replora.backbones.backbone import Backbone
 from replora.errors import RepLoRAError
-from replora.recipes import flat_options
-
-# Options of a method that affect only training: a checkpoint may be used with other values.
-TRAINING_ONLY = {"dropout", "init"}
+from replora.identity import flat_options, is_compared
 
 
 class CheckpointMismatchError(RepLoRAError):
@@ -214,7 +211,9 @@ class AdaptedModule(LightningModule, ABC):
         differing = [
             f"{key}: {found[key]!r} in the checkpoint, {asked[key]!r} here"
             for key in asked
-            if key in found and found[key] != asked[key] and key.rpartition(".")[2] not in TRAINING_ONLY
+            if key in found
+            and found[key] != asked[key]
+            and is_compared(key.replace("adapter.", "options.", 1), "checkpoint")
         ]
         if differing:
             listed = "\n  ".join(differing)

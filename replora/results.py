@@ -31,13 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
+from replora.identity import differing
 from replora.io import replace_text
 
 FORMAT = 1
 VERBS = ("fit", "validate", "test", "predict")
 PACKAGES = ("replora", "torch", "lightning", "timm", "transformers", "peft", "torchvision", "torchmetrics")
-# What must be the same for two verbs to belong to one run.
-SAME_RUN = ("backbone", "method", "options")
 
 
 class ResultsError(RepLoRAError):
@@ -101,23 +100,11 @@ def refuse_other_run(file: Path, before: dict[str, Any], model: dict[str, Any]) 
     Raises:
         ResultsError: It is.
     """
-    now = json.loads(json.dumps(model))
-    differing = [
-        f"{name}: {found.get(name)!r} there, {asked.get(name)!r} here"
-        for key in SAME_RUN
-        if key in before
-        for found, asked in [(_entries(key, before[key]), _entries(key, now[key]))]
-        for name in sorted(found.keys() | asked.keys())
-        if found.get(name) != asked.get(name)
-    ]
-    if differing:
-        listed = "\n  ".join(differing)
+    now = {key: value for key, value in json.loads(json.dumps(model)).items() if key in before}
+    found = differing(before, now, "run")
+    if found:
+        listed = "\n  ".join(f"{name}: {there!r} there, {here!r} here" for name, (there, here) in found.items())
         raise ResultsError(f"{file} belongs to another run:\n  {listed}\nChoose a new directory with --run_dir.")
-
-
-def _entries(key: str, value: Any) -> dict[str, Any]:
-    """{"options.rank": 8, ...} of a table, {"method": "lora"} of a plain value."""
-    return {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from replora.config_files import packaged_configs
-from replora.recipes import FILES, changed_options, named, shared_by_methods
+from replora.identity import recipe_of_all_methods
+from replora.recipes import FILES, changed_options, named
 
 
 @pytest.mark.parametrize(("recipe", "file"), [*FILES.items(), ("v_petl", "ssv2.yaml"), ("v_petl", "hmdb51.yaml")])
@@ -28,5 +29,5 @@ def test_changes_are_named(recipe: str, file: str) -> None:
 def test_a_rate_of_its_own_is_a_method_s() -> None:
     name = named("v_petl", ["clips.stride", "optimizer.lr"])
     assert name == "v_petl, changed: clips.stride, optimizer.lr"
-    assert shared_by_methods(name) == "v_petl, changed: clips.stride"
-    assert shared_by_methods("v_petl, changed: optimizer.lr") == shared_by_methods("v_petl") == "v_petl"
+    assert recipe_of_all_methods(name) == "v_petl, changed: clips.stride"
+    assert recipe_of_all_methods("v_petl, changed: optimizer.lr") == recipe_of_all_methods("v_petl") == "v_petl"

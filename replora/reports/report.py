@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from replora.io import replace_text
-from replora.reports.groups import Group, group_runs
+from replora.reports.grouping import group_runs
 from replora.reports.render.document import Block, Heading, Paragraph, Table, write_document
-from replora.reports.runs import ReportError, Run, is_run, read_runs
+from replora.reports.runs import Group, ReportError, Run, is_run, read_runs
 from replora.reports.sections.benchmarks import benchmark_section
 from replora.reports.sections.learning_curves import course_section
 from replora.reports.sections.learning_rates import grid_section

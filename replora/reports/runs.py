@@ -1,7 +1,4 @@
-"""Results files, sorted into what may stand in one table.
-
-A report knows nothing but `results.json` files: their own, or a `.jsonl` file with one of them a line.
-"""
+"""The runs of a report, read from their `results.json` files or from a `.jsonl` file with one of those per line."""
 
 from __future__ import annotations
 
@@ -14,15 +11,6 @@ from typing import Any
 from replora.errors import RepLoRAError
 from replora.results import read_results
 
-METHOD_NAMES = {
-    "replora": "RepLoRA",
-    "lora": "LoRA",
-    "linear": "linear",
-    "dora": "DoRA",
-    "bitfit": "BitFit",
-    "linear_probe": "linear probe",
-    "full": "full fine-tuning",
-}
 # Methods are listed in this order, others after them by name.
 METHOD_ORDER = ("full fine-tuning", "linear probe", "BitFit", "LoRA", "DoRA", "linear", "RepLoRA")
 # The first of these that a test has is what its run is compared by; `score` is the mean of tasks with own metrics.
@@ -116,6 +104,33 @@ class Run:
         if value is None:  # a run that diverged has only what the sweep says of it
             value = self.results.get("sweep", {}).get("grid", {}).get(f"model.optimizer.{name}")
         return None if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that may stand in one table.
+
+    Attributes:
+        title: Data set and backbone.
+        conditions: What they have in common.
+        runs: All of them.
+    """
+
+    title: str
+    conditions: dict[str, Any]
+    runs: list[Run]
+
+    @property
+    def methods(self) -> list[str]:
+        return ordered({run.method for run in self.runs})
+
+    @property
+    def final(self) -> list[Run]:
+        return [run for run in self.runs if run.stage == "final"]
+
+    @property
+    def selection(self) -> list[Run]:
+        return [run for run in self.runs if run.stage == "select"]
 
 
 def ordered(methods: Iterable[str]) -> list[str]:

@@ -6,10 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal
 
-from replora.reports.groups import Group
-from replora.reports.runs import Run, Size, ordered
+from replora.reports.runs import Group, Run, Size, ordered
 from replora.reports.statistics import Comparison, Mean, compare_paired, mean_over_seeds
-from replora.reports.task_order import ordered_tasks
+from replora.reports.tasks import ordered_tasks
 
 AVERAGE = "mean of all tasks"
 

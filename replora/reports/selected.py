@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from replora.reports.groups import Group
-from replora.reports.runs import Run, Size
+from replora.reports.runs import Group, Run, Size
 
 Point = tuple[float | None, float | None]  # learning rate, weight decay
 

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import nearest
-from replora.recipes import flat_options
+from replora.identity import flat_options
 from replora.sweeps.plan import ONLY, SEED_OPTIONS, Method, Options, Point, StagePlan, Sweep, SweepError, named
 
 OPTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*")

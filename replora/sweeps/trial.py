@@ -25,13 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
+from replora.identity import flat_options, options_of_kind
 from replora.io import replace_text
-from replora.recipes import flat_options
 from replora.results import FORMAT, read_results, write_json
 from replora.sweeps.plan import Point, Trial
-
-# What the sweep itself gives to a run beside the trial's options.
-OF_A_RUN = {"run_dir", "ckpt_path", "trainer.enable_progress_bar"}
 
 
 class TrialError(RepLoRAError):
@@ -152,7 +149,7 @@ def refuse_other_configuration(home: Path, trial: Trial) -> None:
     if not (folder / "fit.yaml").is_file():
         return
     then, now = _options((folder / "fit.yaml").read_text(encoding="utf-8")), configuration(trial)
-    names = sorted((then.keys() | now.keys()) - OF_A_RUN)
+    names = sorted((then.keys() | now.keys()) - set(options_of_kind("harmless")))
     differing = [f"  {n}: {then.get(n)} there, {now.get(n)} here" for n in names if then.get(n) != now.get(n)]
     if differing:
         listed = "\n".join(differing)

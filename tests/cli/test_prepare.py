@@ -9,7 +9,7 @@ import pytest
 
 from replora.cli.main import main
 from replora.datasets.vtab.dataset import VTAB_TASKS
-from replora.reports.groups import MixedTracksError, common_track
+from replora.reports.grouping import MixedTracksError, common_track
 from replora.results import read_results
 from tests.cli.test_configs import SMALL
 from tests.fake_data import write_vtab, write_vtab_task

@@ -14,7 +14,7 @@ from PIL import Image
 
 from replora.cli.main import main
 from replora.datasets.vtab.dataset import VTAB_TASKS
-from replora.reports.groups import MixedTracksError, group_runs
+from replora.reports.grouping import MixedTracksError, group_runs
 from replora.reports.report import write_report
 from replora.reports.runs import ReportError, Size, read_runs
 from replora.reports.sections.benchmarks import benchmark_section
@@ -506,7 +506,7 @@ def test_published_rows_stand_apart_with_their_source():
 
 def test_tracks_are_never_mixed(tmp_path, capsys):
     contents = [*vtab("LoRA", {"cifar": 0.5}), *vtab("RepLoRA", {"cifar": 0.6}, track="clean")]
-    with pytest.raises(MixedTracksError, match="do not go into one table"):
+    with pytest.raises(MixedTracksError, match="cannot be in one table"):
         group_runs(contents)
     write(tmp_path / "runs", contents)
     with pytest.raises(SystemExit):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from replora.reports.groups import MixedTracksError, common_track
+from replora.reports.grouping import MixedTracksError, common_track
 
 
 def result(track: str | None) -> dict[str, object]:

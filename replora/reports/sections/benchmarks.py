@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from replora.reports.groups import Group
+from replora.datasets.vtab.dataset import VTAB_TASKS
 from replora.reports.render.document import Block, Heading, Paragraph, Table
-from replora.reports.runs import Size
+from replora.reports.runs import Group, Size
 from replora.reports.scores import Scores
-from replora.reports.task_order import benchmark_tasks
+from replora.reports.tasks import BENCHMARKS
 
 
 def benchmark_section(group: Group, prefix: str) -> list[Block]:
@@ -111,12 +111,10 @@ def _averages(benchmark: str) -> list[str]:
 
 
 def _columns(benchmark: str) -> list[str]:
-    return benchmark_tasks()[benchmark]
+    return BENCHMARKS[benchmark]
 
 
 def _groups() -> dict[str, list[str]]:
-    from replora.datasets.vtab.dataset import VTAB_TASKS
-
     groups: dict[str, list[str]] = {}
     for task in VTAB_TASKS.values():
         groups.setdefault(str(task.group), []).append(task.name)

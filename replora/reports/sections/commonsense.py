@@ -12,9 +12,19 @@ from typing import Any
 
 from replora.errors import RepLoRAError, nearest
 from replora.evaluation.sign_test import sign_test
-from replora.reports.task_order import COMMONSENSE_COLUMNS
 from replora.results import read_results
 
+# In the order of the published tables, with their short names.
+COLUMNS = {
+    "boolq": "BoolQ",
+    "piqa": "PIQA",
+    "social_i_qa": "SIQA",
+    "hellaswag": "HellaS.",
+    "winogrande": "WinoG.",
+    "ARC-Easy": "ARC-e",
+    "ARC-Challenge": "ARC-c",
+    "openbookqa": "OBQA",
+}
 UNTRAINED = "untrained"
 RIGHT = {"acc": "right", "acc_norm": "right_norm", "accuracy": "right"}  # an accuracy -> what an answer says of it
 
@@ -48,13 +58,11 @@ def commonsense_table(runs: Sequence[Path], metric: str | None = None) -> str:
     if chosen not in known:
         raise CommonsenseTableError(f"metric: {chosen!r} was not measured. {nearest(chosen, known)}")
     lines = [
-        f"| {chosen} | trained | deployed | {' | '.join(COMMONSENSE_COLUMNS.values())} | mean |",
-        "|---|" + "---|" * (len(COMMONSENSE_COLUMNS) + 3),
+        f"| {chosen} | trained | deployed | {' | '.join(COLUMNS.values())} | mean |",
+        "|---|" + "---|" * (len(COLUMNS) + 3),
         *(_row(content, chosen) for content in contents.values()),
     ]
-    items = ", ".join(
-        f"{COMMONSENSE_COLUMNS[task]} {found['items']:,}" for task, found in _in_order(first["tasks"]).items()
-    )
+    items = ", ".join(f"{COLUMNS[task]} {found['items']:,}" for task, found in _in_order(first["tasks"]).items())
     return "\n".join(lines) + f"\n\nTest questions: {items}.\n" + _paired(list(contents.values()), chosen)
 
 
@@ -94,14 +102,7 @@ def _paired(contents: list[dict[str, Any]], metric: str) -> str:
             shown = f"{p:.3f}" if p >= 0.001 else "< 0.001"
             ends = f"{metric}_interval"
             apart = _apart(untuned["tasks"][task][ends], found[ends])
-            cells = [
-                content["method"],
-                COMMONSENSE_COLUMNS[task],
-                "apart" if apart else "overlap",
-                str(gained),
-                str(lost),
-                shown,
-            ]
+            cells = [content["method"], COLUMNS[task], "apart" if apart else "overlap", str(gained), str(lost), shown]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + (
         "\n\nGained and lost: questions answered rightly by the tuned model alone, and by the untuned one alone; "
@@ -120,7 +121,7 @@ def _row(content: dict[str, Any], metric: str) -> str:
     numbers = [f"{counts['adapter_trained']:,}", f"{counts['adapter_deployed']:,}"]
     if test["weights"] == UNTRAINED:
         name, numbers = "untuned", ["0", "0"]
-    cells = [_cell(test["tasks"].get(task), metric) for task in COMMONSENSE_COLUMNS]
+    cells = [_cell(test["tasks"].get(task), metric) for task in COLUMNS]
     return f"| {' | '.join([name, *numbers, *cells])} | {100 * test['mean'][metric]:.1f} |"
 
 
@@ -135,7 +136,7 @@ def _cell(found: dict[str, Any] | None, metric: str) -> str:
 
 
 def _in_order(tasks: dict[str, Any]) -> dict[str, Any]:
-    return {task: tasks[task] for task in COMMONSENSE_COLUMNS if task in tasks}
+    return {task: tasks[task] for task in COLUMNS if task in tasks}
 
 
 def _require_one_kind(contents: dict[str, dict[str, Any]]) -> None:

@@ -6,10 +6,9 @@ import itertools
 import statistics
 from pathlib import Path
 
-from replora.reports.groups import Group
 from replora.reports.render.charts import FEW, REFERENCE, draw_curves
 from replora.reports.render.document import Block, Heading, Picture
-from replora.reports.runs import Run, ordered, spread
+from replora.reports.runs import Group, Run, ordered, spread
 from replora.reports.statistics import Mean
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from replora.reports.groups import Group
 from replora.reports.render.charts import FEW, REFERENCE, draw_curves, draw_heat_maps
 from replora.reports.render.document import Block, Heading, Paragraph, Picture, Table
-from replora.reports.runs import HEADLINES, Run, Size, ordered, spread
+from replora.reports.runs import HEADLINES, Group, Run, Size, ordered, spread
 from replora.reports.selected import Chosen, chosen
 from replora.reports.statistics import Mean, mean_over_seeds
-from replora.reports.task_order import ordered_tasks
+from replora.reports.tasks import ordered_tasks
 
 PARTS = {f"val/{name}" for name in HEADLINES}  # metrics in [0, 1]
 

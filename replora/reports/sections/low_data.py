@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from replora.reports.groups import Group
 from replora.reports.render.charts import FEW, REFERENCE, draw_curves, draw_dots
 from replora.reports.render.document import Block, Heading, Paragraph, Picture, Table
-from replora.reports.runs import Size, spread
+from replora.reports.runs import Group, Size, spread
 from replora.reports.scores import Scores
 from replora.reports.statistics import Comparison, data_needed, data_needed_interval, in_percent
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from replora.reports.groups import Group
 from replora.reports.render.document import Block, Heading, Table
+from replora.reports.runs import Group
 from replora.reports.scores import AVERAGE, Scores
 from replora.reports.statistics import in_percent
 

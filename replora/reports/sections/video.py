@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from replora.errors import RepLoRAError
-from replora.reports.groups import Group
+from replora.identity import differing
 from replora.reports.render.document import Block, Heading, Paragraph, Table
-from replora.reports.runs import Run
+from replora.reports.runs import Group, Run
 from replora.reports.sections.benchmarks import published
 
 BENCHMARKS = {"SSv2": "Something-Something-V2", "HMDB51": "HMDB51"}
@@ -76,16 +76,6 @@ def _origin(row: dict[str, Any]) -> tuple[str, str]:
 SPLIT_1, MEAN = "split 1", "mean of three splits"
 
 
-# What has to be the same in the three runs, as a path into their results.
-SAME = (
-    *("backbone", "method", "options"),
-    *("data.dataset", "data.protocol", "data.recipe", "data.clips", "data.normalization", "data.skip_corrupt"),
-    *("data.train_fraction", "data.shots", "data.subset_seed", "data.val_fraction", "data.split_seed"),
-    *("fit.optimizer", "fit.epochs", "fit.batch", "fit.precision", "fit.seed"),
-    "test.metrics.test/skipped",  # an accuracy over fewer videos is another number
-)
-
-
 class SplitsError(RepLoRAError):
     """The results given are not of the three splits of HMDB51 under one setting."""
 
@@ -115,18 +105,10 @@ def hmdb51_accuracies(results: Mapping[str, Mapping[str, Any]]) -> dict[str, flo
         )
     first = results[by_split[1]]
     for name in by_split.values():
-        differing = [path for path in SAME if _at(results[name], path) != _at(first, path)]
-        if differing:
-            raise SplitsError(f"{name} and {by_split[1]} differ in {', '.join(differing)}, so they have no mean.")
+        if found := differing(results[name], first, "splits"):
+            raise SplitsError(f"{name} and {by_split[1]} differ in {', '.join(found)}, so they have no mean.")
     accuracy = {split: float(results[name]["test"]["metrics"]["test/accuracy"]) for split, name in by_split.items()}
     columns = {SPLIT_1: accuracy[1]}
     if len(accuracy) == 3:
         columns[MEAN] = sum(accuracy.values()) / 3
     return columns
-
-
-def _at(content: Any, path: str) -> Any:
-    """What stands at `a.b.c`; None if nothing does."""
-    for key in path.split("."):
-        content = content.get(key) if isinstance(content, Mapping) else None
-    return content

@@ -1,0 +1,191 @@
+"""What each field of `results.json` and each option means when two runs are compared, in one table.
+
+There are four kinds (docs/results.md):
+
+    harmless    cannot change a number: two runs that differ in it are the same run
+    repeat      a seed: two runs that differ in it may be averaged
+    axis        two runs that differ in it stand beside each other in tables and curves
+    setting     two runs that differ in it are shown apart, or are refused together
+
+Whoever compares runs or parts of them calls a function of this file, and names the comparison:
+
+    run           two verbs that write into one results.json
+    checkpoint    a checkpoint and the model that loads it
+    table         two runs in one table of a report
+    method        two runs by hand of one method in a table: the fields in which they differ are part of its name
+    length        the same, for how long and in what batches they were trained
+    sweep         two runs that a sweep calls by one name
+    splits        runs on the three splits of HMDB51, whose accuracies are averaged
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["harmless", "repeat", "axis", "setting"]
+Comparison = Literal["run", "checkpoint", "table", "method", "length", "sweep", "splits"]
+
+CHANGED = ", changed: "  # between the name of a recipe and the options that are not the recipe's
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of `results.json`, with all fields below it that are not in the table themselves.
+
+    Attributes:
+        path: Keys from the top of the file, joined by dots.
+        kind: What a difference in it means.
+        compared: The comparisons that look at it, joined by spaces.
+        label: Name of the field in reports. Default: the last key of the path.
+    """
+
+    path: str
+    kind: Kind
+    compared: str
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.path.rpartition(".")[2]
+
+
+# Reports list the conditions of a table in this order.
+FIELDS = (
+    Field("sweep.name", "setting", "table", "sweep"),
+    Field("data.dataset", "setting", "table splits"),
+    Field("backbone", "setting", "run splits"),
+    Field("backbone.name", "setting", "run checkpoint table splits", "backbone"),
+    Field("backbone.fingerprint", "setting", "run checkpoint table splits"),
+    Field("method", "axis", "run checkpoint splits"),
+    Field("options", "axis", "run checkpoint method sweep splits"),
+    # They shape training alone: trained tensors of one value can be used with another.
+    Field("options.dropout", "axis", "run method sweep splits"),
+    Field("options.init", "axis", "run method sweep splits"),
+    Field("targets", "axis", "sweep", "targets found"),
+    Field("data.task", "axis", ""),
+    Field("data.track", "setting", "table"),
+    Field("data.protocol", "setting", "table splits"),
+    Field("data.preset", "setting", "table"),
+    Field("data.image_size", "setting", "table"),
+    Field("data.interpolation", "setting", "table"),
+    Field("data.framing", "setting", "table"),
+    Field("data.upright", "setting", "table"),
+    Field("data.normalization", "setting", "table splits"),
+    Field("data.cutoff", "setting", "table"),
+    Field("data.test_items", "setting", "table"),
+    Field("data.official_split", "setting", "table"),
+    Field("data.recipe", "setting", "table splits"),
+    Field("data.clips", "setting", "table splits"),
+    Field("data.skip_corrupt", "setting", "table splits"),
+    Field("data.prompts", "setting", "table"),
+    Field("data.truncation_side", "setting", "table"),
+    Field("data.train_fraction", "axis", "splits"),
+    Field("data.shots", "axis", "splits"),
+    Field("data.subset_seed", "repeat", "splits"),
+    Field("data.val_fraction", "setting", "splits"),
+    Field("data.split_seed", "repeat", "splits"),
+    Field("fit.optimizer", "setting", "splits"),
+    Field("fit.optimizer.lr", "axis", "method splits"),
+    Field("fit.optimizer.weight_decay", "axis", "method splits"),
+    Field("fit.epochs", "setting", "length splits"),
+    Field("fit.steps", "setting", "length"),
+    Field("fit.batch", "setting", "length splits"),
+    Field("fit.schedule.warmup_epochs", "setting", "length", "warmup epochs"),
+    Field("fit.schedule.warmup_steps", "setting", "length", "warmup steps"),
+    Field("fit.schedule.warmup_fraction", "setting", "length", "warmup fraction"),
+    Field("fit.precision", "setting", "splits"),
+    Field("fit.seed", "repeat", "splits"),
+    # An accuracy over fewer items is another number.
+    Field("test.metrics.test/skipped", "setting", "table splits", "skipped test items"),
+    # The test's where there is one.
+    Field("fit.caption_tokenizer", "setting", "table", "caption tokenizer"),
+    Field("test.caption_tokenizer", "setting", "table", "caption tokenizer"),
+)
+# Options of the command line, without `init_args`. Those that are absent are settings.
+OPTIONS: dict[str, Kind] = {
+    "run_dir": "harmless",
+    "ckpt_path": "harmless",
+    "trainer.enable_progress_bar": "harmless",
+    "seed_everything": "repeat",
+    "data.subset_seed": "repeat",
+    "data.shuffle_seed": "repeat",
+    "model.optimizer.lr": "axis",
+    "model.optimizer.weight_decay": "axis",
+}
+
+
+def options_of_kind(kind: Kind) -> list[str]:
+    """Names of the options that are of a kind, in the order of the table."""
+    return [name for name, found in OPTIONS.items() if found == kind]
+
+
+def flat_options(content: Any, path: str = "") -> dict[str, Any]:
+    """{"model": {"init_args": {"rank": 8}}} -> {"model.init_args.rank": 8}; an empty mapping is a value."""
+    if not isinstance(content, Mapping) or not content:
+        return {path: content}
+    return {k: v for key, value in content.items() for k, v in flat_options(value, f"{path}.{key}".lstrip(".")).items()}
+
+
+def differing(
+    first: Mapping[str, Any], second: Mapping[str, Any], comparison: Comparison
+) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two runs differ for a comparison: path -> the two values, None for an absent one.
+
+    Args:
+        first: Content of a `results.json`, or some of its fields.
+        second: The same of the other.
+        comparison: Decides which fields count.
+    """
+    one, other = flat_options(first), flat_options(second)
+    paths = sorted(path for path in one.keys() | other.keys() if is_compared(path, comparison))
+    return {path: (one.get(path), other.get(path)) for path in paths if one.get(path) != other.get(path)}
+
+
+def is_compared(path: str, comparison: Comparison) -> bool:
+    """Whether a comparison looks at a field: the longest path in the table that holds the field decides."""
+    holding = [field for field in FIELDS if path == field.path or path.startswith(f"{field.path}.")]
+    return bool(holding) and comparison in max(holding, key=lambda field: len(field.path)).compared.split()
+
+
+def compared_fields(results: Mapping[str, Any], comparison: Comparison) -> dict[str, Any]:
+    """Label -> value of each field of a run that a comparison looks at; fields that are absent or None are left out.
+
+    The method's options are fields of their own, such as `rank`.
+    """
+    found: dict[str, Any] = {}
+    for field in FIELDS:
+        value = _value(results, field.path)
+        if value is not None and comparison in field.compared.split():
+            found |= value if field.path == "options" else {field.name: value}
+    return found
+
+
+def table_conditions(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs must have in common to stand in one table: label -> value, fields without a value left out.
+
+    The sweep, the data set, and the backbone's name and fingerprint are always there, empty where they are unknown.
+    """
+    found = dict.fromkeys(("sweep", "dataset", "backbone", "fingerprint"), "") | compared_fields(results, "table")
+    skipped = int(found.pop("skipped test items", 0))
+    if skipped:
+        found["skipped test items"] = skipped
+    if "recipe" in found:
+        found["recipe"] = recipe_of_all_methods(found["recipe"])
+    return found
+
+
+def recipe_of_all_methods(name: str) -> str:
+    """The name of a recipe without the changed options of the kind axis, of which every method has its own values."""
+    recipe, _, changed = name.partition(CHANGED)
+    own = [option.removeprefix("model.") for option in options_of_kind("axis")]
+    kept = [option for option in changed.split(", ") if option and option not in own]
+    return recipe + (CHANGED + ", ".join(kept) if kept else "")
+
+
+def _value(content: Any, path: str) -> Any:
+    """The value at `a.b.c`; None if there is none."""
+    for key in path.split("."):
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content

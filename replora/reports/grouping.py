@@ -1,0 +1,196 @@
+"""Which runs may stand in one table, and the name of each run there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from replora.errors import RepLoRAError
+from replora.identity import compared_fields, table_conditions
+from replora.reports.runs import Group, ReportError, Run, Size, is_run
+
+METHOD_NAMES = {
+    "replora": "RepLoRA",
+    "lora": "LoRA",
+    "linear": "linear",
+    "dora": "DoRA",
+    "bitfit": "BitFit",
+    "linear_probe": "linear probe",
+    "full": "full fine-tuning",
+}
+
+
+class MixedTracksError(RepLoRAError):
+    """Results of different tracks were to be compared."""
+
+
+def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
+    """Sort results into groups that may stand in one table. Of repeated runs the newest counts.
+
+    The order of the results does not matter.
+
+    Raises:
+        MixedTracksError: Results of a data set have different tracks.
+        ReportError: Runs of one method of a sweep have different options.
+    """
+    runs = sorted(filter(is_run, contents), key=lambda content: json.dumps(content, sort_keys=True))
+    _check_sweep_methods(runs)
+    newest: dict[str, tuple[str, dict[str, Any], Run]] = {}
+    for content, label in zip(runs, _labels(runs), strict=True):
+        run, shared = _run(content, label), table_conditions(content)
+        key = json.dumps([shared, run.method, run.task, run.size, run.seed, run.stage, _point(content)], default=str)
+        date = str(content.get("test", content.get("fit", {})).get("date", ""))
+        if key not in newest or newest[key][0] <= date:
+            newest[key] = (date, shared, run)
+    by_data: dict[str, dict[str, dict[str, Any]]] = {}
+    for key, (_, shared, run) in newest.items():
+        if not run.diverged:
+            by_data.setdefault(shared["dataset"], {})[f"{run.method} on {run.task}, {key}"] = run.results
+    for results in by_data.values():
+        common_track(results)
+    groups: dict[str, Group] = {}
+    for _, shared, run in newest.values():
+        if run.stage == "final" and not run.diverged:
+            _group_of(groups, shared).runs.append(run)
+    for _, shared, run in newest.values():
+        if run.stage == "select" or run.diverged:
+            _add_to(groups, shared, run)
+    return sorted(groups.values(), key=lambda group: (group.title, json.dumps(group.conditions, default=str)))
+
+
+def common_track(results: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The track that all results have in common; None for results of data without tracks.
+
+    Args:
+        results: Name of a run -> content of its `results.json`.
+
+    Raises:
+        MixedTracksError: The results have different tracks, or only some of them have one.
+    """
+    runs: dict[str | None, list[str]] = {}
+    for name, content in results.items():
+        runs.setdefault(content.get("data", {}).get("track"), []).append(name)
+    if len(runs) > 1:
+        listed = "\n".join(
+            f"  {track or 'none recorded'}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+            for track, names in runs.items()
+        )
+        raise MixedTracksError(
+            "Results of different tracks cannot be in one table: their images, resize filter and normalization "
+            f"differ.\n{listed}\nMake a table for each track, or repeat the runs with one --data.track."
+        )
+    return next(iter(runs), None)
+
+
+def _check_sweep_methods(contents: Iterable[dict[str, Any]]) -> None:
+    """Check that runs with one name in a sweep have the same options: they are averaged.
+
+    What a point of an axis sets may differ between points.
+
+    Raises:
+        ReportError: They have different options.
+    """
+    first_of: dict[str, dict[str, Any]] = {}
+    for content in contents:
+        if "sweep" not in content or "options" not in content:
+            continue
+        sweep = content["sweep"]
+        backbone = content.get("backbone", {}).get("fingerprint")
+        axes = [sweep.get(axis, {}) for axis in ("task", "size", "grid")]
+        key = json.dumps([sweep.get("name"), sweep["method"], backbone, *axes], default=str)
+        options = compared_fields(content, "sweep")
+        first = first_of.setdefault(key, options)
+        differing = [name for name in options.keys() | first.keys() if options.get(name) != first.get(name)]
+        if differing:
+            name = min(differing)
+            raise ReportError(
+                f"Runs of {sweep['method']!r} in the sweep {sweep.get('name')!r} have different options, and would be "
+                f"averaged under one name: {name} is {first.get(name)} in one and {options.get(name)} in "
+                f"{sweep.get('trial', 'another')}. Report each directory by itself, or delete the runs not meant."
+            )
+
+
+def _group_of(groups: dict[str, Group], shared: dict[str, Any]) -> Group:
+    """The group with these conditions, created if it does not exist."""
+    words = [str(shared[key]) for key in ("sweep", "dataset", "backbone") if shared[key]]
+    words += [f"split {shared['official_split']}"] if shared.get("official_split") else []
+    return groups.setdefault(json.dumps(shared, default=str), Group(", ".join(words), shared, []))
+
+
+def _add_to(groups: dict[str, Group], shared: dict[str, Any], run: Run) -> None:
+    """Add a run of the first stage to the groups of tests under the same conditions, or to a group of its own.
+
+    The record of a run that diverged does not describe its data: the run is added to all groups of its sweep.
+    """
+    wanted = {"sweep": shared["sweep"]} if run.diverged else {k: v for k, v in shared.items() if k != "protocol"}
+    found = [group for group in groups.values() if all(group.conditions.get(k) == v for k, v in wanted.items())]
+    for group in found or [_group_of(groups, shared)]:
+        task = run.task or next((other.task for other in group.runs), "")
+        group.runs.append(replace(run, task=task))
+
+
+def _run(content: dict[str, Any], label: str) -> Run:
+    sweep, data = content.get("sweep", {}), content.get("data", {})
+    shots = data.get("shots", sweep.get("size", {}).get("data.shots"))
+    fraction = data.get("train_fraction", sweep.get("size", {}).get("data.train_fraction", 1.0))
+    seed = sweep.get("seed", content.get("fit", content.get("test", {})).get("seed", 0))
+    tuned = data.get("protocol") == "tune"
+    return Run(
+        results=content,
+        method=label,
+        task=str(data.get("task", next(iter(sweep.get("task", {}).values()), ""))),
+        size=Size(shots is not None, float(fraction if shots is None else shots)),
+        seed=int(seed),
+        stage=sweep.get("stage", "select" if tuned else "final"),
+    )
+
+
+def _point(content: dict[str, Any]) -> dict[str, Any]:
+    """The point of the grid for a run of the first stage of a sweep: runs of one method and seed differ in it."""
+    sweep: dict[str, Any] = content.get("sweep", {})
+    point: dict[str, Any] = sweep.get("grid", {})
+    return point if sweep.get("stage") == "select" else {}
+
+
+def _labels(contents: list[dict[str, Any]]) -> list[str]:
+    """The name of each run: the sweep's name of its method, else its method and the options in which its runs differ.
+
+    The training length may differ between tasks and sizes: it is named only where runs of one task and size differ.
+    """
+    options_of: dict[str, list[dict[str, Any]]] = {}  # method -> options of each run
+    lengths_of: dict[tuple[str, str], list[dict[str, Any]]] = {}  # method, cell -> training length of each run
+    for content in contents:
+        if "sweep" not in content:
+            options_of.setdefault(content["method"], []).append(compared_fields(content, "method"))
+            lengths_of.setdefault((content["method"], _cell(content)), []).append(_length(content))
+    named: dict[str, set[str]] = {}  # method -> fields of the training length that are named
+    for (method, _), lengths in lengths_of.items():
+        for name in {name for length in lengths for name in length}:
+            if len({length[name] for length in lengths if name in length}) > 1:
+                named.setdefault(method, set()).add(name)
+    labels = []
+    for content in contents:
+        method = content.get("method", "")
+        if "sweep" in content:
+            labels.append(str(content["sweep"]["method"]))
+            continue
+        options, length = compared_fields(content, "method"), _length(content)
+        shown = {k: v for k, v in options.items() if any(other.get(k) != v for other in options_of[method])}
+        shown |= {k: v for k, v in length.items() if k in named.get(method, ())}
+        labels.append(", ".join([METHOD_NAMES.get(method, method), *(f"{k} {v}" for k, v in shown.items())]))
+    return labels
+
+
+def _length(content: dict[str, Any]) -> dict[str, Any]:
+    """Training length, batch size and, where recorded, warm-up of a run."""
+    found = compared_fields(content, "length")
+    return found | ({"batch": math.prod(found["batch"].values())} if "batch" in found else {})
+
+
+def _cell(content: dict[str, Any]) -> str:
+    """Conditions, task and size of a run that belongs to no sweep."""
+    run = _run(content, "")
+    return json.dumps([table_conditions(content), run.task, str(run.size)], default=str)
