@@ -1,4 +1,4 @@
-"""The models that are measured, with random weights, and the methods that are compared on them."""
+"""Models with random weights that the benchmarks measure, and methods that they compare on them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Workload:
     """A model and a batch for it.
 
     Attributes:
-        build: Makes the model, given a number of blocks or None for its own.
-        batch: Makes the arguments of a forward pass and the labels, given the number of samples.
-        head: What trains beside the adapter.
+        build: Function that builds the model with a number of blocks, or with its own number for None.
+        batch: Function that makes the arguments of a forward pass and the labels for a number of samples.
+        head: Names of the modules that train beside the adapter.
     """
 
     build: Callable[[int | None], nn.Module]
@@ -34,7 +34,7 @@ class Workload:
 
 
 def images(size: int) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """`samples` random images of `size` x `size` pixels, with labels."""
+    """Return `samples` random images of `size` x `size` pixels, with labels."""
 
     def make(samples: int) -> tuple[Tensor, Tensor]:
         return torch.randn(samples, 3, size, size), torch.randint(CLASSES, (samples,))
@@ -43,7 +43,7 @@ def images(size: int) -> Callable[[int], tuple[Tensor, Tensor]]:
 
 
 def tokens(length: int, vocabulary: int) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """`samples` random texts of `length` tokens; each token is to be predicted."""
+    """Return `samples` random texts of `length` tokens; each token is a target."""
 
     def make(samples: int) -> tuple[Tensor, Tensor]:
         ids = torch.randint(vocabulary, (samples, length))
@@ -63,7 +63,7 @@ def timm_model(name: str, size: int = 224, **options: Any) -> Workload:
 
 
 def swin3d(name: str, frames: int, size: int = 224) -> Workload:
-    """Video Swin, by our builder: its projections are called, so that PEFT's layers act on them."""
+    """Video Swin from this project's builder: its projections are called, so PEFT's layers act on them."""
 
     def build(depth: int | None) -> nn.Module:  # noqa: ARG001
         from replora.backbones.video import build_swin3d
@@ -112,7 +112,7 @@ WORKLOADS = {
 
 
 class NaiveLinear(nn.Module):
-    """RepLoRA as one would write it first: A and B generated in every call, two more products for each target."""
+    """A naive RepLoRA: every call generates A and B, and each target adds two products."""
 
     def __init__(self, linear: nn.Linear, rows: list[tuple[int, int]], rank: int) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class NaiveLinear(nn.Module):
 
 
 def floor(model: nn.Module, workload: Workload, rank: int, targets: tuple[str, ...]) -> nn.Module:  # noqa: ARG001
-    """Head and one early vector train: the gradient travels through all activations, and hardly more is done."""
+    """Train only the head and one early vector: the gradient passes through all activations, with little other work."""
     model.requires_grad_(False)
     for name in workload.head:
         model.get_submodule(name).requires_grad_()
@@ -184,7 +184,7 @@ TITLES = {
 def contenders(
     model: nn.Module, workload: Workload, methods: list[str], rank: int = 8, targets: tuple[str, ...] = ("q", "v")
 ) -> dict[str, nn.Module]:
-    """A copy of `model` for each method. They share their frozen weights, so that many large ones fit into memory."""
+    """Return a copy of `model` per method. They share their frozen weights, so many large ones fit into memory."""
     return {
         name: METHODS[name](
             copy.deepcopy(model) if name == "full" else sharing_copy(model, workload.head), workload, rank, targets
@@ -194,7 +194,7 @@ def contenders(
 
 
 def sharing_copy(model: nn.Module, head: tuple[str, ...]) -> nn.Module:
-    """A copy whose parameters are views of those of `model`, except in its head."""
+    """Return a copy whose parameters are views of those of `model`, except in its head."""
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
     copied = copy.deepcopy(model, shared)
     for name in head:
@@ -204,11 +204,11 @@ def sharing_copy(model: nn.Module, head: tuple[str, ...]) -> nn.Module:
 
 
 def build(workload: Workload, depth: int | None, device: str, precision: str) -> nn.Module:
-    """The model on its device, in its precision, the same random weights every time."""
+    """Build the model on its device, in its precision, with the same random weights every time."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # at once: 7 billion numbers in float32 would not fit beside their copy
+    torch.set_default_dtype(dtype)  # 7 billion parameters in float32 would not fit beside their copy
     try:
         with torch.device(device):
             model = workload.build(depth)
@@ -218,7 +218,7 @@ def build(workload: Workload, depth: int | None, device: str, precision: str) ->
 
 
 def batch_for(workload: Workload, samples: int, device: str, precision: str) -> tuple[Tensor, Tensor]:
-    """Inputs and labels on the device."""
+    """Return inputs and labels on the device."""
     torch.manual_seed(1)
     inputs, labels = workload.batch(samples)
     if precision == "bf16" and inputs.is_floating_point():
@@ -227,7 +227,7 @@ def batch_for(workload: Workload, samples: int, device: str, precision: str) -> 
 
 
 def loss_of(model: nn.Module, inputs: Tensor, labels: Tensor, precision: str) -> Tensor:
-    """Cross entropy of classes or of tokens."""
+    """Return the cross-entropy of classes or of tokens."""
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
         output = model(inputs)
         logits = output if isinstance(output, Tensor) else output.logits
@@ -235,12 +235,12 @@ def loss_of(model: nn.Module, inputs: Tensor, labels: Tensor, precision: str) ->
 
 
 class TrainingStep:
-    """Forward, backward and optimiser of one model on one batch.
+    """Forward pass, backward pass and optimizer step of one model on one batch.
 
     Args:
-        model: Its parameters that require gradients train, by AdamW.
-        inputs: Of a forward pass.
-        labels: Of each output.
+        model: Model whose parameters that require gradients are trained by AdamW.
+        inputs: Arguments of a forward pass.
+        labels: Labels of the outputs.
         precision: `bf16-mixed` runs under autocast.
     """
 
@@ -254,10 +254,10 @@ class TrainingStep:
         self.optimizer.zero_grad()
 
     def tensors(self) -> list[Tensor]:
-        """What is held between two steps: parameters, buffers, and the optimiser's moments."""
+        """Bytes held between two steps: parameters, buffers, and the optimizer's moments."""
         moments = [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
         return [*self.model.parameters(), *self.model.buffers(), *moments]
 
     def trained(self) -> int:
-        """How many numbers train."""
+        """Number of trained parameters."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)

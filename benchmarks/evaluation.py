@@ -1,4 +1,4 @@
-"""How fast is evaluation, merged and unmerged, beside the backbone without an adapter?
+"""How fast is evaluation, merged and unmerged, compared with the backbone without an adapter?
 
 python benchmarks/evaluation.py                                          ViT-B/16, batch 16, this machine's CPU
 python benchmarks/evaluation.py --device cuda --precision bf16 --batch 256
@@ -25,9 +25,9 @@ TITLES = {
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.common_options(__doc__.splitlines()[0], rounds=25)
     measure.device_options(parser)
-    parser.add_argument("--model", nargs="+", default=["vit_base"], choices=list(WORKLOADS), help="what is adapted")
-    parser.add_argument("--batch", type=int, default=16, help="images or texts at once")
-    parser.add_argument("--depth", type=int, help="blocks of a ViT or Llama, instead of its own number")
+    parser.add_argument("--model", nargs="+", default=["vit_base"], choices=list(WORKLOADS), help="models to adapt")
+    parser.add_argument("--batch", type=int, default=16, help="images or texts per batch")
+    parser.add_argument("--depth", type=int, help="number of blocks of a ViT or Llama, instead of its own")
     options = parser.parse_args(arguments)
     if options.quick:
         options.model, options.batch, options.rounds = ["tiny"], 2, 2

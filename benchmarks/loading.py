@@ -1,11 +1,11 @@
-"""How many images a second does the datamodule deliver, beside a plain torchvision ImageFolder with a DataLoader?
+"""How many images per second does the datamodule deliver, compared with a DataLoader on torchvision's ImageFolder?
 
     python benchmarks/loading.py
 
 1,000 JPEG files of 500 x 375 pixels, as many as a VTAB-1K task has for training, are written to a temporary folder, and
-whole epochs of normalised batches are drawn. The first epoch of the datamodule includes decoding all images into
-memory; the plain loader decodes in every epoch. On a GPU the datamodule's batches are normalised there, so that the
-training process waits for no more than the batches before normalisation.
+complete epochs of normalized batches are drawn. The first epoch of the datamodule includes decoding all images into
+memory; the plain loader decodes in every epoch. On a GPU the datamodule's batches are normalized there, so the
+training process waits only for the batches before normalization.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ CLASSES = 10
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.common_options(__doc__.splitlines()[0], rounds=5)
     parser.add_argument("--images", type=int, default=1000, help="training images")
-    parser.add_argument("--batch", type=int, default=64, help="images in a batch")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, usable_cpus()], help="of the plain loader")
+    parser.add_argument("--batch", type=int, default=64, help="images per batch")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0, usable_cpus()], help="worker counts of the plain loader"
+    )
     options = parser.parse_args(arguments)
     if options.quick:
         options.images, options.batch, options.rounds, options.workers = 40, 8, 2, [0]
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_images(Path(folder), options.images)
         results = compare(Path(folder), options)
     measure.show(
-        f"{options.images} images in batches of {options.batch}, normalised",
+        f"{options.images} images in batches of {options.batch}, normalized",
         ["loader", "images/s", "x plain loader (quartiles)"],
         [[name, f"{found['images_per_second']:,.0f}", measure.ratio_text(found)] for name, found in results.items()],
     )
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def compare(root: Path, options: Any) -> dict[str, Any]:
-    """Images a second of each loader: their ratios are of speeds, so above 1 is faster."""
+    """Measure images per second of each loader. The ratios compare speeds, so above 1 is faster."""
     speeds: dict[str, list[float]] = {}
     plain = {
         f"ImageFolder, {workers} workers": plain_loader(root, options.batch, workers) for workers in options.workers
@@ -78,13 +80,13 @@ def compare(root: Path, options: Any) -> dict[str, Any]:
 
 
 def epoch_of(module: VTABDataModule) -> Iterator[Tensor]:
-    """Batches as the model gets them: normalised on the device, which is the CPU here."""
+    """Yield batches as the model gets them: normalized on the device, which is the CPU here."""
     for batch in module.train_dataloader():
         yield module.on_after_batch_transfer(batch, 0)["image"]
 
 
 def plain_loader(root: Path, batch: int, workers: int) -> Iterable[Any]:
-    """What most training scripts do."""
+    """Build the loader that most training scripts use."""
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
@@ -105,7 +107,7 @@ def consume(batches: Iterable[Any]) -> int:
 
 
 def write_images(root: Path, count: int) -> None:
-    """JPEG files of smooth noise in a folder for each class, and the lists of the VTAB-1K layout."""
+    """Write JPEG files of smooth noise, one folder per class, and the lists of the VTAB-1K layout."""
     random = np.random.default_rng(0)
     lines = []
     for number in range(count):

@@ -1,8 +1,8 @@
-"""What every benchmark shares: interleaved timing, peak memory, results as JSON and as a table.
+"""Shared parts of the benchmarks: interleaved timing, peak memory, results as JSON and as a table.
 
-Machines drift: clocks, caches and neighbours change from minute to minute. So the things compared take turns, one step
-each in an order drawn anew for every round, and what is reported is the median over the rounds of the *ratio* to the
-reference of the same round, with its quartiles.
+The speed of a machine drifts: clocks, caches and other processes change from minute to minute. The compared methods
+therefore take turns, one step each, in an order drawn again for every round. The reported figure is the median over the
+rounds of the *ratio* to the reference of the same round, with its quartiles.
 """
 
 from __future__ import annotations
@@ -31,48 +31,48 @@ from replora.results import circumstances
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks"
 
-WIDE = 0.1  # quartiles that lie farther apart than this part of a ratio say little
+WIDE = 0.1  # quartiles farther apart than this fraction of a ratio are inconclusive
 
-# glibc hands large blocks back to the system when they are freed, and fetching them again costs page faults. Which step
-# pays for that depends on what ran before it, so it is turned off, for everything that is compared alike.
+# glibc returns large blocks to the system when they are freed, and fetching them again costs page faults. Which step
+# pays for that depends on what ran before it, so the benchmarks turn it off for all methods alike.
 STEADY_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**36)}
-QUIET = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # PyTorch's profiler tells of every start
+QUIET = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # PyTorch's profiler logs every start
 
 
 def with_steady_malloc() -> None:
-    """Start this process again with an allocator that keeps its memory, unless it is that already."""
+    """Restart this process with an allocator that keeps its memory, unless it already has one."""
     if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in STEADY_MALLOC.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | STEADY_MALLOC | QUIET)
 
 
 def common_options(description: str, rounds: int) -> argparse.ArgumentParser:
-    """A parser with the options that all benchmarks have."""
+    """Return a parser with the options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=rounds, help="how often each thing is timed")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of a step")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--quick", action="store_true", help="tiny shapes and two rounds: only shows that it runs")
+    parser.add_argument("--rounds", type=int, default=rounds, help="number of times each method is timed")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="number of CPU threads")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="output folder of the JSON files")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes and two rounds, only to check that it runs")
     return parser
 
 
 def device_options(parser: argparse.ArgumentParser) -> None:
-    """Where and in which precision a model runs."""
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where the model runs")
+    """Add the options for the device and the precision of a model."""
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device of the model")
     parser.add_argument(
         "--precision",
         default="fp32",
         choices=["fp32", "bf16", "bf16-mixed"],
-        help="of frozen weights and activations: bf16 holds weights in 16 bits, bf16-mixed is autocast",
+        help="precision of frozen weights and activations: bf16 keeps weights in 16 bits, bf16-mixed is autocast",
     )
 
 
 def interleaved(steps: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of each step in each round, after one step each to warm up.
+    """Measure the seconds of each step in each round, after one warm-up step each.
 
     Args:
-        steps: What is compared, by name.
-        rounds: At least 1; each step runs once in each.
-        device: `cuda` waits for the GPU before and after a step.
+        steps: Functions to compare, by name.
+        rounds: Number of rounds (>= 1); each step runs once per round.
+        device: Device of the steps; `cuda` waits for the GPU before and after a step.
     """
     order = list(steps)
     shuffle = random.Random(0).shuffle
@@ -90,13 +90,13 @@ def interleaved(steps: dict[str, Callable[[], Any]], rounds: int, device: str = 
 
 
 def wait_for(device: str) -> None:
-    """Until the GPU has done what it was told."""
+    """Wait until the GPU has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def summarise(seconds: dict[str, list[float]], reference: str) -> dict[str, dict[str, Any]]:
-    """For each thing: median and quartiles of its seconds, and of its ratio to `reference` round by round."""
+    """Return for each method median and quartiles of its seconds, and of its ratio to `reference` round by round."""
     return {
         name: {
             "seconds": median(times),
@@ -118,13 +118,13 @@ def _quartiles(values: list[float]) -> list[float]:
 
 
 def bytes_held(tensors: Iterable[Tensor]) -> int:
-    """Memory of the storages behind `tensors`, each counted once."""
+    """Return the bytes of the storages behind `tensors`, each counted once."""
     storages = {s.data_ptr(): s.nbytes() for tensor in tensors for s in [tensor.untyped_storage()]}
     return sum(storages.values())
 
 
 def peak_bytes(step: Callable[[], Any], device: str = "cpu") -> int:
-    """The most that `step` allocates through PyTorch beyond what is allocated when it begins."""
+    """Return the peak that `step` allocates through PyTorch beyond what is allocated when it starts."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -143,9 +143,10 @@ def peak_bytes(step: Callable[[], Any], device: str = "cpu") -> int:
 
 
 def peak_of_processes(target: Callable[..., None], *arguments: Any) -> int | None:
-    """The most memory that a new process for `target(*arguments)` and those that it starts hold together, in bytes.
+    """Return the peak memory in bytes of a new process for `target(*arguments)` and its child processes together.
 
-    Pages that several of them share count once (`Pss` of Linux); None elsewhere. The allocator is the usual one.
+    Pages that several of them share count once (`Pss` of Linux). Returns None on other systems. The allocator is the
+    default one.
     """
     if not Path("/proc/self/smaps_rollup").exists():
         return None
@@ -163,17 +164,17 @@ def peak_of_processes(target: Callable[..., None], *arguments: Any) -> int | Non
 
 
 def _family(root: int) -> list[int]:
-    """A process and all that descend from it."""
+    """Return a process and all its descendants."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            # "pid (name) state parent ...", where a name may hold anything
+            # "pid (name) state parent ...", where a name may contain any character
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:  # it has ended
             continue
         parents[int(stat.parent.name)] = int(fields[1])
     found = [root]
-    for process in found:  # which grows
+    for process in found:  # the list grows in the loop
         found += [child for child, parent in parents.items() if parent == process]
     return found
 
@@ -187,7 +188,7 @@ def _resident(process: int) -> int:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """The processor that was measured."""
+    """Return the name of the processor."""
     names: list[str] = []
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -204,7 +205,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def write(out: Path, name: str, options: dict[str, Any], results: dict[str, Any], device: str = "cpu") -> Path:
-    """Write `out/name.json`: the options, the results, the machine, date and versions; return the file."""
+    """Write options, results, machine, date and versions to `out/name.json` and return the file."""
     file = out / f"{name}.json"
     content = {
         "benchmark": name,
@@ -228,17 +229,17 @@ def show(title: str, columns: list[str], rows: Iterable[Iterable[str]]) -> None:
 
 
 def width(found: dict[str, Any]) -> float:
-    """How far apart the quartiles of a ratio lie, as a part of it."""
+    """Return the distance between the quartiles of a ratio, as a fraction of the ratio."""
     low, high = found["ratio_quartiles"]
     return float((high - low) / found["ratio"])
 
 
 def uncertain(found: dict[str, Any]) -> bool:
-    """Whether a ratio varied so much over the rounds that something else must have used the machine."""
+    """Return whether a ratio varied so much over the rounds that something else must have used the machine."""
     return width(found) > WIDE
 
 
 def ratio_text(found: dict[str, Any]) -> str:
-    """1.012 (1.008 to 1.015): the median ratio and its quartiles."""
+    """Format the median ratio and its quartiles: 1.012 (1.008 to 1.015)."""
     low, high = found["ratio_quartiles"]
     return f"{found['ratio']:.3f} ({low:.3f} to {high:.3f})"

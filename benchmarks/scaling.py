@@ -1,11 +1,11 @@
-"""How does the cost of a training step grow with rank, number of targets, batch and depth?
+"""How does the cost of a training step grow with rank, number of targets, batch size and depth?
 
     python benchmarks/scaling.py                         ViT-S/16 on this machine's CPU; a table, a JSON file, a picture
 
-Each is varied alone, the others stay at rank 8, targets q and v, batch 4 and 6 blocks. What is drawn is the time and
-the peak memory of a step over the floor's: 1 is a method that costs nothing beside the frozen backbone. A setting at
-which the quartiles of a method lie farther apart than a tenth of its median is measured again, twice at most, and the
-narrowest attempt counts; what is still that wide is marked in table and picture.
+One of them varies at a time; the others stay at rank 8, targets q and v, batch size 4 and 6 blocks. The plots show time
+and peak memory of a step relative to the floor's: 1 means that a method adds no cost to the frozen backbone. A setting
+at which the quartiles of a method lie farther apart than a tenth of its median is measured again, at most twice, and
+the narrowest attempt counts. A setting that is still that wide is marked in the table and the plot.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ LABELS = {"rank": "rank", "targets": "targets in a block", "batch": "images in a
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.common_options(__doc__.splitlines()[0], rounds=10)
     measure.device_options(parser)
-    parser.add_argument("--model", default="vit_small", choices=list(WORKLOADS), help="what is adapted")
-    parser.add_argument("--vary", nargs="+", default=list(SWEEPS), choices=list(SWEEPS), help="what is varied")
-    parser.add_argument("--methods", nargs="+", default=list(STYLES), choices=list(METHODS), help="what is compared")
+    parser.add_argument("--model", default="vit_small", choices=list(WORKLOADS), help="model to adapt")
+    parser.add_argument("--vary", nargs="+", default=list(SWEEPS), choices=list(SWEEPS), help="quantities to vary")
+    parser.add_argument("--methods", nargs="+", default=list(STYLES), choices=list(METHODS), help="methods to compare")
     options = parser.parse_args(arguments)
     base, sweeps = dict(BASE), SWEEPS
     if options.quick:
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def settled(setting: dict[str, Any], options: Any) -> dict[str, Any]:
-    """What is measured at one setting, in the narrowest of up to three attempts."""
+    """Measure one setting in up to three attempts and return the narrowest."""
 
     def widest(results: dict[str, Any]) -> float:
         return max(measure.width(found) for found in results.values())
@@ -87,7 +87,7 @@ def settled(setting: dict[str, Any], options: Any) -> dict[str, Any]:
 
 
 def measured(setting: dict[str, Any], options: Any) -> dict[str, Any]:
-    """Time and peak memory of each method at one setting."""
+    """Measure time and peak memory of each method at one setting."""
     workload = WORKLOADS[options.model]
     model = build(workload, setting["depth"], options.device, options.precision)
     batch = batch_for(workload, setting["batch"], options.device, options.precision)
@@ -101,7 +101,7 @@ def measured(setting: dict[str, Any], options: Any) -> dict[str, Any]:
 
 
 def draw(results: dict[str, Any], methods: list[str], rounds: int, file: Path) -> None:
-    """A panel of time and one of memory for each thing varied."""
+    """Plot a panel of time and one of memory for each varied quantity."""
     from matplotlib.figure import Figure
 
     from replora.io import replacing

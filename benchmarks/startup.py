@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py
 
-Whole processes, from start to end: `--help`, `--version`, the verbs that work on files, and the help of `fit`. The
-reference is Python starting and importing torch, below which no verb that computes can come.
+The benchmark times complete processes: `--help`, `--version`, the verbs that work on files, and the help of `fit`. The
+reference is a Python process that imports torch; no verb that computes can be faster.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         measure.interleaved({name: lambda name=name: run(name) for name in names}, options.rounds), REFERENCE
     )
     measure.show(
-        "Start-up, from the start of the process to its end",
+        "Start-up time of complete processes",
         ["command", "seconds", "x import torch (quartiles)"],
         [[name, f"{found['seconds']:.2f}", measure.ratio_text(found)] for name, found in results.items()],
     )

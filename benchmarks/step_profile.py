@@ -1,10 +1,10 @@
-"""Where does the time of a training step go, beside the floor and PEFT's LoRA?
+"""Where does the time of a training step go, compared with the floor and PEFT's LoRA?
 
     python benchmarks/step_profile.py                            ViT-B/16, batch 16, this machine's CPU
     python benchmarks/step_profile.py --device cuda --precision bf16 --batch 64
 
-PyTorch's profiler gives each operator's own time, without that of what it calls. It slows small operators down, so the
-shares tell where time goes; how long a step takes is `training_step.py`'s to say.
+PyTorch's profiler gives each operator's own time, without that of what it calls. It slows small operators down, so its
+shares show where time goes; `training_step.py` measures how long a step takes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from contenders import METHODS, WORKLOADS, TrainingStep, batch_for, build, contenders
 from torch.profiler import ProfilerActivity, profile
 
-# Kind of work -> what the names of its operators contain; the first that fits counts.
+# Kind of work -> substrings of its operators' names; the first match counts.
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn_linear", "convolution"),
     "attention": ("scaled_dot_product", "flash_attention"),
@@ -33,11 +33,11 @@ OTHER = "other"
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.common_options(__doc__.splitlines()[0], rounds=15)
     measure.device_options(parser)
-    parser.add_argument("--model", default="vit_base", choices=list(WORKLOADS), help="what is adapted")
+    parser.add_argument("--model", default="vit_base", choices=list(WORKLOADS), help="model to adapt")
     chosen = ["floor", "replora", "lora", "peft_lora"]
-    parser.add_argument("--methods", nargs="+", default=chosen, choices=list(METHODS), help="what is compared")
-    parser.add_argument("--batch", type=int, default=16, help="images or texts in a step")
-    parser.add_argument("--rank", type=int, default=8, help="of every low-rank method")
+    parser.add_argument("--methods", nargs="+", default=chosen, choices=list(METHODS), help="methods to compare")
+    parser.add_argument("--batch", type=int, default=16, help="images or texts per step")
+    parser.add_argument("--rank", type=int, default=8, help="rank of every low-rank method")
     options = parser.parse_args(arguments)
     if options.quick:
         options.model, options.batch, options.rounds = "tiny", 2, 2
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def profiled(steps: dict[str, TrainingStep], rounds: int, device: str) -> dict[str, list[dict[str, Any]]]:
-    """What each step spends by kind of work, in each of some interleaved rounds after one to warm up."""
+    """Measure the time of each step by kind of work, in interleaved rounds after one warm-up round."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in steps}
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
     order = list(steps)
@@ -79,7 +79,7 @@ def profiled(steps: dict[str, TrainingStep], rounds: int, device: str) -> dict[s
 
 
 def by_kind(recorded: profile, device: str) -> dict[str, Any]:
-    """Seconds by kind of work, and how many operators ran."""
+    """Return the seconds by kind of work and the number of operators."""
     seconds: dict[str, float] = dict.fromkeys((*KINDS, OTHER), 0.0)
     operators = 0
     for event in recorded.key_averages():
@@ -90,13 +90,13 @@ def by_kind(recorded: profile, device: str) -> dict[str, Any]:
 
 
 def kind_of(operator: str) -> str:
-    """The kind of work of an operator."""
+    """Return the kind of work of an operator."""
     name = operator.lower()
     return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), OTHER)
 
 
 def median_of(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The medians over the rounds."""
+    """Return the medians over the rounds."""
     collected: dict[str, list[float]] = defaultdict(list)
     for found in rounds:
         for kind, seconds in found["seconds"].items():

@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def rendered(page: str, results: Path) -> str:
-    """The page with a section for every results file."""
+    """Return the page with a section for every results file."""
     text, marker, _ = page.partition(MARKER)
     if not marker:
         raise SystemExit(f"{PAGE} has no line {MARKER.strip()!r}.")
@@ -39,7 +39,7 @@ def rendered(page: str, results: Path) -> str:
 
 
 def section(file: Path) -> str:
-    """Heading, circumstances and tables of one results file."""
+    """Return heading, environment and tables of one results file."""
     found = json.loads(file.read_text(encoding="utf-8"))
     kind = found["benchmark"].split("-")[0]
     parts = [f"### {found['benchmark']}", circumstances(found, file), *TABLES[kind](found["results"])]
@@ -49,11 +49,11 @@ def section(file: Path) -> str:
 
 
 def circumstances(found: dict[str, Any], file: Path) -> str:
-    """Command, date, machine and versions."""
+    """Return command, date, machine and versions."""
     machine, versions = found["machine"], found["versions"]
     device = f"{machine['gpu']} (CUDA {machine['cuda']})" if "gpu" in machine else machine["cpu"]
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("torch", "timm", "peft") if versions.get(name))
-    command = re.sub(r" --out[ =]\S+", "", found["command"])  # a folder of the machine that measured
+    command = re.sub(r" --out[ =]\S+", "", found["command"])  # a folder of the measuring machine
     return (
         f"`python benchmarks/{command}` on {found['date'][:10]}; {device}, {machine['threads']} CPU threads; "
         f"Python {versions['python']}, {libraries}. [All figures]({_link(file)})."
@@ -89,7 +89,7 @@ def loading(results: dict[str, Any]) -> list[str]:
 
 
 def video_decoding(results: dict[str, Any]) -> list[str]:
-    memory = any(found.get("peak_bytes") for found in results.values())  # measured on Linux alone
+    memory = any(found.get("peak_bytes") for found in results.values())  # measured only on Linux
     rows = [
         [
             *(name, f"{found['clips_per_second']:,.1f}", ratio(found)),
@@ -143,7 +143,7 @@ TABLES = {
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> str:
-    """In Markdown, numbers to the right."""
+    """Format a table in Markdown, with numbers aligned right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -1,4 +1,4 @@
-"""How long does a training step take, and how much memory, beside the floor and other methods?
+"""How much time and memory does a training step take, compared with the floor and other methods?
 
     python benchmarks/training_step.py                                        ViT-B/16, batch 16, this machine's CPU
     python benchmarks/training_step.py --model swin_tiny llama_stack --batch 4
@@ -6,8 +6,8 @@
     python benchmarks/training_step.py --device cuda --precision bf16 --batch 64
     python benchmarks/training_step.py --device cuda --precision bf16 --model llama_7b --batch 4 --no-full
 
-The floor is the same model, forward and backward through all activations, with nothing but a head and one early vector
-to train. Weights are random: speed does not depend on them.
+The floor is the same model with forward and backward passes through all activations and only a head and one early
+vector to train. Weights are random, because speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from contenders import METHODS, TITLES, WORKLOADS, TrainingStep, batch_for, buil
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.common_options(__doc__.splitlines()[0], rounds=15)
     measure.device_options(parser)
-    parser.add_argument("--model", nargs="+", default=["vit_base"], choices=list(WORKLOADS), help="what is adapted")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="what is compared")
-    parser.add_argument("--no-full", action="store_true", help="leave out full fine-tuning (it needs the most memory)")
-    parser.add_argument("--batch", type=int, default=16, help="images or texts in a step")
-    parser.add_argument("--depth", type=int, help="blocks of a ViT or Llama, instead of its own number")
-    parser.add_argument("--rank", type=int, default=8, help="of every low-rank method")
+    parser.add_argument("--model", nargs="+", default=["vit_base"], choices=list(WORKLOADS), help="models to adapt")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="methods to compare")
+    parser.add_argument("--no-full", action="store_true", help="exclude full fine-tuning, which needs the most memory")
+    parser.add_argument("--batch", type=int, default=16, help="images or texts per step")
+    parser.add_argument("--depth", type=int, help="number of blocks of a ViT or Llama, instead of its own")
+    parser.add_argument("--rank", type=int, default=8, help="rank of every low-rank method")
     options = parser.parse_args(arguments)
     if options.quick:
         options.model, options.batch, options.rounds = ["tiny"], 2, 2
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def compare(name: str, methods: list[str], options: Any) -> dict[str, Any]:
-    """Time and memory of each method."""
+    """Measure time and memory of each method."""
     workload = WORKLOADS[name]
     model = build(workload, options.depth, options.device, options.precision)
     inputs, labels = batch_for(workload, options.batch, options.device, options.precision)
@@ -63,7 +63,7 @@ def compare(name: str, methods: list[str], options: Any) -> dict[str, Any]:
 
 
 def show(name: str, results: dict[str, Any], options: Any) -> None:
-    """The results as a table."""
+    """Print the results as a table."""
     floor = results["floor"]
     measure.show(
         f"Training step of {name}, batch {options.batch}, {options.precision} on {options.device}",

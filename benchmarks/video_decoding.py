@@ -1,14 +1,14 @@
-"""How many clips a second does the video datamodule deliver, by codec, loader processes and cache?
+"""How many clips per second does the video datamodule deliver, by codec, loader processes and cache?
 
     python benchmarks/video_decoding.py
 
 Videos of the sizes of Something-Something-V2 (VP9 in WebM, 427 x 240, 48 frames) and HMDB51 (MPEG-4 in AVI, 320 x 240,
-90 frames) are made in a temporary folder, and whole epochs of training clips (8 frames of 224 x 224) are drawn. The
-reference decodes in the training process.
+90 frames) are generated in a temporary folder, and complete epochs of training clips (8 frames of 224 x 224) are
+drawn. The reference decodes in the training process.
 
-Memory is that of a new process that draws one epoch, its libraries included, together with its loader processes, at its
-peak and with an empty cache. A loader process holds two batches and the frames of the video that it decodes, so memory
-grows with the workers.
+Memory is the peak of a new process that draws one epoch with an empty cache, including its libraries and its loader
+processes. A loader process holds two batches and the frames of the video that it decodes, so memory grows with the
+workers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.video.motion import write_video
 from replora.datasets.video.sampling import ClipOptions
 
-# Name -> ending, encoder, its options, frames a second, width, height, frames.
+# Name -> file extension, encoder, its options, frames per second, width, height, frames.
 KINDS: dict[str, tuple[str, str, dict[str, str], int, int, int, int]] = {
     "ssv2": ("webm", "libvpx-vp9", {"crf": "30", "b": "0", "deadline": "realtime", "cpu-used": "8"}, 12, 426, 240, 48),
     "hmdb51": ("avi", "mpeg4", {"qmin": "4", "qmax": "8", "g": "12"}, 30, 320, 240, 90),
@@ -40,8 +40,8 @@ KINDS: dict[str, tuple[str, str, dict[str, str], int, int, int, int]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.common_options(__doc__.splitlines()[0], rounds=3)
-    parser.add_argument("--videos", type=int, default=48, help="training videos of each kind")
-    parser.add_argument("--batch", type=int, default=8, help="clips in a batch")
+    parser.add_argument("--videos", type=int, default=48, help="number of training videos of each kind")
+    parser.add_argument("--batch", type=int, default=8, help="clips per batch")
     parser.add_argument("--workers", type=int, nargs="+", default=[usable_cpus()], help="loader processes, beside 0")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def compare(root: Path, kind: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Clips a second of each loader: their ratios are of speeds, so above 1 is faster."""
+    """Measure clips per second of each loader. The ratios compare speeds, so above 1 is faster."""
     cache = root.parent / f"{kind}_cache"
     settings: dict[str, tuple[int, Path | None]] = {
         f"{kind}, {workers} loader processes": (workers, None) for workers in (0, *options.workers)
@@ -97,7 +97,7 @@ def compare(root: Path, kind: str, options: argparse.Namespace) -> dict[str, Any
 
 
 def draw(root: Path, workers: int, options: argparse.Namespace, cache: Path | None) -> None:
-    """One epoch, in a process of its own."""
+    """Draw one epoch, in a separate process."""
     torch.set_num_threads(options.threads)
     for _ in made(root, workers, cache, options).train_dataloader():
         pass
@@ -124,7 +124,7 @@ def made(root: Path, workers: int, cache: Path | None, options: argparse.Namespa
 
 
 def write_videos(root: Path, kind: str, count: int, quick: bool) -> None:
-    """Videos of moving smooth noise, half of them in each of two classes."""
+    """Write videos of moving smooth noise, half of them in each of two classes."""
     ending, codec, encoder, rate, width, height, frames = KINDS[kind]
     if quick:
         width, height, frames = 64, 48, 8

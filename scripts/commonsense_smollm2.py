@@ -1,11 +1,11 @@
-"""Make the results of `docs/commonsense.md`: SmolLM2-135M on real questions, untuned, with LoRA and with RepLoRA.
+"""Produce the results of `docs/commonsense.md`: SmolLM2-135M on real questions, untuned, with LoRA and with RepLoRA.
 
     REPLORA_DATA=FOLDER python scripts/commonsense_smollm2.py --page docs/commonsense.md
 
 FOLDER holds LLM-Adapters' files of ARC-Easy, openbookqa and boolq. Every run is an ordinary `replora-cli fit` or `test`
-of `configs/commonsense_smollm2.yaml` with seed 0. What is there already is not run again: after a change of the
-configuration delete its results. The learning rate is the configuration's, for both methods; it was chosen by a search
-on validation questions of ARC-Easy (`configs/sweep/commonsense_low_data.yaml`).
+of `configs/commonsense_smollm2.yaml` with seed 0. The script skips runs whose results exist: delete them after a
+change of the configuration. Both methods use the configuration's learning rate, which was selected by a search on
+validation questions of ARC-Easy (`configs/sweep/commonsense_low_data.yaml`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ UNTUNED = ["test", "--ckpt_path=untrained"]
 LORA = ["fit", "--config=adapter/lora.yaml"]
 REPLORA = ["fit"]
 THREE_TASKS = ["--data.tasks=[ARC-Easy, openbookqa, boolq]", "--data.train_fraction=0.05"]
-# It gained little from few records beside other tasks.
+# OpenBookQA gained little from few records beside other tasks.
 OPENBOOKQA = ["--data.tasks=[openbookqa]", "--data.train_fraction=0.3"]
 CLEAN = ["--data.preset=clean"]
 LLM_ADAPTERS = ["--data.preset=llm_adapters", "--data.test_items=200"]
 
-# Table -> run -> verb and options beyond those of the configuration.
+# Table -> run -> verb and options in addition to those of the configuration.
 TABLES: dict[str, dict[str, list[str]]] = {
     "cloze": {"untuned": UNTUNED, "lora": LORA, "replora": REPLORA},
     "cloze_three_tasks": {
@@ -45,7 +45,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
 
 
 def run(arguments: list[str], file: Path) -> None:
-    """One run; what it measured becomes `file`, without where the data lie on this machine."""
+    """Execute one run and write its measurements to `file`, without the location of the data on this machine."""
     from replora.cli.main import main as replora_cli
     from replora.reports.sections.commonsense import right_answers
     from replora.results import write_json
@@ -64,7 +64,7 @@ def run(arguments: list[str], file: Path) -> None:
 
 
 def put_into(page: Path, name: str, table: str) -> None:
-    """Replace what stands between `<!-- table NAME -->` and `<!-- end -->` in a page."""
+    """Replace the text between `<!-- table NAME -->` and `<!-- end -->` in a page."""
     text = page.read_text(encoding="utf-8")
     marks = re.compile(rf"(<!-- table {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
     page.write_text(marks.sub(lambda found: f"{found[1]}\n{table}{found[2]}", text), encoding="utf-8")
@@ -73,8 +73,8 @@ def put_into(page: Path, name: str, table: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/commonsense_smollm2"))
-    parser.add_argument("--tables", nargs="*", default=list(TABLES), choices=list(TABLES), help="all by default")
-    parser.add_argument("--page", type=Path, help="put the tables into this Markdown file")
+    parser.add_argument("--tables", nargs="*", default=list(TABLES), choices=list(TABLES), help="default: all tables")
+    parser.add_argument("--page", type=Path, help="Markdown file to write the tables into")
     args = parser.parse_args(arguments)
 
     from replora.reports.sections.commonsense import commonsense_table

@@ -4,8 +4,8 @@
 
 Weights, token ids and options are random, so nothing is downloaded; the shapes, the recipe's adapter (rank 32 on q, k,
 v, up and down), batch (4 texts of 256 tokens) and 4 beams are those of `configs/commonsense.yaml`. Each row is one
-method with or without gradient checkpointing: tokens a second of forward, backward and optimiser step, peak memory, and
-questions a second of both ways to answer. `--shape tiny --device cpu` tries the script itself anywhere.
+method with or without gradient checkpointing: tokens per second of forward, backward and optimizer step, peak memory,
+and questions per second of both ways to answer. `--shape tiny --device cpu` tests the script on any machine.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from replora.results import circumstances, write_json
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPES = LLAMA_SHAPES | {"tiny": TINY}
 VOCABULARY = 32_000
-PROMPT, OPTIONS, OPTION = 120, 4, 5  # tokens of a question, its options, tokens of an option
+PROMPT, OPTIONS, OPTION = 120, 4, 5  # tokens per question, options per question, tokens per option
 METHODS = {"lora": "none", "replora": "mlp"}
 
 
 def build(shape: str, factors: str, device: torch.device, checkpointing: bool) -> torch.nn.Module:
-    """A LLaMA of this shape in bfloat16 with the recipe's adapter."""
+    """Build a LLaMA of this shape in bfloat16 with the recipe's adapter."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.device(device):
@@ -51,7 +51,7 @@ def build(shape: str, factors: str, device: torch.device, checkpointing: bool) -
 
 
 def training(model: torch.nn.Module, device: torch.device, batch: int, length: int, steps: int) -> dict[str, float]:
-    """Seconds a step and tokens a second, after two steps of warm-up."""
+    """Measure seconds per step and tokens per second, after two warm-up steps."""
     optimizer = torch.optim.AdamW(replora.parameter_groups(model), lr=3e-4, weight_decay=0.0)
     ids = torch.randint(0, VOCABULARY, (batch, length), device=device)
     model.train()
@@ -70,7 +70,7 @@ def training(model: torch.nn.Module, device: torch.device, batch: int, length: i
 
 
 def answering(model: torch.nn.Module, device: torch.device, batch: int) -> dict[str, float]:
-    """Questions a second by likelihood, and by 4 beams of 32 tokens each."""
+    """Measure questions per second by likelihood, and by generation with 4 beams of 32 tokens each."""
     model.eval()
     prompts = torch.randint(0, VOCABULARY, (batch, PROMPT)).tolist()
     options = torch.randint(0, VOCABULARY, (batch, OPTIONS, OPTION)).tolist()
@@ -94,7 +94,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure(args: argparse.Namespace, method: str, checkpointing: bool) -> dict[str, Any]:
-    """One row."""
+    """Measure one row."""
     device = torch.device(args.device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -113,10 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="7b")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--batch_size", type=int, default=4, help="texts of a training step")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a text")
-    parser.add_argument("--eval_batch_size", type=int, default=16, help="questions at once")
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed")
+    parser.add_argument("--batch_size", type=int, default=4, help="texts per training step")
+    parser.add_argument("--length", type=int, default=256, help="tokens per text")
+    parser.add_argument("--eval_batch_size", type=int, default=16, help="questions per batch in evaluation")
+    parser.add_argument("--steps", type=int, default=10, help="number of timed steps")
     parser.add_argument("--out", type=Path, default=Path("gpu_llama.json"))
     args = parser.parse_args(arguments)
     rows = []

@@ -1,9 +1,9 @@
-"""Run every strategy once on a machine with GPUs and write what came out, as JSON.
+"""Run every strategy once on a machine with GPUs and write the results as JSON.
 
     python scripts/gpu_strategies.py --output gpu_strategies.json
 
-Each run fits the packaged vit_nano to the digits for two epochs in processes of its own. A run that fails is recorded
-with the end of its error output; the exit status is then 1.
+Each run fits the packaged vit_nano to the digits for two epochs in separate processes. A failed run is recorded with
+the end of its error output, and the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from replora.results import circumstances, read_results
 
-# Name -> options. Those with a strategy for several processes use all GPUs, with a global batch of 64.
+# Name -> options. Runs whose strategy has several processes use all GPUs, with a global batch size of 64.
 RUNS: dict[str, list[str]] = {
     "one GPU, float32": ["--config=trainer/gpu.yaml", "--trainer.precision=32-true"],
     "one GPU, bf16-mixed": ["--config=trainer/gpu.yaml"],
@@ -35,7 +35,7 @@ RUNS: dict[str, list[str]] = {
 
 
 def run(name: str, directory: Path) -> dict[str, object]:
-    """Fit and test once; what `results.json` says of it, or the error."""
+    """Fit and test once; return the content of `results.json`, or the error."""
     several = not name.startswith("one GPU")
     batch = 64 // torch.cuda.device_count() if several else 64
     options = ["--config=quickstart.yaml", *RUNS[name], f"--data.batch_size={max(batch, 1)}"]
@@ -57,7 +57,7 @@ def run(name: str, directory: Path) -> dict[str, object]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("gpu_strategies.json"), help="the JSON file")
-    parser.add_argument("--only", choices=RUNS, action="append", help="one run by its name; repeatable")
+    parser.add_argument("--only", choices=RUNS, action="append", help="name of a run; repeatable")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("There is no CUDA GPU here. The strategies that a CPU can run are tested in tests/cli.")

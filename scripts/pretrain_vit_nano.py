@@ -1,14 +1,15 @@
-"""Pre-train `vit_nano`, the small backbone that ships with RepLoRA, on labelled 32x32 images.
+"""Pre-train `vit_nano`, the small backbone that ships with RepLoRA, on labeled 32x32 images.
 
     python scripts/pretrain_vit_nano.py --data cifar10_train.npz --test vtab-1k/cifar10
 
-`--data` is either a folder of class folders of images, or an `.npz` with the arrays `jpeg` (all files' bytes, one after
-the other), `offsets` (N + 1), `labels` (N) and `classes`. `--test` is a folder with `test.txt` in the VTAB-1K archive
-layout, or a folder of class folders with the same class names. 2,000 training images are held out for the log's
-validation curve; the test images are looked at once, after the last epoch, and choose nothing.
+`--data` is either a folder of class folders of images, or an `.npz` with the arrays `jpeg` (all files' bytes,
+concatenated), `offsets` (N + 1), `labels` (N) and `classes`. `--test` is a folder with `test.txt` in the VTAB-1K
+archive layout, or a folder of class folders with the same class names. 2,000 training images are held out for the log's
+validation curve. The test images are evaluated once, after the last epoch, and select nothing.
 
-Writes `vit_nano.safetensors` (without the classification head) and `vit_nano.json` (recipe, log, accuracy) to `--out`.
-On two CPU cores with bfloat16 instructions an epoch takes about a minute; `--resume` goes on after an interruption.
+The script writes `vit_nano.safetensors` (without the classification head) and `vit_nano.json` (recipe, log, accuracy)
+to `--out`. On two CPU cores with bfloat16 instructions an epoch takes about a minute; `--resume` continues after an
+interruption.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SIZE = 32
 
 
 def read_image(source: Path | io.BytesIO) -> np.ndarray:
-    """One image as (32, 32, 3) uint8."""
+    """Read one image as (32, 32, 3) uint8."""
     with Image.open(source) as image:
         return np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
@@ -57,18 +58,18 @@ def load_folder(root: Path) -> tuple[Tensor, Tensor, list[str]]:
         pairs = [(f, i) for i, name in enumerate(classes) for f in sorted((root / name).rglob("*")) if f.is_file()]
         files, labels = [f for f, _ in pairs], [i for _, i in pairs]
     if not files:
-        raise SystemExit(f"No images in {root}: it needs class folders with images in them, or a test.txt.")
+        raise SystemExit(f"No images found in {root}. It must contain class folders with images, or a test.txt.")
     images = np.stack([read_image(file) for file in files])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), classes
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 in [0, 255] to float in [-1, 1]."""
+    """Convert uint8 in [0, 255] to float in [-1, 1]."""
     return images.float().div_(127.5).sub_(1.0)
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random 4-pixel shifts (reflected border), left-right flips and one 8x8 hole an image. (B, 3, 32, 32) uint8."""
+    """Apply 4-pixel shifts (reflected border), left-right flips and an 8x8 hole, all random. (B, 3, 32, 32) uint8."""
     count = len(images)
     padded = F.pad(images.float(), (4, 4, 4, 4), mode="reflect").to(torch.uint8)
     top, left = torch.randint(0, 9, (2, count), generator=generator)
@@ -85,7 +86,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of correct predictions in float32, in percent."""
+    """Return the accuracy in percent, computed in float32."""
     model.eval()
     chunks = zip(images.split(250), labels.split(250), strict=True)
     hits = sum(int((model(normalise(x)).argmax(1) == y).sum()) for x, y in chunks)
@@ -114,7 +115,7 @@ def main() -> None:
 
     model = build_vit_nano(num_classes=len(classes))
     for block in model.blocks:
-        block.attn.fused_attn = False  # 64 tokens: the plain product compiles to faster CPU code than the fused one
+        block.attn.fused_attn = False  # for 64 tokens the plain product compiles to faster CPU code than the fused one
     compiled = torch.compile(model)
     decay = [p for p in model.parameters() if p.ndim > 1]
     no_decay = [p for p in model.parameters() if p.ndim <= 1]
@@ -139,7 +140,7 @@ def main() -> None:
         schedule.load_state_dict(state["schedule"])
         generator.set_state(state["generator"])
         log, plan = state["log"], state["plan"]
-        if plan[-1]["cosine_epochs"] != args.epochs:  # the rest of the run follows another cosine: keep that on record
+        if plan[-1]["cosine_epochs"] != args.epochs:  # the rest of the run follows a different cosine; record that
             plan.append({"from_epoch": len(log) + 1, "cosine_epochs": args.epochs})
 
     for epoch in range(len(log), args.epochs):
@@ -175,7 +176,7 @@ def main() -> None:
 
     test_images, test_labels, test_classes = load_folder(args.test)
     if test_classes and test_classes != classes:
-        raise SystemExit(f"The class folders of {args.test} ({test_classes}) are not those of the training data.")
+        raise SystemExit(f"The class folders of {args.test} ({test_classes}) differ from those of the training data.")
     result = {
         "test_accuracy_percent": round(accuracy(model, test_images, test_labels), 2),
         "test_images": len(test_images),

@@ -1,10 +1,10 @@
-"""Results of the video demonstration: RepLoRA, LoRA and the linear probe, each at the rate that suits it.
+"""Results of the video demonstration: RepLoRA, LoRA and the linear probe, each at its best learning rate.
 
     python scripts/video_demo.py --out results/video_demo
 
 For each method `video_demo.yaml` is fitted at three learning rates and measured on its 100 validation clips
 (`rates.json`); the best one is then fitted again with a test at the last epoch (`METHOD/results.json`). Several
-processes may share the work: --methods names some.
+processes can share the work: --methods selects methods.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from replora.cli.main import main as replora_cli
 from replora.io import replace_text
 from replora.results import read_results
 
-# Method -> learning rates, grids of equal size around the best ones; the same one for both low-rank methods.
+# Method -> learning rates. The grids have equal size and bracket the best rates; both low-rank methods share one grid.
 RATES = {
     "linear_probe": (0.01, 0.03, 0.1),
     "lora": (0.003, 0.01, 0.03),
@@ -28,10 +28,10 @@ RATES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("results/video_demo"), help="folder of the results")
+    parser.add_argument("--out", type=Path, default=Path("results/video_demo"), help="output folder of the results")
     parser.add_argument("--runs", type=Path, default=Path("runs/video_demo"), help="folder of the runs")
-    parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES), help="which to run")
-    parser.add_argument("--seed", type=int, default=0, help="of backbone, head, adapter and training")
+    parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES), help="methods to run")
+    parser.add_argument("--seed", type=int, default=0, help="random seed for backbone, head, adapter and training")
     options = parser.parse_args()
     for method in options.methods:
         accuracies = {}
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def fit(run: Path, method: str, rate: float, seed: int, protocol: str) -> None:
-    """One run, unless it is there."""
+    """Execute one run, unless its results exist."""
     if (run / "results.json").is_file():
         return
     adapter = [] if method == "replora" else [f"--config=adapter/{method}.yaml"]

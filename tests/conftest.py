@@ -1,4 +1,4 @@
-"""What every test needs."""
+"""Fixtures and checks that every test shares."""
 
 from __future__ import annotations
 

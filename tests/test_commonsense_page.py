@@ -1,4 +1,4 @@
-"""The figures of docs/commonsense.md are those of the results files, and say what they seem to say."""
+"""The figures of docs/commonsense.md equal those of the results files and support the page's statements."""
 
 from __future__ import annotations
 

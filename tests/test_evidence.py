@@ -1,4 +1,4 @@
-"""docs/evidence.md says what the reports in results/ say, and these are what `replora-cli report` makes of the runs."""
+"""docs/evidence.md agrees with the reports in results/, and `replora-cli report` reproduces these from the runs."""
 
 from __future__ import annotations
 

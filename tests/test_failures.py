@@ -1,4 +1,4 @@
-"""What can go wrong while a run goes on: it must end with a clear sentence, and nothing may be lost."""
+"""Failures during a run: the run must end with a clear message, and nothing may be lost."""
 
 from __future__ import annotations
 

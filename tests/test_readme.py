@@ -1,4 +1,4 @@
-"""What README and docs say is so: its commands exist, its example runs, its figures are those of the results files."""
+"""README and docs are true: commands exist, examples run, and figures equal those of the results files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run changed of the recipe that it names."""
+"""A run names the options of its recipe that it changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The measuring scripts run: here on a tiny model, on a CPU."""
+"""The measuring scripts run, here with a tiny model on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every method must do on every family of models: one table, one test a promise."""
+"""The contract of every method on every family of models: one table, one test per promise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The maths of the factors: the equations, the initialisation, the counts, the one generation a pass."""
+"""The mathematics of the factors: equations, initialization, counts, and one generation per pass."""
 
 from __future__ import annotations
 

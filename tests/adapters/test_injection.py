@@ -1,4 +1,4 @@
-"""What injection touches, proves and refuses."""
+"""What injection changes, verifies and refuses."""
 
 from __future__ import annotations
 

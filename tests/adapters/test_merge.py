@@ -1,4 +1,4 @@
-"""Folding in for good, tied weights, offloaded and quantised ones."""
+"""Permanent merging, and tied, offloaded and quantized weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fast operator against the plain reference: values, gradients, what it keeps, and when it stays away."""
+"""The fast operator against the plain reference: values, gradients, saved tensors, and when it is not used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of every release so far are read, with the outputs that they had."""
+"""Files of every release so far load and give the outputs that they had."""
 
 from __future__ import annotations
 

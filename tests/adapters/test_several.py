@@ -1,4 +1,4 @@
-"""Several adapters on one backbone: each acts alone, nothing of the backbone is copied, and a head belongs to one."""
+"""Several adapters on one backbone: one is active at a time, the backbone is never copied, each has its own head."""
 
 from __future__ import annotations
 

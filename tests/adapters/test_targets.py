@@ -1,4 +1,4 @@
-"""Which weight matrices roles, patterns and block numbers choose."""
+"""Which weight matrices roles, patterns and block numbers select."""
 
 from __future__ import annotations
 

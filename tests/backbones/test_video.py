@@ -1,4 +1,4 @@
-"""Video backbones: golden sizes, the original release's checkpoints, adapters that are really in the path."""
+"""Video backbones: reference sizes, checkpoints of the original release, and adapters that act on the output."""
 
 from __future__ import annotations
 

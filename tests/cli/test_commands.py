@@ -1,4 +1,4 @@
-"""The verbs without a Trainer, and the screens of help."""
+"""The verbs without a Trainer, and the help texts."""
 
 from __future__ import annotations
 

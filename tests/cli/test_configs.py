@@ -1,4 +1,4 @@
-"""The configurations that ship with the package: how they are found, and that each of them runs."""
+"""The packaged configurations are found, and each of them runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs in processes of their own: two at once, and one that is killed."""
+"""Runs in separate processes: two at the same time, and one that is killed."""
 
 from __future__ import annotations
 

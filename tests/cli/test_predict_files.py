@@ -1,4 +1,4 @@
-"""`predict-files`: files, folders and patterns to CSV and JSON, as the run's own evaluation sees them."""
+"""`predict-files`: files, folders and patterns to CSV and JSON, preprocessed as in the run's own evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`replora-cli prepare vtab`, alone and on the way to a result."""
+"""`replora-cli prepare vtab`, alone and as the first step of a fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`prepare commonsense`: whole files pass, each fault is named."""
+"""`prepare commonsense`: complete files pass, and every defect is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`prepare fgvc` and `prepare images`: whole data pass, each fault is named."""
+"""`prepare fgvc` and `prepare images`: complete data pass, and every defect is named."""
 
 from __future__ import annotations
 

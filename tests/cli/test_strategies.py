@@ -1,4 +1,4 @@
-"""Precision, gradient checkpointing, compilation and the strategies that need a GPU, as far as a CPU can tell."""
+"""Precision, gradient checkpointing, compilation and the strategies that need a GPU, as far as a CPU can test them."""
 
 from __future__ import annotations
 

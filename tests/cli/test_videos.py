@@ -1,4 +1,4 @@
-"""SSv2, HMDB51 and videos of one's own through the command line, in their real containers, codecs and formats."""
+"""SSv2, HMDB51 and custom videos through the command line, in their real containers, codecs and formats."""
 
 from __future__ import annotations
 

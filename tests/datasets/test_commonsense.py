@@ -1,4 +1,4 @@
-"""The templates of the eight tasks, and what can be wrong with their files."""
+"""The templates of the eight tasks, and possible defects of their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commonsense files from a stand-in for the Hugging Face hub: copies of them, and their original data sets."""
+"""The commonsense files from a stand-in for the Hugging Face hub: copies of them, and their original datasets."""
 
 from __future__ import annotations
 

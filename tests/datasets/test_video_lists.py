@@ -1,4 +1,4 @@
-"""The layouts of SSv2, HMDB51 and videos of one's own, and what can be wrong with them."""
+"""The layouts of SSv2, HMDB51 and custom videos, and their possible defects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the check of a VTAB-1K copy finds, one kind of damage at a time."""
+"""What the check of a VTAB-1K copy finds, one kind of corruption at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VTAB-1K from a stand-in for the Hugging Face hub, and archives that want to do harm."""
+"""VTAB-1K from a stand-in for the Hugging Face hub, and malicious archives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluations run merged, training never does, and the frozen weights come back bit for bit."""
+"""Evaluations run merged, training never does, and the frozen weights are restored bit for bit."""
 
 from __future__ import annotations
 

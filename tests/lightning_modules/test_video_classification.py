@@ -1,4 +1,4 @@
-"""Views that become one answer, videos that count for nothing, and shapes that are refused."""
+"""Averaged views, skipped videos that do not count, and shapes that are refused."""
 
 from __future__ import annotations
 

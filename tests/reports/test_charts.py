@@ -1,4 +1,4 @@
-"""The parts of pictures that can be told without looking: looks, ticks, what is cut off."""
+"""Properties of figures that can be checked automatically: styles, ticks, clipping."""
 
 from __future__ import annotations
 

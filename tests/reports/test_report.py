@@ -1,4 +1,4 @@
-"""Reports from results files: which numbers stand where, what is missing, what is never mixed."""
+"""Reports from results files: where numbers appear, what is missing, what is never mixed."""
 
 from __future__ import annotations
 

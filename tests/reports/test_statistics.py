@@ -1,4 +1,4 @@
-"""Statistics on cases worked out by hand."""
+"""Statistics on cases calculated by hand."""
 
 from __future__ import annotations
 

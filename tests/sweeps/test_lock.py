@@ -1,4 +1,4 @@
-"""One sweep at a time in a directory; what a killed one leaves blocks nobody."""
+"""One sweep at a time per directory; a killed sweep leaves nothing that blocks the next one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep's file: what it plans, and how it refuses what it cannot mean."""
+"""Sweep files: the trials that they plan, and the mistakes that are refused."""
 
 from __future__ import annotations
 

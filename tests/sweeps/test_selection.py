@@ -1,4 +1,4 @@
-"""The choice between the stages."""
+"""The selection between the stages."""
 
 from __future__ import annotations
 

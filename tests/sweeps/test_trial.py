@@ -1,4 +1,4 @@
-"""One trial, in this process: what it leaves behind, and how it goes on from what a killed one left."""
+"""One trial in this process: the files that it leaves, and how it resumes after a killed trial."""
 
 from __future__ import annotations
 
