@@ -20,7 +20,7 @@ from .adapters.state import (
     read_adapter,
     save_adapter,
 )
-from .adapters.targets import TargetNotFoundError
+from .adapters.targets import Target, TargetNotFoundError, find_targets
 from .errors import RepLoRAError
 
 __version__: str
@@ -37,6 +37,7 @@ __all__ = [
     "RepLoRAConfig",
     "RepLoRAError",
     "StateMismatchError",
+    "Target",
     "TargetNotFoundError",
     "__version__",
     "adapter_names",
@@ -45,6 +46,7 @@ __all__ = [
     "describe",
     "disabled",
     "export_peft",
+    "find_targets",
     "import_peft",
     "inject",
     "load_adapter",

@@ -41,8 +41,9 @@ class RepLoRAConfig(AdapterConfig):
             the update. Unused by `none`.
         activation: The MLP's non-linearity. Unused by `linear` and `none`.
         dropout: Probability in [0, 1) of dropping an input element of the update during training.
-        targets: What is adapted: roles (`q`, `k`, `v`, `out`, `fc1`, `fc2`, `gate`, `up`, `down`), or patterns of
-            full module names as in a shell (`*.mlp.fc1`, `encoder.proj`).
+        targets: What is adapted: roles (`q`, `k`, `v`, `out`, `fc1`, `fc2`, `gate`, `up`, `down`), full
+            module names, shell patterns of them (`*.mlp.fc1`), the ends of them (`q_proj`, `mlp.fc1`), or what
+            `describe(model)["targets"]` returns (`blocks.0.attn.qkv[q]`).
         sharing: `group` shares the diagonals and the first layer among the targets of one attention module (or of one
             MLP), as the paper shares query and value; `none` gives each target its own.
         blocks: `all`, or the indices of the blocks to adapt, counted from 0 in the model's order.

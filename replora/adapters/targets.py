@@ -86,9 +86,14 @@ def find_targets(
     blocks: Literal["all"] | Sequence[int] = "all",
     skip: Iterable[nn.Module] = (),
 ) -> list[Target]:
-    """The targets that `wanted` (roles or shell patterns of full names) selects, in the model's order.
+    """The targets that an adapter would have, in the model's order; the model is not changed.
 
-    Modules inside `skip` (a head that trains as a whole) are passed over.
+    Args:
+        model: The model to search.
+        wanted: Roles, names as in `describe(model)["targets"]`, shell patterns of full module names, or the ends of
+            module names such as `q_proj` and `mlp.fc1`.
+        blocks: The indices of the blocks to adapt, or `all`.
+        skip: Modules to pass over, such as a head that trains as a whole.
 
     Raises:
         TargetNotFoundError: An entry of `wanted` matches nothing, matches no linear layer, or two entries choose the
@@ -103,7 +108,7 @@ def find_targets(
         if entry in ROLES:
             found = [target for target in by_role if target.role == entry]
         else:
-            found = [_whole(name, m) for name, m in modules.items() if _is_linear(m) and fnmatch.fnmatch(name, entry)]
+            found = _named(entry, modules, by_role)
         if not found:
             raise TargetNotFoundError(_nothing_found(entry, model, modules, by_role))
         chosen += found
@@ -122,6 +127,23 @@ def find_targets(
             raise TargetNotFoundError(f"blocks: {list(blocks)} hold none of the targets {list(wanted)}.")
     position = {name: i for i, name in enumerate(modules)}
     return sorted(chosen, key=lambda target: (position[target.module], target.rows or (0, 0)))
+
+
+def _named(entry: str, modules: dict[str, nn.Module], by_role: list[Target]) -> list[Target]:
+    """The targets that a name chooses: one of `Target.name`, a shell pattern of full names, else the end of names.
+
+    The end of a name counts as in PEFT, from a dot on. It is tried last, so that a full name means one module.
+    """
+    for matches in (str.__eq__, _ends_with):
+        if rows := [target for target in by_role if target.name != target.module and matches(target.name, entry)]:
+            return rows
+    linear = {name: module for name, module in modules.items() if _is_linear(module)}
+    found = [name for name in linear if fnmatch.fnmatch(name, entry)]
+    return [_whole(name, linear[name]) for name in found or linear if found or _ends_with(name, entry)]
+
+
+def _ends_with(name: str, entry: str) -> bool:
+    return name.endswith(f".{entry}")
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -199,7 +221,9 @@ def _refuse_overlap(targets: list[Target]) -> None:
 
 def _nothing_found(entry: str, model: nn.Module, modules: dict[str, nn.Module], by_role: list[Target]) -> str:
     where = type(model).__name__
-    others = sorted({type(m).__name__ for name, m in modules.items() if fnmatch.fnmatch(name, entry)})
+    others = sorted(
+        {type(m).__name__ for name, m in modules.items() if fnmatch.fnmatch(name, entry) or _ends_with(name, entry)}
+    )
     if others:
         return (
             f"targets: {entry!r} matches only modules that cannot be adapted in {where}: {', '.join(others)}. "
@@ -212,5 +236,5 @@ def _nothing_found(entry: str, model: nn.Module, modules: dict[str, nn.Module], 
     known = f"Roles found in it: {', '.join(roles) or 'none'}."
     return (
         f"targets: {entry!r} matches nothing in {where}. {known} Its linear layers: {nearest(entry, linear)} "
-        "Name a role, or a pattern of full module names such as '*.mlp.fc1'."
+        "Name a role, a module, the end of its name such as 'mlp.fc1', or a pattern such as '*.mlp.fc1'."
     )

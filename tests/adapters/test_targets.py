@@ -128,3 +128,27 @@ def test_wrong_targets_are_named(wanted: list[str], message: str) -> None:
 def test_model_without_linear_layers() -> None:
     with pytest.raises(replora.TargetNotFoundError, match=r"has no nn\.Linear"):
         find_targets(nn.Sequential(nn.Conv2d(3, 4, 1)), ["q"])
+
+
+def test_ends_of_names_choose_as_in_peft() -> None:
+    bart = MODELS["hf_bart"].build()
+    assert [t.name for t in find_targets(bart, ["q_proj"])] == [t.name for t in find_targets(bart, ["q"])]
+    vit = MODELS["timm_vit"].build()
+    assert [t.name for t in find_targets(vit, ["mlp.fc1"])] == [f"blocks.{i}.mlp.fc1" for i in range(3)]
+    with pytest.raises(replora.TargetNotFoundError, match="matches nothing"):
+        find_targets(vit, ["lp.fc1"])
+
+
+def test_a_full_name_means_one_module() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
+    assert [t.name for t in replora.find_targets(model, ["0"])] == ["0"]
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_described_targets_are_accepted_as_targets(family: str) -> None:
+    model = MODELS[family].build()
+    chosen = find_targets(model, ["q", "v"])
+    again = find_targets(model, [target.name for target in chosen])
+    assert [(t.name, t.attribute, t.rows, t.shape) for t in again] == [
+        (t.name, t.attribute, t.rows, t.shape) for t in chosen
+    ]
