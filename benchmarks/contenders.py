@@ -164,8 +164,8 @@ METHODS: dict[str, Callable[..., nn.Module]] = {
     "replora": injected(replora.RepLoRAConfig),
     "replora_wide": injected(lambda **options: replora.RepLoRAConfig(hidden=64, **options)),
     "lora": injected(lambda **options: replora.RepLoRAConfig(factors="none", **options)),
-    "peft_lora": injected(lambda **options: replora.PeftConfig("lora", **options)),
-    "peft_dora": injected(lambda **options: replora.PeftConfig("dora", **options)),
+    "peft_lora": injected(lambda **options: replora.PeftMethodConfig("lora", **options)),
+    "peft_dora": injected(lambda **options: replora.PeftMethodConfig("dora", **options)),
     "naive_replora": naive_replora,
     "full": lambda model, *_: model.requires_grad_(),
 }

@@ -24,6 +24,7 @@ from lightning_modules.schedule import WarmupCosine, WarmupLinear
 from replora.adapters.container import adapters_of
 from replora.backbones.backbone import Backbone
 from replora.errors import RepLoRAError
+from replora.former_names import renamed
 
 # Options of a method that shape its training alone: a checkpoint may be used with others.
 TRAINING_ONLY = {"dropout", "init"}
@@ -193,7 +194,7 @@ class AdaptedModule(LightningModule, ABC):
         # What is not in the checkpoint stays as it is: Lightning's strict loading then finds every key.
         checkpoint["state_dict"] = self.state_dict()
         self.loaded_after = _seen(checkpoint["loops"]["fit_loop"])
-        self._tell_other_options(checkpoint.get("hyper_parameters", {}))
+        self._tell_other_options(renamed(dict(checkpoint.get("hyper_parameters", {}))))
 
     def _identity(self) -> dict[str, Any]:
         described = self.describe()

@@ -77,7 +77,7 @@ class CausalLanguageModel(AdaptedModule):
             float32 whatever this is.
         quantization: `8bit` or `4bit` quantise the frozen weights with bitsandbytes; they can then not be merged.
         adapter: The method: RepLoRA, its ablations and LoRA (`RepLoRAConfig`), `FullConfig`, `BitFitConfig`, or another
-            one through the peft library (`PeftConfig`).
+            one through the peft library (`PeftMethodConfig`).
         optimizer: The optimiser.
         schedule: The learning rate's course.
         gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them: less

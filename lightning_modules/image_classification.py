@@ -33,7 +33,7 @@ class ImageClassification(ClassificationModule):
         drop_path_rate: Probability in [0, 1) of skipping the deepest residual branch in training; linear over depth.
         label_smoothing: Weight in [0, 1) of the uniform distribution in the training target.
         adapter: The method: RepLoRA, its ablations and LoRA (`RepLoRAConfig`), `FullConfig`, `LinearProbeConfig`,
-            `BitFitConfig`, or another one through the peft library (`PeftConfig`).
+            `BitFitConfig`, or another one through the peft library (`PeftMethodConfig`).
         optimizer: The optimiser. Biases, norms and diagonals train without weight decay.
         schedule: The learning rate's course.
         gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them: less

@@ -43,7 +43,7 @@ class VideoClassification(ClassificationModule):
         average_views: What is averaged over the views of a video: `logits`, as V-PETL does, or `probabilities`, as the
             original release of Video Swin.
         adapter: The method: RepLoRA, its ablations and LoRA (`RepLoRAConfig`), `FullConfig`, `LinearProbeConfig`,
-            `BitFitConfig`, or another one through the peft library (`PeftConfig`).
+            `BitFitConfig`, or another one through the peft library (`PeftMethodConfig`).
         optimizer: The optimiser. Biases, norms and diagonals train without weight decay.
         schedule: The learning rate's course.
         gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them: less

@@ -3,7 +3,7 @@ from .adapters.config import (
     BitFitConfig,
     FullConfig,
     LinearProbeConfig,
-    PeftConfig,
+    PeftMethodConfig,
     RepLoRAConfig,
 )
 from .adapters.container import DeadTargetError, ParameterCounts, describe, parameter_counts
@@ -32,8 +32,8 @@ __all__ = [
     "FullConfig",
     "LinearProbeConfig",
     "ParameterCounts",
-    "PeftConfig",
     "PeftFormatError",
+    "PeftMethodConfig",
     "RepLoRAConfig",
     "RepLoRAError",
     "StateMismatchError",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import replora
-from replora.adapters.config import PeftConfig
+from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import adapters_of
 from replora.adapters.fingerprint import base_name, in_head, refuse_other_base, timm_weights
 from replora.adapters.layer import WeightUpdate
@@ -265,7 +265,7 @@ def _difference(model: nn.Module) -> float:
     dtypes = {p.dtype for p in model.parameters()} & TOLERANCES.keys()
     dtype = max(dtypes, key=TOLERANCES.__getitem__)
     allowed = TOLERANCES[dtype]
-    if isinstance(adapters_of(model).config, PeftConfig):
+    if isinstance(adapters_of(model).config, PeftMethodConfig):
         allowed = min(allowed, max(0.9 * effect, allowed / 10))
     if not difference <= allowed:
         raise DeploymentError(

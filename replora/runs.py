@@ -19,6 +19,7 @@ from replora.backbones.language import build_language_backbone
 from replora.backbones.video import build_video_backbone
 from replora.backbones.vision import build_vision_backbone
 from replora.errors import RepLoRAError, nearest
+from replora.former_names import renamed
 
 
 class RunError(RepLoRAError):
@@ -146,7 +147,7 @@ def _vision_language(options: dict[str, Any], _data: dict[str, Any], checkpoint:
 
 def _method(options: dict[str, Any]) -> AdapterConfig:
     """{class_path, init_args} -> a method of this package: the file of a run cannot make other code run."""
-    name = options["class_path"].rpartition(".")[2]
+    name = renamed(options["class_path"]).rpartition(".")[2]
     cls = getattr(replora, name) if name in replora.__all__ else None
     if not (isinstance(cls, type) and issubclass(cls, AdapterConfig)):
         known = [key for key in replora.__all__ if key.endswith("Config")]

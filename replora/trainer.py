@@ -41,6 +41,7 @@ from lightning_modules import (
 from replora.adapters.config import AdapterConfig
 from replora.config_files import find_config
 from replora.errors import RepLoRAError, nearest
+from replora.former_names import renamed
 from replora.recipes import changed_options
 from replora.results import read_results
 
@@ -72,7 +73,8 @@ class PackagedConfigFile(ActionConfigFile):
         if isinstance(values, str) and not any(mark in values for mark in "{\n"):  # else it is YAML itself
             file = find_config(values)
             rank_zero_info(f"config {values}: {file}")
-            values = str(file)
+            text = file.read_text(encoding="utf-8")
+            values = str(file) if renamed(text) == text else renamed(text)
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 

@@ -131,7 +131,7 @@ class BitFitConfig(AdapterConfig):
 
 
 @dataclass(frozen=True)
-class PeftConfig(AdapterConfig):
+class PeftMethodConfig(AdapterConfig):
     """Another method through the `peft` library, on the same roles or patterns as RepLoRA.
 
     `peft` adapts whole modules. On a fused projection (timm's `qkv`) the roles `q` and `v` therefore mean the joint
@@ -183,7 +183,7 @@ def acting_options(config: AdapterConfig) -> dict[str, Any]:
             return options
         generator = {"hidden": config.width, "activation": config.nonlinearity, "scale_exponent": config.scale_exponent}
         return options | generator
-    if isinstance(config, PeftConfig):
+    if isinstance(config, PeftMethodConfig):
         scale = {} if config.method in _WITHOUT_RANK else {"rank": config.rank, "alpha": config.alpha or config.rank}
         return {"method": config.method, **scale, "options": dict(config.options)}
     return {}

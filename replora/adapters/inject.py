@@ -18,7 +18,7 @@ from replora.adapters.config import (
     BitFitConfig,
     FullConfig,
     LinearProbeConfig,
-    PeftConfig,
+    PeftMethodConfig,
     RepLoRAConfig,
 )
 from replora.adapters.container import Adapters, adapters_of, device_of, train_only
@@ -43,7 +43,7 @@ def inject(
 
     Args:
         model: Any model with `nn.Linear` or `nn.MultiheadAttention`.
-        config: The method: `RepLoRAConfig`, `FullConfig`, `LinearProbeConfig`, `BitFitConfig` or `PeftConfig`.
+        config: The method: `RepLoRAConfig`, `FullConfig`, `LinearProbeConfig`, `BitFitConfig` or `PeftMethodConfig`.
         also_train: Names of submodules that train as a whole and are saved with the adapter, such as `("head",)`.
         example: An input to prove with that every target acts on the output: a tensor, a tuple of arguments or a dict
             of keyword arguments. For timm and transformers models one is made where it is None; for others the proof
@@ -79,7 +79,7 @@ def inject(
         if not isinstance(config, FullConfig):
             adapters._frozen_norms = _frozen_batch_norms(model)
         adapters.hook_onto(model)
-        adapters.proved = not (check and isinstance(config, RepLoRAConfig | PeftConfig))
+        adapters.proved = not (check and isinstance(config, RepLoRAConfig | PeftMethodConfig))
         if not adapters.proved:
             prove_targets(model, adapters, example)
     except BaseException:
@@ -100,7 +100,7 @@ def remove(model: nn.Module) -> nn.Module:
         elif type(module) is AdaptedMultiheadAttention:
             del module.updates
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
-    if isinstance(adapters.config, PeftConfig):
+    if isinstance(adapters.config, PeftMethodConfig):
         from replora.adapters.peft.methods import remove_peft
 
         remove_peft(model)
@@ -149,14 +149,14 @@ def _apply(model: nn.Module, adapters: Adapters, heads: Sequence[nn.Module]) -> 
         if not heads:
             raise RepLoRAError("linear_probe trains the head alone: name it, as in also_train=['head'].")
         return set()
-    if isinstance(config, PeftConfig):
+    if isinstance(config, PeftMethodConfig):
         from replora.adapters.peft.methods import inject_peft
 
         return inject_peft(model, adapters, config, find_targets(model, config.targets, config.blocks, skip=heads))
     raise RepLoRAError(f"{type(config).__name__} is not a method that inject knows. {nearest('', _METHODS)}")
 
 
-_METHODS = ["RepLoRAConfig", "FullConfig", "LinearProbeConfig", "BitFitConfig", "PeftConfig"]
+_METHODS = ["RepLoRAConfig", "FullConfig", "LinearProbeConfig", "BitFitConfig", "PeftMethodConfig"]
 
 
 def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAConfig, targets: list[Target]) -> None:

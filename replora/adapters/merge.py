@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from replora.adapters.config import PeftConfig, RepLoRAConfig
+from replora.adapters.config import PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import adapters_of
 from replora.adapters.inject import remove
 from replora.adapters.layer import refuse_unmergeable
@@ -29,7 +29,7 @@ def merge(model: nn.Module) -> nn.Module:
     adapters = adapters_of(model)
     for update in adapters.updates:
         update.refuse_unmergeable()
-    layers = peft_layers(model) if isinstance(adapters.config, PeftConfig) else {}
+    layers = peft_layers(model) if isinstance(adapters.config, PeftMethodConfig) else {}
     for name, layer in layers.items():
         refuse_unmergeable(layer.get_base_layer().weight, name)
     for update in adapters.updates:
@@ -44,7 +44,7 @@ def unmerge(model: nn.Module) -> nn.Module:
     adapters = adapters_of(model)
     for update in adapters.updates:
         update.unmerge()
-    if isinstance(adapters.config, PeftConfig):
+    if isinstance(adapters.config, PeftMethodConfig):
         unmerge_peft(model, adapters.untied)
     return model
 
@@ -87,7 +87,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         RepLoRAError: The adapter is merged.
     """
     adapters = adapters_of(model)
-    layers = peft_layers(model) if isinstance(adapters.config, PeftConfig) else {}
+    layers = peft_layers(model) if isinstance(adapters.config, PeftMethodConfig) else {}
     if any(update.merged for update in adapters.updates) or any(layer.merged for layer in layers.values()):
         raise RepLoRAError("The adapter is merged, so it cannot be switched off. Call replora.unmerge first.")
     before = [update.enabled for update in adapters.updates]

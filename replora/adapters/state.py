@@ -32,7 +32,7 @@ from replora.adapters.config import (
     BitFitConfig,
     FullConfig,
     LinearProbeConfig,
-    PeftConfig,
+    PeftMethodConfig,
     RepLoRAConfig,
     acting_options,
 )
@@ -250,7 +250,7 @@ def config_of(description: Mapping[str, Any]) -> AdapterConfig:
         if "factors" in options:
             return RepLoRAConfig(**options)
         if "method" in options:
-            return PeftConfig(**options)
+            return PeftMethodConfig(**options)
         if method in _PLAIN_CONFIGS:
             return _PLAIN_CONFIGS[method]()
     except TypeError as error:

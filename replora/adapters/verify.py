@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from replora.adapters.config import PeftConfig
+from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters, DeadTargetError, listed, refuse_dead_targets
 
 
@@ -149,7 +149,7 @@ def _without_zeros(model: nn.Module, adapters: Adapters) -> Iterator[None]:
     """
     own = {id(p) for p in adapters.parameters()}
     zeros = [p for p in model.parameters() if id(p) not in own and p.is_floating_point() and not bool(p.any())]
-    if isinstance(adapters.config, PeftConfig):
+    if isinstance(adapters.config, PeftMethodConfig):
         zeros = [p for p in zeros if not p.requires_grad]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -25,7 +25,7 @@ METHODS: dict[str, replora.AdapterConfig] = {
     ),
     "linear": replora.RepLoRAConfig(rank=2, hidden=3, factors="linear"),
     "lora": replora.RepLoRAConfig(rank=2, factors="none", targets=("q", "*.up")),
-    "dora": replora.PeftConfig("dora", rank=2),
+    "dora": replora.PeftMethodConfig("dora", rank=2),
     "bitfit": replora.BitFitConfig(),
     "linear_probe": replora.LinearProbeConfig(),
     "full": replora.FullConfig(),

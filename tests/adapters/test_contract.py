@@ -20,7 +20,7 @@ METHODS: dict[str, replora.AdapterConfig] = {
     "replora_unshared": replora.RepLoRAConfig(rank=2, hidden=4, sharing="none", alpha=5.0),
     "linear": replora.RepLoRAConfig(rank=2, hidden=4, factors="linear"),
     "lora": replora.RepLoRAConfig(rank=2, factors="none", targets=("q", "k", "v", "out")),
-    "dora": replora.PeftConfig("dora", rank=2),
+    "dora": replora.PeftMethodConfig("dora", rank=2),
     "bitfit": replora.BitFitConfig(),
     "full": replora.FullConfig(),
     "linear_probe": replora.LinearProbeConfig(),

@@ -88,20 +88,20 @@ def test_without_an_example_the_first_pass_finds_the_dead_target() -> None:
 def test_peft_on_a_projection_that_is_not_called_is_refused(model_name: str) -> None:
     model, tiny = build(model_name)
     with pytest.raises(replora.DeadTargetError, match="qkv"):
-        replora.inject(model, replora.PeftConfig("dora", rank=2), also_train=[tiny.head], example=tiny.inputs())
+        replora.inject(model, replora.PeftMethodConfig("dora", rank=2), also_train=[tiny.head], example=tiny.inputs())
 
 
 def test_peft_on_a_projection_that_is_not_called_is_refused_at_the_first_pass() -> None:
     model, tiny = build("torchvision_swin3d")
     model = nn.Sequential(model)  # of which no example input can be made up
-    replora.inject(model, replora.PeftConfig("dora", rank=2), also_train=[f"0.{tiny.head}"])
+    replora.inject(model, replora.PeftMethodConfig("dora", rank=2), also_train=[f"0.{tiny.head}"])
     with pytest.raises(replora.DeadTargetError, match=r"not used in the forward pass.*qkv"):
         call(model, tiny.inputs())
 
 
 def test_peft_on_torch_s_attention_is_refused() -> None:
     with pytest.raises(replora.RepLoRAError, match=r"peft cannot adapt the projections of nn\.MultiheadAttention"):
-        replora.inject(MODELS["torch_encoder"].build(), replora.PeftConfig("dora"))
+        replora.inject(MODELS["torch_encoder"].build(), replora.PeftMethodConfig("dora"))
 
 
 @pytest.mark.parametrize("model_name", [name for name, tiny in MODELS.items() if not tiny.dropout_possible])
@@ -206,7 +206,7 @@ def test_second_injection_and_wrong_head_are_refused() -> None:
 
 
 def test_unknown_option_of_peft_is_named() -> None:
-    config = replora.PeftConfig("dora", options={"use_rlora": True})
+    config = replora.PeftMethodConfig("dora", options={"use_rlora": True})
     with pytest.raises(replora.RepLoRAError, match=r"has no 'use_rlora'\. Did you mean .*'use_rslora'"):
         replora.inject(MODELS["timm_vit"].build(), config)
 
@@ -215,7 +215,7 @@ def test_unknown_option_of_peft_is_named() -> None:
 def test_further_methods_of_peft_train(method: str) -> None:
     model, tiny = build("hf_vit")
     options = {"oft": {"oft_block_size": 4}, "boft": {"boft_block_size": 4}}.get(method, {})
-    config = replora.PeftConfig(method, rank=2, options=options)
+    config = replora.PeftMethodConfig(method, rank=2, options=options)
     replora.inject(model, config, also_train=[tiny.head], example=tiny.inputs())
     call(model, tiny.inputs()).square().mean().backward()
     assert any(

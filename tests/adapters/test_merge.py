@@ -68,7 +68,7 @@ def test_nor_does_it_through_peft(method: str, tmp_path: Path) -> None:
     model = tied_llama().eval()
     embedding = model.get_input_embeddings().weight
     before = embedding.detach().clone()
-    replora.inject(model, replora.PeftConfig(method, rank=2, targets=("lm_head", "q")))
+    replora.inject(model, replora.PeftMethodConfig(method, rank=2, targets=("lm_head", "q")))
     disturb(model)
     want = call(model, tokens())
     with replora.merged(model):
@@ -173,7 +173,7 @@ class Float8Linear(nn.Linear):
         return nn.functional.linear(x, self.weight.to(x.dtype) * self.step, self.bias)
 
 
-LOW_RANK_OR_PEFT = [replora.RepLoRAConfig(rank=2, hidden=4), replora.PeftConfig("lora", rank=2)]
+LOW_RANK_OR_PEFT = [replora.RepLoRAConfig(rank=2, hidden=4), replora.PeftMethodConfig("lora", rank=2)]
 
 
 @pytest.mark.parametrize("config", LOW_RANK_OR_PEFT, ids=lambda config: config.name)
@@ -194,7 +194,7 @@ def test_offloaded_weights_do_not_merge_through_peft(tmp_path: Path) -> None:
     from accelerate import dispatch_model
 
     model, tiny = build("hf_llama")
-    replora.inject(model, replora.PeftConfig("lora", rank=2))
+    replora.inject(model, replora.PeftMethodConfig("lora", rank=2))
     disturb(model)
     want = call(model, tiny.inputs())
     places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
@@ -204,4 +204,4 @@ def test_offloaded_weights_do_not_merge_through_peft(tmp_path: Path) -> None:
         replora.merge_and_unload(model)
     torch.testing.assert_close(call(model, tiny.inputs()), want, rtol=0, atol=0)
     with pytest.raises(replora.RepLoRAError, match="RepLoRAConfig trains on offloaded layers"):
-        replora.inject(replora.remove(model), replora.PeftConfig("lora", rank=2))
+        replora.inject(replora.remove(model), replora.PeftMethodConfig("lora", rank=2))

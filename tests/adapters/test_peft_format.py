@@ -63,7 +63,7 @@ def test_import_into_a_plain_model_and_into_the_same_method(model_name: str, met
 def test_methods_of_peft_itself(method: str, tmp_path: Path) -> None:
     model, tiny = build("hf_vit")
     options = {"oft_block_size": 4, "r": 0} if method == "oft" else {}
-    config = replora.PeftConfig(method, rank=2, options=options)
+    config = replora.PeftMethodConfig(method, rank=2, options=options)
     replora.inject(model, config, also_train=[tiny.head])
     disturb(model)
     replora.export_peft(model, tmp_path / "peft")
@@ -151,7 +151,7 @@ def test_what_peft_would_mistake_is_refused_and_unknown_use_asks_for_an_input(tm
     "config",
     [
         replora.RepLoRAConfig(rank=2, hidden=4, targets=("q", "lm_head")),
-        replora.PeftConfig("lora", targets=["lm_head"]),
+        replora.PeftMethodConfig("lora", targets=["lm_head"]),
     ],
     ids=lambda config: config.name,
 )

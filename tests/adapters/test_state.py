@@ -119,9 +119,9 @@ def test_options_out_of_range_are_named(options: dict, message: str) -> None:
 
 def test_options_of_peft_are_checked() -> None:
     with pytest.raises(replora.RepLoRAError, match="Did you mean 'dora'"):
-        replora.PeftConfig(method="doraa")
+        replora.PeftMethodConfig(method="doraa")
     with pytest.raises(replora.RepLoRAError, match="rank: 0"):
-        replora.PeftConfig(rank=0)
+        replora.PeftMethodConfig(rank=0)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +162,10 @@ def test_what_changes_training_alone_may_differ_and_so_may_what_a_method_does_no
 
 def test_methods_of_peft_are_compared_too(tmp_path: Path) -> None:
     model, _ = build("hf_llama")
-    replora.inject(model, replora.PeftConfig("dora", rank=2, alpha=4))
+    replora.inject(model, replora.PeftMethodConfig("dora", rank=2, alpha=4))
     file = replora.save_adapter(model, tmp_path / "a.safetensors")
     there, _ = build("hf_llama")
-    replora.inject(there, replora.PeftConfig("dora", rank=2))
+    replora.inject(there, replora.PeftMethodConfig("dora", rank=2))
     with pytest.raises(replora.StateMismatchError, match="alpha: 4 in the file, 2 here"):
         replora.load_adapter(there, file)
 

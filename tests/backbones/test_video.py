@@ -284,7 +284,7 @@ def test_attention_that_calls_its_projections_is_torchvision_s(shape: tuple[int,
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_methods_of_peft_act_too(method: str) -> None:
     model = nano()
-    replora.inject(model, replora.PeftConfig(method, rank=2, dropout=0.1), also_train=["head"])
+    replora.inject(model, replora.PeftMethodConfig(method, rank=2, dropout=0.1), also_train=["head"])
     assert replora.adapters.container.adapters_of(model).proved
     model(clip()).square().sum().backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if "lora_" in name)

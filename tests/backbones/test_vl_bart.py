@@ -21,7 +21,7 @@ from replora.errors import RepLoRAError
 from tests.tiny_bart import tiny_bart, write_tiny_bart
 
 LORA = replora.RepLoRAConfig(rank=128, alpha=32, factors="none", targets=["q", "v"])
-DORA = replora.PeftConfig(method="dora", rank=128, targets=["q", "v"])
+DORA = replora.PeftMethodConfig(method="dora", rank=128, targets=["q", "v"])
 WIDTH, FEATURES = 16, 6
 
 
@@ -262,7 +262,7 @@ def small():
     return VLBart(config)
 
 
-@pytest.mark.parametrize("method", [replora.RepLoRAConfig(rank=2, hidden=4), replora.PeftConfig(rank=2)])
+@pytest.mark.parametrize("method", [replora.RepLoRAConfig(rank=2, hidden=4), replora.PeftMethodConfig(rank=2)])
 def test_parts_train_and_are_saved(tmp_path, method):
     model = replora.inject(small(), method, also_train=[VISUAL_EMBEDDING])
     before = {name for name, p in model.named_parameters() if p.requires_grad}

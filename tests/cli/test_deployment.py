@@ -291,7 +291,7 @@ def test_a_merge_that_changes_the_outputs_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-BF16 = {"replora": replora.RepLoRAConfig(rank=2, hidden=4), "peft_lora": replora.PeftConfig("lora", rank=2)}
+BF16 = {"replora": replora.RepLoRAConfig(rank=2, hidden=4), "peft_lora": replora.PeftMethodConfig("lora", rank=2)}
 
 
 @pytest.mark.parametrize(

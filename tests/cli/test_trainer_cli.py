@@ -138,7 +138,7 @@ def test_number_of_classes_comes_from_the_data(finished, capsys):  # C4
     ("options", "method"),
     [
         (["--model.adapter=LinearProbeConfig"], "linear_probe"),
-        (["--model.adapter=replora.PeftConfig", "--model.adapter.method=dora"], "dora"),
+        (["--model.adapter=replora.PeftMethodConfig", "--model.adapter.method=dora"], "dora"),
         (["--config=adapter/bitfit"], "bitfit"),
     ],
 )

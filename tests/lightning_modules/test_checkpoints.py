@@ -17,7 +17,7 @@ METHODS = [
     RepLoRAConfig(rank=2, factors="none", blocks=[0]),
     replora.LinearProbeConfig(),
     replora.BitFitConfig(),
-    replora.PeftConfig(method="dora", rank=2, blocks=[0]),
+    replora.PeftMethodConfig(method="dora", rank=2, blocks=[0]),
     replora.FullConfig(),
 ]
 

@@ -118,7 +118,7 @@ def test_an_adapter_that_was_merged_stays_merged(tmp_path) -> None:
 
 @pytest.mark.parametrize("case", ["sixteen bits", "dora", "averaged"])
 def test_unmerged_where_merging_would_not_be_exact(tmp_path, case: str, monkeypatch) -> None:
-    model = trained(replora.PeftConfig("dora", rank=2, blocks=[0]) if case == "dora" else ADAPTER)
+    model = trained(replora.PeftMethodConfig("dora", rank=2, blocks=[0]) if case == "dora" else ADAPTER)
     if case == "sixteen bits":
         model.model.bfloat16()
     calls = []

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from replora.adapters.config import PeftConfig, RepLoRAConfig
+from replora.adapters.config import PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of, describe
 from replora.adapters.fingerprint import architecture, base_name
 from replora.adapters.layer import AdaptedLinear, WeightUpdate
@@ -80,7 +80,7 @@ def export_peft(
     _refuse_tied_targets(model, adapters)
     if isinstance(adapters.config, RepLoRAConfig):
         config, tensors = _plain_lora(model, adapters, adapters.config, example)
-    elif isinstance(adapters.config, PeftConfig):
+    elif isinstance(adapters.config, PeftMethodConfig):
         config, tensors = _own_peft(model, adapters, adapters.config)
     else:
         raise PeftFormatError(
@@ -205,7 +205,7 @@ def _base_modules(model: nn.Module) -> list[str]:
     return [n for n, _ in model.named_modules() if n and n not in added and not n.startswith(inside)]
 
 
-def _own_peft(model: nn.Module, adapters: Adapters, config: PeftConfig) -> tuple[Any, dict[str, Tensor]]:
+def _own_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig) -> tuple[Any, dict[str, Tensor]]:
     """The adapter of a method that `peft` itself injected."""
     import peft
 
@@ -236,7 +236,7 @@ def _refuse_tied_targets(model: nn.Module, adapters: Adapters) -> None:
         (", ".join(u.names), u.base if u.base_before_merge is None else u.base_before_merge, u.owner)
         for u in adapters.updates
     ]
-    for name, layer in peft_layers(model).items() if isinstance(adapters.config, PeftConfig) else ():
+    for name, layer in peft_layers(model).items() if isinstance(adapters.config, PeftMethodConfig) else ():
         weights.append((name, adapters.untied.get(name, layer.get_base_layer().weight), layer))
     for name, weight, module in weights:
         if elsewhere := shared_with(model, [cast(nn.Parameter, weight)], [module]):

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from replora.adapters.config import PeftConfig
+from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters
 from replora.adapters.targets import Target
 from replora.adapters.weight_tying import shared_with
@@ -29,7 +29,7 @@ _CLASSES: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def inject_peft(model: nn.Module, adapters: Adapters, config: PeftConfig, targets: list[Target]) -> set[int]:
+def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, targets: list[Target]) -> set[int]:
     """Let `peft` adapt the modules of `targets`, and return the identities of the tensors that it added.
 
     Raises:
@@ -122,7 +122,7 @@ def remove_peft(model: nn.Module) -> None:
         model.set_submodule(name, layer.get_base_layer())
 
 
-def peft_config(config: PeftConfig, modules: list[str]) -> Any:
+def peft_config(config: PeftMethodConfig, modules: list[str]) -> Any:
     """The configuration of `config` in `peft`, for exactly the modules of these names."""
     import peft
 
