@@ -3,6 +3,7 @@ from .adapters.config import (
     BitFitConfig,
     FullConfig,
     LinearProbeConfig,
+    LoRAConfig,
     PeftMethodConfig,
     RepLoRAConfig,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "DeadTargetError",
     "FullConfig",
     "LinearProbeConfig",
+    "LoRAConfig",
     "ParameterCounts",
     "PeftFormatError",
     "PeftMethodConfig",

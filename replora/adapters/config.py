@@ -104,6 +104,19 @@ class RepLoRAConfig(AdapterConfig):
 
 
 @dataclass(frozen=True)
+class LoRAConfig(RepLoRAConfig):
+    """Vanilla LoRA (Hu et al., 2022): the same as `RepLoRAConfig(factors="none")`, with only the options it has.
+
+    The options are those of `RepLoRAConfig`.
+    """
+
+    factors: Factors = field(default="none", init=False)
+    hidden: int | None = field(default=None, init=False)
+    activation: Activation = field(default="tanh", init=False)
+    scale_exponent: float = field(default=0.5, init=False)
+
+
+@dataclass(frozen=True)
 class FullConfig(AdapterConfig):
     """Full fine-tuning: every parameter trains."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -166,7 +166,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 def options_of(config: AdapterConfig) -> dict[str, Any]:
     """The options of a method as plain JSON data. Defaults that follow from other options are given as numbers."""
-    options = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
+    values = {option.name: getattr(config, option.name) for option in fields(config)}  # type: ignore[arg-type]
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     if isinstance(config, RepLoRAConfig) and config.factors != "none":
         options["hidden"] = config.width
     return options

@@ -1,0 +1,31 @@
+"""`LoRAConfig` is `RepLoRAConfig(factors="none")` under the name people know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import replora
+from tests.adapters.tiny_models import MODELS
+
+
+def test_same_description_tensors_and_file(tmp_path: Path) -> None:
+    models = []
+    for config in (replora.LoRAConfig(rank=2), replora.RepLoRAConfig(rank=2, factors="none")):
+        torch.manual_seed(0)
+        models.append(replora.inject(MODELS["timm_vit"].build(), config, also_train=["head"]))
+    lora, other = models
+    assert json.dumps(replora.describe(lora)) == json.dumps(replora.describe(other))
+    assert replora.describe(lora)["method"] == "lora"
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in lora.state_dict().items())
+    for source, target in ((lora, other), (other, lora)):
+        replora.save_adapter(source, tmp_path / "adapter.safetensors")
+        replora.load_adapter(target, tmp_path / "adapter.safetensors")
+
+
+def test_has_no_options_of_the_generator() -> None:
+    with pytest.raises(TypeError, match="hidden"):
+        replora.LoRAConfig(hidden=4)  # type: ignore[call-arg]
