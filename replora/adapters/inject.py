@@ -36,6 +36,7 @@ def inject(
     config: AdapterConfig,
     *,
     also_train: Iterable[str] = (),
+    modules_to_save: Iterable[str] | None = None,
     example: Any = None,
     check: bool = True,
 ) -> nn.Module:
@@ -45,6 +46,7 @@ def inject(
         model: Any model with `nn.Linear` or `nn.MultiheadAttention`.
         config: The method: `RepLoRAConfig`, `FullConfig`, `LinearProbeConfig`, `BitFitConfig` or `PeftMethodConfig`.
         also_train: Names of submodules that train as a whole and are saved with the adapter, such as `("head",)`.
+        modules_to_save: PEFT's name for `also_train`. Give one of the two, or the same names in both.
         example: An input to prove with that every target acts on the output: a tensor, a tuple of arguments or a dict
             of keyword arguments. For timm and transformers models one is made where it is None; for others the proof
             is made with the first forward pass.
@@ -59,6 +61,11 @@ def inject(
     if isinstance(present := getattr(model, "replora", None), Adapters):
         raise RepLoRAError(f"The model already carries {present.config.name!r}. Call replora.remove(model) first.")
     also_train = tuple(dict.fromkeys(also_train))
+    if modules_to_save is not None:
+        names = tuple(dict.fromkeys(modules_to_save))
+        if also_train and also_train != names:
+            raise RepLoRAError(f"modules_to_save: {names} differs from also_train: {also_train}. Give one of the two.")
+        also_train = names
     heads = _submodules(model, also_train)
     also_train = tuple(name for name in also_train if not in_head(name, also_train))  # one inside another is in it
     refuse_tied_heads(model, also_train)

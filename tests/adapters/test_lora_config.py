@@ -29,3 +29,12 @@ def test_same_description_tensors_and_file(tmp_path: Path) -> None:
 def test_has_no_options_of_the_generator() -> None:
     with pytest.raises(TypeError, match="hidden"):
         replora.LoRAConfig(hidden=4)  # type: ignore[call-arg]
+
+
+def test_modules_to_save_is_also_train() -> None:
+    model = replora.inject(MODELS["timm_vit"].build(), replora.LoRAConfig(rank=2), modules_to_save=["head"])
+    assert model.head.weight.requires_grad
+    with pytest.raises(replora.RepLoRAError, match="Give one of the two"):
+        replora.inject(
+            MODELS["timm_vit"].build(), replora.LoRAConfig(), also_train=["head"], modules_to_save=["patch_embed"]
+        )
