@@ -8,13 +8,36 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
 from replora.errors import RepLoRAError, nearest
 
+Config = TypeVar("Config")
 Factors = Literal["mlp", "linear", "none"]
 Activation = Literal["gelu", "relu", "tanh", "silu", "identity"]
 PeftMethod = Literal["lora", "dora", "ia3", "oft", "boft", "loha", "lokr", "hra"]
+
+
+# PEFT's name of an option -> ours.
+PEFT_NAMES = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets"}
+
+
+def _accept_peft_names(cls: type[Config]) -> type[Config]:
+    """Let the constructor take `PEFT_NAMES` as keywords too; its signature, and so the command line, has ours alone."""
+    original = cls.__init__
+
+    @wraps(original)
+    def init(self: Any, *args: Any, **options: Any) -> None:
+        for other, name in PEFT_NAMES.items():
+            if other in options:
+                value = options.pop(other)
+                if options.setdefault(name, value) != value:
+                    raise RepLoRAError(f"{other} differs from {name}: {options[name]!r}. Give one of the two.")
+        original(self, *args, **options)
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
 
 
 class AdapterConfig(ABC):
@@ -26,11 +49,14 @@ class AdapterConfig(ABC):
         """The method's short name, as it appears in tables and file names."""
 
 
+@_accept_peft_names
 @dataclass(frozen=True)
 class RepLoRAConfig(AdapterConfig):
     """RepLoRA, its linear ablation and vanilla LoRA: frozen W0 plus (alpha / rank) * B A on chosen projections.
 
     The three differ in nothing but where A and B come from, see `replora.adapters.factors`.
+
+    PEFT's names `r`, `lora_alpha`, `lora_dropout` and `target_modules` are accepted as keywords too.
 
     Args:
         rank: Inner dimension r of the update, at least 1.
@@ -103,6 +129,7 @@ class RepLoRAConfig(AdapterConfig):
         return "identity" if self.factors == "linear" else self.activation
 
 
+@_accept_peft_names
 @dataclass(frozen=True)
 class LoRAConfig(RepLoRAConfig):
     """Vanilla LoRA (Hu et al., 2022): the same as `RepLoRAConfig(factors="none")`, with only the options it has.
@@ -143,6 +170,7 @@ class BitFitConfig(AdapterConfig):
         return "bitfit"
 
 
+@_accept_peft_names
 @dataclass(frozen=True)
 class PeftMethodConfig(AdapterConfig):
     """Another method through the `peft` library, on the same roles or patterns as RepLoRA.

@@ -38,3 +38,10 @@ def test_modules_to_save_is_also_train() -> None:
         replora.inject(
             MODELS["timm_vit"].build(), replora.LoRAConfig(), also_train=["head"], modules_to_save=["patch_embed"]
         )
+
+
+def test_peft_names_of_options_are_accepted() -> None:
+    config = replora.LoRAConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["fc1"])  # type: ignore[call-arg]
+    assert config == replora.LoRAConfig(rank=4, alpha=8, dropout=0.1, targets=["fc1"])
+    with pytest.raises(replora.RepLoRAError, match="Give one of the two"):
+        replora.PeftMethodConfig(rank=4, r=8)  # type: ignore[call-arg]
