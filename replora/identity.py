@@ -20,7 +20,9 @@ Whoever compares runs or parts of them calls a function of this file, and names 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,15 +107,83 @@ FIELDS = (
 )
 # Options of the command line, without `init_args`. Those that are absent are settings.
 OPTIONS: dict[str, Kind] = {
+    # What a run leaves behind, shows, or how fast it is.
     "run_dir": "harmless",
     "ckpt_path": "harmless",
+    "config": "harmless",
+    "verbose": "harmless",
+    "return_predictions": "harmless",
+    "test_after_fit": "harmless",
+    "trainer.logger": "harmless",
+    "trainer.log_every_n_steps": "harmless",
+    "trainer.default_root_dir": "harmless",
     "trainer.enable_progress_bar": "harmless",
+    "trainer.enable_model_summary": "harmless",
+    "trainer.enable_checkpointing": "harmless",
+    "trainer.enable_autolog_hparams": "harmless",
+    "trainer.model_registry": "harmless",
+    "trainer.profiler": "harmless",
+    "trainer.barebones": "harmless",
+    "trainer.detect_anomaly": "harmless",
+    "trainer.num_sanity_val_steps": "harmless",
+    "data.num_workers": "harmless",
+    "data.cache_bytes": "harmless",
+    "data.cache_dir": "harmless",
+    "data.check_sizes": "harmless",
+    # Where the data and the weights lie: lists, classes and fingerprints say what they are.
+    "data.root": "harmless",
+    "data.union_file": "harmless",
+    "model.checkpoint": "harmless",
+    # Each example is measured once, whatever the batch.
+    "data.eval_batch_size": "harmless",
     "seed_everything": "repeat",
     "data.subset_seed": "repeat",
     "data.shuffle_seed": "repeat",
+    "data.train_fraction": "axis",
+    "data.shots": "axis",
+    "data.task": "axis",
+    "data.split": "axis",
+    "model.adapter": "axis",
     "model.optimizer.lr": "axis",
     "model.optimizer.weight_decay": "axis",
 }
+
+
+def option_kind(option: str) -> Kind:
+    """What an option of the command line means when two runs are compared.
+
+    Args:
+        option: Dotted name, with or without `init_args`. What the table does not know is a setting.
+    """
+    name = option.replace(".init_args", "")
+    best = max((known for known in OPTIONS if name == known or name.startswith(f"{known}.")), key=len, default=None)
+    return "setting" if best is None else OPTIONS[best]
+
+
+def compared_options(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run that can change a number, in canonical order."""
+    return {name: configuration[name] for name in sorted(configuration) if option_kind(name) != "harmless"}
+
+
+def configuration_sha256(configuration: Mapping[str, Any]) -> str:
+    """The hash of the options that can change a number."""
+    text = json.dumps(compared_options(configuration), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differing_options(
+    first: Mapping[str, Any], second: Mapping[str, Any], ignored: Collection[str] = ("harmless",)
+) -> dict[str, tuple[Any, Any]]:
+    """The options in which two resolved configurations differ: name -> the two values, None for an absent one.
+
+    Args:
+        first: Dotted option -> value.
+        second: The same of the other run.
+        ignored: Kinds of options that are not compared.
+    """
+    names = sorted(first.keys() | second.keys())
+    different = {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}
+    return {name: values for name, values in different.items() if option_kind(name) not in ignored}
 
 
 def options_of_kind(kind: Kind) -> list[str]:

@@ -1,21 +1,17 @@
-"""`results.json`: what one run measured and everything that the numbers depend on.
+"""`results.json`: the record of one run. docs/results.md says what is in it, and when two runs may be compared.
 
     {
-      "format": 1,
-      "backbone": {name, weights, sha256, fingerprint},         what was adapted
-      "method": "replora", "options": {...}, "targets": [...],   with what
-      "parameters": {backbone, adapter_trained, adapter_deployed, head},
-      "data": {...},                                             a datamodule's describe()
-      "fit":  {"metrics": {"val/accuracy": 0.9, ...}, "epochs": 100, "steps": 1500, ...},
-      "test": {"metrics": {...}, "weights": "last epoch", ...},
-      "sweep": {name, stage, method, task, size, grid, seed, ...}   of one run of a sweep (replora.sweeps.trial)
+      "format": 2, "run_id": "...",
+      "configuration": {option: value}, "configuration_sha256": "...",   every option of the fit, resolved
+      "backbone": {...}, "method": "replora", "options": {...}, "targets": [...], "parameters": {...},
+      "data": {...},                           a datamodule's describe(), of the training
+      "fit": {"metrics": {...}, "processes": [...], "partial": [], "diverged": false, ...},
+      "evaluations": [{"verb": "test", "metrics": {...}, "data": {...}, "weights": {...}, "partial": [], ...}],
+      "sweep": {...}                           of a run of a sweep (replora.sweeps.trial)
     }
 
-`fit` has beside its metrics the optimiser (`optimizer`), its course (`schedule`), the batches (`batch`) and the course
-of the metrics (`history`: name -> [[epoch, value], ...], at most 50 epochs, the last among them).
-
-Each verb (`fit`, `validate`, `test`, `predict`) has its own entry: its metrics, the weights it used, its seed, command,
-date, duration, peak memory and software versions. A later verb is added to the file of its run.
+Format 1 had one entry for each verb (`fit`, `validate`, `test`, `predict`). Readers of both formats find the run's own
+measurements under these names: `read_results` adds them to what a file of format 2 holds.
 """
 
 from __future__ import annotations
@@ -34,9 +30,13 @@ from replora.errors import RepLoRAError
 from replora.identity import differing
 from replora.io import replace_text
 
-FORMAT = 1
-VERBS = ("fit", "validate", "test", "predict")
+FORMAT = 2
+EVALUATIONS = ("validate", "test", "predict")
 PACKAGES = ("replora", "torch", "lightning", "timm", "transformers", "peft", "torchvision", "torchmetrics")
+
+
+class DivergedError(RepLoRAError):
+    """A fit ended with weights or a loss that are not finite numbers."""
 
 
 class ResultsError(RepLoRAError):
@@ -45,7 +45,7 @@ class ResultsError(RepLoRAError):
 
 def in_words(data: dict[str, Any]) -> str | None:
     """What a run was trained on, from the `data` of its results: data set, task and number of items."""
-    items = len(data.get("train_indices") or [])
+    items = data.get("train_size") or len(data.get("train_indices") or [])
     words = [data.get("dataset"), data.get("task"), f"{items:,} training items" if items else None]
     return ", ".join(str(word) for word in words if word) or None
 
@@ -67,34 +67,115 @@ def read_results(path: Path) -> dict[str, Any]:
         raise ResultsError(f"{file} is not a results file of this project: it has no 'format'.")
     if results["format"] > FORMAT:
         raise ResultsError(f"{file} has format {results['format']}; this release reads up to {FORMAT}. Update replora.")
-    return results
+    return with_own_measurements(results)
 
 
-def add_to_results(file: Path, model: dict[str, Any], data: dict[str, Any], verb: str, entry: dict[str, Any]) -> None:
-    """Write one verb's entry into `file`, beside the entries of other verbs of the same run; whole or not at all.
+def with_own_measurements(results: dict[str, Any]) -> dict[str, Any]:
+    """Add `validate`, `test` and `predict`: the newest complete evaluation of the data and the weights of the fit.
+
+    Results of format 1 have these entries already.
+    """
+    if results["format"] < 2:
+        return results
+    own = {e["verb"]: e for e in results.get("evaluations", []) if _is_own(results, e)}
+    return {**results, **own}
+
+
+def stored(results: dict[str, Any]) -> dict[str, Any]:
+    """What is written into a file: without the entries that `with_own_measurements` adds."""
+    derived = EVALUATIONS if results["format"] >= 2 else ()
+    return {name: value for name, value in results.items() if name not in derived}
+
+
+def _is_own(results: dict[str, Any], evaluation: dict[str, Any]) -> bool:
+    if evaluation["partial"]:
+        return False
+    if "fit" not in results:  # a model that was only measured
+        return True
+    if evaluation["weights"]["sha256"] != results["fit"]["weights_sha256"]:
+        return False
+    measured, trained = evaluation["data"], results["data"]
+    known = trained.get("splits", {}).get(measured.get("split"), {})
+    same_list = known.get("sha256") == measured.get("sha256")
+    return bool(same_list)
+
+
+def weights_source(evaluation: dict[str, Any]) -> str:
+    """Where the weights of an evaluation came from, in words: "last epoch", "untrained", or a checkpoint."""
+    weights = evaluation["weights"]
+    return str(weights["source"] if isinstance(weights, dict) else weights)  # format 1 has the words alone
+
+
+def record_fit(
+    file: Path, model: dict[str, Any], data: dict[str, Any], fit: dict[str, Any], run: dict[str, Any]
+) -> None:
+    """Write what a fit did. Earlier evaluations of the same run stay in the file.
 
     Args:
-        file: Where; made with its folder if absent.
+        file: Results file; it is created with its folder if it does not exist.
         model: Backbone, method, options, targets and parameter counts.
-        data: The data's description.
-        verb: One of `VERBS`. An earlier entry of the same verb is replaced.
-        entry: Its metrics and circumstances.
+        data: Description of the training data.
+        fit: Metrics and circumstances of the training.
+        run: `run_id`, `configuration` and its hash.
 
     Raises:
-        ResultsError: `file` exists and belongs to a run of another backbone or method, or cannot be read.
+        ResultsError: `file` belongs to another run, or cannot be read.
     """
-    before = read_results(file) if file.exists() else {}
-    refuse_other_run(file, before, model)
-    entries = {name: before[name] for name in (*VERBS, "sweep") if name in before} | {verb: entry}
-    # What a verb's datamodule has not built is known from the verbs before.
-    known = before.get("data", {})
-    merged = {key: known.get(key) if value in (None, {}, []) else value for key, value in data.items()}
-    if isinstance(known.get("split_sizes"), dict) and isinstance(data.get("split_sizes"), dict):
-        merged["split_sizes"] = known["split_sizes"] | data["split_sizes"]
-    write_json(file, {"format": FORMAT, **model, "data": merged, **entries})
+    before = stored(read_results(file)) if file.exists() else {}
+    check_same_run(file, before, model)
+    kept: dict[str, Any] = {name: before[name] for name in ("evaluations", "sweep") if name in before}
+    write_json(file, {"format": FORMAT, **run, **model, "data": data, "fit": fit, "evaluations": [], **kept})
 
 
-def refuse_other_run(file: Path, before: dict[str, Any], model: dict[str, Any]) -> None:
+def record_evaluation(file: Path, model: dict[str, Any], data: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    """Add one evaluation. It replaces only the same measurement: of the same verb, data, weights and part.
+
+    Args:
+        file: Results file; it is created with its folder if it does not exist.
+        model: Backbone, method, options, targets and parameter counts.
+        data: Description of the data, for a file that has none because nothing was trained.
+        evaluation: Its verb, metrics, data, weights and circumstances.
+
+    Raises:
+        ResultsError: `file` belongs to another run, or cannot be read.
+    """
+    before: dict[str, Any] = stored(read_results(file)) if file.exists() else {"format": FORMAT}
+    check_same_run(file, before, model)
+    before = _upgraded(before)
+    evaluation = json.loads(json.dumps(evaluation))
+    others = [e for e in before.get("evaluations", []) if _measured(e) != _measured(evaluation)]
+    content = {**model, "data": data} | before | {"evaluations": [*others, evaluation]}
+    write_json(file, {"format": FORMAT} | content | {"format": FORMAT})
+
+
+def _measured(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What an evaluation is a measurement of."""
+    data = {name: value for name, value in evaluation["data"].items() if name != "root"}
+    weights = evaluation["weights"]
+    return {"verb": evaluation["verb"], "data": data, "weights": weights["sha256"], "partial": evaluation["partial"]}
+
+
+def _upgraded(results: dict[str, Any]) -> dict[str, Any]:
+    """Results of format 1 as those of format 2; what format 1 did not record stays unknown."""
+    if results["format"] >= 2:
+        return results
+    evaluations = [
+        {
+            **results[verb],
+            "verb": verb,
+            "data": {},
+            "partial": [],
+            "weights": {"source": results[verb]["weights"], "sha256": None},
+        }
+        for verb in EVALUATIONS
+        if verb in results
+    ]
+    fit = {"fit": {**results["fit"], "weights_sha256": None, "partial": []}} if "fit" in results else {}
+    kept = {name: value for name, value in results.items() if name not in (*EVALUATIONS, "fit", "format")}
+    return {"format": FORMAT, **kept, **fit, "evaluations": evaluations}
+
+
+def check_same_run(file: Path, before: dict[str, Any], model: dict[str, Any]) -> None:
     """Raise if `before`, read from `file`, is of another backbone or method than `model`.
 
     Raises:

@@ -12,27 +12,33 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import warnings
 import zipfile
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 # Importing the packages makes their classes available by name: --model ImageClassification, --data VTABDataModule.
 from datamodules import BaseDataModule
 from lightning_modules import AdaptedModule, LastCheckpoint, ResultsWriter
+from lightning_modules.base import plain
 from replora.adapters.config import AdapterConfig
 from replora.config_files import find_config
 from replora.errors import RepLoRAError, nearest
+from replora.identity import flat_options
 from replora.recipes import changed_options
-from replora.results import read_results
+from replora.results import DivergedError, read_results
+from replora.run_directory import check_unused, create_unique, last_checkpoint, locked
 from replora.runs import concrete_subclasses
 
 # Warnings that do not apply here, with the reason.
@@ -65,6 +71,19 @@ class PackagedConfigFile(ActionConfigFile):
             rank_zero_info(f"config {values}: {file}")
             values = str(file)
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+        if isinstance(values, str) and "\n" not in values:
+            _point_to_folder(cfg, Path(values))
+
+
+def _point_to_folder(options: Any, file: Path) -> None:
+    """Let `RUN/fit.yaml` mean the run in whose folder it lies, wherever it was written: the folder may be a copy."""
+    run_dir = options.get("run_dir")
+    if run_dir is None or not any((file.parent / name).exists() for name in ("results.json", "checkpoints")):
+        return
+    checkpoint = options.get("ckpt_path")
+    if checkpoint is not None and Path(checkpoint).is_relative_to(run_dir):
+        options["ckpt_path"] = file.parent / Path(checkpoint).relative_to(run_dir)
+    options["run_dir"] = file.parent
 
 
 class SaveVerbConfig(SaveConfigCallback):
@@ -90,6 +109,11 @@ class TrainerCLI(LightningCLI):
         for message in IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_needed)
+        self.resources = ExitStack()
+        with self.resources:
+            self._run(arguments)
+
+    def _run(self, arguments: list[str]) -> None:
         super().__init__(
             AdaptedModule,
             BaseDataModule,
@@ -162,6 +186,8 @@ class TrainerCLI(LightningCLI):
         return options
 
     def before_instantiate_classes(self) -> None:
+        if self.options.seed_everything is False:
+            os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run of this process
         self.options.ckpt_path = self._checkpoint()
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -178,7 +204,8 @@ class TrainerCLI(LightningCLI):
         run_dir = self._run_dir()
         self.options.run_dir = run_dir
         given = self.config_init[self.verb].trainer
-        callbacks: list[Callback] = [ResultsWriter(run_dir, self.untrained)]
+        self.record = ResultsWriter(run_dir, self.untrained, self._configuration())
+        callbacks: list[Callback] = [self.record]
         if given.enable_checkpointing is not False and not given.fast_dev_run:
             # The last epoch's weights, in one file: what a run is measured with, and what it resumes from.
             callbacks.append(LastCheckpoint(run_dir / "checkpoints"))
@@ -188,12 +215,48 @@ class TrainerCLI(LightningCLI):
             kwargs["logger"] = _loggers(run_dir, self.verb)
         return super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
 
+    def _configuration(self) -> dict[str, Any]:
+        """Every option with the value in force, by its name on the command line."""
+        return {
+            name.replace(".init_args", ""): plain(value) for name, value in flat_options(self.options.as_dict()).items()
+        }
+
     def after_fit(self) -> None:
-        """Test the last weights once, if the protocol has a test."""
+        """Test the last weights once, if the protocol has a test.
+
+        Raises:
+            DivergedError: The weights or the loss are not finite numbers.
+        """
+        if self.finished:
+            return
+        if self.record.diverged:
+            raise DivergedError(
+                f"The fit diverged: its weights or its loss are not finite numbers. It is recorded as diverged in "
+                f"{self.record.file}, and its adapter is not used without --force true. Lower --model.optimizer.lr, or "
+                "clip gradients with --trainer.gradient_clip_val 1.0."
+            )
         tested = getattr(self.datamodule, "protocol", None) in ("final", "holdout")
         if tested and self.options.test_after_fit and not self.trainer.interrupted:
             quiet = self.trainer.progress_bar_callback is None
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=not quiet)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train, unless the checkpoint to resume is that of a finished run."""
+        self.finished = self._is_finished()
+        if self.finished:
+            rank_zero_info(f"{self.options.run_dir} is finished: there is nothing to train, and nothing was changed.")
+        else:
+            self.trainer.fit(**kwargs)
+
+    def _is_finished(self) -> bool:
+        resumed: Path | None = self.options.ckpt_path
+        results = self.options.run_dir / "results.json"
+        if resumed is None or not results.exists() or "fit" not in read_results(results):
+            return False
+        loops = torch.load(resumed, map_location="cpu", weights_only=True, mmap=True)["loops"]["fit_loop"]
+        epochs = loops["epoch_progress"]["current"]["completed"]
+        most = self.trainer.max_epochs
+        return most is not None and 0 <= most <= epochs
 
     def predict(self, **kwargs: Any) -> None:
         """Predict without collecting predictions in memory: the callbacks of `AdaptedModule.writers` write them."""
@@ -207,7 +270,7 @@ class TrainerCLI(LightningCLI):
         """
         path: Path | None = self.options.ckpt_path
         run_dir: Path | None = self.options.run_dir
-        last = None if run_dir is None else run_dir / "checkpoints" / "last.ckpt"
+        last = None if run_dir is None else last_checkpoint(run_dir)
         if path is None and self.verb == "fit":
             return None
         if str(path) == UNTRAINED and self.verb != "fit":
@@ -236,24 +299,26 @@ class TrainerCLI(LightningCLI):
         return path
 
     def _run_dir(self) -> Path:
-        """The directory of the run.
+        """The directory of the run, locked until the verb ends.
 
         Raises:
-            RepLoRAError: A fit that does not resume would write into the directory of an earlier one.
+            RunDirectoryError: A fit that does not resume would write into the directory of another one, or another
+                process writes in it.
         """
         given: Path | None = self.options.run_dir
         resumed: Path | None = self.options.ckpt_path
         if given is None and resumed and Path(resumed).parent.name == "checkpoints":
             given = resumed.parents[1]
+        first = getattr(rank_zero_only, "rank", 0) == 0
         if given is None:
             task, method = self.datamodule.describe()["task"], self.model.describe()["method"]
             given = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{task}-{method}"
-        holds_results = (given / "results.json").exists()
-        if self.verb == "fit" and resumed is None and holds_results and "fit" in read_results(given):
-            raise RepLoRAError(
-                f"{given} holds a finished run. Choose a new directory with --run_dir, resume with --ckpt_path "
-                f"{given / 'checkpoints' / 'last.ckpt'}, or delete it."
-            )
+            given = create_unique(given) if first else given
+        elif first and self.verb == "fit" and resumed is None and not self.options.trainer.fast_dev_run:
+            check_unused(given)
+        if first:
+            remedy = "Wait until it ends, stop it, or choose another directory with --run_dir."
+            self.resources.enter_context(locked(given, f"the {self.verb}", remedy))
         return given
 
 

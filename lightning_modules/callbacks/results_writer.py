@@ -7,15 +7,29 @@ import json
 import math
 import os
 import time
+import uuid
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 import replora
-from replora.results import add_to_results, circumstances, in_words, peak_memory, read_results, refuse_other_run
+from replora.adapters.fingerprint import state_sha256
+from replora.errors import RepLoRAError
+from replora.identity import compared_options, configuration_sha256, differing_options
+from replora.results import (
+    check_same_run,
+    circumstances,
+    in_words,
+    peak_memory,
+    read_results,
+    record_evaluation,
+    record_fit,
+)
 
 HISTORY = 50  # maximum number of epochs that a results file keeps of each metric
 UNTRAINED = "untrained"
@@ -30,23 +44,35 @@ class Described(Protocol):
     def measured(self, verb: str) -> dict[str, Any]: ...
 
 
-class ResultsWriter(Callback):
-    """Writes one entry into `results.json` for each verb, and the trained adapter when a fit ends.
+class ResumeError(RepLoRAError):
+    """A checkpoint belongs to a fit with other data or options."""
 
-    Nothing is written in a dry run (`fast_dev_run`) or if the run does not finish.
+
+class ResultsWriter(Callback):
+    """Keeps the record of a run, `results.json`, and writes the trained adapter at the end of a fit.
+
+    A fit is recorded when it ends, each evaluation when it ends (docs/results.md). Nothing is written for
+    `fast_dev_run`, or if a verb does not complete.
 
     Args:
         run_dir: Directory of the run.
         untrained: Whether the model is measured before any training.
+        configuration: Resolved options of the fit, by their dotted names; empty if there is no command line.
     """
 
-    def __init__(self, run_dir: Path, untrained: bool = False) -> None:
+    def __init__(self, run_dir: Path, untrained: bool = False, configuration: dict[str, Any] | None = None) -> None:
         self.run_dir = run_dir
         self.untrained = untrained
+        self.configuration = configuration or {}
+        self.run_id = uuid.uuid4().hex
         self.fitted = False
+        self.diverged = False
         self.started = 0.0
+        self.begun: dict[str, int] = {}
+        self.trained_on: dict[str, Any] | None = None
         self.validated = -1  # epoch of the last validation
         self.history: dict[str, dict[int, float]] = {}  # metric -> epoch from 1 -> value
+        self.processes: list[dict[str, Any]] = []  # what trained before this process
 
     @property
     def file(self) -> Path:
@@ -56,8 +82,14 @@ class ResultsWriter(Callback):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         if trainer.is_global_zero and self.file.exists() and isinstance(pl_module, Described):
-            refuse_other_run(self.file, read_results(self.file), pl_module.describe())
+            check_same_run(self.file, read_results(self.file), pl_module.describe())
         self.started = time.monotonic()
+
+    # --- the fit
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self.begun = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        self.trained_on = _trained_on(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         for name, value in _metrics(trainer).items():
@@ -65,70 +97,253 @@ class ResultsWriter(Callback):
             if not name.startswith("val/") or self.validated == trainer.current_epoch:
                 self.history.setdefault(name, {})[trainer.current_epoch + 1] = value
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self.validated = trainer.current_epoch
-        if trainer.state.fn == "validate":
-            self._write(trainer, pl_module, "validate", {"weights": self._weights(trainer)})
-
     def state_dict(self) -> dict[str, Any]:
-        """The history so far, for a run that resumes."""
-        return {"history": self.history}
+        """What a run that resumes, or an evaluation, must know of the training so far."""
+        return {
+            "run_id": self.run_id,
+            "history": self.history,
+            "processes": [*self.processes, self._process()],
+            "configuration": compared_options(self.configuration),
+            "trained_on": self.trained_on,
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Check what is resumed or measured against what the checkpoint was trained with (docs/results.md).
+
+        Raises:
+            ResumeError: A fit would go on with other data or options.
+            RepLoRAError: The data that are measured have classes that the run does not know.
+        """
+        state = checkpoint.get("callbacks", {}).get(type(self).__qualname__, {})
+        trained_on = state.get("trained_on")
+        if trained_on is None:  # a checkpoint of an earlier release
+            return
+        if trainer.state.fn == TrainerFn.FITTING:
+            check_resumed(
+                state["configuration"], compared_options(self.configuration), trained_on, _trained_on(trainer)
+            )
+        elif trained_on["class_names"] and hasattr(trainer.datamodule, "map_labels_to"):  # type: ignore[attr-defined]
+            trainer.datamodule.map_labels_to(trained_on["class_names"])  # type: ignore[attr-defined]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = state_dict["history"]
+        self.processes = state_dict.get("processes", [])
+        self.run_id = state_dict.get("run_id", self.run_id)
+
+    def _process(self, trainer: Trainer | None = None) -> dict[str, Any]:
+        """What this process trained."""
+        entry = {"from": self.begun, "seconds": round(time.monotonic() - self.started, 2)}
+        if trainer is not None:
+            entry |= {"to": {"epoch": trainer.current_epoch, "step": trainer.global_step}, **_machine(trainer)}
+        return {**entry, **circumstances()}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.fitted = True
-        resumed = str(trainer.ckpt_path) if trainer.ckpt_path else None
-        entry = {
+        if not self._records(trainer, pl_module):
+            return
+        model = cast(nn.Module, pl_module.model)
+        state = replora.adapter_state(model)
+        metrics = _metrics(trainer)
+        # A run that was interrupted behind its last epoch has them from its checkpoint alone.
+        metrics = {name: points[max(points)] for name, points in self.history.items() if points} | metrics
+        # Of a metric that was not measured in the last epoch, the record holds the last value with its epoch.
+        epochs = {name: max(self.history[name]) for name in metrics if self.history.get(name)}
+        finite = all(bool(torch.isfinite(t).all()) for t in state.values() if t.is_floating_point())
+        losses = [value for name, value in metrics.items() if name.endswith("loss")]
+        self.diverged = not finite or not all(map(math.isfinite, losses))
+        processes = [*self.processes, self._process(trainer)]
+        partial = partial_fit(trainer)
+        fit = {
+            "metrics": _json(metrics),
+            "epoch_of": epochs,
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
-            "resumed_from": resumed,
+            "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "selection": "last epoch",
             "optimizer": _optimizer(trainer),
             "batch": _batch(trainer),
             "schedule": _schedule(pl_module),
             "history": {name: _thinned(points) for name, points in self.history.items()},
-        }
-        self._write(trainer, pl_module, "fit", entry)
-        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False) and isinstance(pl_module, Described):
-            metadata = adapter_metadata(pl_module, getattr(trainer, "datamodule", None), _metrics(trainer))
-            replora.save_adapter(cast(nn.Module, pl_module.model), self.run_dir / "adapter.safetensors", metadata)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer, pl_module, "test", {"weights": self._weights(trainer)})
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer, pl_module, "predict", {"weights": self._weights(trainer)})
-
-    def _weights(self, trainer: Trainer) -> str:
-        """The weights that were measured, in words."""
-        if trainer.ckpt_path:
-            seen = getattr(trainer.lightning_module, "loaded_after", "")
-            return f"{trainer.ckpt_path} (after {seen})"
-        if self.untrained:
-            return UNTRAINED
-        return "last epoch" if self.fitted else "as given"
-
-    def _write(self, trainer: Trainer, module: LightningModule, verb: str, entry: dict[str, Any]) -> None:
-        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False) or not isinstance(module, Described):
-            return
-        metrics = _metrics(trainer)
-        entry = {
-            "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
-            **module.measured(verb),
-            **entry,
-            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
-            "seconds": round(time.monotonic() - self.started, 2),
-            "peak_memory_bytes": peak_memory(),
-            "devices": trainer.world_size,
-            "accelerator": type(trainer.accelerator).__name__,
-            "precision": trainer.precision,
+            "weights_sha256": state_sha256(state),
+            "partial": partial,
+            "diverged": self.diverged,
+            "processes": processes,
+            **cast("Described", pl_module).measured("fit"),
+            **_seed(),
+            "seconds": round(sum(process["seconds"] for process in processes), 2),
+            **_machine(trainer),
             **circumstances(),
         }
-        describe = getattr(getattr(trainer, "datamodule", None), "describe", dict)
-        add_to_results(self.file, module.describe(), describe(), verb, entry)
+        run = {
+            "run_id": self.run_id,
+            "configuration": compared_options(self.configuration),
+            "configuration_sha256": configuration_sha256(self.configuration),
+        }
+        record_fit(self.file, cast("Described", pl_module).describe(), _description(trainer), fit, run)
+        metadata = adapter_metadata(cast("Described", pl_module), getattr(trainer, "datamodule", None), metrics)
+        if partial:
+            metadata["partial"] = "; ".join(partial)
+        if self.diverged:
+            metadata["diverged"] = "true"
+        replora.save_adapter(model, self.run_dir / "adapter.safetensors", metadata)
+
+    # --- evaluations
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.validated = trainer.current_epoch
+        if trainer.state.fn == "validate":
+            self._record_evaluation(trainer, pl_module, "validate")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._record_evaluation(trainer, pl_module, "test")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._record_evaluation(trainer, pl_module, "predict")
+
+    def _record_evaluation(self, trainer: Trainer, module: LightningModule, verb: str) -> None:
+        if not self._records(trainer, module):
+            return
+        described = cast("Described", module)
+        evaluation = {
+            "verb": verb,
+            "metrics": _json(_metrics(trainer)),
+            "data": _evaluated(trainer, verb),
+            "weights": self._weights(trainer, module),
+            "partial": partial_evaluation(trainer, verb),
+            **described.measured(verb),
+            **_seed(),
+            "seconds": round(time.monotonic() - self.started, 2),
+            **_machine(trainer),
+            **circumstances(),
+        }
+        record_evaluation(self.file, described.describe(), _description(trainer), evaluation)
+
+    def _weights(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        """The weights that were measured."""
+        source = "last epoch" if self.fitted else "as given"
+        if trainer.ckpt_path:
+            source = f"{trainer.ckpt_path} (after {getattr(module, 'loaded_after', '')})"
+        elif self.untrained:
+            source = UNTRAINED
+        # Merged weights are the same weights: the state of the adapter does not change.
+        return {
+            "source": source,
+            "sha256": state_sha256(replora.adapter_state(cast(nn.Module, module.model))),
+            "averaged": any(isinstance(c, WeightAveraging) for c in trainer.callbacks),  # type: ignore[attr-defined]
+        }
+
+    def _records(self, trainer: Trainer, module: LightningModule) -> bool:
+        return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False) and isinstance(module, Described)
+
+
+# What a resumed fit may change (docs/results.md); the batch of all processes is compared as a number.
+RESUMED_WITH_OTHERS = (
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.callbacks"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.accumulate_grad_batches", "data.batch_size"),
+)
+
+
+def check_resumed(
+    before: dict[str, Any], now: dict[str, Any], trained_on: dict[str, Any], data: dict[str, Any]
+) -> None:
+    """Check that a resumed fit continues the run of its checkpoint.
+
+    Args:
+        before: Options in the checkpoint; empty if it was written without a command line.
+        now: Options of this fit.
+        trained_on: Data and batch in the checkpoint.
+        data: Data and batch of this fit.
+
+    Raises:
+        ResumeError: They differ in more than a resumed fit may change.
+    """
+    options = differing_options(before, now) if before and now else {}
+    changed = {name: values for name, values in options.items() if not name.startswith(RESUMED_WITH_OTHERS)}
+    changed |= {name: (trained_on[name], data[name]) for name in trained_on if trained_on[name] != data.get(name)}
+    if changed:
+        listed = "\n  ".join(
+            f"{name}: {_shown(was)} in the checkpoint, {_shown(is_)} here" for name, (was, is_) in changed.items()
+        )
+        raise ResumeError(
+            f"The checkpoint belongs to a fit with other data or options:\n  {listed}\nA resumed run continues the one "
+            "that was interrupted. Give the options it was started with, which are in the fit.yaml of its run, or start "
+            "a new run without --ckpt_path. More epochs, other devices with the same batch in all, and options that "
+            "cannot change a number are allowed."
+        )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _trained_on(trainer: Trainer) -> dict[str, Any]:
+    """What identifies the training: its list, classes and batch; parts that the data do not tell are None."""
+    described = _description(trainer)
+    split = getattr(trainer.datamodule, "train_split", "train") if trainer.datamodule else "train"  # type: ignore[attr-defined]
+    return {
+        "training list": described.get("splits", {}).get(split, {}).get("sha256"),
+        "train_size": described.get("train_size"),
+        "class_names": described.get("class_names"),
+        "batch of all processes": math.prod(_batch(trainer).values()),
+    }
+
+
+def partial_fit(trainer: Trainer) -> list[str]:
+    """Why a fit is not a complete one."""
+    reasons = _limits(trainer, "train") + _limits(trainer, "val")
+    if overfit := getattr(trainer, "overfit_batches", 0):
+        reasons.append(f"overfit_batches={overfit}")
+    if trainer.max_epochs == 0 or trainer.global_step == 0:
+        reasons.append("no training step")
+    return reasons
+
+
+def partial_evaluation(trainer: Trainer, verb: str) -> list[str]:
+    """Why an evaluation does not cover its split."""
+    return _limits(trainer, {"validate": "val"}.get(verb, verb))
+
+
+def _limits(trainer: Trainer, part: str) -> list[str]:
+    """The limit on the batches of a part, unless it is 1.0 (all) or, for the validation of a fit, 0 (none)."""
+    limit = getattr(trainer, f"limit_{part}_batches")
+    complete = isinstance(limit, float) and limit == 1.0
+    return [] if complete or (part == "val" and not limit) else [f"limit_{part}_batches={limit}"]
+
+
+def _json(metrics: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _seed() -> dict[str, int | None]:
+    """The seed of the run; None if it was not seeded."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return {"seed": None if seed is None else int(seed)}
+
+
+def _machine(trainer: Trainer) -> dict[str, Any]:
+    return {
+        "peak_memory_bytes": peak_memory(),
+        "devices": trainer.world_size,
+        "accelerator": type(trainer.accelerator).__name__,
+        "precision": trainer.precision,
+    }
+
+
+def _description(trainer: Trainer) -> dict[str, Any]:
+    """What the datamodule says of the data, as JSON values."""
+    return dict(getattr(getattr(trainer, "datamodule", None), "describe", dict)())
+
+
+def _evaluated(trainer: Trainer, verb: str) -> dict[str, Any]:
+    """The identity of the data that a verb measured; empty for a datamodule that does not say."""
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    if not hasattr(datamodule, "identity"):
+        return {}
+    predicted = getattr(datamodule, "predicted_split", datamodule.eval_split)
+    return dict(datamodule.identity({"validate": "val", "test": "test"}.get(verb, predicted)))
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from replora.errors import RepLoRAError, nearest
+from replora.former_names import FORMER_NAMES
 
 Factors = Literal["mlp", "linear", "none"]
 Activation = Literal["gelu", "relu", "tanh", "silu", "identity"]
@@ -281,3 +282,10 @@ def _require(holds: bool, option: str, value: object, wanted: str) -> None:
 def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise RepLoRAError(f"{option}: {value!r} is not known. {nearest(str(value), choices)}")
+
+
+def __getattr__(name: str) -> Any:
+    """Find a class by the name that the checkpoint of an earlier run has for it."""
+    if name in FORMER_NAMES:
+        return globals()[FORMER_NAMES[name]]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

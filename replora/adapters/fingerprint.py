@@ -99,3 +99,13 @@ def fingerprint(
 def in_head(name: str, heads: tuple[str, ...]) -> bool:
     """Whether a tensor's name lies in one of the modules `heads`."""
     return any(name.startswith(f"{head}.") for head in heads)
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """A hash of all values of a state dict, with names, shapes and types: equal tensors have equal hashes."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

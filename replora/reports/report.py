@@ -19,6 +19,7 @@ from replora.reports.sections.learning_rates import grid_section
 from replora.reports.sections.low_data import by_size
 from replora.reports.sections.validation import validation_section
 from replora.reports.sections.video import video_section
+from replora.results import stored
 
 TITLE = "Results"
 RUN_COLUMNS = (
@@ -202,4 +203,4 @@ def _video_row(run: Run) -> list[Any]:
 
 
 def _line(content: dict[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(stored(content), ensure_ascii=False, separators=(",", ":"))

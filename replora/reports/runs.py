@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
-from replora.results import read_results
+from replora.results import read_results, with_own_measurements
 
 # Methods are listed in this order, others after them by name.
 METHOD_ORDER = ("full fine-tuning", "linear probe", "BitFit", "LoRA", "DoRA", "linear", "RepLoRA")
@@ -176,7 +176,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
         raise ReportError(f"{file} cannot be read: {error}.") from error
     if not all(isinstance(content, dict) and "format" in content for content in contents):
         raise ReportError(f"{file} is not a file of results: a line has no 'format'.")
-    return contents
+    return [with_own_measurements(content) for content in contents]
 
 
 def is_run(content: dict[str, Any]) -> bool:

@@ -27,7 +27,7 @@ from typing import Any
 from replora.errors import RepLoRAError
 from replora.identity import flat_options, options_of_kind
 from replora.io import replace_text
-from replora.results import FORMAT, read_results, write_json
+from replora.results import FORMAT, DivergedError, read_results, stored, write_json
 from replora.sweeps.plan import Point, Trial
 
 
@@ -83,7 +83,7 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
         with _called(arguments), _output_to(folder / "output.log"):
             if arguments:
                 launch([*arguments, "--trainer.enable_progress_bar=false"])
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, DivergedError) as error:
         content: dict[str, Any] = {"format": FORMAT, "sweep": label | {"failed": str(error)}}
     except SystemExit as error:  # the parser's way to refuse an option
         _, _, mistake = (folder / "output.log").read_text(encoding="utf-8").rpartition("error:")
@@ -95,7 +95,7 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
         raise
     else:
         content = read_results(folder) | {"sweep": label}
-    write_json(folder / "results.json", content)
+    write_json(folder / "results.json", stored(content))
     if trial.stage == "select":
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return content

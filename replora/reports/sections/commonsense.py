@@ -12,7 +12,7 @@ from typing import Any
 
 from replora.errors import RepLoRAError, nearest
 from replora.evaluation.sign_test import sign_test
-from replora.results import read_results
+from replora.results import read_results, weights_source
 
 # In the order of the published tables, with their short names.
 COLUMNS = {
@@ -85,8 +85,8 @@ def right_answers(predictions: Path, metrics: Sequence[str]) -> dict[str, dict[s
 def _paired(contents: list[dict[str, Any]], metric: str) -> str:
     """Each run against the untuned model, task by task; empty where that cannot be told."""
     told = [content for content in contents if "right" in content["test"]]
-    untuned = next((content["test"] for content in told if content["test"]["weights"] == UNTRAINED), None)
-    tuned = [content for content in told if content["test"]["weights"] != UNTRAINED]
+    untuned = next((content["test"] for content in told if weights_source(content["test"]) == UNTRAINED), None)
+    tuned = [content for content in told if weights_source(content["test"]) != UNTRAINED]
     if untuned is None or not tuned:
         return ""
     lines = [
@@ -119,7 +119,7 @@ def _row(content: dict[str, Any], metric: str) -> str:
     test = content["test"]
     name, counts = content["method"], content["parameters"]
     numbers = [f"{counts['adapter_trained']:,}", f"{counts['adapter_deployed']:,}"]
-    if test["weights"] == UNTRAINED:
+    if weights_source(test) == UNTRAINED:
         name, numbers = "untuned", ["0", "0"]
     cells = [_cell(test["tasks"].get(task), metric) for task in COLUMNS]
     return f"| {' | '.join([name, *numbers, *cells])} | {100 * test['mean'][metric]:.1f} |"
