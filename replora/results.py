@@ -71,14 +71,16 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def with_own_measurements(results: dict[str, Any]) -> dict[str, Any]:
-    """Add `validate`, `test` and `predict`: the newest complete evaluation of the data and the weights of the fit.
+    """Add `validate`, `test` and `predict`: the newest evaluation of the data and the weights of the fit.
 
-    Results of format 1 have these entries already.
+    A complete one comes before one of a part, which says so in its `partial`. Results of format 1 have these entries
+    already.
     """
     if results["format"] < 2:
         return results
-    own = {e["verb"]: e for e in results.get("evaluations", []) if _is_own(results, e)}
-    return {**results, **own}
+    own = [e for e in results.get("evaluations", []) if _is_own(results, e)]
+    by_verb = {e["verb"]: e for e in sorted(own, key=lambda e: not e["partial"])}
+    return {**results, **by_verb}
 
 
 def stored(results: dict[str, Any]) -> dict[str, Any]:
@@ -88,8 +90,6 @@ def stored(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_own(results: dict[str, Any], evaluation: dict[str, Any]) -> bool:
-    if evaluation["partial"]:
-        return False
     if "fit" not in results:  # a model that was only measured
         return True
     if evaluation["weights"]["sha256"] != results["fit"]["weights_sha256"]:

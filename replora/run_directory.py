@@ -12,7 +12,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from replora.errors import RepLoRAError
-from replora.io import replace_text
 
 LOCK = ".lock"
 HOLDER = ".lock.holder"
@@ -82,7 +81,7 @@ def locked(folder: Path, what: str, remedy: str) -> Iterator[None]:
         by = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "an unknown process"
         raise RunDirectoryError(f"{folder} is in use by {by}. {remedy}") from None
     try:
-        replace_text(holder, f"{what} of process {os.getpid()} on {platform.node()}\n")
+        holder.write_text(f"{what} of process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)

@@ -268,9 +268,9 @@ def check_resumed(
         )
         raise ResumeError(
             f"The checkpoint belongs to a fit with other data or options:\n  {listed}\nA resumed run continues the one "
-            "that was interrupted. Give the options it was started with, which are in the fit.yaml of its run, or start "
-            "a new run without --ckpt_path. More epochs, other devices with the same batch in all, and options that "
-            "cannot change a number are allowed."
+            "that was interrupted. Give the options it was started with, which are in its fit.yaml, or start a new run "
+            "without --ckpt_path. More epochs, other devices with the same batch in all, and options that cannot "
+            "change a number are allowed."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from replora.cli.commands import quickstart
 from replora.cli.main import COMMANDS, TRAINER_VERBS, main
 from replora.config_files import packaged_configs
 from replora.plots.quickstart import learning_curve, row
+from replora.results import read_results
 from tests.cli.helpers import QUICK
 
 
@@ -94,4 +94,4 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     assert learning_curve(runs[5])[0] == [1, 2]
     assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "quickstart.png").stat().st_size > 50_000
-    assert json.loads((runs[5] / "results.json").read_text())["predict"]
+    assert read_results(runs[5])["predict"]

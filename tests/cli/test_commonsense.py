@@ -15,7 +15,7 @@ from replora.datasets.text.commonsense import read_task
 from replora.datasets.text.prompts import choice_items
 from replora.evaluation import option_log_likelihoods
 from replora.reports.sections.commonsense import commonsense_table
-from replora.results import read_results
+from replora.results import read_results, weights_source
 from replora.runs import load_run
 from tests.cli.test_distributed import run_process
 from tests.cli.test_trainer_cli import refused
@@ -90,7 +90,7 @@ def test_fit_and_its_test(finished, home):
     assert content["data"]["tokenizer"] == str(home / "llama")  # the data follow the model
     assert content["fit"]["steps"] == 2 * 10  # 37 texts
     test = content["test"]
-    assert (test["weights"], test["evaluation"]) == ("last epoch", "likelihood")
+    assert (weights_source(test), test["evaluation"]) == ("last epoch", "likelihood")
     assert {task: found["items"] for task, found in test["tasks"].items()} == {t: n for t, (_, n) in SIZES.items()}
     given = answers(finished)
     assert len(given) == 15
@@ -126,7 +126,7 @@ def test_another_test_of_the_run_gives_the_same(finished, home, tmp_path):
 def test_untrained_is_the_backbone(home, tmp_path):
     main(["test", *options(home), "--ckpt_path=untrained", f"--run_dir={tmp_path}"])
     content = read_results(tmp_path)
-    assert content["test"]["weights"] == "untrained"
+    assert weights_source(content["test"]) == "untrained"
     assert commonsense_table([tmp_path]).splitlines()[2].startswith("| untuned | 0 | 0 |")
     backbone = build_language_backbone(str(home / "llama")).model.eval()
     items = choice_items(load_tokenizer(str(home / "llama")), read_task(home, "openbookqa", "test", False), "cloze")
@@ -177,7 +177,7 @@ def test_the_lowest_validation_loss_is_kept_where_it_is_asked_for(home, tmp_path
     main(["validate", f"--config={run / 'fit.yaml'}", f"--ckpt_path={best}", f"--run_dir={tmp_path / 'val'}"])
     assert read_results(tmp_path / "val")["validate"]["metrics"]["val/loss"] == pytest.approx(lowest, abs=1e-5)
     main(["test", f"--config={run / 'fit.yaml'}", f"--ckpt_path={best}", f"--run_dir={tmp_path / 'test'}"])
-    assert read_results(tmp_path / "test")["test"]["weights"].startswith(str(best))
+    assert weights_source(read_results(tmp_path / "test")["test"]).startswith(str(best))
 
 
 @pytest.mark.parametrize(("strategy", "preset"), [("ddp_cpu", "cloze"), ("fsdp", "llm_adapters")])

@@ -19,7 +19,7 @@ import lightning_modules
 import replora
 from replora import trainer as trainer_cli
 from replora.cli.main import main
-from replora.results import read_results
+from replora.results import read_results, weights_source
 from tests.cli.helpers import DIGITS, Remember, fit
 
 REMEMBER = "--trainer.callbacks+=tests.cli.helpers.Remember"
@@ -71,7 +71,7 @@ def test_results_of_fit_and_its_test(finished):
     assert content["data"]["protocol"] == "holdout"
     assert len(content["data"]["train_indices"]) == 20
     assert content["fit"]["seed"] == content["test"]["seed"] == 3
-    assert content["test"]["weights"] == "last epoch"
+    assert weights_source(content["test"]) == "last epoch"
     assert content["fit"]["steps"] == 2
 
 
@@ -231,7 +231,7 @@ def test_a_test_alone_measures_the_runs_last_weights(run):
     main(["test", f"--config={run / 'fit.yaml'}"])
     after = read_results(run)["test"]
     assert after["metrics"] == before["metrics"]
-    assert after["weights"].endswith("checkpoints/last.ckpt (after 1 epochs)")
+    assert weights_source(after).endswith("checkpoints/last.ckpt (after 1 epochs)")
 
 
 def test_a_checkpoint_leads_to_its_run(run, tmp_path):
@@ -253,7 +253,8 @@ def test_resuming_goes_on_in_the_same_directory(run):
 
 def test_a_finished_run_is_not_overwritten(run, capsys):
     error = refused(capsys, "fit", f"--config={run / 'fit.yaml'}")
-    assert "holds a finished run. Choose a new directory with --run_dir, resume with --ckpt_path" in error
+    assert f"holds a run: its state is in {run / 'checkpoints/last.ckpt'}" in error
+    assert f"--ckpt_path {run / 'checkpoints/last.ckpt'}, choose a new directory with --run_dir" in error
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
@@ -294,7 +295,7 @@ def test_wrong_checkpoints(run, tmp_path, capsys):
         (["--trainer.max_epoch=3"], "unrecognized arguments: --trainer.max_epoch"),
         (["--model=ImageClasification"], "there is no class 'ImageClasification'. Did you mean 'ImageClassification'"),
         (["--data", "VTABDatamodule"], "there is no class 'VTABDatamodule'. Did you mean 'VTABDataModule'"),
-        (["--model.adapter", "LoraConfig"], "there is no class 'LoraConfig'. Did you mean 'RepLoRAConfig'"),
+        (["--model.adapter", "LoraConfig"], "there is no class 'LoraConfig'. Did you mean 'LoRAConfig'"),
         (["--model.adapter.factors=mpl"], "--model.adapter.factors: 'mpl' is not an option. Did you mean 'mlp'"),
         (["--data.preset", "cloz"], "--data.preset: 'cloz' is not an option. Did you mean 'cloze'"),
         (["--model.adapter.rank=0"], "rank: 0 is out of range"),

@@ -11,7 +11,7 @@ import torch
 
 from replora.adapters.state import read_metadata
 from replora.cli.main import main
-from replora.results import read_results
+from replora.results import read_results, weights_source
 from tests.backbones.test_video import videomae_folder
 from tests.fake_videos import write_hmdb51, write_ssv2, write_video_folder
 from tests.lightning_modules.helpers import StopError
@@ -71,7 +71,7 @@ def test_ssv2_from_prepare_to_predict(ssv2: Path, tmp_path: Path, capsys: pytest
     assert (data["clips"]["test_clips"], data["clips"]["test_crops"], data["clips"]["flip"]) == (4, 3, 0.0)
     assert data["split_sizes"] == {"trainval": 9, "test": 6}
     assert content["test"]["metrics"]["test/skipped"] == 0
-    assert content["test"]["weights"].endswith("(after 1 epochs)")
+    assert weights_source(content["test"]).endswith("(after 1 epochs)")
     rows = predictions(run)
     assert [row["path"] for row in rows] == [f"{number}.webm" for number in range(1010, 1016)]
     assert rows[0]["label_name"] == "Pushing something from left to right"

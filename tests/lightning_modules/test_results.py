@@ -11,7 +11,7 @@ import replora
 from lightning_modules import PredictionWriter, ResultsWriter
 from lightning_modules.callbacks import results_writer
 from replora import results
-from replora.results import ResultsError, add_to_results, read_results
+from replora.results import ResultsError, read_results, record_evaluation, record_fit, stored, weights_source
 from tests.lightning_modules.helpers import StopBefore, StopError, TinyImages, module, trainer
 
 ADAPTER = replora.RepLoRAConfig(rank=2, factors="none", blocks=[0])
@@ -29,8 +29,9 @@ def test_a_run_writes_everything_a_number_depends_on(tmp_path):
     fit.fit(model, Described())
     fit.test(model, Described(), verbose=False)
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content == read_results(tmp_path) == read_results(tmp_path / "results.json")
-    assert content["format"] == 1
+    assert content == stored(read_results(tmp_path)) == stored(read_results(tmp_path / "results.json"))
+    content = read_results(tmp_path)
+    assert content["format"] == 2
     assert content["backbone"]["name"] == "vit_nano"
     assert content["backbone"]["weights"] == "random"
     assert content["method"] == "lora"
@@ -82,12 +83,12 @@ def test_a_later_verb_names_its_checkpoint_and_keeps_the_rest(tmp_path):
     later.validate(module(adapter=ADAPTER), Described(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
     content = read_results(tmp_path)
     assert content["fit"] == before
-    assert content["validate"]["weights"] == f"{tmp_path / 'last.ckpt'} (after 1 epochs)"
+    assert weights_source(content["validate"]) == f"{tmp_path / 'last.ckpt'} (after 1 epochs)"
 
 
 def test_weights_without_a_fit_are_not_called_the_last_epochs(tmp_path):
     trainer(tmp_path, 1, (ResultsWriter(tmp_path),)).test(module(adapter=ADAPTER), Described(), verbose=False)
-    assert read_results(tmp_path)["test"]["weights"] == "as given"
+    assert weights_source(read_results(tmp_path)["test"]) == "as given"
 
 
 def test_dry_and_broken_runs_write_nothing(tmp_path):
@@ -107,24 +108,86 @@ def test_another_run_in_the_same_directory_fails_before_training(tmp_path):
         trainer(tmp_path, 1, (ResultsWriter(tmp_path), StopBefore(0))).fit(module(adapter=other), TinyImages())
 
 
-def test_merging_keeps_what_a_later_verb_does_not_know(tmp_path):
+FIT = {"metrics": {"val/accuracy": 0.5}, "weights_sha256": "w", "partial": []}
+
+
+def evaluation(verb: str = "test", weights: str = "w", split_hash: str = "t", **entries: object) -> dict:
+    data = {"split": "test", "sha256": split_hash, "root": "/somewhere"}
+    measured = {"verb": verb, "metrics": {"test/accuracy": 1.0}, "data": data, "partial": []}
+    return measured | {"weights": {"source": "last epoch", "sha256": weights}} | entries
+
+
+DATA = {"task": "t", "splits": {"test": {"size": 9, "sha256": "t"}}, "train_indices": [1, 2]}
+
+
+def test_an_evaluation_does_not_touch_what_the_fit_recorded(tmp_path):
     file = tmp_path / "deep" / "results.json"
-    data = {"task": "t", "split_sizes": {"train": 8}, "train_indices": [1, 2]}
-    add_to_results(file, MODEL, data, "fit", {"metrics": {}})
-    data = {"task": "t", "split_sizes": {"test": 9}, "train_indices": None}
-    add_to_results(file, MODEL, data, "test", {"metrics": {"test/accuracy": 1.0}})
-    merged = {"task": "t", "split_sizes": {"train": 8, "test": 9}, "train_indices": [1, 2]}
-    assert read_results(file)["data"] == merged
-    assert {"fit", "test"} < set(read_results(file))
+    record_fit(file, MODEL, DATA, FIT, {"run_id": "r"})
+    record_evaluation(file, MODEL, {"task": "other"}, evaluation())
+    content = read_results(file)
+    assert (content["data"], content["fit"], content["run_id"]) == (DATA, FIT, "r")
+    assert content["test"]["metrics"] == {"test/accuracy": 1.0}
     assert [child.name for child in file.parent.iterdir()] == ["results.json"]
+    assert stored(content) == json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"weights": "x"}, {"split_hash": "x"}, {"partial": ["limit_test_batches=1"]}],
+    ids=["other weights", "other data", "a part"],
+)
+def test_an_evaluation_of_something_else_is_a_further_entry(tmp_path, other):
+    file = tmp_path / "results.json"
+    record_fit(file, MODEL, DATA, FIT, {})
+    record_evaluation(file, MODEL, DATA, evaluation())
+    record_evaluation(file, MODEL, DATA, evaluation(metrics={"test/accuracy": 0.3}, **other))
+    content = read_results(file)
+    assert len(content["evaluations"]) == 2
+    assert content["test"]["metrics"] == {"test/accuracy": 1.0}
+
+
+def test_the_same_measurement_again_replaces_its_entry(tmp_path):
+    file = tmp_path / "results.json"
+    record_fit(file, MODEL, DATA, FIT, {})
+    record_evaluation(file, MODEL, DATA, evaluation(date="1"))
+    record_evaluation(file, MODEL, DATA, evaluation("predict", metrics={}))
+    moved = evaluation(date="2")
+    moved["data"]["root"] = "/elsewhere"
+    record_evaluation(file, MODEL, DATA, moved)
+    content = read_results(file)
+    assert [(e["verb"], e.get("date")) for e in content["evaluations"]] == [("predict", None), ("test", "2")]
+
+
+def test_a_fit_that_goes_on_keeps_the_evaluations_of_the_earlier_weights(tmp_path):
+    file = tmp_path / "results.json"
+    record_fit(file, MODEL, DATA, FIT, {})
+    record_evaluation(file, MODEL, DATA, evaluation())
+    record_fit(file, MODEL, DATA, FIT | {"weights_sha256": "later"}, {})
+    content = read_results(file)
+    assert len(content["evaluations"]) == 1
+    assert "test" not in content
+
+
+def test_format_1_is_read_as_it_was_and_goes_on_in_format_2(tmp_path):
+    file = tmp_path / "results.json"
+    former = {"format": 1, **MODEL, "data": DATA, "fit": {"metrics": {}}}
+    former["test"] = {"metrics": {"test/accuracy": 0.9}, "weights": "last epoch"}
+    results.write_json(file, former)
+    assert read_results(file) == former
+    record_evaluation(file, MODEL, {}, evaluation(metrics={"test/accuracy": 0.1}))
+    content = read_results(file)
+    assert content["format"] == 2
+    assert content["test"]["metrics"] == {"test/accuracy": 0.9}
+    assert weights_source(content["test"]) == weights_source(former["test"]) == "last epoch"
+    assert len(content["evaluations"]) == 2
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     file = tmp_path / "results.json"
-    add_to_results(file, MODEL, {}, "fit", {"metrics": {}})
+    record_fit(file, MODEL, {}, FIT, {})
     before = file.read_text()
     with pytest.raises(TypeError):
-        add_to_results(file, MODEL, {}, "test", {"metrics": object()})
+        record_evaluation(file, MODEL, {}, evaluation(metrics=object()))
     assert file.read_text() == before
     assert list(tmp_path.iterdir()) == [file]
 
@@ -135,7 +198,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         (None, r"There is no .*results\.json"),
         ("{", "is damaged"),
         ("[]", "is not a results file"),
-        ('{"format": 99}', "has format 99; this release reads up to 1. Update"),
+        ('{"format": 99}', "has format 99; this release reads up to 2. Update"),
     ],
 )
 def test_unreadable_results(tmp_path, content, message):
@@ -204,7 +267,7 @@ def test_the_course_is_thinned_and_without_epochs_that_were_not_validated(tmp_pa
 
 def test_a_later_verb_keeps_what_a_sweep_wrote(tmp_path):
     file = tmp_path / "results.json"
-    add_to_results(file, MODEL, {}, "fit", {"metrics": {}})
+    record_fit(file, MODEL, {}, FIT, {})
     results.write_json(file, read_results(file) | {"sweep": {"name": "s"}})
-    add_to_results(file, MODEL, {}, "test", {"metrics": {}})
+    record_evaluation(file, MODEL, {}, evaluation())
     assert read_results(file)["sweep"] == {"name": "s"}

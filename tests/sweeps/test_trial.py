@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from replora.cli.main import main
-from replora.results import read_results, write_json
+from replora.results import read_results, weights_source, write_json
 from replora.sweeps.sweep_file import read_sweep
 from replora.sweeps.trial import (
     TrialError,
@@ -80,7 +80,7 @@ def test_killed_before_the_test(home, final, tmp_path):
     again = run_trial(tmp_path, "s", trial)
     assert again["fit"]["date"] == results["fit"]["date"]
     assert again["test"]["metrics"] == results["test"]["metrics"]
-    assert "after 1 epochs" in again["test"]["weights"]
+    assert "after 1 epochs" in weights_source(again["test"])
 
 
 def test_killed_in_the_fit(home, final, tmp_path):
