@@ -67,7 +67,7 @@ def test_a_run_writes_everything_a_number_depends_on(tmp_path):
     assert {"python", "lightning", "timm", "peft", "replora"} < set(entry["versions"])
     assert entry["command"]
     assert entry["date"].endswith("+00:00")
-    assert content["test"]["weights"] == "last epoch"
+    assert weights_source(content["test"]) == "last epoch"
     assert set(content["test"]["metrics"]) == {"test/loss", "test/accuracy", "test/mean_class_accuracy"}
     assert "[0, 1, 2]" in (tmp_path / "results.json").read_text(), "index lists stay on one line"
 

@@ -75,7 +75,7 @@ def test_killed_before_the_test(home, final, tmp_path):
     trial, results = final
     folder = tmp_path / trial.folder
     shutil.copytree(home / "runs" / trial.folder, folder)
-    write_json(folder / "results.json", {k: v for k, v in results.items() if k not in ("test", "sweep")})
+    write_json(folder / "results.json", {k: v for k, v in results.items() if k not in ("test", "evaluations", "sweep")})
     assert finished(tmp_path, trial) is None
     again = run_trial(tmp_path, "s", trial)
     assert again["fit"]["date"] == results["fit"]["date"]
@@ -148,7 +148,7 @@ def test_defaults_that_changed_since_are_noticed(home, final, tmp_path):
     message = r"begun with other defaults(.|\n)*model.adapter.activation: gelu there, tanh here\n(.|\n)*--out"
     with pytest.raises(TrialError, match=message):
         refuse_other_configuration(tmp_path, trial)
-    write_json(folder / "results.json", {k: v for k, v in results.items() if k not in ("test", "sweep")})
+    write_json(folder / "results.json", {k: v for k, v in results.items() if k not in ("test", "evaluations", "sweep")})
     with pytest.raises(TrialError, match=message):
         run_trial(tmp_path, "s", trial)
 
