@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from replora.errors import RepLoRAError
-from replora.sweeps.sweep_file import Trial
+from replora.sweeps.plan import Trial
 from replora.sweeps.trial import reason_of_failure, run_trial
 
 # Read when Ray Tune is imported: no files of its own in the trials' directories, no statistics to Ray's makers.

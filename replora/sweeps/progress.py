@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from replora.results import read_results
-from replora.sweeps.sweep_file import Sweep, Trial
+from replora.sweeps.plan import Sweep, Trial
 
 STATES = ("waiting", "running", "done", "failed")
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from replora.sweeps.sweep_file import Point, StagePlan, SweepError, Trial
+from replora.sweeps.plan import Point, StagePlan, Trial
+from replora.sweeps.sweep_file import SweepError
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from replora.errors import RepLoRAError
+from replora.sweeps.plan import Point, Sweep, Trial
 from replora.sweeps.progress import Progress
 from replora.sweeps.select import Choice, choose
-from replora.sweeps.sweep_file import Point, Sweep, Trial
 from replora.sweeps.trial import check_options, finished, refuse_other_configuration, set_aside_other_point
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from replora.errors import RepLoRAError
 from replora.identity import flat_options, options_of_kind
 from replora.io import replace_text
 from replora.results import FORMAT, read_results, write_json
-from replora.sweeps.sweep_file import Point, Trial
+from replora.sweeps.plan import Point, Trial
 
 
 class TrialError(RepLoRAError):

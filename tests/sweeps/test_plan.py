@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from replora.config_files import find_config, packaged_configs
-from replora.sweeps.sweep_file import ONLY, Point, SweepError, read_sweep
+from replora.sweeps.plan import ONLY, Point
+from replora.sweeps.sweep_file import SweepError, read_sweep
 from tests.sweeps.small_sweep import SMALL, write_sweep
 
 SHIPPED = sorted(name for name in packaged_configs() if name.startswith("sweep/"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from replora.sweeps.plan import StagePlan
 from replora.sweeps.select import choose
-from replora.sweeps.sweep_file import StagePlan, SweepError, read_sweep
+from replora.sweeps.sweep_file import SweepError, read_sweep
 from tests.sweeps.small_sweep import SMALL, write_sweep
 
 CELL = ("LoRA", "", "shots=1")

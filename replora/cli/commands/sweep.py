@@ -44,7 +44,7 @@ def sweep(
         make_report: Whether to end with a report in OUT/report, of what there is also after failures.
     """
     from replora.config_files import find_config
-    from replora.sweeps.lock import locked
+    from replora.run_directory import locked
     from replora.sweeps.progress import describe_plan
     from replora.sweeps.sweep import check_sweep, run_sweep
     from replora.sweeps.sweep_file import read_sweep
@@ -59,7 +59,8 @@ def sweep(
         return
     from replora.sweeps.executor import Share
 
-    with locked(home):
+    remedy = "Wait until it ends, stop it, or choose another directory with --out."
+    with locked(home, "A sweep", remedy):
         try:
             run_sweep(plan, home, address, Share(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
         finally:
