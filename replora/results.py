@@ -43,7 +43,7 @@ class ResultsError(RepLoRAError):
     """A results file is missing, damaged, of a newer format, or of another run."""
 
 
-def in_words(data: dict[str, Any]) -> str | None:
+def describe_training_data(data: dict[str, Any]) -> str | None:
     """What a run was trained on, from the `data` of its results: data set, task and number of items."""
     items = len(data.get("train_indices") or [])
     words = [data.get("dataset"), data.get("task"), f"{items:,} training items" if items else None]
@@ -84,7 +84,7 @@ def add_to_results(file: Path, model: dict[str, Any], data: dict[str, Any], verb
         ResultsError: `file` exists and belongs to a run of another backbone or method, or cannot be read.
     """
     before = read_results(file) if file.exists() else {}
-    refuse_other_run(file, before, model)
+    check_same_run(file, before, model)
     entries = {name: before[name] for name in (*VERBS, "sweep") if name in before} | {verb: entry}
     # What a verb's datamodule has not built is known from the verbs before.
     known = before.get("data", {})
@@ -94,7 +94,7 @@ def add_to_results(file: Path, model: dict[str, Any], data: dict[str, Any], verb
     write_json(file, {"format": FORMAT, **model, "data": merged, **entries})
 
 
-def refuse_other_run(file: Path, before: dict[str, Any], model: dict[str, Any]) -> None:
+def check_same_run(file: Path, before: dict[str, Any], model: dict[str, Any]) -> None:
     """Raise if `before`, read from `file`, is of another backbone or method than `model`.
 
     Raises:
@@ -115,7 +115,7 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     replace_text(file, text)
 
 
-def circumstances() -> dict[str, Any]:
+def environment_info() -> dict[str, Any]:
     """Where and how this process runs: command, date (UTC), versions, the code's git commit, the machine."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

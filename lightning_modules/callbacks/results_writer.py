@@ -15,7 +15,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 import replora
-from replora.results import add_to_results, circumstances, in_words, peak_memory, read_results, refuse_other_run
+from replora.results import (
+    add_to_results,
+    check_same_run,
+    describe_training_data,
+    environment_info,
+    peak_memory,
+    read_results,
+)
 
 HISTORY = 50  # epochs of the course that a results file keeps at most
 UNTRAINED = "untrained"
@@ -56,7 +63,7 @@ class ResultsWriter(Callback):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         if trainer.is_global_zero and self.file.exists() and isinstance(pl_module, Described):
-            refuse_other_run(self.file, read_results(self.file), pl_module.describe())
+            check_same_run(self.file, read_results(self.file), pl_module.describe())
         self.started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -125,7 +132,7 @@ class ResultsWriter(Callback):
             "devices": trainer.world_size,
             "accelerator": type(trainer.accelerator).__name__,
             "precision": trainer.precision,
-            **circumstances(),
+            **environment_info(),
         }
         describe = getattr(getattr(trainer, "datamodule", None), "describe", dict)
         add_to_results(self.file, module.describe(), describe(), verb, entry)
@@ -178,7 +185,7 @@ def adapter_metadata(module: Described, datamodule: Any, metrics: dict[str, floa
     metadata = {"backbone": json.dumps(module.describe()["backbone"])}
     if hasattr(datamodule, "preprocessing"):
         metadata["data"] = json.dumps({"class_names": datamodule.class_names, **datamodule.preprocessing()})
-    if words := in_words(getattr(datamodule, "describe", dict)()):
+    if words := describe_training_data(getattr(datamodule, "describe", dict)()):
         metadata["trained_on"] = words
     if validated := {name: v for name, v in metrics.items() if name.startswith("val/") and math.isfinite(v)}:
         metadata["metrics"] = json.dumps(validated)

@@ -14,9 +14,9 @@ from replora.reports.grouping import group_runs
 from replora.reports.render.document import Block, Heading, Paragraph, Table, write_document
 from replora.reports.runs import Group, ReportError, Run, is_run, read_runs
 from replora.reports.sections.benchmarks import benchmark_section
-from replora.reports.sections.learning_curves import course_section
-from replora.reports.sections.learning_rates import grid_section
-from replora.reports.sections.low_data import by_size
+from replora.reports.sections.learning_curves import learning_curve_section
+from replora.reports.sections.learning_rates import learning_rate_section
+from replora.reports.sections.low_data import low_data_section
 from replora.reports.sections.validation import validation_section
 from replora.reports.sections.video import video_section
 
@@ -57,10 +57,10 @@ def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
         prefix = f"{number}_" if len(groups) > 1 else ""
         blocks += [Heading(2, group.title), *(_conditions(group, prefix))]
         blocks += benchmark_section(group, prefix)
-        blocks += by_size(group, folder, prefix)
+        blocks += low_data_section(group, folder, prefix)
         blocks += validation_section(group, prefix)
-        blocks += grid_section(group, folder, prefix)
-        blocks += course_section(group, folder, prefix)
+        blocks += learning_rate_section(group, folder, prefix)
+        blocks += learning_curve_section(group, folder, prefix)
     blocks += video_section(groups)
     blocks += _provenance(groups)
     files = write_document(blocks, folder, TITLE)

@@ -13,7 +13,7 @@ Point = tuple[float | None, float | None]  # learning rate, weight decay
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selected:
     """The chosen point of one method, task and size.
 
     Attributes:
@@ -31,7 +31,7 @@ class Chosen:
     recorded: bool
 
 
-def chosen(group: Group, method: str, task: str, size: Size) -> Chosen | None:
+def find_selected(group: Group, method: str, task: str, size: Size) -> Selected | None:
     """The choice of one method, task and size; None where no point counts."""
     finals = [run for run in _of(group.final, method, task, size) if _rule(run).get("means")]
     if finals:
@@ -40,7 +40,7 @@ def chosen(group: Group, method: str, task: str, size: Size) -> Chosen | None:
         best = min if rule.get("mode") == "min" else max
         known = [mean for mean in rule["means"].values() if mean is not None]
         if known and newest.rate is not None:
-            return Chosen(newest.rate, newest.decay, best(known), rule["metric"], recorded=True)
+            return Selected(newest.rate, newest.decay, best(known), rule["metric"], recorded=True)
     there = _of(group.selection, method, task, size)
     if not there:
         return None
@@ -55,7 +55,7 @@ def chosen(group: Group, method: str, task: str, size: Size) -> Chosen | None:
     best_point = max(sorted(usable, key=_ascending), key=lambda point: sign * usable[point])
     rate, decay = best_point
     assert rate is not None
-    return Chosen(rate, decay, usable[best_point], metric, recorded=False)
+    return Selected(rate, decay, usable[best_point], metric, recorded=False)
 
 
 def _of(runs: Sequence[Run], method: str, task: str, size: Size) -> list[Run]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t
 
 RESAMPLES = 10_000
 DATA_RESAMPLES = 2_000
@@ -56,10 +57,8 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
     mean, count = statistics.fmean(values), len(values)
     if count == 1:
         return Mean(mean, None, None, 1, None)
-    from scipy.special import stdtrit
-
     deviation = statistics.stdev(values)
-    half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
+    half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
     return Mean(mean, mean - half, mean + half, count, deviation)
 
 

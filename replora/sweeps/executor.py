@@ -34,7 +34,7 @@ except ImportError as error:
 
 
 @dataclass(frozen=True)
-class Share:
+class Resources:
     """What a trial gets, and how many there are.
 
     Attributes:
@@ -50,7 +50,7 @@ class Share:
     failures: int
 
 
-class Watcher(Protocol):
+class ProgressCallback(Protocol):
     """Is told what happens, in the order in which it does."""
 
     def started(self, trial: Trial) -> None: ...
@@ -65,14 +65,14 @@ class Cluster:
 
     Args:
         address: `HOST:PORT`, `auto` for the one that this machine belongs to, None to start one here.
-        share: What a trial gets.
+        resources: What a trial gets.
 
     Raises:
-        RepLoRAError: There is no cluster at the address, or it could never run a trial of that share.
+        RepLoRAError: There is no cluster at the address, or it could never run a trial with those resources.
     """
 
-    def __init__(self, address: str | None, share: Share) -> None:
-        self.address, self.share = address, share
+    def __init__(self, address: str | None, resources: Resources) -> None:
+        self.address, self.resources = address, resources
 
     def __enter__(self) -> Cluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -85,9 +85,9 @@ class Cluster:
                 f"No Ray cluster answers at {self.address}: {error}. Start one with `ray start --head` on one machine "
                 "and `ray start --address HEAD:6379` on the others, or leave --address out."
             ) from error
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by `Watcher.failed`
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by `ProgressCallback.failed`
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        for name, wanted in (("CPU", self.share.cpus), ("GPU", self.share.gpus)):
+        for name, wanted in (("CPU", self.resources.cpus), ("GPU", self.resources.gpus)):
             if wanted > there.get(name, 0):
                 ray.shutdown()
                 raise RepLoRAError(
@@ -105,7 +105,7 @@ class Cluster:
         sweep: str,
         trials: Sequence[Trial],
         choices: Sequence[dict[str, Any] | None],
-        watcher: Watcher,
+        progress: ProgressCallback,
     ) -> None:
         """Run the trials, each until it has ended or failed too often. The order of their start is that of the list.
 
@@ -114,7 +114,7 @@ class Cluster:
             sweep: The sweep's name.
             trials: What to run.
             choices: By what each one's point was chosen, or will be; None without a choice.
-            watcher: Is told.
+            progress: Is told.
         """
         with tempfile.TemporaryDirectory(prefix="replora-sweep-") as scratch:
             jobs = [
@@ -123,15 +123,15 @@ class Cluster:
             ]
             tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(Worker, jobs=jobs), {"cpu": self.share.cpus, "gpu": self.share.gpus}
+                    tune.with_parameters(Worker, jobs=jobs), {"cpu": self.resources.cpus, "gpu": self.resources.gpus}
                 ),
                 param_space={"number": tune.grid_search(list(range(len(jobs))))},
-                tune_config=tune.TuneConfig(max_concurrent_trials=self.share.at_once, reuse_actors=True),
+                tune_config=tune.TuneConfig(max_concurrent_trials=self.resources.at_once, reuse_actors=True),
                 run_config=tune.RunConfig(
                     # With a cluster elsewhere the scratch folder must be on what all machines share: the sweep's.
                     storage_path=scratch if self.address is None else str((home / ".ray").resolve()),
-                    failure_config=tune.FailureConfig(max_failures=self.share.failures),
-                    callbacks=[_Teller(home, trials, watcher)],
+                    failure_config=tune.FailureConfig(max_failures=self.resources.failures),
+                    callbacks=[_ForwardProgress(home, trials, progress)],
                     verbose=0,
                 ),
             ).fit()
@@ -168,22 +168,22 @@ class Worker(tune.Trainable):
         """Nothing."""
 
 
-class _Teller(tune.Callback):
+class _ForwardProgress(tune.Callback):
     """Passes on what Ray Tune reports."""
 
-    def __init__(self, home: Path, trials: Sequence[Trial], watcher: Watcher) -> None:
-        self.home, self.trials, self.watcher = home, trials, watcher
+    def __init__(self, home: Path, trials: Sequence[Trial], progress: ProgressCallback) -> None:
+        self.home, self.trials, self.progress = home, trials, progress
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune saves its callbacks to go on by itself, which is not asked of it."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
-        self.watcher.started(self.trials[trial.config["number"]])
+        self.progress.started(self.trials[trial.config["number"]])
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **_: Any) -> None:  # noqa: ARG002
-        self.watcher.ended(self.trials[trial.config["number"]], result["results"])
+        self.progress.ended(self.trials[trial.config["number"]], result["results"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
         failed = self.trials[trial.config["number"]]
-        self.watcher.failed(failed, reason_of_failure(self.home, failed))
+        self.progress.failed(failed, reason_of_failure(self.home, failed))

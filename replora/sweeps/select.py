@@ -12,7 +12,7 @@ from replora.sweeps.sweep_file import SweepError
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """The chosen point of a method for one task and size.
 
     Attributes:
@@ -36,9 +36,9 @@ class Choice:
         return {"metric": self.metric, "mode": self.mode, "means": self.means}
 
 
-def choose(
+def select_points(
     stage: StagePlan, results: Iterable[tuple[Trial, Mapping[str, Any] | None]]
-) -> dict[tuple[str, str, str], Choice]:
+) -> dict[tuple[str, str, str], Selection]:
     """The best point of each cell: the mean over the seeds decides, of equal ones the first of the grid.
 
     A point counts only where all its seeds have a value: a run that diverged or failed rules its point out.
@@ -66,7 +66,7 @@ def choose(
             best = max(usable, key=lambda name: sign * usable[name])
             point = of_cell[best][0]
             edges = _edges(point, [other for other, _ in of_cell.values()])
-            chosen[cell] = Choice(point, stage.metric, stage.mode, usable[best], means, edges)
+            chosen[cell] = Selection(point, stage.metric, stage.mode, usable[best], means, edges)
     return chosen
 
 

@@ -12,25 +12,25 @@ from rich.table import Table
 from replora.errors import RepLoRAError
 from replora.sweeps.plan import Point, Sweep, Trial
 from replora.sweeps.progress import Progress
-from replora.sweeps.select import Choice, choose
-from replora.sweeps.trial import check_options, finished, refuse_other_configuration, set_aside_other_point
+from replora.sweeps.select import Selection, select_points
+from replora.sweeps.trial import check_options, check_same_configuration, finished, set_aside_other_point
 
 if TYPE_CHECKING:
-    from replora.sweeps.executor import Cluster, Share
+    from replora.sweeps.executor import Cluster, Resources
 
 
 class UnfinishedSweepError(RepLoRAError):
     """Some trials failed or were not reached."""
 
 
-def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> None:
+def run_sweep(sweep: Sweep, home: Path, address: str | None, resources: Resources) -> None:
     """Run what is not finished yet.
 
     Args:
         sweep: What to run, after `check_sweep`.
         home: Directory of the trials, after `locked`.
         address: Of a Ray cluster; None for this machine.
-        share: What a trial gets.
+        resources: What a trial gets.
 
     Raises:
         RepLoRAError: A directory holds other trials, no cluster answers, or nothing can be chosen.
@@ -40,14 +40,14 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
 
     home.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
-    with Cluster(address, share) as cluster:
-        chosen: dict[tuple[str, str, str], Choice] = {}
+    with Cluster(address, resources) as cluster:
+        chosen: dict[tuple[str, str, str], Selection] = {}
         if sweep.select:
             trials = sweep.selection_trials()
             will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode}
             failures |= _run_stage(cluster, sweep, home, trials, dict.fromkeys(sweep.cells(), will_be))
-            chosen = choices_so_far(sweep, home)
-            print_choices(sweep, chosen)
+            chosen = selections_so_far(sweep, home)
+            print_selections(sweep, chosen)
         if sweep.final and sweep.select:
             finals = sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
             _set_aside_other_points(sweep, home, finals)
@@ -99,7 +99,7 @@ def _run_stage(
     left = [trial for trial in trials if trial.folder not in finished_before]
     if left:  # new trials would be compared with those of other defaults; a method's have the same
         for trial in {trial.method: trial for trial in done}.values():
-            refuse_other_configuration(home, trial)
+            check_same_configuration(home, trial)
     stage = trials[0].stage if trials else ""
     names = [method.name for method in sweep.methods]
     metric = sweep.select.metric if sweep.select else "val/accuracy"
@@ -114,7 +114,7 @@ def _run_stage(
     return {folder: progress.failures.get(folder, reason) for folder, reason in reasons.items()}
 
 
-def choices_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Choice]:
+def selections_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Selection]:
     """`Trial.cell` -> choice, of the cells whose trials of the first stage have all ended.
 
     Of the others it says which trials are missing: without them a grid would have fewer points than the others' grids.
@@ -131,7 +131,7 @@ def choices_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Choic
             f"method, task and size, because trials of their grids did not end:{listed}{more}",
             flush=True,
         )
-    return choose(sweep.select, [(trial, result) for trial, result in results if trial.cell not in waiting])
+    return select_points(sweep.select, [(trial, result) for trial, result in results if trial.cell not in waiting])
 
 
 def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -> None:
@@ -142,7 +142,7 @@ def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -
             print(f"{trial.folder}: {trial.grid.name} is chosen now; the former choice's is {moved}", flush=True)
 
 
-def print_choices(sweep: Sweep, chosen: dict[tuple[str, str, str], Choice]) -> None:
+def print_selections(sweep: Sweep, chosen: dict[tuple[str, str, str], Selection]) -> None:
     """A row for each method, task and size; marks a choice at the edge of its grid: a better one may lie beyond."""
     if all(len(method.grid) == 1 for method in sweep.methods):
         return

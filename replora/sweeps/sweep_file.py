@@ -83,9 +83,9 @@ def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None) -> Swe
         overriding=dict(more_options or {}),
         seconds_per_trial=top.number("seconds_per_trial"),
     )
-    _refuse_unequal_grids(file, sweep)
-    _refuse_doubles(file, sweep)
-    _refuse_overriding_what_is_compared(file, sweep)
+    _check_grid_sizes(file, sweep)
+    _check_unique_folders(file, sweep)
+    _check_overrides(file, sweep)
     return sweep
 
 
@@ -113,7 +113,7 @@ def _stage(top: _Section, name: str) -> StagePlan | None:
     return StagePlan(section.seeds(), section.options("options"), metric, mode)
 
 
-def _refuse_unequal_grids(file: Path, sweep: Sweep) -> None:
+def _check_grid_sizes(file: Path, sweep: Sweep) -> None:
     sizes = {method.name: len(method.grid) for method in sweep.methods}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -128,7 +128,7 @@ def _refuse_unequal_grids(file: Path, sweep: Sweep) -> None:
         raise SweepError(f"{file}: there is neither a stage `select` nor a stage `final`, so nothing would run.")
 
 
-def _refuse_doubles(file: Path, sweep: Sweep) -> None:
+def _check_unique_folders(file: Path, sweep: Sweep) -> None:
     seen: set[str] = set()
     for trial in [*sweep.selection_trials(), *sweep.planned_final_trials()]:
         if trial.folder in seen:
@@ -139,7 +139,7 @@ def _refuse_doubles(file: Path, sweep: Sweep) -> None:
         seen.add(trial.folder)
 
 
-def _refuse_overriding_what_is_compared(file: Path, sweep: Sweep) -> None:
+def _check_overrides(file: Path, sweep: Sweep) -> None:
     """`--options` is for all trials alike: what tells methods, stages or points apart is left to the file.
 
     An option is also set by one that holds it (`model.adapter`) and by one that it holds.

@@ -43,7 +43,7 @@ def finished(home: Path, trial: Trial) -> dict[str, Any] | None:
         ResultsError: Its results cannot be read.
     """
     folder = home / trial.folder
-    _refuse_other_arguments(folder, trial)
+    _check_same_arguments(folder, trial)
     if not (folder / "results.json").is_file():
         return None
     results = read_results(folder)
@@ -137,7 +137,7 @@ def check_options(trial: Trial) -> None:
         )
 
 
-def refuse_other_configuration(home: Path, trial: Trial) -> None:
+def check_same_configuration(home: Path, trial: Trial) -> None:
     """Raise if the trial was begun with the same command line, but with other defaults.
 
     Its `fit.yaml` has every option of then. Trials before and after would stand under one name in a report.
@@ -210,7 +210,7 @@ def _remaining(home: Path, trial: Trial) -> list[str]:
     if not checkpoint.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         return fresh
-    refuse_other_configuration(home, trial)
+    check_same_configuration(home, trial)
     if "fit" in results:
         return ["test", f"--config={folder / 'fit.yaml'}", f"--run_dir={folder}"]
     return [*fresh, f"--ckpt_path={checkpoint}"]
@@ -230,7 +230,7 @@ def _label(sweep: str, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _refuse_other_arguments(folder: Path, trial: Trial) -> None:
+def _check_same_arguments(folder: Path, trial: Trial) -> None:
     before = _arguments_there(folder)
     if before is not None and before != trial.arguments:
         left, now = sorted(set(before) - set(trial.arguments)), sorted(set(trial.arguments) - set(before))

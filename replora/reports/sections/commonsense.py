@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError, nearest
-from replora.evaluation.sign_test import sign_test
+from replora.evaluation.significance import sign_test
 from replora.results import read_results
 
 # In the order of the published tables, with their short names.

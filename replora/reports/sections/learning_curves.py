@@ -12,7 +12,7 @@ from replora.reports.runs import Group, Run, ordered, spread
 from replora.reports.statistics import Mean
 
 
-def course_section(group: Group, folder: Path, prefix: str) -> list[Block]:
+def learning_curve_section(group: Group, folder: Path, prefix: str) -> list[Block]:
     """Training loss, and validation accuracy where it was measured more than once; empty without a course.
 
     A panel a size with a line a method; of many methods a panel a method with a line a size.
@@ -25,7 +25,7 @@ def course_section(group: Group, folder: Path, prefix: str) -> list[Block]:
         panels: dict[str, dict[str, dict[float, Mean]]] = {}
         for size, method in itertools.product(shown, methods):
             runs = [run for run in group.final if (run.size, run.method) == (size, method)]
-            curve = _mean_course(runs, f"val/{runs[0].metric}" if measure == "val" else measure) if runs else {}
+            curve = _mean_curve(runs, f"val/{runs[0].metric}" if measure == "val" else measure) if runs else {}
             if len(curve) > 1:
                 of_size = str(size) + ("" if size.shots else " of the data")
                 panel, line = (of_size, method) if len(methods) <= FEW else (method, of_size)
@@ -42,7 +42,7 @@ def course_section(group: Group, folder: Path, prefix: str) -> list[Block]:
     return [Heading(3, "Learning curves"), *blocks] if blocks else []
 
 
-def _mean_course(runs: list[Run], name: str) -> dict[float, Mean]:
+def _mean_curve(runs: list[Run], name: str) -> dict[float, Mean]:
     """Epoch -> mean of the runs that have a value there."""
     points: dict[float, list[float]] = {}
     for run in runs:

@@ -8,14 +8,14 @@ from pathlib import Path
 from replora.reports.render.charts import FEW, REFERENCE, draw_curves, draw_heat_maps
 from replora.reports.render.document import Block, Heading, Paragraph, Picture, Table
 from replora.reports.runs import HEADLINES, Group, Run, Size, ordered, spread
-from replora.reports.selected import Chosen, chosen
+from replora.reports.selected import Selected, find_selected
 from replora.reports.statistics import Mean, mean_over_seeds
 from replora.reports.tasks import ordered_tasks
 
 PARTS = {f"val/{name}" for name in HEADLINES}  # metrics in [0, 1]
 
 
-def grid_section(group: Group, folder: Path, prefix: str) -> list[Block]:
+def learning_rate_section(group: Group, folder: Path, prefix: str) -> list[Block]:
     """Curves over the learning rate, heat maps and the table of choices; empty without a first stage."""
     runs = [run for run in group.selection if run.rate is not None]
     if len({run.rate for run in runs}) < 2:
@@ -25,7 +25,7 @@ def grid_section(group: Group, folder: Path, prefix: str) -> list[Block]:
     methods = ordered({run.method for run in runs})
     tasks = ordered_tasks({run.task for run in runs})
     found = {
-        (method, task, size): chosen(group, method, task, size)
+        (method, task, size): find_selected(group, method, task, size)
         for task in tasks
         for size in sizes
         for method in methods
@@ -63,7 +63,7 @@ def _curves(
     runs: Sequence[Run],
     methods: Sequence[str],
     sizes: Sequence[Size],
-    ringed: Mapping[tuple[str, Size], Chosen],
+    ringed: Mapping[tuple[str, Size], Selected],
     file: Path,
     label: str,
     words: str,
@@ -116,7 +116,7 @@ def _heat_maps(
     runs: Sequence[Run],
     methods: Sequence[str],
     sizes: Sequence[Size],
-    ringed: Mapping[tuple[str, Size], Chosen],
+    ringed: Mapping[tuple[str, Size], Selected],
     folder: Path,
     prefix: str,
     label: str,
@@ -166,7 +166,7 @@ def _value(runs: Sequence[Run]) -> float | None:
     return mean.value if mean else None
 
 
-def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Chosen | None], name: str) -> Table:
+def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Selected | None], name: str) -> Table:
     """The chosen point of each method, task and size, and whether it lies at an edge of the rates."""
     rows = []
     for (method, task, size), choice in found.items():

@@ -18,7 +18,7 @@ OF_CHOICE = (
 )
 
 
-def by_size(group: Group, folder: Path, prefix: str) -> list[Block]:
+def low_data_section(group: Group, folder: Path, prefix: str) -> list[Block]:
     """The section of a group; empty without a test."""
     blocks: list[Block] = []
     for shots in (False, True):
