@@ -1,4 +1,4 @@
-"""`results.json`: what one run measured and everything that the numbers depend on.
+"""`results.json`: the measurements of one run, and everything that they depend on.
 
     {
       "format": 1,
@@ -8,14 +8,14 @@
       "data": {...},                                             a datamodule's describe()
       "fit":  {"metrics": {"val/accuracy": 0.9, ...}, "epochs": 100, "steps": 1500, ...},
       "test": {"metrics": {...}, "weights": "last epoch", ...},
-      "sweep": {name, stage, method, task, size, grid, seed, ...}   of one run of a sweep (replora.sweeps.trial)
+      "sweep": {name, stage, method, task, size, grid, seed, ...}   for a run of a sweep (replora.sweeps.trial)
     }
 
-`fit` has beside its metrics the optimiser (`optimizer`), its course (`schedule`), the batches (`batch`) and the course
-of the metrics (`history`: name -> [[epoch, value], ...], at most 50 epochs, the last among them).
+Beside its metrics, `fit` holds the optimizer (`optimizer`), the learning-rate schedule (`schedule`), the batch size
+(`batch`) and the history of the metrics (`history`: name -> [[epoch, value], ...], at most 50 epochs with the last).
 
-Each verb (`fit`, `validate`, `test`, `predict`) has its own entry: its metrics, the weights it used, its seed, command,
-date, duration, peak memory and software versions. A later verb is added to the file of its run.
+Each verb (`fit`, `validate`, `test`, `predict`) has an entry with its metrics, the weights that it used, its seed,
+command, date, duration, peak memory and software versions. A later verb is added to the file of its run.
 """
 
 from __future__ import annotations
@@ -40,29 +40,31 @@ PACKAGES = ("replora", "torch", "lightning", "timm", "transformers", "peft", "to
 
 
 class ResultsError(RepLoRAError):
-    """A results file is missing, damaged, of a newer format, or of another run."""
+    """A results file is missing, corrupt, of a newer format, or of another run."""
 
 
 def describe_training_data(data: dict[str, Any]) -> str | None:
-    """What a run was trained on, from the `data` of its results: data set, task and number of items."""
+    """The training data of a run in a few words, from the `data` of its results: data set, task and number of items."""
     items = len(data.get("train_indices") or [])
     words = [data.get("dataset"), data.get("task"), f"{items:,} training items" if items else None]
     return ", ".join(str(word) for word in words if word) or None
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The content of a `results.json`, or of the one in a run's directory.
+    """Read a `results.json`, or the one in a run's directory.
 
     Raises:
-        ResultsError: There is none, or it cannot be read by this release.
+        ResultsError: The file does not exist, or this release cannot read it.
     """
     file = path / "results.json" if path.is_dir() else path
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ResultsError(f"There is no {file}. A run writes it when fit, validate, test or predict ends.") from error
+        raise ResultsError(
+            f"There is no {file}. A run writes it when fit, validate, test or predict ends."
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ResultsError(f"{file} is damaged: {error}.") from error
+        raise ResultsError(f"{file} is corrupt: {error}.") from error
     if not isinstance(results, dict) or not isinstance(results.get("format"), int):
         raise ResultsError(f"{file} is not a results file of this project: it has no 'format'.")
     if results["format"] > FORMAT:
@@ -71,14 +73,14 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def add_to_results(file: Path, model: dict[str, Any], data: dict[str, Any], verb: str, entry: dict[str, Any]) -> None:
-    """Write one verb's entry into `file`, beside the entries of other verbs of the same run; whole or not at all.
+    """Add the entry of one verb to `file`, beside the entries of other verbs of the same run. The write is atomic.
 
     Args:
-        file: Where; made with its folder if absent.
+        file: The results file; it is created, with its folder, if it does not exist.
         model: Backbone, method, options, targets and parameter counts.
-        data: The data's description.
-        verb: One of `VERBS`. An earlier entry of the same verb is replaced.
-        entry: Its metrics and circumstances.
+        data: Description of the data.
+        verb: One of `VERBS`. It replaces an earlier entry of the same verb.
+        entry: Metrics of the verb, and its environment.
 
     Raises:
         ResultsError: `file` exists and belongs to a run of another backbone or method, or cannot be read.
@@ -86,7 +88,7 @@ def add_to_results(file: Path, model: dict[str, Any], data: dict[str, Any], verb
     before = read_results(file) if file.exists() else {}
     check_same_run(file, before, model)
     entries = {name: before[name] for name in (*VERBS, "sweep") if name in before} | {verb: entry}
-    # What a verb's datamodule has not built is known from the verbs before.
+    # Earlier verbs may have described data that this verb's datamodule has not built.
     known = before.get("data", {})
     merged = {key: known.get(key) if value in (None, {}, []) else value for key, value in data.items()}
     if isinstance(known.get("split_sizes"), dict) and isinstance(data.get("split_sizes"), dict):
@@ -95,10 +97,15 @@ def add_to_results(file: Path, model: dict[str, Any], data: dict[str, Any], verb
 
 
 def check_same_run(file: Path, before: dict[str, Any], model: dict[str, Any]) -> None:
-    """Raise if `before`, read from `file`, is of another backbone or method than `model`.
+    """Check that results and a model are of the same run: of one backbone and one method.
+
+    Args:
+        file: The results file, for the message.
+        before: Content of the file.
+        model: Backbone, method and options of the model.
 
     Raises:
-        ResultsError: It is.
+        ResultsError: They are not.
     """
     now = {key: value for key, value in json.loads(json.dumps(model)).items() if key in before}
     found = differing(before, now, "run")
@@ -108,15 +115,15 @@ def check_same_run(file: Path, before: dict[str, Any], model: dict[str, Any]) ->
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that readers see the old file or the new one, never a part."""
+    """Write JSON atomically: readers see the old file or the new one, never a part of it."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    # Lists of indices on one line; a raw line break tells them from brackets inside strings.
+    # Write a list of indices on one line. A raw line break tells them from brackets inside strings.
     text = re.sub(r"\[\n[\s\d,]+\]", lambda found: f"[{', '.join(re.findall('[0-9]+', found[0]))}]", text)
     replace_text(file, text)
 
 
 def environment_info() -> dict[str, Any]:
-    """Where and how this process runs: command, date (UTC), versions, the code's git commit, the machine."""
+    """The environment of this process: command, date (UTC), versions, git commit of the code, and platform."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -127,7 +134,7 @@ def environment_info() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with `-dirty` if tracked files differ from it; None outside a repository."""
+    """Git commit of this code, with `-dirty` if tracked files differ from it; None outside a repository."""
     package = Path(__file__).resolve().parent
     if _git(package, "ls-files", "--error-unmatch", "errors.py") is None:
         return None

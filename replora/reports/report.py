@@ -1,4 +1,4 @@
-"""`replora-cli report`: everything that results files say, for a reader."""
+"""`replora-cli report`: the sections of a report in their order, and its table of all runs."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ RUN_COLUMNS = (
 )
 VIDEO_COLUMNS = ("official_split", "recipe", "train_skipped", "test_skipped")
 SHOWN_OPTIONS = ("rank", "factors", "hidden", "activation", "sharing")
-UNUSED = {"none": ("hidden", "activation", "sharing"), "linear": ("activation",)}  # by `factors`
+# Options that have no effect, by `factors`.
+UNUSED = {"none": ("hidden", "activation", "sharing"), "linear": ("activation",)}
 
 
 def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
     """Write the report of the runs in `sources`.
 
     Args:
-        sources: Directories of runs (searched), `results.json` files, or `.jsonl` files of earlier reports.
-        folder: Where to: `report.html` (one file, pictures inside), `report.md`, a CSV a table, the pictures,
-            `runs.csv` with a line a run, and `runs.jsonl`, the results themselves, from which the report can be made
-            again.
+        sources: Directories of runs (searched recursively), `results.json` files, or `.jsonl` files of earlier reports.
+        folder: Directory of the report. It gets `report.html` (one file with its pictures inside), `report.md`, one CSV
+            file per table, the pictures, `runs.csv` with one line per run, and `runs.jsonl`, the results themselves,
+            from which the report can be made again.
 
     Returns:
-        The files, `report.html` second.
+        The files; `report.html` is the second.
 
     Raises:
         ReportError: There are no results.
@@ -70,7 +71,7 @@ def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def _repeats(contents: Sequence[dict[str, Any]], groups: Sequence[Group]) -> int:
-    """How many runs gave way to a newer one under the same conditions."""
+    """Number of runs that a newer run under the same conditions replaces."""
     kept = {id(run.results) for group in groups for run in group.runs}
     return sum(is_run(content) and id(content) not in kept for content in contents)
 
@@ -88,9 +89,9 @@ def _summary(groups: Sequence[Group], repeats: int) -> str:
 
 
 def _conditions(group: Group, prefix: str) -> list[Block]:
-    """What all runs of the group share, and the methods with their sizes."""
+    """The conditions that all runs of the group share, and a table of its methods."""
     shared = ", ".join(
-        f"{name} {_in_words(value)}"
+        f"{name} {_text(value)}"
         for name, value in group.conditions.items()
         if value not in ("", None) and name != "sweep"
     )
@@ -120,14 +121,14 @@ def _conditions(group: Group, prefix: str) -> list[Block]:
     return [Paragraph(f"All runs: {shared}."), *_skipped(group), Table(f"{prefix}methods", caption, columns, rows)]
 
 
-def _in_words(value: Any) -> str:
+def _text(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
     return str(value["name"]) if "name" in value else f"({', '.join(f'{key} {item}' for key, item in value.items())})"
 
 
 def _skipped(group: Group) -> list[Block]:
-    """How many training and test items are in no number, where any are left out."""
+    """The number of skipped training and test items, if any were skipped."""
     counts = {
         split: sorted({int(run.metrics(verb).get(f"{split}/skipped") or 0) for run in group.runs})
         for split, verb in (("train", "fit"), ("test", "test"))
@@ -143,7 +144,7 @@ def _short(value: Any) -> str:
 
 
 def _provenance(groups: Sequence[Group]) -> list[Block]:
-    """Where the numbers come from: code, versions, machines, dates."""
+    """Code, versions, machines and dates of the runs."""
     entries = [run.results.get("fit") or run.results.get("test") or {} for group in groups for run in group.runs]
     rows = []
     for name, values in (

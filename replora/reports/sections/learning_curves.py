@@ -1,4 +1,4 @@
-"""Learning curves of the final runs, from the course that `results.json` keeps."""
+"""Learning curves of the final runs, from the history in `results.json`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from replora.reports.statistics import Mean
 
 
 def learning_curve_section(group: Group, folder: Path, prefix: str) -> list[Block]:
-    """Training loss, and validation accuracy where it was measured more than once; empty without a course.
+    """Training loss, and validation accuracy if it was measured more than once; empty without a history.
 
-    A panel a size with a line a method; of many methods a panel a method with a line a size.
+    One panel per size with one line per method. With many methods, one panel per method with one line per size.
     """
     blocks: list[Block] = []
     sizes = sorted({run.size for run in group.final})
@@ -43,7 +43,7 @@ def learning_curve_section(group: Group, folder: Path, prefix: str) -> list[Bloc
 
 
 def _mean_curve(runs: list[Run], name: str) -> dict[float, Mean]:
-    """Epoch -> mean of the runs that have a value there."""
+    """Epoch -> mean over the runs that have a value for it."""
     points: dict[float, list[float]] = {}
     for run in runs:
         for epoch, value in run.results.get("fit", {}).get("history", {}).get(name, []):
