@@ -60,9 +60,7 @@ def read_results(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ResultsError(
-            f"There is no {file}. A run writes it when fit, validate, test or predict ends."
-        ) from error
+        raise ResultsError(f"There is no {file}. A run writes it when fit, validate, test or predict ends.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ResultsError(f"{file} is corrupt: {error}.") from error
     if not isinstance(results, dict) or not isinstance(results.get("format"), int):

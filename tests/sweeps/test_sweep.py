@@ -174,12 +174,15 @@ def test_dry_run_prints_trials_and_cost(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_sweep(tmp_path / "s.yaml", seconds_per_trial=30)
     for options, cost in (
-        (["--max_concurrent=1"], "about 4 minutes with 1 at once (30.0 seconds a trial, the sweep's file)"),
+        (["--max_concurrent=1"], "about 4 minutes with 1 at once (30.0 seconds per trial, the sweep's file)"),
         (
             ["--address=auto"],
-            "about 4 minutes one after the other (30.0 seconds a trial, the sweep's file); how",
+            "about 4 minutes one after the other (30.0 seconds per trial, the sweep's file); how",
         ),
-        (["--address=auto", "--max_concurrent=2"], "about 2 minutes with 2 at once (30.0 seconds a trial, the sweep's"),
+        (
+            ["--address=auto", "--max_concurrent=2"],
+            "about 2 minutes with 2 at once (30.0 seconds per trial, the sweep's",
+        ),
     ):
         main(["sweep", "--config=s.yaml", "--dry_run=true", *options])
         shown = capsys.readouterr().out
@@ -248,4 +251,4 @@ def test_more_than_there_is(tmp_path, monkeypatch, capsys):
     write_sweep(tmp_path / "s.yaml")
     with pytest.raises(SystemExit):
         main(["sweep", "--config=s.yaml", "--gpus_per_trial=99"])
-    assert "A trial is to get 99 GPU, but there are" in capsys.readouterr().err
+    assert "A trial needs 99 GPU, but there are" in capsys.readouterr().err
