@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from replora.io import replace_text
-from replora.results import circumstances
+from replora.results import environment_info
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks"
 
@@ -212,7 +212,7 @@ def write(out: Path, name: str, options: dict[str, Any], results: dict[str, Any]
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
         "results": results,
         "machine": machine(device),
-        **circumstances(),
+        **environment_info(),
     }
     replace_text(file, json.dumps(content, indent=2) + "\n")
     return file

@@ -42,13 +42,13 @@ def section(file: Path) -> str:
     """Return heading, environment and tables of one results file."""
     found = json.loads(file.read_text(encoding="utf-8"))
     kind = found["benchmark"].split("-")[0]
-    parts = [f"### {found['benchmark']}", circumstances(found, file), *TABLES[kind](found["results"])]
+    parts = [f"### {found['benchmark']}", environment_info(found, file), *TABLES[kind](found["results"])]
     if (picture := file.with_suffix(".png")).exists():
         parts.append(f"![{picture.stem}]({_link(picture)})")
     return "\n\n".join(parts) + "\n"
 
 
-def circumstances(found: dict[str, Any], file: Path) -> str:
+def environment_info(found: dict[str, Any], file: Path) -> str:
     """Return command, date, machine and versions."""
     machine, versions = found["machine"], found["versions"]
     device = f"{machine['gpu']} (CUDA {machine['cuda']})" if "gpu" in machine else machine["cpu"]

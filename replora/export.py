@@ -27,7 +27,7 @@ from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT
 from replora.datasets.image.read import short_side
 from replora.errors import RepLoRAError, nearest
 from replora.io import new_folder, refuse_file_as_folder
-from replora.results import in_words, read_results
+from replora.results import describe_training_data, read_results
 from replora.runs import load_run
 
 Format = Literal["peft", "adapter"]
@@ -92,7 +92,7 @@ def load_trained(source: Path, base: str | None = None, checkpoint: Path | None 
         run.model,
         base_name(run.model) or name,
         run.data,
-        in_words(results.get("data", {})),
+        describe_training_data(results.get("data", {})),
         {name: value for name, value in measured.items() if value is not None},
         read_metadata(source / "adapter.safetensors"),
     )

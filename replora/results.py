@@ -40,10 +40,10 @@ class DivergedError(RepLoRAError):
 
 
 class ResultsError(RepLoRAError):
-    """A results file is missing, damaged, of a newer format, or of another run."""
+    """A results file is missing, corrupt, of a newer format, or of another run."""
 
 
-def in_words(data: dict[str, Any]) -> str | None:
+def describe_training_data(data: dict[str, Any]) -> str | None:
     """What a run was trained on, from the `data` of its results: data set, task and number of items."""
     items = data.get("train_size") or len(data.get("train_indices") or [])
     words = [data.get("dataset"), data.get("task"), f"{items:,} training items" if items else None]
@@ -51,10 +51,10 @@ def in_words(data: dict[str, Any]) -> str | None:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The content of a `results.json`, or of the one in a run's directory.
+    """Read a `results.json`, or the one in a run's directory.
 
     Raises:
-        ResultsError: There is none, or it cannot be read by this release.
+        ResultsError: The file does not exist, or this release cannot read it.
     """
     file = path / "results.json" if path.is_dir() else path
     try:
@@ -62,7 +62,7 @@ def read_results(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ResultsError(f"There is no {file}. A run writes it when fit, validate, test or predict ends.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ResultsError(f"{file} is damaged: {error}.") from error
+        raise ResultsError(f"{file} is corrupt: {error}.") from error
     if not isinstance(results, dict) or not isinstance(results.get("format"), int):
         raise ResultsError(f"{file} is not a results file of this project: it has no 'format'.")
     if results["format"] > FORMAT:
@@ -115,7 +115,7 @@ def record_fit(
         file: Results file; it is created with its folder if it does not exist.
         model: Backbone, method, options, targets and parameter counts.
         data: Description of the training data.
-        fit: Metrics and circumstances of the training.
+        fit: Metrics and environment_info of the training.
         run: `run_id`, `configuration` and its hash.
 
     Raises:
@@ -134,7 +134,7 @@ def record_evaluation(file: Path, model: dict[str, Any], data: dict[str, Any], e
         file: Results file; it is created with its folder if it does not exist.
         model: Backbone, method, options, targets and parameter counts.
         data: Description of the data, for a file that has none because nothing was trained.
-        evaluation: Its verb, metrics, data, weights and circumstances.
+        evaluation: Its verb, metrics, data, weights and environment_info.
 
     Raises:
         ResultsError: `file` belongs to another run, or cannot be read.
@@ -179,7 +179,7 @@ def check_same_run(file: Path, before: dict[str, Any], model: dict[str, Any]) ->
     """Raise if `before`, read from `file`, is of another backbone or method than `model`.
 
     Raises:
-        ResultsError: It is.
+        ResultsError: They are not.
     """
     now = {key: value for key, value in json.loads(json.dumps(model)).items() if key in before}
     found = differing(before, now, "run")
@@ -189,15 +189,15 @@ def check_same_run(file: Path, before: dict[str, Any], model: dict[str, Any]) ->
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that readers see the old file or the new one, never a part."""
+    """Write JSON atomically: readers see the old file or the new one, never a part of it."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    # Lists of indices on one line; a raw line break tells them from brackets inside strings.
+    # Write a list of indices on one line. A raw line break tells them from brackets inside strings.
     text = re.sub(r"\[\n[\s\d,]+\]", lambda found: f"[{', '.join(re.findall('[0-9]+', found[0]))}]", text)
     replace_text(file, text)
 
 
-def circumstances() -> dict[str, Any]:
-    """Where and how this process runs: command, date (UTC), versions, the code's git commit, the machine."""
+def environment_info() -> dict[str, Any]:
+    """The environment of this process: command, date (UTC), versions, git commit of the code, and platform."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -208,7 +208,7 @@ def circumstances() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with `-dirty` if tracked files differ from it; None outside a repository."""
+    """Git commit of this code, with `-dirty` if tracked files differ from it; None outside a repository."""
     package = Path(__file__).resolve().parent
     if _git(package, "ls-files", "--error-unmatch", "errors.py") is None:
         return None

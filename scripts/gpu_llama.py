@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import replora
 from replora.backbones.language import LLAMA_SHAPES, as_backbone, checkpoint_gradients
 from replora.evaluation import generate, option_log_likelihoods
-from replora.results import circumstances, write_json
+from replora.results import environment_info, write_json
 
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPES = LLAMA_SHAPES | {"tiny": TINY}
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(rows[-1], flush=True)
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
     options = {key: value for key, value in vars(args).items() if key != "out"}
-    write_json(args.out, {**options, "device_name": device, "rows": rows, **circumstances()})
+    write_json(args.out, {**options, "device_name": device, "rows": rows, **environment_info()})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from replora.results import circumstances, read_results
+from replora.results import environment_info, read_results
 
 # Name -> options. Runs whose strategy has several processes use all GPUs, with a global batch size of 64.
 RUNS: dict[str, list[str]] = {
@@ -62,7 +62,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         sys.exit("There is no CUDA GPU here. The strategies that a CPU can run are tested in tests/cli.")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    content = {"gpus": gpus, **circumstances(), "runs": {}}
+    content = {"gpus": gpus, **environment_info(), "runs": {}}
     with tempfile.TemporaryDirectory() as home:
         for number, name in enumerate(arguments.only or RUNS):
             print(f"{name} ...", flush=True)

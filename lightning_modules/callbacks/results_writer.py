@@ -23,8 +23,8 @@ from replora.errors import RepLoRAError
 from replora.identity import compared_options, configuration_sha256, differing_options
 from replora.results import (
     check_same_run,
-    circumstances,
-    in_words,
+    describe_training_data,
+    environment_info,
     peak_memory,
     read_results,
     record_evaluation,
@@ -135,7 +135,7 @@ class ResultsWriter(Callback):
         entry = {"from": self.begun, "seconds": round(time.monotonic() - self.started, 2)}
         if trainer is not None:
             entry |= {"to": {"epoch": trainer.current_epoch, "step": trainer.global_step}, **_machine(trainer)}
-        return {**entry, **circumstances()}
+        return {**entry, **environment_info()}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.fitted = True
@@ -172,7 +172,7 @@ class ResultsWriter(Callback):
             **_seed(),
             "seconds": round(sum(process["seconds"] for process in processes), 2),
             **_machine(trainer),
-            **circumstances(),
+            **environment_info(),
         }
         run = {
             "run_id": self.run_id,
@@ -215,7 +215,7 @@ class ResultsWriter(Callback):
             **_seed(),
             "seconds": round(time.monotonic() - self.started, 2),
             **_machine(trainer),
-            **circumstances(),
+            **environment_info(),
         }
         record_evaluation(self.file, described.describe(), _description(trainer), evaluation)
 
@@ -393,7 +393,7 @@ def adapter_metadata(module: Described, datamodule: Any, metrics: dict[str, floa
     metadata = {"backbone": json.dumps(module.describe()["backbone"])}
     if hasattr(datamodule, "preprocessing"):
         metadata["data"] = json.dumps({"class_names": datamodule.class_names, **datamodule.preprocessing()})
-    if words := in_words(getattr(datamodule, "describe", dict)()):
+    if words := describe_training_data(getattr(datamodule, "describe", dict)()):
         metadata["trained_on"] = words
     if validated := {name: v for name, v in metrics.items() if name.startswith("val/") and math.isfinite(v)}:
         metadata["metrics"] = json.dumps(validated)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from replora.evaluation.interval import wilson_interval
+from replora.evaluation.significance import wilson_interval
 
 Counted = Literal["items", "right", "right_norm", "unparsed"]
 COUNTED: tuple[Counted, ...] = ("items", "right", "right_norm", "unparsed")

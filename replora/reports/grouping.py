@@ -86,9 +86,9 @@ def common_track(results: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def _check_sweep_methods(contents: Iterable[dict[str, Any]]) -> None:
-    """Check that runs with one name in a sweep have the same options: they are averaged.
+    """Check that runs with one name in a sweep have the same options, because they are averaged.
 
-    What a point of an axis sets may differ between points.
+    Points of an axis may set different options.
 
     Raises:
         ReportError: They have different options.

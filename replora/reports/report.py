@@ -1,4 +1,4 @@
-"""`replora-cli report`: everything that results files say, for a reader."""
+"""`replora-cli report`: the sections of a report in their order, and its table of all runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from replora.reports.grouping import group_runs
 from replora.reports.render.document import Block, Heading, Paragraph, Table, write_document
 from replora.reports.runs import Group, ReportError, Run, is_run, read_runs
 from replora.reports.sections.benchmarks import benchmark_section
-from replora.reports.sections.learning_curves import course_section
-from replora.reports.sections.learning_rates import grid_section
-from replora.reports.sections.low_data import by_size
+from replora.reports.sections.learning_curves import learning_curve_section
+from replora.reports.sections.learning_rates import learning_rate_section
+from replora.reports.sections.low_data import low_data_section
 from replora.reports.sections.validation import validation_section
 from replora.reports.sections.video import video_section
 from replora.results import stored
@@ -29,20 +29,21 @@ RUN_COLUMNS = (
 )
 VIDEO_COLUMNS = ("official_split", "recipe", "train_skipped", "test_skipped")
 SHOWN_OPTIONS = ("rank", "factors", "hidden", "activation", "sharing")
-UNUSED = {"none": ("hidden", "activation", "sharing"), "linear": ("activation",)}  # by `factors`
+# Options that have no effect, by `factors`.
+UNUSED = {"none": ("hidden", "activation", "sharing"), "linear": ("activation",)}
 
 
 def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
     """Write the report of the runs in `sources`.
 
     Args:
-        sources: Directories of runs (searched), `results.json` files, or `.jsonl` files of earlier reports.
-        folder: Where to: `report.html` (one file, pictures inside), `report.md`, a CSV a table, the pictures,
-            `runs.csv` with a line a run, and `runs.jsonl`, the results themselves, from which the report can be made
-            again.
+        sources: Directories of runs (searched recursively), `results.json` files, or `.jsonl` files of earlier reports.
+        folder: Directory of the report. It gets `report.html` (one file with its pictures inside), `report.md`, one CSV
+            file per table, the pictures, `runs.csv` with one line per run, and `runs.jsonl`, the results themselves,
+            from which the report can be made again.
 
     Returns:
-        The files, `report.html` second.
+        The files; `report.html` is the second.
 
     Raises:
         ReportError: There are no results.
@@ -58,10 +59,10 @@ def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
         prefix = f"{number}_" if len(groups) > 1 else ""
         blocks += [Heading(2, group.title), *(_conditions(group, prefix))]
         blocks += benchmark_section(group, prefix)
-        blocks += by_size(group, folder, prefix)
+        blocks += low_data_section(group, folder, prefix)
         blocks += validation_section(group, prefix)
-        blocks += grid_section(group, folder, prefix)
-        blocks += course_section(group, folder, prefix)
+        blocks += learning_rate_section(group, folder, prefix)
+        blocks += learning_curve_section(group, folder, prefix)
     blocks += video_section(groups)
     blocks += _provenance(groups)
     files = write_document(blocks, folder, TITLE)
@@ -71,7 +72,7 @@ def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def _repeats(contents: Sequence[dict[str, Any]], groups: Sequence[Group]) -> int:
-    """How many runs gave way to a newer one under the same conditions."""
+    """Number of runs that a newer run under the same conditions replaces."""
     kept = {id(run.results) for group in groups for run in group.runs}
     return sum(is_run(content) and id(content) not in kept for content in contents)
 
@@ -89,9 +90,9 @@ def _summary(groups: Sequence[Group], repeats: int) -> str:
 
 
 def _conditions(group: Group, prefix: str) -> list[Block]:
-    """What all runs of the group share, and the methods with their sizes."""
+    """The conditions that all runs of the group share, and a table of its methods."""
     shared = ", ".join(
-        f"{name} {_in_words(value)}"
+        f"{name} {_text(value)}"
         for name, value in group.conditions.items()
         if value not in ("", None) and name != "sweep"
     )
@@ -121,14 +122,14 @@ def _conditions(group: Group, prefix: str) -> list[Block]:
     return [Paragraph(f"All runs: {shared}."), *_skipped(group), Table(f"{prefix}methods", caption, columns, rows)]
 
 
-def _in_words(value: Any) -> str:
+def _text(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
     return str(value["name"]) if "name" in value else f"({', '.join(f'{key} {item}' for key, item in value.items())})"
 
 
 def _skipped(group: Group) -> list[Block]:
-    """How many training and test items are in no number, where any are left out."""
+    """The number of skipped training and test items, if any were skipped."""
     counts = {
         split: sorted({int(run.metrics(verb).get(f"{split}/skipped") or 0) for run in group.runs})
         for split, verb in (("train", "fit"), ("test", "test"))
@@ -144,7 +145,7 @@ def _short(value: Any) -> str:
 
 
 def _provenance(groups: Sequence[Group]) -> list[Block]:
-    """Where the numbers come from: code, versions, machines, dates."""
+    """Code, versions, machines and dates of the runs."""
     entries = [run.results.get("fit") or run.results.get("test") or {} for group in groups for run in group.runs]
     rows = []
     for name, values in (

@@ -11,24 +11,24 @@ from typing import Any
 from replora.errors import RepLoRAError
 from replora.results import read_results, with_own_measurements
 
-# Methods are listed in this order, others after them by name.
+# Order of the methods in tables; other methods follow by name.
 METHOD_ORDER = ("full fine-tuning", "linear probe", "BitFit", "LoRA", "DoRA", "linear", "RepLoRA")
-# The first of these that a test has is what its run is compared by; `score` is the mean of tasks with own metrics.
+# Runs are compared by the first of these metrics that they have; `score` is the mean over tasks with different metrics.
 HEADLINES = ("accuracy", "acc_norm", "acc", "score")
-SHOWN = 4  # sizes in a picture that has not room for all
+SHOWN = 4  # number of sizes in a picture that has no room for all of them
 
 
 class ReportError(RepLoRAError):
-    """There is nothing to report."""
+    """The sources hold no results, or results that cannot be reported together."""
 
 
 @dataclass(frozen=True, order=True)
 class Size:
-    """How much training data: a part of it, or so many examples a class.
+    """Amount of training data: a fraction of the training set, or a number of examples per class.
 
     Attributes:
-        shots: Whether it is examples a class.
-        amount: The part in (0, 1], or the number.
+        shots: Whether the amount is a number of examples per class.
+        amount: The fraction in (0, 1], or the number of examples per class.
     """
 
     shots: bool
@@ -40,15 +40,15 @@ class Size:
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as reports need it.
+    """One run of a report.
 
     Attributes:
         results: The content of its `results.json`.
-        method: What it is called.
-        task: Of the benchmark, such as `dtd`.
-        size: Of its training set.
-        seed: Of the run.
-        stage: `select` for a run by which options were chosen, else `final`.
+        method: Name of its method in tables.
+        task: Task of the benchmark, such as `dtd`.
+        size: Amount of its training data.
+        seed: Random seed of the run.
+        stage: `select` for a run by which options are selected, otherwise `final`.
     """
 
     results: dict[str, Any]
@@ -60,18 +60,18 @@ class Run:
 
     @property
     def metric(self) -> str:
-        """The name of its headline metric without the verb, `accuracy` where there is none."""
+        """Name of the metric that the run is compared by, without its split; `accuracy` if it has none."""
         measured = self.metrics("test") or self.metrics("fit")
         return next((name for name in HEADLINES if any(f"{s}/{name}" in measured for s in ("test", "val"))), "accuracy")
 
     @property
     def score(self) -> float | None:
-        """The headline metric on the test, in [0, 1]; None without one or where the run diverged."""
+        """The metric on the test data, in [0, 1]; None without a test or if the run diverged."""
         return self.metrics("test").get(f"test/{self.metric}")
 
     @property
     def validation(self) -> float | None:
-        """The headline metric on the validation data at the end of the fit."""
+        """The metric on the validation data at the end of the fit."""
         return self.metrics("fit").get(f"val/{self.metric}")
 
     @property
@@ -80,9 +80,9 @@ class Run:
 
     @property
     def examples(self) -> int | None:
-        """Training examples, where the data say which."""
-        chosen = self.results.get("data", {}).get("train_indices")
-        return len(chosen) if chosen else None
+        """Number of training examples; None if the results do not list them."""
+        indices = self.results.get("data", {}).get("train_indices")
+        return len(indices) if indices else None
 
     @property
     def rate(self) -> float | None:
@@ -95,13 +95,13 @@ class Run:
         return self._of_optimizer("weight_decay")
 
     def metrics(self, verb: str) -> dict[str, float | None]:
-        """What a verb measured."""
+        """The metrics that a verb measured."""
         measured: dict[str, float | None] = self.results.get(verb, {}).get("metrics", {})
         return measured
 
     def _of_optimizer(self, name: str) -> float | None:
         value = self.results.get("fit", {}).get("optimizer", {}).get(name)
-        if value is None:  # a run that diverged has only what the sweep says of it
+        if value is None:  # the record of a run that diverged holds only its trial
             value = self.results.get("sweep", {}).get("grid", {}).get(f"model.optimizer.{name}")
         return None if value is None else float(value)
 

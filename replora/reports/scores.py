@@ -14,13 +14,13 @@ AVERAGE = "mean of all tasks"
 
 
 class Scores:
-    """What the tests of a group measured, as parts of 1. CIDEr is a hundredth of what tables show.
+    """Test scores of a group, in [0, 1]. CIDEr is 1/100 of the number in published tables.
 
     Args:
-        group: Its final runs count; a run that diverged has no score.
-        shots: Whether to take runs whose size is examples a class, or those whose size is a part of the data.
-        stage: `val` for the validation scores of runs that no test can follow; they are final where no sweep chose
-            among them.
+        group: Runs of one table. Its final runs count; a run that diverged has no score.
+        shots: Whether to use the runs whose size is a number of examples per class, or a fraction of the data.
+        stage: `val` for the validation scores of a benchmark without a public test. Without a sweep, which would select
+            options by them, all runs count.
     """
 
     def __init__(self, group: Group, shots: bool, stage: Literal["test", "val"] = "test") -> None:
@@ -36,7 +36,7 @@ class Scores:
         self.tasks = ordered_tasks({task for found in self.by_cell.values() for task in found})
 
     def over_seeds(self, method: str, size: Size, task: str) -> dict[int, float]:
-        """Seed -> score; of `AVERAGE` the mean over the tasks, where a seed has all of them."""
+        """Seed -> score. The score of `AVERAGE` is the mean over the tasks, for seeds that have all tasks."""
         found = {seed: self.by_cell.get((method, size, seed), {}) for seed in self.seeds}
         if task == AVERAGE:
             whole = {seed: scores for seed, scores in found.items() if len(scores) == len(self.tasks) > 0}
@@ -44,20 +44,20 @@ class Scores:
         return {seed: scores[task] for seed, scores in found.items() if task in scores}
 
     def mean(self, method: str, size: Size, task: str) -> Mean | None:
-        """Over the seeds; None without a run."""
+        """Mean over the seeds; None without a run."""
         values = list(self.over_seeds(method, size, task).values())
         return mean_over_seeds(values) if values else None
 
     def curve(self, method: str, task: str) -> dict[float, Mean]:
-        """Place of the size on the axis -> mean over the seeds."""
+        """Position of each size on the axis -> mean over the seeds."""
         means = {size: self.mean(method, size, task) for size in self.sizes}
         return {self.place(size): mean for size, mean in means.items() if mean is not None}
 
     def compare(self, first: str, second: str, sizes: Sequence[Size]) -> Comparison | None:
-        """Over all tasks, seeds and the sizes given, where both have a score; None where there is no pair.
+        """Compare two methods over all tasks and seeds and the given sizes; None if they have no pair of scores.
 
-        A task and seed is a unit, because the training sets of its sizes are nested. Those count that have a pair at
-        every size at which any has: else a mean over some sizes would stand beside means over others.
+        One task with one seed is a unit, because the training sets of its sizes are nested. A unit counts only if it
+        has a pair at every size at which any unit has one; otherwise units would be means over different sizes.
         """
         units: dict[tuple[str, int], list[float]] = {}
         for size in sizes:
@@ -70,7 +70,7 @@ class Scores:
         return compare_paired(whole) if whole else None
 
     def common_sizes(self, first: str, second: str, sizes: Sequence[Size]) -> list[Size]:
-        """The sizes at which two methods have a pair."""
+        """The sizes at which two methods have a pair of scores."""
         return [
             size
             for size in sizes
@@ -79,37 +79,37 @@ class Scores:
 
     @property
     def panels(self) -> list[str]:
-        """The task, or the mean of all tasks and then each."""
+        """Names of the panels: the only task, or the mean of all tasks followed by each task."""
         return self.tasks if len(self.tasks) == 1 else [AVERAGE, *self.tasks]
 
     @property
     def counted(self) -> bool:
-        """Whether every size is the same number of examples in all its runs, so that an axis can show it."""
+        """Whether each size means the same number of examples in all its runs, so that an axis can show that number."""
         known = {size: {run.examples for run in self.runs if run.size == size} for size in self.sizes}
         return not self.shots and all(len(counts) == 1 and None not in counts for counts in known.values())
 
     def place(self, size: Size) -> float:
-        """Where a size is on the axis: training examples where `counted`, else percent or examples a class."""
+        """Position of a size on the axis: training examples if `counted`, otherwise percent or examples per class."""
         if self.counted:
             return float(next(run.examples for run in self.runs if run.size == size) or 0)
         return size.amount if size.shots else 100 * size.amount
 
     @property
     def axis(self) -> str:
-        """What `place` is."""
+        """Label of the axis of `place`."""
         if self.counted:
             return "training examples"
         return "training examples a class" if self.shots else "part of the training data (%)"
 
     def name(self, size: Size) -> str:
-        """`10 % (80)`."""
+        """Name of a size in tables: `10 % (80)`."""
         return f"{size} ({self.place(size):g})" if self.counted else str(size)
 
 
 def _per_task(run: Run, stage: str) -> dict[str, float]:
-    """One score a task; of a run that is measured on several, those.
+    """Task -> score; several for a run that is measured on several tasks.
 
-    Where the headline is `score`, the mean of tasks with metrics of their own, each task has its published one.
+    If the metric is `score`, the mean over tasks with different metrics, each task has the metric of its publication.
     """
     measured = run.metrics("test") if stage == "test" else run.metrics("validate") or run.metrics("fit")
     if run.metric == "score":

@@ -1,4 +1,4 @@
-"""What was chosen in the first stage: as the final runs record it; where there are none, worked out as a sweep does."""
+"""The selected point of a grid: as the final runs record it, or computed from the first stage as a sweep does."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Point = tuple[float | None, float | None]  # learning rate, weight decay
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The chosen point of one method, task and size.
+class Selected:
+    """The selected point of one method, task and size.
 
     Attributes:
         rate: Learning rate.
-        decay: Weight decay, None where the runs do not say.
+        decay: Weight decay; None if the runs do not record it.
         value: Mean of the metric over the seeds of the first stage.
-        metric: By which it was chosen, such as `val/accuracy`.
-        recorded: Whether final runs say so.
+        metric: Metric of the selection, such as `val/accuracy`.
+        recorded: Whether the final runs record the selection.
     """
 
     rate: float
@@ -31,8 +31,8 @@ class Chosen:
     recorded: bool
 
 
-def chosen(group: Group, method: str, task: str, size: Size) -> Chosen | None:
-    """The choice of one method, task and size; None where no point counts."""
+def find_selected(group: Group, method: str, task: str, size: Size) -> Selected | None:
+    """The selected point of one method, task and size; None if no point qualifies."""
     finals = [run for run in _of(group.final, method, task, size) if _rule(run).get("means")]
     if finals:
         newest = max(finals, key=lambda run: str(run.results.get("fit", {}).get("date", "")))
@@ -40,7 +40,7 @@ def chosen(group: Group, method: str, task: str, size: Size) -> Chosen | None:
         best = min if rule.get("mode") == "min" else max
         known = [mean for mean in rule["means"].values() if mean is not None]
         if known and newest.rate is not None:
-            return Chosen(newest.rate, newest.decay, best(known), rule["metric"], recorded=True)
+            return Selected(newest.rate, newest.decay, best(known), rule["metric"], recorded=True)
     there = _of(group.selection, method, task, size)
     if not there:
         return None
@@ -55,7 +55,7 @@ def chosen(group: Group, method: str, task: str, size: Size) -> Chosen | None:
     best_point = max(sorted(usable, key=_ascending), key=lambda point: sign * usable[point])
     rate, decay = best_point
     assert rate is not None
-    return Chosen(rate, decay, usable[best_point], metric, recorded=False)
+    return Selected(rate, decay, usable[best_point], metric, recorded=False)
 
 
 def _of(runs: Sequence[Run], method: str, task: str, size: Size) -> list[Run]:
@@ -63,7 +63,7 @@ def _of(runs: Sequence[Run], method: str, task: str, size: Size) -> list[Run]:
 
 
 def _rule(run: Run) -> dict[str, Any]:
-    """{metric, mode, and of a final run the means of the points}."""
+    """Rule of the selection: {metric, mode}, and for a final run the mean of each point."""
     rule: dict[str, Any] = run.results.get("sweep", {}).get("chosen_by", {})
     return rule
 
@@ -73,7 +73,7 @@ def _point(run: Run) -> Point:
 
 
 def _mean(runs: Sequence[Run], point: Point, metric: str, seeds: set[int]) -> float | None:
-    """None where a run diverged, or a seed is missing."""
+    """Mean of a point over the seeds; None if a run diverged or a seed is missing."""
     values = {run.seed: run.metrics("fit").get(metric) for run in runs if _point(run) == point}
     known = [value for value in values.values() if value is not None]
     return statistics.fmean(known) if len(known) == len(seeds) else None

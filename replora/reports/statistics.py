@@ -1,6 +1,6 @@
 """The statistics of reports: intervals over seeds, paired comparisons, the data that one method needs to reach another.
 
-Each function says what it assumes; few seeds make wide intervals, and that is what they should look like.
+Each function states its assumptions. With few seeds the intervals are wide, as they should be.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t
 
 RESAMPLES = 10_000
 DATA_RESAMPLES = 2_000
@@ -23,11 +24,11 @@ class Mean:
     """A mean with its interval.
 
     Attributes:
-        value: The mean.
-        low: Lower end of the 95 % interval, None for a single value.
-        high: Upper end.
-        count: How many values.
-        deviation: Standard deviation of the values (n - 1), None for a single one.
+        value: Mean of the values.
+        low: Lower end of the 95 % interval; None for a single value.
+        high: Upper end of the interval; None for a single value.
+        count: Number of values.
+        deviation: Sample standard deviation (n - 1); None for a single value.
     """
 
     value: float
@@ -38,7 +39,7 @@ class Mean:
 
 
 def in_percent(mean: Mean | None, seeds: float = math.inf) -> str:
-    """`83.1 ± 1.2 (n=3)`, without the number of values where none of `seeds` is missing; empty without a mean."""
+    """`83.1 ± 1.2 (n=3)`, without the count if all `seeds` have a value; empty without a mean."""
     if mean is None:
         return ""
     half = "" if mean.high is None else f" ± {100 * (mean.high - mean.value):.1f}"
@@ -56,10 +57,8 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
     mean, count = statistics.fmean(values), len(values)
     if count == 1:
         return Mean(mean, None, None, 1, None)
-    from scipy.special import stdtrit
-
     deviation = statistics.stdev(values)
-    half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
+    half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
     return Mean(mean, mean - half, mean + half, count, deviation)
 
 
@@ -69,16 +68,16 @@ class Comparison:
 
     Attributes:
         difference: Mean of first minus second.
-        low: Lower end of the 95 % bootstrap interval, None for a single unit.
-        high: Upper end.
-        p_value: Two-sided, of the sign-flip test: how often a difference of this size or larger arises if first and
-            second are the same.
-        least: The least that the p value could have been with so many units: 1 / 2 ** (units - 1), 0.0625 for five; of
-            many units, whose patterns of signs are sampled, 1 / `RESAMPLES`.
-        units: How many independent units there are.
-        wins: Pairs in which the first is better.
-        ties: Pairs in which they are equal.
-        losses: Pairs in which the second is better.
+        low: Lower end of the 95 % bootstrap interval; None for a single unit.
+        high: Upper end of the interval; None for a single unit.
+        p_value: Two-sided p value of the sign-flip test: how often a difference of this size or larger arises if both
+            methods are equally good.
+        least: Smallest possible p value with this number of units: 1 / 2 ** (units - 1), which is 0.0625 for five. For
+            many units, whose sign patterns are sampled, it is 1 / `RESAMPLES`.
+        units: Number of independent units.
+        wins: Number of pairs in which the first is better.
+        ties: Number of pairs in which they are equal.
+        losses: Number of pairs in which the second is better.
     """
 
     difference: float
@@ -95,16 +94,19 @@ class Comparison:
 def compare_paired(units: Sequence[Sequence[float]]) -> Comparison:
     """The mean of paired differences, first minus second, with a percentile bootstrap interval and a sign-flip test.
 
-    A unit holds the differences that are not independent of each other: those of one task and seed over the sizes,
-    whose training sets are nested. Units are drawn, and change sign, as a whole. `RESAMPLES` samples of as many units
-    are drawn with replacement, with a fixed seed, so the same units always give the same interval. With few units such
-    an interval is too narrow, which the p value is not.
+    A unit holds differences that depend on each other: those of one task and seed over the sizes, whose training sets
+    are nested. The bootstrap draws units, and the test flips their signs, as a whole. The bootstrap draws `RESAMPLES`
+    samples with replacement and a fixed seed, so the same units always give the same interval. With few units the
+    interval is too narrow; the p value is not affected.
+
+    Both are written in NumPy instead of calling scipy.stats: published figures depend on this stream of random numbers,
+    and `permutation_test` never returns less than 2 / (n + 1) where it samples.
 
     Args:
-        units: Each the differences of its pairs.
+        units: For each unit the differences of its pairs.
 
     Raises:
-        ValueError: There is no unit, or one without a difference.
+        ValueError: There is no unit, or a unit without a difference.
     """
     if not units or not all(units):
         raise ValueError("A comparison needs at least one unit, and each at least one difference.")
@@ -129,13 +131,13 @@ def compare_paired(units: Sequence[Sequence[float]]) -> Comparison:
 
 
 def _sign_flips(means: np.ndarray, generator: np.random.Generator) -> float:
-    """The part of all sign patterns (of `RESAMPLES` random ones for many units) with as large a mean."""
+    """Fraction of sign patterns (all, or `RESAMPLES` random ones for many units) whose mean is at least as large."""
     count = len(means)
     if 2**count <= RESAMPLES:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=count)))
     else:
         signs = generator.choice((1.0, -1.0), size=(RESAMPLES, count))
-        signs[0] = 1.0  # the pattern that was found is one of them
+        signs[0] = 1.0  # the observed pattern is one of them
     found = np.abs((signs * means).mean(axis=1))
     return float((found >= abs(means.mean()) - 1e-12).mean())
 
@@ -145,9 +147,9 @@ class DataNeeded:
     """How much data a method needs to reach an accuracy.
 
     Attributes:
-        size: By interpolation; at a bound the bound itself.
-        bound: `` for an interpolated size; `at most` where the smallest size already reaches it; `more than` where no
-            measured size does.
+        size: Interpolated size, or the smallest or largest measured size if `bound` is set.
+        bound: Empty for an interpolated size, `at most` if the smallest measured size reaches the accuracy, `more than`
+            if no measured size does.
     """
 
     size: float
@@ -160,8 +162,8 @@ def data_needed(curve: Mapping[float, float], accuracy: float) -> DataNeeded:
     Between two measured sizes the curve is a straight line over the logarithm of the size; nothing is extrapolated.
 
     Args:
-        curve: Size (above 0) -> mean accuracy, at least one.
-        accuracy: To be reached.
+        curve: Size (above 0) -> mean accuracy, for at least one size.
+        accuracy: The accuracy to be reached.
 
     Raises:
         ValueError: The curve is empty or a size is not above 0.
@@ -181,17 +183,17 @@ def data_needed(curve: Mapping[float, float], accuracy: float) -> DataNeeded:
 def data_needed_interval(
     curve: Mapping[float, Mapping[int, float]], target: Mapping[int, float]
 ) -> tuple[DataNeeded, DataNeeded] | None:
-    """A 95 % percentile bootstrap interval of `data_needed`, over seeds: the same are drawn for curve and target.
+    """A 95 % percentile bootstrap interval of `data_needed` over seeds, the same for the curve and the target.
 
-    An end at a bound is a bound: the interval may reach beyond the measured sizes. `DATA_RESAMPLES` samples with a
-    fixed seed; with few seeds the interval is too narrow.
+    If an end is a bound, the interval may reach beyond the measured sizes. The bootstrap draws `DATA_RESAMPLES` samples
+    with a fixed seed. With few seeds the interval is too narrow.
 
     Args:
-        curve: Size -> seed -> accuracy of the method that needs the data.
-        target: Seed -> accuracy to be reached, of the other method.
+        curve: Size -> seed -> accuracy, for the method that needs the data.
+        target: Seed -> accuracy of the other method, which is to be reached.
 
     Returns:
-        Its ends, None where a seed is missing somewhere or there is only one.
+        The ends of the interval; None if a seed is missing at some size, or there is only one seed.
     """
     seeds = sorted(target)
     if len(seeds) < 2 or any(sorted(scores) != seeds for scores in curve.values()):

@@ -1,6 +1,6 @@
-"""Many runs of `replora-cli` that together answer a question: which are planned, run, and chosen from.
+"""Many runs of `replora-cli` that together answer a question: they are planned, run, and compared.
 
-`plan.py` reads a sweep's file, `trial.py` runs one trial, `selection.py` chooses options on validation images,
-`lock.py` keeps a second process out, `on_ray.py` shares trials out among machines, `sweep.py` puts them in order,
-`estimate.py` says what they will cost.
+`sweep_file.py` reads and checks a sweep's file, and `plan.py` makes the list of trials from it. `trial.py` runs one
+trial, and `executor.py` distributes trials over cores, GPUs and machines. `select.py` selects options on validation
+images, `sweep.py` runs the two stages, and `progress.py` shows the state of a sweep and estimates its cost.
 """

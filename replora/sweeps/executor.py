@@ -1,8 +1,8 @@
-"""Shares trials out among the cores and GPUs of one machine or of a cluster, by Ray Tune.
+"""Distributes trials over the cores and GPUs of one machine or of a cluster, with Ray Tune.
 
-Ray starts the trials, puts a failed one on the list again, and keeps as many workers as there is room for; a worker
-takes one trial after the other, so that the libraries are imported once a worker. What a trial has done is in its own
-directory (`trial.py`), so nothing of Ray's own state is needed to go on after an interruption.
+Ray starts the trials, retries failed ones, and keeps as many workers as the resources allow. A worker runs one trial
+after the other, so that it imports the libraries only once. The state of a trial is in its own directory (`trial.py`),
+so a sweep continues after an interruption without any state of Ray.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from replora.errors import RepLoRAError
 from replora.sweeps.plan import Trial
 from replora.sweeps.trial import reason_of_failure, run_trial
 
-# Read when Ray Tune is imported: no files of its own in the trials' directories, no statistics to Ray's makers.
+# Ray Tune reads these when it is imported: write no files into the directories of trials, and send no statistics.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -34,14 +34,14 @@ except ImportError as error:
 
 
 @dataclass(frozen=True)
-class Share:
-    """What a trial gets, and how many there are.
+class Resources:
+    """Resources of a trial, and limits on the number of trials.
 
     Attributes:
-        cpus: Cores of a trial.
-        gpus: GPUs of a trial; a part of one lets several share it.
-        at_once: Most trials at the same time, None for as many as there is room for.
-        failures: How often a failed trial is tried again.
+        cpus: CPU cores per trial.
+        gpus: GPUs per trial; with a fraction, several trials share one GPU.
+        at_once: Largest number of trials at the same time; None for as many as the machines have room for.
+        failures: How often a failed trial is retried.
     """
 
     cpus: float
@@ -50,8 +50,8 @@ class Share:
     failures: int
 
 
-class Watcher(Protocol):
-    """Is told what happens, in the order in which it does."""
+class ProgressCallback(Protocol):
+    """Receives the events of a sweep in the order in which they happen."""
 
     def started(self, trial: Trial) -> None: ...
 
@@ -61,22 +61,22 @@ class Watcher(Protocol):
 
 
 class Cluster:
-    """A Ray cluster for the time of a `with`: the one at an address, or one of this machine alone.
+    """A Ray cluster, as a context manager: the one at an address, or a new one on this machine.
 
     Args:
-        address: `HOST:PORT`, `auto` for the one that this machine belongs to, None to start one here.
-        share: What a trial gets.
+        address: `HOST:PORT`, `auto` for the cluster that this machine belongs to, or None to start one here.
+        resources: Resources of a trial.
 
     Raises:
-        RepLoRAError: There is no cluster at the address, or it could never run a trial of that share.
+        RepLoRAError: There is no cluster at the address, or it is too small for a single trial.
     """
 
-    def __init__(self, address: str | None, share: Share) -> None:
-        self.address, self.share = address, share
+    def __init__(self, address: str | None, resources: Resources) -> None:
+        self.address, self.resources = address, resources
 
     def __enter__(self) -> Cluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self.address is None:  # a little memory for objects: trials hand over a few kilobytes
+        if self.address is None:  # trials exchange only a few kilobytes
             options |= {"include_dashboard": False, "object_store_memory": 100 * 2**20}
         try:
             ray.init(address=self.address or "local", **options)
@@ -85,14 +85,14 @@ class Cluster:
                 f"No Ray cluster answers at {self.address}: {error}. Start one with `ray start --head` on one machine "
                 "and `ray start --address HEAD:6379` on the others, or leave --address out."
             ) from error
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by `Watcher.failed`
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `ProgressCallback.failed` reports failures
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        for name, wanted in (("CPU", self.share.cpus), ("GPU", self.share.gpus)):
+        for name, wanted in (("CPU", self.resources.cpus), ("GPU", self.resources.gpus)):
             if wanted > there.get(name, 0):
                 ray.shutdown()
                 raise RepLoRAError(
-                    f"A trial is to get {wanted:g} {name}, but there are {there.get(name, 0):g} in all, so it would "
-                    f"wait for ever. Lower --{name.lower()}s_per_trial."
+                    f"A trial needs {wanted:g} {name}, but there are only {there.get(name, 0):g} in total, so it would "
+                    f"never start. Lower --{name.lower()}s_per_trial."
                 )
         return self
 
@@ -104,34 +104,34 @@ class Cluster:
         home: Path,
         sweep: str,
         trials: Sequence[Trial],
-        choices: Sequence[dict[str, Any] | None],
-        watcher: Watcher,
+        rules: Sequence[dict[str, Any] | None],
+        progress: ProgressCallback,
     ) -> None:
-        """Run the trials, each until it has ended or failed too often. The order of their start is that of the list.
+        """Run each trial until it has ended or failed too often. Trials start in the order of the list.
 
         Args:
-            home: The sweep's directory, the same path on every machine.
-            sweep: The sweep's name.
-            trials: What to run.
-            choices: By what each one's point was chosen, or will be; None without a choice.
-            watcher: Is told.
+            home: Directory of the sweep; the same path on every machine.
+            sweep: Name of the sweep.
+            trials: Trials to run.
+            rules: Rule by which each trial's point was or will be selected; None without a selection.
+            progress: Receives the events.
         """
         with tempfile.TemporaryDirectory(prefix="replora-sweep-") as scratch:
             jobs = [
-                {"home": home, "sweep": sweep, "trial": trial, "choice": choice, "cwd": Path.cwd()}
-                for trial, choice in zip(trials, choices, strict=True)
+                {"home": home, "sweep": sweep, "trial": trial, "rule": rule, "cwd": Path.cwd()}
+                for trial, rule in zip(trials, rules, strict=True)
             ]
             tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(Worker, jobs=jobs), {"cpu": self.share.cpus, "gpu": self.share.gpus}
+                    tune.with_parameters(Worker, jobs=jobs), {"cpu": self.resources.cpus, "gpu": self.resources.gpus}
                 ),
                 param_space={"number": tune.grid_search(list(range(len(jobs))))},
-                tune_config=tune.TuneConfig(max_concurrent_trials=self.share.at_once, reuse_actors=True),
+                tune_config=tune.TuneConfig(max_concurrent_trials=self.resources.at_once, reuse_actors=True),
                 run_config=tune.RunConfig(
-                    # With a cluster elsewhere the scratch folder must be on what all machines share: the sweep's.
+                    # With a remote cluster the scratch folder must be on storage that all machines share.
                     storage_path=scratch if self.address is None else str((home / ".ray").resolve()),
-                    failure_config=tune.FailureConfig(max_failures=self.share.failures),
-                    callbacks=[_Teller(home, trials, watcher)],
+                    failure_config=tune.FailureConfig(max_failures=self.resources.failures),
+                    callbacks=[_ForwardProgress(home, trials, progress)],
                     verbose=0,
                 ),
             ).fit()
@@ -156,34 +156,34 @@ class Worker(tune.Trainable):
                 f"{job['cwd']} does not exist on {platform.node()}, so {job['home']} has no place there. On a cluster "
                 "give --out as a path that all machines share."
             )
-        if job["cwd"].is_dir():  # relative paths are those of the sweep's start
+        if job["cwd"].is_dir():  # relative paths refer to the directory in which the sweep was started
             os.chdir(job["cwd"])
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        return {"done": True, "results": run_trial(job["home"], job["sweep"], job["trial"], job["choice"])}
+        return {"done": True, "results": run_trial(job["home"], job["sweep"], job["trial"], job["rule"])}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the trial's directory holds its state."""
+        """Does nothing: the state of a trial is in its directory."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
-class _Teller(tune.Callback):
-    """Passes on what Ray Tune reports."""
+class _ForwardProgress(tune.Callback):
+    """Forwards the reports of Ray Tune to a `ProgressCallback`."""
 
-    def __init__(self, home: Path, trials: Sequence[Trial], watcher: Watcher) -> None:
-        self.home, self.trials, self.watcher = home, trials, watcher
+    def __init__(self, home: Path, trials: Sequence[Trial], progress: ProgressCallback) -> None:
+        self.home, self.trials, self.progress = home, trials, progress
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune saves its callbacks to go on by itself, which is not asked of it."""
+        """Nothing: Ray Tune saves its callbacks to resume by itself, which sweeps do not use."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
-        self.watcher.started(self.trials[trial.config["number"]])
+        self.progress.started(self.trials[trial.config["number"]])
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **_: Any) -> None:  # noqa: ARG002
-        self.watcher.ended(self.trials[trial.config["number"]], result["results"])
+        self.progress.ended(self.trials[trial.config["number"]], result["results"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
         failed = self.trials[trial.config["number"]]
-        self.watcher.failed(failed, reason_of_failure(self.home, failed))
+        self.progress.failed(failed, reason_of_failure(self.home, failed))

@@ -1,4 +1,4 @@
-"""What a sweep consists of: methods, tasks, sizes and grids, and the trials that they come to."""
+"""What a sweep consists of: its axes, its methods, its two stages, and the trials that follow from them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from replora.errors import RepLoRAError
-
 Stage = Literal["select", "final"]
-
 Options = dict[str, Any]  # as on the command line without the dashes -> value
-
-
 SEED_OPTIONS = ("seed_everything", "data.subset_seed", "data.shuffle_seed")
-
-
-class SweepError(RepLoRAError):
-    """A sweep's file cannot be understood, or would compare methods unfairly."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +19,15 @@ class Point:
     """One value of an axis.
 
     Attributes:
-        name: In reports and directories, such as `train_fraction=0.1`.
-        options: What it sets.
+        name: Name in reports and directories, such as `train_fraction=0.1`.
+        options: Options that it sets.
     """
 
     name: str
     options: Options
 
 
-ONLY = Point("", {})  # the one point of an axis that is absent
+ONLY = Point("", {})  # the only point of an absent axis
 
 
 @dataclass(frozen=True)
@@ -44,10 +35,10 @@ class Method:
     """One of the methods that are compared.
 
     Attributes:
-        name: In reports and directories.
-        configs: Configurations laid over the sweep's.
-        options: Beyond them.
-        grid: The points among which is chosen.
+        name: Name in reports and directories.
+        configs: Configurations on top of those of the sweep.
+        options: Options on top of the configurations.
+        grid: Points from which one is selected.
     """
 
     name: str
@@ -58,13 +49,13 @@ class Method:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage.
+    """One stage of a sweep.
 
     Attributes:
-        seeds: Each is a run of its own.
-        options: Of every trial of the stage.
-        metric: By which the first stage chooses, as in `results.json`.
-        mode: Whether more or less of it is better.
+        seeds: Random seeds; each is a separate run.
+        options: Options of every trial of the stage.
+        metric: Metric by which the first stage selects points, as named in `results.json`.
+        mode: Whether the largest or the smallest value of the metric is best.
     """
 
     seeds: list[int]
@@ -79,13 +70,13 @@ class Trial:
 
     Attributes:
         stage: `select` or `final`.
-        method: Name of its method.
+        method: Name of the method.
         task: Point of the axis `tasks`.
         size: Point of the axis `sizes`.
         grid: Point of the method's grid.
-        seed: Of training images, their order, head, adapter and training.
+        seed: Random seed for the choice and order of training images, the head, the adapter and training.
         arguments: Configurations and options, without the verb and the directory.
-        folder: Where below the sweep's directory; the same for the same trial in every process.
+        folder: Directory of the trial below that of the sweep. It depends only on the trial.
     """
 
     stage: Stage
@@ -99,25 +90,25 @@ class Trial:
 
     @property
     def cell(self) -> tuple[str, str, str]:
-        """What the choice is made for: method, task and size."""
+        """Method, task and size, for which one point is selected."""
         return self.method, self.task.name, self.size.name
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's file, checked.
+    """The checked content of a sweep's file.
 
     Attributes:
-        name: Of the file.
-        base: Configurations under every trial.
+        name: Name of the file without its suffix.
+        base: Configurations of every trial.
         options: Options of every trial.
-        tasks: `ONLY` where there is no such axis.
-        sizes: The same.
-        methods: In the file's order.
-        select: The first stage, None if there is none.
-        final: The second.
-        overriding: Options of the command line.
-        seconds_per_trial: A guess, None if unknown.
+        tasks: Points of the axis of tasks; only `ONLY` if there is no such axis.
+        sizes: Points of the axis of training set sizes; only `ONLY` if there is no such axis.
+        methods: Methods in the order of the file.
+        select: The first stage; None if there is none.
+        final: The second stage; None if there is none.
+        overriding: Options of the command line, which replace those of the file.
+        seconds_per_trial: Expected duration of a trial; None if unknown.
     """
 
     name: str
@@ -132,7 +123,7 @@ class Sweep:
     seconds_per_trial: float | None
 
     def selection_trials(self) -> list[Trial]:
-        """Every method, task and size at every point of its grid; seed after seed, so that early results are even."""
+        """Every method, task and size at every point of its grid, seed after seed: early results are balanced."""
         if self.select is None:
             return []
         return [
@@ -142,32 +133,32 @@ class Sweep:
             for point in method.grid
         ]
 
-    def final_trials(self, chosen: Mapping[tuple[str, str, str], Point]) -> list[Trial]:
-        """Every method, task and size that has a chosen point, at that point; seed after seed.
+    def final_trials(self, selected: Mapping[tuple[str, str, str], Point]) -> list[Trial]:
+        """Every method, task and size that has a selected point, at that point, seed after seed.
 
         Args:
-            chosen: `Trial.cell` -> point of the grid.
+            selected: `Trial.cell` -> point of the grid.
         """
         if self.final is None:
             return []
         trials = [
-            self._trial("final", method, task, size, chosen.get((method.name, task.name, size.name), ONLY), seed)
+            self._trial("final", method, task, size, selected.get((method.name, task.name, size.name), ONLY), seed)
             for seed in self.final.seeds
             for task, size, method in self._cells()
         ]
-        return [trial for trial in trials if trial.cell in chosen]
+        return [trial for trial in trials if trial.cell in selected]
 
     def planned_final_trials(self) -> list[Trial]:
-        """The second stage before anything is chosen: directories are known, points are not (`ONLY` stands there)."""
+        """The second stage before points are selected: directories are known, and each point is `ONLY`."""
         return self.final_trials(dict.fromkeys(self.cells(), ONLY))
 
     def only_trials(self) -> list[Trial]:
-        """The second stage of a sweep without a first: each method at its one point."""
+        """The second stage of a sweep without a first stage: each method at its only point."""
         points = {method.name: method.grid[0] for method in self.methods}
         return self.final_trials({cell: points[cell[0]] for cell in self.cells()})
 
     def cells(self) -> list[tuple[str, str, str]]:
-        """All of `Trial.cell`."""
+        """`Trial.cell` of every method, task and size."""
         return [(method.name, task.name, size.name) for task, size, method in self._cells()]
 
     def _cells(self) -> Iterator[tuple[Point, Point, Method]]:
@@ -181,7 +172,7 @@ class Sweep:
             options |= part
         options |= self.overriding | dict.fromkeys(SEED_OPTIONS, seed)
         configs = [f"--config={name}" for name in (*self.base, *method.configs)]
-        # The point is not in the name of a final run: choosing anew may not leave two runs of one seed behind.
+        # A final run's name has no point: if another point is selected later, two runs of one seed must not remain.
         names = [stage, task.name, method.name, size.name, point.name if stage == "select" else "", f"seed={seed}"]
         return Trial(
             stage,
@@ -191,22 +182,13 @@ class Sweep:
             point,
             seed,
             [*configs, *(f"--{name}={written(value)}" for name, value in options.items())],
-            "/".join(safe(name) for name in names if name),
+            "/".join(_safe(name) for name in names if name),
         )
-
-
-def named(options: Options) -> str:
-    """{"data.train_fraction": 0.1} -> `train_fraction=0.1`."""
-    return ",".join(f"{name.rpartition('.')[2]}={short(value)}" for name, value in options.items())
-
-
-def short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else written(value)
-
-
-def safe(name: str) -> str:
-    return re.sub(r"[^\w.=,+-]+", "-", name).strip("-.")
 
 
 def written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.=,+-]+", "-", name).strip("-.")

@@ -1,4 +1,4 @@
-"""What a running sweep shows: a table that lives on a terminal, a line a trial elsewhere."""
+"""Shows the progress of a sweep (a live table on a terminal, otherwise one line per trial) and estimates its cost."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ STATES = ("waiting", "running", "done", "failed")
 
 
 class Progress:
-    """Follows the trials of one stage; a context manager.
+    """Shows the trials of one stage, as a context manager and a `ProgressCallback`.
 
     Args:
-        stage: Its name, for the title.
-        methods: All methods, in the order of the rows.
-        trials: What is to be done now.
-        done: Trials finished before.
-        metric: Whose newest value is shown.
+        stage: Name of the stage, for the title.
+        methods: Names of all methods, in the order of the rows.
+        trials: Trials that will run.
+        done: Trials that were finished before.
+        metric: Metric whose newest value is shown.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Progress:
 
 
 def value_of(results: dict[str, Any], metric: str) -> float | None:
-    """The metric in the results of whichever verb has it."""
+    """Value of a metric in the results of `fit` or `test`; None if neither has it."""
     for verb in ("fit", "test"):
         value: float | None = results.get(verb, {}).get("metrics", {}).get(metric)
         if value is not None:
@@ -116,25 +116,25 @@ def duration(seconds: float) -> str:
 
 
 def describe_plan(sweep: Sweep, home: Path, at_once: int | None, unsure: str = "") -> str:
-    """The trials of a sweep and what they will cost, for `--dry_run`.
+    """The trials of a sweep and their expected cost, for `--dry_run`.
 
     Args:
-        sweep: What would run.
-        home: Directory of the trials; finished ones are not counted again, and their time is the estimate.
-        at_once: Trials at the same time, None if that is not known.
-        unsure: Why it is not known, or may be fewer.
+        sweep: The sweep.
+        home: Directory of the trials. The durations of finished trials are the basis of the estimate.
+        at_once: Number of trials at the same time; None if it is not known.
+        unsure: Reason why that number is not known or may be smaller.
     """
     measured: dict[tuple[str, ...], list[float]] = {}
     lines: list[str] = []
     left: list[Trial] = []
     finals = sweep.planned_final_trials() if sweep.select else sweep.only_trials()
     for trial in [*sweep.selection_trials(), *finals]:
-        done = _results_there(home, trial)
+        done = _recorded(home, trial)
         lines.append(f"{'finished' if done else 'to run':<9} {trial.folder}")
         if done is None:
             left.append(trial)
         elif "failed" not in done["sweep"]:
-            for alike in _alike(trial):
+            for alike in _similar(trial):
                 measured.setdefault(alike, []).append(_seconds(done))
     stages = [f"{len(sweep.selection_trials())} to select" if sweep.select else ""]
     stages += [f"{len(finals)} final" if sweep.final else ""]
@@ -155,7 +155,7 @@ def _cost(
         return "nothing to do"
     means = {alike: statistics.fmean(seconds) for alike, seconds in measured.items()}
     guesses = [
-        next((means[alike] for alike in _alike(trial) if alike in means), sweep.seconds_per_trial) for trial in left
+        next((means[alike] for alike in _similar(trial) if alike in means), sweep.seconds_per_trial) for trial in left
     ]
     known = [guess for guess in guesses if guess is not None]
     if len(known) < len(left):
@@ -163,20 +163,20 @@ def _cost(
     source = "the sweep's file"
     if () in measured:
         source = f"from {len(measured[()])} finished ones, of the same stage, size and method where there are any"
-    mean = f"{statistics.fmean(known):.1f} seconds a trial, {source}"
+    mean = f"{statistics.fmean(known):.1f} seconds per trial, {source}"
     if at_once is None:
         return f"about {duration(sum(known))} one after the other ({mean}); {unsure}"
     return f"about {duration(sum(known) / at_once)} with {at_once} at once ({mean})" + (f"; {unsure}" if unsure else "")
 
 
-def _alike(trial: Trial) -> list[tuple[str, ...]]:
-    """Names of the groups of trials that may take as long, from the narrowest to all."""
+def _similar(trial: Trial) -> list[tuple[str, ...]]:
+    """Names of groups of trials with similar durations that a trial belongs to, from the narrowest group to all."""
     of_size = (trial.stage, trial.size.name)
     return [(*of_size, trial.method, trial.task.name), (*of_size, trial.method), of_size, (trial.stage,), ()]
 
 
-def _results_there(home: Path, trial: Trial) -> dict[str, Any] | None:
-    """As `finished`, but of final trials whose point is not known yet."""
+def _recorded(home: Path, trial: Trial) -> dict[str, Any] | None:
+    """Like `finished`, but also for final trials whose point is not selected yet."""
     file = home / trial.folder / "results.json"
     results = read_results(file) if file.is_file() else {}
     return results if "sweep" in results else None

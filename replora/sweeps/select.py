@@ -1,4 +1,4 @@
-"""The choice between the two stages: each method, task and size at its best point, by the validation images alone."""
+"""Selects the best point of each method, task and size after the first stage, by validation images alone."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from replora.sweeps.plan import Point, StagePlan, SweepError, Trial
+from replora.sweeps.plan import Point, StagePlan, Trial
+from replora.sweeps.sweep_file import SweepError
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The chosen point of a method for one task and size.
+class Selection:
+    """The selected point of a method for one task and size.
 
     Attributes:
-        point: Of the method's grid.
-        metric: By which it was chosen.
-        mode: Whether more or less of it is better.
-        mean: Of the metric over the seeds of the first stage.
-        means: Name of each point -> its mean, None where a run diverged or is missing.
-        at_edge: For each option of the grid with several values: whether the chosen one is the lowest or highest.
+        point: Point of the method's grid.
+        metric: Metric of the selection.
+        mode: Whether the largest or the smallest value of the metric is best.
+        mean: Mean of the metric over the seeds of the first stage.
+        means: Name of each point -> its mean; None if a run diverged or is missing.
+        at_edge: For each option of the grid with several values, whether the selected value is the lowest or highest.
     """
 
     point: Point
@@ -31,23 +32,23 @@ class Choice:
     at_edge: dict[str, bool]
 
     def describe(self) -> dict[str, Any]:
-        """As it stands in `results.json`."""
+        """The selection as `results.json` records it."""
         return {"metric": self.metric, "mode": self.mode, "means": self.means}
 
 
-def choose(
+def select_points(
     stage: StagePlan, results: Iterable[tuple[Trial, Mapping[str, Any] | None]]
-) -> dict[tuple[str, str, str], Choice]:
-    """The best point of each cell: the mean over the seeds decides, of equal ones the first of the grid.
+) -> dict[tuple[str, str, str], Selection]:
+    """Select the point of each cell with the best mean over the seeds; among equal points, the first of the grid.
 
-    A point counts only where all its seeds have a value: a run that diverged or failed rules its point out.
+    A point qualifies only if all its seeds have a value: a run that diverged or failed excludes its point.
 
     Args:
         stage: The first stage.
-        results: Each trial of the stage with its results, None where it failed.
+        results: Each trial of the stage with its results; None if it failed.
 
     Returns:
-        `Trial.cell` -> choice; cells in which no point counts are absent.
+        `Trial.cell` -> selection; cells in which no point qualifies are absent.
 
     Raises:
         SweepError: The metric is not in the results.
@@ -65,7 +66,7 @@ def choose(
             best = max(usable, key=lambda name: sign * usable[name])
             point = of_cell[best][0]
             edges = _edges(point, [other for other, _ in of_cell.values()])
-            chosen[cell] = Choice(point, stage.metric, stage.mode, usable[best], means, edges)
+            chosen[cell] = Selection(point, stage.metric, stage.mode, usable[best], means, edges)
     return chosen
 
 

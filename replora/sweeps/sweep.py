@@ -1,4 +1,4 @@
-"""A whole sweep: the first stage, the choice, the second stage. Started again, it goes on where it was."""
+"""Runs a complete sweep: the first stage, the selection, the second stage. Started again, it continues."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from rich.table import Table
 from replora.errors import RepLoRAError
 from replora.sweeps.plan import Point, Sweep, Trial
 from replora.sweeps.progress import Progress
-from replora.sweeps.select import Choice, choose
-from replora.sweeps.trial import check_options, finished, refuse_other_configuration, set_aside_other_point
+from replora.sweeps.select import Selection, select_points
+from replora.sweeps.trial import check_options, check_same_configuration, finished, set_aside_other_point
 
 if TYPE_CHECKING:
-    from replora.sweeps.executor import Cluster, Share
+    from replora.sweeps.executor import Cluster, Resources
 
 
 class UnfinishedSweepError(RepLoRAError):
-    """Some trials failed or were not reached."""
+    """Some trials failed or were not started."""
 
 
-def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> None:
-    """Run what is not finished yet.
+def run_sweep(sweep: Sweep, home: Path, address: str | None, resources: Resources) -> None:
+    """Run the trials that are not finished yet.
 
     Args:
-        sweep: What to run, after `check_sweep`.
-        home: Directory of the trials, after `locked`.
-        address: Of a Ray cluster; None for this machine.
-        share: What a trial gets.
+        sweep: The sweep, checked by `check_sweep`.
+        home: Directory of the trials, locked by `locked`.
+        address: Address of a Ray cluster; None for this machine.
+        resources: Resources of a trial.
 
     Raises:
-        RepLoRAError: A directory holds other trials, no cluster answers, or nothing can be chosen.
+        RepLoRAError: A directory holds other trials, no cluster answers, or no point can be selected.
         UnfinishedSweepError: Trials failed too often; the others are finished.
     """
     from replora.sweeps.executor import Cluster
 
     home.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
-    with Cluster(address, share) as cluster:
-        chosen: dict[tuple[str, str, str], Choice] = {}
+    with Cluster(address, resources) as cluster:
+        chosen: dict[tuple[str, str, str], Selection] = {}
         if sweep.select:
             trials = sweep.selection_trials()
             will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode}
             failures |= _run_stage(cluster, sweep, home, trials, dict.fromkeys(sweep.cells(), will_be))
-            chosen = choices_so_far(sweep, home)
-            print_choices(sweep, chosen)
+            chosen = selections_so_far(sweep, home)
+            print_selections(sweep, chosen)
         if sweep.final and sweep.select:
             finals = sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
             _set_aside_other_points(sweep, home, finals)
@@ -65,12 +65,12 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, share: Share) -> No
 
 
 def check_sweep(sweep: Sweep) -> None:
-    """Parse command lines that between them have every option of the sweep: one mistake would fail many trials.
+    """Parse command lines that together contain every option of the sweep, because one mistake would fail many trials.
 
-    Numbers stand for each other, so of an axis of numbers one point is parsed, of one of names each.
+    Of an axis of numbers only one point is parsed, of an axis of names every point.
 
     Raises:
-        TrialError: An option is wrong, or the first stage would see test images.
+        TrialError: An option is not valid, or the first stage would see test images.
     """
     seen: set[tuple[str, ...]] = set()
     for trial in [*sweep.selection_trials(), *(sweep.planned_final_trials() if sweep.select else sweep.only_trials())]:
@@ -91,15 +91,15 @@ def _run_stage(
     sweep: Sweep,
     home: Path,
     trials: Sequence[Trial],
-    choices: Mapping[tuple[str, str, str], dict[str, Any]],
+    rules: Mapping[tuple[str, str, str], dict[str, Any]],
 ) -> dict[str, str]:
-    """Directory -> reason of each trial that failed. `choices`: `Trial.cell` -> by what its point is chosen."""
+    """Run a stage. `rules`: `Trial.cell` -> rule of its selection. Returns directory -> reason of each failed trial."""
     done = [trial for trial in trials if finished(home, trial)]
     finished_before = {trial.folder for trial in done}
     left = [trial for trial in trials if trial.folder not in finished_before]
-    if left:  # new trials would be compared with those of other defaults; a method's have the same
+    if left:  # new trials must have the defaults of the finished ones; one trial per method is enough
         for trial in {trial.method: trial for trial in done}.values():
-            refuse_other_configuration(home, trial)
+            check_same_configuration(home, trial)
     stage = trials[0].stage if trials else ""
     names = [method.name for method in sweep.methods]
     metric = sweep.select.metric if sweep.select else "val/accuracy"
@@ -108,16 +108,16 @@ def _run_stage(
         if done:
             progress.console.print(f"{stage}: {len(done)} of {len(trials)} trials are finished already")
         if left:
-            cluster.run(home, sweep.name, left, [choices.get(trial.cell) for trial in left], progress)
+            cluster.run(home, sweep.name, left, [rules.get(trial.cell) for trial in left], progress)
     reached = {trial.folder for trial in trials if finished(home, trial)}
     reasons = {trial.folder: "was not reached" for trial in trials if trial.folder not in reached}
     return {folder: progress.failures.get(folder, reason) for folder, reason in reasons.items()}
 
 
-def choices_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Choice]:
-    """`Trial.cell` -> choice, of the cells whose trials of the first stage have all ended.
+def selections_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Selection]:
+    """`Trial.cell` -> selection, for the cells whose trials of the first stage have all ended.
 
-    Of the others it says which trials are missing: without them a grid would have fewer points than the others' grids.
+    Prints the missing trials of the other cells: without them a grid would have fewer points than the other grids.
     """
     assert sweep.select is not None
     results = [(trial, finished(home, trial)) for trial in sweep.selection_trials()]
@@ -131,7 +131,7 @@ def choices_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Choic
             f"method, task and size, because trials of their grids did not end:{listed}{more}",
             flush=True,
         )
-    return choose(sweep.select, [(trial, result) for trial, result in results if trial.cell not in waiting])
+    return select_points(sweep.select, [(trial, result) for trial, result in results if trial.cell not in waiting])
 
 
 def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -> None:
@@ -142,8 +142,8 @@ def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -
             print(f"{trial.folder}: {trial.grid.name} is chosen now; the former choice's is {moved}", flush=True)
 
 
-def print_choices(sweep: Sweep, chosen: dict[tuple[str, str, str], Choice]) -> None:
-    """A row for each method, task and size; marks a choice at the edge of its grid: a better one may lie beyond."""
+def print_selections(sweep: Sweep, chosen: dict[tuple[str, str, str], Selection]) -> None:
+    """Print one row per method, task and size. A selection at the edge of its grid is marked."""
     if all(len(method.grid) == 1 for method in sweep.methods):
         return
     table = Table(title="chosen on the validation images", title_style="bold", title_justify="left")

@@ -1,33 +1,33 @@
-"""A sweep's file: which runs it consists of.
+"""Reads and checks a sweep's file.
 
-    base: [quickstart.yaml]                   configurations under every trial, as of --config
+    base: [quickstart.yaml]                   configurations of every trial, as for --config
     options: {trainer.max_epochs: 20}         options of every trial, as on the command line without the dashes
-    seconds_per_trial: 10                     for the estimate of a dry run, until trials of one's own are measured
-    tasks: {data.task: [dtd, kitti]}          an axis (see below); may be absent
-    sizes: {data.train_fraction: [0.1, 1]}    an axis: how much training data; may be absent
+    seconds_per_trial: 10                     for the estimate of a dry run, until some trials have finished
+    tasks: {data.task: [dtd, kitti]}          an axis (see below); optional
+    sizes: {data.train_fraction: [0.1, 1]}    an axis: amount of training data; optional
     methods:
       LoRA:                                   the name in reports
         configs: [adapter/lora.yaml]
-        options: {}                           may be absent
-        grid:                                 an axis; may be absent
+        options: {}                           optional
+        grid:                                 an axis; optional
           model.optimizer.lr: [0.005, 0.01]
           model.optimizer.weight_decay: [0.0001]
       RepLoRA: ...                            its grid must have as many points
     select:                                   the first stage: every method, task and size at every point of the grid
       seeds: [0]
       metric: val/accuracy
-      mode: max                               or min; may be absent
+      mode: max                               or min; optional
       options: {data.protocol: tune}
     final:                                    the second stage: each at the point with the best mean metric
       seeds: [0, 1, 2, 3, 4]
       options: {data.protocol: final}
 
-An axis is either a mapping of options to lists of values, of which all combinations count, or a list of mappings of
-options to values, each of them one point, called by its first option. Later options win: those of the sweep, the task,
-the size, the method, the point of the grid, the stage, `--options` of the command line; then the seed, which sets
-`seed_everything`, `data.subset_seed` and `data.shuffle_seed`, so that each seed draws other training images.
+An axis is either a mapping of options to lists of values, which stands for all combinations, or a list of mappings of
+options to values, each of which is one point, named by its first option. Options are applied in this order, and later
+ones win: sweep, task, size, method, point of the grid, stage, `--options` of the command line. Last comes the seed: it
+sets `seed_everything`, `data.subset_seed` and `data.shuffle_seed`, so that each seed draws other training images.
 
-Without `select` every method has one point; without `final` the sweep ends with the choice.
+Without `select` every method has one point. Without `final` the sweep ends with the selection.
 """
 
 from __future__ import annotations
@@ -39,11 +39,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from replora.errors import nearest
+from replora.errors import RepLoRAError, nearest
 from replora.identity import flat_options
-from replora.sweeps.plan import ONLY, SEED_OPTIONS, Method, Options, Point, StagePlan, Sweep, SweepError, named
+from replora.sweeps.plan import ONLY, SEED_OPTIONS, Method, Options, Point, StagePlan, Sweep, written
 
 OPTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+
+
+class SweepError(RepLoRAError):
+    """A sweep's file is not valid, or would compare methods unfairly."""
 
 
 def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None) -> Sweep:
@@ -54,8 +58,8 @@ def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None) -> Swe
         more_options: Options of every trial that replace those of the file.
 
     Raises:
-        SweepError: A key is missing, unknown or of a wrong kind, the grids of two methods differ in size, a choice
-            would not be by validation images, or `more_options` would undo what is compared.
+        SweepError: A key is missing, unknown or of a wrong type, the grids of two methods differ in size, points would
+            be selected by other than validation images, or `more_options` sets an option that the trials vary.
     """
     import yaml  # type: ignore[import-untyped]
 
@@ -79,9 +83,9 @@ def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None) -> Swe
         overriding=dict(more_options or {}),
         seconds_per_trial=top.number("seconds_per_trial"),
     )
-    _refuse_unequal_grids(file, sweep)
-    _refuse_doubles(file, sweep)
-    _refuse_overriding_what_is_compared(file, sweep)
+    _check_grid_sizes(file, sweep)
+    _check_unique_folders(file, sweep)
+    _check_overrides(file, sweep)
     return sweep
 
 
@@ -109,7 +113,7 @@ def _stage(top: _Section, name: str) -> StagePlan | None:
     return StagePlan(section.seeds(), section.options("options"), metric, mode)
 
 
-def _refuse_unequal_grids(file: Path, sweep: Sweep) -> None:
+def _check_grid_sizes(file: Path, sweep: Sweep) -> None:
     sizes = {method.name: len(method.grid) for method in sweep.methods}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -124,7 +128,7 @@ def _refuse_unequal_grids(file: Path, sweep: Sweep) -> None:
         raise SweepError(f"{file}: there is neither a stage `select` nor a stage `final`, so nothing would run.")
 
 
-def _refuse_doubles(file: Path, sweep: Sweep) -> None:
+def _check_unique_folders(file: Path, sweep: Sweep) -> None:
     seen: set[str] = set()
     for trial in [*sweep.selection_trials(), *sweep.planned_final_trials()]:
         if trial.folder in seen:
@@ -135,10 +139,10 @@ def _refuse_doubles(file: Path, sweep: Sweep) -> None:
         seen.add(trial.folder)
 
 
-def _refuse_overriding_what_is_compared(file: Path, sweep: Sweep) -> None:
-    """`--options` is for all trials alike: what tells methods, stages or points apart is left to the file.
+def _check_overrides(file: Path, sweep: Sweep) -> None:
+    """Check that `--options`, which applies to all trials, sets no option in which methods, stages or points differ.
 
-    An option is also set by one that holds it (`model.adapter`) and by one that it holds.
+    An option is also set by an option that contains it (`model.adapter`), and by one that it contains.
     """
     for option in sweep.overriding:
         if option in ("config", "run_dir", "ckpt_path"):
@@ -153,7 +157,7 @@ def _refuse_overriding_what_is_compared(file: Path, sweep: Sweep) -> None:
 
 
 def _varied(sweep: Sweep) -> Iterator[tuple[str, str]]:
-    """Each option by which trials differ, and where it is set."""
+    """Each option in which trials differ, and where it is set."""
     places = [("tasks", point.options) for point in sweep.tasks]
     places += [("sizes", point.options) for point in sweep.sizes]
     for method in sweep.methods:
@@ -167,7 +171,7 @@ def _varied(sweep: Sweep) -> Iterator[tuple[str, str]]:
 
 
 def _differing_in_configs(sweep: Sweep) -> list[str]:
-    """The options to which the methods' own configurations give different values."""
+    """The options that have different values in the configurations of the methods."""
     import yaml
 
     from replora.config_files import find_config
@@ -183,7 +187,7 @@ def _differing_in_configs(sweep: Sweep) -> list[str]:
 
 
 class _Section:
-    """One mapping of the file, with errors that say where in the file they are."""
+    """One mapping of the file, with errors that name its position in the file."""
 
     def __init__(self, where: str, content: Any) -> None:
         if not isinstance(content, dict):
@@ -234,14 +238,14 @@ class _Section:
             return [ONLY]
         if isinstance(value, list) and value:
             points = [self._checked(key, point) for point in value]
-            return [Point(named(dict(itertools.islice(point.items(), 1))), point) for point in points]
+            return [Point(_named(dict(itertools.islice(point.items(), 1))), point) for point in points]
         if isinstance(value, dict) and value:
             for option, choices in self._checked(key, value).items():
                 if not isinstance(choices, list) or not choices:
                     raise SweepError(f"{self.where}, {key}: {option} must have a list of values, not {choices!r}.")
             numbers = [[_number(choice) for choice in choices] for choices in value.values()]
             products = [dict(zip(value, choices, strict=True)) for choices in itertools.product(*numbers)]
-            return [Point(named(point), point) for point in products]
+            return [Point(_named(point), point) for point in products]
         raise SweepError(
             f"{self.where}, {key}: must be a mapping of options to lists of values, or a list of mappings of options "
             f"to values, not {value!r}."
@@ -260,7 +264,7 @@ class _Section:
 
 
 def _number(value: Any) -> Any:
-    """1e-3, which YAML reads as text for want of a point, as the number it is."""
+    """Convert text such as 1e-3, which YAML does not read as a number because it has no decimal point."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         return float(value)
     return value
@@ -268,3 +272,12 @@ def _number(value: Any) -> Any:
 
 def _kind(value: Any) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _named(options: Options) -> str:
+    """{"data.train_fraction": 0.1} -> `train_fraction=0.1`."""
+    return ",".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in options.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else written(value)

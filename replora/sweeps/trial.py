@@ -1,14 +1,14 @@
-"""One trial of a sweep: the command line's own `fit` in a directory of its own.
+"""One trial of a sweep: `replora-cli fit` in its own directory.
 
-A trial is finished when its `results.json` says of which sweep it is; that is written last. Whatever else is in the
-directory was left behind by a killed one, and is taken up as far as it goes:
+A trial is finished when its `results.json` names its sweep, which is written last. Anything else in the directory was
+left by a killed process, and is used as far as possible:
 
-    results.json with all verbs                   only the sweep's name is missing
+    results.json with all verbs                   only the name of the sweep is missing
     results.json with a fit, and a checkpoint     only the test is missing
     checkpoints/last.ckpt                         the fit resumes
-    anything else                                 is deleted, the fit starts anew
+    anything else                                 is deleted; the fit starts again
 
-The checkpoint of a trial of the first stage is deleted in the end; the second stage's are kept.
+Checkpoints of the first stage are deleted at the end; those of the second stage are kept.
 """
 
 from __future__ import annotations
@@ -32,41 +32,41 @@ from replora.sweeps.plan import Point, Trial
 
 
 class TrialError(RepLoRAError):
-    """A trial failed, or its directory holds one with other options."""
+    """A trial failed, or its directory holds a trial with other options."""
 
 
 def finished(home: Path, trial: Trial) -> dict[str, Any] | None:
-    """The results of a trial that has ended, None of one that has not.
+    """The results of a trial; None if it has not ended.
 
     Raises:
         TrialError: The directory holds a trial with other arguments.
-        ResultsError: Its results cannot be read.
+        ResultsError: The results cannot be read.
     """
     folder = home / trial.folder
-    _refuse_other_arguments(folder, trial)
+    _check_same_arguments(folder, trial)
     if not (folder / "results.json").is_file():
         return None
     results = read_results(folder)
     return results if "sweep" in results else None
 
 
-def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Fit, and test where the protocol has a test; or go on where a killed process stopped.
+def run_trial(home: Path, sweep: str, trial: Trial, rule: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Fit, and test if the protocol has a test; or continue where a killed process stopped.
 
-    A loss that is not finite ends the trial with a result: it is the outcome of these options, and trying again
-    would give the same. Output goes to `output.log` in the trial's directory.
+    A loss that is not finite is a result of the trial, because a retry would give the same. Output is written to
+    `output.log` in the directory of the trial.
 
     Args:
-        home: The sweep's directory.
-        sweep: The sweep's name.
-        trial: What to run.
-        choice: By what its point was chosen; for the first stage, by what it will be.
+        home: Directory of the sweep.
+        sweep: Name of the sweep.
+        trial: The trial to run.
+        rule: Rule by which its point was or will be selected; None without a selection.
 
     Returns:
         The content of `results.json`.
 
     Raises:
-        TrialError: The fit failed; the message has its last words. Or what was begun had other options.
+        TrialError: The command line is not valid, or the directory holds a trial with other options.
     """
     from lightning_modules.base import NonFiniteLossError
     from replora.launch import launch
@@ -78,14 +78,14 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
     arguments = _remaining(home, trial)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "trial.json", json.dumps({"arguments": trial.arguments}, indent=1) + "\n")
-    label = _label(sweep, trial) | ({"chosen_by": choice} if choice else {})
+    label = _label(sweep, trial) | ({"chosen_by": rule} if rule else {})
     try:
         with _called(arguments), _output_to(folder / "output.log"):
             if arguments:
                 launch([*arguments, "--trainer.enable_progress_bar=false"])
     except (NonFiniteLossError, DivergedError) as error:
         content: dict[str, Any] = {"format": FORMAT, "sweep": label | {"failed": str(error)}}
-    except SystemExit as error:  # the parser's way to refuse an option
+    except SystemExit as error:  # the parser exits if an option is not valid
         _, _, mistake = (folder / "output.log").read_text(encoding="utf-8").rpartition("error:")
         mistake = " ".join(mistake.split())
         replace_text(folder / "error.txt", mistake)
@@ -102,10 +102,10 @@ def run_trial(home: Path, sweep: str, trial: Trial, choice: dict[str, Any] | Non
 
 
 def configuration(trial: Trial) -> dict[str, Any]:
-    """What a trial's command line comes to with the defaults of the code, without running it: option -> value.
+    """The resolved configuration of a trial, with the defaults of the code: option -> value. Nothing is run.
 
     Raises:
-        TrialError: It has an option that does not exist, or a value that does not fit.
+        TrialError: An option does not exist, or a value is not valid.
     """
     from replora.launch import launch
 
@@ -137,7 +137,7 @@ def check_options(trial: Trial) -> None:
         )
 
 
-def refuse_other_configuration(home: Path, trial: Trial) -> None:
+def check_same_configuration(home: Path, trial: Trial) -> None:
     """Raise if the trial was begun with the same command line, but with other defaults.
 
     Its `fit.yaml` has every option of then. Trials before and after would stand under one name in a report.
@@ -160,7 +160,7 @@ def refuse_other_configuration(home: Path, trial: Trial) -> None:
 
 
 def _options(text: str) -> dict[str, Any]:
-    """The options of a configuration in YAML, without the `init_args` of their names."""
+    """The options of a configuration in YAML, without `init_args` in their names."""
     import yaml  # type: ignore[import-untyped]
 
     options = flat_options(yaml.safe_load(text)).items()
@@ -168,17 +168,17 @@ def _options(text: str) -> dict[str, Any]:
 
 
 def set_aside_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> Path | None:
-    """Rename what a final trial left at another point of its grid, where the choice fell before.
+    """Rename the directory of a final trial at another point of its grid, which was selected before.
 
-    Its `results.json` is renamed as well, so that no report finds it.
+    Its `results.json` is renamed as well, so that reports do not find it.
 
     Args:
         home: The sweep's directory.
-        trial: Of the second stage, at the point chosen now.
-        grid: Of its method.
+        trial: Trial of the second stage, at the point that is selected now.
+        grid: Grid of its method.
 
     Returns:
-        The directory's new name, None if there was nothing to do.
+        The new directory; None if nothing had to be renamed.
     """
     folder = home / trial.folder
     before = _arguments_there(folder)
@@ -193,14 +193,14 @@ def set_aside_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> Pa
 
 
 def reason_of_failure(home: Path, trial: Trial) -> str:
-    """The first line of what a failed trial left behind."""
+    """The first line of the error that a failed trial left."""
     file = home / trial.folder / "error.txt"
     lines = file.read_text(encoding="utf-8").strip().splitlines() if file.is_file() else []
     return lines[0].strip() if lines else "its process died (out of memory?)"
 
 
 def _remaining(home: Path, trial: Trial) -> list[str]:
-    """The verb and options that bring the trial from what is in its directory to its end; none if nothing is left."""
+    """The command line that completes a trial from the state of its directory; empty if nothing is left to run."""
     folder = home / trial.folder
     fresh = ["fit", *trial.arguments, f"--run_dir={folder}"]
     results = read_results(folder) if (folder / "results.json").is_file() else {}
@@ -210,14 +210,14 @@ def _remaining(home: Path, trial: Trial) -> list[str]:
     if not checkpoint.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         return fresh
-    refuse_other_configuration(home, trial)
+    check_same_configuration(home, trial)
     if "fit" in results:
         return ["test", f"--config={folder / 'fit.yaml'}", f"--run_dir={folder}"]
     return [*fresh, f"--ckpt_path={checkpoint}"]
 
 
 def _label(sweep: str, trial: Trial) -> dict[str, Any]:
-    """What `results.json` says of the trial: enough to make every table of the sweep."""
+    """The entry of the trial in `results.json`, from which every table of the sweep can be made."""
     return {
         "name": sweep,
         "stage": trial.stage,
@@ -230,7 +230,7 @@ def _label(sweep: str, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _refuse_other_arguments(folder: Path, trial: Trial) -> None:
+def _check_same_arguments(folder: Path, trial: Trial) -> None:
     before = _arguments_there(folder)
     if before is not None and before != trial.arguments:
         left, now = sorted(set(before) - set(trial.arguments)), sorted(set(trial.arguments) - set(before))
@@ -241,7 +241,7 @@ def _refuse_other_arguments(folder: Path, trial: Trial) -> None:
 
 
 def _arguments_there(folder: Path) -> list[str] | None:
-    """Those of the trial in a directory, None if there is none."""
+    """Arguments of the trial in a directory; None if there is none."""
     file = folder / "trial.json"
     if not file.is_file():
         return None
@@ -261,7 +261,7 @@ def _output_to(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _called(arguments: list[str]) -> Iterator[None]:
-    """The command that results record: the trial's, not that of a worker of Ray."""
+    """Let results record the command of the trial instead of that of a Ray worker."""
     before = sys.argv
     sys.argv = ["replora-cli", *arguments]
     try:

@@ -196,7 +196,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     ("content", "message"),
     [
         (None, r"There is no .*results\.json"),
-        ("{", "is damaged"),
+        ("{", "is corrupt"),
         ("[]", "is not a results file"),
         ('{"format": 99}', "has format 99; this release reads up to 2. Update"),
     ],

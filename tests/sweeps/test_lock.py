@@ -1,4 +1,4 @@
-"""One sweep at a time per directory; a killed sweep leaves nothing that blocks the next one."""
+"""One sweep at a time in a directory; what a killed one leaves blocks nobody."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import sys
 import pytest
 
 from replora.cli.main import main
-from replora.sweeps.lock import LockedError, locked
+from replora.run_directory import HOLDER, LOCK, RunDirectoryError, locked
 from tests.sweeps.small_sweep import write_sweep
 
-HOLDER = """
+FIRST = """
 import sys, time
 from pathlib import Path
-from replora.sweeps.lock import locked
-with locked(Path(sys.argv[1])):
+from replora.run_directory import locked
+with locked(Path(sys.argv[1]), "A sweep", "Stop it."):
     print("held", flush=True)
     time.sleep(600)
 """
 
 
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as first:
+    with subprocess.Popen([sys.executable, "-c", FIRST, str(tmp_path)], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout
         assert first.stdout.readline() == "held\n"
         with (
-            pytest.raises(LockedError, match=rf"runs in .* already \(process {first.pid} on .*--out"),
-            locked(tmp_path),
+            pytest.raises(RunDirectoryError, match=rf"in use by A sweep of process {first.pid} on .*--out"),
+            locked(tmp_path, "A sweep", "Choose another one with --out."),
         ):
             pass
         first.kill()
-    with locked(tmp_path):
-        assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
-    with locked(tmp_path):
+    with locked(tmp_path, "A sweep", ""):
+        assert f"process {os.getpid()} on" in (tmp_path / HOLDER).read_text()
+    with locked(tmp_path, "A sweep", ""):
         pass
 
 
@@ -43,7 +43,7 @@ def test_the_command_started_twice(tmp_path, monkeypatch, capsys):
     pytest.importorskip("ray.tune", reason="the extra [sweep] is not installed")
     monkeypatch.chdir(tmp_path)
     write_sweep(tmp_path / "s.yaml")
-    with locked(tmp_path / "runs" / "s"), pytest.raises(SystemExit):
+    with locked(tmp_path / "runs" / "s", "A sweep", ""), pytest.raises(SystemExit):
         main(["sweep", "--config=s.yaml"])
-    assert "A sweep runs in runs/s already" in capsys.readouterr().err
-    assert {file.name for file in (tmp_path / "runs" / "s").iterdir()} == {".lock"}
+    assert "runs/s is in use by A sweep of process" in capsys.readouterr().err
+    assert {file.name for file in (tmp_path / "runs" / "s").iterdir()} == {LOCK}

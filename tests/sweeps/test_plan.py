@@ -1,4 +1,4 @@
-"""Sweep files: the trials that they plan, and the mistakes that are refused."""
+"""A sweep's file: what it plans, and how it refuses what it cannot mean."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from replora.config_files import find_config, packaged_configs
-from replora.sweeps.plan import ONLY, Point, SweepError
-from replora.sweeps.sweep_file import read_sweep
+from replora.sweeps.plan import ONLY, Point
+from replora.sweeps.sweep_file import SweepError, read_sweep
 from tests.sweeps.small_sweep import SMALL, write_sweep
 
 SHIPPED = sorted(name for name in packaged_configs() if name.startswith("sweep/"))

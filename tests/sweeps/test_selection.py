@@ -1,12 +1,12 @@
-"""The selection between the stages."""
+"""The choice between the stages."""
 
 from __future__ import annotations
 
 import pytest
 
-from replora.sweeps.plan import StagePlan, SweepError
-from replora.sweeps.select import choose
-from replora.sweeps.sweep_file import read_sweep
+from replora.sweeps.plan import StagePlan
+from replora.sweeps.select import select_points
+from replora.sweeps.sweep_file import SweepError, read_sweep
 from tests.sweeps.small_sweep import SMALL, write_sweep
 
 CELL = ("LoRA", "", "shots=1")
@@ -22,7 +22,7 @@ def measured(tmp_path, values, seeds=(0,), mode="max", metric="val/accuracy"):
         value = values[trial.grid.options["model.optimizer.lr"]][seeds.index(trial.seed)]
         found = {"fit": {"metrics": {"val/accuracy": value}}} if value != "diverged" else {"sweep": {"failed": "nan"}}
         results.append((trial, None if value == "absent" else found))
-    return choose(StagePlan(list(seeds), {}, metric, mode), results)
+    return select_points(StagePlan(list(seeds), {}, metric, mode), results)
 
 
 def test_the_best_mean_over_the_seeds(tmp_path):

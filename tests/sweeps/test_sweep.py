@@ -18,7 +18,7 @@ from replora.cli.commands.sweep import _trials_at_once
 from replora.cli.main import main
 from replora.results import write_json
 from replora.sweeps.progress import describe_plan
-from replora.sweeps.sweep import choices_so_far
+from replora.sweeps.sweep import selections_so_far
 from replora.sweeps.sweep_file import read_sweep
 from replora.sweeps.trial import TrialError, set_aside_other_point
 from replora.sweeps.trial import finished as finished_trial
@@ -142,12 +142,12 @@ def test_a_grid_with_a_trial_missing_is_not_chosen_from(tmp_path, capsys):
     assert [trial.method for trial in trials] == ["LoRA", "LoRA", "RepLoRA", "RepLoRA"]
     for trial, value in zip(trials[:3], (None, 0.5, 0.6), strict=True):
         written(tmp_path, trial, value)
-    assert set(choices_so_far(sweep, tmp_path)) == {("LoRA", "", "shots=1")}
+    assert set(selections_so_far(sweep, tmp_path)) == {("LoRA", "", "shots=1")}
     shown = capsys.readouterr().out
     assert "no final trial starts, for 1 of 2 combinations" in shown
     assert trials[3].folder in shown
     written(tmp_path, trials[3], 0.4)
-    assert choices_so_far(sweep, tmp_path)["RepLoRA", "", "shots=1"].point.name == "lr=0.005"
+    assert selections_so_far(sweep, tmp_path)["RepLoRA", "", "shots=1"].point.name == "lr=0.005"
     assert capsys.readouterr().out == ""
 
 
@@ -174,12 +174,15 @@ def test_dry_run_prints_trials_and_cost(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_sweep(tmp_path / "s.yaml", seconds_per_trial=30)
     for options, cost in (
-        (["--max_concurrent=1"], "about 4 minutes with 1 at once (30.0 seconds a trial, the sweep's file)"),
+        (["--max_concurrent=1"], "about 4 minutes with 1 at once (30.0 seconds per trial, the sweep's file)"),
         (
             ["--address=auto"],
-            "about 4 minutes one after the other (30.0 seconds a trial, the sweep's file); how",
+            "about 4 minutes one after the other (30.0 seconds per trial, the sweep's file); how",
         ),
-        (["--address=auto", "--max_concurrent=2"], "about 2 minutes with 2 at once (30.0 seconds a trial, the sweep's"),
+        (
+            ["--address=auto", "--max_concurrent=2"],
+            "about 2 minutes with 2 at once (30.0 seconds per trial, the sweep's",
+        ),
     ):
         main(["sweep", "--config=s.yaml", "--dry_run=true", *options])
         shown = capsys.readouterr().out
@@ -248,4 +251,4 @@ def test_more_than_there_is(tmp_path, monkeypatch, capsys):
     write_sweep(tmp_path / "s.yaml")
     with pytest.raises(SystemExit):
         main(["sweep", "--config=s.yaml", "--gpus_per_trial=99"])
-    assert "A trial is to get 99 GPU, but there are" in capsys.readouterr().err
+    assert "A trial needs 99 GPU, but there are" in capsys.readouterr().err

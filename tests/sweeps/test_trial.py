@@ -1,4 +1,4 @@
-"""One trial in this process: the files that it leaves, and how it resumes after a killed trial."""
+"""One trial, in this process: what it leaves behind, and how it goes on from what a killed one left."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from replora.sweeps.sweep_file import read_sweep
 from replora.sweeps.trial import (
     TrialError,
     check_options,
+    check_same_configuration,
     finished,
     reason_of_failure,
-    refuse_other_configuration,
     run_trial,
 )
 from tests.sweeps.small_sweep import SMALL, write_sweep
@@ -139,7 +139,7 @@ def test_a_directory_of_a_trial_with_other_options(home, final):
 def test_defaults_that_changed_since_are_noticed(home, final, tmp_path):
     """`fit.yaml` has the defaults of then; a killed trial does not go on with others."""
     trial, results = final
-    refuse_other_configuration(home / "runs", trial)
+    check_same_configuration(home / "runs", trial)
     folder = tmp_path / trial.folder
     shutil.copytree(home / "runs" / trial.folder, folder)
     text = (folder / "fit.yaml").read_text()
@@ -147,7 +147,7 @@ def test_defaults_that_changed_since_are_noticed(home, final, tmp_path):
     (folder / "fit.yaml").write_text(text.replace("activation: tanh", "activation: gelu"))
     message = r"begun with other defaults(.|\n)*model.adapter.activation: gelu there, tanh here\n(.|\n)*--out"
     with pytest.raises(TrialError, match=message):
-        refuse_other_configuration(tmp_path, trial)
+        check_same_configuration(tmp_path, trial)
     write_json(folder / "results.json", {k: v for k, v in results.items() if k not in ("test", "evaluations", "sweep")})
     with pytest.raises(TrialError, match=message):
         run_trial(tmp_path, "s", trial)

@@ -33,18 +33,18 @@ def sweep(
 
     Args:
         config: The sweep's file, a local one or one that ships with the package.
-        out: Directory of the trials; on a cluster a path that all machines share. Default: runs/NAME.
+        out: Directory of the trials; on a cluster a path that all machines resources. Default: runs/NAME.
         options: Options of every trial beyond those of the file, as on the command line of fit without the dashes.
         dry_run: Print the trials and what they are expected to cost, and run nothing.
         address: Of a Ray cluster, HOST:PORT or auto. Default: this machine alone.
         cpus_per_trial: CPU cores of a trial.
-        gpus_per_trial: GPUs of a trial; 0.5 lets two trials share one. The file's base must train on a GPU then.
+        gpus_per_trial: GPUs of a trial; 0.5 lets two trials resources one. The file's base must train on a GPU then.
         max_concurrent: Trials at the same time at most. Default: as many as there is room for.
         max_failures: How often a failed trial is tried again, at least 0.
         make_report: Whether to end with a report in OUT/report, of what there is also after failures.
     """
     from replora.config_files import find_config
-    from replora.sweeps.lock import locked
+    from replora.run_directory import locked
     from replora.sweeps.progress import describe_plan
     from replora.sweeps.sweep import check_sweep, run_sweep
     from replora.sweeps.sweep_file import read_sweep
@@ -57,11 +57,12 @@ def sweep(
     if dry_run:
         print(describe_plan(plan, home, *_trials_at_once(address, cpus_per_trial, gpus_per_trial, max_concurrent)))
         return
-    from replora.sweeps.executor import Share
+    from replora.sweeps.executor import Resources
 
-    with locked(home):
+    remedy = "Wait until it ends, stop it, or choose another directory with --out."
+    with locked(home, "A sweep", remedy):
         try:
-            run_sweep(plan, home, address, Share(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
+            run_sweep(plan, home, address, Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
         finally:
             if make_report and any(home.rglob("results.json")):
                 report([str(home)], home / "report")

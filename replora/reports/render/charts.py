@@ -1,5 +1,8 @@
-"""The pictures of a report. Colours are Okabe and Ito's, apart for every kind of colour vision; markers and lines tell
-the methods apart without colour."""
+"""The pictures of a report.
+
+The colors are those of Okabe and Ito, which are distinct for all kinds of color vision; markers and line styles also
+distinguish the methods without color.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +17,25 @@ import numpy as np
 from replora.io import replacing
 from replora.reports.statistics import Mean
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
-GREY = "#B0B0B0"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+GRAY = "#B0B0B0"
 MARKERS = ("o", "^", "D", "v", "s", "P", "X", "*")
 LINES = ("--", "-", "-.", (0, (5, 1, 1, 1, 1, 1)), ":", (0, (3, 1)), (0, (1, 1)), (0, (6, 2)))
-REFERENCE = "LoRA"  # in grey behind every other method where there are many
-FEW = 6  # methods that one panel shows with room for a legend
+REFERENCE = "LoRA"  # in gray behind every other method where there are many
+FEW = 6  # largest number of methods for one panel with a legend
 # The same method looks the same in every picture.
 PLACES = {"LoRA": 0, "RepLoRA": 1, "DoRA": 2, "linear": 3, "linear probe": 4}
 
-Curve = Mapping[float, Mean]  # place on the x axis -> mean with its interval, as parts of 1
+Curve = Mapping[float, Mean]  # position on the x axis -> mean with its interval, as fractions
 
 
 def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and line of each method; of more than eight, colours repeat with other markers, up to 64."""
+    """Color, marker and line style of each method. Beyond eight methods colors repeat with other markers, up to 64."""
     free = (i for i in itertools.count() if i not in {PLACES[m] for m in methods if m in PLACES})
     places = {method: PLACES[method] if method in PLACES else next(free) for method in methods}
     return {
         method: {
-            "color": COLOURS[place % 8],
+            "color": COLORS[place % 8],
             "marker": MARKERS[(place + place // 8) % 8],
             "linestyle": LINES[(place + place // 8) % 8],
         }
@@ -52,18 +55,18 @@ def draw_curves(
     clip: bool = False,
     behind: tuple[str, Mapping[str, Curve]] | None = None,
 ) -> Path:
-    """Lines of methods in panels, with their 95 % intervals.
+    """Draw one line per method, with its 95 % interval, in panels.
 
     Args:
         file: The PNG file.
         panels: Title of a panel -> method -> curve.
-        x_label: Of every panel.
-        y_label: The same; values are shown in percent if it ends with %.
-        logarithmic: Whether the x axis is; otherwise its places are whole numbers.
-        marked: (panel, method) -> place on the x axis that gets a ring.
-        zoom: Whether the y axis leaves out what has no values.
-        clip: Whether values below half of the panel's best are arrows at its lower edge, with the value beside them.
-        behind: A name and the curves that every panel shows in grey, with the same line and marker as its own.
+        x_label: Label of the x axis of every panel.
+        y_label: Label of the y axis of every panel. Values are shown in percent if it ends with %.
+        logarithmic: Whether the x axis is logarithmic; otherwise its ticks are integers.
+        marked: (panel, method) -> position on the x axis that is marked with a ring.
+        zoom: Whether the y axis starts near the lowest value instead of 0.
+        clip: Whether values below half of the panel's best are drawn as arrows at its lower edge, with their number.
+        behind: A name, and curves that every panel shows in gray with the line style and marker of its own curve.
     """
     plt = _pyplot()
     methods = list(dict.fromkeys(method for curves in panels.values() for method in curves))
@@ -75,14 +78,14 @@ def draw_curves(
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
     scale = 100 if y_label.endswith("%") else 1
     shade = 0.13 if len(methods) <= FEW else 0.05
-    grey = behind[1] if behind else {}
+    gray = behind[1] if behind else {}
     for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
-        shown = [*curves.values(), *grey.values()]
+        shown = [*curves.values(), *gray.values()]
         values = [scale * mean.value for curve in shown for mean in curve.values()]
         bottom = _bottom(values) if clip else None
-        for name, curve in grey.items():
+        for name, curve in gray.items():
             below = None if bottom is None else (bottom, None)
-            _line(axis, curve, scale, None, look[name] | {"color": GREY}, 0, below)
+            _line(axis, curve, scale, None, look[name] | {"color": GRAY}, 0, below)
         arrows: dict[float, int] = {}
         for method, curve in curves.items():
             counted = None if bottom is None else (bottom, arrows)
@@ -111,7 +114,7 @@ def draw_curves(
     for axis in list(axes.flat)[len(panels) :]:
         axis.axis("off")
     if behind:
-        axes[0][0].plot([], [], color=GREY, linewidth=1.8, label=behind[0])
+        axes[0][0].plot([], [], color=GRAY, linewidth=1.8, label=behind[0])
     _legend(figure, axes, width, len(panels))
     return _save(figure, file)
 
@@ -125,7 +128,7 @@ def _line(
     shade: float,
     below: tuple[float, dict[float, int] | None] | None,
 ) -> None:
-    """A curve with its band; what lies below an edge is drawn on it, and told by arrows where they are counted."""
+    """Draw a curve with its band. Points below an edge are drawn on the edge, with arrows if these are counted."""
     xs = sorted(curve)
     means = [scale * curve[x].value for x in xs]
     ys = means
@@ -136,8 +139,8 @@ def _line(
             if y < edge and arrows is not None:
                 arrows[x] = arrows.get(x, 0) + 1
                 place = (0, 13 * arrows[x] - 9)
-                colour = look["color"]
-                axis.annotate(f"\u2193{y:.0f}", (x, edge), place, textcoords="offset points", color=colour, fontsize=9)
+                color = look["color"]
+                axis.annotate(f"\u2193{y:.0f}", (x, edge), place, textcoords="offset points", color=color, fontsize=9)
     every = -(-len(xs) // 10) if len(xs) > 20 else 1
     axis.plot(xs, ys, label=label, markersize=6, markevery=every, linewidth=1.8, **look)
     banded = [x for x in xs if shade and curve[x].low is not None]
@@ -148,7 +151,7 @@ def _line(
 
 
 def _bottom(values: Sequence[float]) -> float | None:
-    """Where a panel ends if some values are below half of the best: just under the others. None if that is too many."""
+    """Lower edge of a panel, below the values of at least half of the best; None if it would clip none or most."""
     kept = [value for value in values if value >= max(values) / 2]
     if len(kept) == len(values) or 2 * len(kept) < len(values):
         return None
@@ -156,7 +159,7 @@ def _bottom(values: Sequence[float]) -> float | None:
 
 
 def _legend(figure: Any, axes: Any, width: float, panels: int) -> None:
-    """Each label once: inside a single panel, beside it if there are many, below several."""
+    """Add a legend with each label once: inside a single panel, beside it if there are many labels, else below."""
     handles: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -166,18 +169,18 @@ def _legend(figure: Any, axes: Any, width: float, panels: int) -> None:
     elif panels == 1:
         figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=10)
     else:
-        entry = 0.8 + 0.085 * max(map(len, handles), default=0)  # inches, at this size of the letters
+        entry = 0.8 + 0.085 * max(map(len, handles), default=0)  # inches at this font size
         columns = max(1, min(5, len(handles), int(width / entry)))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=11)
 
 
 def draw_dots(file: Path, panels: Mapping[str, Mapping[str, Mean]], x_label: str) -> Path:
-    """One dot a method with its 95 % interval, in the order given; a panel for each amount of data.
+    """Draw one dot per method with its 95 % interval, in the given order, and one panel per amount of data.
 
     Args:
         file: The PNG file.
-        panels: Title of a panel -> method -> mean, as parts of 1; shown in percent. LoRA's has a grey line.
-        x_label: Of every panel.
+        panels: Title of a panel -> method -> mean as a fraction, shown in percent. A gray line marks LoRA's mean.
+        x_label: Label of the x axis of every panel.
     """
     plt = _pyplot()
     methods = list(dict.fromkeys(method for means in panels.values() for method in means))
@@ -190,13 +193,13 @@ def draw_dots(file: Path, panels: Mapping[str, Mapping[str, Mean]], x_label: str
         for place, method in enumerate(methods):
             if method not in means:
                 continue
-            mean, centre = means[method], 100 * means[method].value
+            mean, center = means[method], 100 * means[method].value
             known = mean.low is not None and mean.high is not None
-            ends = [[centre - 100 * (mean.low or 0)], [100 * (mean.high or 0) - centre]] if known else None
+            ends = [[center - 100 * (mean.low or 0)], [100 * (mean.high or 0) - center]] if known else None
             style = {key: look[method][key] for key in ("color", "marker")}
-            axis.errorbar([centre], [place], xerr=ends, capsize=4, markersize=8, linewidth=1.8, **style)
+            axis.errorbar([center], [place], xerr=ends, capsize=4, markersize=8, linewidth=1.8, **style)
             if method == REFERENCE:
-                axis.axvline(centre, color=GREY, linewidth=1, zorder=0)
+                axis.axvline(center, color=GRAY, linewidth=1, zorder=0)
         axis.set_yticks(range(len(methods)), methods, fontsize=11)
         axis.set_xlabel(x_label)
         axis.set_title(title, fontsize=11)
@@ -213,17 +216,17 @@ def draw_heat_maps(
     row_label: str,
     column_label: str,
     value_label: str,
-    chosen: Mapping[str, set[tuple[str, str]]] | None = None,
+    framed: Mapping[str, set[tuple[str, str]]] | None = None,
 ) -> Path:
-    """One heat map a method on a common scale, each cell with its number; diverged cells are crossed out.
+    """Draw one heat map per method on a common scale, with the number in each cell. Diverged cells have an X.
 
     Args:
         file: The PNG file.
-        maps: Method -> (row, column) -> value as a part of 1, None where the run diverged; absent cells are blank.
-        row_label: What the rows are.
-        column_label: What the columns are.
-        value_label: What the values are.
-        chosen: Method -> the cells that get a frame.
+        maps: Method -> (row, column) -> value as a fraction; None if the run diverged. Absent cells are blank.
+        row_label: Label of the rows.
+        column_label: Label of the columns.
+        value_label: Label of the color bar.
+        framed: Method -> cells that are marked with a frame.
     """
     plt = _pyplot()
     rows = _in_order(row for cells in maps.values() for row, _ in cells)
@@ -252,9 +255,9 @@ def draw_heat_maps(
                 grid[place] = 100 * value
                 dark = (100 * value - low) / max(high - low, 1e-9) < 0.5
                 text = f"{100 * value:.1f}"
-                colour = "white" if dark else "black"
-                axis.text(place[1], place[0], text, ha="center", va="center", fontsize=9, color=colour)
-        for row, column in (chosen or {}).get(method, set()) & cells.keys():
+                color = "white" if dark else "black"
+                axis.text(place[1], place[0], text, ha="center", va="center", fontsize=9, color=color)
+        for row, column in (framed or {}).get(method, set()) & cells.keys():
             corner = names.index(column) - 0.46, rows.index(row) - 0.46
             axis.add_patch(plt.Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="#D55E00", linewidth=2.5, zorder=3))
         shown = axis.imshow(grid, cmap="cividis", vmin=low, vmax=high, aspect="auto")
@@ -271,7 +274,7 @@ def draw_heat_maps(
 
 
 def _in_order(names: Any) -> list[str]:
-    """Without repetition; numbers by size."""
+    """Names without duplicates; numbers in ascending order."""
     unique = list(dict.fromkeys(names))
     try:
         return sorted(unique, key=lambda name: float(name.split(" ")[0]))
@@ -280,18 +283,18 @@ def _in_order(names: Any) -> list[str]:
 
 
 def _plain_ticks(axis: Any, places: Sequence[float], width: float) -> None:
-    """The measured places themselves as ticks, as many as do not touch on a logarithmic axis of `width` inches."""
+    """Put ticks at measured positions, as many as fit without overlap on a logarithmic axis of `width` inches."""
     from matplotlib.ticker import NullLocator
 
     span = math.log(places[-1] / places[0]) if len(places) > 1 else 1.0
     kept: list[float] = []
     free_from = -math.inf
     for place in places:
-        centre = 0.9 * width * math.log(place / places[0]) / span
-        half = 0.04 * len(f"{place:g}")  # inches, at this size of the letters
-        if centre - half > free_from:
+        center = 0.9 * width * math.log(place / places[0]) / span
+        half = 0.04 * len(f"{place:g}")  # inches at this font size
+        if center - half > free_from:
             kept.append(place)
-            free_from = centre + half + 0.05
+            free_from = center + half + 0.05
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xticks(kept, [f"{place:g}" for place in kept], fontsize=9)
 

@@ -1,4 +1,4 @@
-"""A report as a list of blocks, written as Markdown with pictures and CSV beside it, and as one HTML file."""
+"""Writes a list of blocks as Markdown with pictures and CSV files beside it, and as one HTML file."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class Table:
     """A table, also written as a CSV file.
 
     Attributes:
-        name: Of the CSV file, without its ending.
-        caption: What the numbers are.
-        columns: Their headings.
-        rows: Cells as they are shown; an empty cell is a missing run.
+        name: Name of the CSV file, without its suffix.
+        caption: Description of the numbers.
+        columns: Headings of the columns.
+        rows: Cells as they are shown; an empty cell means that there is no run.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Picture:
 
     Attributes:
         file: Its path.
-        caption: What it shows.
+        caption: Description of the picture.
     """
 
     file: Path
@@ -81,8 +81,8 @@ def write_document(blocks: Sequence[Block], folder: Path, title: str) -> list[Pa
 
     Args:
         blocks: What to write, in order.
-        folder: Where; it holds the pictures already.
-        title: Of the HTML page.
+        folder: Directory to write to; it already holds the pictures.
+        title: Title of the HTML page.
 
     Returns:
         The files.

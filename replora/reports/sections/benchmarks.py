@@ -1,7 +1,7 @@
-"""The tables of the benchmarks as papers print them, and published rows in tables of their own.
+"""Tables of the benchmarks in the form of the papers, and separate tables of published results.
 
-Published rows come from `published.json`, each with its source and how its options were chosen. They are never in one
-table with ours.
+Published results come from `published.json`, each with its source and the way in which its options were selected. They
+are never in one table with ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from replora.reports.tasks import BENCHMARKS
 
 
 def benchmark_section(group: Group, prefix: str) -> list[Block]:
-    """Our table for each size of the training set and the published ones; empty for other data."""
+    """One table per size of the training set, and the published tables; empty for other data."""
     benchmark = {"VTAB": "vtab", "FGVC": "fgvc", "Commonsense": "commonsense"}.get(group.conditions["dataset"])
     if benchmark is None or not group.final:
         return []
@@ -71,7 +71,7 @@ def _published(benchmark: str, group: Group, prefix: str) -> list[Block]:
 
 
 def _means(scores: Scores, method: str, size: Size) -> tuple[dict[str, float], dict[str, int]]:
-    """Task -> mean over the seeds in percent, and how many they are; tasks without a run are absent."""
+    """Task -> mean over the seeds in percent, and task -> number of seeds; tasks without a run are absent."""
     found = {task: scores.mean(method, size, task) for task in scores.tasks}
     means = {task: mean for task, mean in found.items() if mean is not None}
     return {t: 100 * mean.value for t, mean in means.items()}, {t: mean.count for t, mean in means.items()}
@@ -80,7 +80,7 @@ def _means(scores: Scores, method: str, size: Size) -> tuple[dict[str, float], d
 def _row(
     benchmark: str, columns: list[str], values: Mapping[str, float], fewer: Mapping[str, int] | None = None
 ) -> list[str]:
-    """The cells of a method: tasks and averages. `fewer`: task -> number of its seeds, where some are missing."""
+    """The cells of a method: tasks and averages. `fewer`: task -> number of its seeds, if some are missing."""
 
     def few(tasks: Iterable[str]) -> str:
         counts = [fewer[task] for task in tasks if fewer and task in fewer]

@@ -1,6 +1,6 @@
-"""The table of the commonsense benchmark: a row a run, a column a task, an interval beside each accuracy.
+"""The table of the commonsense benchmark: one row per run, one column per task, an interval beside each accuracy.
 
-Below it, where the results hold which questions were answered rightly: each run against the untuned model.
+If the results record which questions were answered correctly, a second table compares each run with the untuned model.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError, nearest
-from replora.evaluation.sign_test import sign_test
+from replora.evaluation.significance import sign_test
 from replora.results import read_results, weights_source
 
-# In the order of the published tables, with their short names.
+# Short names of the tasks, in the order of the published tables.
 COLUMNS = {
     "boolq": "BoolQ",
     "piqa": "PIQA",
@@ -26,29 +26,30 @@ COLUMNS = {
     "openbookqa": "OBQA",
 }
 UNTRAINED = "untrained"
-RIGHT = {"acc": "right", "acc_norm": "right_norm", "accuracy": "right"}  # an accuracy -> what an answer says of it
+RIGHT = {"acc": "right", "acc_norm": "right_norm", "accuracy": "right"}  # metric -> field of an answer
 
 
 class CommonsenseTableError(RepLoRAError):
-    """Results that do not go into one table, or that have no test."""
+    """Results that cannot be in one table, or that have no test."""
 
 
 def commonsense_table(runs: Sequence[Path], metric: str | None = None) -> str:
-    """The runs' tests as a Markdown table like the papers': eight columns and their mean.
+    """The tests of runs as a Markdown table in the form of the papers: eight columns and their mean.
 
-    Accuracies are in percent, each with its 95 % interval (Wilson) over the test questions. The mean is the plain one
-    of the tasks that were run. `trained` and `deployed` count the adapter's parameters.
+    Accuracies are in percent, each with its 95 % interval (Wilson) over the test questions. The mean is the unweighted
+    mean over the tasks that were run. `trained` and `deployed` count the parameters of the adapter.
 
     If the untuned model is among the runs and their results hold `right` (see `right_answers`), a second table compares
-    the others with it: both answered the same questions, so that a difference shows where the intervals overlap.
+    the other runs with it. Both models answered the same questions, so the paired test can find a difference even if
+    the intervals overlap.
 
     Args:
         runs: Run directories or `results.json` files, in the order of the rows.
         metric: `accuracy`, `acc` or `acc_norm`. Default: `acc_norm` where it was measured (the preset `cloze`).
 
     Raises:
-        CommonsenseTableError: Presets, evaluations, backbones or numbers of questions differ, or there is no test or no
-            such metric.
+        CommonsenseTableError: Presets, evaluations, backbones or numbers of questions differ, a run has no test, or the
+            metric was not measured.
     """
     contents = {str(run): read_results(Path(run)) for run in runs}
     _require_one_kind(contents)
@@ -67,11 +68,11 @@ def commonsense_table(runs: Sequence[Path], metric: str | None = None) -> str:
 
 
 def right_answers(predictions: Path, metrics: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Which questions were answered rightly, in few bytes: task -> metric -> a digit a question, 1 for right.
+    """Which questions were answered correctly, in few bytes: task -> metric -> one digit per question, 1 if correct.
 
     Args:
-        predictions: `predictions.jsonl` of a test; the digits are in the order of the questions in the task's file.
-        metrics: Any of `accuracy`, `acc` and `acc_norm`; others are left out.
+        predictions: The `predictions.jsonl` of a test. The digits are in the order of the questions in the task's file.
+        metrics: Names of metrics. Those other than `accuracy`, `acc` and `acc_norm` are left out.
     """
     digits: dict[str, dict[str, str]] = {}
     lines = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
@@ -83,7 +84,7 @@ def right_answers(predictions: Path, metrics: Sequence[str]) -> dict[str, dict[s
 
 
 def _paired(contents: list[dict[str, Any]], metric: str) -> str:
-    """Each run against the untuned model, task by task; empty where that cannot be told."""
+    """Compare each run with the untuned model, task by task; empty if the results do not record the answers."""
     told = [content for content in contents if "right" in content["test"]]
     untuned = next((content["test"] for content in told if weights_source(content["test"]) == UNTRAINED), None)
     tuned = [content for content in told if weights_source(content["test"]) != UNTRAINED]
@@ -111,7 +112,7 @@ def _paired(contents: list[dict[str, Any]], metric: str) -> str:
 
 
 def _apart(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two intervals have nothing in common."""
+    """Whether two intervals do not overlap."""
     return one[1] < other[0] or other[1] < one[0]
 
 
@@ -140,7 +141,7 @@ def _in_order(tasks: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_one_kind(contents: dict[str, dict[str, Any]]) -> None:
-    """Numbers of other prompts, other ways to answer or other questions say nothing about each other."""
+    """Check that the runs have the same prompts, evaluation, backbone and questions."""
     if not contents:
         raise CommonsenseTableError("There is no run to make a table of.")
     kinds: dict[tuple[Any, ...], list[str]] = {}
@@ -159,6 +160,6 @@ def _require_one_kind(contents: dict[str, dict[str, Any]]) -> None:
             for kind, names in kinds.items()
         )
         raise CommonsenseTableError(
-            f"These runs do not go into one table: their prompts, evaluation, backbone or questions differ.\n{listed}\n"
+            f"These runs cannot be in one table: their prompts, evaluation, backbone or questions differ.\n{listed}\n"
             "Make a table for each kind."
         )

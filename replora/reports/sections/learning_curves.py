@@ -1,4 +1,4 @@
-"""Learning curves of the final runs, from the course that `results.json` keeps."""
+"""Learning curves of the final runs, from the history in `results.json`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from replora.reports.runs import Group, Run, ordered, spread
 from replora.reports.statistics import Mean
 
 
-def course_section(group: Group, folder: Path, prefix: str) -> list[Block]:
-    """Training loss, and validation accuracy where it was measured more than once; empty without a course.
+def learning_curve_section(group: Group, folder: Path, prefix: str) -> list[Block]:
+    """Training loss, and validation accuracy if it was measured more than once; empty without a history.
 
-    A panel a size with a line a method; of many methods a panel a method with a line a size.
+    One panel per size with one line per method. With many methods, one panel per method with one line per size.
     """
     blocks: list[Block] = []
     sizes = sorted({run.size for run in group.final})
@@ -25,7 +25,7 @@ def course_section(group: Group, folder: Path, prefix: str) -> list[Block]:
         panels: dict[str, dict[str, dict[float, Mean]]] = {}
         for size, method in itertools.product(shown, methods):
             runs = [run for run in group.final if (run.size, run.method) == (size, method)]
-            curve = _mean_course(runs, f"val/{runs[0].metric}" if measure == "val" else measure) if runs else {}
+            curve = _mean_curve(runs, f"val/{runs[0].metric}" if measure == "val" else measure) if runs else {}
             if len(curve) > 1:
                 of_size = str(size) + ("" if size.shots else " of the data")
                 panel, line = (of_size, method) if len(methods) <= FEW else (method, of_size)
@@ -42,8 +42,8 @@ def course_section(group: Group, folder: Path, prefix: str) -> list[Block]:
     return [Heading(3, "Learning curves"), *blocks] if blocks else []
 
 
-def _mean_course(runs: list[Run], name: str) -> dict[float, Mean]:
-    """Epoch -> mean of the runs that have a value there."""
+def _mean_curve(runs: list[Run], name: str) -> dict[float, Mean]:
+    """Epoch -> mean over the runs that have a value for it."""
     points: dict[float, list[float]] = {}
     for run in runs:
         for epoch, value in run.results.get("fit", {}).get("history", {}).get(name, []):

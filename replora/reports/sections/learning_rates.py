@@ -1,4 +1,4 @@
-"""The first stage: validation score over the grid of learning rates and weight decays, and what was chosen."""
+"""The first stage: validation scores over the grid of learning rates and weight decays, and the selected points."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from replora.reports.render.charts import FEW, REFERENCE, draw_curves, draw_heat_maps
 from replora.reports.render.document import Block, Heading, Paragraph, Picture, Table
 from replora.reports.runs import HEADLINES, Group, Run, Size, ordered, spread
-from replora.reports.selected import Chosen, chosen
+from replora.reports.selected import Selected, find_selected
 from replora.reports.statistics import Mean, mean_over_seeds
 from replora.reports.tasks import ordered_tasks
 
-PARTS = {f"val/{name}" for name in HEADLINES}  # metrics in [0, 1]
+FRACTIONS = {f"val/{name}" for name in HEADLINES}  # metrics in [0, 1]
 
 
-def grid_section(group: Group, folder: Path, prefix: str) -> list[Block]:
-    """Curves over the learning rate, heat maps and the table of choices; empty without a first stage."""
+def learning_rate_section(group: Group, folder: Path, prefix: str) -> list[Block]:
+    """Curves over the learning rate, heat maps, and the table of selected points; empty without a first stage."""
     runs = [run for run in group.selection if run.rate is not None]
     if len({run.rate for run in runs}) < 2:
         return []
@@ -25,12 +25,12 @@ def grid_section(group: Group, folder: Path, prefix: str) -> list[Block]:
     methods = ordered({run.method for run in runs})
     tasks = ordered_tasks({run.task for run in runs})
     found = {
-        (method, task, size): chosen(group, method, task, size)
+        (method, task, size): find_selected(group, method, task, size)
         for task in tasks
         for size in sizes
         for method in methods
     }
-    # With several tasks each has its own choice, and a mean over them has none.
+    # Each task has its own selected point; a mean over several tasks has none.
     ringed = {
         (method, size): choice for (method, _, size), choice in found.items() if choice is not None and len(tasks) == 1
     }
@@ -63,12 +63,12 @@ def _curves(
     runs: Sequence[Run],
     methods: Sequence[str],
     sizes: Sequence[Size],
-    ringed: Mapping[tuple[str, Size], Chosen],
+    ringed: Mapping[tuple[str, Size], Selected],
     file: Path,
     label: str,
     words: str,
 ) -> Picture:
-    """A panel a size with a line a method; of many methods a panel a method with a line a size, LoRA in grey behind."""
+    """One panel per size with one line per method; with many methods, one panel per method with LoRA in gray behind."""
     names = {size: str(size) + (" of the data" if not size.shots else "") for size in sizes}
     if len(methods) <= FEW:
         panels = {names[size]: {method: _over_rates(_of(runs, method, size)) for method in methods} for size in sizes}
@@ -90,7 +90,7 @@ def _of(runs: Iterable[Run], method: str, size: Size) -> list[Run]:
 
 
 def _over_rates(runs: Sequence[Run]) -> dict[float, Mean]:
-    """Learning rate -> validation score at its best weight decay, over tasks and seeds; without diverged rates."""
+    """Learning rate -> mean validation score at its best weight decay. Learning rates that diverged are left out."""
     curve: dict[float, Mean] = {}
     for rate in sorted({run.rate for run in runs if run.rate is not None}):
         decays = {run.decay for run in runs if run.rate == rate}
@@ -102,13 +102,13 @@ def _over_rates(runs: Sequence[Run]) -> dict[float, Mean]:
 
 
 def _mean(runs: Sequence[Run]) -> Mean | None:
-    """None where a run diverged."""
+    """Mean validation score over tasks and seeds; None if a run diverged."""
     values = [run.validation for run in runs]
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None
     mean = mean_over_seeds(known)
-    # Several tasks are no repetitions of one measurement: no interval.
+    # Scores on several tasks are not repeated measurements, so they have no interval.
     return mean if len({run.task for run in runs}) == 1 else Mean(mean.value, None, None, mean.count, None)
 
 
@@ -116,12 +116,12 @@ def _heat_maps(
     runs: Sequence[Run],
     methods: Sequence[str],
     sizes: Sequence[Size],
-    ringed: Mapping[tuple[str, Size], Chosen],
+    ringed: Mapping[tuple[str, Size], Selected],
     folder: Path,
     prefix: str,
     label: str,
 ) -> list[Block]:
-    """Learning rate by weight decay for each size where decays vary, else learning rate by size."""
+    """Learning rate by weight decay for each size if weight decays vary, otherwise learning rate by size."""
     blocks: list[Block] = []
     frame = "; a frame marks the choice" if ringed else ""
     if len({run.decay for run in runs if run.decay is not None}) > 1:
@@ -153,7 +153,7 @@ def _heat_maps(
         for method in methods
     }
     if len(sizes) == 1:
-        return []  # the curves say it all
+        return []  # the curves show the same
     framed = {m: {(str(s), f"{c.rate:g}") for (other, s), c in ringed.items() if other == m} for m in methods}
     file = folder / f"{prefix}grid.png"
     draw_heat_maps(file, by_rate, "training data", "learning rate", label, framed)
@@ -166,8 +166,8 @@ def _value(runs: Sequence[Run]) -> float | None:
     return mean.value if mean else None
 
 
-def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Chosen | None], name: str) -> Table:
-    """The chosen point of each method, task and size, and whether it lies at an edge of the rates."""
+def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Selected | None], name: str) -> Table:
+    """The selected point of each method, task and size, and whether its learning rate is at an edge of the grid."""
     rows = []
     for (method, task, size), choice in found.items():
         there = [run for run in _of(runs, method, size) if run.task == task]
@@ -179,7 +179,7 @@ def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Chosen |
         rates = sorted({run.rate for run in there if run.rate is not None})
         edge = "lowest" if choice.rate == min(rates, default=None) else ""
         edge = "highest" if choice.rate == max(rates, default=None) else edge
-        value = f"{100 * choice.value:.1f}" if choice.metric in PARTS else f"{choice.value:.4g} ({choice.metric})"
+        value = f"{100 * choice.value:.1f}" if choice.metric in FRACTIONS else f"{choice.value:.4g} ({choice.metric})"
         decay = "" if choice.decay is None else f"{choice.decay:g}"
         rows.append([*row, f"{choice.rate:g}", edge if len(rates) > 1 else "", decay, value, str(points)])
     metrics = sorted({choice.metric for choice in found.values() if choice})

@@ -1,4 +1,4 @@
-"""Accuracy against the amount of training data: tables, curves, the data each needs, paired differences."""
+"""Accuracy against the amount of training data: tables, curves, data needed, and paired differences."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from replora.reports.runs import Group, Size, spread
 from replora.reports.scores import Scores
 from replora.reports.statistics import Comparison, data_needed, data_needed_interval, in_percent
 
-# The comparisons that the paper is about come first; a pair that is not there is left out.
+# The method that is compared with the reference first.
 FIRST = "RepLoRA"
 OF_CHOICE = (
     "Intervals hold for the options that were chosen: that other seeds might have chosen others is in none of them."
 )
 
 
-def by_size(group: Group, folder: Path, prefix: str) -> list[Block]:
+def low_data_section(group: Group, folder: Path, prefix: str) -> list[Block]:
     """The section of a group; empty without a test."""
     blocks: list[Block] = []
     for shots in (False, True):
@@ -40,7 +40,7 @@ def _section(scores: Scores, folder: Path, name: str) -> list[Block]:
         panels = {task: {m: scores.curve(m, task) for m in scores.methods} for task in scores.panels}
         panels = {task: {m: curve for m, curve in curves.items() if curve} for task, curves in panels.items()}
         draw_curves(file, panels, scores.axis, f"test {metric}, %")
-    else:  # lines of many methods would hide each other
+    else:  # lines of many methods would cover each other
         shown = spread(scores.sizes)
         means = {
             f"{scores.panels[0]}, {scores.name(size)}": {
@@ -73,7 +73,7 @@ def _accuracies(scores: Scores, tasks: Sequence[str], name: str, metric: str) ->
 
 
 def _data_needed(scores: Scores, name: str) -> list[Block]:
-    """How much data LoRA needs to reach RepLoRA's accuracy, and the reverse."""
+    """The amount of data with which LoRA reaches the accuracy of RepLoRA, and the reverse."""
     if not {FIRST, REFERENCE} <= set(scores.methods):
         return []
     task = scores.panels[0]
@@ -95,7 +95,7 @@ def _data_needed(scores: Scores, name: str) -> list[Block]:
             needed = data_needed(curves[seeker], accuracy)
             ratio = "" if needed.bound else f" ({needed.size / place:.2f} x)"
             ends = data_needed_interval(by_seed[seeker], by_seed[target][place])
-            # Two ends at one bound are one bound.
+            # If both ends are the same bound, it is shown once.
             interval = " to ".join(dict.fromkeys(f"{end.bound} {end.size:.3g}".strip() for end in ends or ()))
             cells += [f"{100 * accuracy:.1f}", f"{needed.bound} {needed.size:.3g}{ratio}".strip(), interval]
         rows.append(cells)
@@ -112,7 +112,7 @@ def _data_needed(scores: Scores, name: str) -> list[Block]:
 
 
 def _paired(scores: Scores, name: str) -> list[Block]:
-    """Each method against LoRA, at each size and over all, on the same tasks and seeds."""
+    """Each method minus LoRA on the same tasks and seeds, at each size and over all sizes."""
     reference = REFERENCE if REFERENCE in scores.methods else scores.methods[0]
     others = sorted((m for m in scores.methods if m != reference), key=lambda m: m != FIRST)
     rows = []
@@ -151,12 +151,12 @@ def _paired(scores: Scores, name: str) -> list[Block]:
 
 
 def _all(scores: Scores, common: Sequence[Size]) -> str:
-    """What a comparison over several sizes is called."""
+    """Name of a comparison over several sizes."""
     return "all sizes" if len(common) == len(scores.sizes) else f"{len(common)} of {len(scores.sizes)} sizes"
 
 
 def _verdict(scores: Scores, reference: str) -> list[Block]:
-    """In words whether RepLoRA is better than the reference here, with the rule by which it is said."""
+    """A sentence that says whether RepLoRA is better than the reference, and the rule that decides it."""
     if FIRST not in scores.methods or reference == FIRST:
         return []
     common = scores.common_sizes(FIRST, reference, scores.sizes)
@@ -181,7 +181,7 @@ def _verdict(scores: Scores, reference: str) -> list[Block]:
 
 
 def _sign(found: Comparison, above: str, below: str, neither: str) -> str:
-    """Which of the three words a difference deserves. The bootstrap alone is too bold with few pairs."""
+    """One of the three words for a difference. With few pairs the bootstrap interval alone would be too narrow."""
     if found.low is None or found.high is None or found.low <= 0 <= found.high or found.p_value >= 0.1:
         return neither
     return above if found.low > 0 else below

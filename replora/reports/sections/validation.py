@@ -1,4 +1,4 @@
-"""Validation scores of a benchmark that offers no test, in a table that says so."""
+"""Validation scores of benchmarks whose test answers are not public."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WITHOUT_TEST = ("VideoText",)
 
 
 def validation_section(group: Group, prefix: str) -> list[Block]:
-    """A row a method and size, a column a task and their mean; empty for data that have a test."""
+    """One row per method and size, one column per task and one for their mean; empty for data with a public test."""
     if group.conditions["dataset"] not in WITHOUT_TEST:
         return []
     scores = Scores(group, shots=False, stage="val")

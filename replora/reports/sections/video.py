@@ -35,8 +35,8 @@ def video_section(groups: Sequence[Group]) -> list[Block]:
 
 
 def _hmdb51(groups: Sequence[Group]) -> list[Block]:
-    """A line for each method, setting and size; seeds are averaged, splits only within a seed."""
-    # Line -> seed -> split -> results
+    """One row per method, setting and size. Splits are averaged within a seed, and then seeds are averaged."""
+    # row -> seed -> split -> results
     lines: dict[tuple[str, ...], dict[int, dict[str, dict[str, Any]]]] = {}
     for group in groups:
         for run in group.final if group.conditions["dataset"] == "HMDB51" else []:
@@ -81,14 +81,14 @@ class SplitsError(RepLoRAError):
 
 
 def hmdb51_accuracies(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """`{"split 1": ...}`, and `{"mean of three splits": ...}` beside it where runs on all three are there.
+    """The accuracy on split 1 and, if there are runs on all three splits, their mean: `{"split 1": ..., "mean of ...}`.
 
     Args:
-        results: name of a run -> content of its `results.json`; the accuracy is that of its `test`, in [0, 1].
+        results: Name of a run -> content of its `results.json`, whose `test` has the accuracy in [0, 1].
 
     Raises:
-        SplitsError: a run has no test or is of other data, a split is there twice or split 1 is not there, two of the
-            three are there, or the runs differ in more than their split.
+        SplitsError: A run has no test or is of other data, a split is there twice, split 1 or one of the two others is
+            missing, or the runs differ in more than their split.
     """
     by_split: dict[int, str] = {}
     for name, content in results.items():
