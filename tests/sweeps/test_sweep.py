@@ -177,7 +177,7 @@ def test_dry_run_prints_trials_and_cost(tmp_path, monkeypatch, capsys):
         (["--max_concurrent=1"], "about 4 minutes with 1 at once (30.0 seconds per trial, the sweep's file)"),
         (
             ["--address=auto"],
-            "about 4 minutes one after the other (30.0 seconds per trial, the sweep's file); how",
+            "about 4 minutes one after the other (30.0 seconds per trial, the sweep's file); the number of trials",
         ),
         (
             ["--address=auto", "--max_concurrent=2"],
