@@ -1,4 +1,4 @@
-"""Questions with options put to a language model: log-likelihood, generation, and what follows from the answers."""
+"""Multiple-choice evaluation of language models: log-likelihoods, generation, accuracies and their uncertainty."""
 
 from replora.evaluation.generation import generate
 from replora.evaluation.likelihood import option_log_likelihoods

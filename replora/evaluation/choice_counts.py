@@ -1,4 +1,4 @@
-"""Accuracy on several tasks of questions with options, counted over all processes."""
+"""Accuracy on several multiple-choice tasks, counted over all processes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ COUNTED: tuple[Counted, ...] = ("items", "right", "right_norm", "unparsed")
 
 
 class ChoiceCounts(Metric):
-    """How many questions of each task there were, and how many were answered rightly.
+    """Number of questions of each task, and number of correct answers.
 
     Args:
-        tasks: Their names, in the order of the results.
+        tasks: Names of the tasks, in the order of the results.
     """
 
     full_state_update = False
@@ -31,26 +31,26 @@ class ChoiceCounts(Metric):
         self.add_state("counts", torch.zeros(len(tasks), len(COUNTED), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, task: str, counted: Mapping[Counted, bool | int]) -> None:
-        """Add one question, or several: how many there are of each of `COUNTED`; absent means none."""
+        """Add one or more questions of a task: a number for each of `COUNTED`, 0 if it is absent."""
         row = torch.tensor([int(counted.get(name, 0)) for name in COUNTED], device=self.counts.device)
         self.counts[self.tasks.index(task)] += row
 
     def compute(self) -> dict[str, dict[str, int]]:
-        """Task -> the four counts, for the tasks that had questions."""
+        """Task -> its four counts, for the tasks that had questions."""
         rows = dict(zip(self.tasks, self.counts.tolist(), strict=True))
         return {task: dict(zip(COUNTED, row, strict=True)) for task, row in rows.items() if row[0]}
 
 
 def accuracies(counts: Mapping[str, Mapping[str, int]], names: Mapping[str, Counted]) -> dict[str, Any]:
-    """Shares of right answers with their 95 % intervals, and the plain mean over the tasks.
+    """Fractions of correct answers with their 95 % intervals, and the unweighted mean over the tasks.
 
     Args:
-        counts: As from `ChoiceCounts.compute`.
-        names: What an accuracy is called -> what it counts, such as `{"acc": "right", "acc_norm": "right_norm"}`.
+        counts: Counts of each task, as returned by `ChoiceCounts.compute`.
+        names: Name of an accuracy -> the count that it uses, such as `{"acc": "right", "acc_norm": "right_norm"}`.
 
     Returns:
         `{"tasks": {task: {"items": n, "acc": share, "acc_interval": [low, high], ...}}, "mean": {"acc": share}}`;
-        the mean weighs every task alike, whatever its size.
+        the mean gives every task the same weight.
     """
     tasks: dict[str, dict[str, Any]] = {}
     for task, found in counts.items():

@@ -1,4 +1,4 @@
-"""What a language model writes behind a prompt: deterministic beam search, many prompts at once."""
+"""Text generation with a language model: deterministic beam search for a batch of prompts."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def generate(
     max_new_tokens: int = 32,
     in_step: bool = False,
 ) -> list[list[int]]:
-    """The tokens that follow each of B prompts, without sampling.
+    """Generate the tokens that follow each of B prompts, without sampling.
 
-    Prompts are padded on the left and the padding is masked, so a prompt's answer does not depend on the batch it is
-    in (beyond rounding). Everything that `generate` of transformers would otherwise take from a model's own options is
-    given here.
+    Prompts are padded on the left and the padding is masked, so an answer does not depend on the batch of its prompt
+    (except for rounding). All options that `generate` of transformers would take from the model's generation
+    configuration are set here.
 
     Args:
         model: A causal language model of transformers, in evaluation mode.
-        prompts: Token ids, at least one a prompt.
-        end_ids: Tokens that end a text.
-        pad_id: What fills up the batch.
-        num_beams: Beams of the search; 1 is greedy. Length penalty 1, as in LLM-Adapters.
-        max_new_tokens: At most so many tokens, at least 1.
-        in_step: Whether all processes must call the model equally often, as where they share its weights out.
+        prompts: Token ids of each prompt, at least one.
+        end_ids: Token ids that end a text.
+        pad_id: Token id of the padding.
+        num_beams: Number of beams; 1 is greedy search. The length penalty is 1, as in LLM-Adapters.
+        max_new_tokens: Largest number of new tokens (>= 1).
+        in_step: Whether all processes must call the model equally often, as when its weights are sharded.
 
     Returns:
-        For each prompt its new tokens, without those that end or fill up.
+        For each prompt its new tokens, without end and padding tokens.
     """
     device = next(model.parameters()).device
     length = max(map(len, prompts))

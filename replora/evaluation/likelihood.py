@@ -1,14 +1,14 @@
-"""How likely a language model finds each option of a question: one forward pass for all options of a prompt.
+"""Log-likelihoods of the options of a question: one forward pass for all options of a prompt.
 
-The options of one question stand behind one copy of its prompt, in one row:
+The options of a question follow one copy of its prompt, in one row:
 
     row        padding | prompt p_0 .. p_n | option 1: a_0 a_1 | option 2: b_0 b_1 b_2 | ...
     position         0 | 0 .. n            | n+1 n+2           | n+1 n+2 n+3           | ...
 
-Each option attends to the prompt and to itself, and its positions go on where the prompt ends, so its tokens have the
-probabilities of a row of its own. That holds where every layer sees the row through this mask alone. A convolution or a
-recurrence would carry one option into the next, and a layer with a window would see beyond it: such models get a row
-for every option.
+Each option attends to the prompt and to itself, and its positions continue those of the prompt, so its tokens have the
+same probabilities as in a separate row. This requires that every layer sees the row only through this mask. A
+convolution or a recurrence would carry one option into the next, and a window would be counted over all options: such
+models get one row per option.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 _PADDING, _PROMPT = -1, 0  # segments of a row; option k is segment k + 1
 
-# How transformers' configurations tell of layers that are no attention to the whole row.
+# Names in transformers' configurations of layers that do not attend to the whole row.
 _WHOLE = "full_attention"
 _WINDOWED = {"sliding_attention", "chunked_attention"}
 _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
@@ -37,16 +37,16 @@ def option_log_likelihoods(
 ) -> list[list[float]]:
     """log p(option | prompt) in nats, summed over the option's tokens, for every option of B questions.
 
-    A model with other layers than attention by `position_ids` (ALiBi, convolutions, Mamba, linear attention), or with a
-    window shorter than a prompt and its option, gets a row for every option instead.
+    A model with layers other than attention by `position_ids` (ALiBi, convolutions, Mamba, linear attention), or with a
+    window shorter than a prompt with its option, gets one row per option.
 
     Args:
         model: A causal language model of transformers, in evaluation mode.
         prompts: Token ids of each question, at least one.
-        options: For each question the token ids of each option, at least one token an option.
+        options: For each question the token ids of each option, at least one token per option.
 
     Returns:
-        For each question one number of at most 0 an option; computed in float32 from the model's logits.
+        For each question one number (<= 0) per option, computed in float32 from the model's logits.
     """
     longest = max(len(prompt) + max(map(len, few)) for prompt, few in zip(prompts, options, strict=True))
     if not _packs(model, longest):
@@ -96,7 +96,7 @@ def takes(model: nn.Module, argument: str) -> bool:
 
 
 def _packs(model: nn.Module, longest: int) -> bool:
-    """Whether the options of a prompt may share a row, the longest row of one option alone having `longest` tokens."""
+    """Whether the options of a prompt can share a row. `longest`: tokens of the longest prompt with one option."""
     if not takes(model, "position_ids"):
         return False
     config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
@@ -104,12 +104,12 @@ def _packs(model: nn.Module, longest: int) -> bool:
     kinds = set(getattr(config, "layer_types", None) or ())
     if known.get("alibi") or kinds - {_WHOLE} - _WINDOWED or any(map(_RECURRENT.match, known)):
         return False
-    # Where the kinds of layers are not told, a window is of any of them.
+    # If the configuration does not list the layers, any of them may have the window.
     return kinds == {_WHOLE} or all(longest <= (known.get(name) or longest) for name in _WINDOWS)
 
 
 def _additive_mask(segment: Tensor, dtype: torch.dtype) -> Tensor:
-    """Segments (B, T) -> (B, 1, T, T): 0 where a token (row) sees another (column), else the lowest number."""
+    """Segments (B, T) -> (B, 1, T, T): 0 where a token (row) sees another (column), otherwise the lowest number."""
     query, key = segment[:, :, None], segment[:, None, :]
     seen = ((key == _PROMPT) | (key == query)).tril()  # padding sees padding: a row of nothing would be NaN
     mask = torch.zeros(seen.shape, dtype=dtype, device=segment.device)
@@ -119,7 +119,7 @@ def _additive_mask(segment: Tensor, dtype: torch.dtype) -> Tensor:
 def _row_by_row(
     model: nn.Module, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]]
 ) -> list[list[float]]:
-    """The same with one row an option, padded on the right, where no token of the row looks."""
+    """The same with one row per option. Rows are padded on the right, where no token attends to the padding."""
     device = next(model.parameters()).device
     pairs = [(prompt, option) for prompt, few in zip(prompts, options, strict=True) for option in few]
     length = max(len(prompt) + len(option) for prompt, option in pairs)
@@ -139,7 +139,7 @@ def _row_by_row(
 
 
 def _last_logits(model: nn.Module, count: int, **inputs: Tensor) -> Tensor:
-    """Logits (B, count, vocabulary) of the last columns; the others are not computed where the model can leave them."""
+    """Logits (B, count, vocabulary) of the last columns; the others are not computed if the model can skip them."""
     keep = {"logits_to_keep": count} if takes(model, "logits_to_keep") else {}
     logits: Tensor = model(**inputs, use_cache=False, **keep).logits
     return logits[:, -count:]

@@ -1,4 +1,4 @@
-"""Metrics that torchmetrics lacks: those of the vision-and-language benchmarks, in plain Python."""
+"""Metrics of the vision-and-language benchmarks, in plain Python, and mean class accuracy."""
 
 from replora.metrics.caption_tokenizer import CaptionTokenizer, caption_tokenizer
 from replora.metrics.cider import cider_d

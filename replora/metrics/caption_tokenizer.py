@@ -1,8 +1,8 @@
-"""Tokenising captions before they are compared: Stanford's tokenizer by Java, or an approximation without.
+"""Tokenizes captions before they are compared, with Stanford's tokenizer in Java or with an approximation in Python.
 
-Published scores use Stanford CoreNLP 3.4.1's PTBTokenizer with `-lowerCase`, punctuation removed. The approximation
-lower-cases, parts off punctuation and English clitics (`man's` -> `man 's`, `don't` -> `do n't`) and removes the same
-marks. A result names the one that was used. They differ at least on
+Published scores use the PTBTokenizer of Stanford CoreNLP 3.4.1 with `-lowerCase`, and remove punctuation. The
+approximation lower-cases, splits off punctuation and English clitics (`man's` -> `man 's`, `don't` -> `do n't`) and
+removes the same marks. Results name the tokenizer that was used. The two differ at least on
 
     contracted words        can not, gon na, lem me, 't was     cannot, gonna, lemme, twas
     abbreviations           p.m., u.s., e.g., mr., etc.         p.m, u.s, e.g, mr, etc
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 TokenizerName = Literal["auto", "ptb_java", "approximate"]
 JAR = "stanford-corenlp-3.4.1.jar"  # in the package pycocoevalcap
-# Tokens that coco-caption drops. It means to drop brackets too, but names them in capitals (-LRB-), as which they never
-# come behind -lowerCase; so they stay, here as well.
+# Tokens that coco-caption drops. It also lists brackets, but in capitals (-LRB-), which do not occur with -lowerCase.
+# So it keeps them, and so does this file.
 _DROPPED = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W_]+(?:['.-][^\W_]+)*|[^\w\s]|_")
@@ -42,12 +42,12 @@ _CLITIC = re.compile(r"(n't|'(?:s|re|ve|ll|d|m))$")
 
 
 class CaptionTokenizerError(RepLoRAError):
-    """The tokenizer asked for is not installed, or Java fails."""
+    """The requested tokenizer is not installed, or Java fails."""
 
 
 @dataclass(frozen=True)
 class CaptionTokenizer:
-    """A tokenizer of captions and the name that results give it.
+    """A tokenizer of captions and its name in results.
 
     Attributes:
         name: `ptb_java` or `approximate`.
@@ -59,10 +59,10 @@ class CaptionTokenizer:
 
 
 def caption_tokenizer(name: TokenizerName = "auto") -> CaptionTokenizer:
-    """The tokenizer of this name; `auto` is Stanford's where Java and pycocoevalcap are there.
+    """The tokenizer of this name; `auto` is Stanford's if Java and pycocoevalcap are installed.
 
     Raises:
-        CaptionTokenizerError: `ptb_java` was asked for, and Java or the package is missing.
+        CaptionTokenizerError: `ptb_java` was requested, and Java or the package is missing.
     """
     if name not in ("auto", "ptb_java", "approximate"):
         known = ("auto", "ptb_java", "approximate")
@@ -72,14 +72,14 @@ def caption_tokenizer(name: TokenizerName = "auto") -> CaptionTokenizer:
         return CaptionTokenizer("approximate", tokenize_approximately)
     if lacking:
         raise CaptionTokenizerError(
-            f"caption_tokenizer: ptb_java needs {' and '.join(lacking)}, which this machine lacks. Install a Java "
+            f"caption_tokenizer: ptb_java needs {' and '.join(lacking)}, which are not installed. Install a Java "
             'runtime and pip install "replora[vl]", or set --model.caption_tokenizer approximate.'
         )
     return CaptionTokenizer("ptb_java", _tokenize_by_java)
 
 
 def tokenize_approximately(sentences: Sequence[str]) -> list[str]:
-    """Sentences -> tokens joined by spaces, without Java."""
+    """Tokenize sentences without Java; the tokens of each are joined by spaces."""
     return [" ".join(_approximate_tokens(sentence)) for sentence in sentences]
 
 
@@ -92,10 +92,10 @@ def _approximate_tokens(sentence: str) -> list[str]:
 
 
 def _tokenize_by_java(sentences: Sequence[str]) -> list[str]:
-    """One call of Java for all; a line a sentence."""
+    """Tokenize all sentences, one per line, in one call of Java."""
     jar = _jar()
     assert jar is not None
-    lines = [" ".join(sentence.split()) or "." for sentence in sentences]  # an empty line would be lost
+    lines = [" ".join(sentence.split()) or "." for sentence in sentences]  # an empty line would be dropped
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "captions.txt"
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -106,7 +106,7 @@ def _tokenize_by_java(sentences: Sequence[str]) -> list[str]:
     if done.returncode or len(found) < len(lines):
         reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
         raise CaptionTokenizerError(
-            f"Java could not tokenise {len(lines):,} captions ({reason}). --model.caption_tokenizer approximate needs "
+            f"Java could not tokenize {len(lines):,} captions ({reason}). --model.caption_tokenizer approximate needs "
             "no Java."
         )
     return [" ".join(token for token in line.split(" ") if token and token not in _DROPPED) for line in found]

@@ -6,7 +6,7 @@ one of their references, l the length of a sentence in tokens, and J references 
     CIDEr-D(c) = 10 / (4 J) sum_n sum_r exp(-(l_c - l_r)^2 / 72) min(g_n(c), g_n(r)) . g_n(r) / |g_n(c)| |g_n(r)|
 
 Like coco-caption it takes l as the number of bigrams, one less than the tokens. Published tables show 100 times this
-number. df belongs to the split that is evaluated: a part of a split has other scores, and a single image has 0.
+number. df depends on the split that is evaluated: a part of a split has other scores, and a single image scores 0.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Ngram = tuple[str, ...]
 
 
 def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """The score of each candidate, at least 0, about 10 at most; their mean is the score of a system.
+    """The score of each candidate, from 0 to about 10. Their mean is the score of a system.
 
     Args:
-        candidates: A tokenised caption an image, its tokens joined by spaces.
-        references: For each image its tokenised references, at least one.
+        candidates: One tokenized caption per image, with its tokens joined by spaces.
+        references: Tokenized references of each image, at least one.
     """
     counted = [[_ngrams(reference) for reference in few] for few in references]
     frequency: Counter[Ngram] = Counter()
@@ -46,7 +46,7 @@ class _Weighted:
     """A sentence's n-grams with their weights, the norms of the four vectors, and its length."""
 
     def __init__(self, counts: Counter[Ngram], idf: dict[Ngram, float], unknown: float) -> None:
-        # What no reference has counts as if one image had it.
+        # An n-gram in no reference counts as if it were in one image.
         self.weights = {ngram: count * idf.get(ngram, unknown) for ngram, count in counts.items()}
         squares = [0.0] * N_GRAMS
         for ngram, weight in self.weights.items():

@@ -1,4 +1,4 @@
-"""NLVR2's consistency (Suhr et al. 2019, arXiv 1811.00491), as its official script counts it."""
+"""NLVR2's consistency (Suhr et al. 2019, arXiv 1811.00491), as in its official script."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 
 def nlvr2_consistency(right: Mapping[str, bool]) -> float:
-    """The share of sentences that are judged rightly for all of their image pairs, in [0, 1].
+    """Fraction of sentences that are judged correctly for all of their image pairs, in [0, 1].
 
     Args:
-        right: Identifier -> whether the prediction is right. `dev-850-2-0` is pair 2 of sentence 0 of set 850; the
-            identifiers of one sentence differ in the pair alone (github.com/lil-lab/nlvr, nlvr2/eval/metrics.py).
+        right: Identifier -> whether the prediction is correct. `dev-850-2-0` is pair 2 of sentence 0 of set 850; the
+            identifiers of one sentence differ only in the pair (github.com/lil-lab/nlvr, nlvr2/eval/metrics.py).
     """
     sentences: dict[tuple[str, ...], bool] = {}
     for identifier, holds in right.items():

@@ -1,11 +1,11 @@
-"""Predictions as the benchmarks' own scorers and servers take them.
+"""Files of predictions in the formats of the benchmarks' scorers and servers.
 
 vqa      [{"question_id": 1, "answer": "yes"}]                      visualqa.org, EvalAI
 gqa      [{"questionId": "1", "prediction": "yes"}]                 the GQA challenge
 nlvr2    test1-0-1-0,True                                           nlvr2/eval/metrics.py
 coco     [{"image_id": 1, "caption": "a dog"}]                      COCO
-tvqa, how2qa     {"<question id>": 3}                               VALUE; what names no choice becomes 0
-tvc, yc2c        {"vid_name": ..., "clip_id": 1, "ts": [0, 1], "descs": [{"desc": "..."}]}, a line a clip
+tvqa, how2qa     {"<question id>": 3}                               VALUE; an answer without a choice becomes 0
+tvc, yc2c        {"vid_name": ..., "clip_id": 1, "ts": [0, 1], "descs": [{"desc": "..."}]}, one line per clip
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def write_submission(
     """Write the answers of a task, one for each record that has one, in the records' order.
 
     Args:
-        folder: Where; made if absent.
+        folder: Directory of the file; it is created if it does not exist.
         task: The task.
         split: Part of the file's name, as VALUE calls its files: `tvc_val_predictions.jsonl`.
         records: The records of the split.
-        answers: Record's index -> what the model says.
+        answers: Index of a record -> answer of the model.
 
     Raises:
-        OSError: It cannot be written; an earlier file is still whole.
+        OSError: The file cannot be written; an earlier file is unchanged.
     """
     pairs = [(record, answers[record.index]) for record in records if record.index in answers]
     name = f"{task.name}_{split}_predictions"

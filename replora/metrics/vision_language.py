@@ -17,20 +17,20 @@ _CHOICE = re.compile(r"a([0-4])")
 def score_answers(
     task: VLTask, records: Sequence[VLRecord], answers: Mapping[int, str], tokenizer: CaptionTokenizer
 ) -> dict[str, float]:
-    """Metric -> value, over the records that have an answer and a published truth; empty where none has.
+    """Metric -> value, over the records with an answer and a published label; empty if there are none.
 
-    - `vqa`: `accuracy`, the official one in [0, 1], and `label_score`, the mean score that the label file gives the
-      answer as it stands.
+    - `vqa`: `accuracy`, the official one in [0, 1], and `label_score`, the mean score of the unchanged answer in the
+      label file.
     - `gqa`: `accuracy`, exact string match.
     - `nlvr2`: `accuracy` and `consistency`.
-    - `caption`: `cider`, a hundredth of what tables show. All references of an image or clip count together.
-    - `choice`: `accuracy` and `unparsed`, the share of answers that name no choice; they count as wrong.
+    - `caption`: `cider`, 1/100 of the number in published tables. All references of an image or clip are used together.
+    - `choice`: `accuracy` and `unparsed`, the fraction of answers that name no choice; they count as incorrect.
 
     Args:
         task: The task.
         records: The records of the split.
-        answers: Record's index -> what the model says.
-        tokenizer: For captions.
+        answers: Index of a record -> answer of the model.
+        tokenizer: Tokenizer of captions.
     """
     known = [record for record in records if record.truth is not None and record.index in answers]
     if not known:
@@ -53,7 +53,7 @@ def score_answers(
 
 
 def chosen(text: str) -> int | None:
-    """The number of the choice that an answer names, `a3` -> 3; None where it names none exactly."""
+    """The number of the choice that an answer names, `a3` -> 3; None if it is not exactly the name of a choice."""
     found = _CHOICE.fullmatch(text)
     return int(found[1]) if found else None
 

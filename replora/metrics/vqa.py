@@ -1,12 +1,12 @@
-"""VQAv2's accuracy (Antol et al. 2015, arXiv 1505.00468), with the habits of its official script.
+"""VQAv2's accuracy (Antol et al. 2015, arXiv 1505.00468), with the quirks of its official script.
 
 The script (github.com/GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py, as VL-T5 and VL-Adapter use
-it) does not do quite what the paper says, and published numbers depend on it:
+it) differs from the paper, and published numbers depend on the differences:
 
 - A mark of punctuation is deleted where a space is beside one of its kind, or where the text has a comma between
   digits; otherwise it becomes a space.
 - A full stop is deleted unless a digit follows ("3.5" stays). At most 32 are: a flag of `re` is passed as that count.
-- Human answers are freed of punctuation only where the ten disagree, and never of articles or spelled-out numbers.
+- Punctuation is removed from human answers only if the ten disagree; articles and number words never are.
 - Contractions are restored in predictions; those with capitals in the table never match, as the words are lower case,
   so they are left out here.
 """
@@ -24,14 +24,14 @@ _STOP = re.compile(r"\.(?!\d)")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _MOST_STOPS = int(re.UNICODE)
 
-# What is written with some of its apostrophes: without any in a text it gets them back.
+# A word of this list gets its apostrophe back if a text has the word without it.
 _CONTRACTED = """\
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't
 it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't
 somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's they'd
 they'll they're they've wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd
 who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've"""
-# The rest of the table: a text's word, what it becomes.
+# The rest of the table: a word of a text, and its replacement.
 _OTHER_WORDS = """couldn'tve couldn't've  couldnt've couldn't've  hadnt've hadn't've  hadn'tve hadn't've  hed've he'd've
 he'dve he'd've  itd've it'd've  it'dve it'd've  mightnt've mightn't've  mightn'tve mightn't've  ow's'at 'ow's'at
 'ows'at 'ow's'at  'ow'sat 'ow's'at  shed've she'd've  she'dve she'd've  shouldnt've shouldn't've
@@ -49,7 +49,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """The accuracy of one prediction, in [0, 1]: the mean of min(1, matches / 3), each answer left out once.
 
     Args:
-        prediction: What the model says.
+        prediction: Answer of the model.
         answers: The human answers, ten in VQAv2.
     """
     text = normalize_answer(prediction.replace("\n", " ").replace("\t", " ").strip())
@@ -59,7 +59,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def normalize_answer(text: str) -> str:
-    """A prediction as it is compared: no punctuation, no articles, digits for number words, contractions restored."""
+    """A prediction without punctuation and articles, with digits for number words, and with contractions restored."""
     words = (_NUMBERS.get(word, word) for word in without_punctuation(text).lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 

@@ -1,4 +1,4 @@
-"""A picture of images with what was predicted for them."""
+"""A picture of images with their predicted classes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def draw(
     sources: Sequence[str],
     columns: int = 8,
 ) -> None:
-    """Draw the pictures in rows, above each its class and probability, below its source.
+    """Draw the pictures in rows, with the class and probability above each, and its source below.
 
     Args:
-        file: The PNG file to write; its folder is made if absent.
-        pictures: Each uint8 (3, H, W), at least one; as many are drawn.
-        names: The predicted class of each.
-        probabilities: Of that class, in [0, 1].
-        sources: The name of each file.
-        columns: Pictures in a row.
+        file: The PNG file to write; its folder is created if it does not exist.
+        pictures: At least one image, uint8 (3, H, W). All are drawn.
+        names: Predicted class of each picture.
+        probabilities: Probability of that class, in [0, 1].
+        sources: File name of each picture.
+        columns: Number of pictures per row.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ def draw(
         axis.axis("off")
     for axis, picture, name, probability, source in zip(axes, pictures, names, probabilities, sources, strict=False):
         axis.imshow(picture.permute(1, 2, 0).numpy())
-        # Names may hold a dollar sign, which would begin a formula.
+        # A dollar sign in a name would start a formula.
         axis.set_title(f"{_short(name)}\n{probability:.0%}", fontsize=8, parse_math=False)
         axis.text(
             0.5, -0.03, _short(source), fontsize=6, ha="center", va="top", transform=axis.transAxes, parse_math=False

@@ -10,7 +10,7 @@ from typing import Any
 from replora.results import read_results
 
 METHODS = {"linear_probe": "linear probe", "lora": "LoRA", "replora": "RepLoRA"}
-# Okabe and Ito's colours, apart for every kind of colour vision; the markers tell the lines apart without colour.
+# Okabe and Ito's colors, which are distinct for all kinds of color vision; markers distinguish the lines too.
 STYLES: dict[str, dict[str, Any]] = {
     "linear_probe": {"color": "#E69F00", "marker": "s", "linestyle": ":"},
     "lora": {"color": "#0072B2", "marker": "o", "linestyle": "--"},
@@ -25,12 +25,12 @@ class Row:
 
     Attributes:
         method: Short name of the method.
-        images: How many images it was trained on.
-        trained: Parameters that train, head included.
-        deployed: Parameters beside the backbone after training, head included.
-        val_accuracy: On the 200 validation images at the last epoch, in [0, 1].
-        test_accuracy: On the 797 test images at the last epoch, in [0, 1].
-        seconds: Of the training, with its validations.
+        images: Number of training images.
+        trained: Number of trained parameters, including the head.
+        deployed: Number of parameters beside the backbone after training, including the head.
+        val_accuracy: Accuracy on the 200 validation images at the last epoch, in [0, 1].
+        test_accuracy: Accuracy on the 797 test images at the last epoch, in [0, 1].
+        seconds: Duration of training, including validation.
     """
 
     method: str
@@ -43,8 +43,8 @@ class Row:
 
 
 def title(method: str, data: str) -> str:
-    """What a run is called while it runs."""
-    return f"{METHODS[method]}, {'5 images a class' if data == 'few' else 'all images'}"
+    """Name of a run, shown while it runs."""
+    return f"{METHODS[method]}, {'5 images per class' if data == 'few' else 'all images'}"
 
 
 def row(run: Path) -> Row:
@@ -98,7 +98,7 @@ def learning_curve(run: Path) -> tuple[list[int], list[float]]:
 
 
 def draw(runs: list[Path], file: Path) -> None:
-    """A picture of the runs' learning curves, and of predictions of the last run, which has a `predictions.csv`."""
+    """Draw the learning curves of the runs, and predictions of the last run, which has a `predictions.csv`."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -127,7 +127,7 @@ def draw(runs: list[Path], file: Path) -> None:
 
 
 def _draw_predictions(figure: Any, run: Path, method: str, columns: int = 10) -> None:
-    """Two lines of test images: the first in the list, and the first mistakes (as many as there are)."""
+    """Draw two rows of test images: the first ones, and the first mistakes."""
     from replora.datasets.image.digits import Digits
 
     digits = Digits("test", image_size=32)

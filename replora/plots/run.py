@@ -1,4 +1,4 @@
-"""Pictures for a reader: training images with their labels, learning curves, a confusion matrix."""
+"""Pictures of a run: training images with their labels, learning curves, and a confusion matrix."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 from replora.errors import RepLoRAError
 from replora.results import read_results
 
-# Okabe and Ito's colours, apart for every kind of colour vision; markers and lines tell them apart without colour.
+# Okabe and Ito's colors, which are distinct for all kinds of color vision; markers and line styles differ too.
 SPLITS: dict[str, dict[str, Any]] = {
     "train": {"color": "#0072B2", "marker": "o", "linestyle": "--"},
     "val": {"color": "#D55E00", "marker": "^", "linestyle": "-"},
 }
 SPLIT_NAMES = {"train": "training", "val": "validation"}
 MEASURES = {"loss": "loss", "accuracy": "accuracy (share of images)", "learning_rate": "learning rate"}
-NUMBERED = 20  # up to so many classes every cell of a confusion matrix has its number
-NAMED = 60  # and up to so many every row has its class's name
+NUMBERED = 20  # largest number of classes with a number in each cell of a confusion matrix
+NAMED = 60  # largest number of classes with a name at each row
 MOST_CONFUSED = 12
 NAME_LENGTH = 22
 
@@ -31,19 +31,19 @@ class PictureError(RepLoRAError):
 
 
 def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) -> Path:
-    """The first training images of an epoch as the model gets them, each with its class; of a video three frames.
+    """Draw the first training images of an epoch as the model gets them, with their classes. A video has three frames.
 
     Args:
         config: A configuration with a `data` section.
-        options: Options of the data that replace those of the configuration.
-        count: How many images, from 1 to 100.
-        file: The picture.
+        options: Data options that replace those of the configuration.
+        count: Number of images, from 1 to 100.
+        file: The PNG file to write.
 
     Returns:
         `file`.
 
     Raises:
-        RepLoRAError: `count` is out of its range, the configuration has no data, or an option or the data are wrong.
+        RepLoRAError: `count` is out of range, the configuration has no data, or an option or the data are not valid.
     """
     if not 1 <= count <= 100:
         raise PictureError(f"images: {count} is out of range. A picture shows 1 to 100 images.")
@@ -85,7 +85,7 @@ def _strips(video: Tensor) -> Tensor:
 
 
 def draw_learning_curves(run: Path, file: Path) -> Path:
-    """Loss, accuracy and learning rate of a run, epoch by epoch, also over interruptions.
+    """Draw loss, accuracy and learning rate of a run by epoch, also across interruptions.
 
     Raises:
         PictureError: The run has no CSV log of a fit.
@@ -118,10 +118,10 @@ def draw_learning_curves(run: Path, file: Path) -> Path:
 
 
 def draw_confusion(run: Path, file: Path) -> Path:
-    """What a run's predictions take each class for, from its `predictions.csv`.
+    """Draw the confusion matrix of a run from its `predictions.csv`.
 
     Raises:
-        PictureError: There are no predictions of labelled images.
+        PictureError: There are no predictions of labeled images.
     """
     counts, names = _confusion(run)
     classes, total = len(counts), int(counts.sum())
@@ -141,7 +141,7 @@ def draw_confusion(run: Path, file: Path) -> Path:
         squeeze=False,
     )
     axis = axes[0][0]
-    scale = PowerNorm(0.5 if with_list else 1, vmin=0, vmax=1)  # single mistakes show in small cells too
+    scale = PowerNorm(0.5 if with_list else 1, vmin=0, vmax=1)  # makes single mistakes visible in small cells
     shown = axis.imshow(share, cmap="cividis", norm=scale, interpolation="nearest")
     figure.colorbar(shown, ax=axis, label="share of the true class's images", fraction=0.046, pad=0.02)
     if classes <= NAMED:
@@ -155,8 +155,8 @@ def draw_confusion(run: Path, file: Path) -> Path:
         axis.set_ylabel("number of the true class")
     if classes <= NUMBERED:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = "black" if share[row, column] > 0.55 else "white"
-            axis.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+            color = "black" if share[row, column] > 0.55 else "white"
+            axis.text(column, row, int(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
     if with_list:
         axes[0][1].axis("off")
         axes[0][1].text(0, 1, _most_confused(counts, names), va="top", fontsize=9, linespacing=1.5)
@@ -178,7 +178,7 @@ def _most_confused(counts: np.ndarray, names: list[str]) -> str:
 
 
 def _confusion(run: Path) -> tuple[np.ndarray, list[str]]:
-    """Counts (true, predicted), int (classes, classes), and the classes' names."""
+    """Counts (true, predicted), int (classes, classes), and the names of the classes."""
     file = run / "predictions.csv"
     if not file.is_file():
         raise PictureError(f"There is no {file}. Write it first: replora-cli predict --config {run / 'fit.yaml'}")
@@ -198,7 +198,7 @@ def _confusion(run: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _curves(run: Path) -> dict[str, dict[int, float]]:
-    """Measure (`val/loss`) -> epoch from 1 -> value; of an epoch that was done twice, the later."""
+    """Measure (`val/loss`) -> epoch from 1 -> value. If an epoch was repeated, the later value counts."""
     curves: dict[str, dict[int, float]] = {}
     files = sorted(run.glob("logs/fit*/metrics.csv"), key=lambda file: (len(file.parent.name), file.parent.name))
     for file in files:

@@ -16,7 +16,7 @@ import pytest
 
 from replora.cli.commands.sweep import _trials_at_once
 from replora.cli.main import main
-from replora.results import write_json
+from replora.results import with_own_measurements, write_json
 from replora.sweeps.progress import describe_plan
 from replora.sweeps.sweep import selections_so_far
 from replora.sweeps.sweep_file import read_sweep
@@ -74,7 +74,7 @@ def test_a_killed_sweep_goes_on_without_repeating_anything(tmp_path):
     assert re.search(r"select: [123] of 4 trials are finished already", shown)
     assert "chosen on the validation images" in shown
     final = after["final/RepLoRA/shots=1/seed=1"]
-    assert "test/accuracy" in final["test"]["metrics"]
+    assert "test/accuracy" in with_own_measurements(final)["test"]["metrics"]
     means = final["sweep"]["chosen_by"]["means"]
     best = max(means, key=means.get)
     assert f"lr={final['fit']['optimizer']['lr']:g}" == best
@@ -177,7 +177,7 @@ def test_dry_run_prints_trials_and_cost(tmp_path, monkeypatch, capsys):
         (["--max_concurrent=1"], "about 4 minutes with 1 at once (30.0 seconds per trial, the sweep's file)"),
         (
             ["--address=auto"],
-            "about 4 minutes one after the other (30.0 seconds per trial, the sweep's file); how",
+            "about 4 minutes one after the other (30.0 seconds per trial, the sweep's file); the number of trials",
         ),
         (
             ["--address=auto", "--max_concurrent=2"],

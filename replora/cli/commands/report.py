@@ -11,13 +11,14 @@ def report(runs: list[str] | str, out: Path = Path("report")) -> None:
         replora-cli report runs/quickstart_low_data --out report
         replora-cli report runs/a runs/b results/digits --out report
 
-    Reads only results.json files. Makes benchmark tables, accuracy against the amount of data, the amount of data with
-    which one method reaches another, paired differences, learning rates and learning curves; published rows are apart.
-    Runs under different conditions are in different sections. The two tracks of VTAB-1K cannot be in one report.
+    The report is made from results.json files alone. It has benchmark tables, accuracy against the amount of data, the
+    amount of data with which one method reaches another, paired differences, learning rates, learning curves, and
+    separate tables of published results. Runs under different conditions are in different sections, and runs on the two
+    tracks of VTAB-1K cannot be in one report.
 
     Args:
         runs: Directories of runs (searched recursively), results.json files, or .jsonl files of earlier reports.
-        out: Directory of the report. It replaces the files of an earlier report.
+        out: Directory of the report. It replaces the files of an earlier report there.
     """
     from replora.reports.report import write_report
 

@@ -27,21 +27,22 @@ def sweep(
         replora-cli sweep --config sweep/quickstart_low_data.yaml
         replora-cli sweep --config sweep/vtab_low_data.yaml --options '{"data.root": "vtab-1k"}' --gpus_per_trial 0.5
 
-    Every trial is a run of fit in a directory of its own. The same command goes on after an interruption and repeats
-    nothing that is finished. Ends with a page of curves and tables (replora-cli report). The form of the file:
-    docs/sweeps.md.
+    Every trial is a run of fit in its own directory. After an interruption, the same command continues the sweep and
+    repeats nothing that is finished. A sweep ends with a page of curves and tables (replora-cli report). docs/sweeps.md
+    describes the file.
 
     Args:
-        config: The sweep's file, a local one or one that ships with the package.
-        out: Directory of the trials; on a cluster a path that all machines resources. Default: runs/NAME.
-        options: Options of every trial beyond those of the file, as on the command line of fit without the dashes.
-        dry_run: Print the trials and what they are expected to cost, and run nothing.
-        address: Of a Ray cluster, HOST:PORT or auto. Default: this machine alone.
-        cpus_per_trial: CPU cores of a trial.
-        gpus_per_trial: GPUs of a trial; 0.5 lets two trials resources one. The file's base must train on a GPU then.
-        max_concurrent: Trials at the same time at most. Default: as many as there is room for.
-        max_failures: How often a failed trial is tried again, at least 0.
-        make_report: Whether to end with a report in OUT/report, of what there is also after failures.
+        config: File of the sweep: a local file or one that ships with the package.
+        out: Directory of the trials; on a cluster, a path that all machines share. Default: runs/NAME.
+        options: Additional options of every trial, as on the command line of fit without the dashes.
+        dry_run: Print the trials and their expected cost, and run nothing.
+        address: Address of a Ray cluster, HOST:PORT or auto. Default: this machine alone.
+        cpus_per_trial: Number of CPU cores per trial (>= 0.01).
+        gpus_per_trial: Number of GPUs per trial (>= 0); with 0.5, two trials share one GPU. The base configuration of
+            the sweep must then train on a GPU.
+        max_concurrent: Largest number of trials at the same time. Default: as many as the machines have room for.
+        max_failures: How often a failed trial is retried (>= 0).
+        make_report: Whether to end with a report in OUT/report. After failures it covers the finished trials.
     """
     from replora.config_files import find_config
     from replora.run_directory import locked
@@ -71,15 +72,15 @@ def sweep(
 def _trials_at_once(
     address: str | None, cpus_per_trial: float, gpus_per_trial: float, most: int | None
 ) -> tuple[int | None, str]:
-    """How many trials there is room for, None if that is not known, and why not."""
+    """Number of trials that there is room for, None if it is not known, and the reason why not."""
     if address is not None:
-        return most, f"how many the cluster at {address} has room for is not known before it is asked"
+        return most, f"the number of trials that the cluster at {address} has room for is not known yet"
     room = int((os.cpu_count() or 1) / cpus_per_trial)
     if gpus_per_trial:
         from torch import cuda
 
         if not cuda.is_available():
-            return most, "this machine has no GPU, and how many there will be is not known"
+            return most, "this machine has no GPU, and the number of GPUs that trials will have is not known"
         room = min(room, int(cuda.device_count() / gpus_per_trial))
     return max(1, min(room, most or room)), ""
 
@@ -87,4 +88,4 @@ def _trials_at_once(
 def _at_least(least: float, **options: float | None) -> None:
     for name, value in options.items():
         if value is not None and value < least:
-            raise RepLoRAError(f"--{name} {value:g} is too small: it is at least {least:g}.")
+            raise RepLoRAError(f"--{name} {value:g} is too small. It must be at least {least:g}.")

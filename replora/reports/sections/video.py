@@ -13,6 +13,11 @@ from replora.reports.runs import Group, Run
 from replora.reports.sections.benchmarks import published
 
 BENCHMARKS = {"SSv2": "Something-Something-V2", "HMDB51": "HMDB51"}
+SPLIT_1, MEAN = "split 1", "mean of three splits"
+
+
+class SplitsError(RepLoRAError):
+    """The results given are not of the three splits of HMDB51 under one setting."""
 
 
 def video_section(groups: Sequence[Group]) -> list[Block]:
@@ -71,13 +76,6 @@ def _mean(found: list[dict[str, float]], column: str) -> str:
 
 def _origin(row: dict[str, Any]) -> tuple[str, str]:
     return row["selection"], row["source"]
-
-
-SPLIT_1, MEAN = "split 1", "mean of three splits"
-
-
-class SplitsError(RepLoRAError):
-    """The results given are not of the three splits of HMDB51 under one setting."""
 
 
 def hmdb51_accuracies(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
