@@ -249,11 +249,11 @@ class AdaptedModule(LightningModule, ABC):
         for key, value in list(self.hparams.items()):
             if isinstance(value, replora.AdapterConfig):
                 class_path = f"{type(value).__module__}.{type(value).__qualname__}"
-                self.hparams[key] = {"class_path": class_path, "init_args": plain(value.arguments())}
+                self.hparams[key] = {"class_path": class_path, "init_args": _plain(value.arguments())}
             elif callable(value):
                 del self.hparams[key]
             else:
-                self.hparams[key] = plain(value)
+                self.hparams[key] = _plain(value)
         self.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
 
 
@@ -272,14 +272,14 @@ def _describe_progress(fit_loop: dict[str, Any]) -> str:
     return f"{text} and {fit_loop['epoch_loop.batch_progress']['current']['ready']} batches"
 
 
-def plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """A value of an option as numbers, strings, lists and dicts."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     return value

@@ -55,6 +55,9 @@ class ScheduleLR(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.last_epoch = state_dict["last_epoch"]
         self._last_lr = self.get_lr()
+        # The optimizer's state has the rate of the schedule before; this one counts from the next step on.
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
 
 
 @dataclass(frozen=True)

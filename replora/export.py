@@ -28,7 +28,7 @@ from replora.datasets.image.read import short_side
 from replora.errors import RepLoRAError, nearest
 from replora.io import new_folder, refuse_file_as_folder
 from replora.results import describe_training_data, read_results
-from replora.runs import load_run
+from replora.runs import check_usable, load_run
 
 Format = Literal["peft", "adapter"]
 # Maximum difference between merged and unmerged outputs, as a fraction of the largest output.
@@ -60,19 +60,20 @@ class Trained:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def load_trained(source: Path, base: str | None = None, checkpoint: Path | None = None) -> Trained:
+def load_trained(source: Path, base: str | None = None, checkpoint: Path | None = None, force: bool = False) -> Trained:
     """Load a finished run, or an adapter file together with its base.
 
     Args:
         source: Directory of a run, or a file of `replora.save_adapter`.
         base: Model that an adapter file was trained on: a folder or hub name of transformers, or a model name of timm.
         checkpoint: File of the backbone's weights for a run or a timm base, if they are not where these look for them.
+        force: Whether to load an adapter whose training diverged.
 
     Raises:
         RepLoRAError: There is no such run or file, or its base is missing or a different model.
     """
     if source.is_file():
-        return _from_file(source, base, checkpoint)
+        return _from_file(source, base, checkpoint, force)
     if not source.exists():
         raise ExportError(f"There is no adapter file and no run {source} (looked in {Path.cwd()}).")
     if (source / CONFIG_FILE).is_file():
@@ -82,7 +83,7 @@ def load_trained(source: Path, base: str | None = None, checkpoint: Path | None 
         )
     if base is not None:
         raise ExportError(f"--base {base} is for an adapter file; {source} is a run, which names its own backbone.")
-    run = load_run(source, checkpoint)
+    run = load_run(source, checkpoint, force)
     results = read_results(source) if (source / "results.json").is_file() else {}
     measured = (results.get("test") or results.get("validate") or {}).get("metrics", {})
     name = run.backbone.name
@@ -92,14 +93,15 @@ def load_trained(source: Path, base: str | None = None, checkpoint: Path | None 
         run.model,
         base_name(run.model) or name,
         run.data,
-        describe_training_data(results.get("data", {})),
+        _partial(describe_training_data(results.get("data", {})), read_metadata(source / "adapter.safetensors")),
         {name: value for name, value in measured.items() if value is not None},
         read_metadata(source / "adapter.safetensors"),
     )
 
 
-def _from_file(source: Path, base: str | None, checkpoint: Path | None) -> Trained:
+def _from_file(source: Path, base: str | None, checkpoint: Path | None, force: bool) -> Trained:
     (description, state), metadata = read_adapter(source), read_metadata(source)
+    check_usable(metadata, str(source), force)
     heads = tuple(description.get("also_train", ()))
     recorded = description.get("base") or {}
     if base is None:
@@ -115,7 +117,14 @@ def _from_file(source: Path, base: str | None, checkpoint: Path | None) -> Train
     refuse_other_base(model, recorded, heads, str(source))
     replora.load_adapter(model, source)
     data, metrics = json.loads(metadata.get("data", "{}")), json.loads(metadata.get("metrics", "{}"))
-    return Trained(model.eval(), base, data, metadata.get("trained_on"), metrics, metadata)
+    return Trained(model.eval(), base, data, _partial(metadata.get("trained_on"), metadata), metrics, metadata)
+
+
+def _partial(trained_on: str | None, metadata: dict[str, str]) -> str | None:
+    """What a model card says of the training data: also whether the training was a partial one."""
+    if "partial" not in metadata:
+        return trained_on
+    return f"{trained_on or 'unknown data'} (a partial run: {metadata['partial']})"
 
 
 def _is_timm(base: str) -> bool:

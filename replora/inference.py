@@ -107,20 +107,21 @@ def predictor_of(run: Path) -> type[Predictor]:
     return module.predictor
 
 
-def load_predictor(run: Path, checkpoint: Path | None = None, device: str = "auto") -> Predictor:
+def load_predictor(run: Path, checkpoint: Path | None = None, device: str = "auto", force: bool = False) -> Predictor:
     """Build the model of a run from its `fit.yaml` and `adapter.safetensors`.
 
     Args:
         run: The run's directory.
         checkpoint: Weights of the backbone to use instead of the source in `fit.yaml`.
         device: A torch device, or `auto` for the first GPU if there is one, else the CPU.
+        force: Whether to use an adapter whose training diverged.
 
     Raises:
         RepLoRAError: A file is missing or of another kind of run, the backbone's weights are not those of the run, or
             the device cannot be used.
     """
     predictor = predictor_of(run)
-    loaded = load_run(run, checkpoint)
+    loaded = load_run(run, checkpoint, force)
     return predictor.from_run(loaded.model, loaded.data, loaded.options, _device(device))
 
 

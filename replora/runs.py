@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +49,35 @@ class Run:
         return self.backbone.model
 
 
-def load_run(folder: Path, checkpoint: Path | None = None) -> Run:
+def check_usable(metadata: dict[str, str], where: str, force: bool) -> None:
+    """Check what an adapter file says of its training; warn of a partial one.
+
+    Args:
+        metadata: Metadata of the adapter file.
+        where: Its run or file, for the message.
+        force: Whether to accept an adapter whose training diverged.
+
+    Raises:
+        RunError: The training diverged.
+    """
+    if metadata.get("diverged") == "true" and not force:
+        raise RunError(
+            f"The fit of {where} diverged: weights or losses are not finite numbers. Train it again with a lower "
+            "--model.optimizer.lr or with --trainer.gradient_clip_val 1.0. To use it all the same: --force true."
+        )
+    if partial := metadata.get("partial"):
+        warnings.warn(
+            f"{where} is a partial run ({partial}): its numbers are not those of a complete fit.", stacklevel=2
+        )
+
+
+def load_run(folder: Path, checkpoint: Path | None = None, force: bool = False) -> Run:
     """Build the model of a run from its `fit.yaml` and `adapter.safetensors`.
 
     Args:
         folder: The run's directory.
         checkpoint: Weights of the backbone to use instead of the source in `fit.yaml`.
+        force: Whether to open a run that diverged.
 
     Raises:
         RepLoRAError: A file is missing, the module is not known, or the backbone's weights are not those of the run.
@@ -62,6 +86,7 @@ def load_run(folder: Path, checkpoint: Path | None = None) -> Run:
     module = _module_class(folder, class_path)
     file = folder / "adapter.safetensors"
     metadata = read_metadata(file)
+    check_usable(metadata, str(folder), force)
     recorded = json.loads(metadata.get("backbone", "{}"))
     data = json.loads(metadata.get("data", "{}"))
     given = checkpoint or options.get("checkpoint")

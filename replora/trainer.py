@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 import warnings
@@ -31,7 +32,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 # Importing the packages makes their classes available by name: --model ImageClassification, --data VTABDataModule.
 from datamodules import BaseDataModule
 from lightning_modules import AdaptedModule, LastCheckpoint, ResultsWriter
-from lightning_modules.base import plain
 from replora.adapters.config import AdapterConfig
 from replora.config_files import find_config
 from replora.errors import RepLoRAError, nearest
@@ -131,6 +131,10 @@ class TrainerCLI(LightningCLI):
         if (results := self.options.run_dir / "results.json").exists():
             rank_zero_info(f"results: {results}")
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> TrainerCLI:
+        """Itself: weight averaging copies the module, whose optimizer function leads to the parser and to here."""
+        return self
+
     # --- options
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
@@ -216,10 +220,9 @@ class TrainerCLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
 
     def _configuration(self) -> dict[str, Any]:
-        """Every option with the value in force, by its name on the command line."""
-        return {
-            name.replace(".init_args", ""): plain(value) for name, value in flat_options(self.options.as_dict()).items()
-        }
+        """Every option with the value in force, by its name on the command line, as JSON values."""
+        options = json.loads(json.dumps(self.options.as_dict(), default=str))
+        return {name.replace(".init_args", ""): value for name, value in flat_options(options).items()}
 
     def after_fit(self) -> None:
         """Test the last weights once, if the protocol has a test.

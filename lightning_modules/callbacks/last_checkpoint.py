@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -75,6 +75,12 @@ class LastCheckpoint(Checkpoint):
         self._write(trainer)
         if self._should_end(trainer):
             self._end(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        # These put averaged weights in the place of the trained ones at the very end; the last state is theirs then.
+        averaging = (StochasticWeightAveraging, WeightAveraging)
+        if any(isinstance(callback, averaging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            self._write(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         # Some clusters send SIGTERM to the loader processes too; the state is then that of the last complete batch.

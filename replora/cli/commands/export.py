@@ -14,6 +14,7 @@ def export(
     checkpoint: Path | None = None,
     license: str = "unknown",
     import_module: str | None = None,
+    force: bool = False,
 ) -> None:
     """Write a trained adapter as a folder of the peft library, or as a small file of A and B.
 
@@ -31,6 +32,7 @@ def export(
         checkpoint: File of the backbone's weights for a run or a timm base, if they are not where these look for them.
         license: License of the adapter for the model card, an identifier of the Hugging Face hub such as apache-2.0.
         import_module: Python module that defines the run's LightningModule, if it is your own.
+        force: Whether to use an adapter whose training diverged.
     """
     # Only here: the light verbs of the command line do not wait for torch.
     from replora import export as deployment
@@ -38,7 +40,7 @@ def export(
 
     runs.import_module(import_module)
     out = out or _beside(source, "peft" if format == "peft" else "deployed.safetensors")
-    deployment.export(deployment.load_trained(source, base, checkpoint), out, format, license)
+    deployment.export(deployment.load_trained(source, base, checkpoint, force), out, format, license)
     print(f"{'adapter for peft' if format == 'peft' else 'adapter'}: {out}")
 
 
@@ -49,6 +51,7 @@ def merge(
     checkpoint: Path | None = None,
     license: str = "unknown",
     import_module: str | None = None,
+    force: bool = False,
 ) -> None:
     """Fold a trained adapter into its backbone, and write the model for timm or transformers.
 
@@ -66,6 +69,7 @@ def merge(
         checkpoint: File of the backbone's weights for a run or a timm base, if they are not where these look for them.
         license: License of the merged model for its card, an identifier of the Hugging Face hub such as apache-2.0.
         import_module: Python module that defines the run's LightningModule, if it is your own.
+        force: Whether to use an adapter whose training diverged.
     """
     # Only here: the light verbs of the command line do not wait for torch.
     from replora import export as deployment
@@ -73,7 +77,7 @@ def merge(
 
     runs.import_module(import_module)
     out = out or _beside(source, "merged")
-    difference = deployment.merge(deployment.load_trained(source, base, checkpoint), out, license)
+    difference = deployment.merge(deployment.load_trained(source, base, checkpoint, force), out, license)
     print(f"merged and unmerged outputs differ by at most {difference:.1e} of their size")
     print(f"model: {out}")
 

@@ -19,6 +19,7 @@ def predict_files(
     device: str = "auto",
     progress: bool = True,
     import_module: str | None = None,
+    force: bool = False,
 ) -> None:
     """Classify image or video files with a trained run.
 
@@ -38,6 +39,7 @@ def predict_files(
         device: Device of the model: cpu, cuda, cuda:1, ...; auto is the first GPU if there is one.
         progress: Whether to show a progress bar.
         import_module: Python module that defines the run's LightningModule, if it is your own.
+        force: Whether to use an adapter whose training diverged.
     """
     # Only here: the light verbs of the command line do not wait for torch.
     from replora import inference, runs
@@ -46,7 +48,7 @@ def predict_files(
     kind = inference.predictor_of(run)
     inference.check_options(out, top_k, kind.batch_size if batch_size is None else batch_size)
     paths = inference.find_files([images] if isinstance(images, str) else images, kind)
-    predictor = inference.load_predictor(run, checkpoint, device)
+    predictor = inference.load_predictor(run, checkpoint, device, force)
     with progress_bar("predict", len(paths), progress) as advance:
         found = inference.classify(predictor, paths, batch_size, skip_corrupt, advance)
     inference.write(out, found, predictor.class_names, top_k)
