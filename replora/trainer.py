@@ -257,7 +257,7 @@ class TrainerCLI(LightningCLI):
         if resumed is None or not results.exists() or "fit" not in read_results(results):
             return False
         loops = torch.load(resumed, map_location="cpu", weights_only=True, mmap=True)["loops"]["fit_loop"]
-        epochs = loops["epoch_progress"]["current"]["completed"]
+        epochs = loops["epoch_progress"]["current"]["processed"]
         most = self.trainer.max_epochs
         return most is not None and 0 <= most <= epochs
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
@@ -165,6 +165,7 @@ class ResultsWriter(Callback):
             "schedule": _schedule(pl_module),
             "history": {name: _thinned(points) for name, points in self.history.items()},
             "weights_sha256": state_sha256(state),
+            "averaged": _averaged(trainer),
             "partial": partial,
             "diverged": self.diverged,
             "processes": processes,
@@ -230,7 +231,7 @@ class ResultsWriter(Callback):
         return {
             "source": source,
             "sha256": state_sha256(replora.adapter_state(cast(nn.Module, module.model))),
-            "averaged": any(isinstance(c, WeightAveraging) for c in trainer.callbacks),  # type: ignore[attr-defined]
+            "averaged": _averaged(trainer),
         }
 
     def _records(self, trainer: Trainer, module: LightningModule) -> bool:
@@ -311,6 +312,12 @@ def _limits(trainer: Trainer, part: str) -> list[str]:
     limit = getattr(trainer, f"limit_{part}_batches")
     complete = isinstance(limit, float) and limit == 1.0
     return [] if complete or (part == "val" and not limit) else [f"limit_{part}_batches={limit}"]
+
+
+def _averaged(trainer: Trainer) -> bool:
+    """Whether a callback puts an average in the place of the trained weights."""
+    averaging = (StochasticWeightAveraging, WeightAveraging)
+    return any(isinstance(callback, averaging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def _json(metrics: dict[str, float]) -> dict[str, float | None]:

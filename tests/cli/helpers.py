@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
@@ -53,3 +54,11 @@ class KillBefore(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: object) -> None:  # noqa: ARG002
         if trainer.current_epoch == self.epoch:
             os._exit(9)
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The error that a command line ends with."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2
+    return capsys.readouterr().err

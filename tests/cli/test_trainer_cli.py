@@ -20,7 +20,7 @@ import replora
 from replora import trainer as trainer_cli
 from replora.cli.main import main
 from replora.results import read_results, weights_source
-from tests.cli.helpers import DIGITS, Remember, fit
+from tests.cli.helpers import DIGITS, Remember, fit, refused
 
 REMEMBER = "--trainer.callbacks+=tests.cli.helpers.Remember"
 
@@ -42,14 +42,6 @@ def run(finished, tmp_path):
 
 def saved(file):
     return yaml.safe_load(file.read_text())
-
-
-def refused(capsys, *arguments: str) -> str:
-    """The error that a command line ends with."""
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
 
 
 # --- what a run leaves behind

@@ -1,0 +1,261 @@
+"""The record of a run: complete, alone in its directory, never mixed, never lost (docs/results.md)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from replora.cli.main import main
+from replora.results import read_results
+from tests.cli.helpers import refused
+
+FIT = [
+    "fit",
+    "--config=quickstart.yaml",
+    "--data.shots=3",
+    "--data.batch_size=10",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.logger=false",
+    "--model.schedule.warmup_epochs=0",
+]
+
+
+def fit(run: Path, *options: str) -> Path:
+    main([*FIT, f"--run_dir={run}", *options])
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(tmp_path_factory.mktemp("finished") / "run", "--trainer.max_epochs=2")
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy, which is a run of its own."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+# --- what is recorded
+
+
+def test_a_fit_records_its_configuration_and_what_trained(finished: Path) -> None:
+    content = read_results(finished)
+    assert content["configuration"]["data.shots"] == 3
+    assert content["configuration"]["model.optimizer.lr"] == 0.01
+    assert "trainer.logger" not in content["configuration"], "it cannot change a number"
+    assert len(content["configuration_sha256"]) == 64
+    (process,) = content["fit"]["processes"]
+    assert (process["from"], process["to"]) == ({"epoch": 0, "step": 0}, {"epoch": 2, "step": 6})
+    assert content["fit"]["epoch_of"]["val/accuracy"] == 2
+    assert (content["fit"]["partial"], content["fit"]["diverged"]) == ([], False)
+    assert content["fit"]["weights_sha256"] == content["test"]["weights"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("option", "entry", "reason"),
+    [
+        ("--trainer.limit_train_batches=1", "fit", "limit_train_batches=1"),
+        ("--trainer.limit_test_batches=1", "test", "limit_test_batches=1"),
+        ("--trainer.limit_test_batches=0.5", "test", "limit_test_batches=0.5"),
+        ("--trainer.limit_val_batches=1", "fit", "limit_val_batches=1"),
+        ("--trainer.max_epochs=0", "fit", "no training step"),
+    ],
+)
+def test_a_partial_run_is_called_one(option: str, entry: str, reason: str, tmp_path: Path) -> None:
+    fit(tmp_path / "run", "--trainer.max_epochs=1", option)
+    assert reason in read_results(tmp_path / "run")[entry]["partial"]
+
+
+def test_a_run_without_a_seed_has_none_in_its_record(tmp_path: Path) -> None:
+    fit(tmp_path / "run", "--trainer.max_epochs=1", "--seed_everything=false")
+    assert read_results(tmp_path / "run")["fit"]["seed"] is None
+
+
+def test_a_diverged_fit_fails_and_its_adapter_is_used_only_by_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model.optimizer.lr=1e30", "--trainer.max_epochs=1", "--data.batch_size=30"]
+    error = refused(capsys, *FIT, f"--run_dir={tmp_path / 'run'}", *options)
+    assert "The fit diverged" in error
+    content = read_results(tmp_path / "run")
+    assert content["fit"]["diverged"] is True
+    assert "test" not in content
+    for verb in ("export", "merge"):
+        assert "--force true" in refused(capsys, verb, str(tmp_path / "run"))
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    assert "--force true" in refused(capsys, "predict-files", str(tmp_path / "run"), str(tmp_path / "x.png"))
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        ["StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01", "--trainer.callbacks.swa_epoch_start=1"],
+        ["EMAWeightAveraging"],
+    ],
+    ids=lambda callback: callback[0],
+)
+def test_averaged_weights_are_those_of_the_checkpoint(callback: list[str], tmp_path: Path) -> None:
+    name, *options = callback
+    run = fit(
+        tmp_path / "run",
+        "--trainer.max_epochs=3",
+        f"--trainer.callbacks+=lightning.pytorch.callbacks.{name}",
+        *options,
+    )
+    first = read_results(run)
+    assert first["test"]["weights"]["averaged"] is True
+    main(["test", f"--config={run / 'fit.yaml'}"])
+    (again,) = read_results(run)["evaluations"]
+    assert again["metrics"] == first["test"]["metrics"]
+    assert again["weights"]["sha256"] == first["fit"]["weights_sha256"]
+
+
+def test_equal_runs_write_equal_adapters(finished: Path, tmp_path: Path) -> None:
+    one = load_file(finished / "adapter.safetensors")
+    two = load_file(fit(tmp_path / "run", "--trainer.max_epochs=2") / "adapter.safetensors")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+# --- one directory, one run
+
+
+def test_the_same_command_again_is_refused_with_the_one_that_resumes(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    error = refused(capsys, *FIT, f"--run_dir={run}")
+    assert f"--ckpt_path {run / 'checkpoints' / 'last.ckpt'}" in error
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    holder = (
+        "import sys, time; from pathlib import Path; from replora.run_directory import locked\n"
+        f"with locked(Path({str(tmp_path / 'run')!r}), 'the fit', ''): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        error = refused(capsys, *FIT, f"--run_dir={tmp_path / 'run'}")
+        other.kill()
+    assert f"in use by the fit of process {other.pid}" in error
+
+
+@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
+def test_a_copied_or_moved_run_is_the_folder_in_which_its_file_lies(
+    run: Path, finished: Path, relative: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = (finished / "results.json").read_bytes()
+    moved = run.rename(run.with_name("moved"))
+    if relative:
+        monkeypatch.chdir(moved.parent)
+    main(["validate", f"--config={os.path.relpath(moved / 'fit.yaml') if relative else moved / 'fit.yaml'}"])
+    assert "validate" in read_results(moved)
+    assert not run.exists()
+    assert (finished / "results.json").read_bytes() == original
+
+
+# --- resuming
+
+
+def test_a_finished_run_that_is_resumed_changes_nothing(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = {file.relative_to(run): file.read_bytes() for file in run.rglob("*") if file.suffix in (".json", ".ckpt")}
+    main(["fit", f"--config={run / 'fit.yaml'}", "--ckpt_path=last"])
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert "is finished: there is nothing to train" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--data.batch_size=15", "batch of all processes: 10 in the checkpoint, 15 here"),
+        ("--data.shots=4", "data.shots: 3 in the checkpoint, 4 here"),
+        ("--model.optimizer.lr=0.02", "model.optimizer.lr: 0.01 in the checkpoint, 0.02 here"),
+        ("--model.optimizer.weight_decay=0.1", "model.optimizer.weight_decay"),
+        ("--model.label_smoothing=0.1", "model.label_smoothing"),
+        ("--data.shuffle_seed=1", "data.shuffle_seed"),
+        ("--seed_everything=1", "seed_everything"),
+        ("--trainer.gradient_clip_val=1.0", "trainer.gradient_clip_val: None in the checkpoint, 1.0 here"),
+    ],
+)
+def test_a_resumed_fit_with_other_options_is_refused(
+    option: str, named: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "results.json").read_bytes()
+    command = ["fit", f"--config={run / 'fit.yaml'}", "--ckpt_path=last", "--trainer.max_epochs=3", option]
+    assert named in refused(capsys, *command)
+    assert (run / "results.json").read_bytes() == before
+
+
+def test_more_epochs_continue_the_new_schedule_exactly(run: Path, tmp_path: Path) -> None:
+    """After the resume every step runs at the rate of the longer run, and the time is that of both processes."""
+    first = read_results(run)["fit"]
+    main(
+        [
+            "fit",
+            f"--config={run / 'fit.yaml'}",
+            "--ckpt_path=last",
+            "--trainer.max_epochs=4",
+            "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+            f"--trainer.logger.save_dir={tmp_path / 'log'}",
+            "--trainer.callbacks+=LearningRateMonitor",
+            "--trainer.callbacks.logging_interval=step",
+        ]
+    )
+    fit(
+        tmp_path / "whole",
+        "--trainer.max_epochs=4",
+        "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+        f"--trainer.logger.save_dir={tmp_path / 'log'}",
+        "--trainer.callbacks+=LearningRateMonitor",
+        "--trainer.callbacks.logging_interval=step",
+    )
+    rates = []
+    for file in sorted((tmp_path / "log").rglob("metrics.csv")):
+        with file.open(newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if row.get("lr-AdamW/pg1")]
+        rates.append({int(row["step"]): float(row["lr-AdamW/pg1"]) for row in rows})
+    resumed, whole = rates
+    assert resumed
+    assert resumed.items() <= whole.items()
+    both = read_results(run)["fit"]
+    assert [process["to"]["epoch"] for process in both["processes"] if "to" in process][-1] == 4
+    assert len(both["processes"]) == 2
+    assert both["seconds"] > first["seconds"]
+
+
+def test_harmless_options_may_change(run: Path) -> None:
+    main(
+        [
+            "fit",
+            f"--config={run / 'fit.yaml'}",
+            "--ckpt_path=last",
+            "--trainer.max_epochs=3",
+            "--data.num_workers=1",
+            "--trainer.log_every_n_steps=3",
+        ]
+    )
+    assert read_results(run)["fit"]["epochs"] == 3
+
+
+def test_a_file_of_format_1_in_a_run_goes_on_reading(run: Path) -> None:
+    content = json.loads((run / "results.json").read_text())
+    former = {k: v for k, v in content.items() if k not in ("evaluations", "configuration", "configuration_sha256")}
+    test = {**content["evaluations"][0], "weights": "last epoch"}
+    (run / "results.json").write_text(json.dumps(former | {"format": 1, "test": test}))
+    assert read_results(run)["test"]["weights"] == "last epoch"
+    main(["test", f"--config={run / 'fit.yaml'}"])
+    assert len(read_results(run)["evaluations"]) == 2
