@@ -171,11 +171,10 @@ def test_a_copied_or_moved_run_is_the_folder_in_which_its_file_lies(
 # --- resuming
 
 
-def test_a_finished_run_that_is_resumed_changes_nothing(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_that_is_resumed_changes_nothing(run: Path) -> None:
     before = {file.relative_to(run): file.read_bytes() for file in run.rglob("*") if file.suffix in (".json", ".ckpt")}
     main(["fit", f"--config={run / 'fit.yaml'}", "--ckpt_path=last"])
     assert {name: (run / name).read_bytes() for name in before} == before
-    assert "is finished: there is nothing to train" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
