@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.loader import EpochLoader, TrainSampler, leave_interrupts_to_the_main_process
+from datamodules.split_lists import SplitLists
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.subsample import check_subset_options
 from replora.datasets.errors import ProtocolError
 from replora.errors import RepLoRAError, nearest
 
 Split = Literal["train", "val", "trainval", "test"]
+# What may change a measurement beside the list of the split, of what the data describe.
+IDENTITY = (
+    *("dataset", "task", "group", "track", "protocol", "official_split", "root"),
+    *("image_size", "interpolation", "framing", "upright", "normalization", "clips", "skip_corrupt"),
+    *("preset", "tokenizer", "cutoff", "test_items", "prompts", "truncation_side", "feature_size"),
+)
 Protocol = Literal["tune", "final", "holdout"]
 
 
@@ -47,13 +56,14 @@ class BaseDataModule(LightningDataModule, ABC):
         train_fraction: Fraction of the training examples to use, in (0, 1]. Subsets are stratified, and nested for one
             `subset_seed`.
         shots: Training examples per class (>= 1), instead of a fraction.
-        subset_seed: Random seed (>= 0) that chooses the examples of a fraction or of shots.
+        subset_seed: Random seed (>= 0) that chooses the examples of a fraction or of shots. Default: the seed of the
+            run.
         protocol: `tune` trains on train and validates on val; `final` trains on train and val and tests; `holdout`
             trains on train, validates on val and tests.
         drop_last: Whether to drop the last, incomplete training batch of an epoch. A training set smaller than one
             batch is always one batch.
-        shuffle_seed: Random seed (>= 0) for the order of the training examples and their augmentation. Both change
-            every epoch.
+        shuffle_seed: Random seed (>= 0) for the order of the training examples and their augmentation, which change
+            every epoch. Default: the seed of the run.
 
     Raises:
         RepLoRAError: An option is out of its range, or data are missing or wrong (from `setup`, before the first
@@ -67,10 +77,10 @@ class BaseDataModule(LightningDataModule, ABC):
         num_workers: int | None = None,
         train_fraction: float = 1.0,
         shots: int | None = None,
-        subset_seed: int = 0,
+        subset_seed: int | None = None,
         protocol: Protocol = "final",
         drop_last: bool = True,
-        shuffle_seed: int = 0,
+        shuffle_seed: int | None = None,
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
@@ -84,12 +94,24 @@ class BaseDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.train_fraction = train_fraction
         self.shots = shots
-        self.subset_seed = subset_seed
+        self._seeds = {"subset_seed": subset_seed, "shuffle_seed": shuffle_seed}
+        self.subset_seed = subset_seed or 0
         self.protocol: Protocol = protocol
         self.drop_last = drop_last
-        self.shuffle_seed = shuffle_seed
+        self.shuffle_seed = shuffle_seed or 0
         self.train_indices: list[int] | None = None
         self._splits: dict[str, Dataset[Any]] = {}
+        self.lists = SplitLists()
+        self._run_labels: Tensor | None = None  # label of these data -> label of the run that is measured
+
+    def use_seed(self, seed: int) -> None:
+        """Use the seed of a run for the subset and the order of the training examples, unless they were given.
+
+        Call it before `setup`.
+        """
+        for name, given in self._seeds.items():
+            if given is None:
+                setattr(self, name, seed)
 
     @abstractmethod
     def build_split(self, split: Split) -> Dataset[Any]:
@@ -114,7 +136,61 @@ class BaseDataModule(LightningDataModule, ABC):
             "shuffle_seed": self.shuffle_seed,
             "split_sizes": {name: length_of(dataset) for name, dataset in self._splits.items()},
             "train_indices": self.train_indices,
+            "train_size": self.train_size(),
+            "class_names": list(getattr(self, "class_names", [])) or None,
+            "splits": {
+                name: {"size": length_of(dataset), "sha256": self.lists.sha256(name)}
+                for name, dataset in self._splits.items()
+            },
         }
+
+    def train_size(self) -> int | None:
+        """The number of training examples in use; None before `setup` has built them."""
+        dataset = self._splits.get(self.train_split)
+        return None if dataset is None else length_of(dataset)
+
+    def identity(self, split: str) -> dict[str, Any]:
+        """What identifies the data of a split in a measurement, as JSON values (docs/results.md)."""
+        described = self.describe()
+        classes = described.get("class_names")
+        return {
+            "split": split,
+            **described["splits"].get(split, {}),
+            "classes_sha256": hashlib.sha256("\n".join(classes).encode()).hexdigest() if classes else None,
+            **{name: described[name] for name in IDENTITY if name in described},
+        }
+
+    # --- class names of the run that is measured
+
+    def map_labels_to(self, class_names: Sequence[str]) -> None:
+        """Let labels mean the classes of the run that is measured, which may know them in another order.
+
+        Args:
+            class_names: Names of the run's classes in the order of its outputs.
+
+        Raises:
+            RepLoRAError: The data have a class that the run does not know.
+        """
+        own = list(getattr(self, "class_names", []))
+        if not own or own == list(class_names):
+            return
+        places = {name: place for place, name in enumerate(class_names)}
+        if unknown := [name for name in own if name not in places]:
+            raise RepLoRAError(
+                f"The run was trained on other classes than those of the data: it does not know {unknown[0]!r}"
+                f"{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}. {nearest(unknown[0], places)} Measure "
+                "it on data with its own classes."
+            )
+        self._run_labels = torch.tensor([places[name] for name in own])
+        self.class_names = list(class_names)
+
+    def with_run_labels(self, batch: Any) -> Any:
+        """A batch whose `label`, int64 (B,), is that of the run that is measured; padding (-1) stays."""
+        if self._run_labels is None:
+            return batch
+        label = batch["label"]
+        mapped = self._run_labels.to(label.device)[label.clamp(min=0)]
+        return {**batch, "label": torch.where(label < 0, label, mapped)}
 
     # --- splits
 
@@ -138,6 +214,9 @@ class BaseDataModule(LightningDataModule, ABC):
         if self.protocol == "holdout" and stage in (None, "fit", "validate"):
             self._build("val")
         self._build(self.eval_split)
+        for split in self._splits:
+            if split != self.train_split:
+                self.lists.check_disjoint(self.train_split, split)
 
     def _build(self, split: Split) -> None:
         if split not in self._splits:

@@ -2,6 +2,7 @@
 
 from lightning_modules.base import AdaptedModule
 from lightning_modules.callbacks.answer_writer import AnswerWriter
+from lightning_modules.callbacks.final_validation import FinalValidation
 from lightning_modules.callbacks.last_checkpoint import LastCheckpoint
 from lightning_modules.callbacks.merged_evaluation import MergedEvaluation
 from lightning_modules.callbacks.prediction_writer import PredictionWriter
@@ -20,6 +21,7 @@ __all__ = [
     "AnswerWriter",
     "CausalLanguageModel",
     "ClassificationModule",
+    "FinalValidation",
     "ImageClassification",
     "LastCheckpoint",
     "MergedEvaluation",

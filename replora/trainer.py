@@ -31,7 +31,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 # Importing the packages makes their classes available by name: --model ImageClassification, --data VTABDataModule.
 from datamodules import BaseDataModule
-from lightning_modules import AdaptedModule, LastCheckpoint, ResultsWriter
+from lightning_modules import AdaptedModule, FinalValidation, LastCheckpoint, ResultsWriter
+from lightning_modules.callbacks.results_writer import trained_classes
 from replora.adapters.config import AdapterConfig
 from replora.config_files import find_config
 from replora.errors import RepLoRAError, nearest
@@ -169,7 +170,12 @@ class TrainerCLI(LightningCLI):
             help="Whether fit ends with a test of the last weights, if the protocol of the data has a test.",
         )
         # A link is ignored if the selected classes have no such argument.
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments(
+            "data.num_classes",
+            "model.init_args.num_classes",
+            compute_fn=self._number_of_classes,
+            apply_on="instantiate",
+        )
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
         parser.link_arguments("data.init_args.clips.num_frames", "model.init_args.num_frames")
         parser.link_arguments("model.init_args.revision", "data.init_args.revision")
@@ -205,11 +211,12 @@ class TrainerCLI(LightningCLI):
             )
         if (recipe := getattr(self.datamodule, "recipe", None)) is not None:
             self.datamodule.recipe_changes = changed_options(recipe, self.options.as_dict())
+        self._use_seed()
         run_dir = self._run_dir()
         self.options.run_dir = run_dir
         given = self.config_init[self.verb].trainer
         self.record = ResultsWriter(run_dir, self.untrained, self._configuration())
-        callbacks: list[Callback] = [self.record]
+        callbacks: list[Callback] = [FinalValidation(), self.record]
         if given.enable_checkpointing is not False and not given.fast_dev_run:
             # The last epoch's weights, in one file: what a run is measured with, and what it resumes from.
             callbacks.append(LastCheckpoint(run_dir / "checkpoints"))
@@ -218,6 +225,22 @@ class TrainerCLI(LightningCLI):
         if given.logger in (None, True):
             kwargs["logger"] = _loggers(run_dir, self.verb)
         return super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
+
+    def _use_seed(self) -> None:
+        """One seed sets the subset and the order of the data as well, unless they have their own."""
+        seed = self.options.seed_everything
+        if isinstance(seed, int) and not isinstance(seed, bool):
+            self.datamodule.use_seed(seed)
+        given = self.options.data.init_args
+        for name in ("subset_seed", "shuffle_seed"):
+            if name in given:
+                given[name] = getattr(self.datamodule, name)
+
+    def _number_of_classes(self, of_data: int) -> int:
+        """That of the data, or of the run that is measured, which may know more classes."""
+        if self.verb == "fit" or self.options.ckpt_path is None:
+            return of_data
+        return len(trained_classes(self.options.ckpt_path) or range(of_data))
 
     def _configuration(self) -> dict[str, Any]:
         """Every option with the value in force, by its name on the command line, as JSON values."""

@@ -116,10 +116,13 @@ class ImageDataModule(BaseDataModule):
     def build_split(self, split: Split) -> Dataset[ImageSample]:
         dataset: Dataset[ImageSample]
         dataset = full = self.build_dataset(split)
+        names = [str(path) for path in getattr(full, "paths", [])] or [f"{split}/{i}" for i in range(len(full))]
         if split == self.train_split:
             self.train_indices = subsample_indices(full.labels, self._fraction, self.shots, self.subset_seed)
             if len(self.train_indices) < len(full):
                 dataset = Subset(full, self.train_indices)
+        used = self.train_indices if split == self.train_split else None
+        self.lists.add(split, names, [self.class_names[label] for label in full.labels], used)
         if split == self.train_split and self.augmentation is not None:
             return Augmented(dataset, self.augmentation, self.shuffle_seed)  # their shapes differ: not held in memory
         if split == "test" and len(full) > SMALL_TEST_SET:
@@ -138,6 +141,7 @@ class ImageDataModule(BaseDataModule):
 
         The batch given is not changed, and an image that is floating point already is left as it is.
         """
+        batch = self.with_run_labels(batch)
         if batch["image"].dtype != torch.uint8:
             return batch
         return {**batch, "image": self.normalize(batch["image"])}

@@ -185,6 +185,9 @@ class CommonsenseDataModule(BaseDataModule):
     # --- splits
 
     def build_split(self, split: Split) -> Dataset[Any]:
+        # The files, and what is taken of them, say what a split holds.
+        taken = (self.validation, self.val_fraction, self.test_items, self.train_tasks, self.test_tasks)
+        self.lists.add(split, [f"{self._files_sha256()} {split} {taken}"], [""])
         if split == "test":
             return Questions(self._test_items())
         held_out = self._held_out()

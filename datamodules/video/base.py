@@ -148,6 +148,7 @@ class VideoDataModule(BaseDataModule):
             )
         if not (self.table.home / self.table.paths[positions[0]]).is_dir():
             require_decoder()
+        self._add_list(split, positions)
         shared = (self.table, positions, self.clips, self.cache, self.skip_corrupt)
         if split != self.train_split:
             views = (self.clips.test_clips, self.clips.test_crops) if split == "test" else (1, 1)
@@ -156,7 +157,12 @@ class VideoDataModule(BaseDataModule):
         if self._fraction is not None or self.shots is not None:
             labels = [self.table.labels[i] for i in positions]
             self.train_indices = chosen = subsample_indices(labels, self._fraction, self.shots, self.subset_seed)
+            self._add_list(split, positions, chosen)
         return TrainClips(*shared, seed=self.shuffle_seed, chosen=chosen)
+
+    def _add_list(self, split: Split, positions: list[int], used: list[int] | None = None) -> None:
+        names = [str(self.table.paths[i]) for i in positions]
+        self.lists.add(split, names, [self.class_names[self.table.labels[i]] for i in positions], used)
 
     def build_dataset(self, split: Split) -> VideoClips:
         """The videos of a split, as `build_split` gives them; for what looks up their paths."""
@@ -177,6 +183,7 @@ class VideoDataModule(BaseDataModule):
 
         The batch given is not changed, and a video that is floating point already is left as it is.
         """
+        batch = self.with_run_labels(batch)
         if batch["video"].dtype != torch.uint8:
             return batch
         return {**batch, "video": self.normalize(batch["video"])}

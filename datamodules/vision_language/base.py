@@ -177,12 +177,17 @@ class VisionLanguageDataModule(BaseDataModule):
         return cast("TaskParts", self._split(cast("Split", split))).parts
 
     def build_split(self, split: Split) -> TaskParts:
-        return TaskParts({name: self._build_task(name, split) for name in self.tasks})
+        self._records: dict[str, str] = {}
+        parts = TaskParts({name: self._build_task(name, split) for name in self.tasks})
+        self.lists.add(split, list(self._records), self._records.values())
+        return parts
 
     def _build_task(self, name: str, split: Split) -> VLDataset:
         records, features = self.read_task(name, split)
         if not records:
             raise RepLoRAError(f"{name}: the split {split!r} is empty.")
+        listed = "\n".join(f"{r.id}\t{r.text}\t{r.images}\t{r.answers}\t{r.truth}" for r in records)
+        self._records[f"{name} {split}"] = hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
         if split == self.train_split and self.task_fractions[name] < 1:
             strata = [record.stratum for record in records]
             self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)

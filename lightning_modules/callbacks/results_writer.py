@@ -122,8 +122,10 @@ class ResultsWriter(Callback):
             check_resumed(
                 state["configuration"], compared_options(self.configuration), trained_on, _trained_on(trainer)
             )
-        elif trained_on["class_names"] and hasattr(trainer.datamodule, "map_labels_to"):  # type: ignore[attr-defined]
-            trainer.datamodule.map_labels_to(trained_on["class_names"])  # type: ignore[attr-defined]
+        elif hasattr(trainer.datamodule, "map_labels_to"):  # type: ignore[attr-defined]
+            self.trained_on = trained_on
+            if trained_on["class_names"]:
+                trainer.datamodule.map_labels_to(trained_on["class_names"])  # type: ignore[attr-defined]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = state_dict["history"]
@@ -209,7 +211,7 @@ class ResultsWriter(Callback):
         evaluation = {
             "verb": verb,
             "metrics": _json(_metrics(trainer)),
-            "data": _evaluated(trainer, verb),
+            "data": self._evaluated(trainer, verb),
             "weights": self._weights(trainer, module),
             "partial": partial_evaluation(trainer, verb),
             **described.measured(verb),
@@ -219,6 +221,17 @@ class ResultsWriter(Callback):
             **environment_info(),
         }
         record_evaluation(self.file, described.describe(), _description(trainer), evaluation)
+
+    def _evaluated(self, trainer: Trainer, verb: str) -> dict[str, Any]:
+        """The identity of the data that a verb measured; empty for a datamodule that does not say."""
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if not hasattr(datamodule, "identity"):
+            return {}
+        predicted = getattr(datamodule, "predicted_split", datamodule.eval_split)
+        split = {"validate": "val", "test": "test"}.get(verb, predicted)
+        trained = (self.trained_on or {}).get("examples")
+        seen = 0 if trained is None else datamodule.lists.seen(split, trained)
+        return {**datamodule.identity(split), **({"seen_in_training": seen} if seen else {})}
 
     def _weights(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         """The weights that were measured."""
@@ -262,7 +275,8 @@ def check_resumed(
     """
     options = differing_options(before, now) if before and now else {}
     changed = {name: values for name, values in options.items() if not name.startswith(RESUMED_WITH_OTHERS)}
-    changed |= {name: (trained_on[name], data[name]) for name in trained_on if trained_on[name] != data.get(name)}
+    compared = [name for name in trained_on if name != "examples"]  # the list and its size tell
+    changed |= {name: (trained_on[name], data[name]) for name in compared if trained_on[name] != data.get(name)}
     if changed:
         listed = "\n  ".join(
             f"{name}: {_shown(was)} in the checkpoint, {_shown(is_)} here" for name, (was, is_) in changed.items()
@@ -289,6 +303,7 @@ def _trained_on(trainer: Trainer) -> dict[str, Any]:
         "train_size": described.get("train_size"),
         "class_names": described.get("class_names"),
         "batch of all processes": math.prod(_batch(trainer).values()),
+        "examples": trainer.datamodule.lists.examples(split) if hasattr(trainer.datamodule, "lists") else None,  # type: ignore[attr-defined]
     }
 
 
@@ -344,15 +359,6 @@ def _description(trainer: Trainer) -> dict[str, Any]:
     return dict(getattr(getattr(trainer, "datamodule", None), "describe", dict)())
 
 
-def _evaluated(trainer: Trainer, verb: str) -> dict[str, Any]:
-    """The identity of the data that a verb measured; empty for a datamodule that does not say."""
-    datamodule: Any = getattr(trainer, "datamodule", None)
-    if not hasattr(datamodule, "identity"):
-        return {}
-    predicted = getattr(datamodule, "predicted_split", datamodule.eval_split)
-    return dict(datamodule.identity({"validate": "val", "test": "test"}.get(verb, predicted)))
-
-
 def _metrics(trainer: Trainer) -> dict[str, float]:
     return {name: round(float(value), 6) for name, value in trainer.callback_metrics.items() if "/" in name}
 
@@ -405,3 +411,11 @@ def adapter_metadata(module: Described, datamodule: Any, metrics: dict[str, floa
     if validated := {name: v for name, v in metrics.items() if name.startswith("val/") and math.isfinite(v)}:
         metadata["metrics"] = json.dumps(validated)
     return metadata
+
+
+def trained_classes(checkpoint: Path) -> list[str] | None:
+    """The class names that a checkpoint was trained with; None if it does not know them."""
+    callbacks = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
+    trained_on = callbacks.get(ResultsWriter.__qualname__, {}).get("trained_on") or {}
+    names: list[str] | None = trained_on.get("class_names")
+    return names
