@@ -19,8 +19,7 @@ from torch import nn
 
 import replora
 from replora.adapters.fingerprint import state_sha256
-from replora.errors import RepLoRAError
-from replora.identity import compared_options, configuration_sha256, differing_options
+from replora.identity import compared_options, configuration_sha256
 from replora.results import (
     check_same_run,
     describe_training_data,
@@ -30,6 +29,7 @@ from replora.results import (
     record_evaluation,
     record_fit,
 )
+from replora.resuming import check_resumed
 
 HISTORY = 50  # maximum number of epochs that a results file keeps of each metric
 UNTRAINED = "untrained"
@@ -42,10 +42,6 @@ class Described(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
     def measured(self, verb: str) -> dict[str, Any]: ...
-
-
-class ResumeError(RepLoRAError):
-    """A checkpoint belongs to a fit with other data or options."""
 
 
 class ResultsWriter(Callback):
@@ -249,49 +245,6 @@ class ResultsWriter(Callback):
 
     def _records(self, trainer: Trainer, module: LightningModule) -> bool:
         return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False) and isinstance(module, Described)
-
-
-# What a resumed fit may change (docs/results.md); the batch of all processes is compared as a number.
-RESUMED_WITH_OTHERS = (
-    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.callbacks"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.accumulate_grad_batches", "data.batch_size"),
-)
-
-
-def check_resumed(
-    before: dict[str, Any], now: dict[str, Any], trained_on: dict[str, Any], data: dict[str, Any]
-) -> None:
-    """Check that a resumed fit continues the run of its checkpoint.
-
-    Args:
-        before: Options in the checkpoint; empty if it was written without a command line.
-        now: Options of this fit.
-        trained_on: Data and batch in the checkpoint.
-        data: Data and batch of this fit.
-
-    Raises:
-        ResumeError: They differ in more than a resumed fit may change.
-    """
-    options = differing_options(before, now) if before and now else {}
-    changed = {name: values for name, values in options.items() if not name.startswith(RESUMED_WITH_OTHERS)}
-    compared = [name for name in trained_on if name != "examples"]  # the list and its size tell
-    changed |= {name: (trained_on[name], data[name]) for name in compared if trained_on[name] != data.get(name)}
-    if changed:
-        listed = "\n  ".join(
-            f"{name}: {_shown(was)} in the checkpoint, {_shown(is_)} here" for name, (was, is_) in changed.items()
-        )
-        raise ResumeError(
-            f"The checkpoint belongs to a fit with other data or options:\n  {listed}\nA resumed run continues the one "
-            "that was interrupted. Give the options it was started with, which are in its fit.yaml, or start a new run "
-            "without --ckpt_path. More epochs, other devices with the same batch in all, and options that cannot "
-            "change a number are allowed."
-        )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _trained_on(trainer: Trainer) -> dict[str, Any]:

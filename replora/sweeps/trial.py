@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
-from replora.identity import flat_options, options_of_kind
+from replora.identity import differing_options, flat_options
 from replora.io import replace_text
 from replora.results import FORMAT, DivergedError, read_results, stored, write_json
 from replora.sweeps.plan import Point, Trial
@@ -149,8 +149,8 @@ def check_same_configuration(home: Path, trial: Trial) -> None:
     if not (folder / "fit.yaml").is_file():
         return
     then, now = _options((folder / "fit.yaml").read_text(encoding="utf-8")), configuration(trial)
-    names = sorted((then.keys() | now.keys()) - set(options_of_kind("harmless")))
-    differing = [f"  {n}: {then.get(n)} there, {now.get(n)} here" for n in names if then.get(n) != now.get(n)]
+    found = differing_options(then, now)
+    differing = [f"  {name}: {there} there, {here} here" for name, (there, here) in found.items()]
     if differing:
         listed = "\n".join(differing)
         raise TrialError(

@@ -129,6 +129,132 @@ def test_equal_runs_write_equal_adapters(finished: Path, tmp_path: Path) -> None
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_the_last_epoch_is_validated_whatever_the_interval(tmp_path: Path) -> None:
+    for epochs, interval in ((5, 4), (2, 4)):
+        run = fit(
+            tmp_path / str(epochs), f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={interval}"
+        )
+        found = read_results(run)["fit"]
+        assert found["epoch_of"]["val/accuracy"] == epochs
+        assert [epoch for epoch, _ in found["history"]["val/loss"]] == ([4, 5] if epochs == 5 else [2])
+
+
+def test_one_seed_sets_subset_and_order_unless_they_have_their_own(finished: Path, tmp_path: Path) -> None:
+    found = read_results(fit(tmp_path / "a", "--trainer.max_epochs=1", "--seed_everything=3"))
+    assert (found["data"]["subset_seed"], found["data"]["shuffle_seed"]) == (3, 3)
+    assert found["configuration"]["data.subset_seed"] == 3
+    assert found["data"]["train_indices"] != read_results(finished)["data"]["train_indices"]
+    own = ["--seed_everything=3", "--data.subset_seed=0"]
+    found = read_results(fit(tmp_path / "b", "--trainer.max_epochs=1", *own))
+    assert (found["data"]["subset_seed"], found["data"]["shuffle_seed"]) == (0, 3)
+    assert found["data"]["train_indices"] == read_results(finished)["data"]["train_indices"]
+
+
+# --- which data
+
+COLORS = {"amber": (255, 190, 0), "blue": (20, 40, 230), "green": (10, 160, 40)}
+
+
+def photos(root: Path, names: dict[str, str], count: int = 12) -> Path:
+    """A folder of one color for each class; `names` maps a color to the name of its folder."""
+    noise = torch.Generator().manual_seed(0)
+    for color, name in names.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            shift = torch.randint(-20, 20, (3,), generator=noise).tolist()
+            pixel = tuple(min(255, max(0, c + s)) for c, s in zip(COLORS[color], shift, strict=True))
+            Image.new("RGB", (12, 12), pixel).save(root / name / f"{color}{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that tells three colors apart."""
+    home = tmp_path_factory.mktemp("colors")
+    root = photos(home / "photos", {color: color for color in COLORS})
+    options = ["--model.backbone=vit_nano", "--data.image_size=32", "--data.augmentation=none", "--data.batch_size=9"]
+    command = ["fit", "--config=image_folder.yaml", f"--data.root={root}", f"--run_dir={home / 'run'}", *options]
+    main([*command, "--trainer.max_epochs=6", "--model.schedule.warmup_epochs=0", "--model.optimizer.lr=0.01"])
+    assert read_results(home / "run")["test"]["metrics"]["test/accuracy"] == 1
+    return home / "run"
+
+
+@pytest.fixture
+def colored(colors: Path, tmp_path: Path) -> Path:
+    shutil.copytree(colors, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def measure(run: Path, *options: str) -> dict:
+    main(["test", f"--config={run / 'fit.yaml'}", *options])
+    return read_results(run)["evaluations"][-1]
+
+
+def test_other_data_are_a_further_evaluation_and_leave_the_fit_alone(colored: Path, tmp_path: Path) -> None:
+    before = read_results(colored)
+    other = measure(colored, f"--data.root={photos(tmp_path / 'more', {c: c for c in COLORS}, count=30)}")
+    after = read_results(colored)
+    assert other["metrics"]["test/accuracy"] == 1
+    assert other["data"]["sha256"] != before["test"]["data"]["sha256"]
+    assert (after["fit"], after["data"], after["test"]) == (before["fit"], before["data"], before["test"])
+    assert len(after["evaluations"]) == 2
+
+
+def test_the_same_data_in_another_place_are_the_same(colored: Path, tmp_path: Path) -> None:
+    moved = photos(tmp_path / "elsewhere" / "photos", {color: color for color in COLORS})
+    measure(colored, f"--data.root={moved}")
+    (only,) = read_results(colored)["evaluations"]
+    assert only["data"]["root"] == str(moved)
+
+
+def test_a_part_of_the_classes_is_measured_by_name(colored: Path, tmp_path: Path) -> None:
+    part = photos(tmp_path / "part", {"blue": "blue", "green": "green"}, count=30)
+    found = measure(colored, f"--data.root={part}")
+    assert found["metrics"]["test/accuracy"] == found["metrics"]["test/mean_class_accuracy"] == 1
+    main(["predict", f"--config={colored / 'fit.yaml'}", f"--data.root={part}"])
+    with (colored / "predictions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert rows
+    assert all(row["predicted_name"] == row["label_name"] == Path(row["path"]).parent.name for row in rows)
+
+
+def test_classes_that_the_run_does_not_know_are_refused(
+    colored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"amber": "zamber", "blue": "blue", "green": "green"}
+    root = photos(tmp_path / "renamed", names, count=30)
+    before = (colored / "results.json").read_bytes()
+    error = refused(capsys, "test", f"--config={colored / 'fit.yaml'}", f"--data.root={root}")
+    assert "it does not know 'zamber'" in error
+    assert "'amber'" in error
+    assert (colored / "results.json").read_bytes() == before
+
+
+def test_images_that_were_trained_on_are_called_so(colored: Path) -> None:
+    found = measure(colored, "--data.split_seed=1", "--data.test_fraction=0.5")
+    assert found["data"]["seen_in_training"] > 0
+    assert "seen_in_training" not in read_results(colored)["test"]["data"]
+
+
+def test_a_resumed_fit_on_other_data_is_refused(
+    colored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photos(tmp_path / "more", {color: color for color in COLORS}, count=13)
+    command = ["fit", f"--config={colored / 'fit.yaml'}", "--ckpt_path=last", "--trainer.max_epochs=8"]
+    assert "training list: " in refused(capsys, *command, f"--data.root={root}")
+
+
+def test_lists_that_share_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = photos(tmp_path / "photos", {color: color for color in COLORS})
+    lines = [f"{color}/{color}{n}.png,{color},{split}" for color in COLORS for n in range(9) for split in ["train"]]
+    lines += [f"{color}/{color}{n}.png,{color},{split}" for color in COLORS for n, split in ((9, "val"), (3, "test"))]
+    (root / "list.csv").write_text("path,label,split\n" + "\n".join(lines) + "\n")
+    command = ["fit", "--config=image_folder.yaml", f"--data.root={root / 'list.csv'}", f"--run_dir={tmp_path / 'run'}"]
+    options = ["--model.backbone=vit_nano", "--data.image_size=32", "--data.batch_size=9"]
+    error = refused(capsys, *command, *options)
+    assert "3.png" in error
+
+
 # --- one directory, one run
 
 
