@@ -94,7 +94,7 @@ def inject(
 def remove(model: nn.Module) -> nn.Module:
     """Take the adapter out of `model` again: the frozen backbone as it was (a trained head stays trained)."""
     adapters = adapters_of(model)
-    adapters.unhook()
+    adapters.unhook(model)
     for update in adapters.updates:
         update.unmerge()
     for name, module in list(model.named_modules(remove_duplicate=False)):

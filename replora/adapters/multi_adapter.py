@@ -161,7 +161,7 @@ def take_off(model: nn.Module) -> None:
     adapters = adapters_of(model)
     _refuse_inseparable(model, adapters)
     waiting = Waiting(adapters)
-    adapters.unhook()
+    adapters.unhook(model)
     layers = peft_layers(model) if adapters.peft_called else {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, AdaptedLinear):
