@@ -16,7 +16,7 @@ from replora.adapters.config import (
     RepLoRAConfig,
 )
 from replora.adapters.factors import FactorBank
-from replora.adapters.layer import WeightUpdate
+from replora.adapters.layer import SetAside, WeightUpdate, refuse_loading
 from replora.adapters.threads import Lock, MergedBlocks, Switch
 from replora.errors import RepLoRAError
 
@@ -37,7 +37,8 @@ class Adapters(nn.Module):
         backbone_count: Parameters of the backbone, without head and adapter.
         trained_as: For an adapter read from a deployed file: method, options and parameters of its training.
         peft_called: For each layer of the `peft` library, whether it has been called.
-        untied: While a layer of the `peft` library is merged, by its name: the frozen weight that others share.
+        aside: While a layer of the `peft` library is merged, by its name: its frozen parameters.
+        blocks: The open `replora.merged`.
         proved: Whether every target is known to act on the output.
     """
 
@@ -55,7 +56,7 @@ class Adapters(nn.Module):
         self.backbone_count = 0
         self.trained_as: dict[str, Any] | None = None
         self.peft_called: dict[str, bool] = {}
-        self.untied: dict[str, nn.Parameter] = {}
+        self.aside: dict[str, SetAside] = {}
         self.proved = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._frozen_norms: list[nn.Module] = []
@@ -66,6 +67,16 @@ class Adapters(nn.Module):
     def forward(self, x: Any) -> Any:
         """The identity: a model that calls all of its children in turn, like `nn.Sequential`, calls this one too."""
         return x
+
+    @property
+    def merged(self) -> bool:
+        """Whether the adapter is folded into the frozen weights."""
+        return bool(self.aside) or any(update.merged for update in self.updates)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        if self.merged:
+            refuse_loading()
+        super()._load_from_state_dict(*arguments)
 
     def factor_banks(self) -> list[FactorBank]:
         return [bank for bank in self.banks if isinstance(bank, FactorBank)]
@@ -93,7 +104,7 @@ class Adapters(nn.Module):
             )
         for norm in self._frozen_norms:
             norm.training = False  # a frozen batch norm keeps the statistics it was trained with
-        if any(update.merged for update in self.updates):
+        if self.merged:
             if model.training and torch.is_grad_enabled():
                 raise RepLoRAError(
                     "The adapter is merged into the backbone, so it cannot train. Call replora.unmerge first."

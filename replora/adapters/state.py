@@ -39,6 +39,7 @@ from replora.adapters.config import (
 from replora.adapters.container import Adapters, adapters_of, describe, options_of, parameter_counts
 from replora.adapters.factors import FactorBank
 from replora.adapters.inject import inject
+from replora.adapters.layer import refuse_loading
 from replora.errors import RepLoRAError, nearest
 from replora.io import replacing
 
@@ -98,10 +99,8 @@ def _copy_state(model: nn.Module, state: Mapping[str, Tensor], found: str, diffe
             f"{found} does not fit this {type(model).__name__} with {adapters.config}: "
             f"{len(problems)} differences.\n  {listed}\nInject with the method, options and targets it was saved with."
         )
-    if any(update.merged for update in adapters_of(model).updates):
-        raise RepLoRAError(
-            "The adapter is merged into the backbone. Call replora.unmerge before loading another state."
-        )
+    if adapters_of(model).merged:
+        refuse_loading()
     for name, tensor in own.items():
         tensor.copy_(state[name])
 

@@ -37,7 +37,7 @@ class MergedBlocks:
 
     Attributes:
         count: How many there are.
-        stays: Whether the adapter stays merged after the last of them, because `replora.merge` was called as well.
+        stays: Whether the adapter stays merged after the last of them, because it was before the first.
     """
 
     count = 0
@@ -56,10 +56,12 @@ class Switch:
 
     Attributes:
         disabled: How many such blocks are open, in all threads together.
+        layers: The layers of the `peft` library that the first of them has switched off, for all threads.
     """
 
     def __init__(self) -> None:
         self.disabled = 0
+        self.layers: list[Any] = []
         self._here = _Depth()
 
     def enter(self) -> None:

@@ -237,7 +237,8 @@ def _refuse_tied_targets(model: nn.Module, adapters: Adapters) -> None:
         for u in adapters.updates
     ]
     for name, layer in peft_layers(model).items() if isinstance(adapters.config, PeftMethodConfig) else ():
-        weights.append((name, adapters.untied.get(name, layer.get_base_layer().weight), layer))
+        frozen = adapters.aside[name].frozen if name in adapters.aside else layer.get_base_layer()._parameters
+        weights.append((name, frozen["weight"], layer))
     for name, weight, module in weights:
         if elsewhere := shared_with(model, [cast(nn.Parameter, weight)], [module]):
             raise PeftFormatError(
