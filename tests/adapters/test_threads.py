@@ -80,7 +80,9 @@ def test_one_that_evaluates_leaves_the_gradients_of_another_alone(model_name: st
         for block in [m for m in model.modules() if type(m).__name__ in ("Block", "BeitBlock", "LlamaDecoderLayer")]:
             plain = block.forward
             block.forward = lambda *a, f=plain, **k: checkpoint(partial(f, **k), *a, use_reentrant=checkpointing)
-    if checkpointing and not isinstance(inputs, dict):
+    if checkpointing and isinstance(inputs, dict):
+        model.enable_input_require_grads()
+    elif checkpointing:
         inputs.requires_grad_()
     parameters = list(model.replora.parameters())
 
