@@ -205,7 +205,7 @@ def test_a_diverged_adapter_is_written_only_by_force(tmp_path: Path) -> None:
     model, _ = adapted("hf_llama", "replora")
     call(model, tokens())
     with torch.no_grad():
-        model.replora.banks[0].mlp_A.c.fill_(float("inf"))
+        model.replora.banks[0].mlp_A.c.fill_(float("nan"))
     for write in (replora.save_adapter, replora.export_peft):
         with pytest.raises(replora.RepLoRAError, match=r"not finite.*force=True"):
             write(model, tmp_path / "out")
@@ -216,3 +216,4 @@ def test_a_diverged_adapter_is_written_only_by_force(tmp_path: Path) -> None:
     with pytest.raises(replora.RepLoRAError, match="not finite"):
         replora.load_adapter(fresh, tmp_path / "a.safetensors")
     assert not hasattr(fresh, "replora")
+    replora.load_adapter(fresh, tmp_path / "a.safetensors", force=True)
