@@ -184,7 +184,7 @@ class ResultsWriter(Callback):
             metadata["partial"] = "; ".join(partial)
         if self.diverged:
             metadata["diverged"] = "true"
-        replora.save_adapter(model, self.run_dir / "adapter.safetensors", metadata)
+        replora.save_adapter(model, self.run_dir / "adapter.safetensors", metadata, force=True)
 
     # --- evaluations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Container
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, NotRequired, TypedDict
 
@@ -14,7 +16,8 @@ from replora.adapters.config import (
     RepLoRAConfig,
 )
 from replora.adapters.factors import FactorBank
-from replora.adapters.layer import WeightUpdate
+from replora.adapters.layer import SetAside, WeightUpdate, refuse_loading
+from replora.adapters.threads import Lock, MergedBlocks, Switch
 from replora.errors import RepLoRAError
 
 
@@ -34,7 +37,8 @@ class Adapters(nn.Module):
         backbone_count: Parameters of the backbone, without head and adapter.
         trained_as: For an adapter read from a deployed file: method, options and parameters of its training.
         peft_called: For each layer of the `peft` library, whether it has been called.
-        untied: While a layer of the `peft` library is merged, by its name: the frozen weight that others share.
+        aside: While a layer of the `peft` library is merged, by its name: its frozen parameters.
+        blocks: The open `replora.merged`.
         proved: Whether every target is known to act on the output.
     """
 
@@ -52,14 +56,27 @@ class Adapters(nn.Module):
         self.backbone_count = 0
         self.trained_as: dict[str, Any] | None = None
         self.peft_called: dict[str, bool] = {}
-        self.untied: dict[str, nn.Parameter] = {}
+        self.aside: dict[str, SetAside] = {}
         self.proved = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._frozen_norms: list[nn.Module] = []
+        self.lock = Lock()  # of merging and of switching off
+        self.switch = Switch()
+        self.blocks = MergedBlocks()
 
     def forward(self, x: Any) -> Any:
         """The identity: a model that calls all of its children in turn, like `nn.Sequential`, calls this one too."""
         return x
+
+    @property
+    def merged(self) -> bool:
+        """Whether the adapter is folded into the frozen weights."""
+        return bool(self.aside) or any(update.merged for update in self.updates)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        if self.merged:
+            refuse_loading()
+        super()._load_from_state_dict(*arguments)
 
     def factor_banks(self) -> list[FactorBank]:
         return [bank for bank in self.banks if isinstance(bank, FactorBank)]
@@ -67,11 +84,16 @@ class Adapters(nn.Module):
     def hook_onto(self, model: nn.Module) -> None:
         self._hooks.append(model.register_forward_pre_hook(self._before_forward))
         self._hooks.append(model.register_forward_hook(self._after_forward, always_call=True))
+        if self.banks and callable(getattr(model, "generate", None)):
+            model.generate = Generate(model, self)  # type: ignore[assignment]
 
-    def unhook(self) -> None:
+    def unhook(self, model: nn.Module) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        if isinstance(own := model.__dict__.get("generate"), Generate):
+            model.__dict__.pop("generate")
+            model.__dict__ |= own.replaced
 
     def _before_forward(self, model: nn.Module, _inputs: Any) -> None:
         if self.updates and getattr(model, "_is_replica", False):
@@ -82,7 +104,7 @@ class Adapters(nn.Module):
             )
         for norm in self._frozen_norms:
             norm.training = False  # a frozen batch norm keeps the statistics it was trained with
-        if any(update.merged for update in self.updates):
+        if self.merged:
             if model.training and torch.is_grad_enabled():
                 raise RepLoRAError(
                     "The adapter is merged into the backbone, so it cannot train. Call replora.unmerge first."
@@ -97,6 +119,30 @@ class Adapters(nn.Module):
         if not self.proved and output is not None and not torch.compiler.is_compiling():
             refuse_dead_targets(self)
             self.proved = True
+
+
+class Generate:
+    """The method `generate` of a model, in all passes of which the factors are produced once."""
+
+    def __init__(self, model: nn.Module, adapters: Adapters) -> None:
+        self.model, self.adapters = model, adapters
+        # What a program put in its place on this one model; else it is the class's.
+        self.replaced = {"generate": model.__dict__["generate"]} if "generate" in model.__dict__ else {}
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        with ExitStack() as stack:
+            for bank in self.adapters.factor_banks():
+                stack.enter_context(bank.keeping())
+            return self._own(*args, **options)
+
+    @property
+    def _own(self) -> Any:
+        of_class: Any = type(self.model)
+        return self.replaced.get("generate") or of_class.generate.__get__(self.model)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._own)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from operator import is_not
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from replora.adapters.config import Activation, RepLoRAConfig
 from replora.adapters.ops import without_autocast
+from replora.adapters.threads import PerThread, in_autograd_thread, in_backward
 from replora.errors import RepLoRAError
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -65,12 +65,30 @@ class Produced:
         return A_of[group], B_of[group]
 
 
-class Kept(NamedTuple):
-    """Factors without gradients, the parameters they were made from, and how often each of those had been changed."""
+class Pass(PerThread):
+    """The factors that one thread has at hand.
 
-    parameters: list[nn.Parameter]
-    changes: list[int]
-    produced: Produced
+    Attributes:
+        running: Those of the forward pass that runs.
+        last: Those of the last pass with gradients, for what runs its layers again.
+        generating: How many calls of `generate` are open, one inside another.
+        kept: Inside of `generate`, the factors of all its passes: no parameter changes between them.
+    """
+
+    running: Produced | None = None
+    last: Produced | None = None
+    generating = 0
+    kept: Produced | None = None
+
+
+class CompiledPass:
+    """The same for passes that `torch.compile` reads as a whole: it cannot change what belongs to a thread."""
+
+    running: Produced | None = None
+    last: Produced | None = None
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
 
 
 class FactorBank(nn.Module, ABC):
@@ -79,10 +97,10 @@ class FactorBank(nn.Module, ABC):
     def __init__(self, groups: int, shapes: Sequence[tuple[int, int]], rank: int) -> None:
         super().__init__()
         self.groups, self.shapes, self.rank = groups, tuple(shapes), rank
-        self._running: Produced | None = None  # the factors of the forward pass that runs
-        self._last: Produced | None = None  # those of the last pass with gradients, for what runs its layers again
+        self._of_thread = Pass()
+        self._compiled = CompiledPass()
+        self._latest: Produced | None = None  # of the last pass with gradients in any thread
         self._reentrant = False  # whether a layer ran without gradients in a pass with them
-        self._kept: Kept | None = None  # those of the last pass without gradients
 
     @abstractmethod
     def forward(self, group: int | None = None) -> FactorPairs:
@@ -101,17 +119,44 @@ class FactorBank(nn.Module, ABC):
         """
 
     def open(self) -> None:
-        """Produce all factors for the forward pass that begins; without gradients, only if a parameter has changed."""
+        """Produce all factors for the forward pass that begins."""
+        here = self._here
         if torch.is_grad_enabled():
-            self._kept = None
-            self._running = self._produce()
-            self._last = None if self._reentrant else self._running
+            here.running = self._produce()
+            here.last = self._latest = None if self._reentrant else here.running
         else:
-            self._running = self._without_gradients()
+            here.running = self._kept() or self._produce()
 
     def close(self) -> None:
         """The forward pass is over. Those with gradients stay for what a backward pass computes again."""
-        self._running = None
+        self._here.running = None
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Produce the factors once for all passes without gradients that this thread runs inside.
+
+        Nowhere else do factors outlive a pass: parameters can be written to in ways that PyTorch does not count.
+        """
+        here = self._of_thread
+        here.generating += 1
+        try:
+            yield
+        finally:
+            here.generating -= 1
+            if not here.generating:
+                here.kept = None
+
+    def _kept(self) -> Produced | None:
+        """The factors of the `generate` that this thread runs, if it runs one."""
+        if _transformed() or not self._of_thread.generating:
+            return None
+        here = self._of_thread
+        here.kept = here.kept or self._produce()
+        return here.kept
+
+    @property
+    def _here(self) -> Pass | CompiledPass:
+        return self._compiled if torch.compiler.is_compiling() else self._of_thread
 
     def factors_of(self, group: int, slot: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """A (rank, in) and B (out, rank) of one target, in `dtype`: those of the running pass if there is one.
@@ -125,55 +170,31 @@ class FactorBank(nn.Module, ABC):
         Raises:
             RepLoRAError: Reentrant checkpointing in `DistributedDataParallel`, unless its graph is static.
         """
-        produced = self._running
+        here, with_gradients = self._here, torch.is_grad_enabled()
+        produced = here.running
+        if produced is None and here is self._compiled:
+            produced = self._of_thread.running  # the pass is not compiled as a whole
         if produced is not None:
-            if produced.with_gradients and not torch.is_grad_enabled():
+            if produced.with_gradients and not with_gradients:
                 _refuse_reentrance_in_ddp()
-                self._reentrant, self._last = True, None
-        elif torch._C._current_graph_task_id() != -1:  # inside a backward pass
-            produced = self._last
+                self._reentrant, here.last, self._latest = True, None, None
+        elif in_backward():
+            produced = self._latest if in_autograd_thread() else here.last
         else:
-            self._last = None  # what runs this layer again must not see the factors of an earlier pass
-        if produced is None and not torch.is_grad_enabled():
-            produced = self._without_gradients()
+            here.last = self._latest = None  # what runs this layer again must not see the factors of an earlier pass
+        if produced is None and not with_gradients:
+            produced = self._kept()
         if produced is not None:
             return produced.factors_of(group, slot, dtype)
         with _unseen_by_checkpointing():
             return self._produce(group).factors_of(0, slot, dtype)
 
-    def forget(self) -> None:
-        """Produce the factors anew in the next pass without gradients.
-
-        Needed only after a change through `parameter.data`, which PyTorch does not count, between two such passes;
-        `train()`, `eval()` and `to()` do it as well.
-        """
-        self._kept = None
-
-    def train(self, mode: bool = True) -> Self:
-        self.forget()
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.forget()
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
-
     def _produce(self, group: int | None = None) -> Produced:
         with without_autocast(next(self.parameters()).device.type):  # a small product: exact
             return Produced(self(group))
 
-    def _without_gradients(self) -> Produced:
-        """The factors kept, as long as no parameter was changed or replaced."""
-        parameters = list(self.parameters())
-        if not _changes_are_counted(parameters):
-            return self._produce()
-        changes = [torch.is_inference_mode_enabled(), *(p._version for p in parameters)]
-        kept = self._kept
-        if kept is None or kept.changes != changes or any(map(is_not, kept.parameters, parameters)):
-            kept = self._kept = Kept(parameters, changes, self._produce())
-        return kept.produced
-
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_running": None, "_last": None, "_kept": None}  # copies begin without a pass
+        return self.__dict__ | {"_latest": None}  # copies begin without a pass
 
     def deployed_count(self) -> int:
         """Numbers in A and B: what remains when training is over."""
@@ -284,10 +305,6 @@ class GeneratedFactors(FactorBank):
 
     def undecayed(self) -> list[nn.Parameter]:
         return [self.mlp_A.diagonal, self.mlp_A.c, self.mlp_B.diagonal, self.mlp_B.c]
-
-
-def _changes_are_counted(parameters: list[nn.Parameter]) -> bool:
-    return not (_transformed() or any(p.is_inference() for p in parameters))
 
 
 def _transformed() -> bool:

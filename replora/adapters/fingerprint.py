@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from replora.adapters.container import Adapters
 from replora.adapters.layer import MERGEABLE
 from replora.errors import RepLoRAError
 
@@ -30,8 +31,21 @@ def describe_base(model: nn.Module, heads: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def refuse_other_base(model: nn.Module, recorded: Mapping[str, Any] | None, heads: Iterable[str], file: str) -> None:
+def refuse_other_base(
+    model: nn.Module,
+    recorded: Mapping[str, Any] | None,
+    heads: Iterable[str],
+    file: str,
+    injected: Adapters | None = None,
+) -> None:
     """Refuse a base that is not the one `recorded` in an adapter file; the earliest files record none.
+
+    Args:
+        model: The base. With an adapter, it is compared only as it was when that was injected.
+        recorded: The entry `base` of the file.
+        heads: Names of the modules that the adapter trains as a whole.
+        file: The file's name, for the error.
+        injected: The adapter that the model carries.
 
     Raises:
         RepLoRAError: It is of another class, or has other weights.
@@ -44,12 +58,16 @@ def refuse_other_base(model: nn.Module, recorded: Mapping[str, Any] | None, head
     dtype = getattr(torch, recorded["dtype"], None)
     if recorded["fingerprint"] is None or not isinstance(dtype, torch.dtype):
         return
-    found = _fingerprint(model, heads, dtype)
+    if injected is None:
+        found = _fingerprint(model, heads, dtype)
+    else:
+        like = injected.base["dtype"] == recorded["dtype"] and set(injected.also_train) == set(heads)
+        found = injected.base["fingerprint"] if like else None
     if found not in (None, recorded["fingerprint"]):
         raise RepLoRAError(
             f"{where} with other weights: their fingerprint is {recorded['fingerprint']}, this base's {found} (both in "
-            f"{recorded['dtype']}). Name the base of its training; from Python, replora.load_adapter(model, file) "
-            "compares shapes alone."
+            f"{recorded['dtype']}). Name the base of its training (pretrained=True, the same weights). From Python, "
+            "replora.load_adapter(model, file, force=True) loads it all the same."
         )
 
 

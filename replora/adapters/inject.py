@@ -94,7 +94,7 @@ def inject(
 def remove(model: nn.Module) -> nn.Module:
     """Take the adapter out of `model` again: the frozen backbone as it was (a trained head stays trained)."""
     adapters = adapters_of(model)
-    adapters.unhook()
+    adapters.unhook(model)
     for update in adapters.updates:
         update.unmerge()
     for name, module in list(model.named_modules(remove_duplicate=False)):
@@ -207,7 +207,8 @@ def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAC
             raise RepLoRAError(
                 f"{name} is a {type(module).__name__}, a subclass of nn.MultiheadAttention that is not known."
             )
-        update = WeightUpdate(owner, attribute, names, [view for _, view in pairs], config.scale, config.dropout)
+        own = [view for _, view in pairs]
+        update = WeightUpdate(owner, attribute, names, own, config.scale, config.dropout, adapters.switch)
         adapted.updates.append(update)  # type: ignore[union-attr, operator]
         adapters.updates.append(update)
     # The factors live where the first layer computes; they stay in float32 on a 16-bit backbone.

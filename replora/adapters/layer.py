@@ -8,7 +8,9 @@ call their projection but read its `weight` (torchvision's Swin, timm's SwinV2, 
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from replora.adapters.ops import (
     compute_dtype,
     updated_linear,
 )
+from replora.adapters.threads import Switch
 from replora.errors import RepLoRAError
 
 
@@ -39,23 +42,80 @@ class FactorView:
         return Piece(*self.bank.factors_of(self.group, self.slot, dtype), self.rows)
 
 
+class SetAside:
+    """The frozen parameters of a module while others, which hold an update, stand in their place.
+
+    State dicts have the frozen ones, so what is saved does not depend on merging. Nothing can be loaded meanwhile.
+    """
+
+    def __init__(self, owner: nn.Module, frozen: Mapping[str, nn.Parameter]) -> None:
+        self.owner, self.frozen = owner, dict(frozen)
+        hooked: Any = owner
+        self._hooks = [
+            hooked.register_state_dict_post_hook(partial(self._save_frozen)),
+            hooked.register_load_state_dict_pre_hook(refuse_loading),
+        ]
+
+    def put_back(self) -> None:
+        """Put the frozen parameters back, bit for bit; they follow the device and dtype of what stands there."""
+        for hook in self._hooks:
+            hook.remove()
+        for name, frozen in self.frozen.items():
+            there = self.owner._parameters[name]
+            if there is not None and (there.dtype, there.device) != (frozen.dtype, frozen.device):
+                frozen.data = frozen.data.to(there.device, there.dtype)
+            self.owner._parameters[name] = frozen
+
+    def drop(self) -> None:
+        """Forget the frozen parameters: what stands there is the module's own from now on."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _save_frozen(self, owner: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+        for name, frozen in self.frozen.items():
+            if f"{prefix}{name}" in state:
+                graph = state[f"{prefix}{name}"] is owner._parameters[name]  # keep_vars=True
+                state[f"{prefix}{name}"] = frozen if graph else frozen.detach()
+
+
+def refuse_loading(*_hook_arguments: Any) -> None:
+    """Refuse to load a state while the adapter is merged; a hook of `load_state_dict`.
+
+    Raises:
+        RepLoRAError: Always.
+    """
+    raise RepLoRAError("The adapter is merged into the backbone. Call replora.unmerge before loading another state.")
+
+
 class WeightUpdate:
     """The low-rank update of one frozen weight matrix of one module.
 
     Attributes:
-        enabled: Whether the update acts; off inside `disabled()`.
+        enabled: Whether the update acts; off in a thread that is inside `disabled()`.
         base_before_merge: The frozen weight while the update is merged, else None.
         called, read: Whether the module was called, or its weight read by other code, since injection.
     """
 
     def __init__(
-        self, owner: nn.Module, attribute: str, names: list[str], views: list[FactorView], scale: float, dropout: float
+        self,
+        owner: nn.Module,
+        attribute: str,
+        names: list[str],
+        views: list[FactorView],
+        scale: float,
+        dropout: float,
+        switch: Switch,
     ) -> None:
         self.owner, self.attribute, self.names = owner, attribute, names
         self.views, self.scale, self.dropout = views, scale, dropout
-        self.enabled = True
+        self.switch = switch
         self.called = self.read = False
         self.base_before_merge: nn.Parameter | None = None
+        self._aside: SetAside | None = None
+
+    @property
+    def enabled(self) -> bool:
+        return self.switch.on
 
     @property
     def base(self) -> Tensor:
@@ -101,18 +161,31 @@ class WeightUpdate:
         self.refuse_unmergeable()
         pieces = [Piece(A.float(), B.float(), rows) for A, B, rows in self.pieces()]
         merged = add_update_to_weight(self.base.float(), pieces, self.scale).to(self.base.dtype)
-        self.base_before_merge = cast(nn.Parameter, self.base)
+        base = cast(nn.Parameter, self.base)
+        self._aside = SetAside(self.owner, {self.attribute: base})
+        self.base_before_merge = base
         self.owner._parameters[self.attribute] = nn.Parameter(merged, requires_grad=False)
 
     def unmerge(self) -> None:
         """Put the frozen weight back, bit for bit."""
-        if self.base_before_merge is not None:
-            self.owner._parameters[self.attribute] = self.base_before_merge
-            self.base_before_merge = None
+        if self._aside is not None:
+            self._aside.put_back()
+        self.base_before_merge = self._aside = None
 
     def keep_merged(self) -> None:
         """Forget the frozen weight: the merged one is the module's own from now on."""
-        self.base_before_merge = None
+        if self._aside is not None:
+            self._aside.drop()
+        self.base_before_merge = self._aside = None
+
+    def refuse_not_finite(self) -> None:
+        """Refuse a merged weight with NaN or infinity, where the frozen one has none.
+
+        Raises:
+            RepLoRAError: It has.
+        """
+        if self.base_before_merge is not None:
+            refuse_not_finite(self.base, self.base_before_merge, ", ".join(self.names))
 
     def refuse_unmergeable(self) -> None:
         """As the function of this name, for the frozen weight."""
@@ -143,6 +216,20 @@ def refuse_unmergeable(weight: Tensor, name: str) -> None:
         raise RepLoRAError(
             f"The frozen weight of {name} is not in memory (a device map offloads it, or the model has shapes only), "
             "so no update can be added to it. Load the whole backbone on the CPU to merge."
+        )
+
+
+def refuse_not_finite(merged: Tensor, frozen: Tensor, name: str) -> None:
+    """Refuse a weight of the layers `name` that is not finite since it was merged.
+
+    Raises:
+        RepLoRAError: It is not, and the frozen one was.
+    """
+    if not bool(merged.isfinite().all()) and bool(frozen.isfinite().all()):
+        raise RepLoRAError(
+            f"The merged weight of {name} has values that are not finite. Either the training diverged, or the sum "
+            f"does not fit into {str(merged.dtype).removeprefix('torch.')}: load the backbone in 32 bit then. "
+            "force=True merges all the same."
         )
 
 

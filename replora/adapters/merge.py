@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from replora.adapters.config import PeftMethodConfig, RepLoRAConfig
-from replora.adapters.container import adapters_of
+from replora.adapters.config import BitFitConfig, FullConfig, PeftMethodConfig, RepLoRAConfig
+from replora.adapters.container import Adapters, adapters_of
 from replora.adapters.inject import remove
 from replora.adapters.layer import refuse_unmergeable
 from replora.adapters.peft_methods import merge_peft, peft_layers, unmerge_peft
@@ -17,91 +17,176 @@ from replora.adapters.weight_tying import declare_untied, shared_with
 from replora.errors import RepLoRAError
 
 
-def merge(model: nn.Module) -> nn.Module:
+def merge(model: nn.Module, *, force: bool = False) -> nn.Module:
     """Add the update to the frozen weights, in float32 and rounded once; a second call changes nothing.
 
     The weights before are kept, so that `unmerge` restores them bit for bit. A merged model cannot train. A weight
-    that is tied to another module (the output layer of a language model to its embedding) is untied while merged.
+    that is tied to another module (the output layer of a language model to its embedding) is untied while merged. The
+    state dict of a merged model has the frozen weights, and none can be loaded into it.
+
+    Args:
+        model: A model with an adapter.
+        force: Merge even if the sums are not finite.
 
     Raises:
-        RepLoRAError: A frozen weight is quantised, or offloaded from memory.
+        RepLoRAError: A frozen weight is quantized, or offloaded from memory; a sum is not finite (the training diverged
+            or a 16-bit weight overflows); or the adapter is switched off by `disabled`. Then nothing is changed.
     """
     adapters = adapters_of(model)
+    with adapters.lock:
+        _merge(model, adapters, force)
+    return model
+
+
+def _merge(model: nn.Module, adapters: Adapters, force: bool) -> None:
+    """Merge all layers or none."""
+    if adapters.merged:
+        return
+    if adapters.switch.disabled:
+        raise RepLoRAError("The adapter is switched off by replora.disabled. Leave that block before merging.")
     for update in adapters.updates:
         update.refuse_unmergeable()
     layers = peft_layers(model) if isinstance(adapters.config, PeftMethodConfig) else {}
     for name, layer in layers.items():
         refuse_unmergeable(layer.get_base_layer().weight, name)
-    for update in adapters.updates:
-        update.merge()
-    if layers:
-        merge_peft(model, adapters.untied)
-    return model
+    try:
+        for update in adapters.updates:
+            update.merge()
+            if not force:
+                update.refuse_not_finite()
+        if layers:
+            merge_peft(model, adapters.aside, force)
+    except BaseException:  # an interrupt as well
+        _unmerge(model, adapters)
+        raise
 
 
 def unmerge(model: nn.Module) -> nn.Module:
-    """Take the update out of the weights again (methods of `peft` do so within rounding)."""
+    """Take the update out of the weights again, bit for bit.
+
+    Raises:
+        RepLoRAError: A block of `replora.merged` is open, in this thread or another.
+    """
     adapters = adapters_of(model)
-    for update in adapters.updates:
-        update.unmerge()
-    if isinstance(adapters.config, PeftMethodConfig):
-        unmerge_peft(model, adapters.untied)
+    with adapters.lock:
+        if adapters.blocks.count:
+            raise RepLoRAError("The adapter is merged by `with replora.merged(model)`. Leave that block to unmerge it.")
+        _unmerge(model, adapters)
     return model
 
 
-def merge_and_unload(model: nn.Module) -> nn.Module:
+def _unmerge(model: nn.Module, adapters: Adapters) -> None:
+    for update in adapters.updates:
+        update.unmerge()
+    if isinstance(adapters.config, PeftMethodConfig):
+        unmerge_peft(model, adapters.aside)
+
+
+def merge_and_unload(model: nn.Module, *, force: bool = False) -> nn.Module:
     """Fold the update in for good: the plain model, with no trace of the adapter, ready for its own `save_pretrained`.
 
     Other adapters that wait beside it are forgotten: they belong to the backbone as it was.
+
+    Args:
+        model: A model with an adapter.
+        force: As for `merge`.
 
     Raises:
         RepLoRAError: As `merge` says; then nothing is changed.
     """
     adapters = adapters_of(model)
-    merge(model)
-    for update in adapters.updates:
-        if update.base_before_merge is not None and shared_with(model, [update.base_before_merge], []):
+    with adapters.lock:
+        _merge(model, adapters, force)
+        frozen = [p for aside in adapters.aside.values() for p in aside.frozen.values()]
+        frozen += [update.base_before_merge for update in adapters.updates if update.base_before_merge is not None]
+        if shared_with(model, frozen, []):
             declare_untied(model)
-        update.keep_merged()
-    if adapters.untied:
-        declare_untied(model)
-    model.__dict__.pop("replora_shelf", None)
-    return remove(model)
+        for update in adapters.updates:
+            update.keep_merged()
+        for aside in adapters.aside.values():
+            aside.drop()
+        adapters.aside.clear()
+        model.__dict__.pop("replora_shelf", None)
+        return remove(model)
 
 
 @contextmanager
-def merged(model: nn.Module) -> Iterator[nn.Module]:
-    """`with replora.merged(model): evaluate(model)` runs at the frozen backbone's own speed."""
-    merge(model)
+def merged(model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
+    """`with replora.merged(model): evaluate(model)` runs at the frozen backbone's own speed.
+
+    Blocks may stand one inside another and be open in several threads at once: the first merges and the last unmerges,
+    unless `merge` was called before. While one is open, the model is merged in all threads.
+
+    Args:
+        model: A model with an adapter.
+        force: As for `merge`.
+
+    Raises:
+        RepLoRAError: As `merge` says.
+    """
+    adapters = adapters_of(model)
+    blocks = adapters.blocks
+    entered = False
     try:
+        with adapters.lock:
+            if not blocks.count:
+                blocks.stays = adapters.merged
+            _merge(model, adapters, force)
+            blocks.count += 1
+            entered = True
         yield model
     finally:
-        unmerge(model)
+        with adapters.lock:
+            blocks.count -= entered
+            if not blocks.count and not blocks.stays:
+                _unmerge(model, adapters)
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """`with replora.disabled(model):` gives the frozen backbone (with the trained head, if there is one).
 
+    Blocks may stand one inside another. Other threads go on with the adapter; only the layers of the `peft` library are
+    switched off for all threads.
+
     Raises:
-        RepLoRAError: The adapter is merged.
+        RepLoRAError: The adapter is merged, or the backbone's own parameters have trained.
     """
     adapters = adapters_of(model)
+    _refuse_inseparable(adapters)
     layers = peft_layers(model) if isinstance(adapters.config, PeftMethodConfig) else {}
-    if any(update.merged for update in adapters.updates) or any(layer.merged for layer in layers.values()):
-        raise RepLoRAError("The adapter is merged, so it cannot be switched off. Call replora.unmerge first.")
-    before = [update.enabled for update in adapters.updates]
-    for update in adapters.updates:
-        update.enabled = False
-    for layer in layers.values():
-        layer.enable_adapters(False)
+    with adapters.lock:
+        if adapters.merged or any(layer.merged for layer in layers.values()):
+            raise RepLoRAError("The adapter is merged, so it cannot be switched off. Call replora.unmerge first.")
+        if not adapters.switch.disabled:
+            adapters.switch.layers = [layer for layer in layers.values() if not layer.disable_adapters]
+            for layer in adapters.switch.layers:
+                layer.enable_adapters(False)
+        adapters.switch.enter()
     try:
         yield model
     finally:
-        for update, enabled in zip(adapters.updates, before, strict=True):
-            update.enabled = enabled
-        for layer in layers.values():
-            layer.enable_adapters(True)
+        with adapters.lock:
+            adapters.switch.leave()
+            if not adapters.switch.disabled:
+                for layer in adapters.switch.layers:
+                    layer.enable_adapters(True)
+
+
+def _refuse_inseparable(adapters: Adapters) -> None:
+    """Refuse what trains parameters of the backbone itself: the frozen ones are gone.
+
+    Raises:
+        RepLoRAError: It does.
+    """
+    heads = tuple(f"{head}." for head in adapters.also_train)
+    parts = [name for name in adapters.head if not name.startswith(heads)]
+    if isinstance(adapters.config, FullConfig | BitFitConfig) or parts:
+        what = f"the parameters {parts[0]} ..." if parts else "parameters"
+        raise RepLoRAError(
+            f"{adapters.config.name!r} has trained {what} of the backbone itself, so there is no update to switch off. "
+            "Load the backbone a second time."
+        )
 
 
 def merges_exactly(model: nn.Module) -> bool:
@@ -110,7 +195,8 @@ def merges_exactly(model: nn.Module) -> bool:
     weights = [update.base for update in adapters.updates]
     return (
         isinstance(adapters.config, RepLoRAConfig)
-        and not any(update.merged for update in adapters.updates)
+        and not adapters.merged
+        and all(bool(p.isfinite().all()) for p in adapters.banks.parameters())
         and all(type(w) in (nn.Parameter, Tensor) and not w.is_meta for w in weights)
         and all(w.dtype in (torch.float32, torch.float64) for w in weights)
     )

@@ -159,9 +159,9 @@ def take_off(model: nn.Module) -> None:
     if shelf.active is None:
         return
     adapters = adapters_of(model)
-    _refuse_inseparable(model, adapters)
+    _refuse_inseparable(adapters)
     waiting = Waiting(adapters)
-    adapters.unhook()
+    adapters.unhook(model)
     layers = peft_layers(model) if adapters.peft_called else {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, AdaptedLinear):
@@ -210,14 +210,13 @@ def _like(module: nn.Module, there: nn.Module, dtype: bool) -> nn.Module:
     return module.to(like.device, like.dtype) if dtype and like.is_floating_point() else module.to(like.device)
 
 
-def _refuse_inseparable(model: nn.Module, adapters: Adapters) -> None:
+def _refuse_inseparable(adapters: Adapters) -> None:
     if isinstance(adapters.config, FullConfig | BitFitConfig):
         raise RepLoRAError(
             f"{adapters.config.name!r} trains the backbone's own parameters, so no other adapter can stand beside it. "
             "Load the backbone a second time."
         )
-    merged = any(update.merged for update in adapters.updates)
-    if merged or (adapters.peft_called and any(layer.merged for layer in peft_layers(model).values())):
+    if adapters.merged:
         raise RepLoRAError("The acting adapter is merged into the backbone. Call replora.unmerge first.")
 
 

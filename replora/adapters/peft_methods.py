@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters
+from replora.adapters.layer import SetAside, refuse_not_finite
 from replora.adapters.targets import Target
-from replora.adapters.weight_tying import shared_with
 from replora.errors import RepLoRAError, nearest
 
 # Method -> (config class in peft, our option -> its argument)
@@ -91,29 +91,32 @@ def peft_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return {name: [p for p in layer.parameters() if p.requires_grad] for name, layer in layers.items()}
 
 
-def merge_peft(model: nn.Module, untied: dict[str, nn.Parameter]) -> None:
+def merge_peft(model: nn.Module, aside: dict[str, SetAside], force: bool = False) -> None:
     """Let the layers of `peft` fold their updates in.
 
-    `peft` changes the frozen weight itself. One that another module shares would change there too, so the layer gets
-    its own first, and the shared one is kept in `untied`, by the layer's name.
+    `peft` changes the frozen parameters themselves. The layer gets copies of them first, and the frozen ones are kept
+    in `aside`, by the layer's name: to be put back bit for bit, and because another module may share them.
     """
     for name, layer in peft_layers(model).items():
         if layer.merged:
             continue
         base = layer.get_base_layer()
-        if shared_with(model, [base.weight], [layer]):
-            untied[name] = base.weight
-            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+        frozen = {key: p for key, p in base._parameters.items() if p is not None}
+        aside[name] = SetAside(base, frozen)
+        for key, parameter in frozen.items():
+            base._parameters[key] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
         layer.merge()
+        if not force:
+            refuse_not_finite(base.weight, frozen["weight"], name)
 
 
-def unmerge_peft(model: nn.Module, untied: dict[str, nn.Parameter]) -> None:
-    """Take the updates out again, within rounding; what `merge_peft` kept is put back as it was."""
+def unmerge_peft(model: nn.Module, aside: dict[str, SetAside]) -> None:
+    """Take the updates out again: what `merge_peft` kept is put back."""
     for name, layer in peft_layers(model).items():
         if layer.merged:
             layer.unmerge()
-        if name in untied:
-            layer.get_base_layer().weight = untied.pop(name)
+        if name in aside:
+            aside.pop(name).put_back()
 
 
 def remove_peft(model: nn.Module) -> None:

@@ -36,9 +36,11 @@ from replora.adapters.config import (
     RepLoRAConfig,
     acting_options,
 )
-from replora.adapters.container import Adapters, adapters_of, describe, options_of, parameter_counts
+from replora.adapters.container import Adapters, adapters_of, describe, listed, options_of, parameter_counts
 from replora.adapters.factors import FactorBank
+from replora.adapters.fingerprint import refuse_other_base
 from replora.adapters.inject import inject
+from replora.adapters.layer import MERGEABLE, refuse_loading
 from replora.errors import RepLoRAError, nearest
 from replora.io import replacing
 
@@ -85,6 +87,11 @@ def _copy_state(model: nn.Module, state: Mapping[str, Tensor], found: str, diffe
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
     own = adapter_state(model)
     problems = [*differing, *(f"missing: {name}" for name in own if name not in state)]
+    problems += [
+        f"{name}: {_dtype(state[name])} instead of {_dtype(tensor)}"
+        for name, tensor in own.items()
+        if name in state and _kind(state[name]) != _kind(tensor)
+    ]
     problems += [f"unknown: {name}" for name in state if name not in own]
     problems += [
         f"{name}: {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
@@ -98,12 +105,34 @@ def _copy_state(model: nn.Module, state: Mapping[str, Tensor], found: str, diffe
             f"{found} does not fit this {type(model).__name__} with {adapters.config}: "
             f"{len(problems)} differences.\n  {listed}\nInject with the method, options and targets it was saved with."
         )
-    if any(update.merged for update in adapters_of(model).updates):
-        raise RepLoRAError(
-            "The adapter is merged into the backbone. Call replora.unmerge before loading another state."
-        )
+    if adapters_of(model).merged:
+        refuse_loading()
     for name, tensor in own.items():
         tensor.copy_(state[name])
+
+
+def _kind(tensor: Tensor) -> str:
+    """What may be copied into what: a float into any other of at least 16 bits, everything else into its own dtype."""
+    return "float" if tensor.dtype in MERGEABLE else _dtype(tensor)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuse tensors with NaN or infinity.
+
+    Raises:
+        RepLoRAError: There is one.
+    """
+    floats = {name: t for name, t in tensors.items() if t.dtype in MERGEABLE and not t.is_meta}
+    wrong = [name for name, tensor in floats.items() if not bool(tensor.isfinite().all())]
+    if wrong:
+        raise RepLoRAError(
+            f"{what} has values that are not finite, in {listed(wrong, most=3)}: the training diverged, or a file is "
+            "corrupt. force=True takes it all the same."
+        )
 
 
 def save_adapter(
@@ -112,6 +141,7 @@ def save_adapter(
     metadata: Mapping[str, str] | None = None,
     *,
     deploy: bool = False,
+    force: bool = False,
 ) -> Path:
     """Write the adapter and head as one safetensors file, whole or not at all.
 
@@ -121,9 +151,10 @@ def save_adapter(
         metadata: Further entries of the file's header.
         deploy: Write A and B alone, without the MLPs that produce them: all that a use of the adapter needs, and the
             size of a LoRA file. Training goes on from a file with the MLPs.
+        force: Write values that are not finite as well.
 
     Raises:
-        RepLoRAError: A tensor is offloaded from memory.
+        RepLoRAError: A tensor is offloaded from memory, or has values that are not finite.
         OSError: The file cannot be written; a file that was there before is still whole.
     """
     from safetensors.torch import save_file
@@ -136,10 +167,25 @@ def save_adapter(
         description, state = _deployed(model, description, state)
     header = {"format": FILE_FORMAT, "version": str(FILE_VERSION), "description": json.dumps(description)}
     refuse_absent(state)
+    if not force:
+        refuse_not_finite(state, "The adapter")
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=header | dict(metadata or {}))
+        _sort_metadata(temporary)
     return path
+
+
+def _sort_metadata(file: Path) -> None:
+    """Give the entries `__metadata__` of a safetensors file one order: the library writes them in a random one."""
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            stream.seek(8)
+            stream.write(text.ljust(length))
 
 
 def refuse_absent(tensors: Mapping[str, Tensor]) -> None:
@@ -179,22 +225,38 @@ def _deployed(
     return description | deployed, kept
 
 
-def load_adapter(model: nn.Module, path: str | os.PathLike[str], name: str | None = None) -> dict[str, Any]:
+def load_adapter(
+    model: nn.Module, path: str | os.PathLike[str], name: str | None = None, *, force: bool = False
+) -> dict[str, Any]:
     """Read a file of `save_adapter` into a model, and return its description.
 
     Without a name: a model that carries no adapter gets the one that the file describes; one that does must have the
     same method, options and targets. With a name: the adapter is added beside those that the model carries, under this
     name, and acts from now on (`replora.set_adapter` chooses another one).
 
+    Args:
+        model: The backbone with the weights of the training, with or without an adapter.
+        path: The file.
+        name: Of the adapter, where several stand side by side.
+        force: Load an adapter of other backbone weights, or with values that are not finite, as well.
+
     Raises:
-        RepLoRAError: There is no such file, it is not an adapter of this format, or the name is taken.
+        RepLoRAError: There is no such file, it is not an adapter of this format, the name is taken, the backbone has
+            another class or other weights than in its training, or a value is not finite.
         StateMismatchError: It belongs to another model, method or set of targets, or to other options that change what
             the adapter computes (not dropout, not init).
     """
     description, state = read_adapter(path)
     target = getattr(model, "_orig_mod", model)
-    present = isinstance(getattr(target, "replora", None), Adapters)
-    if not present or name is not None:
+    present = adapters_of(target) if isinstance(getattr(target, "replora", None), Adapters) else None
+
+    def compare_bases() -> None:
+        if not force:
+            refuse_other_base(target, description.get("base"), description.get("also_train", ()), str(path), present)
+
+    if not force:
+        refuse_not_finite(state, str(path))
+    if present is None or name is not None:
         if "also_train" not in description:
             raise RepLoRAError(
                 f"{path} does not say which modules were trained as a whole, so the model cannot be prepared for it. "
@@ -202,9 +264,11 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], name: str | Non
             )
         heads = several.head_states(state, description["also_train"])
         with several.added(target, name or several.DEFAULT_NAME, heads):
+            compare_bases()
             inject(target, config_of(description), also_train=description["also_train"])
             _load(target, path, description, state)
         return description
+    compare_bases()
     _load(target, path, description, state)
     return description
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
+import pickle
 
 import pytest
 import torch
@@ -105,22 +108,45 @@ def generations(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
 
 
 @pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
-def test_nothing_is_generated_again_in_evaluation(without_gradients, generations: list[int | None]) -> None:
+def test_an_evaluation_generates_factors_once_a_pass(without_gradients, generations: list[int | None]) -> None:
     model, tiny = adapted("timm_vit", "replora")
     generations.clear()
     with without_gradients():
         first = call(model, tiny.inputs())
         torch.testing.assert_close(call(model, tiny.inputs()), first, rtol=0, atol=0)
-        model.forward_features(tiny.inputs())  # not through the model's own forward pass
-    assert generations == [None]
+    assert generations == [None, None]
 
 
-def test_generating_text_produces_the_factors_once(generations: list[int | None]) -> None:
-    model, tiny = adapted("hf_llama", "replora")
-    generations.clear()
+@pytest.mark.parametrize("model_name", ["hf_llama", "hf_bart"])
+def test_generating_text_produces_the_factors_once(model_name: str, generations: list[int | None]) -> None:
+    model, tiny = adapted(model_name, "replora")
     ids = tiny.inputs()["input_ids"]
-    model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=1)
-    assert generations == [None]
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False, "pad_token_id": 1}
+    for twin in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        disturb(twin)
+        generations.clear()
+        twin.generate(ids, **options)
+        assert generations == [None] * len(twin.replora.banks)
+        first = call(twin, tiny.inputs())
+        for parameter in twin.replora.parameters():
+            parameter.data.mul_(0.5)
+        generations.clear()
+        twin.generate(ids, **options)  # another call, other factors
+        assert generations == [None] * len(twin.replora.banks)
+        assert not torch.allclose(call(twin, tiny.inputs()), first, atol=1e-4)
+    assert next(iter(inspect.signature(model.generate).parameters)) == "inputs"
+    replora.remove(model)
+    assert "generate" not in vars(model)
+
+
+def test_a_program_s_own_generate_is_called_and_comes_back() -> None:
+    model = MODELS["hf_llama"].build()
+    model.generate = own = lambda ids: model(ids).logits.argmax(-1)
+    replora.inject(model, replora.RepLoRAConfig(rank=2, hidden=4))
+    ids = MODELS["hf_llama"].inputs()["input_ids"]
+    assert torch.equal(model.generate(ids), own(ids))
+    replora.remove(model)
+    assert model.generate is own
 
 
 def step_of_an_optimiser(model: nn.Module) -> None:
@@ -143,27 +169,63 @@ def replaced_parameter(model: nn.Module) -> None:
     mlp.diagonal = nn.Parameter(mlp.diagonal.detach() + 0.1)
 
 
-def uncounted_change(model: nn.Module) -> None:
-    """As some averages of weights do it before an evaluation."""
+def data_in_place(model: nn.Module) -> None:
     for parameter in model.replora.parameters():
         parameter.data.add_(0.1)
-    model.eval()
 
 
-@pytest.mark.parametrize(
-    "change", [step_of_an_optimiser, disturb, other_state, assigned_state, replaced_parameter, uncounted_change]
-)
+def data_replaced(model: nn.Module) -> None:
+    """As a zeroth-order optimizer takes its steps."""
+    for parameter in model.replora.parameters():
+        parameter.data = parameter.data + 0.1
+
+
+def vector(model: nn.Module) -> None:
+    parameters = list(model.replora.parameters())
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(parameters).detach() + 0.1, parameters)
+
+
+def through_numpy(model: nn.Module) -> None:
+    for parameter in model.replora.parameters():
+        parameter.detach().numpy()[...] += 0.1
+
+
+def set_storage(model: nn.Module) -> None:
+    for parameter in model.replora.parameters():
+        with torch.no_grad():
+            parameter.set_(parameter + 0.1)
+
+
+WRITES = [step_of_an_optimiser, disturb, other_state, assigned_state, replaced_parameter]
+UNCOUNTED_WRITES = [data_in_place, data_replaced, vector, through_numpy, set_storage]
+
+
+@pytest.mark.parametrize("change", [*WRITES, *UNCOUNTED_WRITES])
 @pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
-def test_a_changed_parameter_counts_in_evaluation(change, without_gradients) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_write_to_a_parameter_counts_in_evaluation(change, without_gradients, whole: bool) -> None:
     model, tiny = adapted("timm_vit", "replora")
     disturb(model)
+    run = model if whole else model.forward_features
     with without_gradients():
-        before = call(model, tiny.inputs())
+        before = run(tiny.inputs())
     change(model)
     with without_gradients():
-        after = call(model, tiny.inputs())
+        after = run(tiny.inputs())
     assert not torch.allclose(after, before, atol=1e-4)
-    torch.testing.assert_close(after, call(model, tiny.inputs()))
+    torch.testing.assert_close(after, run(tiny.inputs()))
+
+
+def test_the_steps_of_a_zeroth_order_optimizer_see_three_losses() -> None:
+    model, tiny = adapted("timm_vit", "replora")
+    disturb(model)
+    losses = []
+    with torch.no_grad():
+        for epsilon in (0.1, -0.2, 0.1):
+            for parameter in model.replora.parameters():
+                parameter.data = parameter.data + epsilon
+            losses.append(call(model, tiny.inputs()).square().mean().item())
+    assert len({round(loss, 4) for loss in losses}) == 3
 
 
 def test_parameters_made_in_inference_mode_have_no_count_and_are_never_trusted() -> None:

@@ -21,7 +21,7 @@ def test_only_query_and_value_rows_change(model_name: str) -> None:
     disturb(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with replora.merged(model):
-        changed = {n: (t != before[n]).any(-1) for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
+        changed = {n: (t != before[n]).any(-1) for n, t in model.named_parameters() if not torch.equal(t, before[n])}
     assert len(changed) == len(model.replora.updates)
     for name, rows in changed.items():
         third = len(rows) // 3

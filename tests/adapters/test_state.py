@@ -181,3 +181,46 @@ def test_a_head_that_is_not_in_memory_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(replora.RepLoRAError, match=r"lm_head\.weight is not in memory"):
         replora.export_peft(model, tmp_path / "peft")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("present", [False, True])
+@pytest.mark.parametrize("model_name", ["timm_vit", "torch_encoder", "hf_llama"])
+def test_an_adapter_of_other_backbone_weights_is_refused(model_name: str, present: bool, tmp_path: Path) -> None:
+    model, _ = adapted(model_name, "replora")
+    file = replora.save_adapter(model, tmp_path / "a.safetensors")
+    for seed in (3, 0):  # another initialization, as by pretrained=False; that of the training
+        there, _ = adapted(model_name, "replora", seed=seed) if present else build(model_name, seed)
+        before = {name: tensor.clone() for name, tensor in there.state_dict().items()}
+        if seed:
+            with pytest.raises(replora.RepLoRAError, match=r"with other weights: their fingerprint is .*force=True"):
+                replora.load_adapter(there, file)
+            assert all(torch.equal(tensor, before[name]) for name, tensor in there.state_dict().items())
+            assert hasattr(there, "replora") == present
+        replora.load_adapter(there, file, force=bool(seed))
+        assert all(torch.equal(t, replora.adapter_state(model)[n]) for n, t in replora.adapter_state(there).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.complex64, torch.bool, torch.float8_e4m3fn])
+def test_tensors_of_another_kind_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model, _ = adapted("timm_vit", "replora")
+    file = replora.save_adapter(model, tmp_path / "a.safetensors")
+    name = "replora.banks.0.mlp_A.c"
+    state = load_file(file) | {name: torch.ones_like(replora.adapter_state(model)[name]).to(dtype)}
+    save_file(state, file, metadata=replora.adapters.state.read_metadata(file))
+    wrong = f"{name}: {str(dtype).removeprefix('torch.')} instead of float32"
+    with pytest.raises(replora.RepLoRAError, match=wrong):
+        replora.load_adapter(model, file)
+    with pytest.raises(replora.RepLoRAError, match=wrong):
+        replora.load_adapter_state(model, state)
+
+
+def test_files_of_equal_adapters_are_equal(tmp_path: Path) -> None:
+    model, _ = adapted("timm_vit", "replora")
+    metadata = {f"key {i}": 'ü / \\ " \x01' * i for i in range(12)}
+    files = [replora.save_adapter(model, tmp_path / f"{i}.safetensors", metadata) for i in range(8)]
+    assert len({file.read_bytes() for file in files}) == 1
+    found = replora.adapters.state.read_metadata(files[0])
+    assert {key: found[key] for key in metadata} == metadata
+    replora.load_adapter(model, files[0])

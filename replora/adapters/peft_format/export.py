@@ -25,7 +25,7 @@ from replora.adapters.container import Adapters, adapters_of, describe
 from replora.adapters.fingerprint import architecture, base_name
 from replora.adapters.layer import AdaptedLinear, WeightUpdate
 from replora.adapters.peft_methods import peft_config, peft_layers
-from replora.adapters.state import refuse_absent
+from replora.adapters.state import refuse_absent, refuse_not_finite
 from replora.adapters.weight_tying import shared_with
 from replora.errors import RepLoRAError
 from replora.io import new_folder
@@ -50,6 +50,7 @@ def export_peft(
     data: str | None = None,
     metrics: Mapping[str, float] | None = None,
     example: Any = None,
+    force: bool = False,
 ) -> Path:
     """Write the adapter of `model` as a folder that `peft.PeftModel.from_pretrained(base, folder)` opens.
 
@@ -65,8 +66,10 @@ def export_peft(
         metrics: Name -> value, for the card.
         example: An input to find out whether each adapted layer is called or its weight is read, where the model has
             not run yet and is of no known library.
+        force: Write values that are not finite as well.
 
     Raises:
+        RepLoRAError: A tensor is offloaded from memory, or has values that are not finite.
         PeftFormatError: PEFT cannot express the adapter. `replora.merge_and_unload` works for every method.
         OSError: The folder cannot be written; then nothing is left behind.
     """
@@ -106,6 +109,8 @@ def export_peft(
         usage=_usage(model, config.base_model_name_or_path),
     )
     refuse_absent(tensors)
+    if not force:
+        refuse_not_finite(tensors, "The adapter")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with new_folder(folder) as temporary:
         config.save_pretrained(str(temporary))
@@ -237,7 +242,8 @@ def _refuse_tied_targets(model: nn.Module, adapters: Adapters) -> None:
         for u in adapters.updates
     ]
     for name, layer in peft_layers(model).items() if isinstance(adapters.config, PeftMethodConfig) else ():
-        weights.append((name, adapters.untied.get(name, layer.get_base_layer().weight), layer))
+        frozen = adapters.aside[name].frozen if name in adapters.aside else layer.get_base_layer()._parameters
+        weights.append((name, frozen["weight"], layer))
     for name, weight, module in weights:
         if elsewhere := shared_with(model, [cast(nn.Parameter, weight)], [module]):
             raise PeftFormatError(

@@ -1,0 +1,130 @@
+"""Several threads use one model at the same time: each sees what it would see alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import replora
+from tests.adapters.test_contract import adapted, disturb
+from tests.adapters.tiny_models import call
+
+FAMILIES = ["timm_vit", "timm_beit", "torch_encoder", "hf_llama"]
+
+
+def in_threads(work: Callable[[int], list[torch.Tensor]], threads: int = 4) -> list[torch.Tensor]:
+    with ThreadPoolExecutor(threads) as pool:
+        return [result for results in pool.map(work, range(threads)) for result in results]
+
+
+@pytest.mark.parametrize("method", ["replora", "lora", "dora"])
+@pytest.mark.parametrize("model_name", ["timm_vit", "hf_llama"])
+def test_each_may_merge(model_name: str, method: str) -> None:
+    model, tiny = adapted(model_name, method)
+    disturb(model)
+    inputs = tiny.inputs()
+    with torch.no_grad():
+        want, before = call(model, inputs), {n: p.clone() for n, p in model.named_parameters()}
+
+    def work(_: int) -> list[torch.Tensor]:
+        outputs = []
+        for _ in range(8):
+            with torch.no_grad(), replora.merged(model):
+                outputs.append(call(model, inputs))
+        return outputs
+
+    for output in in_threads(work):
+        torch.testing.assert_close(output, want, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("model_name", FAMILIES)
+def test_each_may_switch_the_adapter_off(model_name: str) -> None:
+    model, tiny = adapted(model_name, "replora")
+    disturb(model)
+    inputs = tiny.inputs()
+    contexts: list[Callable[[], AbstractContextManager]] = [nullcontext, lambda: replora.disabled(model)]
+    with torch.no_grad():
+        want = []
+        for context in contexts:
+            with context():
+                want.append(call(model, inputs))
+    assert not torch.allclose(*want, atol=1e-3)
+
+    def work(number: int) -> list[torch.Tensor]:
+        outputs = []
+        for _ in range(8):
+            with torch.no_grad(), contexts[number % 2]():
+                outputs.append(call(model, inputs) - want[number % 2])
+        return outputs
+
+    for difference in in_threads(work):
+        torch.testing.assert_close(difference, torch.zeros_like(difference), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [None, False, True])  # without, the usual, the reentrant kind
+@pytest.mark.parametrize("model_name", FAMILIES)
+def test_one_that_evaluates_leaves_the_gradients_of_another_alone(model_name: str, checkpointing: bool | None) -> None:
+    model, tiny = adapted(model_name, "replora")
+    disturb(model)
+    model.eval()
+    inputs = tiny.inputs()
+    if checkpointing is not None:
+        for block in [m for m in model.modules() if type(m).__name__ in ("Block", "BeitBlock", "LlamaDecoderLayer")]:
+            plain = block.forward
+            block.forward = lambda *a, f=plain, **k: checkpoint(partial(f, **k), *a, use_reentrant=checkpointing)
+    if checkpointing and isinstance(inputs, dict):
+        model.enable_input_require_grads()
+    elif checkpointing:
+        inputs.requires_grad_()
+    parameters = list(model.replora.parameters())
+
+    def gradients() -> list[torch.Tensor]:
+        for parameter in parameters:
+            parameter.grad = None
+        call(model, inputs).square().mean().backward()
+        return [p.grad.clone() for p in parameters if p.grad is not None]
+
+    want = gradients()
+
+    def work(number: int) -> list[torch.Tensor]:
+        differences = []
+        for _ in range(5):
+            if number == 0:
+                differences += [(g - w).abs().max() for g, w in zip(gradients(), want, strict=True)]
+            else:
+                with torch.no_grad():
+                    call(model, inputs)
+        return differences
+
+    assert max(in_threads(work)) < 1e-4
+
+
+def test_a_model_in_a_block_of_another_thread_can_be_copied() -> None:
+    model, tiny = adapted("timm_vit", "replora")
+    disturb(model)
+    want = call(model, tiny.inputs())
+
+    def work(_: int) -> list[torch.Tensor]:
+        twin: nn.Module = torch.load(_saved(model), weights_only=False)
+        replora.unmerge(twin)
+        return [call(twin, tiny.inputs())]
+
+    with replora.merged(model):
+        torch.testing.assert_close(in_threads(work, 1)[0], want)
+
+
+def _saved(model: nn.Module):
+    from io import BytesIO
+
+    file = BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return file
