@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from replora.datasets.errors import CorruptVideoError
-from replora.datasets.image.read import IMAGE_SUFFIXES
+from replora.datasets.errors import CorruptImageError, CorruptVideoError
+from replora.datasets.image.read import IMAGE_SUFFIXES, MAX_RATIO, open_rgb
 from replora.errors import RepLoRAError
 
 if TYPE_CHECKING:
@@ -80,7 +79,13 @@ def count_frames(path: Path) -> int:
 
 
 def resize(frames: Tensor, short_side: int) -> Tensor:
-    """uint8 (T, 3, H, W) -> uint8 (T, 3, h, w), min(h, w) = `short_side`, the longer side rounded down."""
+    """uint8 (T, 3, H, W) -> uint8 (T, 3, h, w), min(h, w) = `short_side`, the longer side rounded down.
+
+    Of frames whose longer side is more than `MAX_RATIO` times the shorter one, the middle is taken first.
+    """
+    longest = MAX_RATIO * min(frames.shape[-2:])
+    top, left = (max(0, side - longest) // 2 for side in frames.shape[-2:])
+    frames = frames[..., top : top + longest, left : left + longest]
     height, width = frames.shape[-2:]
     if min(height, width) == short_side:
         return frames
@@ -306,9 +311,6 @@ def _is_image(path: Path) -> bool:
 def _image(file: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """(H, W, 3)."""
     try:
-        with Image.open(file) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise CorruptVideoError(
-            f"The frame {file} cannot be read: {_reason(file, error)}. Extract the clip again."
-        ) from error
+        return np.array(open_rgb(file))
+    except CorruptImageError as error:
+        raise CorruptVideoError(str(error).replace("The image", "The frame", 1)) from error
