@@ -56,17 +56,9 @@ def walk(folder: Path, left_out: LeftOut, above: tuple[str, ...] = ()) -> Iterat
     Raises:
         DatasetNotFoundError: A folder cannot be listed.
     """
-    try:
-        with os.scandir(folder) as opened:
-            entries = sorted(opened, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DatasetNotFoundError(
-            f"The folder {printable(folder)} cannot be listed ({error.strerror}). Give yourself the permission to read "
-            "it, or remove it."
-        ) from error
     chain = (*above, os.path.realpath(folder))
     files, folders = [], []
-    for entry in entries:
+    for entry in _entries(folder):
         path = folder / entry.name
         if entry.is_dir():
             if is_foreign(entry.name) or entry.name.lower() in PREVIEWS:
@@ -112,3 +104,30 @@ def tell_left_out(where: Path, left_out: LeftOut) -> None:
     if left_out:
         listed = ", ".join(f"{count:,} {name}" for name, count in left_out.most_common())
         log.warning("%s: left out: %s", printable(where), listed)
+
+
+def subfolders(parent: Path, left_out: LeftOut | None = None) -> list[str]:
+    """The names of the folders in `parent`, sorted, without hidden and foreign ones.
+
+    Raises:
+        DatasetNotFoundError: `parent` cannot be listed.
+    """
+    names = []
+    for entry in _entries(parent):
+        if entry.is_dir():
+            if not is_foreign(entry.name):
+                names.append(entry.name)
+            elif left_out is not None:
+                left_out["hidden, foreign or preview folder"] += 1
+    return names
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as opened:
+            return sorted(opened, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DatasetNotFoundError(
+            f"The folder {printable(folder)} cannot be listed ({error.strerror}). Give yourself the permission to read "
+            "it, or remove it."
+        ) from error
