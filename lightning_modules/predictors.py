@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from replora.backbones.video import Average, averaged
+from replora.datasets.common.files import LeftOut
+from replora.datasets.image.folder import image_files
 from replora.datasets.image.read import IMAGE_SUFFIXES, Framing, Interpolation, read_image
 from replora.datasets.video.dataset import views
-from replora.datasets.video.decode import VIDEO_SUFFIXES, is_clip, read_clip
+from replora.datasets.video.decode import VIDEO_SUFFIXES, clip_files, is_clip, read_clip
 from replora.datasets.video.sampling import ClipOptions
 
 
@@ -50,6 +52,11 @@ class Predictor(ABC):
             options: Options of the run's module, from its `fit.yaml`.
             device: Where the model runs.
         """
+
+    @staticmethod
+    @abstractmethod
+    def find(folder: Path, left_out: LeftOut) -> list[Path]:
+        """The files in a folder and the folders inside it that this predictor reads; counts what it leaves out."""
 
     @staticmethod
     @abstractmethod
@@ -103,6 +110,8 @@ class ImagePredictor(Predictor):
             upright=data["upright"],
         )
 
+    find = staticmethod(image_files)
+
     @staticmethod
     def select(paths: Iterable[Path]) -> list[Path]:
         return sorted(
@@ -152,6 +161,8 @@ class VideoPredictor(Predictor):
             clips=ClipOptions(**data["clips"]),
             average=options.get("average_views", "logits"),
         )
+
+    find = staticmethod(clip_files)
 
     @staticmethod
     def select(paths: Iterable[Path]) -> list[Path]:

@@ -6,6 +6,7 @@ import csv
 import glob
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor
 
 import replora
 from lightning_modules.predictors import Predictor
+from replora.datasets.common.files import LeftOut, printable, tell_left_out
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.errors import CorruptImageError, CorruptVideoError
 from replora.errors import RepLoRAError, nearest
@@ -79,14 +81,16 @@ def find_files(asked: list[str], predictor: type[Predictor]) -> list[Path]:
         if path.is_file() or predictor.select([path]):
             files = [path]
         elif path.is_dir():
-            files = predictor.select(entry for entry in path.rglob("*") if not entry.name.startswith("."))
+            left_out: LeftOut = Counter()
+            files = predictor.find(path, left_out)
+            tell_left_out(path, left_out)
         else:
             matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (`**`, cwd)
             files = predictor.select(map(Path, matches))
         if not files:
             problem = f"the folder holds no {kind}" if path.is_dir() else "there is no such file, folder or match"
             raise PredictionError(
-                f"{name}: {problem} (looked in {Path.cwd()}). {kind.capitalize()}s end in "
+                f"{printable(name)}: {problem} (looked in {Path.cwd()}). {kind.capitalize()}s end in "
                 f"{', '.join(predictor.suffixes)}."
             )
         found |= dict.fromkeys(files)
@@ -184,7 +188,7 @@ def classify(
 
 
 def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5) -> None:
-    """Write predictions atomically as CSV or JSON, by the file's suffix.
+    """Write predictions atomically as CSV or JSON, by the file's suffix; paths as `printable` writes them.
 
     Args:
         file: File to write; its folder is created if absent.
@@ -200,10 +204,10 @@ def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5
     ]
     if file.suffix.lower() == ".json":
         predictions = [
-            {"path": str(path), "predicted": row[0][0], "probability": row[0][1], "probabilities": dict(row)}
+            {"path": printable(path), "predicted": row[0][0], "probability": row[0][1], "probabilities": dict(row)}
             for path, row in zip(found.paths, ranked, strict=True)
         ]
-        skipped = [{"path": str(path), "reason": reason} for path, reason in found.skipped.items()]
+        skipped = [{"path": printable(path), "reason": reason} for path, reason in found.skipped.items()]
         content = {"class_names": class_names, "predictions": predictions, "skipped": skipped}
         replace_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return
@@ -217,7 +221,7 @@ def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5
         writer.writerow([*first, *(f"{column}_{k}" for k in range(2, count + 1) for column in first[1:])])
         rest = [[text for name, p in row[1:] for text in (name, f"{p:.6f}")] for row in ranked]
     for path, row, more in zip(found.paths, ranked, rest, strict=True):
-        writer.writerow([path, row[0][0], f"{row[0][1]:.6f}", *more])
+        writer.writerow([printable(path), row[0][0], f"{row[0][1]:.6f}", *more])
     replace_text(file, stream.getvalue())
 
 

@@ -237,3 +237,29 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "--contact_sheet" in shown
     assert "Classify image or video files with a trained run" in shown
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_files_as_people_have_them(home: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names that are not UTF-8, photos with odd EXIF data, copies in foreign folders: the rest is not lost."""
+    photos = tmp_path / "photos"
+    write_image_folder(photos, ["a", "@eaDir", ".thumbnails"], 2)
+    odd = photos / os.fsdecode(b"caf\xe9.jpg")
+    try:
+        shutil.copy(photos / "a" / "0.jpg", odd)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names alone")
+    (photos / os.fsdecode(b"no\xe9.jpg")).write_bytes(b"no image")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = exif.tobytes().replace(b"MM\0*\0\0\0\x08\0\x01", b"MM\0*\0\0\0\x08\0\x02")
+    data = data[:-4] + b"\x01\x32\0\x0b\0\0\0\x01\0\0\0\x07" + bytes(4)  # DateTime as a float
+    Image.new("RGB", (40, 30), "red").save(photos / "turned.jpg", exif=data)
+    out = tmp_path / f"out{suffix}"
+    predict(home, str(photos), f"--out={out}", "--skip_corrupt=true")
+    printed = capsys.readouterr().out
+    assert "4 predictions are in" in printed
+    assert "skipped: " in printed
+    assert "no\\xe9.jpg" in printed
+    listed = rows(out) if suffix == ".csv" else json.loads(out.read_text(encoding="utf-8"))["predictions"]
+    assert f"{photos}/caf\\xe9.jpg" in [row["path"] for row in listed]

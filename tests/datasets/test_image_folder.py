@@ -89,8 +89,8 @@ def test_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "error", "message"),
     [
-        (["file,label", "cat/0.jpg,a"], FileTableError, r"no column 'path'; its first line names 'file', 'label'"),
-        (["path,class", "cat/0.jpg,a"], FileTableError, r"no column 'label'.*The first line has to be: path,label"),
+        (["where,label", "cat/0.jpg,a"], FileTableError, r"no column 'path'; its first line names 'where', 'label'"),
+        (["path,breed", "cat/0.jpg,a"], FileTableError, r"no column 'label'.*The first line has to be: path,label"),
         (["path,label"], FileTableError, "lists no image"),
         (["path,label", "cat/0.jpg,"], FileTableError, r"line 2: cat/0.jpg has no label"),
         (["path,label", "../x.jpg,a"], ListFileError, r"line 2: the path '../x.jpg' leaves the data"),
@@ -125,7 +125,8 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(FileTableError, match=r"10 images but no folders in it.*predict-files"):
         read_image_table(tmp_path / "one" / "cat")
     (tmp_path / "one" / "dog").mkdir()
-    with pytest.raises(FileTableError, match=r"The class folder .*dog has no images \(files ending in \.jpg"):
+    (tmp_path / "one" / "dog" / "a.heic").touch()
+    with pytest.raises(FileTableError, match=r"folder .*dog has no images \(files ending in \.jpg.* 1 \.heic"):
         read_image_table(tmp_path / "one")
     home = write_image_folder(tmp_path / "splits", splits=["train", "test"])
     (home / "train" / "eel").rename(home / "train" / "eels")

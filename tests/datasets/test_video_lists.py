@@ -185,5 +185,6 @@ def test_own_videos(tmp_path: Path) -> None:
     with pytest.raises(ListFileError, match=r"1 of 2 videos are missing, the first: right/7\.avi"):
         read_video_table(root / "list.csv")
     (root / "up").mkdir()
+    (root / "up" / "0.braw").touch()
     with pytest.raises(FileTableError, match=r"up has no videos \(files ending in \.mp4"):
         read_video_table(root)

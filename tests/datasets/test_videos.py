@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import re
+import struct
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from replora.datasets.errors import CorruptVideoError
 from replora.datasets.video import decode as videos
 from replora.datasets.video.decode import MissingDecoderError, clip_files, count_frames, read_clip, resize
+from replora.datasets.video.motion import write_video
 from tests.fake_videos import frames_of, write_avi, write_frames, write_webm
 
 
@@ -221,7 +225,10 @@ def test_clips_are_files_and_folders_of_images(tmp_path: Path) -> None:
     (tmp_path / "a" / "preview.jpg").touch()
     write_avi(tmp_path / "b" / "3.avi")
     (tmp_path / "b" / "3.jpg").touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in clip_files(tmp_path)]
+    write_frames(tmp_path / "b" / "thumbs")
+    left_out: Counter[str] = Counter()
+    found = [path.relative_to(tmp_path).as_posix() for path in clip_files(tmp_path, left_out)]
+    assert left_out == {".txt": 1, ".jpg": 2, "hidden file": 1, "hidden, foreign or preview folder": 1}
     assert found == ["a/1.avi", "a/deeper/2", "b/3.avi"]  # and no folder with a preview beside its videos
 
 
@@ -232,3 +239,55 @@ def test_a_missing_decoder_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(MissingDecoderError, match=r'pip install "replora\[video\]"'):
         read_clip(file, range)
     assert len(read_clip(write_frames(tmp_path / "clip"), range)) == 12
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_videos_of_phones_are_turned_upright(tmp_path: Path, degrees: int) -> None:
+    """The matrix in the track's header says how players turn the frames."""
+    white_above = np.zeros((24, 32, 3), np.uint8)
+    white_above[:12] = 255
+    file = tmp_path / "phone.mp4"
+    write_video(file, iter([white_above] * 4), "mpeg4", 12, {"qmin": "1", "qmax": "2"})
+    upright = read_clip(file, range)
+    data = bytearray(file.read_bytes())
+    one = 1 << 16
+    matrix = {0: (one, 0, 0, one), 90: (0, one, -one, 0), 180: (-one, 0, 0, -one), 270: (0, -one, one, 0)}[degrees]
+    a, b, c, d = matrix
+    start = data.index(b"tkhd") + 44
+    data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    file.write_bytes(data)
+    expected = torch.from_numpy(np.rot90(upright.numpy(), -degrees // 90, axes=(2, 3)).copy())  # clockwise
+    assert torch.equal(read_clip(file, range), expected)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [(".gif", "gif"), (".ts", "mpeg2video"), (".3gp", "mpeg4"), (".mts", "mpeg2video"), (".ogv", "libtheora"),
+     (".vob", "mpeg2video"), (".m2v", "mpeg2video"), (".asf", "wmv2"), (".y4m", "rawvideo"), (".mkv", "mpeg4"),
+     (".mpe", "mpeg2video"), (".f4v", "h264"), (".3g2", "mpeg4"), (".m2ts", "mpeg2video"), (".mxf", "mpeg2video")],
+)  # fmt: skip
+def test_every_container_is_read(tmp_path: Path, suffix: str, codec: str) -> None:
+    import av
+
+    file = tmp_path / f"video{suffix}"
+    try:
+        write_video(file, frames_of(1, 15, (64, 96)), codec, 25, {})
+    except (av.FFmpegError, ValueError) as error:
+        pytest.skip(f"not written: {error}")
+    assert clip_files(tmp_path, Counter()) == [file]
+    assert read_clip(file, range).shape == (15, 3, 64, 96)
+
+
+def test_transparent_pixels_of_videos_are_white(tmp_path: Path) -> None:
+    images = [Image.new("RGBA", (16, 16), (0, 0, 0, 0)) for _ in range(3)]
+    for number, image in enumerate(images):
+        image.paste((255, 0, 10 * number, 255), (0, 0, 8, 16))
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], disposal=2, duration=40)
+    frames = read_clip(tmp_path / "a.gif", range)
+    assert frames.shape[0] == 3
+    assert int(frames[0, :, :, 12:].min()) == 255
+    assert int(frames[0, 1, :, :8].max()) == 0
+
+
+def test_a_narrow_video_needs_little() -> None:
+    assert resize(torch.zeros(8, 3, 2, 16384, dtype=torch.uint8), 64).shape == (8, 3, 64, 4096)

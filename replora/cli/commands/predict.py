@@ -43,6 +43,7 @@ def predict_files(
     """
     # Only here: the light verbs of the command line do not wait for torch.
     from replora import inference, runs
+    from replora.datasets.common.files import printable
 
     runs.import_module(import_module)
     kind = inference.predictor_of(run)
@@ -54,7 +55,7 @@ def predict_files(
     inference.write(out, found, predictor.class_names, top_k)
     print(f"{len(found.paths):,} predictions are in {out}")
     for path, reason in found.skipped.items():
-        print(f"skipped: {path}: {reason}")
+        print(f"skipped: {printable(path)}: {reason}")
     if found.skipped:
         print(f"{len(found.skipped):,} of {len(paths):,} files could not be read")
     if contact_sheet is not None:
@@ -62,5 +63,5 @@ def predict_files(
 
         best = found.probabilities.max(dim=1)
         names = [predictor.class_names[i] for i in best.indices.tolist()]
-        draw(contact_sheet, found.pictures, names, best.values.tolist(), [path.name for path in found.paths])
+        draw(contact_sheet, found.pictures, names, best.values.tolist(), [printable(path.name) for path in found.paths])
         print(f"contact sheet: {contact_sheet}")

@@ -5,20 +5,18 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
+from replora.datasets.common.file_table import read_file_table
+from replora.datasets.common.files import LeftOut, files_of
 from replora.datasets.common.in_memory import usable_cpus
-from replora.datasets.common.labelled_files import FileKind, FileTable, read_file_table
+from replora.datasets.common.labelled_files import FileKind, FileTable
 from replora.datasets.errors import CorruptImageError
 from replora.datasets.image.read import IMAGE_SUFFIXES, Interpolation, check_header, read_image, read_uncropped
 from replora.datasets.samples import ImageDataset, ImageSample
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files in `folder` and the folders inside it."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
+    """The image files in `folder` and the folders inside it, as `files_of` says."""
+    return files_of(folder, IMAGE_SUFFIXES, left_out)
 
 
 IMAGES = FileKind(

@@ -19,14 +19,19 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from replora.datasets.errors import CorruptVideoError
-from replora.datasets.image.read import IMAGE_SUFFIXES
+from replora.datasets.common.files import LeftOut, printable, walk
+from replora.datasets.errors import CorruptImageError, CorruptVideoError
+from replora.datasets.image.read import IMAGE_SUFFIXES, MAX_RATIO, open_rgb, to_rgb
 from replora.errors import RepLoRAError
 
 if TYPE_CHECKING:
     import av
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
+# What FFmpeg reads of the formats that hold videos.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts", ".mts", ".m2ts"),
+    *(".3gp", ".3g2", ".ogv", ".vob", ".mpe", ".m2v", ".asf", ".f4v", ".divx", ".mxf", ".dv", ".y4m", ".mjpeg"),
+)
 
 # Decoded frames that wait until the clip's length is known, in bytes; a longer clip is decoded a second time.
 HELD_BYTES = 256 * 2**20
@@ -79,8 +84,28 @@ def count_frames(path: Path) -> int:
     return sum(1 for _ in _decode(path))
 
 
+def frames_every(path: Path, seconds: float) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """The first frame at or after each multiple of `seconds` of a video file, each uint8 (H, W, 3).
+
+    Raises:
+        CorruptVideoError, MissingDecoderError: as `read_clip` says; the first only at the end of a video that was cut.
+    """
+    found = 0
+    for number, frame in enumerate(_decode(path)):
+        time = frame.time if frame.time is not None else number / 25
+        if time >= found * seconds:
+            found += 1
+            yield _rgb(path, frame)
+
+
 def resize(frames: Tensor, short_side: int) -> Tensor:
-    """uint8 (T, 3, H, W) -> uint8 (T, 3, h, w), min(h, w) = `short_side`, the longer side rounded down."""
+    """uint8 (T, 3, H, W) -> uint8 (T, 3, h, w), min(h, w) = `short_side`, the longer side rounded down.
+
+    Of frames whose longer side is more than `MAX_RATIO` times the shorter one, the middle is taken first.
+    """
+    longest = MAX_RATIO * min(frames.shape[-2:])
+    top, left = (max(0, side - longest) // 2 for side in frames.shape[-2:])
+    frames = frames[..., top : top + longest, left : left + longest]
     height, width = frames.shape[-2:]
     if min(height, width) == short_side:
         return frames
@@ -88,24 +113,39 @@ def resize(frames: Tensor, short_side: int) -> Tensor:
     return F.interpolate(frames, size=size, mode="bilinear", antialias=True)
 
 
-def clip_files(folder: Path) -> list[Path]:
-    """The clips in `folder` and the folders inside it: video files, and folders of images (`is_clip`)."""
+def clip_files(folder: Path, left_out: LeftOut) -> list[Path]:
+    """The clips in `folder` and the folders inside it: video files, and folders of images (`is_clip`).
+
+    Args:
+        folder, left_out: as of `files_of`.
+
+    Raises:
+        DatasetNotFoundError: a folder cannot be listed.
+    """
     found = []
-    for path in sorted(folder.rglob("*")):
-        if path.name.startswith("."):
-            continue
-        if is_clip(path):
-            found.append(path)
-    return found
+    for home, files in walk(folder, left_out):
+        if home != folder and _holds_frames(files):
+            found.append(home)
+            used = [file for file in files if _is_image(file)]
+        else:
+            used = [file for file in files if _is_video(file)]
+            found += used
+        left_out.update(file.suffix.lower() or "file without a suffix" for file in set(files) - set(used))
+    return sorted(found)
 
 
 def is_clip(path: Path) -> bool:
     """Whether `path` is a video file, or a folder that directly holds images and no videos, beside which they are
     previews."""
     if not path.is_dir():
-        return _is_video(path)
-    entries = list(path.iterdir())
-    return any(map(_is_image, entries)) and not any(map(_is_video, entries))
+        return _is_video(path) and path.is_file()
+    return _holds_frames([entry for entry in path.iterdir() if entry.is_file()])
+
+
+def _holds_frames(files: list[Path]) -> bool:
+    """Whether the files of a folder are the frames of a clip; a GIF may be an image or a video and does not count."""
+    firm = [file for file in files if file.suffix.lower() != ".gif"]
+    return any(map(_is_image, firm)) and not any(map(_is_video, firm))
 
 
 def require_decoder() -> None:
@@ -125,6 +165,7 @@ def require_decoder() -> None:
 
 
 def _read_video(path: Path, choose: Choice) -> Tensor:
+    shown = printable(path)
     held: list[Any] = []
     count = size = 0
     for frame in _decode(path):
@@ -144,7 +185,7 @@ def _read_video(path: Path, choose: Choice) -> Tensor:
                 break
     first = pixels[wanted[0]].shape
     if any(image.shape != first for image in pixels.values()):
-        raise CorruptVideoError(f"The video {path} changes its size on the way. Encode it again at one size.")
+        raise CorruptVideoError(f"The video {shown} changes its size on the way. Encode it again at one size.")
     return torch.from_numpy(np.stack([pixels[number] for number in wanted])).permute(0, 3, 1, 2).contiguous()
 
 
@@ -157,12 +198,13 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
     require_decoder()
     import av
 
+    shown = printable(path)
     count = damaged = 0
     times: list[float] = []
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise CorruptVideoError(f"The file {path} holds no video.")
+                raise CorruptVideoError(f"The file {shown} holds no video.")
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             stream.codec_context.thread_count = 1
@@ -185,24 +227,24 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
         raise CorruptVideoError(
-            f"The video {path} cannot be decoded: {_reason(path, error)}. Copy or download this file again."
+            f"The video {shown} cannot be decoded: {_reason(path, error)}. Copy or download this file again."
         ) from error
     if not count:
-        raise CorruptVideoError(f"The video {path} holds no frame. Copy or download this file again.")
+        raise CorruptVideoError(f"The video {shown} holds no frame. Copy or download this file again.")
     if _cut_off(count, stated, end, length):
         raise CorruptVideoError(
-            f"The video {path} ends after {count:,} frames ({end:.1f} seconds); its header says "
+            f"The video {shown} ends after {count:,} frames ({end:.1f} seconds); its header says "
             f"{f'{stated:,} frames' if stated else f'{length:.1f} seconds'}, so it was cut off. Copy or download this "
             "file again."
         )
     if damaged:
         raise CorruptVideoError(
-            f"The video {path} is damaged: parts of its frame {damaged:,} of {count:,} cannot be decoded. Copy or "
+            f"The video {shown} is damaged: parts of its frame {damaged:,} of {count:,} cannot be decoded. Copy or "
             "download this file again."
         )
     if lost is not None:
         raise CorruptVideoError(
-            f"The video {path} has no frames from second {lost[0]:.1f} to {lost[1]:.1f}, and regular ones elsewhere, "
+            f"The video {shown} has no frames from second {lost[0]:.1f} to {lost[1]:.1f}, and regular ones elsewhere, "
             "so some are lost. Copy or download this file again."
         )
 
@@ -244,18 +286,23 @@ def _length(container: Any, stream: Any) -> float:
 
 
 def _rgb(path: Path, frame: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """(H, W, 3)."""
+    """(H, W, 3), upright, transparent pixels on white."""
     try:
         pixels: np.ndarray[Any, np.dtype[np.uint8]] = frame.to_ndarray(format="rgb24")
+        if any(component.is_alpha for component in frame.format.components):
+            layered = frame.to_ndarray(format="rgba")
+            if layered[..., 3].min() < 255:
+                pixels = np.array(to_rgb(Image.fromarray(layered)))
     except (ValueError, OSError) as error:
-        raise CorruptVideoError(f"The video {path} has a frame without pixels ({error}).") from error
-    return pixels
+        raise CorruptVideoError(f"The video {printable(path)} has a frame without pixels ({error}).") from error
+    turns = round(frame.rotation / 90) % 4  # counterclockwise, from the display matrix that phones write
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
 
 def _reason(path: Path, error: BaseException) -> str:
     if not path.exists():
         return "there is no such file"
-    return "the file is empty (0 bytes)" if path.stat().st_size == 0 else str(error)
+    return "the file is empty (0 bytes)" if path.stat().st_size == 0 else printable(str(error))
 
 
 # --- folders of images
@@ -273,15 +320,17 @@ def _read_folder(folder: Path, choose: Choice) -> Tensor:
 
 def _numbered_images(folder: Path) -> list[Path]:
     """The images of a clip by number; a gap means that frames are lost."""
-    files = [path for path in folder.iterdir() if _is_image(path)]
+    shown = printable(folder)
+    images = [path for path in folder.iterdir() if _is_image(path) and path.is_file()]
+    files = [path for path in images if path.suffix.lower() != ".gif"] or images  # a GIF beside frames shows them all
     if not files:
-        raise CorruptVideoError(f"The folder {folder} holds no images, so it is no clip.")
+        raise CorruptVideoError(f"The folder {shown} holds no images, so it is no clip.")
     numbers: dict[int, Path] = {}
     for file in files:
         digits = re.search(r"(\d+)$", file.stem)
         if digits is None or int(digits[1]) in numbers:
             raise CorruptVideoError(
-                f"The image {file} has no number of its own at the end of its name. Frames are named like "
+                f"The image {printable(file)} has no number of its own at the end of its name. Frames are named like "
                 "frame_00001.jpg."
             )
         numbers[int(digits[1])] = file
@@ -289,26 +338,23 @@ def _numbered_images(folder: Path) -> list[Path]:
     if high - low + 1 != len(numbers):
         lost = next(number for number in range(low, high) if number not in numbers)
         raise CorruptVideoError(
-            f"The folder {folder} holds images {low} to {high}, but number {lost} is missing ({len(numbers):,} are "
+            f"The folder {shown} holds images {low} to {high}, but number {lost} is missing ({len(numbers):,} are "
             "there). Extract the clip again."
         )
     return [numbers[number] for number in sorted(numbers)]
 
 
 def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _image(file: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """(H, W, 3)."""
     try:
-        with Image.open(file) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise CorruptVideoError(
-            f"The frame {file} cannot be read: {_reason(file, error)}. Extract the clip again."
-        ) from error
+        return np.array(open_rgb(file))
+    except CorruptImageError as error:
+        raise CorruptVideoError(str(error).replace("The image", "The frame", 1)) from error

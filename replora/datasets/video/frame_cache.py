@@ -19,6 +19,7 @@ from replora.datasets.video.decode import Choice, read_clip
 from replora.errors import RepLoRAError
 from replora.io import replacing
 
+PIXELS = 2  # raised when frames of the same file become other pixels: 2 turns videos upright
 EVERY_FRAME = "every frame"
 # The folder's size is looked up again when a process has written this part of `max_bytes`, because others write too:
 # filling a cache takes at most 1 / RESCAN looks, shared by all processes, however many files it has.
@@ -140,4 +141,5 @@ def _key(path: Path, short_side: int, keep: str) -> str:
         identity = f"{path.resolve()} {listed}"
     except OSError:
         identity = str(path)  # its reader says what is wrong
-    return hashlib.sha256(f"{identity} {short_side} {keep}".encode()).hexdigest()[:32]
+    key = f"{identity} {short_side} {keep} {PIXELS}"
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -11,6 +11,7 @@ is CLIP's own.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from replora.datasets.common.files import LeftOut, files_of, tell_left_out
 from replora.datasets.errors import CorruptImageError, CorruptVideoError, DatasetNotFoundError
 from replora.datasets.image.read import IMAGE_SUFFIXES, read_image
+from replora.datasets.video.decode import VIDEO_SUFFIXES, frames_every
 from replora.datasets.vision_language.features import FeatureError, FeatureFolder, write_h5, write_npz
 from replora.datasets.vision_language.image_text import GRID
 from replora.errors import RepLoRAError
@@ -31,7 +33,6 @@ from replora.errors import RepLoRAError
 EncoderName = Literal["rn101", "vit_b32"]
 SIZE = 224
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's own
-VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg")
 FEATURE_SIZES: dict[EncoderName, int] = {"rn101": 2048, "vit_b32": 512}
 TIMM_NAMES: dict[EncoderName, str] = {
     "rn101": "resnet101_clip.openai",
@@ -111,7 +112,9 @@ def find_sources(folder: Path, name: EncoderName) -> dict[str, Path]:
         FeatureError: Two files have one name.
     """
     kind, suffixes = ("images", IMAGE_SUFFIXES) if name == "rn101" else ("videos", VIDEO_SUFFIXES)
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
+    left_out: LeftOut = Counter()
+    files = files_of(folder, suffixes, left_out) if folder.is_dir() else []
+    tell_left_out(folder, left_out)
     if not files:
         raise DatasetNotFoundError(f"There are no {kind} in {folder} ({', '.join(suffixes)}).")
     sources: dict[str, Path] = {}
@@ -193,33 +196,15 @@ def video_frames(file: Path, seconds: float) -> Iterator[Tensor]:
     """The first frame at or after each multiple of `seconds`, uint8 (3, 224, 224).
 
     Raises:
-        FeatureError: PyAV is not installed.
-        CorruptVideoError: The file cannot be decoded or has no frame.
+        MissingDecoderError: PyAV is not installed.
+        CorruptVideoError: The file cannot be decoded, was cut off, or has no frame.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise FeatureError("Videos are decoded by PyAV, which is not installed: pip install av") from error
-    found = 0
-    try:
-        with av.open(str(file)) as container:
-            container.streams.video[0].codec_context.thread_count = 1
-            for number, frame in enumerate(container.decode(video=0)):
-                time = frame.time if frame.time is not None else number / 25
-                if time >= found * seconds:
-                    found += 1
-                    yield _framed(frame.to_image())
-    except (OSError, ValueError, IndexError) as error:  # av's own errors are kinds of these
-        if isinstance(error, RepLoRAError):
-            raise
-        raise CorruptVideoError(f"The video {file} cannot be decoded: {error}") from error
-    if not found:
-        raise CorruptVideoError(f"The video {file} has no frames.")
+    for pixels in frames_every(file, seconds):
+        yield _framed(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
-def _framed(image: Image.Image) -> Tensor:
-    """Shorter side 224, centre crop."""
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+def _framed(pixels: Tensor) -> Tensor:
+    """Shorter side 224, center crop: uint8 (3, H, W) -> uint8 (3, 224, 224)."""
     height, width = pixels.shape[1:]
     scale = SIZE / min(height, width)
     size = (max(SIZE, round(height * scale)), max(SIZE, round(width * scale)))

@@ -1,0 +1,93 @@
+"""Text and JSON files of users: any Unicode encoding that names itself, and one error for whatever is wrong."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from replora.datasets.common.files import printable
+from replora.errors import RepLoRAError
+
+# UTF-32 first: its mark begins as that of UTF-16 does.
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+# Encoding -> what a text in it has: kana; two Chinese characters in a row, which Western text does not give; anything.
+_LETTERS = {"shift_jis": "[\u3040-\u30ff]", "gb18030": "[\u4e00-\u9fff]{2}", "cp1252": ""}
+
+
+def read_text(file: Path, error: type[RepLoRAError]) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; line ends as they are.
+
+    Args:
+        file: The file.
+        error: What to raise where it holds no such text.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    content = file.read_bytes()
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as wrong:
+        guess = _guess(content)
+        found = f"; it looks like {guess}: iconv -f {guess} -t UTF-8" if guess else ""
+        raise error(f"{printable(file)} is not UTF-8 text ({wrong}){found}. Save it as UTF-8.") from wrong
+
+
+def _guess(content: bytes) -> str | None:
+    """An encoding that is none of Unicode's own and fits, or None; every file fits the last one."""
+    if b"\0" in content[:4096]:
+        return None
+    for name, letters in _LETTERS.items():
+        try:
+            if re.search(letters, content.decode(name)):
+                return name
+        except UnicodeDecodeError:
+            continue
+    return None
+
+
+def parse_json(text: str) -> Any:
+    """The value that a JSON text holds.
+
+    Raises:
+        ValueError: It is no JSON, is nested too deeply, has a number of thousands of digits, or half a character.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if re.search(r"\\u[dD][89abAB]", text) or re.search(r"\\u[dD][c-fC-F]", text):
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(r"a string holds half of a character, a lone \ud800 to \udfff") from None
+    return content
+
+
+def parse_json_lines(text: str) -> list[Any]:
+    """The values of a text with one JSON value per line, blank lines left out.
+
+    Raises:
+        ValueError: A line is none; the message names it.
+    """
+    values = []
+    # str.splitlines would also cut at U+2028, U+0085 and others, which may stand inside a string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                values.append(parse_json(line))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+    return values
