@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from replora.errors import RepLoRAError
-from replora.identity import compared_fields, table_conditions
+from replora.identity import compared_fields, option_kind, table_conditions
 from replora.reports.runs import Group, ReportError, Run, Size, is_run
 
 METHOD_NAMES = {
@@ -39,9 +39,14 @@ def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
     runs = sorted(filter(is_run, contents), key=lambda content: json.dumps(content, sort_keys=True))
     _check_sweep_methods(runs)
     newest: dict[str, tuple[str, dict[str, Any], Run]] = {}
+    lists = _lists(runs)
     for content, label in zip(runs, _labels(runs), strict=True):
         run, shared = _run(content, label), table_conditions(content)
-        key = json.dumps([shared, run.method, run.task, run.size, run.seed, run.stage, _point(content)], default=str)
+        if len(lists[_data_set(content)]) > 1:
+            shared |= _list_of(content)
+        repeats = {name: content.get("data", {}).get(name) for name in ("subset_seed", "shuffle_seed", "split_seed")}
+        parts = [shared, run.method, run.task, run.size, run.seed, repeats, run.stage, _point(content)]
+        key = json.dumps(parts, default=str)
         date = str(content.get("test", content.get("fit", {})).get("date", ""))
         if key not in newest or newest[key][0] <= date:
             newest[key] = (date, shared, run)
@@ -59,6 +64,30 @@ def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
         if run.stage == "select" or run.diverged:
             _add_to(groups, shared, run)
     return sorted(groups.values(), key=lambda group: (group.title, json.dumps(group.conditions, default=str)))
+
+
+def _data_set(content: dict[str, Any]) -> tuple[str, str]:
+    data = content.get("data", {})
+    return str(data.get("dataset")), str(data.get("task"))
+
+
+def _lists(contents: Iterable[dict[str, Any]]) -> dict[tuple[str, str], set[str]]:
+    """Data set and task -> the lists that its runs were measured on; several must not share a table."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for content in contents:
+        found.setdefault(_data_set(content), set()).update(filter(None, _list_of(content).values()))
+    return found
+
+
+def _list_of(content: dict[str, Any]) -> dict[str, Any]:
+    """What a run was measured on, as a condition of a table; empty for results that do not record it."""
+    measured = content.get("test") or content.get("validate") or {}
+    data = measured.get("data") or {}
+    splits = content.get("data", {}).get("splits", {})
+    known = data if data.get("sha256") else splits.get("test") or splits.get("val") or {}
+    if not known.get("sha256"):
+        return {}
+    return {"measured on": f"{known.get('size')} examples, list {known['sha256'][:8]}"}
 
 
 def common_track(results: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -161,10 +190,12 @@ def _labels(contents: list[dict[str, Any]]) -> list[str]:
     The training length may differ between tasks and sizes: it is named only where runs of one task and size differ.
     """
     options_of: dict[str, list[dict[str, Any]]] = {}  # method -> options of each run
+    settings_of: dict[str, list[dict[str, Any]]] = {}  # method -> other options of each run
     lengths_of: dict[tuple[str, str], list[dict[str, Any]]] = {}  # method, cell -> training length of each run
     for content in contents:
         if "sweep" not in content:
             options_of.setdefault(content["method"], []).append(compared_fields(content, "method"))
+            settings_of.setdefault(content["method"], []).append(_settings(content))
             lengths_of.setdefault((content["method"], _cell(content)), []).append(_length(content))
     named: dict[str, set[str]] = {}  # method -> fields of the training length that are named
     for (method, _), lengths in lengths_of.items():
@@ -180,8 +211,36 @@ def _labels(contents: list[dict[str, Any]]) -> list[str]:
         options, length = compared_fields(content, "method"), _length(content)
         shown = {k: v for k, v in options.items() if any(other.get(k) != v for other in options_of[method])}
         shown |= {k: v for k, v in length.items() if k in named.get(method, ())}
+        settings = _settings(content)
+        shown |= {k: v for k, v in settings.items() if any(other.get(k) != v for other in settings_of[method])}
+        if partial := run_is_partial(content):
+            shown["partial:"] = "; ".join(partial)
         labels.append(", ".join([METHOD_NAMES.get(method, method), *(f"{k} {v}" for k, v in shown.items())]))
     return labels
+
+
+# Settings that the conditions of a table, the method's options, or the training length show already.
+_SHOWN_ELSEWHERE = (
+    *("model.adapter", "model.backbone", "trainer.max_epochs", "data.batch_size"),
+    *("model.schedule.warmup_epochs", "model.schedule.warmup_steps", "model.schedule.warmup_fraction"),
+)
+
+
+def _settings(content: dict[str, Any]) -> dict[str, Any]:
+    """The other options of a run in which two runs of a method must not be averaged; none in format 1."""
+    conditions = table_conditions(content)
+    return {
+        name: value
+        for name, value in content.get("configuration", {}).items()
+        if option_kind(name) == "setting"
+        and not name.startswith(_SHOWN_ELSEWHERE)
+        and name.rpartition(".")[2] not in conditions
+    }
+
+
+def run_is_partial(content: dict[str, Any]) -> list[str]:
+    """Why a run is not a complete one."""
+    return [*content.get("fit", {}).get("partial", []), *content.get("test", {}).get("partial", [])]
 
 
 def _length(content: dict[str, Any]) -> dict[str, Any]:

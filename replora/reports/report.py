@@ -49,10 +49,12 @@ def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
         ReportError: There are no results.
         MixedTracksError: Results of both tracks of VTAB-1K are among them.
     """
-    contents = read_runs(sources)
+    skipped: list[str] = []
+    contents = read_runs(sources, skipped)
     groups = group_runs(contents)
     if not groups:
-        raise ReportError("The files hold no run that was trained or tested, so there is nothing to report.")
+        reasons = "".join(f"\n  {reason}" for reason in skipped)
+        raise ReportError(f"The files hold no run that was trained or tested, so there is nothing to report.{reasons}")
     folder.mkdir(parents=True, exist_ok=True)
     blocks: list[Block] = [Heading(1, TITLE), Paragraph(_summary(groups, _repeats(contents, groups)))]
     for number, group in enumerate(groups, start=1):
@@ -65,10 +67,57 @@ def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
         blocks += learning_curve_section(group, folder, prefix)
     blocks += video_section(groups)
     blocks += _provenance(groups)
+    blocks += _left_out(contents, groups, skipped)
     files = write_document(blocks, folder, TITLE)
     replace_text(folder / "runs.csv", _runs_csv(groups))
     replace_text(folder / "runs.jsonl", "".join(f"{line}\n" for line in sorted(_line(content) for content in contents)))
     return [*files, folder / "runs.csv", folder / "runs.jsonl"]
+
+
+def _left_out(contents: Sequence[dict[str, Any]], groups: Sequence[Group], skipped: Sequence[str]) -> list[Block]:
+    """Names what stands in no table: repeated runs, evaluations of other data or weights, and unreadable files."""
+    kept = {id(run.results) for group in groups for run in group.runs}
+    older = [_name(content) for content in contents if is_run(content) and id(content) not in kept]
+    further = [
+        f"{_name(content)}: {e['verb']} of {e['data'].get('size', 'unknown')} examples by {e['weights']['source']}, "
+        f"{_metrics_of(e)}{', partial' if e['partial'] else ''}"
+        f"{', on examples that it was trained on' if e['data'].get('seen_in_training') else ''}"
+        for content in contents
+        for e in content.get("evaluations", [])
+        if e["verb"] != "predict" and e is not content.get(e["verb"])
+    ]
+    listed = [
+        (
+            "Older runs that a newer one of the same setting and seeds replaces",
+            older if skipped or _recorded(contents) else [],
+        ),
+        ("Further evaluations, of other data, other weights or a part", further),
+        ("Files that could not be read", list(skipped)),
+    ]
+    found = [(title, names) for title, names in listed if names]
+    if not found:
+        return []
+    return [
+        Heading(2, "Left out of the tables"),
+        *(Paragraph(f"{title}: {'; '.join(names)}.") for title, names in found),
+    ]
+
+
+def _recorded(contents: Sequence[dict[str, Any]]) -> bool:
+    """Whether any run has a name: results of format 1 have none."""
+    return any("run_id" in content for content in contents)
+
+
+def _name(content: dict[str, Any]) -> str:
+    """How a run is named where it stands in no table."""
+    trial = content.get("sweep", {}).get("trial")
+    date = content.get("fit", content.get("test", {})).get("date", "unknown date")
+    return str(trial or f"{content.get('method')} run {content.get('run_id', '')[:8]} of {date}")
+
+
+def _metrics_of(evaluation: dict[str, Any]) -> str:
+    measured = {k: v for k, v in evaluation["metrics"].items() if "loss" not in k}
+    return ", ".join(f"{name} {value}" for name, value in list(measured.items())[:2])
 
 
 def _repeats(contents: Sequence[dict[str, Any]], groups: Sequence[Group]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
-from replora.results import read_results, with_own_measurements
+from replora.results import ResultsError, read_results, with_own_measurements
 
 # Order of the methods in tables; other methods follow by name.
 METHOD_ORDER = ("full fine-tuning", "linear probe", "BitFit", "LoRA", "DoRA", "linear", "RepLoRA")
@@ -76,13 +76,18 @@ class Run:
 
     @property
     def diverged(self) -> bool:
-        return "failed" in self.results.get("sweep", {})
+        return "failed" in self.results.get("sweep", {}) or self.results.get("fit", {}).get("diverged", False)
 
     @property
     def examples(self) -> int | None:
-        """Number of training examples; None if the results do not list them."""
-        indices = self.results.get("data", {}).get("train_indices")
-        return len(indices) if indices else None
+        """Number of training examples; None if the results do not say."""
+        data = self.results.get("data", {})
+        size, indices = data.get("train_size"), data.get("train_indices")
+        if size is not None:
+            return int(size)
+        if isinstance(indices, dict):  # format 1, several tasks: positions, or how many there are
+            return sum(part["count"] if isinstance(part, dict) else len(part) for part in indices.values())
+        return len(indices) if isinstance(indices, list) and indices else None
 
     @property
     def rate(self) -> float | None:
@@ -147,14 +152,18 @@ def spread(sizes: Sequence[Size]) -> list[Size]:
     return [sizes[round(i * (len(sizes) - 1) / (count - 1))] for i in range(count)]
 
 
-def read_runs(sources: Sequence[Path]) -> list[dict[str, Any]]:
+def read_runs(sources: Sequence[Path], skipped: list[str] | None = None) -> list[dict[str, Any]]:
     """The results in directories (searched with those inside), `results.json` and `.jsonl` files.
 
     A directory without any `results.json` is one of a report, and its `runs.jsonl` is read.
 
+    Args:
+        sources: Directories and files.
+        skipped: If given, the reasons why files cannot be read are added to it instead of raised.
+
     Raises:
         ReportError: A source holds no results.
-        ResultsError: A file is damaged or of a newer release.
+        ResultsError: A file is corrupt or of a newer release.
     """
     found: list[dict[str, Any]] = []
     for source in sources:
@@ -165,7 +174,12 @@ def read_runs(sources: Sequence[Path]) -> list[dict[str, Any]]:
                 f"{source} holds no results.json, and no runs.jsonl of a report. Name directories of runs."
             )
         for file in files:
-            found += _lines(file) if file.suffix == ".jsonl" else [read_results(file)]
+            try:
+                found += _lines(file) if file.suffix == ".jsonl" else [read_results(file)]
+            except (ReportError, ResultsError) as error:
+                if skipped is None:
+                    raise
+                skipped.append(str(error))
     return found
 
 

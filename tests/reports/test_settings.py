@@ -1,0 +1,150 @@
+"""Two runs that differ in one option are the same run by declaration, or the report shows the difference."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from replora.identity import configuration_sha256, differing_options, flat_options, option_kind
+from replora.reports.grouping import group_runs
+from replora.reports.report import write_report
+
+FORMER = Path(__file__).parents[1] / "cli" / "former"
+# Every option that a fit of image classification has, with a value.
+OPTIONS = {
+    name.replace(".init_args", ""): value
+    for name, value in flat_options(yaml.safe_load((FORMER / "vtab_lora.yaml").read_text("utf-8"))).items()
+}
+
+
+def other(option: str) -> Any:
+    """Another value of an option."""
+    value = OPTIONS[option]
+    if option == "data.shots":
+        return 5
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return "another"
+
+
+def recorded(configuration: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The record of a run with these options, as far as a report reads it."""
+    kept = {name: value for name, value in configuration.items() if option_kind(name) != "harmless"}
+    shots, fraction = configuration["data.shots"], configuration["data.train_fraction"]
+    run = {
+        "format": 2,
+        "run_id": "a" * 32,
+        "configuration": kept,
+        "configuration_sha256": configuration_sha256(configuration),
+        "backbone": {"name": configuration["model.backbone"], "fingerprint": configuration["model.backbone"]},
+        "method": configuration["model.adapter.class_path"].rpartition(".")[2],
+        "options": {k.rpartition(".")[2]: v for k, v in configuration.items() if k.startswith("model.adapter.")},
+        "targets": [],
+        "parameters": {"backbone": 10, "adapter_trained": 2, "adapter_deployed": 1, "head": 1},
+        "data": {
+            "dataset": configuration["data.class_path"].rpartition(".")[2],
+            "task": configuration["data.task"],
+            "track": configuration["data.track"],
+            "protocol": configuration["data.protocol"],
+            "shots": shots,
+            "train_fraction": fraction,
+            "subset_seed": configuration["data.subset_seed"],
+            "shuffle_seed": configuration["data.shuffle_seed"],
+            "train_size": 20,
+            "splits": {"test": {"size": 5, "sha256": "c" * 64}},
+        },
+        "fit": {
+            "metrics": {"val/accuracy": 0.5},
+            "epochs": configuration["trainer.max_epochs"],
+            "steps": 10,
+            "seed": configuration["seed_everything"],
+            "optimizer": {
+                "class": "AdamW",
+                "lr": configuration["model.optimizer.lr"],
+                "weight_decay": configuration["model.optimizer.weight_decay"],
+            },
+            "batch": {"per_process": configuration["data.batch_size"]},
+            "schedule": {"warmup_epochs": configuration["model.schedule.warmup_epochs"]},
+            "seconds": 1.0,
+            "weights_sha256": "w",
+            "partial": [],
+            "diverged": False,
+            "date": "2026-11-01",
+        },
+        "evaluations": [],
+    }
+    test = {
+        "verb": "test",
+        "metrics": {"test/accuracy": 0.5},
+        "data": {"split": "test", "size": 5, "sha256": "c" * 64},
+        "weights": {"source": "last epoch", "sha256": "w"},
+        "partial": [],
+        "date": "2026-11-01",
+    }
+    run |= {"evaluations": [test], "test": test}
+    return run | changes
+
+
+@pytest.mark.parametrize("option", [name for name in OPTIONS if name != "data.track"])
+def test_a_difference_in_one_option_is_harmless_or_visible(option: str) -> None:
+    """Results of both tracks of VTAB-1K are refused together, so `data.track` is not among them."""
+    changed = OPTIONS | {option: other(option)}
+    one, two = recorded(OPTIONS), recorded(changed)
+    kind = option_kind(option)
+    assert bool(differing_options(OPTIONS, changed)) == (kind != "harmless")
+    assert (one["configuration_sha256"] == two["configuration_sha256"]) == (kind == "harmless")
+    groups = group_runs([one, two])
+    runs = [run for group in groups for run in group.runs]
+    if kind == "harmless":
+        assert len(runs) == 1, "one run, measured twice"
+        return
+    assert len(runs) == 2, "no run is dropped"
+    if kind == "repeat":
+        assert len({run.method for run in runs}) == 1
+        assert len(groups) == 1
+        return
+    shown = {(json.dumps(group.conditions), run.method, run.task, run.size) for group in groups for run in group.runs}
+    assert len(shown) == 2, f"{option} is not shown"
+
+
+def test_partial_runs_are_not_averaged_with_complete_ones() -> None:
+    partial = recorded(OPTIONS | {"seed_everything": 1})
+    partial["fit"]["partial"] = ["limit_train_batches=2"]
+    (group,) = group_runs([recorded(OPTIONS), partial])
+    assert sorted(group.methods) == ["RepLoRAConfig", "RepLoRAConfig, partial: limit_train_batches=2"]
+
+
+def test_other_lists_of_a_task_stand_apart() -> None:
+    two = copy.deepcopy(recorded(OPTIONS))
+    two["test"]["data"] |= {"sha256": "d" * 64, "size": 7}
+    groups = group_runs([recorded(OPTIONS), two])
+    measured_on = [group.conditions["measured on"] for group in groups]
+    assert measured_on == ["5 examples, list cccccccc", "7 examples, list dddddddd"]
+
+
+def test_what_is_left_out_is_named(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for name, content in {"old": recorded(OPTIONS), "new": recorded(OPTIONS)}.items():
+        content["fit"]["date"] = content["test"]["date"] = {"old": "2026-11-01", "new": "2026-11-02"}[name]
+        further = {**content["test"], "data": {"split": "test", "size": 3, "sha256": "x", "seen_in_training": 2}}
+        content["evaluations"].append(further)
+        del content["test"]
+        (runs / name).mkdir(parents=True)
+        (runs / name / "results.json").write_text(json.dumps(content))
+    (runs / "broken").mkdir()
+    (runs / "broken" / "results.json").write_text("{")
+    (runs / "foreign").mkdir()
+    (runs / "foreign" / "results.json").write_text("[1, 2]")
+    write_report([runs], tmp_path / "report")
+    page = " ".join((tmp_path / "report" / "report.md").read_text("utf-8").split())
+    assert "newer one of the same setting and seeds replaces: RepLoRAConfig run aaaaaaaa of 2026-11-01" in page
+    assert "test of 3 examples by last epoch, test/accuracy 0.5, on examples that it was trained on" in page
+    assert f"{runs / 'broken' / 'results.json'} is corrupt" in page
+    assert f"{runs / 'foreign' / 'results.json'} is not a results file" in page
