@@ -455,11 +455,42 @@ def test_no_results(tmp_path):
 # --- benchmarks
 
 
+VIT_B = "vit_base_patch16_224.orig_in21k"
+
+
+def with_backbone(content: dict[str, Any], name: str = VIT_B) -> dict[str, Any]:
+    return {**content, "backbone": {**content["backbone"], "name": name}}
+
+
 def vtab(method: str, scores: dict[str, float], track: str = "archive") -> list[dict[str, Any]]:
     return [
-        result(method, score, data={"dataset": "VTAB", "task": task, "track": track, "protocol": "final"})
+        with_backbone(
+            result(method, score, data={"dataset": "VTAB", "task": task, "track": track, "protocol": "final"})
+        )
         for task, score in scores.items()
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"backbone": {"name": "vit_nano"}}, "ViT-B/16 at 224 pixels, these runs of vit_nano"),
+        ({"data": {"image_size": 32}}, "at 32"),
+        ({"data": {"train_fraction": 0.3}}, "these runs of parts of it"),
+    ],
+)
+def test_published_rows_stand_only_beside_their_setting(change: dict[str, Any], reason: str) -> None:
+    (run,) = vtab("LoRA", {"cifar": 0.5})
+    run = {**run, **{key: {**run[key], **value} for key, value in change.items()}}
+    (group,) = group_runs([run])
+    blocks = benchmark_section(group, "")
+    assert "vtab_published" not in {getattr(block, "name", "") for block in blocks}
+    assert any(reason in getattr(block, "text", "") for block in blocks)
+
+
+def test_a_custom_task_has_no_blank_table_of_the_benchmark() -> None:
+    (group,) = group_runs(vtab("LoRA", {"my_task": 0.5}))
+    assert benchmark_section(group, "") == []
 
 
 def benchmark(contents: list[dict[str, Any]]) -> dict[str, Any]:
@@ -517,7 +548,7 @@ def test_tracks_are_never_mixed(tmp_path, capsys):
 def test_fgvc_has_five_columns():
     tasks = ("cub_200_2011", "nabirds", "oxford_flowers", "stanford_dogs", "stanford_cars")
     contents = [
-        result("LoRA", score, data={"dataset": "FGVC", "task": task})
+        with_backbone(result("LoRA", score, data={"dataset": "FGVC", "task": task}))
         for task, score in zip(tasks, (0.8, 0.7, 0.9, 0.8, 0.6), strict=True)
     ]
     tables = benchmark(contents)

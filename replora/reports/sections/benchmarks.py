@@ -26,6 +26,8 @@ def benchmark_section(group: Group, prefix: str) -> list[Block]:
     if benchmark is None or not group.final:
         return []
     columns = _columns(benchmark)
+    if not {run.task for run in group.final} & {*columns} and benchmark != "commonsense":
+        return []  # a custom task in the layout of the benchmark
     blocks: list[Block] = []
     for shots in (False, True):
         scores = Scores(group, shots)
@@ -50,6 +52,8 @@ def benchmark_section(group: Group, prefix: str) -> list[Block]:
 
 
 def _published(benchmark: str, group: Group, prefix: str) -> list[Block]:
+    if reason := _other_setting(benchmark, group):
+        return [Paragraph(f"Published rows are left out: {reason}.")]
     track = group.conditions.get("track")
     columns = _columns(benchmark)
     blocks: list[Block] = []
@@ -68,6 +72,18 @@ def _published(benchmark: str, group: Group, prefix: str) -> list[Block]:
         headings = ["method", *columns, *_averages(benchmark), "selection", "source"]
         blocks.append(Table(f"{prefix}{benchmark}_published", table["caption"], headings, rows))
     return [Heading(3, "Published rows (not ours)"), *blocks] if blocks else []
+
+
+def _other_setting(benchmark: str, group: Group) -> str:
+    """Why the runs cannot stand beside the published rows, which are of ViT-B/16 at 224 pixels on all training data."""
+    if benchmark not in ("vtab", "fgvc"):
+        return ""
+    backbone, size = str(group.conditions.get("backbone")), group.conditions.get("image_size", 224)
+    if not backbone.startswith("vit_base_patch16_224") or size != 224:
+        return f"they are of ViT-B/16 at 224 pixels, these runs of {backbone} at {size}"
+    if not any(run.size == Size(shots=False, amount=1.0) for run in group.final):
+        return "they are of all training data, these runs of parts of it"
+    return ""
 
 
 def _means(scores: Scores, method: str, size: Size) -> tuple[dict[str, float], dict[str, int]]:
