@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -109,18 +110,18 @@ class RepLoRAConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         _check_rank(self.rank, self.alpha, self.dropout, self.targets)
-        _require(self.width >= 1, "hidden", self.hidden, "a width of at least 1")
-        _require(0 <= self.scale_exponent <= 1, "scale_exponent", self.scale_exponent, "a number in [0, 1]")
+        _require(_is_whole(self.width) and self.width >= 1, "hidden", self.hidden, "a width of at least 1")
+        exponent = self.scale_exponent
+        _require(
+            _is_number(exponent) and 0 <= exponent <= 1, "scale_exponent", self.scale_exponent, "a number in [0, 1]"
+        )
         _check_choice("factors", self.factors, ("mlp", "linear", "none"))
         _check_choice("activation", self.activation, ("gelu", "relu", "tanh", "silu", "identity"))
         _check_choice("sharing", self.sharing, ("group", "none"))
         _check_choice("init", self.init, ("zero", "normal002"))
         if self.init == "normal002" and self.factors != "none":
             raise RepLoRAError("init: normal002 imitates public LoRA baselines, so it needs factors: none.")
-        if isinstance(self.blocks, str):
-            _require(self.blocks == "all", "blocks", self.blocks, "'all' or a list of block indices such as [0, 1]")
-        else:
-            _require(len(self.blocks) > 0, "blocks", self.blocks, "'all' or at least one block index")
+        _check_blocks(self.blocks)
 
     @property
     def name(self) -> str:
@@ -233,6 +234,7 @@ class PeftMethodConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         _check_rank(self.rank, self.alpha, self.dropout, self.targets)
+        _check_blocks(self.blocks)
         _check_choice("method", self.method, PeftMethod.__args__)  # type: ignore[attr-defined]
 
     @property
@@ -263,15 +265,31 @@ def acting_options(config: AdapterConfig) -> dict[str, Any]:
 
 
 def _check_rank(rank: int, alpha: float | None, dropout: float, targets: Sequence[str]) -> None:
-    _require(rank >= 1, "rank", rank, "an integer of at least 1")
-    _require(alpha is None or alpha > 0, "alpha", alpha, "a number above 0")
-    _require(0 <= dropout < 1, "dropout", dropout, "a probability in [0, 1)")
+    _require(_is_whole(rank) and rank >= 1, "rank", rank, "an integer of at least 1")
+    _require(alpha is None or (_is_number(alpha) and 0 < alpha < math.inf), "alpha", alpha, "a number above 0")
+    _require(_is_number(dropout) and 0 <= dropout < 1, "dropout", dropout, "a probability in [0, 1)")
     _require(
         not isinstance(targets, str) and len(targets) > 0,
         "targets",
         targets,
         "a list of roles or names, such as [q, v]",
     )
+
+
+def _check_blocks(blocks: Literal["all"] | Sequence[int]) -> None:
+    if isinstance(blocks, str):
+        _require(blocks == "all", "blocks", blocks, "'all' or a list of block indices such as [0, 1]")
+    else:
+        holds = len(blocks) > 0 and all(map(_is_whole, blocks))
+        _require(holds, "blocks", blocks, "'all' or at least one block index")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _require(holds: bool, option: str, value: object, wanted: str) -> None:

@@ -18,6 +18,7 @@ from replora.adapters.config import (
 from replora.adapters.factors import FactorBank
 from replora.adapters.layer import SetAside, WeightUpdate, refuse_loading
 from replora.adapters.threads import Lock, MergedBlocks, Switch
+from replora.adapters.wrappers import is_compiled, plain_name, unwrap
 from replora.errors import RepLoRAError
 
 
@@ -113,10 +114,10 @@ class Adapters(nn.Module):
         for bank in self.factor_banks():
             bank.open()
 
-    def _after_forward(self, _model: nn.Module, _inputs: Any, output: Any) -> None:
+    def _after_forward(self, model: nn.Module, _inputs: Any, output: Any) -> None:
         for bank in self.factor_banks():
             bank.close()
-        if not self.proved and output is not None and not torch.compiler.is_compiling():
+        if not self.proved and output is not None and not torch.compiler.is_compiling() and not is_compiled(model):
             refuse_dead_targets(self)
             self.proved = True
 
@@ -166,7 +167,7 @@ class ParameterCounts:
 def train_only(model: nn.Module, names: Container[str]) -> None:
     """Let the parameters of these names train and freeze all others."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = name in names
+        parameter.requires_grad = plain_name(name) in names
 
 
 def adapters_of(model: nn.Module) -> Adapters:
@@ -175,18 +176,23 @@ def adapters_of(model: nn.Module) -> Adapters:
     Raises:
         RepLoRAError: Nothing was injected.
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    model = unwrap(model)
     adapters = getattr(model, "replora", None)
     if not isinstance(adapters, Adapters):
-        raise RepLoRAError(f"This {type(model).__name__} carries no adapter. Call replora.inject(model, config) first.")
+        inside = [
+            name for name, module in model.named_modules() if isinstance(getattr(module, "replora", None), Adapters)
+        ]
+        call = (
+            f"Its module {inside[0]!r} does: pass that one." if inside else "Call replora.inject(model, config) first."
+        )
+        raise RepLoRAError(f"This {type(model).__name__} carries no adapter. {call}")
     return adapters
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:
     """Trained and deployed numbers of the method that `model` carries."""
-    model = getattr(model, "_orig_mod", model)
     adapters = adapters_of(model)
-    parameters = dict(model.named_parameters())
+    parameters = {plain_name(name): p for name, p in unwrap(model).named_parameters()}
     head = sum(parameters[name].numel() for name in adapters.head)
     trained = sum(parameters[name].numel() for name in adapters.trained if name in parameters) - head
     banks = adapters.factor_banks()

@@ -12,6 +12,7 @@ from typing import Literal
 from torch import nn
 
 from replora.adapters.container import adapters_of
+from replora.adapters.wrappers import unwrap
 from replora.errors import RepLoRAError, nearest
 
 Part = Literal["visual_embedding", "biases", "layer_norm_weights"]
@@ -38,7 +39,7 @@ def train_parts(model: nn.Module, parts: Iterable[Part]) -> dict[str, int]:
     parts = list(parts)
     if unknown := [part for part in parts if part not in PARTS]:
         raise RepLoRAError(f"also_train: {unknown[0]!r} is not known. {nearest(unknown[0], PARTS)}")
-    adapters = adapters_of(model)
+    adapters, model = adapters_of(model), unwrap(model)
     parameters = dict(model.named_parameters())
     names = {
         "biases": [n for n, p in parameters.items() if n.rpartition(".")[2] == "bias" and p.ndim == 1],

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from replora.adapters.container import Adapters
 from replora.adapters.layer import MERGEABLE
+from replora.adapters.wrappers import plain_name
 from replora.errors import RepLoRAError
 
 
@@ -104,7 +105,8 @@ def fingerprint(
     With `dtype`, of the values rounded to it.
     """
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for key, tensor in model.state_dict().items():
+        name = plain_name(key)
         if not in_head(name, heads) and isinstance(tensor, Tensor):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             if not tensor.is_meta:

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from replora.adapters.config import (
     AdapterConfig,
@@ -28,6 +30,7 @@ from replora.adapters.layer import AdaptedLinear, AdaptedMultiheadAttention, Fac
 from replora.adapters.targets import Target, find_targets
 from replora.adapters.verify import prove_targets
 from replora.adapters.weight_tying import refuse_tied_heads
+from replora.adapters.wrappers import is_wrapper, plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 
 
@@ -59,9 +62,31 @@ def inject(
         RepLoRAError: The model carries an adapter already, or a name of `also_train` does not exist or shares its
             weight with a module that is frozen (an output layer tied to the embedding).
     """
-    if isinstance(present := getattr(model, "replora", None), Adapters):
+    with torch.inference_mode(False):  # a parameter made under inference_mode could never train
+        _inject(unwrap(_checked(model)), config, (*also_train, *modules_to_save), example, check)
+    return model
+
+
+def _checked(model: nn.Module) -> nn.Module:
+    """The model, unless another adapter or a wrapper for distributed training is in the way.
+
+    Raises:
+        RepLoRAError: One is.
+    """
+    if isinstance(present := getattr(unwrap(model), "replora", None), Adapters):
         raise RepLoRAError(f"The model already carries {present.config.name!r}. Call replora.remove(model) first.")
-    also_train = tuple(dict.fromkeys((*also_train, *modules_to_save)))
+    if isinstance(model, DistributedDataParallel):
+        raise RepLoRAError("DistributedDataParallel knows only what it was made with. Inject into model.module first.")
+    if of_peft := next((type(m).__name__ for m in model.modules() if type(m).__module__.startswith("peft.")), None):
+        raise RepLoRAError(
+            f"The model carries an adapter of the peft library already ({of_peft}). Inject into the plain model: "
+            "model = model.merge_and_unload() folds that adapter in, model.unload() takes it out."
+        )
+    return model
+
+
+def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[str], example: Any, check: bool) -> None:
+    also_train = tuple(dict.fromkeys(heads_to_train))
     heads = _submodules(model, also_train)
     also_train = tuple(name for name in also_train if not in_head(name, also_train))  # one inside another is in it
     refuse_tied_heads(model, also_train)
@@ -69,16 +94,16 @@ def inject(
     adapters = Adapters(config)
     adapters.also_train = also_train
     adapters.base = describe_base(model, also_train)
-    adapters.required_grad = {name for name, p in model.named_parameters() if p.requires_grad}
+    adapters.required_grad = {plain_name(name) for name, p in model.named_parameters() if p.requires_grad}
     adapters.backbone_count = sum(p.numel() for p in model.parameters() if id(p) not in head_tensors)
     model.replora = adapters
     try:
         trained = head_tensors | _apply(model, adapters, heads)
         for parameter in model.parameters():
             parameter.requires_grad = id(parameter) in trained
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-        adapters.trained = [name for name, tensor in tensors.items() if id(tensor) in trained]
-        adapters.head = [name for name, p in model.named_parameters() if id(p) in head_tensors]
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        adapters.trained = [plain_name(name) for name, tensor in tensors if id(tensor) in trained]
+        adapters.head = [plain_name(name) for name, p in model.named_parameters() if id(p) in head_tensors]
         if not isinstance(config, FullConfig):
             adapters._frozen_norms = _frozen_batch_norms(model)
         adapters.hook_onto(model)
@@ -88,12 +113,11 @@ def inject(
     except BaseException:
         remove(model)
         raise
-    return model
 
 
 def remove(model: nn.Module) -> nn.Module:
     """Take the adapter out of `model` again: the frozen backbone as it was (a trained head stays trained)."""
-    adapters = adapters_of(model)
+    adapters, wrapped, model = adapters_of(model), model, unwrap(model)
     adapters.unhook(model)
     for update in adapters.updates:
         update.unmerge()
@@ -109,7 +133,7 @@ def remove(model: nn.Module) -> nn.Module:
         remove_peft(model)
     del model.replora
     train_only(model, adapters.required_grad)
-    return model
+    return wrapped
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -124,7 +148,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _submodules(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
-    known = dict(model.named_modules())
+    known = {plain_name(name): module for name, module in model.named_modules()}
     for name in names:
         if not name or name not in known:
             raise RepLoRAError(
@@ -164,6 +188,9 @@ _METHODS = ["RepLoRAConfig", "LoRAConfig", "FullConfig", "LinearProbeConfig", "B
 
 def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAConfig, targets: list[Target]) -> None:
     """Wrap the targets, with one factor bank for all groups of the same shapes."""
+    largest = max(max(target.shape) for target in targets)
+    if config.rank > largest:
+        raise RepLoRAError(f"rank: {config.rank} is out of range. The largest of the targets has {largest} dimensions.")
     groups: dict[str, list[Target]] = {}
     for target in targets:
         key = target.group if config.sharing == "group" else target.name
@@ -203,6 +230,8 @@ def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAC
                 module.__class__ = AdaptedMultiheadAttention
                 module.updates = []  # type: ignore[assignment]
             adapted = owner = module
+        elif is_wrapper(module):
+            raise RepLoRAError(f"{name} is compiled by itself. Call torch.compile after replora.inject.")
         else:
             raise RepLoRAError(
                 f"{name} is a {type(module).__name__}, a subclass of nn.MultiheadAttention that is not known."

@@ -14,6 +14,7 @@ from replora.adapters.inject import remove
 from replora.adapters.layer import refuse_unmergeable
 from replora.adapters.peft_methods import merge_peft, peft_layers, unmerge_peft
 from replora.adapters.weight_tying import declare_untied, shared_with
+from replora.adapters.wrappers import unwrap
 from replora.errors import RepLoRAError
 
 
@@ -34,7 +35,7 @@ def merge(model: nn.Module, *, force: bool = False) -> nn.Module:
     """
     adapters = adapters_of(model)
     with adapters.lock:
-        _merge(model, adapters, force)
+        _merge(unwrap(model), adapters, force)
     return model
 
 
@@ -71,7 +72,7 @@ def unmerge(model: nn.Module) -> nn.Module:
     with adapters.lock:
         if adapters.blocks.count:
             raise RepLoRAError("The adapter is merged by `with replora.merged(model)`. Leave that block to unmerge it.")
-        _unmerge(model, adapters)
+        _unmerge(unwrap(model), adapters)
     return model
 
 
@@ -95,18 +96,19 @@ def merge_and_unload(model: nn.Module, *, force: bool = False) -> nn.Module:
         RepLoRAError: As `merge` says; then nothing is changed.
     """
     adapters = adapters_of(model)
+    inner = unwrap(model)
     with adapters.lock:
-        _merge(model, adapters, force)
+        _merge(inner, adapters, force)
         frozen = [p for aside in adapters.aside.values() for p in aside.frozen.values()]
         frozen += [update.base_before_merge for update in adapters.updates if update.base_before_merge is not None]
-        if shared_with(model, frozen, []):
-            declare_untied(model)
+        if shared_with(inner, frozen, []):
+            declare_untied(inner)
         for update in adapters.updates:
             update.keep_merged()
         for aside in adapters.aside.values():
             aside.drop()
         adapters.aside.clear()
-        model.__dict__.pop("replora_shelf", None)
+        inner.__dict__.pop("replora_shelf", None)
         return remove(model)
 
 
@@ -131,7 +133,7 @@ def merged(model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
         with adapters.lock:
             if not blocks.count:
                 blocks.stays = adapters.merged
-            _merge(model, adapters, force)
+            _merge(unwrap(model), adapters, force)
             blocks.count += 1
             entered = True
         yield model
@@ -139,7 +141,7 @@ def merged(model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
         with adapters.lock:
             blocks.count -= entered
             if not blocks.count and not blocks.stays:
-                _unmerge(model, adapters)
+                _unmerge(unwrap(model), adapters)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from replora.adapters.inject import remove
 from replora.adapters.layer import AdaptedLinear, AdaptedMultiheadAttention, WeightUpdate
 from replora.adapters.peft_methods import peft_layers
 from replora.adapters.weight_tying import refuse_tied_heads
+from replora.adapters.wrappers import plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 
 DEFAULT_NAME = "default"  # of an adapter that was injected, not loaded under a name
@@ -76,8 +77,8 @@ def set_adapter(model: nn.Module, name: str) -> nn.Module:
         return model
     if name not in shelf.waiting:
         raise RepLoRAError(f"There is no adapter {name!r} on this model. {nearest(name, adapter_names(model))}")
-    take_off(model)
-    _put_on(model, shelf.waiting.pop(name))
+    take_off(unwrap(model))
+    _put_on(unwrap(model), shelf.waiting.pop(name))
     shelf.active = name
     return model
 
@@ -98,6 +99,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
 
 def shelf_of(model: nn.Module) -> Shelf:
     """The model's shelf, made at the first use."""
+    model = unwrap(model)
     shelf = model.__dict__.get("replora_shelf")
     present = isinstance(getattr(model, "replora", None), Adapters)
     if shelf is None:
@@ -186,7 +188,7 @@ def take_off(model: nn.Module) -> None:
 
 def _put_on(model: nn.Module, waiting: Waiting) -> None:
     adapters = waiting.adapters
-    adapters.required_grad = {name for name, p in model.named_parameters() if p.requires_grad}
+    adapters.required_grad = {plain_name(name) for name, p in model.named_parameters() if p.requires_grad}
     for name, module in waiting.layers.items():
         # A head takes the data type of what stood there; factors keep theirs.
         model.set_submodule(name, _like(module, model.get_submodule(name), dtype=name in adapters.also_train))

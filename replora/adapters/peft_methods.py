@@ -13,6 +13,7 @@ from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters
 from replora.adapters.layer import SetAside, refuse_not_finite
 from replora.adapters.targets import Target
+from replora.adapters.wrappers import is_wrapper, plain_name
 from replora.errors import RepLoRAError, nearest
 
 # Method -> (config class in peft, our option -> its argument)
@@ -56,7 +57,8 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, 
         )
     before = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     modules = list(layers)
-    own = peft_config(config, modules)
+    real = {plain_name(name): name for name, module in model.named_modules() if not is_wrapper(module)}
+    own = peft_config(config, [real[name] for name in modules])
     try:
         peft.inject_adapter_in_model(own, model)
     except (TypeError, ValueError) as error:

@@ -41,6 +41,7 @@ from replora.adapters.factors import FactorBank
 from replora.adapters.fingerprint import refuse_other_base
 from replora.adapters.inject import inject
 from replora.adapters.layer import MERGEABLE, refuse_loading
+from replora.adapters.wrappers import plain_keys, plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 from replora.io import replacing
 
@@ -63,9 +64,9 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
     The tensors are the model's own, not copies. Whether the adapter is merged makes no difference.
     """
-    model = getattr(model, "_orig_mod", model)
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    return {name: tensors[name].detach() for name in adapters_of(model).trained}
+    adapters, model = adapters_of(model), unwrap(model)
+    tensors = {plain_name(name): t for name, t in (*model.named_parameters(), *model.named_buffers())}
+    return {name: tensors[name].detach() for name in adapters.trained}
 
 
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], found: str = "The state") -> None:
@@ -73,7 +74,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], found: str
 
     Args:
         model: A model into which the same method was injected.
-        state: As from `adapter_state`; a prefix of torch.compile is ignored.
+        state: As from `adapter_state`; what wrappers add to names (`_orig_mod.`, `module.`) is ignored.
         found: What the state is, for the error.
 
     Raises:
@@ -84,8 +85,8 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], found: str
 
 def _copy_state(model: nn.Module, state: Mapping[str, Tensor], found: str, differing: Sequence[str] = ()) -> None:
     """Copy `state`, unless its method is `differing` or a tensor is."""
-    state = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
     own = adapter_state(model)
+    state = plain_keys(state, own)
     problems = [*differing, *(f"missing: {name}" for name in own if name not in state)]
     problems += [
         f"{name}: {_dtype(state[name])} instead of {_dtype(tensor)}"
@@ -247,7 +248,7 @@ def load_adapter(
             the adapter computes (not dropout, not init).
     """
     description, state = read_adapter(path)
-    target = getattr(model, "_orig_mod", model)
+    target = unwrap(model)
     present = adapters_of(target) if isinstance(getattr(target, "replora", None), Adapters) else None
 
     def compare_bases() -> None:

@@ -18,6 +18,7 @@ from typing import Literal
 
 from torch import nn
 
+from replora.adapters.wrappers import plain_name
 from replora.errors import RepLoRAError, nearest
 
 ROLES = ("q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down")
@@ -105,7 +106,7 @@ def find_targets(
             same rows; or an index of `blocks` does not exist.
     """
     skipped = {id(inner) for module in skip for inner in module.modules()}
-    modules = {name: m for name, m in model.named_modules() if name and id(m) not in skipped}
+    modules = {plain_name(name): m for name, m in model.named_modules() if name and id(m) not in skipped}
     by_role = [target for name, module in modules.items() for target in _roles_of(name, module, modules)]
 
     chosen: list[Target] = []

@@ -8,7 +8,7 @@ forward pass of the model must at least call each adapted module or read its wei
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -25,14 +25,14 @@ def prove_targets(model: nn.Module, adapters: Adapters, example: Any = None) -> 
         DeadTargetError: A target does not act on the output.
     """
     given = example is not None
-    if any(p.is_meta for p in model.parameters()):
+    if any(p.is_meta or p.is_inference() for p in model.parameters()):
         return
     if not given:
         example = example_input(model)
         if example is None:
             return
     adapters.proved = True  # this pass is the proof: the check by use would only say less
-    with _evaluating(model), _without_zeros(model, adapters), torch.enable_grad():
+    with _evaluating(model), _without_zeros(model, adapters), torch.enable_grad(), _uncompiled():
         try:
             outputs = list(_float_tensors(_call(model, _to_device_of(model, example))))
         except Exception as error:
@@ -65,7 +65,7 @@ def outputs_on_example(model: nn.Module, example: Any = None) -> list[Tensor] | 
     example = example if given else example_input(model)
     if example is None:
         return None
-    with _evaluating(model):
+    with _evaluating(model), _uncompiled():
         try:
             return list(_float_tensors(_call(model, _to_device_of(model, example))))
         except Exception:
@@ -127,6 +127,12 @@ def _without_gradient(model: nn.Module, adapters: Adapters, total: Tensor) -> li
 
 def _gradients(total: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
     return torch.autograd.grad(total, parameters, allow_unused=True)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Layers that are compiled run their Python code, which notes what is called and read."""
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from replora.adapters.layer import AdaptedLinear, WeightUpdate
 from replora.adapters.peft_methods import peft_config, peft_layers
 from replora.adapters.state import refuse_absent, refuse_not_finite
 from replora.adapters.weight_tying import shared_with
+from replora.adapters.wrappers import plain_name, unwrap
 from replora.errors import RepLoRAError
 from replora.io import new_folder
 
@@ -77,7 +78,7 @@ def export_peft(
 
     from replora.adapters.peft_format.model_card import model_card
 
-    model = getattr(model, "_orig_mod", model)
+    model = unwrap(model)
     adapters = adapters_of(model)
     _refuse_trained_parts(adapters)
     _refuse_tied_targets(model, adapters)
@@ -92,7 +93,7 @@ def export_peft(
     _refuse_ambiguous_heads(model, adapters)
     for head in adapters.also_train:
         state = model.get_submodule(head).state_dict()
-        tensors |= {f"{PREFIX}{head}.{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"{PREFIX}{plain_name(f'{head}.{name}')}": tensor for name, tensor in state.items()}
     config.modules_to_save = list(adapters.also_train) or None
     config.base_model_name_or_path = base_model or base_name(model)
     config.inference_mode = True
@@ -131,7 +132,11 @@ def _plain_lora(
     import peft
 
     _refuse_read_weights(model, adapters, example)
-    names = {id(module.linear): name for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
+    names = {
+        id(module.linear): plain_name(name)
+        for name, module in model.named_modules()
+        if isinstance(module, AdaptedLinear)
+    }
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     for update in adapters.updates:
@@ -207,7 +212,8 @@ def _base_modules(model: nn.Module) -> list[str]:
     adapted = {**{n: m for n, m in model.named_modules() if isinstance(m, AdaptedLinear)}, **peft_layers(model)}
     added += [f"{name}.{child}" for name, module in adapted.items() for child, _ in module.named_children()]
     inside = tuple(f"{name}." for name in added)
-    return [n for n, _ in model.named_modules() if n and n not in added and not n.startswith(inside)]
+    names = [n for n, _ in model.named_modules() if n and n not in added and not n.startswith(inside)]
+    return list(dict.fromkeys(map(plain_name, names)))
 
 
 def _own_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig) -> tuple[Any, dict[str, Tensor]]:
@@ -222,7 +228,7 @@ def _own_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig) ->
         found = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name="default")
     finally:
         del model.peft_config
-    return own, {f"{PREFIX}{name}": tensor for name, tensor in found.items()}
+    return own, {f"{PREFIX}{plain_name(name)}": tensor for name, tensor in found.items()}
 
 
 def _refuse_trained_parts(adapters: Adapters) -> None:

@@ -20,6 +20,7 @@ from replora.adapters.layer import AdaptedLinear
 from replora.adapters.peft_format.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE, PeftFormatError
 from replora.adapters.state import adapter_state
 from replora.adapters.weight_tying import UNTIE, shared_with
+from replora.adapters.wrappers import plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 
 # Initialisations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
@@ -58,7 +59,7 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | No
             the model's adapter.
         RepLoRAError: The name is taken, or the acting adapter cannot wait.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = unwrap(model)
     folder = Path(folder)
     config, tensors = _read_folder(folder)
     pairs, scales, rest = _lora_pairs(folder, config, tensors)
@@ -197,7 +198,7 @@ def _refuse_strangers(
     model: nn.Module, folder: Path, pairs: dict[str, tuple[Tensor, Tensor]], heads: tuple[str, ...]
 ) -> None:
     """Refuse layers that the model does not have, and heads that are tied to a frozen module."""
-    modules = {name for name, _ in model.named_modules()}
+    modules = {plain_name(name) for name, _ in model.named_modules()}
     unknown = [name for name in pairs if name not in modules]
     if unknown:
         raise PeftFormatError(
@@ -242,7 +243,11 @@ def _fitted(
     scales: dict[str, float],
 ) -> list[tuple[FactorBank, FactorPairs]]:
     """The folder's A and B in the shapes of the model's banks; their own values where the folder's rank is lower."""
-    names = {id(module.linear): name for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
+    names = {
+        id(module.linear): plain_name(name)
+        for name, module in model.named_modules()
+        if isinstance(module, AdaptedLinear)
+    }
     layers = {names.get(id(update.owner), update.names[0]): update for update in adapters.updates}
     if layers.keys() != pairs.keys():
         raise PeftFormatError(
@@ -286,7 +291,7 @@ def _head_state(
 ) -> list[tuple[Tensor, Tensor]]:
     """The tensors of the model's heads beside their values in the folder."""
     own = {
-        f"{head}.{name}": tensor.detach()
+        plain_name(f"{head}.{name}"): tensor.detach()
         for head in adapters.also_train
         for name, tensor in model.get_submodule(head).state_dict().items()
     }
