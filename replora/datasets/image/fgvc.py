@@ -16,13 +16,13 @@ behind it. Here the classes of `train.json` are numbered once, in ascending orde
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from replora.datasets.common.paths import inner_path, missing_files
+from replora.datasets.common.text_files import parse_json, read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
 from replora.datasets.image.read import Interpolation, read_image, read_uncropped
 from replora.datasets.samples import ImageDataset, ImageSample
@@ -307,20 +307,22 @@ def _folders(parent: Path) -> list[Path]:
 def _read_split(file: Path) -> dict[PurePosixPath, int]:
     """Path -> class as the file writes it."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = parse_json(read_text(file, ListFileError))
     except OSError as error:
         there = ", ".join(sorted(path.name for path in file.parent.glob("*.json"))) or "none"
         raise DatasetNotFoundError(
             f"The split file {file} cannot be read ({error.strerror}); JSON files found there: {there}. Put "
             f"train.json, val.json and test.json into {file.parent}. {SPLIT_SOURCES}"
         ) from error
+    except ListFileError:
+        raise
     except ValueError as error:
         raise ListFileError(f"{file} is not JSON ({error}). Download it again. {SPLIT_SOURCES}") from error
     if not isinstance(content, dict) or not content:
         raise ListFileError(f"{file} is not a table {{path: class}} with at least one image. {SPLIT_SOURCES}")
     entries: dict[PurePosixPath, int] = {}
     for path, key in content.items():
-        if isinstance(key, bool) or not re.fullmatch(r"-?\d+", str(key)):
+        if isinstance(key, bool) or not re.fullmatch(r"-?[0-9]{1,18}", str(key)):
             raise ListFileError(f"{file}: the class of {path!r} is {key!r}, not a whole number.")
         entries[inner_path(path, str(file))] = int(key)
     return entries

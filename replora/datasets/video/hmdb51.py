@@ -16,6 +16,7 @@ from typing import Literal
 
 from replora.datasets.common.labelled_files import FileSplit, FileTable
 from replora.datasets.common.paths import missing_files
+from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ def read_hmdb51(root: Path, split: OfficialSplit = 1, check_sizes: bool = True) 
                     f"{lists[name]} lists {found} videos for {part}, but a split of HMDB51 has {expected}. {SOURCE}"
                 )
         videos |= {PurePosixPath(name, file): (label, part) for file, part in listed.items()}
+    if not videos:
+        raise ListFileError(f"The lists of split {split} in {root} name no video. {SOURCE}")
     home, paths = _find_videos(root, list(videos))
     if alone := [path for path in paths if film_of(path) == path.name]:
         log.warning(
@@ -114,7 +117,7 @@ def _read_list(file: Path) -> dict[str, FileSplit]:
     parts: dict[str, FileSplit | None] = {"0": None, "1": "train", "2": "test"}
     listed: dict[str, FileSplit] = {}
     seen: set[str] = set()
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(file, ListFileError).split("\n"), start=1):
         if not line.strip():
             continue
         name, _, part = line.strip().rpartition(" ")

@@ -11,12 +11,12 @@ published number is one of the validation set: here that is the split `test`, an
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from replora.datasets.common.labelled_files import FileSplit, FileTable
 from replora.datasets.common.paths import missing_files
+from replora.datasets.common.text_files import parse_json, read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
 from replora.errors import nearest
 
@@ -90,7 +90,9 @@ def _find_list(root: Path, name: str) -> Path:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        return parse_json(read_text(file, ListFileError))
+    except ListFileError:
+        raise
     except ValueError as error:
         raise ListFileError(f"{file} is not JSON ({error}). Download it again. {SOURCE}") from error
 

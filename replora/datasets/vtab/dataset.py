@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, TypedDict, get_args
 
+from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
 from replora.datasets.image.read import Interpolation, read_image
 from replora.datasets.samples import ImageDataset, ImageSample
@@ -300,9 +301,7 @@ def _mean(values: list[float]) -> float:
 def _read_list(list_file: Path, task: VTABTask) -> dict[int, tuple[PurePosixPath, int]]:
     """Line number -> path and label, blank lines left out."""
     try:
-        text = list_file.read_text(encoding="utf-8-sig")  # with or without a byte order mark, any line ending
-    except UnicodeDecodeError as error:
-        raise ListFileError(f"{list_file} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+        text = read_text(list_file, ListFileError)
     except OSError as error:
         there = sorted(path.name for path in list_file.parent.glob("*.txt"))
         raise DatasetNotFoundError(
@@ -313,7 +312,7 @@ def _read_list(list_file: Path, task: VTABTask) -> dict[int, tuple[PurePosixPath
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        matched = re.fullmatch(r"(.*\S)\s+(-?[0-9]+)", line.strip())
+        matched = re.fullmatch(r"(.*\S)\s+(-?[0-9]{1,18})", line.strip())
         if matched is None:
             raise ListFileError(
                 f"{list_file}, line {number}: {line.strip()!r} is not a path, a space and a whole number, "
