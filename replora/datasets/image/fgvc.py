@@ -191,6 +191,7 @@ class FGVC(ImageDataset):
             if twice := entries.keys() & found.keys():
                 raise ListFileError(f"{file} lists images of train.json again, the first: {min(twice)}.")
             entries |= {path: classes[key] for path, key in found.items()}
+        self._check_disjoint(names, entries, train)
         self.image_root = self._find_images(list(train), list(entries))
         self.paths = list(entries)
         self.labels = list(entries.values())
@@ -214,6 +215,20 @@ class FGVC(ImageDataset):
         else:
             image = read_uncropped(path, self.image_size, self.interpolation)
         return {"image": image, "label": self.labels[index], "index": index}
+
+    def _check_disjoint(
+        self, names: tuple[str, ...], entries: dict[PurePosixPath, int], train: dict[PurePosixPath, int]
+    ) -> None:
+        """No image of this split is in another split file."""
+        for name in SPLIT_FILES:
+            file = self.folder / f"{name}.json"
+            if name in names or not file.is_file():
+                continue
+            if shared := entries.keys() & (train if name == "train" else _read_split(file)).keys():
+                raise ListFileError(
+                    f"{self.folder}: {len(shared):,} images are in {self.split} and in {name}.json, the first: "
+                    f"{min(shared)}. Take the three files from one source. {SPLIT_SOURCES}"
+                )
 
     def _number_classes(self, train: dict[PurePosixPath, int], check_sizes: bool) -> dict[int, int]:
         """Class in the file -> label in 0 .. num_classes - 1, from the training images alone."""

@@ -185,6 +185,7 @@ class VTAB(ImageDataset):
         entries = _read_list(self.list_file, self.task)
         self.paths = [path for path, _ in entries.values()]
         self.labels = [label for _, label in entries.values()]
+        self._check_disjoint()
         if check_sizes:
             self._check_size()
         _check_images(self.list_file, {line: path for line, (path, _) in entries.items()}, Path(root).expanduser())
@@ -198,6 +199,23 @@ class VTAB(ImageDataset):
         index = range(len(self))[index]
         image = read_image(self.folder / self.paths[index], self.image_size, self.interpolation)
         return {"image": image, "label": self.labels[index], "index": index}
+
+    def _check_disjoint(self) -> None:
+        """No image of this split is in the list of one that is evaluated on others, or trained on."""
+        others = {"train800": ("val200", "test"), "val200": ("train800", "test"), "train800val200": ("test",)}
+        for name in others.get(self.split, ("train800", "val200", "train800val200")):
+            file = self.folder / f"{name}.txt"
+            if not file.is_file():
+                continue
+            try:
+                listed = {path for path, _ in _read_list(file, self.task).values()}
+            except ListFileError:  # told where that list is used
+                continue
+            if shared := listed & set(self.paths):
+                raise ListFileError(
+                    f"{self.list_file} and {file.name} share {len(shared):,} images, the first: {min(shared)}. What is "
+                    "tested must not be trained on: copy or extract the lists again from their source."
+                )
 
     def _check_size(self) -> None:
         expected = self.task.size(self.split)
