@@ -13,7 +13,8 @@ from replora.datasets.errors import ListFileError
 from replora.datasets.image.fgvc import FGVC
 from replora.datasets.image.folder import read_image_table
 from replora.datasets.video.folder import read_video_table
-from replora.datasets.vtab.dataset import VTAB
+from replora.datasets.vtab.dataset import VTAB, vtab_task
+from replora.datasets.vtab.verify import TaskCheck
 from tests.fake_data import write_image_folder
 from tests.fake_videos import write_avi
 
@@ -66,3 +67,14 @@ def test_lists_of_fgvc_share_no_image(tmp_path: Path) -> None:
     for split in ("val", "test", "trainval"):
         with pytest.raises(ListFileError, match=r"images are in .* and in .*\.json, the first: a/1\.jpg"):
             FGVC(tmp_path, "cub_200_2011", split, check_sizes=False)  # type: ignore[arg-type]
+
+
+def test_copies_among_the_images_of_vtab_are_noted(tmp_path: Path) -> None:
+    folder = tmp_path / "patch_camelyon"
+    write_image_folder(folder / "images", ["a"], 4)
+    shutil.copy(folder / "images" / "a" / "0.jpg", folder / "images" / "a" / "copy.jpg")
+    lists = {"train800": ["0"], "val200": ["1"], "train800val200": ["0", "1"], "test": ["2", "copy"]}
+    for split, names in lists.items():
+        (folder / f"{split}.txt").write_text("".join(f"images/a/{name}.jpg 0\n" for name in names))
+    report = TaskCheck(tmp_path, vtab_task("patch_camelyon"), check_sizes=False).run()
+    assert "1 of 2 test images have the pixels of an image in train800val200" in report.notes
