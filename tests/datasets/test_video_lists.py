@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -188,3 +189,17 @@ def test_own_videos(tmp_path: Path) -> None:
     (root / "up" / "0.braw").touch()
     with pytest.raises(FileTableError, match=r"up has no videos \(files ending in \.mp4"):
         read_video_table(root)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".avi"])
+def test_videos_that_were_encoded_again(ssv2: Path, hmdb51: Path, tmp_path: Path, suffix: str) -> None:
+    """As VideoMAE's users are told to. Their content is not opened here."""
+    for source, copy in ((ssv2, tmp_path / "ssv2"), (hmdb51, tmp_path / "hmdb51")):
+        shutil.copytree(source, copy)
+        for file in [*copy.rglob("*.webm"), *copy.rglob("*.avi")]:
+            file.rename(file.with_suffix(suffix))
+    found = read_ssv2(tmp_path / "ssv2", check_sizes=False)
+    assert {path.suffix for path in found.paths} == {suffix}
+    found, before = (read_hmdb51(root, check_sizes=False) for root in (tmp_path / "hmdb51", hmdb51))
+    assert {path.suffix for path in found.paths} == {suffix}
+    assert [film_of(path) for path in found.paths] == [film_of(path) for path in before.paths]

@@ -244,7 +244,7 @@ def test_files_that_are_damaged_or_of_another_form(root, tmp_path):
     with pytest.raises(RecordError, match=r"tv_subtitles\.jsonl, line 2 is damaged"):
         video_text_records(copy, "tvqa", "train")
     file.write_bytes(b'{"vid_name": "\xff\xfe"}\n')
-    with pytest.raises(RecordError, match=r"tv_subtitles\.jsonl is damaged: 'utf-8'"):
+    with pytest.raises(RecordError, match=r"tv_subtitles\.jsonl is not UTF-8 text \('utf-8' codec"):
         video_text_records(copy, "tvqa", "train")
     (copy / COCO).write_text("[]")
     with pytest.raises(RecordError, match=r"dataset_coco\.json has no list 'images'"):

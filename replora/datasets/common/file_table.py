@@ -72,7 +72,7 @@ def read_file_table(root: Path, kind: FileKind) -> FileTable:
     number = {name: label for label, name in enumerate(class_names)}
     labels = [number[name] for name, _ in named.values()]
     splits = [split for _, split in named.values()]
-    return FileTable(home, list(named), labels, class_names, splits, dict(left_out))
+    return FileTable(home, list(named), labels, class_names, splits, dict(left_out), custom=True)
 
 
 def _scan(root: Path, kind: FileKind, left_out: LeftOut) -> Named:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from replora.datasets.common.duplicates import tell_duplicates
 from replora.datasets.common.files import LeftOut
 from replora.errors import RepLoRAError
 
@@ -82,6 +83,7 @@ class FileTable:
         class_names: In alphabetical order.
         splits: The user's own split of every file, None where there is none.
         left_out: What was left out, such as `.heic` or `broken link`, and how often.
+        custom: Whether the files are the user's own, so that `assign` looks for copies in two splits.
     """
 
     home: Path
@@ -90,6 +92,7 @@ class FileTable:
     class_names: list[str]
     splits: list[FileSplit | None]
     left_out: dict[str, int] = field(default_factory=dict)
+    custom: bool = False
 
     def assign(
         self, val_fraction: float, test_fraction: float, seed: int, groups: Sequence[str] | None = None
@@ -128,6 +131,8 @@ class FileTable:
                     while group[pool[-1]] == last:
                         assigned[pool.pop()] = split
                         left -= 1
+        if self.custom:
+            tell_duplicates(self.home, [self.home / path for path in self.paths], assigned)
         return assigned
 
 

@@ -26,7 +26,7 @@ _LETTERS = {"shift_jis": "[\u3040-\u30ff]", "gb18030": "[\u4e00-\u9fff]{2}", "cp
 
 
 def read_text(file: Path, error: type[RepLoRAError]) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; line ends as they are.
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; lines end in `\n`.
 
     Args:
         file: The file.
@@ -38,7 +38,7 @@ def read_text(file: Path, error: type[RepLoRAError]) -> str:
     content = file.read_bytes()
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
-        return content.decode(encoding)
+        return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as wrong:
         guess = _guess(content)
         found = f"; it looks like {guess}: iconv -f {guess} -t UTF-8" if guess else ""
@@ -74,6 +74,23 @@ def parse_json(text: str) -> Any:
         except UnicodeEncodeError:
             raise ValueError(r"a string holds half of a character, a lone \ud800 to \udfff") from None
     return content
+
+
+def parse_json_or_lines(text: str) -> Any:
+    """The value that a JSON text holds, or the list of those of a text with one per line.
+
+    Raises:
+        ValueError: As `parse_json` says.
+    """
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+        try:
+            return parse_json_lines(text)
+        except ValueError:
+            raise error from None
 
 
 def parse_json_lines(text: str) -> list[Any]:

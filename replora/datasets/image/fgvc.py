@@ -16,13 +16,13 @@ behind it. Here the classes of `train.json` are numbered once, in ascending orde
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from replora.datasets.common.paths import inner_path, missing_files
+from replora.datasets.common.text_files import parse_json, read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
 from replora.datasets.image.read import Interpolation, read_image, read_uncropped
 from replora.datasets.samples import ImageDataset, ImageSample
@@ -191,6 +191,7 @@ class FGVC(ImageDataset):
             if twice := entries.keys() & found.keys():
                 raise ListFileError(f"{file} lists images of train.json again, the first: {min(twice)}.")
             entries |= {path: classes[key] for path, key in found.items()}
+        self._check_disjoint(names, entries, train)
         self.image_root = self._find_images(list(train), list(entries))
         self.paths = list(entries)
         self.labels = list(entries.values())
@@ -214,6 +215,20 @@ class FGVC(ImageDataset):
         else:
             image = read_uncropped(path, self.image_size, self.interpolation)
         return {"image": image, "label": self.labels[index], "index": index}
+
+    def _check_disjoint(
+        self, names: tuple[str, ...], entries: dict[PurePosixPath, int], train: dict[PurePosixPath, int]
+    ) -> None:
+        """No image of this split is in another split file."""
+        for name in SPLIT_FILES:
+            file = self.folder / f"{name}.json"
+            if name in names or not file.is_file():
+                continue
+            if shared := entries.keys() & (train if name == "train" else _read_split(file)).keys():
+                raise ListFileError(
+                    f"{self.folder}: {len(shared):,} images are in {self.split} and in {name}.json, the first: "
+                    f"{min(shared)}. Take the three files from one source. {SPLIT_SOURCES}"
+                )
 
     def _number_classes(self, train: dict[PurePosixPath, int], check_sizes: bool) -> dict[int, int]:
         """Class in the file -> label in 0 .. num_classes - 1, from the training images alone."""
@@ -307,20 +322,22 @@ def _folders(parent: Path) -> list[Path]:
 def _read_split(file: Path) -> dict[PurePosixPath, int]:
     """Path -> class as the file writes it."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = parse_json(read_text(file, ListFileError))
     except OSError as error:
         there = ", ".join(sorted(path.name for path in file.parent.glob("*.json"))) or "none"
         raise DatasetNotFoundError(
             f"The split file {file} cannot be read ({error.strerror}); JSON files found there: {there}. Put "
             f"train.json, val.json and test.json into {file.parent}. {SPLIT_SOURCES}"
         ) from error
+    except ListFileError:
+        raise
     except ValueError as error:
         raise ListFileError(f"{file} is not JSON ({error}). Download it again. {SPLIT_SOURCES}") from error
     if not isinstance(content, dict) or not content:
         raise ListFileError(f"{file} is not a table {{path: class}} with at least one image. {SPLIT_SOURCES}")
     entries: dict[PurePosixPath, int] = {}
     for path, key in content.items():
-        if isinstance(key, bool) or not re.fullmatch(r"-?\d+", str(key)):
+        if isinstance(key, bool) or not re.fullmatch(r"-?[0-9]{1,18}", str(key)):
             raise ListFileError(f"{file}: the class of {path!r} is {key!r}, not a whole number.")
         entries[inner_path(path, str(file))] = int(key)
     return entries

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from replora.datasets.common.file_table import read_file_table
-from replora.datasets.common.files import LeftOut, files_of
+from replora.datasets.common.files import LeftOut, files_of, printable
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.labelled_files import FileKind, FileTable
 from replora.datasets.errors import CorruptImageError
@@ -87,9 +87,9 @@ def _require_readable(home: Path, paths: list[PurePosixPath]) -> None:
         reasons = list(threads.map(lambda path: check_header(home / path), paths))
     damaged = [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
     if damaged:
-        listed = "\n  ".join(f"{home / path}: {reason}" for path, reason in damaged[:20])
+        listed = "\n  ".join(f"{printable(home / path)}: {reason}" for path, reason in damaged[:20])
         more = f"\n  and {len(damaged) - 20:,} more" if len(damaged) > 20 else ""
         raise CorruptImageError(
-            f"{len(damaged):,} of {len(paths):,} images cannot be read:\n  {listed}{more}\nCopy them again from their "
-            "source, or remove them."
+            f"{len(damaged):,} of {len(paths):,} images cannot be read:\n  {listed}{more}\nRepair them as said, copy "
+            "damaged ones again from their source, or remove them."
         )

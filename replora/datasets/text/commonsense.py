@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from replora.datasets.common.text_files import parse_json_or_lines, read_text
 from replora.datasets.errors import DatasetNotFoundError, RecordError, UnknownTaskError
 from replora.errors import nearest
 
@@ -317,14 +318,16 @@ def read_records(file: Path, task: str | None) -> list[CommonsenseRecord]:
 
 
 def load_entries(file: Path) -> list[Any]:
-    """The list in a JSON file.
+    """The list in a JSON file, or the records of one with a record per line.
 
     Raises:
         RecordError: The file is no JSON, or not a list with something in it.
     """
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        entries = parse_json_or_lines(read_text(file, RecordError))
+    except RecordError:
+        raise
+    except (OSError, ValueError) as error:
         raise RecordError(f"{file} cannot be read as JSON ({error}). Get it again.") from error
     if not isinstance(entries, list) or not entries:
         raise RecordError(f"{file} is not a list of records, or an empty one. Get it again.")

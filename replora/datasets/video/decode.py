@@ -32,6 +32,8 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts", ".mts", ".m2ts"),
     *(".3gp", ".3g2", ".ogv", ".vob", ".mpe", ".m2v", ".asf", ".f4v", ".divx", ".mxf", ".dv", ".y4m", ".mjpeg"),
 )
+# How videos of the benchmarks are found when they were encoded again.
+REENCODED = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 # Decoded frames that wait until the clip's length is known, in bytes; a longer clip is decoded a second time.
 HELD_BYTES = 256 * 2**20

@@ -16,7 +16,9 @@ from typing import Literal
 
 from replora.datasets.common.labelled_files import FileSplit, FileTable
 from replora.datasets.common.paths import missing_files
+from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
+from replora.datasets.video.decode import REENCODED
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ PER_CLASS: dict[FileSplit, int] = {"train": 70, "test": 30}
 LIST_FOLDERS = ("testTrainMulti_7030_splits", "test_train_splits", "splits", "")
 VIDEO_FOLDERS = ("videos", "hmdb51_org", "hmdb51", "frames", "")
 # Visible body, camera, people, viewpoint, quality, number: FILM_CLASS_u_nm_np1_ba_goo_0.
-PROPERTIES = re.compile(r"(.+)_[^_]+_[a-z]_[a-z]{2}_np\d+_[a-z]{2}_[a-z]{3}_\d+(?:\.avi)?")
+PROPERTIES = re.compile(r"(.+)_[^_]+_[a-z]_[a-z]{2}_np\d+_[a-z]{2}_[a-z]{3}_\d+(?:\.\w+)?")
 SOURCE = (
     "Videos (hmdb51_org.rar, and in it an archive for each class) and splits (test_train_splits.rar) are at "
     "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/"
@@ -69,6 +71,8 @@ def read_hmdb51(root: Path, split: OfficialSplit = 1, check_sizes: bool = True) 
                     f"{lists[name]} lists {found} videos for {part}, but a split of HMDB51 has {expected}. {SOURCE}"
                 )
         videos |= {PurePosixPath(name, file): (label, part) for file, part in listed.items()}
+    if not videos:
+        raise ListFileError(f"The lists of split {split} in {root} name no video. {SOURCE}")
     home, paths = _find_videos(root, list(videos))
     if alone := [path for path in paths if film_of(path) == path.name]:
         log.warning(
@@ -114,7 +118,7 @@ def _read_list(file: Path) -> dict[str, FileSplit]:
     parts: dict[str, FileSplit | None] = {"0": None, "1": "train", "2": "test"}
     listed: dict[str, FileSplit] = {}
     seen: set[str] = set()
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(file, ListFileError).split("\n"), start=1):
         if not line.strip():
             continue
         name, _, part = line.strip().rpartition(" ")
@@ -130,13 +134,16 @@ def _read_list(file: Path) -> dict[str, FileSplit]:
 
 
 def _find_videos(root: Path, paths: list[PurePosixPath]) -> tuple[Path, list[PurePosixPath]]:
-    """The folder of the classes' folders, and the path of each video; it may be a folder of frames without `.avi`."""
-    frames = [path.with_suffix("") for path in paths]
+    """The folder of the classes' folders, and the path of each video, which may end otherwise than in `.avi`.
+
+    Without an ending it is a folder of frames.
+    """
+    endings = [paths, *([path.with_suffix(ending) for path in paths] for ending in (*REENCODED, ""))]
     best: tuple[int, str] | None = None
     for name in VIDEO_FOLDERS:
         home = root / name
-        for candidates, folders in ((paths, False), (frames, True)):
-            missing = missing_files(home, candidates, folders)
+        for candidates in endings:
+            missing = missing_files(home, candidates, folders=not candidates[0].suffix)
             if not missing:
                 return home, candidates
             if len(missing) < len(paths) and (best is None or len(missing) < best[0]):

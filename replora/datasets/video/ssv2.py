@@ -11,13 +11,14 @@ published number is one of the validation set: here that is the split `test`, an
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from replora.datasets.common.labelled_files import FileSplit, FileTable
 from replora.datasets.common.paths import missing_files
+from replora.datasets.common.text_files import parse_json, read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
+from replora.datasets.video.decode import REENCODED
 from replora.errors import nearest
 
 CLASSES = 174
@@ -90,7 +91,9 @@ def _find_list(root: Path, name: str) -> Path:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        return parse_json(read_text(file, ListFileError))
+    except ListFileError:
+        raise
     except ValueError as error:
         raise ListFileError(f"{file} is not JSON ({error}). Download it again. {SOURCE}") from error
 
@@ -130,13 +133,13 @@ def _read_list(file: Path, class_of: dict[str, int]) -> dict[str, int]:
 
 
 def _find_videos(root: Path, numbers: list[str]) -> tuple[Path, list[PurePosixPath]]:
-    """The folder of the videos, and the path of each: `{id}.webm`, or a folder `{id}` of frames."""
+    """The folder of the videos, and the path of each: `{id}.webm`, encoded again, or a folder `{id}` of frames."""
     best: tuple[int, str] | None = None
     for name in VIDEO_FOLDERS:
         home = root / name
         if not home.is_dir():
             continue
-        for suffix in (".webm", ""):
+        for suffix in (".webm", *REENCODED, ""):
             paths = [PurePosixPath(f"{number}{suffix}") for number in numbers]
             missing = missing_files(home, paths, folders=not suffix)
             if not missing:
@@ -149,6 +152,7 @@ def _find_videos(root: Path, numbers: list[str]) -> tuple[Path, list[PurePosixPa
     if best is not None:
         raise ListFileError(f"{best[1]} Unpack all parts of the archive. {SOURCE}")
     raise DatasetNotFoundError(
-        f"{root} holds none of the {len(numbers):,} videos; looked for {numbers[0]}.webm, and for a folder of frames "
-        f"{numbers[0]}, in {', '.join(name or 'the folder itself' for name in VIDEO_FOLDERS)}. {SOURCE}"
+        f"{root} holds none of the {len(numbers):,} videos; looked for {numbers[0]}.webm, as .mp4 and others too, and "
+        f"for a folder of frames {numbers[0]}, in "
+        f"{', '.join(name or 'the folder itself' for name in VIDEO_FOLDERS)}. {SOURCE}"
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from replora.datasets.common.text_files import parse_json_lines, parse_json_or_lines, read_text
 from replora.datasets.errors import DatasetNotFoundError, RecordError
 from replora.errors import RepLoRAError
 
@@ -25,20 +25,17 @@ def read_json(file: Path, layout: str) -> Any:
     """
     if not file.is_file():
         raise DatasetNotFoundError(f"There is no {file}. The folder of the data (--data.root) holds {layout}")
-    where = str(file)
     try:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix != ".jsonl":
-            return json.loads(text)
-        rows = []
-        # str.splitlines would also cut at U+2028, U+0085 and others, which may stand inside a string.
-        for number, line in enumerate(text.split("\n"), start=1):
-            where = f"{file}, line {number}"
-            if line.strip():
-                rows.append(json.loads(line))
-        return rows
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{where} is damaged: {error}. Copy the file anew.") from error
+        text = read_text(file, RecordError)
+        return parse_json_lines(text) if file.suffix == ".jsonl" else parse_json_or_lines(text)
+    except RecordError:
+        raise
+    except (OSError, ValueError) as error:
+        line, found, reason = str(error).partition(": ")
+        where = f"{file}, {line}" if found and line.startswith("line ") else str(file)
+        raise RecordError(
+            f"{where} is damaged: {reason if where != str(file) else error}. Copy the file again."
+        ) from error
 
 
 def read_records(file: Path, layout: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, TypedDict, get_args
 
+from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
 from replora.datasets.image.read import Interpolation, read_image
 from replora.datasets.samples import ImageDataset, ImageSample
@@ -184,6 +185,7 @@ class VTAB(ImageDataset):
         entries = _read_list(self.list_file, self.task)
         self.paths = [path for path, _ in entries.values()]
         self.labels = [label for _, label in entries.values()]
+        self._check_disjoint()
         if check_sizes:
             self._check_size()
         _check_images(self.list_file, {line: path for line, (path, _) in entries.items()}, Path(root).expanduser())
@@ -197,6 +199,23 @@ class VTAB(ImageDataset):
         index = range(len(self))[index]
         image = read_image(self.folder / self.paths[index], self.image_size, self.interpolation)
         return {"image": image, "label": self.labels[index], "index": index}
+
+    def _check_disjoint(self) -> None:
+        """No image of this split is in the list of one that is evaluated on others, or trained on."""
+        others = {"train800": ("val200", "test"), "val200": ("train800", "test"), "train800val200": ("test",)}
+        for name in others.get(self.split, ("train800", "val200", "train800val200")):
+            file = self.folder / f"{name}.txt"
+            if not file.is_file():
+                continue
+            try:
+                listed = {path for path, _ in _read_list(file, self.task).values()}
+            except ListFileError:  # told where that list is used
+                continue
+            if shared := listed & set(self.paths):
+                raise ListFileError(
+                    f"{self.list_file} and {file.name} share {len(shared):,} images, the first: {min(shared)}. What is "
+                    "tested must not be trained on: copy or extract the lists again from their source."
+                )
 
     def _check_size(self) -> None:
         expected = self.task.size(self.split)
@@ -300,9 +319,7 @@ def _mean(values: list[float]) -> float:
 def _read_list(list_file: Path, task: VTABTask) -> dict[int, tuple[PurePosixPath, int]]:
     """Line number -> path and label, blank lines left out."""
     try:
-        text = list_file.read_text(encoding="utf-8-sig")  # with or without a byte order mark, any line ending
-    except UnicodeDecodeError as error:
-        raise ListFileError(f"{list_file} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+        text = read_text(list_file, ListFileError)
     except OSError as error:
         there = sorted(path.name for path in list_file.parent.glob("*.txt"))
         raise DatasetNotFoundError(
@@ -313,7 +330,7 @@ def _read_list(list_file: Path, task: VTABTask) -> dict[int, tuple[PurePosixPath
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        matched = re.fullmatch(r"(.*\S)\s+(-?[0-9]+)", line.strip())
+        matched = re.fullmatch(r"(.*\S)\s+(-?[0-9]{1,18})", line.strip())
         if matched is None:
             raise ListFileError(
                 f"{list_file}, line {number}: {line.strip()!r} is not a path, a space and a whole number, "
