@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from replora.datasets.common.augment import PerEpoch
 from replora.datasets.errors import LoaderWorkerError
+from replora.datasets.samples import PADDING_INDEX
 from replora.errors import RepLoRAError
 
 
@@ -105,7 +106,7 @@ class LengthSampler(TrainSampler):
     def __iter__(self) -> Iterator[int]:
         order = self._order()
         if not self.drop_last:
-            order += [-1] * (-len(order) % self.num_replicas)
+            order += [PADDING_INDEX] * (-len(order) % self.num_replicas)
         return iter(order[self.rank :: self.num_replicas][self.seen() :])
 
     def _order(self) -> list[int]:

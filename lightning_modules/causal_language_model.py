@@ -27,6 +27,7 @@ from replora.backbones.language import (
     checkpoint_gradients,
     load_tokenizer,
 )
+from replora.datasets.samples import NO_LOSS
 from replora.datasets.text.items import ChoiceItem, TextBatch
 from replora.datasets.text.prompts import parse_answer
 from replora.errors import RepLoRAError, nearest
@@ -36,7 +37,6 @@ from replora.evaluation.likelihood import takes
 
 Evaluation = Literal["auto", "generate", "likelihood"]
 
-NO_LOSS = -100  # label of a token without a loss
 RESPONSE = "### Response:"
 DEFAULT_ADAPTER = RepLoRAConfig()
 DEFAULT_SCHEDULE = WarmupLinear()

@@ -18,10 +18,9 @@ from lightning_modules.callbacks.prediction_writer import PredictionWriter
 from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig
 from replora.backbones.backbone import Backbone
+from replora.datasets.samples import PADDING_LABEL
 from replora.errors import RepLoRAError
 from replora.metrics.class_accuracy import MeanClassAccuracy
-
-PADDING = -1  # label of an example that loss and metrics ignore, such as the padding of an evaluation batch
 
 
 class ClassPredictions(TypedDict):
@@ -60,8 +59,8 @@ class ClassificationModule(AdaptedModule):
             raise RepLoRAError(f"label_smoothing: {label_smoothing} is out of range. It must be a number in [0, 1).")
         super().__init__(built, adapter, optimizer, schedule)
         self.label_smoothing = label_smoothing
-        accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING)
-        by_class = MeanClassAccuracy(num_classes, ignore_index=PADDING)
+        accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING_LABEL)
+        by_class = MeanClassAccuracy(num_classes, ignore_index=PADDING_LABEL)
         evaluation = MetricCollection({"accuracy": accuracy, "mean_class_accuracy": by_class})
         self.train_metrics = MetricCollection({"accuracy": accuracy.clone()}, prefix="train/")
         self.val_metrics = evaluation.clone(prefix="val/")
@@ -78,8 +77,8 @@ class ClassificationModule(AdaptedModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         logits, label = self.logits_of(batch), batch["label"]
-        loss = F.cross_entropy(logits, label, ignore_index=PADDING, label_smoothing=self.label_smoothing)
-        counted = int((label != PADDING).sum())
+        loss = F.cross_entropy(logits, label, ignore_index=PADDING_LABEL, label_smoothing=self.label_smoothing)
+        counted = int((label != PADDING_LABEL).sum())
         if not counted:  # their mean would be 0 / 0
             loss = logits.sum() * 0
         self.require_finite(loss, batch_idx)
@@ -104,7 +103,7 @@ class ClassificationModule(AdaptedModule):
     def _evaluate(self, batch: Any, metrics: MetricCollection, mean_loss: MeanMetric, prefix: str) -> None:
         logits, label = self.logits_of(batch), batch["label"]
         metrics.update(logits, label)
-        counted = label != PADDING
+        counted = label != PADDING_LABEL
         mean_loss.update(F.cross_entropy(logits[counted], label[counted], reduction="none"))
         self.log(f"{prefix}loss", mean_loss)
         for name, metric in metrics.items(keep_base=False, copy_state=False):

@@ -10,12 +10,12 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics import MetricCollection, SumMetric
 
-from lightning_modules.classification import PADDING, ClassificationModule
+from lightning_modules.classification import ClassificationModule
 from lightning_modules.predictors import VideoPredictor
 from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig, RepLoRAConfig
 from replora.backbones.video import Average, VideoBackbone, averaged, build_video_backbone, checkpoint_gradients
-from replora.datasets.samples import VideoBatch
+from replora.datasets.samples import PADDING_LABEL, VideoBatch
 from replora.errors import RepLoRAError, nearest
 
 DEFAULT_ADAPTER = RepLoRAConfig()
@@ -152,4 +152,4 @@ class VideoClassification(ClassificationModule):
 
 def _skipped(batch: VideoBatch) -> Tensor:
     """Number of videos in a batch that could not be decoded; padding has index -1 and does not count."""
-    return ((batch["label"] == PADDING) & (batch["index"] >= 0)).sum()
+    return ((batch["label"] == PADDING_LABEL) & (batch["index"] >= 0)).sum()

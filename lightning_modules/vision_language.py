@@ -22,6 +22,7 @@ from replora import AdapterConfig, LinearProbeConfig, RepLoRAConfig
 from replora.adapters.container import adapters_of
 from replora.adapters.extra_trainable import BACKBONE_PARTS, DEFAULT_PARTS, PARTS, Part, train_parts
 from replora.backbones.backbone import Backbone
+from replora.datasets.samples import NO_LOSS
 from replora.datasets.vision_language.tasks import VL_TASKS, VLBatch, VLTask, vl_task
 from replora.errors import RepLoRAError, nearest
 from replora.former_names import FORMER_NAMES
@@ -32,7 +33,6 @@ from replora.metrics.caption_tokenizer import caption_tokenizer as caption_token
 if TYPE_CHECKING:
     from datamodules import VisionLanguageDataModule
 
-NO_LOSS = -100  # label of a token without a loss
 MAX_TOKENS = 20  # length of a generated answer in VL-Adapter, `<s>` and `</s>` included
 DEFAULT_ADAPTER = RepLoRAConfig(rank=128, alpha=32, dropout=0.1, targets=("q", "v"))
 DEFAULT_SCHEDULE = WarmupLinear(warmup_fraction=0.1)

@@ -15,7 +15,7 @@ from replora.datasets.common.augment import Augmentation, Augmented
 from replora.datasets.common.in_memory import InMemory, in_memory
 from replora.datasets.common.subsample import subsample_indices
 from replora.datasets.image.read import Framing, Interpolation
-from replora.datasets.samples import ImageBatch, ImageDataset, ImageSample
+from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, ImageBatch, ImageDataset, ImageSample
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class ImageDataModule(BaseDataModule):
         }
 
     def padding_of(self, sample: ImageSample) -> ImageSample:
-        return {**sample, "label": -1, "index": -1}
+        return {**sample, "label": PADDING_LABEL, "index": PADDING_INDEX}
 
     def build_split(self, split: Split) -> Dataset[ImageSample]:
         dataset: Dataset[ImageSample]

@@ -19,6 +19,7 @@ from replora.backbones.language import load_tokenizer
 from replora.datasets.common.paths import data_root
 from replora.datasets.common.subsample import stratified_order, subsample_indices
 from replora.datasets.errors import ProtocolError, SubsetError, UnknownTaskError
+from replora.datasets.samples import PADDING_INDEX
 from replora.datasets.text.commonsense import (
     COMMONSENSE_TASKS,
     MIXED,
@@ -32,7 +33,7 @@ from replora.datasets.text.commonsense import (
     read_union,
 )
 from replora.datasets.text.items import ChoiceItem
-from replora.datasets.text.prompts import CUTOFF, MULTIPLES, PADDING, Preset, choice_items, collate
+from replora.datasets.text.prompts import CUTOFF, MULTIPLES, Preset, choice_items, collate
 from replora.errors import RepLoRAError
 
 Validation = Literal["stratified", "llm_adapters"]
@@ -304,11 +305,11 @@ class CommonsenseDataModule(BaseDataModule):
 
     def padding_of(self, sample: Any) -> Any:
         """A question with index -1, or a text without labels."""
-        return replace(sample, index=PADDING) if isinstance(sample, ChoiceItem) else self._no_text()
+        return replace(sample, index=PADDING_INDEX) if isinstance(sample, ChoiceItem) else self._no_text()
 
     def _no_text(self) -> tuple[int, list[int], int]:
         # One token that is not masked: attention over nothing at all is not a number.
-        return PADDING, [self._pad_id()], 1
+        return PADDING_INDEX, [self._pad_id()], 1
 
     def _pad_id(self) -> int:
         """What fills up a batch; always masked. LLM-Adapters pads with 0 whatever the tokenizer."""

@@ -15,7 +15,7 @@ from datamodules.base import BaseDataModule, Split, at_least, one_of
 from datamodules.image.base import NORMALIZATIONS, Normalization
 from replora.datasets.common.labelled_files import FileTable, FileTableError
 from replora.datasets.common.subsample import subsample_indices
-from replora.datasets.samples import VideoBatch, VideoSample
+from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, VideoBatch, VideoSample
 from replora.datasets.video.dataset import TestClips, TrainClips, VideoClips
 from replora.datasets.video.decode import require_decoder
 from replora.datasets.video.frame_cache import ClipCache
@@ -171,7 +171,7 @@ class VideoDataModule(BaseDataModule):
         return dataset
 
     def padding_of(self, sample: VideoSample) -> VideoSample:
-        return {**sample, "label": -1, "index": -1}
+        return {**sample, "label": PADDING_LABEL, "index": PADDING_INDEX}
 
     def _needs_workers(self, dataset: Dataset[Any]) -> bool:  # noqa: ARG002
         return True

@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import BaseDataModule, Split, at_least, one_of
-from datamodules.vision_language.task_batches import PADDING, Key, TaskBatches
+from datamodules.vision_language.task_batches import Key, TaskBatches
 from replora.datasets.common.subsample import check_subset_options, subsample_indices
+from replora.datasets.samples import NO_LOSS, PADDING_INDEX
 from replora.datasets.vision_language.features import FeatureSource
 from replora.datasets.vision_language.tasks import Prompts, VLBatch, VLDataset, VLRecord, VLSample, vl_task
 from replora.errors import RepLoRAError, nearest
@@ -34,7 +35,7 @@ class TaskParts(Dataset[Any]):
     def __getitem__(self, keys: list[Key]) -> list[VLSample]:
         return [
             padding_of(self.parts[task].sample(0, epoch))
-            if position == PADDING
+            if position == PADDING_INDEX
             else self.parts[task].sample(position, epoch)
             for task, epoch, position in keys
         ]
@@ -236,7 +237,7 @@ class VisionLanguageDataModule(BaseDataModule):
             "input_ids": text["input_ids"],
             "attention_mask": text["attention_mask"],
             "features": torch.stack([sample["features"] for sample in samples]),
-            "labels": target["input_ids"].masked_fill(~counted, -100),
+            "labels": target["input_ids"].masked_fill(~counted, NO_LOSS),
             "weight": torch.tensor([sample["weight"] for sample in samples]),
             "index": index,
         }
@@ -249,7 +250,7 @@ class VisionLanguageDataModule(BaseDataModule):
 
 def padding_of(sample: VLSample) -> VLSample:
     """A sample like `sample` that no loss and no metric counts."""
-    return {**sample, "index": -1, "target": "", "weight": 0.0}
+    return {**sample, "index": PADDING_INDEX, "target": "", "weight": 0.0}
 
 
 def _digest(indices: Sequence[int]) -> str:

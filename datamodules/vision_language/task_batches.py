@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DistributedSampler
 
-PADDING = -1
-Key = tuple[str, int, int]  # task, epoch, position; the position PADDING is a sample that does not count
+from replora.datasets.samples import PADDING_INDEX
+
+Key = tuple[str, int, int]  # task, epoch, position; the position PADDING_INDEX is a sample that does not count
 
 
 class TaskBatches(DistributedSampler[Any]):
@@ -73,7 +74,7 @@ class TaskBatches(DistributedSampler[Any]):
         step = self.batch_sizes[task] * self.world
         for start in range(0, self.counts()[task] * step, step):
             together = order[start : start + step]
-            together += [PADDING] * (-len(together) % self.world)
+            together += [PADDING_INDEX] * (-len(together) % self.world)
             yield [(task, self.epoch, position) for position in together[self.rank :: self.world]]
 
     def _count(self, size: int, step: int) -> int:

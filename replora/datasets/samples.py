@@ -10,6 +10,11 @@ from torch.utils.data import Dataset
 # The modules below use the types above.
 
 
+PADDING_LABEL = -1  # label of an example that neither losses nor metrics count, such as the padding of an evaluation
+PADDING_INDEX = -1  # index or position of such an example
+NO_LOSS = -100  # label of a token without a loss
+
+
 class ImageSample(TypedDict):
     """One image as a dataset gives it."""
 

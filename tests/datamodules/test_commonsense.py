@@ -17,9 +17,9 @@ import torch
 from datamodules import CommonsenseDataModule
 from datamodules.text.commonsense import Questions, TrainingTexts
 from replora.datasets.errors import DatasetNotFoundError, ProtocolError, RecordError, SubsetError, UnknownTaskError
+from replora.datasets.samples import NO_LOSS
 from replora.datasets.text.commonsense import COMMONSENSE_TASKS
 from replora.datasets.text.items import ChoiceItem, TextBatch
-from replora.datasets.text.prompts import NO_LOSS
 from replora.errors import RepLoRAError
 from tests.fake_data import write_commonsense
 from tests.tiny_llama import write_tiny_llama

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from datamodules.vision_language.task_batches import PADDING, TaskBatches
+from datamodules.vision_language.task_batches import TaskBatches
+from replora.datasets.samples import PADDING_INDEX
 
 SIZES = {"vqa": 23, "coco": 7}
 
@@ -47,9 +48,9 @@ def test_two_processes_share_the_batches_of_one():
     ranks = [batches(world=2, rank=rank) for rank in (0, 1)]
     for whole, *shares in zip(alone, *ranks, strict=True):
         assert len({len(share) for share in shares}) == 1, "equally many, by padding"
-        together = [key for share in shares for key in share if key[2] != PADDING]
+        together = [key for share in shares for key in share if key[2] != PADDING_INDEX]
         assert sorted(together) == sorted(whole)
-    assert sum(key[2] == PADDING for rank in ranks for batch in rank for key in batch) == 2
+    assert sum(key[2] == PADDING_INDEX for rank in ranks for batch in rank for key in batch) == 2
 
 
 def test_a_resumed_epoch_goes_on():

@@ -12,10 +12,10 @@ import torch
 
 from replora.backbones.language import load_tokenizer
 from replora.datasets.errors import RecordError, UnknownTaskError
+from replora.datasets.samples import NO_LOSS
 from replora.datasets.text.commonsense import COMMONSENSE_TASKS, CommonsenseRecord
 from replora.datasets.text.prompts import (
     MULTIPLES,
-    NO_LOSS,
     Preset,
     choice_items,
     choice_text,

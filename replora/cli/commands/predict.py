@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from replora.cli.progress import progress_bar
+from replora.progress import progress_bar
 
 
 def predict_files(

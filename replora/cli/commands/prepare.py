@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from replora.datasets.prepare.images import DataReport
+    from collections.abc import Sequence
+
+    from replora.datasets.prepare.report import Report
 from replora.datasets.common.paths import data_root
 from replora.errors import RepLoRAError
+from replora.progress import progress_bar
 
 
 def prepare_vtab(
@@ -37,13 +40,11 @@ def prepare_vtab(
         check_sizes: Compare the number of images with the table; false for data made smaller on purpose.
     """
     from replora.datasets.prepare.vtab import prepare_vtab as prepare
-    from replora.datasets.prepare.vtab import print_reports
+    from replora.datasets.prepare.vtab import remedy
 
     home = data_root(root)
     reports = prepare(home, _names(tasks), from_tfds, hub, track, tfds_dir, check_sizes)
-    print_reports(reports, home)
-    if any(report.state != "whole" for report in reports):
-        sys.exit(1)
+    _print_or_exit(reports, "task", remedy(reports, home))
 
 
 def prepare_fgvc(root: Path | None = None, tasks: list[str] | str | None = None, check_sizes: bool = True) -> None:
@@ -100,13 +101,11 @@ def prepare_commonsense(
         check_sizes: Compare the number of records with the published ones; false for data made smaller on purpose.
     """
     from replora.datasets.prepare.commonsense import prepare_commonsense as prepare
-    from replora.datasets.prepare.commonsense import print_reports
+    from replora.datasets.prepare.commonsense import remedy
 
     home = data_root(root)
     reports = prepare(home, _names(tasks), rebuild, hub, check_sizes)
-    print_reports(reports, home)
-    if any(report.state != "whole" for report in reports):
-        sys.exit(1)
+    _print_or_exit(reports, "task", remedy(reports, home))
 
 
 def prepare_ssv2(root: Path | None = None, check_sizes: bool = True, decode: bool = True) -> None:
@@ -158,12 +157,12 @@ def prepare_videos(
     _print_or_exit(check_video_folder(root.expanduser(), val_fraction, test_fraction, split_seed, decode))
 
 
-def _print_or_exit(reports: list[DataReport]) -> None:
-    """Print what was found; exit with status 1 if something is wrong."""
-    from replora.datasets.prepare.images import print_reports
+def _print_or_exit(reports: Sequence[Report], heading: str = "data set", remedy: str = "") -> None:
+    """Print what was found; exit with status 1 if something is wrong or missing."""
+    from replora.datasets.prepare.report import print_reports
 
-    print_reports(reports)
-    if any(report.problems for report in reports):
+    print_reports(reports, heading, remedy)
+    if any(report.state != "whole" for report in reports):
         sys.exit(1)
 
 
@@ -197,8 +196,6 @@ def prepare_clip_features(
         device: cpu, cuda, cuda:1, ...; auto is the first GPU if there is one.
         progress: Show a progress bar.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from replora.datasets.vision_language import clip_encoder as clip_features
 
     clip_features.check_options(seconds, batch_size)
@@ -208,12 +205,8 @@ def prepare_clip_features(
     if not missing:
         return
     model = clip_features.load_encoder(encoder, checkpoint, device)
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    with Progress(*columns, disable=not progress) as bars:
-        bar = bars.add_task(encoder, total=len(missing))
-        unread = clip_features.extract(
-            missing, out.expanduser(), model, seconds, batch_size, lambda count: bars.advance(bar, count)
-        )
+    with progress_bar(encoder, len(missing), progress) as advance:
+        unread = clip_features.extract(missing, out.expanduser(), model, seconds, batch_size, advance)
     print(f"{len(missing) - len(unread):,} new files of features are in {out}")
     if unread:
         raise RepLoRAError(

@@ -7,7 +7,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from replora.cli.progress import progress_bar
+from replora.progress import progress_bar
 
 # The quickstart's methods (files of configs/adapter), each at a learning rate that was among its best on validation
 # images (results/ablation, results/digits_low_data).

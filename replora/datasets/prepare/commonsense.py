@@ -6,10 +6,8 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from replora.datasets.errors import DatasetNotFoundError, PrepareError, RecordError
+from replora.datasets.prepare.report import counts
 from replora.datasets.text.commonsense import (
     COMMONSENSE_TASKS,
     UNION_FILE,
@@ -51,6 +49,16 @@ class CommonsenseReport:
     missing: list[CommonsenseSplit] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def columns(self) -> dict[str, str]:
+        """Heading -> cell of the table."""
+        sizes = counts(dict(self.sizes), SPLITS)
+        return {
+            "train": sizes["train"],
+            "repeated": f"{self.repeated:,}" if "train" in self.sizes else "-",
+            "test": sizes["test"],
+            "test in train": f"{self.shared:,}" if len(self.sizes) == len(SPLITS) else "-",
+        }
 
     @property
     def state(self) -> str:
@@ -173,28 +181,6 @@ def _is_there(root: Path, task: str, split: CommonsenseSplit) -> bool:
 
 
 # --- what is printed
-
-
-def print_reports(reports: list[CommonsenseReport], root: Path) -> None:
-    """A table of what was found, everything that is wrong, and the commands that mend it."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("task")
-    for name in ("train", "repeated", "test", "test in train"):
-        table.add_column(name, justify="right")
-    table.add_column("state")
-    for report in reports:
-        train, test = (f"{report.sizes[split]:,}" if split in report.sizes else "-" for split in SPLITS)
-        repeated = f"{report.repeated:,}" if "train" in report.sizes else "-"
-        shared = f"{report.shared:,}" if len(report.sizes) == len(SPLITS) else "-"
-        table.add_row(report.name, train, repeated, test, shared, report.state)
-    Console(width=max(100, Console().width), markup=False, highlight=False, soft_wrap=True).print(table)
-    for report in reports:
-        for note in report.notes:
-            print(f"note: {report.name}: {note}")
-    for report in reports:
-        for problem in report.problems:
-            print(f"problem: {report.name}: {problem}")
-    print(remedy(reports, root))
 
 
 def remedy(reports: list[CommonsenseReport], root: Path) -> str:

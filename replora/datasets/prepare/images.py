@@ -9,18 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.labelled_files import FileSplit
 from replora.datasets.errors import CorruptImageError
 from replora.datasets.image.fgvc import FGVC, FGVCSplit, FGVCTask
 from replora.datasets.image.folder import ImageFolder, read_image_table
+from replora.datasets.prepare.report import counts
 from replora.datasets.samples import ImageDataset
 from replora.datasets.vtab.verify import in_threads
 from replora.errors import RepLoRAError
+from replora.progress import progress_bar
 
 SMALL = 32  # pixels: images are decoded whole, then made small, so that the check needs no memory
 
@@ -34,12 +32,23 @@ class DataReport:
         classes: How many it has.
         sizes: Images of each split.
         problems: What makes it unusable, each with its reason.
+        notes: What is worth knowing all the same.
     """
 
     name: str
     classes: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        """The verdict."""
+        return "damaged" if self.problems else "whole"
+
+    def columns(self) -> dict[str, str]:
+        """Heading -> cell of the table."""
+        return {"classes": str(self.classes or "-"), **counts(self.sizes, ("train", "val", "test"))}
 
 
 def check_fgvc(root: Path, tasks: list[FGVCTask], check_sizes: bool) -> list[DataReport]:
@@ -61,22 +70,6 @@ def check_image_folder(root: Path, val_fraction: float, test_fraction: float, se
     return [_check(root.name, splits)]
 
 
-def print_reports(reports: list[DataReport]) -> None:
-    """A table of what was found, then everything that is wrong."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("data set")
-    for name in ("classes", "train", "val", "test"):
-        table.add_column(name, justify="right")
-    table.add_column("state")
-    for report in reports:
-        sizes = [f"{report.sizes[split]:,}" if split in report.sizes else "-" for split in ("train", "val", "test")]
-        table.add_row(report.name, str(report.classes or "-"), *sizes, "damaged" if report.problems else "whole")
-    Console(width=max(100, Console().width), markup=False, highlight=False).print(table)
-    for report in reports:
-        for problem in report.problems:
-            print(f"problem: {report.name}: {problem}")
-
-
 def _fgvc_splits(root: Path, task: FGVCTask, check_sizes: bool) -> dict[str, ImageDataset]:
     splits: tuple[FGVCSplit, ...] = ("train", "val", "test")
     return {split: FGVC(root, task.name, split, SMALL, check_sizes=check_sizes) for split in splits}
@@ -93,12 +86,9 @@ def _check(name: str, build: Callable[[], Mapping[str, ImageDataset]]) -> DataRe
     report.classes = len(next(iter(splits.values())).class_names)
     images = [(dataset, index) for dataset in splits.values() for index in range(len(dataset))]
     damaged = []
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
-        ThreadPoolExecutor(min(16, usable_cpus())) as threads,
-    ):
-        for fault in progress.track(in_threads(threads, _read, images), len(images), description=f"check {name}"):
+    with progress_bar(f"check {name}", len(images)) as advance, ThreadPoolExecutor(min(16, usable_cpus())) as threads:
+        for fault in in_threads(threads, _read, images):
+            advance()
             if fault:
                 damaged.append(fault)
     if damaged:

@@ -7,9 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.labelled_files import FileSplit, FileTable
 from replora.datasets.errors import CorruptVideoError
@@ -20,6 +17,7 @@ from replora.datasets.video.hmdb51 import OfficialSplit, read_hmdb51
 from replora.datasets.video.ssv2 import read_ssv2
 from replora.datasets.vtab.verify import in_threads
 from replora.errors import RepLoRAError
+from replora.progress import progress_bar
 
 NAMED = 20  # damaged videos that a report names
 
@@ -74,13 +72,15 @@ def _checked(report: DataReport, table: FileTable | None, decode: bool, seen: se
     seen = set() if seen is None else seen
     videos = [path for path in (table.home / path for path in table.paths) if path not in seen]
     seen.update(videos)
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    faults = []
     with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        progress_bar(f"decode {report.name}", len(videos)) as advance,
         ThreadPoolExecutor(min(16, usable_cpus())) as threads,
     ):
-        checked = progress.track(in_threads(threads, _fault, videos), len(videos), description=f"decode {report.name}")
-        faults = [fault for fault in checked if fault]
+        for fault in in_threads(threads, _fault, videos):
+            advance()
+            if fault:
+                faults.append(fault)
     if faults:
         listed = "\n  ".join(faults[:NAMED]) + (f"\n  and {len(faults) - NAMED:,} more" if len(faults) > NAMED else "")
         report.problems.append(

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from replora.datasets.errors import DatasetNotFoundError, PrepareError
 from replora.datasets.vtab.dataset import ARCHIVE_SOURCES, SPLITS, VTAB_TASKS, VTABTask, find_task_folder, vtab_task
@@ -17,6 +11,7 @@ from replora.datasets.vtab.hub import download_repository, install_tasks
 from replora.datasets.vtab.tfds import build_task, import_tfds, open_builder
 from replora.datasets.vtab.tracks import Track
 from replora.datasets.vtab.verify import TaskCheck, TaskReport
+from replora.progress import progress_bar
 
 
 def prepare_vtab(
@@ -64,9 +59,12 @@ def prepare_vtab(
     for check in checks:
         if check.report.task in failed:
             check.report.problems.append(failed[check.report.task])
-    with _progress() as progress:
-        bar = progress.add_task("", total=sum(map(len, checks)))
-        return [_run(check, progress, bar) for check in checks]
+    reports = []
+    with progress_bar("", sum(map(len, checks))) as advance:
+        for check in checks:
+            advance(0, f"check {check.report.task.name}")
+            reports.append(check.run(advance))
+    return reports
 
 
 # Downloads show progress bars of their own: ours begin after them.
@@ -74,9 +72,8 @@ def prepare_vtab(
 
 def _install(root: Path, tasks: list[VTABTask], hub: str, track: Track | None) -> None:
     download = download_repository(root, hub)
-    with _progress() as progress:
-        bar = progress.add_task(f"unpack {hub}", total=None)
-        install_tasks(root, download, tasks, track, lambda: progress.advance(bar))
+    with progress_bar(f"unpack {hub}", None) as advance:
+        install_tasks(root, download, tasks, track, advance)
 
 
 def _build_all(
@@ -94,14 +91,8 @@ def _build_all(
 
 def _build(root: Path, task: VTABTask, track: Track, tfds_dir: Path | None, check_sizes: bool) -> None:
     builder = open_builder(task, tfds_dir)
-    with _progress() as progress:
-        bar = progress.add_task(f"write {task.name}", total=sum(task.size(split) or 0 for split in SPLITS))
-        build_task(root, task, track, builder, check_sizes, lambda count: progress.advance(bar, count))
-
-
-def _run(check: TaskCheck, progress: Progress, bar: TaskID) -> TaskReport:
-    progress.update(bar, description=f"check {check.report.task.name}")
-    return check.run(lambda: progress.advance(bar))
+    with progress_bar(f"write {task.name}", sum(task.size(split) or 0 for split in SPLITS)) as advance:
+        build_task(root, task, track, builder, check_sizes, advance)
 
 
 def _is_there(root: Path, task: VTABTask) -> bool:
@@ -112,38 +103,7 @@ def _is_there(root: Path, task: VTABTask) -> bool:
     return True
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield progress
-
-
 # --- what is printed
-
-
-def print_reports(reports: list[TaskReport], root: Path) -> None:
-    """A table of what was found, everything that is wrong, and the commands that mend it."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("task")
-    table.add_column("track")
-    for name in (*SPLITS, "classes"):
-        table.add_column(name, justify="right")
-    table.add_column("state")
-    for report in reports:
-        classes = f"{report.classes_seen}/{report.task.num_classes}" if report.folder else "-"
-        sizes = [f"{report.sizes[split]:,}" if split in report.sizes else "-" for split in SPLITS]
-        table.add_row(report.task.name, report.track or "-", *sizes, classes, report.state)
-    # Wide enough for every row, whatever the terminal: a cut table cannot be copied into an issue.
-    console = Console(width=max(100, Console().width), markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
-    for report in reports:
-        for note in report.notes:
-            print(f"note: {report.task.name}: {note}")
-    for report in reports:
-        for problem in report.problems:
-            print(f"problem: {report.task.name}: {problem}")
-    print(remedy(reports, root))
 
 
 def remedy(reports: list[TaskReport], root: Path) -> str:

@@ -24,13 +24,12 @@ from typing import Any, Literal
 
 import torch
 
+from replora.datasets.samples import NO_LOSS
 from replora.datasets.text.commonsense import OUTPUT, CommonsenseRecord, commonsense_task, record_error
 from replora.datasets.text.items import ChoiceItem, TextBatch
 
 Preset = Literal["llm_adapters", "clean", "cloze"]
 
-NO_LOSS = -100
-PADDING = -1  # the index of what fills up a batch or the share of a process
 CUTOFF = 256
 MULTIPLES: dict[Preset, int] = {"llm_adapters": 8, "clean": 1, "cloze": 1}  # of which a batch's length is one
 

@@ -41,6 +41,16 @@ class TaskReport:
     """What is worth knowing all the same."""
 
     @property
+    def name(self) -> str:
+        return self.task.name
+
+    def columns(self) -> dict[str, str]:
+        """Heading -> cell of the table that `prepare` prints."""
+        sizes: dict[str, str] = {split: f"{self.sizes[split]:,}" if split in self.sizes else "-" for split in SPLITS}
+        classes = f"{self.classes_seen}/{self.task.num_classes}" if self.folder else "-"
+        return {"track": self.track or "-", **sizes, "classes": classes}
+
+    @property
     def state(self) -> Literal["whole", "missing", "damaged", "other track"]:
         """The verdict."""
         if self.folder is None:

@@ -1,4 +1,4 @@
-"""The progress bar of the command line."""
+"""The one progress bar of all verbs, on the standard error stream."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def progress_bar(description: str, total: int | None, enabled: bool = True) -> I
         A function that advances the bar.
     """
     # Only here: the light verbs of the command line do not wait for rich.
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    with Progress(*columns, disable=not enabled) as bars:
+    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bars:
         bar = bars.add_task(description, total=total)
 
         def advance(count: int = 1, description: str | None = None) -> None:
