@@ -32,7 +32,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 # Importing the packages makes their classes available by name: --model ImageClassification, --data VTABDataModule.
 from datamodules import BaseDataModule
 from lightning_modules import AdaptedModule, FinalValidation, LastCheckpoint, ResultsWriter
-from lightning_modules.callbacks.results_writer import trained_classes
+from lightning_modules.callbacks.results_writer import best_checkpoint, trained_classes
 from replora.adapters.config import AdapterConfig
 from replora.config_files import find_config
 from replora.errors import RepLoRAError, nearest
@@ -160,8 +160,9 @@ class TrainerCLI(LightningCLI):
         parser.add_argument(
             "--ckpt_path",
             type=Path | None,
-            help="Checkpoint to resume or to measure, `last` for that of --run_dir, or `untrained` to measure a "
-            "language model before any training. Default: none for fit, RUN_DIR/checkpoints/last.ckpt for other verbs.",
+            help="Checkpoint to resume or to measure, `last` for that of --run_dir, `best` for that of a "
+            "ModelCheckpoint that monitors a metric, or `untrained` to measure a language model before any training. "
+            "Default: none for fit, RUN_DIR/checkpoints/last.ckpt for other verbs.",
         )
         parser.add_argument(
             "--test_after_fit",
@@ -302,6 +303,8 @@ class TrainerCLI(LightningCLI):
         if str(path) == UNTRAINED and self.verb != "fit":
             self.untrained = True
             return None
+        if str(path) == "best":
+            return best_checkpoint(last)
         if path is None or str(path) == "last":
             if last is None:
                 raise RepLoRAError(

@@ -19,6 +19,7 @@ from torch import nn
 
 import replora
 from replora.adapters.fingerprint import state_sha256
+from replora.errors import RepLoRAError
 from replora.identity import compared_options, configuration_sha256
 from replora.results import (
     check_same_run,
@@ -364,6 +365,29 @@ def adapter_metadata(module: Described, datamodule: Any, metrics: dict[str, floa
     if validated := {name: v for name, v in metrics.items() if name.startswith("val/") and math.isfinite(v)}:
         metadata["metrics"] = json.dumps(validated)
     return metadata
+
+
+def best_checkpoint(last: Path | None) -> Path:
+    """The best checkpoint of a `ModelCheckpoint` that monitors a metric, from the last checkpoint of its run.
+
+    Raises:
+        RepLoRAError: There is none.
+    """
+    callbacks: dict[str, Any] = {}
+    if last is not None and last.is_file():
+        callbacks = torch.load(last, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
+    states = [s for name, s in callbacks.items() if name.startswith("ModelCheckpoint") and s.get("best_model_path")]
+    for state in states:
+        saved = Path(state["best_model_path"])
+        inside = last.parent / saved.name if last is not None else saved  # the run may have been moved
+        for file in (saved, inside):
+            if file.is_file():
+                return file
+    raise RepLoRAError(
+        "--ckpt_path best: the run has no best checkpoint. A fit keeps one with --trainer.callbacks+=ModelCheckpoint "
+        "--trainer.callbacks.monitor=val/accuracy --trainer.callbacks.mode=max "
+        "--trainer.callbacks.dirpath=RUN/checkpoints."
+    )
 
 
 def trained_classes(checkpoint: Path) -> list[str] | None:

@@ -130,7 +130,7 @@ def _check_sweep_methods(contents: Iterable[dict[str, Any]]) -> None:
         backbone = content.get("backbone", {}).get("fingerprint")
         axes = [sweep.get(axis, {}) for axis in ("task", "size", "grid")]
         key = json.dumps([sweep.get("name"), sweep["method"], backbone, *axes], default=str)
-        options = compared_fields(content, "sweep")
+        options = compared_fields(content, "sweep") | _fixed_settings(content)
         first = first_of.setdefault(key, options)
         differing = [name for name in options.keys() | first.keys() if options.get(name) != first.get(name)]
         if differing:
@@ -217,6 +217,13 @@ def _labels(contents: list[dict[str, Any]]) -> list[str]:
             shown["partial:"] = "; ".join(partial)
         labels.append(", ".join([METHOD_NAMES.get(method, method), *(f"{k} {v}" for k, v in shown.items())]))
     return labels
+
+
+def _fixed_settings(content: dict[str, Any]) -> dict[str, Any]:
+    """Settings that no axis of a sweep varies: runs with other ones are of another sweep."""
+    sweep = content["sweep"]
+    varied = {name for axis in ("task", "size", "grid") for name in sweep.get(axis, {})}
+    return {name: value for name, value in _settings(content).items() if name not in varied}
 
 
 # Settings that the conditions of a table, the method's options, or the training length show already.

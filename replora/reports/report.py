@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ SHOWN_OPTIONS = ("rank", "factors", "hidden", "activation", "sharing")
 UNUSED = {"none": ("hidden", "activation", "sharing"), "linear": ("activation",)}
 
 
-def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
+def write_report(sources: Sequence[Path], folder: Path, trials: Collection[str] | None = None) -> list[Path]:
     """Write the report of the runs in `sources`.
 
     Args:
@@ -41,6 +41,7 @@ def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
         folder: Directory of the report. It gets `report.html` (one file with its pictures inside), `report.md`, one CSV
             file per table, the pictures, `runs.csv` with one line per run, and `runs.jsonl`, the results themselves,
             from which the report can be made again.
+        trials: Trials of the sweep whose report it is; results of other trials are left out and named. Default: all.
 
     Returns:
         The files; `report.html` is the second.
@@ -51,6 +52,10 @@ def write_report(sources: Sequence[Path], folder: Path) -> list[Path]:
     """
     skipped: list[str] = []
     contents = read_runs(sources, skipped)
+    if trials is not None:
+        leftovers = [c for c in contents if c.get("sweep", {}).get("trial") not in trials]
+        contents = [c for c in contents if c not in leftovers]
+        skipped += [f"{_name(content)} does not belong to the sweep as its file is now" for content in leftovers]
     groups = group_runs(contents)
     if not groups:
         reasons = "".join(f"\n  {reason}" for reason in skipped)
@@ -92,7 +97,7 @@ def _left_out(contents: Sequence[dict[str, Any]], groups: Sequence[Group], skipp
             older if skipped or _recorded(contents) else [],
         ),
         ("Further evaluations, of other data, other weights or a part", further),
-        ("Files that could not be read", list(skipped)),
+        ("Not part of this report", list(skipped)),
     ]
     found = [(title, names) for title, names in listed if names]
     if not found:

@@ -294,6 +294,18 @@ def test_a_copied_or_moved_run_is_the_folder_in_which_its_file_lies(
     assert (finished / "results.json").read_bytes() == original
 
 
+def test_the_best_checkpoint_is_measured_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val/accuracy"]
+    best += ["--trainer.callbacks.mode=max", f"--trainer.callbacks.dirpath={tmp_path / 'run' / 'checkpoints'}"]
+    run = fit(tmp_path / "run", "--trainer.max_epochs=3", *best)
+    moved = run.rename(tmp_path / "moved")
+    main(["test", f"--config={moved / 'fit.yaml'}", "--ckpt_path=best"])
+    found = read_results(moved)["evaluations"][-1]
+    assert found["weights"]["source"].startswith(str(moved / "checkpoints" / "epoch="))
+    without = fit(tmp_path / "without", "--trainer.max_epochs=1")
+    assert "has no best checkpoint" in refused(capsys, "test", f"--config={without / 'fit.yaml'}", "--ckpt_path=best")
+
+
 # --- resuming
 
 

@@ -13,6 +13,7 @@ import yaml
 from replora.identity import configuration_sha256, differing_options, flat_options, option_kind
 from replora.reports.grouping import group_runs
 from replora.reports.report import write_report
+from replora.reports.runs import ReportError
 
 FORMER = Path(__file__).parents[1] / "cli" / "former"
 # Every option that a fit of image classification has, with a value.
@@ -148,3 +149,29 @@ def test_what_is_left_out_is_named(tmp_path: Path) -> None:
     assert "test of 3 examples by last epoch, test/accuracy 0.5, on examples that it was trained on" in page
     assert f"{runs / 'broken' / 'results.json'} is corrupt" in page
     assert f"{runs / 'foreign' / 'results.json'} is not a results file" in page
+
+
+def of_sweep(configuration: dict[str, Any], seed: int, trial: str) -> dict[str, Any]:
+    content = recorded(configuration | {"seed_everything": seed})
+    content["fit"]["seed"] = seed
+    sweep = {"name": "s", "stage": "final", "method": "LoRA", "seed": seed, "trial": trial}
+    return content | {"sweep": sweep | {"task": {}, "size": {}, "grid": {}}}
+
+
+def test_runs_of_one_sweep_with_other_options_are_not_averaged() -> None:
+    one, two = of_sweep(OPTIONS, 0, "a"), of_sweep(OPTIONS | {"model.label_smoothing": 0.1}, 1, "b")
+    group_runs([one, of_sweep(OPTIONS, 1, "b")])
+    with pytest.raises(ReportError, match=r"model\.label_smoothing is 0\.0 in one and 0\.1 in b"):
+        group_runs([one, two])
+
+
+def test_the_report_of_a_sweep_leaves_out_and_names_what_its_file_no_longer_has(tmp_path: Path) -> None:
+    for trial in ("final/LoRA/seed=0", "final/LoRA/seed=1"):
+        content = of_sweep(OPTIONS, int(trial[-1]), trial)
+        del content["test"]
+        (tmp_path / trial).mkdir(parents=True)
+        (tmp_path / trial / "results.json").write_text(json.dumps(content))
+    write_report([tmp_path], tmp_path / "report", {"final/LoRA/seed=0"})
+    page = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "1 runs: 1 measured on test data" in page
+    assert "final/LoRA/seed=1 does not belong to the sweep as its file is now" in " ".join(page.split())

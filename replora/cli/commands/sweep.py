@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from replora.cli.commands.report import report
 from replora.errors import RepLoRAError
 
 
@@ -66,7 +65,11 @@ def sweep(
             run_sweep(plan, home, address, Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
         finally:
             if make_report and any(home.rglob("results.json")):
-                report([str(home)], home / "report")
+                from replora.reports.report import write_report
+
+                planned = [*plan.selection_trials(), *plan.planned_final_trials(), *plan.only_trials()]
+                files = write_report([home], home / "report", {trial.folder for trial in planned})
+                print(f"report: {files[1]}")
 
 
 def _trials_at_once(
