@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from replora.adapters.config import PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of, describe
 from replora.adapters.fingerprint import architecture, base_name
+from replora.adapters.labels import class_count
 from replora.adapters.layer import AdaptedLinear, WeightUpdate
 from replora.adapters.peft_methods import peft_config, peft_layers
 from replora.adapters.state import refuse_absent, refuse_not_finite
@@ -293,7 +294,9 @@ def _usage(model: nn.Module, base: str | None) -> str:
         else:
             build = f'import timm\n\nbase = timm.create_model("{known}", {options})  # and the weights of its training'
     elif base and hasattr(model, "save_pretrained"):
-        build = f'from {library_of(model)} import {name}\n\nbase = {name}.from_pretrained("{base}")'
+        classes = class_count(model) if "Classification" in name else None
+        options = "" if classes is None else f", num_labels={classes}, ignore_mismatched_sizes=True"
+        build = f'from {library_of(model)} import {name}\n\nbase = {name}.from_pretrained("{base}"{options})'
     else:
         build = f"\nbase = ...  # {base or name}"
     return f'from peft import PeftModel\n{build}\nmodel = PeftModel.from_pretrained(base, "this folder")'
