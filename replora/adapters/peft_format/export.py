@@ -7,18 +7,19 @@ each with its own rank-r pair), the pairs are stacked into one of rank 2r, which
     A = [A_q]      B = [B_q   0 ]  q rows        r' = 2r,  alpha' = 2 alpha: the scale alpha / r stays
         [A_v]          [ 0    0 ]  k rows
                        [ 0   B_v]  v rows
+
+All layers get the highest of the ranks, by zeros: some programs know one rank and one alpha for a whole folder.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from replora.adapters.config import PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of, describe
@@ -138,22 +139,18 @@ def _plain_lora(
         for name, module in model.named_modules()
         if isinstance(module, AdaptedLinear)
     }
+    stacked = {names[id(update.owner)]: _stacked(update) for update in adapters.updates}
+    rank = max(len(A) for A, _ in stacked.values())
     tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    for update in adapters.updates:
-        name = names[id(update.owner)]
-        A, B = _stacked(update)
-        tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = A, B
-        ranks[name] = len(A)
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != usual}
+    for name, (A, B) in stacked.items():
+        missing = rank - len(A)
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = F.pad(A, (0, 0, 0, missing))
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = F.pad(B, (0, missing))
     lora = peft.LoraConfig(
-        r=usual,
-        lora_alpha=_plain_number(config.scale * usual),
+        r=rank,
+        lora_alpha=_plain_number(config.scale * rank),
         lora_dropout=config.dropout,
-        target_modules=_shortest_targets(model, list(ranks), adapters.also_train),
-        rank_pattern=others,
-        alpha_pattern={name: _plain_number(config.scale * rank) for name, rank in others.items()},
+        target_modules=_shortest_targets(model, list(stacked), adapters.also_train),
     )
     return lora, tensors
 

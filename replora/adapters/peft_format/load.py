@@ -280,7 +280,9 @@ def _fitted(
             )
         for view in update.views:
             first, last = view.rows or (0, len(B))
-            columns = B[first:last].ne(0).any(dim=0) if view.rows else torch.ones(len(A), dtype=torch.bool)
+            columns = B[first:last].ne(0).any(dim=0)
+            if view.rows is None:  # all but the zeros that fill up a lower rank
+                columns |= A.ne(0).any(dim=1)
             rank = int(columns.sum())
             if rank > view.bank.rank:
                 raise PeftFormatError(
