@@ -147,3 +147,20 @@ def test_a_model_without_embeddings_imports(tmp_path: Path) -> None:
     there = segformer()
     replora.import_peft(there, replora.export_peft(model, tmp_path / "peft", example=x))
     torch.testing.assert_close(call(there, x), call(model, x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_speech_model_is_no_text_to_text_model(tmp_path: Path) -> None:
+    from peft import PeftConfig
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    sizes = {"d_model": 24, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 50, "num_mel_bins": 8}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    tokens_of = {"pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 1}
+    whisper = WhisperForConditionalGeneration(WhisperConfig(**sizes, **tokens_of, max_source_positions=8))
+    x = {"input_features": torch.randn(1, 8, 16), "decoder_input_ids": torch.tensor([[1, 2]])}
+    replora.inject(whisper, METHODS["lora"], example=x)
+    config = PeftConfig.from_pretrained(str(replora.export_peft(whisper, tmp_path / "whisper")))
+    assert config.task_type is None
+    assert config.auto_mapping["base_model_class"] == "WhisperForConditionalGeneration"
+    bart, _ = adapted("hf_bart", "lora")
+    assert PeftConfig.from_pretrained(str(replora.export_peft(bart, tmp_path / "bart"))).task_type == "SEQ_2_SEQ_LM"

@@ -270,11 +270,15 @@ def _refuse_ambiguous_heads(model: nn.Module, adapters: Adapters) -> None:
 
 def _say_task(config: Any, model: nn.Module) -> None:
     """What lets `AutoPeftModel...` build the base: the task of a text model, the class of another one."""
-    name = type(model).__name__
-    for ending, task in (("ForCausalLM", "CAUSAL_LM"), ("ForConditionalGeneration", "SEQ_2_SEQ_LM")):
-        if name.endswith(ending):
-            config.task_type = task
-            return
+    name, own = type(model).__name__, getattr(model, "config", None)
+    # PEFT's model of that kind takes text alone: not so Whisper, BLIP or LLaVA.
+    of_text = getattr(model, "main_input_name", "") == "input_ids" and not hasattr(own, "vision_config")
+    if name.endswith("ForCausalLM"):
+        config.task_type = "CAUSAL_LM"
+        return
+    if name.endswith("ForConditionalGeneration") and of_text and getattr(own, "is_encoder_decoder", False):
+        config.task_type = "SEQ_2_SEQ_LM"
+        return
     config.auto_mapping = {"base_model_class": name, "parent_library": type(model).__module__}
 
 
