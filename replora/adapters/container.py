@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Container
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, NotRequired, TypedDict
 
@@ -17,6 +15,7 @@ from replora.adapters.config import (
 )
 from replora.adapters.factors import FactorBank
 from replora.adapters.layer import SetAside, WeightUpdate, refuse_loading
+from replora.adapters.model_methods import replace_methods, restore_methods
 from replora.adapters.threads import Lock, MergedBlocks, Switch
 from replora.adapters.wrappers import is_compiled, plain_name, unwrap
 from replora.errors import RepLoRAError
@@ -85,16 +84,13 @@ class Adapters(nn.Module):
     def hook_onto(self, model: nn.Module) -> None:
         self._hooks.append(model.register_forward_pre_hook(self._before_forward))
         self._hooks.append(model.register_forward_hook(self._after_forward, always_call=True))
-        if self.banks and callable(getattr(model, "generate", None)):
-            model.generate = Generate(model, self)  # type: ignore[assignment]
+        replace_methods(model, self)
 
     def unhook(self, model: nn.Module) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        if isinstance(own := model.__dict__.get("generate"), Generate):
-            model.__dict__.pop("generate")
-            model.__dict__ |= own.replaced
+        restore_methods(model)
 
     def _before_forward(self, model: nn.Module, _inputs: Any) -> None:
         if self.updates and getattr(model, "_is_replica", False):
@@ -120,30 +116,6 @@ class Adapters(nn.Module):
         if not self.proved and output is not None and not torch.compiler.is_compiling() and not is_compiled(model):
             refuse_dead_targets(self)
             self.proved = True
-
-
-class Generate:
-    """The method `generate` of a model, in all passes of which the factors are produced once."""
-
-    def __init__(self, model: nn.Module, adapters: Adapters) -> None:
-        self.model, self.adapters = model, adapters
-        # What a program put in its place on this one model; else it is the class's.
-        self.replaced = {"generate": model.__dict__["generate"]} if "generate" in model.__dict__ else {}
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        with ExitStack() as stack:
-            for bank in self.adapters.factor_banks():
-                stack.enter_context(bank.keeping())
-            return self._own(*args, **options)
-
-    @property
-    def _own(self) -> Any:
-        of_class: Any = type(self.model)
-        return self.replaced.get("generate") or of_class.generate.__get__(self.model)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self._own)
 
 
 @dataclass(frozen=True)

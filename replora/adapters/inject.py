@@ -26,6 +26,7 @@ from replora.adapters.config import (
 from replora.adapters.container import Adapters, adapters_of, device_of, train_only
 from replora.adapters.factors import build_factors
 from replora.adapters.fingerprint import describe_base, in_head
+from replora.adapters.labels import match_classes
 from replora.adapters.layer import AdaptedLinear, AdaptedMultiheadAttention, FactorView, WeightUpdate
 from replora.adapters.targets import Target, find_targets
 from replora.adapters.verify import prove_targets
@@ -90,6 +91,7 @@ def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[st
     heads = _submodules(model, also_train)
     also_train = tuple(name for name in also_train if not in_head(name, also_train))  # one inside another is in it
     refuse_tied_heads(model, also_train)
+    match_classes(model, also_train)
     head_tensors = {id(tensor) for head in heads for tensor in (*head.parameters(), *head.buffers())}
     adapters = Adapters(config)
     adapters.also_train = also_train

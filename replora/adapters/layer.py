@@ -233,6 +233,13 @@ def refuse_not_finite(merged: Tensor, frozen: Tensor, name: str) -> None:
         )
 
 
+def take_base_names(state: dict[str, Any], prefix: str, inside: str) -> None:
+    """Rename the tensors of a wrapped layer at `prefix` that have the plain model's names, to load them into it."""
+    for key in ("weight", "bias"):
+        if f"{prefix}{key}" in state and f"{prefix}{inside}.{key}" not in state:
+            state[f"{prefix}{inside}.{key}"] = state.pop(f"{prefix}{key}")
+
+
 class AdaptedLinear(nn.Module):
     """A frozen `nn.Linear` plus its update: y = W0 x + bias + scale * B A dropout(x), (..., in) to (..., out)."""
 
@@ -252,6 +259,10 @@ class AdaptedLinear(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         return self.linear.bias
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        take_base_names(state_dict, prefix, "linear")
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @property
     def in_features(self) -> int:

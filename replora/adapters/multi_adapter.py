@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from replora.adapters.config import BitFitConfig, FullConfig
 from replora.adapters.container import Adapters, adapters_of, device_of, train_only
 from replora.adapters.inject import remove
+from replora.adapters.labels import match_classes
 from replora.adapters.layer import AdaptedLinear, AdaptedMultiheadAttention, WeightUpdate
 from replora.adapters.peft_methods import peft_layers
 from replora.adapters.weight_tying import refuse_tied_heads
@@ -150,6 +151,7 @@ def added(model: nn.Module, name: str, heads: dict[str, dict[str, Tensor]]) -> I
         shelf.active = None
         for head in fresh:
             model.set_submodule(head, shelf.heads[head])
+        match_classes(model, fresh)
         if before is not None:
             set_adapter(model, before)
         raise
@@ -180,6 +182,7 @@ def take_off(model: nn.Module) -> None:
         waiting.layers[head] = model.get_submodule(head)
         own = shelf.heads.setdefault(head, waiting.layers[head])
         model.set_submodule(head, _like(own, waiting.layers[head], dtype=True))
+    match_classes(model, adapters.also_train)
     del model.replora
     train_only(model, adapters.required_grad)
     shelf.waiting[shelf.active] = waiting
@@ -193,6 +196,7 @@ def _put_on(model: nn.Module, waiting: Waiting) -> None:
         # A head takes the data type of what stood there; factors keep theirs.
         model.set_submodule(name, _like(module, model.get_submodule(name), dtype=name in adapters.also_train))
         module.train(model.training)
+    match_classes(model, adapters.also_train)
     for name, updates in waiting.attention.items():
         attention: Any = model.get_submodule(name)
         attention.__class__ = AdaptedMultiheadAttention

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters
-from replora.adapters.layer import SetAside, refuse_not_finite
+from replora.adapters.layer import SetAside, refuse_not_finite, take_base_names
 from replora.adapters.targets import Target
 from replora.adapters.wrappers import is_wrapper, plain_name
 from replora.errors import RepLoRAError, nearest
@@ -71,9 +71,14 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, 
     for name, layer in peft_layers(model).items():
         adapters.peft_called[name] = False
         layer.train(layer.get_base_layer().training)
+        layer.register_load_state_dict_pre_hook(_take_base_names)
         layer.register_forward_pre_hook(partial(_note_call, adapters.peft_called, name))
     kept = [p for p in added if p.requires_grad] + [b for b in model.buffers() if id(b) not in before]
     return {id(tensor) for tensor in kept}
+
+
+def _take_base_names(_layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    take_base_names(state, prefix, "base_layer")
 
 
 def _note_call(called: dict[str, bool], name: str, _layer: nn.Module, _inputs: Any) -> None:

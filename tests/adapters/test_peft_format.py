@@ -90,7 +90,10 @@ def test_the_fused_layout_is_two_blocks(tmp_path: Path) -> None:
 
 
 def test_layers_of_several_ranks_and_names_that_need_care(tmp_path: Path) -> None:
-    """q and v of the fused layer (rank 4 together), fc1 of rank 2, in one block only."""
+    """q and v of the fused layer (rank 4 together), fc1 of rank 2, in one block only: all are written with rank 4.
+
+    llama.cpp has one alpha for a folder and divides it by each tensor's own rank.
+    """
     model, tiny = build("timm_vit")
     config = replora.RepLoRAConfig(rank=2, hidden=4, alpha=6, targets=("q", "v", "fc1"), blocks=[1])
     replora.inject(model, config, also_train=["head"])
@@ -98,13 +101,21 @@ def test_layers_of_several_ranks_and_names_that_need_care(tmp_path: Path) -> Non
     replora.export_peft(model, tmp_path / "peft")
     written = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert sorted(written["target_modules"]) == ["blocks.1.attn.qkv", "blocks.1.mlp.fc1"]
-    assert len(written["rank_pattern"]) == 1
+    assert not written["rank_pattern"]
+    assert not written["alpha_pattern"]
+    tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    ranks = {t.shape[0 if "lora_A" in name else 1] for name, t in tensors.items() if "lora_" in name}
+    assert ranks == {written["r"]} == {4}
+    assert written["lora_alpha"] / written["r"] == model.replora.config.scale
     want = call(model, tiny.inputs())
     opened = peft.PeftModel.from_pretrained(build("timm_vit")[0], str(tmp_path / "peft")).eval()
     torch.testing.assert_close(call(opened, tiny.inputs()), want, rtol=0, atol=1e-5)
     plain, _ = build("timm_vit")
     replora.import_peft(plain, tmp_path / "peft")
     torch.testing.assert_close(call(plain, tiny.inputs()), want, rtol=0, atol=1e-5)
+    back = replora.inject(build("timm_vit")[0], config, also_train=["head"])  # fc1 of rank 2 again
+    replora.import_peft(back, tmp_path / "peft")
+    torch.testing.assert_close(call(back, tiny.inputs()), want, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("model_name", READ)

@@ -7,22 +7,24 @@ each with its own rank-r pair), the pairs are stacked into one of rank 2r, which
     A = [A_q]      B = [B_q   0 ]  q rows        r' = 2r,  alpha' = 2 alpha: the scale alpha / r stays
         [A_v]          [ 0    0 ]  k rows
                        [ 0   B_v]  v rows
+
+All layers get the highest of the ranks, by zeros: some programs know one rank and one alpha for a whole folder.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from replora.adapters.config import PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of, describe
 from replora.adapters.fingerprint import architecture, base_name
+from replora.adapters.labels import class_count
 from replora.adapters.layer import AdaptedLinear, WeightUpdate
 from replora.adapters.peft_methods import peft_config, peft_layers
 from replora.adapters.state import refuse_absent, refuse_not_finite
@@ -137,22 +139,18 @@ def _plain_lora(
         for name, module in model.named_modules()
         if isinstance(module, AdaptedLinear)
     }
+    stacked = {names[id(update.owner)]: _stacked(update) for update in adapters.updates}
+    rank = max(len(A) for A, _ in stacked.values())
     tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    for update in adapters.updates:
-        name = names[id(update.owner)]
-        A, B = _stacked(update)
-        tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = A, B
-        ranks[name] = len(A)
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != usual}
+    for name, (A, B) in stacked.items():
+        missing = rank - len(A)
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = F.pad(A, (0, 0, 0, missing))
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = F.pad(B, (0, missing))
     lora = peft.LoraConfig(
-        r=usual,
-        lora_alpha=_plain_number(config.scale * usual),
+        r=rank,
+        lora_alpha=_plain_number(config.scale * rank),
         lora_dropout=config.dropout,
-        target_modules=_shortest_targets(model, list(ranks), adapters.also_train),
-        rank_pattern=others,
-        alpha_pattern={name: _plain_number(config.scale * rank) for name, rank in others.items()},
+        target_modules=_shortest_targets(model, list(stacked), adapters.also_train),
     )
     return lora, tensors
 
@@ -272,11 +270,15 @@ def _refuse_ambiguous_heads(model: nn.Module, adapters: Adapters) -> None:
 
 def _say_task(config: Any, model: nn.Module) -> None:
     """What lets `AutoPeftModel...` build the base: the task of a text model, the class of another one."""
-    name = type(model).__name__
-    for ending, task in (("ForCausalLM", "CAUSAL_LM"), ("ForConditionalGeneration", "SEQ_2_SEQ_LM")):
-        if name.endswith(ending):
-            config.task_type = task
-            return
+    name, own = type(model).__name__, getattr(model, "config", None)
+    # PEFT's model of that kind takes text alone: not so Whisper, BLIP or LLaVA.
+    of_text = getattr(model, "main_input_name", "") == "input_ids" and not hasattr(own, "vision_config")
+    if name.endswith("ForCausalLM"):
+        config.task_type = "CAUSAL_LM"
+        return
+    if name.endswith("ForConditionalGeneration") and of_text and getattr(own, "is_encoder_decoder", False):
+        config.task_type = "SEQ_2_SEQ_LM"
+        return
     config.auto_mapping = {"base_model_class": name, "parent_library": type(model).__module__}
 
 
@@ -293,7 +295,9 @@ def _usage(model: nn.Module, base: str | None) -> str:
         else:
             build = f'import timm\n\nbase = timm.create_model("{known}", {options})  # and the weights of its training'
     elif base and hasattr(model, "save_pretrained"):
-        build = f'from {library_of(model)} import {name}\n\nbase = {name}.from_pretrained("{base}")'
+        classes = class_count(model) if "Classification" in name else None
+        options = "" if classes is None else f", num_labels={classes}, ignore_mismatched_sizes=True"
+        build = f'from {library_of(model)} import {name}\n\nbase = {name}.from_pretrained("{base}"{options})'
     else:
         build = f"\nbase = ...  # {base or name}"
     return f'from peft import PeftModel\n{build}\nmodel = PeftModel.from_pretrained(base, "this folder")'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from replora.errors import RepLoRAError, nearest
 
 # Initialisations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva")
+_DEFAULT_ALPHA = 8  # PEFT's, where a folder names none
 # Options under which a folder holds more than W0 + scale * B A, with the value that switches them off.
 _EXTRAS: dict[str, Any] = {
     "bias": "none",
@@ -113,7 +115,7 @@ def _without_the_models_own(
         PeftFormatError: The model has other values there.
     """
     modules = dict(model.named_modules())
-    embeddings = [getattr(model, f"get_{kind}_embeddings", lambda: None)() for kind in ("input", "output")]
+    embeddings = _embeddings(model)
     kept, other = {}, set()
     for key, value in rest.items():
         module, _, attribute = key.rpartition(".")
@@ -131,6 +133,15 @@ def _without_the_models_own(
             "was another one, or its vocabulary was changed. Give the model that base or vocabulary first."
         )
     return kept
+
+
+def _embeddings(model: nn.Module) -> list[Any]:
+    """Input and output embedding of a transformers model, as far as it has them."""
+    found = []
+    for kind in ("input", "output"):
+        with suppress(NotImplementedError):  # image and audio models
+            found.append(getattr(model, f"get_{kind}_embeddings", lambda: None)())
+    return found
 
 
 def _heads(model: nn.Module, config: dict[str, Any], rest: dict[str, Tensor]) -> tuple[str, ...]:
@@ -184,7 +195,9 @@ def _lora_pairs(
         if B is None or A.ndim != 2 or B.ndim != 2:
             raise PeftFormatError(f"{folder}: {layer} has no matching pair of matrices lora_A and lora_B.")
         alphas = config.get("alpha_pattern") or {}
-        alpha = alphas.get(get_pattern_key(list(alphas), layer), config["lora_alpha"])
+        alpha = alphas.get(get_pattern_key(list(alphas), layer), config.get("lora_alpha", _DEFAULT_ALPHA))
+        if not isinstance(alpha, int | float):
+            raise PeftFormatError(f"{folder}: lora_alpha is {alpha!r} in {CONFIG_FILE}. It must be a number.")
         pairs[layer], scales[layer] = (A, B), alpha / (len(A) ** 0.5 if config.get("use_rslora") else len(A))
     other = {name for name in rest if "lora_" in name}
     if other:
@@ -267,7 +280,9 @@ def _fitted(
             )
         for view in update.views:
             first, last = view.rows or (0, len(B))
-            columns = B[first:last].ne(0).any(dim=0) if view.rows else torch.ones(len(A), dtype=torch.bool)
+            columns = B[first:last].ne(0).any(dim=0)
+            if view.rows is None:  # all but the zeros that fill up a lower rank
+                columns |= A.ne(0).any(dim=1)
             rank = int(columns.sum())
             if rank > view.bank.rank:
                 raise PeftFormatError(
