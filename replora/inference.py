@@ -17,7 +17,7 @@ from torch import Tensor
 
 import replora
 from lightning_modules.predictors import Predictor
-from replora.datasets.common.files import LeftOut, printable, tell_left_out
+from replora.datasets.common.files import LeftOut, is_foreign, printable, tell_left_out
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.errors import CorruptImageError, CorruptVideoError
 from replora.errors import RepLoRAError, nearest
@@ -86,7 +86,7 @@ def find_files(asked: list[str], predictor: type[Predictor]) -> list[Path]:
             tell_left_out(path, left_out)
         else:
             matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (`**`, cwd)
-            files = predictor.select(map(Path, matches))
+            files = predictor.select(match for match in map(Path, matches) if not _in_foreign_folder(match, path))
         if not files:
             problem = f"the folder holds no {kind}" if path.is_dir() else "there is no such file, folder or match"
             raise PredictionError(
@@ -95,6 +95,11 @@ def find_files(asked: list[str], predictor: type[Predictor]) -> list[Path]:
             )
         found |= dict.fromkeys(files)
     return list(found)
+
+
+def _in_foreign_folder(match: Path, pattern: Path) -> bool:
+    """Whether a wildcard of `pattern` stands for a folder of another program, such as `@eaDir`."""
+    return any(is_foreign(part) for part in set(match.parts) - set(pattern.parts))
 
 
 def predictor_of(run: Path) -> type[Predictor]:

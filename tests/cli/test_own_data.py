@@ -103,6 +103,13 @@ def test_a_csv_file_trains(folder: Path, tmp_path: Path) -> None:
     assert "test" in read_results(run)
 
 
+def test_a_batch_can_be_overfitted(tmp_path: Path) -> None:
+    """Lightning then replaces the training sampler by its own, which knows no epochs."""
+    folder = write_image_folder(tmp_path / "photos")
+    options = [f"--data.root={folder}", f"--run_dir={tmp_path / 'run'}", "--test_after_fit=false"]
+    main(["fit", "--config=image_folder.yaml", *TINY, *options, "--trainer.overfit_batches=1"])
+
+
 def test_a_resumed_run_with_augmentation_equals_the_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
     options = ["fit", "--config=image_folder.yaml", *TINY, f"--data.root={folder}", "--test_after_fit=false"]
     main([*options, "--trainer.max_epochs=2", "--data.num_workers=1", f"--run_dir={tmp_path / 'whole'}"])

@@ -263,3 +263,13 @@ def test_files_as_people_have_them(home: Path, tmp_path: Path, suffix: str, caps
     assert "no\\xe9.jpg" in printed
     listed = rows(out) if suffix == ".csv" else json.loads(out.read_text(encoding="utf-8"))["predictions"]
     assert f"{photos}/caf\\xe9.jpg" in [row["path"] for row in listed]
+
+
+def test_patterns_leave_foreign_folders_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_image_folder(tmp_path, ["a", "@eaDir", "thumbs"], 1)
+    (tmp_path / "a" / "b.heic").touch()
+    found = inference.find_files([str(tmp_path / "**" / "*.jpg")], ImagePredictor)
+    assert found == [tmp_path / "a" / "0.jpg", tmp_path / "thumbs" / "0.jpg"]  # asked for by its own wildcard
+    assert inference.find_files([str(tmp_path / "@eaDir" / "*.jpg")], ImagePredictor) == [tmp_path / "@eaDir" / "0.jpg"]
+    assert inference.find_files([str(tmp_path)], ImagePredictor) == [tmp_path / "a" / "0.jpg"]
+    assert "left out: 2 hidden, foreign or preview folder, 1 .heic" in caplog.text

@@ -235,3 +235,34 @@ def test_any_csv_text_is_read_or_refused(csv_home: Path) -> None:
         file.write_bytes(text.encode(encoding)[: draw.randrange(1, 400)])
         with contextlib.suppress(RepLoRAError):
             read_image_table(file)
+
+
+# --- links and absolute paths
+
+
+def test_absolute_paths_inside_the_root(tmp_path: Path) -> None:
+    write_image_folder(tmp_path, CLASSES, 1)
+    file = tmp_path / "list.csv"
+    file.write_text(f"path,label\n{tmp_path / 'cat' / '0.jpg'},a\ndog/0.jpg,b\n")
+    assert [str(path) for path in read_image_table(file).paths] == ["cat/0.jpg", "dog/0.jpg"]
+    for path in ("/etc/passwd", f"{tmp_path}/../x.jpg", str(tmp_path)):
+        file.write_text(f"path,label\n{path},a\ndog/0.jpg,b\n")
+        with pytest.raises(ListFileError, match="leaves the data"):
+            read_image_table(file)
+
+
+def test_further_roots_can_be_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links into a cache, as of the Hugging Face hub, and paths on a share."""
+    write_image_folder(tmp_path / "blobs", ["x"], 3)
+    root = write_image_folder(tmp_path / "data", CLASSES, 1)
+    (root / "cat" / "linked.jpg").symlink_to(tmp_path / "blobs" / "x" / "0.jpg")
+    (root / "dog" / "linked").symlink_to(tmp_path / "blobs" / "x")
+    (root / "list.csv").write_text(f"path,label\n{tmp_path / 'blobs' / 'x' / '1.jpg'},a\ndog/0.jpg,b\n")
+    with pytest.raises(ListFileError, match=r"is a link that leaves the data .*REPLORA_ALLOWED_ROOTS=.*blobs"):
+        read_image_table(root)
+    with pytest.raises(ListFileError, match=r"leaves the data"):
+        read_image_table(root / "list.csv")
+    monkeypatch.setenv("REPLORA_ALLOWED_ROOTS", os.pathsep.join(["/nowhere", str(tmp_path / "blobs")]))
+    assert len(read_image_table(root).paths) == 2 + 1 + 3
+    table = read_image_table(root / "list.csv")
+    assert sorted((table.home / path).name for path in table.paths) == ["0.jpg", "1.jpg"]

@@ -40,7 +40,14 @@ class RandomCropFlip:
 
 
 class PerEpoch:
-    """A training set that is asked for by (epoch, position), which the training sampler then yields."""
+    """A training set that is asked for by (epoch, position), which the training sampler then yields.
+
+    A sampler of others, as Lightning's for `overfit_batches`, yields the position alone: then it is always epoch 0.
+    """
+
+    @staticmethod
+    def _epoch_and_position(drawn: tuple[int, int] | int) -> tuple[int, int]:
+        return drawn if isinstance(drawn, tuple) else (0, drawn)
 
 
 def generator_of(seed: int, epoch: int, index: int) -> torch.Generator:
@@ -66,8 +73,8 @@ class Augmented(Dataset[ImageSample], PerEpoch):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, drawn: tuple[int, int]) -> ImageSample:
-        epoch, position = drawn
+    def __getitem__(self, drawn: tuple[int, int] | int) -> ImageSample:
+        epoch, position = self._epoch_and_position(drawn)
         sample = self.dataset[position]
         # The image's own index, not its position in a subset or process.
         generator = generator_of(self.seed, epoch, sample["index"])

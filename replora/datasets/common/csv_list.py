@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import get_args
 
 from replora.datasets.common.labelled_files import FileKind, FileSplit, FileTableError, split_of_name
-from replora.datasets.common.paths import inner_path, missing_files
+from replora.datasets.common.paths import listed_path, missing_files
 from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import ListFileError
 from replora.errors import nearest
@@ -69,7 +69,7 @@ def _read(file: Path, text: str, kind: FileKind) -> Named:
                 f"that holds the separator {separator!r}."
             )
         values = {meaning: cells[at] if at < len(cells) else "" for meaning, at in place.items()}
-        path = inner_path(values["path"], where)
+        path = listed_path(values["path"], where, file.parent)
         label, split = values["label"], values.get("split", "")
         if not label:
             raise FileTableError(f"{where}: {path} has no label.")

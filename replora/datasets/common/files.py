@@ -42,7 +42,7 @@ def is_unicode(path: Path | str) -> bool:
     return True
 
 
-def walk(folder: Path, left_out: LeftOut, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, list[Path]]]:
+def walk(folder: Path, left_out: LeftOut, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, list[Path]]]:
     """The folders in `folder`, itself first, each with its files in alphabetical order.
 
     Links to folders are followed, except to one that holds the link. Hidden, foreign and preview folders, hidden files
@@ -51,19 +51,19 @@ def walk(folder: Path, left_out: LeftOut, above: tuple[str, ...] = ()) -> Iterat
     Args:
         folder: Where to look.
         left_out: Counts what is left out.
-        above: Resolved paths of the folders that lead here.
+        above: The folders that lead here.
 
     Raises:
         DatasetNotFoundError: A folder cannot be listed.
     """
-    chain = (*above, os.path.realpath(folder))
+    chain = (*above, folder)
     files, folders = [], []
     for entry in _entries(folder):
         path = folder / entry.name
         if entry.is_dir():
             if is_foreign(entry.name) or entry.name.lower() in PREVIEWS:
                 left_out["hidden, foreign or preview folder"] += 1
-            elif entry.is_symlink() and os.path.realpath(path) in chain:
+            elif entry.is_symlink() and os.path.realpath(path) in map(os.path.realpath, chain):
                 left_out["link to a folder above"] += 1
             else:
                 folders.append(path)

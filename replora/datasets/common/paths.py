@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from replora.datasets.errors import ListFileError
 
+ALLOWED = "REPLORA_ALLOWED_ROOTS"
+
 
 def inner_path(text: str, where: str) -> PurePosixPath:
     """The relative path that `text` writes, with `/` or with backslashes.
@@ -54,10 +56,36 @@ def stay_inside(path: Path, home: Path) -> None:
         ListFileError: it is not.
     """
     target = path.resolve()
-    if not target.is_relative_to(home):
+    if not target.is_relative_to(home) and not is_allowed(target):
         raise ListFileError(
-            f"{path} is a link that leaves the data ({target} is not inside {home}). Copy the files there."
+            f"{path} is a link that leaves the data ({target} is not inside {home}). Copy the files there, or allow "
+            f"the folder that it leads to: {ALLOWED}={target.parent}"
         )
+
+
+def is_allowed(target: Path) -> bool:
+    """Whether the user allows data in the folder of `target`: the environment variable REPLORA_ALLOWED_ROOTS names it.
+
+    Several folders are separated as in PATH. Links of a Hugging Face cache, of DVC and of git-annex need this.
+    """
+    roots = [Path(root).expanduser().resolve() for root in os.environ.get(ALLOWED, "").split(os.pathsep) if root]
+    return any(target.is_relative_to(root) for root in roots)
+
+
+def listed_path(text: str, where: str, home: Path) -> PurePosixPath:
+    """As `inner_path`; an absolute path is accepted too if it is inside `home`, or where `is_allowed` says.
+
+    Args:
+        text, where: as of `inner_path`.
+        home: what relative paths are relative to.
+    """
+    path = Path(text)
+    if not path.is_absolute() or ".." in path.parts or "\0" in text:
+        return inner_path(text, where)
+    for root in (home.absolute(), home.resolve()):
+        if path.is_relative_to(root) and path != root:
+            return PurePosixPath(path.relative_to(root).as_posix())
+    return PurePosixPath(path.as_posix()) if is_allowed(path.resolve()) else inner_path(text, where)
 
 
 def _files_in(directory: Path, home: Path, folders: bool) -> set[str]:

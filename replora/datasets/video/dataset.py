@@ -103,13 +103,13 @@ class TrainClips(VideoClips, PerEpoch):
     def _kept(self) -> str:
         return EVERY_FRAME
 
-    def __getitem__(self, drawn: tuple[int, int]) -> VideoSample:
+    def __getitem__(self, drawn: tuple[int, int] | int) -> VideoSample:
         """The sample: uint8 (1, 3, T, image_size, image_size).
 
         Raises:
             CorruptVideoError: the video cannot be decoded.
         """
-        epoch, position = drawn
+        epoch, position = self._epoch_and_position(drawn)
         index = self.chosen[position]
         generator = generator_of(self.seed, epoch, index)
         try:

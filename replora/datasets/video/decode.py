@@ -32,6 +32,7 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts", ".mts", ".m2ts"),
     *(".3gp", ".3g2", ".ogv", ".vob", ".mpe", ".m2v", ".asf", ".f4v", ".divx", ".mxf", ".dv", ".y4m", ".mjpeg"),
 )
+AGAIN = "Copy or download this file again"
 # How videos of the benchmarks are found when they were encoded again.
 REENCODED = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
@@ -228,9 +229,8 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
     except CorruptVideoError:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise CorruptVideoError(
-            f"The video {shown} cannot be decoded: {_reason(path, error)}. Copy or download this file again."
-        ) from error
+        remedy = "Give yourself the permission to read it" if isinstance(error, PermissionError) else AGAIN
+        raise CorruptVideoError(f"The video {shown} cannot be decoded: {_reason(path, error)}. {remedy}.") from error
     if not count:
         raise CorruptVideoError(f"The video {shown} holds no frame. Copy or download this file again.")
     if _cut_off(count, stated, end, length):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, TypedDict, get_args
 
+from replora.datasets.common.paths import ALLOWED, is_allowed
 from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
 from replora.datasets.image.read import Interpolation, read_image
@@ -363,10 +364,11 @@ def _check_images(list_file: Path, paths: dict[int, PurePosixPath], root: Path) 
 
     def stay_inside(path: Path) -> None:
         target = path.resolve()
-        if not any(target.is_relative_to(parent) for parent in allowed):
+        if not any(target.is_relative_to(parent) for parent in allowed) and not is_allowed(target):
             raise ListFileError(
                 f"{list_file}: {path} is a link that leaves the data ({target} is not inside {allowed[-1]}). "
-                "Copy the images there, or give the folder that holds both as root."
+                "Copy the images there, give the folder that holds both as root, or allow it: "
+                f"{ALLOWED}={target.parent}"
             )
 
     for line, path in paths.items():
