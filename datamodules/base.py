@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from datamodules.loader import EpochLoader, TrainSampler, leave_interrupts_to_the_main_process
+from datamodules.loader import EpochLoader, TrainSampler, start_worker
 from datamodules.split_lists import SplitLists
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.subsample import check_subset_options
@@ -305,7 +305,7 @@ class BaseDataModule(LightningDataModule, ABC):
             drop_last=drop_last,
             collate_fn=self._collate_fn(dataset),
             num_workers=workers,
-            worker_init_fn=leave_interrupts_to_the_main_process if workers else None,
+            worker_init_fn=start_worker if workers else None,
             persistent_workers=workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             # Its own generator, or each pass over the data would draw from torch's and change dropout.

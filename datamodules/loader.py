@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from replora.datasets.common.augment import PerEpoch
+from replora.datasets.common.workers import release_streams
 from replora.datasets.errors import LoaderWorkerError
 from replora.datasets.samples import PADDING_INDEX
 from replora.errors import RepLoRAError
@@ -42,8 +43,13 @@ class EpochLoader(DataLoader[Any]):
             ) from error
 
 
-def leave_interrupts_to_the_main_process(_worker: int) -> None:
-    """Let loader processes outlive Ctrl-C, which a terminal sends to all processes: the main one ends the run."""
+def start_worker(_worker: int) -> None:
+    """Set up a loader process.
+
+    It writes to the streams of the system: those of the progress display may be locked by a thread that only the main
+    process has. And it outlives Ctrl-C, which a terminal sends to all processes: the main one ends the run.
+    """
+    release_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -90,6 +90,7 @@ class ImageFolderDataModule(ImageDataModule):
             "task": self.root.resolve().stem,
             "root": str(self.root.resolve()),
             "images": len(self.table.paths),
+            "left_out": self.table.left_out,
             # Which images, labels and splits a result is about.
             "lists_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "made_splits": sorted(set(self.split_of) - set(self.table.splits) - {"train"}),

@@ -119,6 +119,7 @@ class VideoDataModule(BaseDataModule):
             "num_classes": self.num_classes,
             "root": str(self.table.home.resolve()),
             "videos": len(self.table.paths),
+            "left_out": self.table.left_out,
             # Which videos, labels and splits a result is about.
             "lists_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "recipe": named(self.recipe, self.recipe_changes),
