@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import replora
-from replora.adapters.factors import build_factors
+from replora.adapters.low_rank.factors import build_factors
 from replora.adapters.targets import find_targets
 
 CLASSES = 100

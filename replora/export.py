@@ -15,9 +15,9 @@ import replora
 from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import adapters_of
 from replora.adapters.fingerprint import base_name, in_head, refuse_other_base, timm_weights
-from replora.adapters.layer import WeightUpdate
+from replora.adapters.low_rank.layer import WeightUpdate
+from replora.adapters.low_rank.ops import add_update_to_weight
 from replora.adapters.merge import disabled, merge_and_unload, merged
-from replora.adapters.ops import add_update_to_weight
 from replora.adapters.peft_format.export import CONFIG_FILE, export_peft, library_of
 from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.state import HEADER, read_adapter, read_metadata, save_adapter

@@ -70,7 +70,7 @@ class AdapterConfig(metaclass=_TakesPeftNames):
 class RepLoRAConfig(AdapterConfig):
     """RepLoRA, its linear ablation and vanilla LoRA: frozen W0 plus (alpha / rank) * B A on chosen projections.
 
-    The three differ in nothing but where A and B come from, see `replora.adapters.factors`.
+    The three differ in nothing but where A and B come from, see `replora.adapters.low_rank.factors`.
 
     Args:
         rank: Inner dimension r of the update (>= 1).

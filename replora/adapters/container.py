@@ -13,10 +13,10 @@ from replora.adapters.config import (
     AdapterConfig,
     RepLoRAConfig,
 )
-from replora.adapters.factors import FactorBank
-from replora.adapters.layer import SetAside, WeightUpdate, refuse_loading
+from replora.adapters.low_rank.factors import FactorBank
+from replora.adapters.low_rank.layer import SetAside, WeightUpdate, refuse_loading
+from replora.adapters.low_rank.threads import Lock, MergedBlocks, Switch
 from replora.adapters.model_methods import replace_methods, restore_methods
-from replora.adapters.threads import Lock, MergedBlocks, Switch
 from replora.adapters.wrappers import is_compiled, plain_name, unwrap
 from replora.errors import RepLoRAError
 

@@ -24,10 +24,10 @@ from replora.adapters.config import (
     RepLoRAConfig,
 )
 from replora.adapters.container import Adapters, adapters_of, device_of, train_only
-from replora.adapters.factors import build_factors
 from replora.adapters.fingerprint import describe_base, in_head
 from replora.adapters.labels import match_classes
-from replora.adapters.layer import AdaptedLinear, AdaptedMultiheadAttention, FactorView, WeightUpdate
+from replora.adapters.low_rank.factors import build_factors
+from replora.adapters.low_rank.layer import AdaptedLinear, AdaptedMultiheadAttention, FactorView, WeightUpdate
 from replora.adapters.targets import Target, find_targets
 from replora.adapters.verify import prove_targets
 from replora.adapters.weight_tying import refuse_tied_heads

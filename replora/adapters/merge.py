@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from replora.adapters.config import BitFitConfig, FullConfig, PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of
 from replora.adapters.inject import remove
-from replora.adapters.layer import refuse_unmergeable
+from replora.adapters.low_rank.layer import refuse_unmergeable
 from replora.adapters.peft_methods import merge_peft, peft_layers, unmerge_peft
 from replora.adapters.weight_tying import declare_untied, shared_with
 from replora.adapters.wrappers import unwrap

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+import replora
 from replora.adapters.config import BitFitConfig, FullConfig
-from replora.adapters.layer import AdaptedLinear
+from replora.adapters.low_rank.layer import AdaptedLinear
 from replora.adapters.wrappers import plain_name
 
 if TYPE_CHECKING:
@@ -64,12 +65,10 @@ class SavePretrained(_Method):
     def __call__(
         self, save_directory: str | os.PathLike[str], *args: Any, state_dict: Any = None, **options: Any
     ) -> Any:
-        from replora.adapters.state import save_adapter  # which imports this module
-
         state = base_names(self.model, self.model.state_dict() if state_dict is None else state_dict)
         result = self.own(save_directory, *args, state_dict=state, **options)
         if args[0] if args else options.get("is_main_process", True):
-            save_adapter(self.model, Path(save_directory) / ADAPTER_FILE, force=True)
+            replora.save_adapter(self.model, Path(save_directory) / ADAPTER_FILE, force=True)
         return result
 
 

@@ -22,7 +22,7 @@ from replora.adapters.config import BitFitConfig, FullConfig
 from replora.adapters.container import Adapters, adapters_of, device_of, train_only
 from replora.adapters.inject import remove
 from replora.adapters.labels import match_classes
-from replora.adapters.layer import AdaptedLinear, AdaptedMultiheadAttention, WeightUpdate
+from replora.adapters.low_rank.layer import AdaptedLinear, AdaptedMultiheadAttention, WeightUpdate
 from replora.adapters.peft_methods import peft_layers
 from replora.adapters.weight_tying import refuse_tied_heads
 from replora.adapters.wrappers import plain_name, unwrap

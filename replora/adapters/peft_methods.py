@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters
-from replora.adapters.layer import SetAside, refuse_not_finite, take_base_names
+from replora.adapters.low_rank.layer import SetAside, refuse_not_finite, take_base_names
 from replora.adapters.targets import Target
 from replora.adapters.wrappers import is_wrapper, plain_name
 from replora.errors import RepLoRAError, nearest

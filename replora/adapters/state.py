@@ -37,10 +37,10 @@ from replora.adapters.config import (
     acting_options,
 )
 from replora.adapters.container import Adapters, adapters_of, describe, listed, options_of, parameter_counts
-from replora.adapters.factors import FactorBank
 from replora.adapters.fingerprint import refuse_other_base
 from replora.adapters.inject import inject
-from replora.adapters.layer import MERGEABLE, refuse_loading
+from replora.adapters.low_rank.factors import FactorBank
+from replora.adapters.low_rank.layer import MERGEABLE, refuse_loading
 from replora.adapters.wrappers import plain_keys, plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 from replora.io import replacing

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import replora
-from replora.adapters.factors import FreeFactors, GeneratedFactors, build_factors
-from replora.adapters.ops import Piece, add_update_to_output, add_update_to_weight
+from replora.adapters.low_rank.factors import FreeFactors, GeneratedFactors, build_factors
+from replora.adapters.low_rank.ops import Piece, add_update_to_output, add_update_to_weight
 from tests.adapters.test_contract import adapted, disturb
 from tests.adapters.tiny_models import MODELS, call
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import replora
-from replora.adapters.layer import AdaptedLinear
+from replora.adapters.low_rank.layer import AdaptedLinear
 from tests.adapters.test_contract import adapted, build, disturb
 from tests.adapters.tiny_models import MODELS, call, hf_bart, tied_llama
 

@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import replora
-from replora.adapters import layer, ops
-from replora.adapters.ops import Piece, add_update_to_output, updated_linear
+from replora.adapters.low_rank import layer, ops
+from replora.adapters.low_rank.ops import Piece, add_update_to_output, updated_linear
 from tests.adapters.test_contract import adapted, disturb
 from tests.adapters.tiny_models import MODELS, call
 

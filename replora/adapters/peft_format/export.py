@@ -25,7 +25,7 @@ from replora.adapters.config import PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of, describe
 from replora.adapters.fingerprint import architecture, base_name
 from replora.adapters.labels import class_count
-from replora.adapters.layer import AdaptedLinear, WeightUpdate
+from replora.adapters.low_rank.layer import AdaptedLinear, WeightUpdate
 from replora.adapters.peft_methods import peft_config, peft_layers
 from replora.adapters.state import refuse_absent, refuse_not_finite
 from replora.adapters.weight_tying import shared_with

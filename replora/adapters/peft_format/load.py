@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from replora.adapters import multi_adapter as several
 from replora.adapters.config import RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of
-from replora.adapters.factors import FactorBank, FactorPairs
 from replora.adapters.fingerprint import in_head
 from replora.adapters.inject import inject
-from replora.adapters.layer import AdaptedLinear
+from replora.adapters.low_rank.factors import FactorBank, FactorPairs
+from replora.adapters.low_rank.layer import AdaptedLinear
 from replora.adapters.peft_format.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE, PeftFormatError
 from replora.adapters.state import adapter_state
 from replora.adapters.weight_tying import UNTIE, shared_with

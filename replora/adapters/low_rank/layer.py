@@ -18,8 +18,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
-from replora.adapters.factors import FactorBank
-from replora.adapters.ops import (
+from replora.adapters.low_rank.factors import FactorBank
+from replora.adapters.low_rank.ops import (
     Piece,
     add_update_to_output,
     add_update_to_weight,
@@ -27,7 +27,7 @@ from replora.adapters.ops import (
     compute_dtype,
     updated_linear,
 )
-from replora.adapters.threads import Switch
+from replora.adapters.low_rank.threads import Switch
 from replora.errors import RepLoRAError
 
 

@@ -31,8 +31,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from replora.adapters.config import Activation, RepLoRAConfig
-from replora.adapters.ops import without_autocast
-from replora.adapters.threads import PerThread, in_autograd_thread, in_backward
+from replora.adapters.low_rank.ops import without_autocast
+from replora.adapters.low_rank.threads import PerThread, in_autograd_thread, in_backward
 from replora.errors import RepLoRAError
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
