@@ -25,8 +25,8 @@ class Backbone:
         head_names: Dotted names of the layers in `model` that are new and train as a whole; empty where all of it is
             pre-trained.
         weights: Where the weights are from: a file's or folder's path, a hub id, or `random`.
-        sha256: Of the weights' file; None for hub weights, several files and random ones.
-        fingerprint: Of the weights without the head: equal weights have equal fingerprints, wherever they are from.
+        sha256: SHA-256 of the weight file; None for hub weights, several files and random ones.
+        fingerprint: Hash of the weights without the head: equal weights have equal ones, wherever they are from.
     """
 
     model: nn.Module

@@ -33,7 +33,7 @@ class LanguageBackbone(Backbone):
     """A causal language model: token ids (batch, T) -> logits (batch, T, vocabulary).
 
     Attributes:
-        dtype: Of the frozen weights that are not quantised, such as `bfloat16`.
+        dtype: Data type of the frozen weights that are not quantized, such as `bfloat16`.
         quantization: `none`, `8bit` or `4bit`.
         end_ids: Tokens that end a generated text.
         pad_id: What fills up a batch.
@@ -59,7 +59,7 @@ def build_language_backbone(
         name: `smollm2`, a folder as transformers saves it, or a hub id such as `yahma/llama-7b-hf`.
         pretrained: Whether to load the weights; otherwise they are random and only the configuration is read.
         revision: Branch, tag or commit of the hub repository.
-        dtype: Of the frozen weights: `bf16`, `fp16`, `fp32`, or `auto`, that of the saved weights.
+        dtype: Data type of the frozen weights: `bf16`, `fp16`, `fp32`, or `auto`, that of the saved weights.
         quantization: `8bit` or `4bit` (NF4) quantise the frozen linear layers with bitsandbytes while loading.
 
     Raises:

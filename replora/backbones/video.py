@@ -44,7 +44,7 @@ KINETICS_CLASSES = 400
 
 @dataclass(frozen=True)
 class VideoBackbone(Backbone):
-    """A video classifier with a fresh head: normalised clips (batch, 3, T, H, W) -> (batch, num_classes) logits.
+    """A video classifier with a fresh head: normalized clips (batch, 3, T, H, W) -> (batch, num_classes) logits.
 
     Attributes:
         num_frames: The T that the model takes; None for any.

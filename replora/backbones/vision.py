@@ -26,7 +26,7 @@ _AMBIGUOUS = "_in21k"
 
 @dataclass(frozen=True)
 class VisionBackbone(Backbone):
-    """An image classifier with a fresh head: (batch, 3, H, W) normalised images -> (batch, num_classes) logits.
+    """An image classifier with a fresh head: (batch, 3, H, W) normalized images -> (batch, num_classes) logits.
 
     Attributes:
         head_names: Dotted names of the classification layers in `model`; two for a distilled DeiT, else one.
@@ -229,10 +229,10 @@ def _load_npz(model: nn.Module, checkpoint: Path) -> None:
     for name, tensor in model.state_dict().items():
         if in_head(name, heads):
             tensor.copy_(kept[name])
-    _refuse_deeper(model, checkpoint)
+    _check_depth(model, checkpoint)
 
 
-def _refuse_deeper(model: nn.Module, checkpoint: Path) -> None:
+def _check_depth(model: nn.Module, checkpoint: Path) -> None:
     """timm reads as many blocks as the model has: a deeper model's file would be cut off without a word."""
     import numpy as np
 

@@ -72,7 +72,7 @@ class VisualEmbedding(nn.Module):
 
     Args:
         feature_size: Width of the features.
-        width: Of BART's hidden states.
+        width: Width of BART's hidden states.
     """
 
     def __init__(self, feature_size: int, width: int) -> None:
@@ -130,7 +130,7 @@ class VLBartEncoder(BartEncoder):  # type: ignore[misc]
         if features is not None:
             features = _pooled(features, self.config.pooled_side)
             images, n = features.shape[1:3]
-            _refuse_too_many(images, n)
+            _check_image_count(images, n)
             boxes = None if boxes is None else boxes[:, :, :n]
             order_rows = self.embed_tokens.weight[-n:].flip(0)
             visual = self.visual_embedding(features, boxes, order_rows).to(hidden.dtype)
@@ -195,7 +195,7 @@ def cover(attention_mask: Tensor, hidden: Tensor) -> Tensor:
     return F.pad(attention_mask, (0, hidden.shape[1] - attention_mask.shape[1]), value=1)
 
 
-def _refuse_too_many(images: int, n: int) -> None:
+def _check_image_count(images: int, n: int) -> None:
     if n > MOST_VISUAL_TOKENS:
         raise BackboneError(
             f"features: {n} visual tokens an image, but only {MOST_VISUAL_TOKENS} have rows for their order. Pool "

@@ -33,7 +33,7 @@ class CommonsenseReport:
     """What was found of one task, or of the union file.
 
     Attributes:
-        name: Of the task, or of the file.
+        name: Name of the task or the file.
         sizes: Records of each split that is there.
         repeated: Training records whose instruction another one has.
         shared: Test records whose instruction the training set has.

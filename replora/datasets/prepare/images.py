@@ -28,9 +28,9 @@ class DataReport:
     """What was found of one data set.
 
     Attributes:
-        name: Of the data set.
+        name: Name of the data set.
         classes: How many it has.
-        sizes: Images of each split.
+        sizes: Number of images of each split.
         problems: What makes it unusable, each with its reason.
         notes: What is worth knowing all the same.
     """

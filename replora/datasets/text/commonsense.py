@@ -40,7 +40,7 @@ class CommonsenseTask:
     """One task: its sizes and the template of its instructions.
 
     Attributes:
-        name: Of the task and its folder.
+        name: Name of the task and its folder.
         train_size: Records of `train.json`.
         test_size: Records of `test.json`.
         lead: What an instruction begins with, before the question.

@@ -23,7 +23,7 @@ class ChoiceItem:
 
     Attributes:
         index: Position in the file of its task; -1 for what fills up the share of a process, which nothing may count.
-        task: Of `replora.datasets.text.commonsense.COMMONSENSE_TASKS`.
+        task: Name of a task of `replora.datasets.text.commonsense.COMMONSENSE_TASKS`.
         prompt: What the model reads.
         prompt_ids: Its tokens.
         options: What is scored or parsed: the labels (`answer1`, `true`, ...), or the texts of the options.

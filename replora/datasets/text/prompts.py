@@ -157,7 +157,7 @@ def training_tokens(
     Under these two a text that is not whole is for the caller to leave out.
 
     Args:
-        tokenizer: Of transformers.
+        tokenizer: A tokenizer of transformers.
         records: What to train on.
         preset: Which text.
         cutoff: At least 2.

@@ -1,9 +1,9 @@
 """CLIP features of images and videos, in the files that the vision-and-language tasks read.
 
-VL-Adapter's own features are no longer to be had. These come from the same weights, through timm:
+VL-Adapter's own features are no longer available. These come from the same weights, through timm:
 
     rn101    images, squashed to 224 x 224 (bicubic): the grid of CLIP ResNet-101 before its pooling, (49, 2048)
-    vit_b32  videos, a frame every 1.5 seconds, shorter side 224, centre crop: the embedding of CLIP ViT-B/32, (T, 512)
+    vit_b32  videos, a frame every 1.5 seconds, shorter side 224, center crop: the embedding of CLIP ViT-B/32, (T, 512)
 
 VL-Adapter's images are squashed likewise. How VALUE framed its videos is not published with its features; the crop here
 is CLIP's own.
@@ -46,7 +46,7 @@ class ClipEncoder:
 
     Attributes:
         name: `rn101` or `vit_b32`.
-        encode: Normalised images (B, 3, 224, 224) -> (B, 49, 2048) or (B, 512).
+        encode: Normalized images (B, 3, 224, 224) -> (B, 49, 2048) or (B, 512).
         device: Where it computes.
     """
 
@@ -79,7 +79,7 @@ def load_encoder(name: EncoderName, checkpoint: Path | None = None, device: str 
         device: `auto` is the first GPU if there is one.
 
     Raises:
-        RepLoRAError: The weights cannot be had or are those of another model.
+        RepLoRAError: The weights are not available or are those of another model.
     """
     import timm
     from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""Scenes of coloured shapes, with questions and captions: vision and language without a download.
+"""Scenes of colored shapes, with questions and captions: vision and language without a download.
 
 A scene is a 4 x 4 grid of cells, two of which hold a shape. Its features are its pixels, cell by cell, so that a model
 must learn to see. Everything follows from (seed, split, index); no scene is in two splits.
@@ -69,11 +69,11 @@ FOLDS = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}  # of ten
 
 @dataclass(frozen=True)
 class Scene:
-    """Two shapes of different kind and colour, in different rows and columns or in one of them.
+    """Two shapes of different kind and color, in different rows and columns or in one of them.
 
     Attributes:
         shapes: Their kinds.
-        colors: Their colours.
+        colors: Their colors.
         cells: (row, column) of each, counted from the top left.
     """
 

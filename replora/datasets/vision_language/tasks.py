@@ -36,7 +36,7 @@ class VLTask:
         max_target: The same for the answer.
         images: Images a sample.
         batch_share: Its batch size as (a, b), int(batch_size * a / b).
-        beams: Of the generation.
+        beams: Number of beams of the generation.
         mean_over: Whether the loss is the mean of the samples' means, or of all tokens of the batch.
         metric: The one that the published tables show.
     """
@@ -81,7 +81,7 @@ class VLRecord:
         text: What the model reads, without the prompt.
         images: Names of the features of its images, or of its video.
         answers: What may be learned; empty where the answer is hidden.
-        weights: Of the answers: one is drawn in proportion, and its weight multiplies the loss.
+        weights: Weights of the answers: one is drawn in proportion, and its weight multiplies the loss.
         truth: What the metric compares with: ten human answers and the scores of answers (`vqa`), scores (`gqa`), a
             label (`nlvr2`), sentences (`caption`), a number (`choice`); None where it is hidden.
         stratum: Fractions of the training set keep the shares of the strata.
@@ -147,7 +147,7 @@ class VLDataset(Dataset[VLSample]):
         records: The records, all of a split or those chosen of them.
         features: Where the features of their images are.
         prompts: Whether the task's prompt is part of the text.
-        seed: Of the answers drawn.
+        seed: Random seed for the draw of answers.
     """
 
     def __init__(

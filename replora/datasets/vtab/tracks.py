@@ -37,7 +37,7 @@ class TrackOptions:
 TRACKS: dict[Track, TrackOptions] = {
     # NOAH, FacT, Convpass, RepAdapter: images re-encoded as JPEG of quality 75, bicubic, ImageNet mean and deviation.
     "archive": TrackOptions("JPEG", ".jpg", "bicubic", "imagenet"),
-    # VPT (but for its ImageNet normalisation) and Adapter+: the pixels of TensorFlow Datasets, bilinear, 0.5 and 0.5.
+    # VPT (but for its ImageNet normalization) and Adapter+: the pixels of TensorFlow Datasets, bilinear, 0.5 and 0.5.
     "clean": TrackOptions("PNG", ".png", "bilinear", "half"),
 }
 
