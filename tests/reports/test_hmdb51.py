@@ -35,6 +35,18 @@ def test_splits_of_other_runs_have_no_mean(entry: str, change: dict[str, Any], n
         hmdb51_accuracies(three)
 
 
+def test_splits_with_any_other_option_have_no_mean() -> None:
+    options = {"data.split": 1, "model.label_smoothing": 0.0}
+    three = {
+        name: result(split, 0.5) | {"configuration": options | {"data.split": split}}
+        for split, name in enumerate("abc", start=1)
+    }
+    assert "mean of three splits" in hmdb51_accuracies(three)
+    three["c"]["configuration"]["model.label_smoothing"] = 0.1
+    with pytest.raises(SplitsError, match=r"c and a differ in model\.label_smoothing"):
+        hmdb51_accuracies(three)
+
+
 @pytest.mark.parametrize(
     ("results", "message"),
     [

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from replora.errors import RepLoRAError
-from replora.identity import differing
+from replora.identity import differing, differing_options
 from replora.reports.render.document import Block, Heading, Paragraph, Table
 from replora.reports.runs import Group, Run
 from replora.reports.sections.benchmarks import published
@@ -103,7 +103,11 @@ def hmdb51_accuracies(results: Mapping[str, Mapping[str, Any]]) -> dict[str, flo
         )
     first = results[by_split[1]]
     for name in by_split.values():
-        if found := differing(results[name], first, "splits"):
+        found = list(differing(results[name], first, "splits"))
+        one, other = (content.get("configuration", {}) for content in (results[name], first))
+        if one and other:  # format 1 has none
+            found += [option for option in differing_options(one, other) if option != "data.split"]
+        if found:
             raise SplitsError(f"{name} and {by_split[1]} differ in {', '.join(found)}, so they have no mean.")
     accuracy = {split: float(results[name]["test"]["metrics"]["test/accuracy"]) for split, name in by_split.items()}
     columns = {SPLIT_1: accuracy[1]}
