@@ -109,20 +109,25 @@ def consume(batches: Iterable[Any]) -> int:
 def write_images(root: Path, count: int) -> None:
     """Write JPEG files of smooth noise, one folder per class, and the lists of the VTAB-1K layout."""
     random = np.random.default_rng(0)
-    lines = []
-    for number in range(count):
-        label = number % CLASSES
-        file = root / "images" / f"class{label}" / f"{number}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(file, quality=90)
-        lines.append(f"{file.relative_to(root)} {label}\n")
+
+    def write(folder: str, how_many: int) -> list[str]:
+        lines = []
+        for number in range(how_many):
+            label = number % CLASSES
+            file = root / folder / f"class{label}" / f"{number}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(file, quality=90)
+            lines.append(f"{file.relative_to(root)} {label}\n")
+        return lines
+
+    lines = write("images", count)
     held_back = count // 5
     lists = {
         "train800": lines[held_back:],
         "val200": lines[:held_back],
         "train800val200": lines,
-        "test": lines[:held_back],
+        "test": write("test_images", held_back),
     }
     for name, listed in lists.items():
         (root / f"{name}.txt").write_text("".join(listed), encoding="utf-8")

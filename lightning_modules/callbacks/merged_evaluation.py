@@ -10,6 +10,7 @@ from torch import nn
 
 import replora
 from replora.adapters.merge import merges_exactly
+from replora.errors import RepLoRAError
 
 
 class MergedEvaluation(Callback):
@@ -30,8 +31,11 @@ class MergedEvaluation(Callback):
     def _merge(self, trainer: Trainer, module: LightningModule) -> None:
         averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         if not averaged and merges_exactly(model := cast(nn.Module, module.model)):
+            try:
+                replora.merge(model)
+            except RepLoRAError:  # the sum is not finite: a diverged adapter is measured as it is
+                return
             self._merged = model
-            replora.merge(model)
 
     def _unmerge(self) -> None:
         if self._merged is not None:
