@@ -213,7 +213,7 @@ class AdaptedModule(LightningModule, ABC):
             for key in asked
             if key in found
             and found[key] != asked[key]
-            and is_compared(key.replace("adapter.", "options.", 1), "checkpoint")
+            and is_compared(key.replace("adapter.", "options.", 1), "checkpoint", unknown=True)
         ]
         if differing:
             listed = "\n  ".join(differing)

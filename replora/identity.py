@@ -213,10 +213,18 @@ def differing(
     return {path: (one.get(path), other.get(path)) for path in paths if one.get(path) != other.get(path)}
 
 
-def is_compared(path: str, comparison: Comparison) -> bool:
-    """Whether a comparison looks at a field: the longest path in the table that holds the field decides."""
+def is_compared(path: str, comparison: Comparison, unknown: bool = False) -> bool:
+    """Whether a comparison looks at a field: the longest path in the table that holds the field decides.
+
+    Args:
+        path: Keys from the top of the file, joined by dots.
+        comparison: Name of the comparison.
+        unknown: The answer for a field that the table does not have.
+    """
     holding = [field for field in FIELDS if path == field.path or path.startswith(f"{field.path}.")]
-    return bool(holding) and comparison in max(holding, key=lambda field: len(field.path)).compared.split()
+    if not holding:
+        return unknown
+    return comparison in max(holding, key=lambda field: len(field.path)).compared.split()
 
 
 def compared_fields(results: Mapping[str, Any], comparison: Comparison) -> dict[str, Any]:
