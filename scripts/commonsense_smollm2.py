@@ -11,7 +11,6 @@ validation questions of ARC-Easy (`configs/sweep/commonsense_low_data.yaml`).
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shlex
 import tempfile
@@ -48,19 +47,22 @@ def run(arguments: list[str], file: Path) -> None:
     """Execute one run and write its measurements to `file`, without the location of the data on this machine."""
     from replora.cli.main import main as replora_cli
     from replora.reports.sections.commonsense import right_answers
-    from replora.results import write_json
+    from replora.results import read_results, stored, write_json
 
     verb, *options = arguments
     command = [verb, "--config=commonsense_smollm2.yaml", *options]
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"
         replora_cli([*command, f"--run_dir={directory}"])
-        content = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+        content = read_results(directory)
         content["test"]["right"] = right_answers(directory / "predictions.jsonl", list(content["test"]["mean"]))
-    content["data"].pop("root", None)
-    for done in {"fit", "test"} & set(content):
-        content[done]["command"] = shlex.join(["replora-cli", *command])
-    write_json(file, content)
+    fit = content.get("fit", {})
+    for data in (content["data"], *(evaluation["data"] for evaluation in content["evaluations"])):
+        data.pop("root", None)
+    for done in (fit, *fit.get("processes", ()), *content["evaluations"]):
+        if done:
+            done["command"] = shlex.join(["replora-cli", *command])
+    write_json(file, stored(content))
 
 
 def put_into(page: Path, name: str, table: str) -> None:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from replora.results import read_results
 from tests.fake_data import write_commonsense
 from tests.tiny_llama import write_tiny_llama
 
@@ -53,7 +54,7 @@ def test_commonsense_smollm2(tmp_path, monkeypatch):
     page.write_text("before\n\n<!-- table cloze -->\n\nold\n\n<!-- end -->\n\nafter\n\n<!-- end -->\n")
     arguments = [f"--out={tmp_path}", "--tables=cloze", f"--page={page}"]
     script.main(arguments)
-    content = json.loads((tmp_path / "cloze-lora.json").read_text())
+    content = read_results(tmp_path / "cloze-lora.json")
     assert content["fit"]["command"].startswith("replora-cli fit --config=commonsense_smollm2.yaml --config=ad")
     found = content["test"]["tasks"]["ARC-Easy"]
     digits = content["test"]["right"]["ARC-Easy"]
