@@ -102,6 +102,7 @@ class BaseDataModule(LightningDataModule, ABC):
         self.train_indices: list[int] | None = None
         self._splits: dict[str, Dataset[Any]] = {}
         self.lists = SplitLists()
+        self._own_classes: list[str] | None = None  # set while `class_names` are those of the run that is measured
         self._run_labels: Tensor | None = None  # label of these data -> label of the run that is measured
 
     def use_seed(self, seed: int) -> None:
@@ -162,6 +163,11 @@ class BaseDataModule(LightningDataModule, ABC):
 
     # --- class names of the run that is measured
 
+    @property
+    def own_classes(self) -> list[str]:
+        """Names of the classes in the order of the data's own labels, whichever run is measured."""
+        return list(getattr(self, "class_names", [])) if self._own_classes is None else self._own_classes
+
     def map_labels_to(self, class_names: Sequence[str]) -> None:
         """Let labels mean the classes of the run that is measured, which may know them in another order.
 
@@ -171,8 +177,8 @@ class BaseDataModule(LightningDataModule, ABC):
         Raises:
             RepLoRAError: The data have a class that the run does not know.
         """
-        own = list(getattr(self, "class_names", []))
-        if not own or own == list(class_names):
+        own = self.own_classes
+        if not own:
             return
         places = {name: place for place, name in enumerate(class_names)}
         if unknown := [name for name in own if name not in places]:
@@ -181,7 +187,8 @@ class BaseDataModule(LightningDataModule, ABC):
                 f"{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}. {nearest(unknown[0], places)} Measure "
                 "it on data with its own classes."
             )
-        self._run_labels = torch.tensor([places[name] for name in own])
+        self._own_classes = own
+        self._run_labels = None if own == list(class_names) else torch.tensor([places[name] for name in own])
         self.class_names = list(class_names)
 
     def with_run_labels(self, batch: Any) -> Any:

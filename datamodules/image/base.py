@@ -121,8 +121,9 @@ class ImageDataModule(BaseDataModule):
             self.train_indices = subsample_indices(full.labels, self._fraction, self.shots, self.subset_seed)
             if len(self.train_indices) < len(full):
                 dataset = Subset(full, self.train_indices)
+        classes = self.own_classes
         used = self.train_indices if split == self.train_split else None
-        self.lists.add(split, names, [self.class_names[label] for label in full.labels], used)
+        self.lists.add(split, names, [classes[label] for label in full.labels], used)
         if split == self.train_split and self.augmentation is not None:
             return Augmented(dataset, self.augmentation, self.shuffle_seed)  # their shapes differ: not held in memory
         if split == "test" and len(full) > SMALL_TEST_SET:

@@ -69,7 +69,8 @@ class FGVCDataModule(ImageDataModule):
             cropped=split != self.train_split or self.augmentation is None,
             check_sizes=self.check_sizes,
         )
-        self.class_names = dataset.class_names
+        if self._own_classes is None:  # else they are those of the run that is measured
+            self.class_names = dataset.class_names
         return dataset
 
     def describe(self) -> dict[str, Any]:

@@ -85,7 +85,8 @@ class ImageFolderDataModule(ImageDataModule):
 
     def describe(self) -> dict[str, Any]:
         listed = zip(self.table.paths, self.table.labels, self.split_of, strict=True)
-        text = "".join(f"{path}\t{self.class_names[label]}\t{split}\n" for path, label, split in listed)
+        names = self.own_classes
+        text = "".join(f"{path}\t{names[label]}\t{split}\n" for path, label, split in listed)
         return super().describe() | {
             "task": self.root.resolve().stem,
             "root": str(self.root.resolve()),

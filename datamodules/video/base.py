@@ -114,7 +114,8 @@ class VideoDataModule(BaseDataModule):
 
     def describe(self) -> dict[str, Any]:
         listed = zip(self.table.paths, self.table.labels, self.split_of, strict=True)
-        text = "".join(f"{path}\t{self.class_names[label]}\t{split}\n" for path, label, split in listed)
+        classes = self.own_classes
+        text = "".join(f"{path}\t{classes[label]}\t{split}\n" for path, label, split in listed)
         return super().describe() | {
             "num_classes": self.num_classes,
             "root": str(self.table.home.resolve()),
@@ -163,7 +164,8 @@ class VideoDataModule(BaseDataModule):
 
     def _add_list(self, split: Split, positions: list[int], used: list[int] | None = None) -> None:
         names = [str(self.table.paths[i]) for i in positions]
-        self.lists.add(split, names, [self.class_names[self.table.labels[i]] for i in positions], used)
+        classes = self.own_classes
+        self.lists.add(split, names, [classes[self.table.labels[i]] for i in positions], used)
 
     def build_dataset(self, split: Split) -> VideoClips:
         """The videos of a split, as `build_split` gives them; for what looks up their paths."""

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class FinalValidation(Callback):
-    """Makes the last epoch end with a validation.
+    """Makes a fit end with a validation.
 
-    With `check_val_every_n_epoch: 4` a fit of six epochs would otherwise end with the metrics of the fourth. Runs that
-    validate after every epoch are not changed.
+    With `check_val_every_n_epoch: 4` a fit of six epochs would otherwise end with the metrics of the fourth, and one
+    that `max_steps` ends inside an epoch with those of the epoch before. Nothing else changes.
     """
 
     def __init__(self) -> None:
-        self.interval: int | None = None
+        self.given: tuple[Any, Any] | None = None
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        interval = trainer.check_val_every_n_epoch
-        if interval not in (None, 1) and self._is_last(trainer):
-            self.interval = interval
-            trainer.check_val_every_n_epoch = trainer.current_epoch + 1  # divides the number of this epoch
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,
+    ) -> None:
+        """Lightning decides after this hook whether it validates."""
+        if self.given is None and self._is_last(trainer):
+            self.given = (trainer.check_val_every_n_epoch, trainer.val_check_batch)
+            trainer.check_val_every_n_epoch = 1
+            trainer.val_check_batch = batch_idx + 1  # divides the number of this batch
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        if self.interval is not None:
-            trainer.check_val_every_n_epoch = self.interval
-            self.interval = None
+        if self.given is not None:
+            trainer.check_val_every_n_epoch, trainer.val_check_batch = self.given
+            self.given = None
 
     def _is_last(self, trainer: Trainer) -> bool:
-        most = trainer.max_epochs
-        if most is not None and 0 <= most <= trainer.current_epoch + 1:
+        if 0 <= trainer.max_steps <= trainer.global_step:
             return True
-        left = trainer.max_steps - trainer.global_step
-        return trainer.max_steps >= 0 and left * trainer.accumulate_grad_batches <= trainer.num_training_batches
+        last_of_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        most = trainer.max_epochs
+        return last_of_epoch and most is not None and 0 <= most <= trainer.current_epoch + 1

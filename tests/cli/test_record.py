@@ -139,6 +139,17 @@ def test_the_last_epoch_is_validated_whatever_the_interval(tmp_path: Path) -> No
         assert [epoch for epoch, _ in found["history"]["val/loss"]] == ([4, 5] if epochs == 5 else [2])
 
 
+@pytest.mark.parametrize("interval", [1, 4])
+def test_a_fit_that_max_steps_ends_inside_an_epoch_is_validated(interval: int, tmp_path: Path) -> None:
+    options = ["--trainer.max_steps=4", f"--trainer.check_val_every_n_epoch={interval}"]
+    run = fit(tmp_path / "run", "--trainer.max_epochs=9", *options)
+    content = read_results(run)
+    assert content["fit"]["steps"] == 4
+    main(["validate", f"--config={run / 'fit.yaml'}"])
+    validated = read_results(run)["validate"]["metrics"]["val/loss"]
+    assert content["fit"]["metrics"]["val/loss"] == pytest.approx(validated, abs=1e-5)
+
+
 def test_one_seed_sets_subset_and_order_unless_they_have_their_own(finished: Path, tmp_path: Path) -> None:
     found = read_results(fit(tmp_path / "a", "--trainer.max_epochs=1", "--seed_everything=3"))
     assert (found["data"]["subset_seed"], found["data"]["shuffle_seed"]) == (3, 3)
