@@ -67,7 +67,13 @@ def read_results(path: Path) -> dict[str, Any]:
         raise ResultsError(f"{file} is not a results file of this project: it has no 'format'.")
     if results["format"] > FORMAT:
         raise ResultsError(f"{file} has format {results['format']}; this release reads up to {FORMAT}. Update replora.")
-    return with_own_measurements(results)
+    try:
+        found = with_own_measurements(results)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ResultsError(f"{file} is not a complete results file: {error!r}.") from error
+    if {"fit", "test"} & found.keys() and not (isinstance(found.get("data"), dict) and "method" in found):
+        raise ResultsError(f"{file} is not a complete results file: it has no 'method' or no 'data'.")
+    return found
 
 
 def with_own_measurements(results: dict[str, Any]) -> dict[str, Any]:

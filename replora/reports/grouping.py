@@ -42,7 +42,7 @@ def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
     lists = _lists(runs)
     for content, label in zip(runs, _labels(runs), strict=True):
         run, shared = _run(content, label), table_conditions(content)
-        if len(lists[_data_set(content)]) > 1:
+        if run.stage == "final" and len(lists.get(_data_set(content), ())) > 1:
             shared |= _list_of(content)
         repeats = {name: content.get("data", {}).get(name) for name in ("subset_seed", "shuffle_seed", "split_seed")}
         parts = [shared, run.method, run.task, run.size, run.seed, repeats, run.stage, _point(content)]
@@ -75,6 +75,8 @@ def _lists(contents: Iterable[dict[str, Any]]) -> dict[tuple[str, str], set[str]
     """Data set and task -> the lists that its runs were measured on; several must not share a table."""
     found: dict[tuple[str, str], set[str]] = {}
     for content in contents:
+        if _run(content, "").stage != "final":  # measured on validation data, as every first stage
+            continue
         found.setdefault(_data_set(content), set()).update(filter(None, _list_of(content).values()))
     return found
 
@@ -154,7 +156,8 @@ def _add_to(groups: dict[str, Group], shared: dict[str, Any], run: Run) -> None:
 
     The record of a run that diverged does not describe its data: the run is added to all groups of its sweep.
     """
-    wanted = {"sweep": shared["sweep"]} if run.diverged else {k: v for k, v in shared.items() if k != "protocol"}
+    unknown = run.diverged and not shared["dataset"]
+    wanted = {"sweep": shared["sweep"]} if unknown else {k: v for k, v in shared.items() if k != "protocol"}
     found = [group for group in groups.values() if all(group.conditions.get(k) == v for k, v in wanted.items())]
     for group in found or [_group_of(groups, shared)]:
         task = run.task or next((other.task for other in group.runs), "")
@@ -166,15 +169,25 @@ def _run(content: dict[str, Any], label: str) -> Run:
     shots = data.get("shots", sweep.get("size", {}).get("data.shots"))
     fraction = data.get("train_fraction", sweep.get("size", {}).get("data.train_fraction", 1.0))
     seed = sweep.get("seed", content.get("fit", content.get("test", {})).get("seed", 0))
+    if seed is None:  # a run without a seed is a repeat of its own
+        seed = -1 - int(content.get("run_id", "0")[:6], 16)
     tuned = data.get("protocol") == "tune"
     return Run(
         results=content,
         method=label,
         task=str(data.get("task", next(iter(sweep.get("task", {}).values()), ""))),
         size=Size(shots is not None, float(fraction if shots is None else shots)),
-        seed=int(seed),
+        seed=_draw(int(seed), data),
         stage=sweep.get("stage", "select" if tuned else "final"),
     )
+
+
+def _draw(seed: int, data: dict[str, Any]) -> int:
+    """The seed of a run, or a number of its own for one whose data have seeds apart from that of the run."""
+    own = [data.get(name) or 0 for name in ("subset_seed", "shuffle_seed")]
+    if all(value in (0, seed) for value in own) and len(set(own)) == 1:
+        return seed
+    return seed + 1_000 * own[0] + 1_000_000 * own[1]
 
 
 def _point(content: dict[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,9 @@ class Run:
         return self._of_optimizer("weight_decay")
 
     def metrics(self, verb: str) -> dict[str, float | None]:
-        """The metrics that a verb measured."""
+        """The metrics that a verb measured; none of a run that diverged."""
+        if self.diverged:
+            return {}
         measured: dict[str, float | None] = self.results.get(verb, {}).get("metrics", {})
         return measured
 

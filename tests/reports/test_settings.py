@@ -14,6 +14,7 @@ from replora.identity import configuration_sha256, differing_options, flat_optio
 from replora.reports.grouping import group_runs
 from replora.reports.report import write_report
 from replora.reports.runs import ReportError
+from replora.reports.scores import Scores
 
 FORMER = Path(__file__).parents[1] / "cli" / "former"
 # Every option that a fit of image classification has, with a value.
@@ -175,3 +176,45 @@ def test_the_report_of_a_sweep_leaves_out_and_names_what_its_file_no_longer_has(
     page = (tmp_path / "report" / "report.md").read_text("utf-8")
     assert "1 runs: 1 measured on test data" in page
     assert "final/LoRA/seed=1 does not belong to the sweep as its file is now" in " ".join(page.split())
+
+
+def means(contents: list[dict[str, Any]]) -> dict[str, tuple[float, int]]:
+    """Method -> mean test score and number of runs, as tables show them."""
+    (group,) = group_runs(contents)
+    scores = Scores(group, shots=False)
+    found = {method: scores.mean(method, scores.sizes[0], scores.tasks[0]) for method in scores.methods}
+    return {method: (mean.value, mean.count) for method, mean in found.items() if mean is not None}
+
+
+def with_score(content: dict[str, Any], score: float) -> dict[str, Any]:
+    content["test"]["metrics"]["test/accuracy"] = score
+    return content
+
+
+@pytest.mark.parametrize("option", ["data.subset_seed", "data.shuffle_seed"])
+def test_runs_that_differ_in_a_seed_of_the_data_are_averaged(option: str) -> None:
+    other_seed = with_score(recorded(OPTIONS | {option: 1}), 0.7)
+    assert list(means([recorded(OPTIONS), other_seed]).values()) == [(pytest.approx(0.6), 2)]
+
+
+def test_a_diverged_run_is_in_no_mean() -> None:
+    diverged = with_score(recorded(OPTIONS | {"seed_everything": 1}), 0.1)
+    diverged["fit"]["diverged"] = True
+    assert list(means([recorded(OPTIONS), diverged]).values()) == [(0.5, 1)]
+
+
+def test_runs_without_a_seed_are_repeats() -> None:
+    unseeded = [with_score(recorded(OPTIONS, run_id=name * 32), score) for name, score in (("b", 0.4), ("c", 0.6))]
+    for run in unseeded:
+        run["fit"]["seed"] = None
+    assert list(means(unseeded).values()) == [(0.5, 2)]
+
+
+def test_both_stages_of_a_sweep_stand_in_one_group() -> None:
+    final = of_sweep(OPTIONS, 0, "final")
+    select = of_sweep(OPTIONS | {"data.protocol": "tune"}, 0, "select")
+    select["sweep"]["stage"] = "select"
+    select["data"]["splits"] = {"val": {"size": 3, "sha256": "v" * 64}}
+    del select["test"]
+    (group,) = group_runs([final, select])
+    assert (len(group.final), len(group.selection)) == (1, 1)
