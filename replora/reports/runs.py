@@ -177,7 +177,10 @@ def read_runs(sources: Sequence[Path], skipped: list[str] | None = None) -> list
             )
         for file in files:
             try:
-                found += _lines(file) if file.suffix == ".jsonl" else [read_results(file)]
+                contents = _lines(file) if file.suffix == ".jsonl" else [read_results(file)]
+                if any(is_run(c) and not {"method", "sweep"} & c.keys() for c in contents):
+                    raise ReportError(f"{file} is not a complete results file: it has no 'method'.")
+                found += contents
             except (ReportError, ResultsError) as error:
                 if skipped is None:
                     raise
