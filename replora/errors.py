@@ -1,4 +1,4 @@
-"""The errors of this project. All derive from `RepLoRAError`, so that one `except` catches what a user can mend."""
+"""The errors of this project. All derive from `RepLoRAError`, so that one `except` catches what a user can fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VTAB-1K, and data sets of one's own in the same layout."""
+"""VTAB-1K, and custom data sets in the same layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of videos of one's own, or a CSV file of paths and labels."""
+"""A folder of custom videos, or a CSV file of paths and labels."""
 
 from __future__ import annotations
 

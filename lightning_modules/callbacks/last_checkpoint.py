@@ -78,8 +78,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         # These put averaged weights in the place of the trained ones at the very end; the last state is theirs then.
-        averaging = (StochasticWeightAveraging, WeightAveraging)
-        if any(isinstance(callback, averaging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        if averages_weights(trainer):
             self._write(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
@@ -124,6 +123,12 @@ class LastCheckpoint(Checkpoint):
                 f"resume with --ckpt_path {self.file}."
             ) from error
         trainer.strategy.barrier("last.ckpt")
+
+
+def averages_weights(trainer: Trainer) -> bool:
+    """Whether a callback puts an average in the place of the trained weights."""
+    averaging = (StochasticWeightAveraging, WeightAveraging)
+    return any(isinstance(callback, averaging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def _discard(path: Path) -> None:

@@ -13,11 +13,11 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 import replora
+from lightning_modules.callbacks.last_checkpoint import averages_weights
 from replora.adapters.fingerprint import state_sha256
 from replora.errors import RepLoRAError
 from replora.identity import compared_options, configuration_sha256
@@ -65,6 +65,7 @@ class ResultsWriter(Callback):
         self.fitted = False
         self.diverged = False
         self.started = 0.0
+        self.environment: dict[str, Any] = {}
         self.begun: dict[str, int] = {}
         self.trained_on: dict[str, Any] | None = None
         self.validated = -1  # epoch of the last validation
@@ -81,6 +82,7 @@ class ResultsWriter(Callback):
         if trainer.is_global_zero and self.file.exists() and isinstance(pl_module, Described):
             check_same_run(self.file, read_results(self.file), pl_module.describe())
         self.started = time.monotonic()
+        self.environment = environment_info()  # once: it asks git, and every checkpoint holds it
 
     # --- the fit
 
@@ -134,7 +136,7 @@ class ResultsWriter(Callback):
         entry = {"from": self.begun, "seconds": round(time.monotonic() - self.started, 2)}
         if trainer is not None:
             entry |= {"to": {"epoch": trainer.current_epoch, "step": trainer.global_step}, **_machine(trainer)}
-        return {**entry, **environment_info()}
+        return {**entry, **self.environment}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.fitted = True
@@ -164,7 +166,7 @@ class ResultsWriter(Callback):
             "schedule": _schedule(pl_module),
             "history": {name: _thinned(points) for name, points in self.history.items()},
             "weights_sha256": state_sha256(state),
-            "averaged": _averaged(trainer),
+            "averaged": averages_weights(trainer),
             "partial": partial,
             "diverged": self.diverged,
             "processes": processes,
@@ -241,7 +243,7 @@ class ResultsWriter(Callback):
         return {
             "source": source,
             "sha256": state_sha256(replora.adapter_state(cast(nn.Module, module.model))),
-            "averaged": _averaged(trainer),
+            "averaged": averages_weights(trainer),
         }
 
     def _records(self, trainer: Trainer, module: LightningModule) -> bool:
@@ -281,12 +283,6 @@ def _limits(trainer: Trainer, part: str) -> list[str]:
     limit = getattr(trainer, f"limit_{part}_batches")
     complete = isinstance(limit, float) and limit == 1.0
     return [] if complete or (part == "val" and not limit) else [f"limit_{part}_batches={limit}"]
-
-
-def _averaged(trainer: Trainer) -> bool:
-    """Whether a callback puts an average in the place of the trained weights."""
-    averaging = (StochasticWeightAveraging, WeightAveraging)
-    return any(isinstance(callback, averaging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def _json(metrics: dict[str, float]) -> dict[str, float | None]:
@@ -373,9 +369,7 @@ def best_checkpoint(last: Path | None) -> Path:
     Raises:
         RepLoRAError: There is none.
     """
-    callbacks: dict[str, Any] = {}
-    if last is not None and last.is_file():
-        callbacks = torch.load(last, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
+    callbacks = _callback_states(last) if last is not None and last.is_file() else {}
     states = [s for name, s in callbacks.items() if name.startswith("ModelCheckpoint") and s.get("best_model_path")]
     for state in states:
         saved = Path(state["best_model_path"])
@@ -392,7 +386,14 @@ def best_checkpoint(last: Path | None) -> Path:
 
 def trained_classes(checkpoint: Path) -> list[str] | None:
     """The class names that a checkpoint was trained with; None if it does not know them."""
-    callbacks = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
-    trained_on = callbacks.get(ResultsWriter.__qualname__, {}).get("trained_on") or {}
+    trained_on = _callback_states(checkpoint).get(ResultsWriter.__qualname__, {}).get("trained_on") or {}
     names: list[str] | None = trained_on.get("class_names")
     return names
+
+
+def _callback_states(checkpoint: Path) -> dict[str, Any]:
+    """Name of a callback -> its state in a checkpoint."""
+    states: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(
+        "callbacks", {}
+    )
+    return states

@@ -26,7 +26,7 @@ def prepare_vtab(
 ) -> None:
     """Check a copy of VTAB-1K, image by image; with --from_tfds or --hub get what is missing first.
 
-    Prints a table, everything that is wrong and how to mend it. The exit status is 1 if something is wrong. A task is
+    Prints a table, everything that is wrong and how to fix it. The exit status is 1 if something is wrong. A task is
     written beside its place and moved there when it is whole; after an interruption the same command continues.
 
     Args:
@@ -90,7 +90,7 @@ def prepare_commonsense(
     """Check the eight commonsense tasks of LLM-Adapters, record by record; with --rebuild or --hub get what is missing.
 
     Prints the number of records of each file, how many are repeated or in both files of a task, everything that is
-    wrong and how to mend it. The exit status is 1 if something is wrong or missing.
+    wrong and how to fix it. The exit status is 1 if something is wrong or missing.
 
     Args:
         root: The folder of the tasks' folders. Default: the environment variable REPLORA_DATA, else `data`.

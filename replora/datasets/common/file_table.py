@@ -1,4 +1,4 @@
-"""Finding files of one's own with a class each.
+"""Finding custom files with a class each.
 
     root/cat/a.jpg  root/dog/b.png                          no splits: they are made
     root/train/cat/a.jpg  root/val/...  root/test/...       val and test may be absent; names as of `split_of_name`

@@ -1,4 +1,4 @@
-"""Files of one's own with a class each, and their splits; `file_table.py` finds them.
+"""Custom files with a class each, and their splits; `file_table.py` finds them.
 
 A split that is absent is taken from the training files: stratified, and chosen by a hash of each file's relative path,
 so it is the same on every machine and does not depend on where the folder lies. What the files are says a `FileKind`:

@@ -1,4 +1,4 @@
-"""Images of one's own: a folder with a folder for each class, or a CSV file of paths and labels (`file_table.py`)."""
+"""Custom images: a folder with a folder for each class, or a CSV file of paths and labels (`file_table.py`)."""
 
 from __future__ import annotations
 

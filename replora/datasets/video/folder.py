@@ -1,4 +1,4 @@
-"""Videos of one's own: a folder with a folder for each class, or a CSV file of paths and labels (`file_table.py`).
+"""Custom videos: a folder with a folder for each class, or a CSV file of paths and labels (`file_table.py`).
 
 A video is a file (`VIDEO_SUFFIXES`), or a folder of numbered images.
 """

@@ -114,7 +114,7 @@ def require_track(folder: Path, image: Path, task: VTABTask, track: Track) -> No
 
     Args:
         folder: the folder of the task. Its record says what it holds; without one, the format of `image` does, for the
-            19 tasks only (a data set of one's own may have any format).
+            19 tasks only (a custom data set may have any format).
         image: one of its images.
         task: which.
         track: what was asked for.
