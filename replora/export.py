@@ -26,7 +26,7 @@ from replora.backbones.vision import VIT_NANO, build_vision_backbone
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
 from replora.datasets.image.read import short_side
 from replora.errors import RepLoRAError, nearest
-from replora.io import new_folder, refuse_file_as_folder
+from replora.io import check_parent_folders, new_folder
 from replora.results import describe_training_data, read_results
 from replora.runs import check_usable, load_run
 
@@ -211,7 +211,7 @@ def export(trained: Trained, out: Path, form: Format, license: str = "unknown") 
     if form == "adapter":
         if out.exists():
             raise ExportError(f"{out} exists already, and nothing is overwritten. Choose another name.")
-        refuse_file_as_folder(out)
+        check_parent_folders(out)
         metadata = {key: value for key, value in trained.metadata.items() if key not in HEADER}
         if trained.trained_on:
             metadata["trained_on"] = trained.trained_on

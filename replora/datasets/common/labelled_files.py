@@ -1,8 +1,7 @@
-"""Custom files with a class each, and their splits; `file_table.py` finds them.
+"""Custom files with one class each, and their splits. `file_table.py` finds the files.
 
-A split that is absent is taken from the training files: stratified, and chosen by a hash of each file's relative path,
-so it is the same on every machine and does not depend on where the folder lies. What the files are says a `FileKind`:
-images in `image_folder.py`, videos in `video_folder.py`.
+A missing split is taken from the training files, stratified and by a hash of each file's relative path, so it is the
+same on every machine and for every location of the folder.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from replora.datasets.common.duplicates import tell_duplicates
+from replora.datasets.common.duplicates import log_duplicates
 from replora.datasets.common.files import LeftOut
 from replora.errors import RepLoRAError
 
@@ -32,7 +31,7 @@ _ENDINGS = (
 
 
 def split_of_name(name: str) -> FileSplit | None:
-    """The split that the name of a folder or the value of a column means, upper and lower case alike; or None."""
+    """The split that the name of a folder or the value of a column means, without regard to case; or None."""
     letters = re.sub(r"[\s_.-]+", "", name.casefold())
     for split, pattern in _SPLIT_NAMES.items():
         if re.fullmatch(f"({pattern}){_ENDINGS}", letters):
@@ -41,19 +40,19 @@ def split_of_name(name: str) -> FileSplit | None:
 
 
 class FileTableError(RepLoRAError):
-    """A folder of files or a CSV file has no files, no labels, one class alone, or splits that do not agree."""
+    """A folder or a CSV file has no files, no labels, only one class, or contradictory splits."""
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """What is labelled.
+    """A kind of files.
 
     Attributes:
-        name: `image` or `video`; the plural has an s.
-        suffixes: Of its files, for messages.
-        find: The files of this kind in a folder and the folders inside it; counts what it leaves out.
-        folders: Whether a folder may be one, as a video of single frames is.
-        hint: What to do with files that have no class.
+        name: `image` or `video`; the plural appends an s.
+        suffixes: Suffixes of the files, for messages.
+        find: Function that lists the files of this kind below a folder and counts what it leaves out.
+        folders: Whether a folder may be one such file, like a video of single frames.
+        hint: Advice for files without a class.
     """
 
     name: str
@@ -64,26 +63,26 @@ class FileKind:
 
     @property
     def layout(self) -> str:
-        """What is expected on disk, in words."""
+        """The expected layout on disk, for messages."""
         suffix = self.suffixes[0]
         return (
             f"Expected is a folder for each class (ROOT/cat/1{suffix}, ROOT/dog/2{suffix}), or such folders inside "
-            "ROOT/train, ROOT/val and ROOT/test, or a CSV file of the columns path,label"
+            "ROOT/train, ROOT/val and ROOT/test, or a CSV file with the columns path,label"
         )
 
 
 @dataclass(frozen=True)
 class FileTable:
-    """What a folder or a CSV file holds, not split yet.
+    """The content of a folder or a CSV file, not split yet.
 
     Attributes:
-        home: The folder that the paths are relative to.
-        paths: Of every file, in alphabetical order.
-        labels: The class of every file, an index into `class_names`.
-        class_names: In alphabetical order.
-        splits: The user's own split of every file, None where there is none.
-        left_out: What was left out, such as `.heic` or `broken link`, and how often.
-        custom: Whether the files are the user's own, so that `assign` looks for copies in two splits.
+        home: Folder that the paths are relative to.
+        paths: Path of each file, in alphabetical order.
+        labels: Class of each file, an index into `class_names`.
+        class_names: Names of the classes, in alphabetical order.
+        splits: Given split of each file, or None.
+        left_out: Number of files that were left out, by reason such as `.heic` or `broken link`.
+        custom: Whether the files are custom, so that `assign` looks for copies in different splits.
     """
 
     home: Path
@@ -97,24 +96,24 @@ class FileTable:
     def assign(
         self, val_fraction: float, test_fraction: float, seed: int, groups: Sequence[str] | None = None
     ) -> list[FileSplit]:
-        """The split of every file: the user's own, and for a split that is absent a part of the training files.
+        """The split of each file: the given one or, for a missing split, a part of the training files.
 
-        Of a class with n training files `val` and `test` get round(fraction * n) each, at least one where n allows
-        (n = 2 leaves one for `test`), and `train` at least one.
+        Of a class with n training files, `val` and `test` get round(fraction * n) each, at least one if n is large
+        enough (n = 2 leaves one for `test`), and `train` gets at least one.
 
         Args:
-            val_fraction, test_fraction: parts of the training files, in [0, 1); used where the split is absent.
-            seed: which files; any integer.
-            groups: of every file, such as the film that a clip is cut from; files of one group stay in one split, whose
-                number may then be larger by the rest of its last group.
+            val_fraction, test_fraction: Fractions of the training files, in [0, 1), for splits that are missing.
+            seed: Random seed that chooses the files; any integer.
+            groups: Group of each file, such as the film of a clip. All files of a group are in one split, which may
+                therefore be larger by the rest of its last group.
 
         Raises:
-            FileTableError: the fractions leave nothing to train on, or a split would be empty.
+            FileTableError: The fractions leave nothing to train on.
         """
         if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
             raise FileTableError(
-                f"val_fraction={val_fraction} and test_fraction={test_fraction}: both are in [0, 1), and their sum is "
-                "below 1, or nothing is left to train on."
+                f"val_fraction={val_fraction} and test_fraction={test_fraction}: both must be in [0, 1), and "
+                "their sum must be below 1, or nothing is left to train on."
             )
         parts: dict[FileSplit, float] = {"test": test_fraction, "val": val_fraction}
         parts = {split: part for split, part in parts.items() if split not in self.splits and part > 0}
@@ -125,14 +124,14 @@ class FileTable:
             pool.sort(key=lambda i: (_digest(seed, group[i]), _digest(seed, str(self.paths[i]))))
             for split, part in parts.items():
                 left = max(1, round(part * len(pool)))
-                # One group stays for training.
+                # The last group is kept for training.
                 while left > 0 and pool and group[pool[0]] != group[pool[-1]]:
                     last = group[pool[-1]]
                     while group[pool[-1]] == last:
                         assigned[pool.pop()] = split
                         left -= 1
         if self.custom:
-            tell_duplicates(self.home, [self.home / path for path in self.paths], assigned)
+            log_duplicates(self.home, [self.home / path for path in self.paths], assigned)
         return assigned
 
 

@@ -1,4 +1,4 @@
-"""Paths that a data set names: inside its folder, and there."""
+"""Paths in the lists of a data set."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ ALLOWED = "REPLORA_ALLOWED_ROOTS"
 
 
 def inner_path(text: str, where: str) -> PurePosixPath:
-    """The relative path that `text` writes, with `/` or with backslashes.
+    """`text` as a relative path; it may be written with `/` or with backslashes.
 
     Args:
-        text: the path.
-        where: file and line or key, for the error.
+        text: Text of the path.
+        where: File and line or key, for the error.
 
     Raises:
-        ListFileError: it is empty, absolute or has `..`.
+        ListFileError: The path is empty or absolute, or contains `..`.
     """
     windows = PureWindowsPath(text)  # splits at / and at \, knows drives
     if not text.strip() or windows.anchor or ".." in windows.parts:
-        raise ListFileError(f"{where}: the path {text!r} leaves the data. Paths are relative, without `..`.")
+        raise ListFileError(f"{where}: the path {text!r} leaves the data. Paths must be relative and without `..`.")
     return PurePosixPath(windows.as_posix())
 
 
 def missing_files(folder: Path, paths: Iterable[PurePosixPath], folders: bool = False) -> list[PurePosixPath]:
-    """Those of `paths` that are no files in `folder`. Each folder is listed once, not one call a file.
+    """Those of `paths` that are not files in `folder`. Each folder is listed once, instead of one call per file.
 
     Args:
-        folder: where to look.
-        paths: relative to it.
-        folders: take a folder for a file, as for videos of single images.
+        folder: Folder of the files.
+        paths: Paths relative to `folder`.
+        folders: Whether a folder counts as a file, like a video of single images.
 
     Raises:
-        ListFileError: a link leads out of `folder`.
+        ListFileError: A link leaves `folder`.
     """
     home = folder.resolve()
     files: dict[PurePosixPath, set[str]] = {}
@@ -49,11 +49,11 @@ def missing_files(folder: Path, paths: Iterable[PurePosixPath], folders: bool = 
     return missing
 
 
-def stay_inside(path: Path, home: Path) -> None:
-    """Raise if `path`, its links followed, is not in `home` (resolved).
+def check_inside(path: Path, home: Path) -> None:
+    """Check that `path` is inside `home` (a resolved path) after its links are followed.
 
     Raises:
-        ListFileError: it is not.
+        ListFileError: `path` is outside.
     """
     target = path.resolve()
     if not target.is_relative_to(home) and not is_allowed(target):
@@ -64,20 +64,20 @@ def stay_inside(path: Path, home: Path) -> None:
 
 
 def is_allowed(target: Path) -> bool:
-    """Whether the user allows data in the folder of `target`: the environment variable REPLORA_ALLOWED_ROOTS names it.
+    """Whether the environment variable REPLORA_ALLOWED_ROOTS allows data at `target`.
 
-    Several folders are separated as in PATH. Links of a Hugging Face cache, of DVC and of git-annex need this.
+    It names folders, separated as in PATH. The links of a Hugging Face cache, of DVC and of git-annex need it.
     """
     roots = [Path(root).expanduser().resolve() for root in os.environ.get(ALLOWED, "").split(os.pathsep) if root]
     return any(target.is_relative_to(root) for root in roots)
 
 
 def listed_path(text: str, where: str, home: Path) -> PurePosixPath:
-    """As `inner_path`; an absolute path is accepted too if it is inside `home`, or where `is_allowed` says.
+    """Same as `inner_path`, but absolute paths are accepted too if they are inside `home` or allowed (`is_allowed`).
 
     Args:
-        text, where: as of `inner_path`.
-        home: what relative paths are relative to.
+        text, where: Same as in `inner_path`.
+        home: Folder that relative paths are relative to.
     """
     path = Path(text)
     if not path.is_absolute() or ".." in path.parts or "\0" in text:
@@ -89,19 +89,19 @@ def listed_path(text: str, where: str, home: Path) -> PurePosixPath:
 
 
 def _files_in(directory: Path, home: Path, folders: bool) -> set[str]:
-    if not os.path.isdir(directory):  # noqa: PTH112 (Path.is_dir raises for names that are too long or hold a NUL)
+    if not os.path.isdir(directory):  # noqa: PTH112 (Path.is_dir raises for names that are too long or contain NUL)
         return set()
-    stay_inside(directory, home)
+    check_inside(directory, home)
     names = set()
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.is_file() or (folders and entry.is_dir()):
                 names.add(entry.name)
                 if entry.is_symlink():
-                    stay_inside(Path(entry.path), home)
+                    check_inside(Path(entry.path), home)
     return names
 
 
 def data_root(root: str | os.PathLike[str] | None) -> Path:
-    """The folder of the data: `root`, else the environment variable REPLORA_DATA, else `data`; `~` is expanded."""
+    """The folder of the data: `root`, else the environment variable REPLORA_DATA, else `data`. `~` is expanded."""
     return Path(root or os.environ.get("REPLORA_DATA") or "data").expanduser()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from replora.datasets.common.files import LeftOut, files_of, tell_left_out
+from replora.datasets.common.files import LeftOut, files_of, log_left_out
 from replora.datasets.errors import CorruptImageError, CorruptVideoError, DatasetNotFoundError
 from replora.datasets.image.read import IMAGE_SUFFIXES, read_image
 from replora.datasets.video.decode import VIDEO_SUFFIXES, frames_every
@@ -114,7 +114,7 @@ def find_sources(folder: Path, name: EncoderName) -> dict[str, Path]:
     kind, suffixes = ("images", IMAGE_SUFFIXES) if name == "rn101" else ("videos", VIDEO_SUFFIXES)
     left_out: LeftOut = Counter()
     files = files_of(folder, suffixes, left_out) if folder.is_dir() else []
-    tell_left_out(folder, left_out)
+    log_left_out(folder, left_out)
     if not files:
         raise DatasetNotFoundError(f"There are no {kind} in {folder} ({', '.join(suffixes)}).")
     sources: dict[str, Path] = {}
