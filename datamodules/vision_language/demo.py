@@ -1,4 +1,4 @@
-"""Generated scenes of coloured shapes: questions and captions without a download."""
+"""Generated scenes of colored shapes: questions and captions without a download."""
 
 from __future__ import annotations
 

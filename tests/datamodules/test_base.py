@@ -279,7 +279,7 @@ def test_bound_is_shared_by_the_splits(caplog: pytest.LogCaptureFixture) -> None
     data = made(protocol="tune", cache_bytes=80 * 48 + 20 * 48 - 1)
     assert isinstance(data._splits["train"], InMemory)
     assert isinstance(data._splits["val"], Counting)
-    assert "val: 20 images need" in caplog.text
+    assert "val: 20 decoded images need" in caplog.text
     assert data.train_dataloader().num_workers == 0
     assert data._loader(data._splits["val"], 4).num_workers >= 1
 

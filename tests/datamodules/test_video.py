@@ -141,7 +141,7 @@ def test_motion_is_made_once_and_moves(tmp_path: Path, monkeypatch: pytest.Monke
     made_frames = np.stack(list(motion_frames("up", np.random.default_rng((0, 3, 0)))))
     decoded = read_clip(table.home / first, range).permute(0, 2, 3, 1).numpy()
     assert decoded.shape == made_frames.shape == (10, 32, 32, 3)
-    assert np.abs(decoded.astype(int) - made_frames).mean() < 15  # half of the colours' resolution is lost
+    assert np.abs(decoded.astype(int) - made_frames).mean() < 15  # half of the colors' resolution is lost
 
 
 @pytest.mark.parametrize(("name", "axis", "sign"), [("down", 0, 1), ("up", 0, -1), ("right", 1, 1), ("left", 1, -1)])

@@ -133,13 +133,13 @@ def test_the_other_numbering_of_the_cars_is_told_apart(tmp_path: Path, kaggle: s
     else:
         for file in (home / "car_ims").iterdir():
             file.rename(file.with_name(file.name[1:]))
-    with pytest.raises(ListFileError, match=r"is another car than 000001.jpg of the split files, so do not rename"):
+    with pytest.raises(ListFileError, match=r"is not the car 000001.jpg of the split files, so do not rename"):
         made(tmp_path, "stanford_cars")
 
 
 def test_missing_folders_and_files(tmp_path: Path) -> None:
     (tmp_path / "birds").mkdir()
-    with pytest.raises(DatasetNotFoundError, match=r"holds the folders birds") as raised:
+    with pytest.raises(DatasetNotFoundError, match=r"contains the folders birds") as raised:
         made(tmp_path)
     assert "--data.root" in str(raised.value)
     assert "XiN0919/FGVC" in str(raised.value)
@@ -182,5 +182,5 @@ def test_the_same_image_in_train_and_val(tmp_path: Path) -> None:
 def test_names() -> None:
     with pytest.raises(UnknownTaskError, match=r"'StanfordCars' is called 'stanford_cars' here"):
         fgvc_task("StanfordCars")
-    with pytest.raises(UnknownTaskError, match=r"none of the five FGVC data sets. Did you mean 'nabirds'"):
+    with pytest.raises(UnknownTaskError, match=r"not one of the five FGVC data sets. Did you mean 'nabirds'"):
         fgvc_task("nabird")

@@ -1,4 +1,4 @@
-"""Custom images: a folder with a folder for each class, or a CSV file of paths and labels (`file_table.py`)."""
+"""Custom images: a folder with a folder for each class, or a CSV file of paths and labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from replora.datasets.samples import ImageDataset, ImageSample
 
 
 def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
-    """The image files in `folder` and the folders inside it, as `files_of` says."""
+    """The image files below `folder`, see `files_of`."""
     return files_of(folder, IMAGE_SUFFIXES, left_out)
 
 
@@ -25,30 +25,30 @@ IMAGES = FileKind(
 
 
 def read_image_table(root: Path) -> FileTable:
-    """Scan a folder of class folders, or read a CSV file of paths and labels, and look at every image's first bytes.
+    """Scan a folder of class folders or read a CSV file of paths and labels, and check the header of every image.
 
     Args:
-        root: the folder, or the file.
+        root: Folder or CSV file.
 
     Raises:
-        RepLoRAError: as `read_file_table` says.
-        CorruptImageError: files are no images as far as their first bytes tell; all are named.
+        RepLoRAError: The table is invalid, see `read_file_table`.
+        CorruptImageError: Files have no header of an image; the message names them.
     """
     table = read_file_table(root, IMAGES)
-    _require_readable(table.home, table.paths)
+    _check_readable(table.home, table.paths)
     return table
 
 
 class ImageFolder(ImageDataset):
-    """The images of one or more splits; photos are turned as their EXIF orientation says.
+    """The images of one or more splits, rotated by their EXIF orientation.
 
     Args:
-        table: from `read_image_table`.
-        positions: which of its images, in this order.
-        image_size: height and width of the images given, in pixels.
-        interpolation: the resize filter.
-        cropped: cut out the middle; otherwise the images keep their shape, the shorter side being 256/224 of
-            `image_size`, for an augmentation to cut from.
+        table: Table from `read_image_table`.
+        positions: Positions of the images in the table, in order.
+        image_size: Height and width of the images, in pixels (>= 1).
+        interpolation: Filter that resizes an image.
+        cropped: Whether to crop the center. Otherwise images keep their aspect ratio, with a shorter side of 256/224 of
+            `image_size`, for an augmentation that crops.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class ImageFolder(ImageDataset):
         self.cropped = cropped
 
     def __getitem__(self, index: int) -> ImageSample:
-        """The sample: uint8 (3, image_size, image_size), or (3, H, W) where it is not cropped.
+        """The sample: uint8 (3, image_size, image_size), or (3, H, W) if it is not cropped.
 
         Raises:
-            CorruptImageError: the file cannot be decoded.
+            CorruptImageError: The file cannot be decoded.
         """
         index = range(len(self))[index]
         path = self.home / self.paths[index]
@@ -82,14 +82,14 @@ class ImageFolder(ImageDataset):
         return {"image": image, "label": self.labels[index], "index": index}
 
 
-def _require_readable(home: Path, paths: list[PurePosixPath]) -> None:
+def _check_readable(home: Path, paths: list[PurePosixPath]) -> None:
     with ThreadPoolExecutor(min(16, usable_cpus())) as threads:
         reasons = list(threads.map(lambda path: check_header(home / path), paths))
-    damaged = [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
-    if damaged:
-        listed = "\n  ".join(f"{printable(home / path)}: {reason}" for path, reason in damaged[:20])
-        more = f"\n  and {len(damaged) - 20:,} more" if len(damaged) > 20 else ""
+    corrupt = [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
+    if corrupt:
+        listed = "\n  ".join(f"{printable(home / path)}: {reason}" for path, reason in corrupt[:20])
+        more = f"\n  and {len(corrupt) - 20:,} more" if len(corrupt) > 20 else ""
         raise CorruptImageError(
-            f"{len(damaged):,} of {len(paths):,} images cannot be read:\n  {listed}{more}\nRepair them as said, copy "
-            "damaged ones again from their source, or remove them."
+            f"{len(corrupt):,} of {len(paths):,} images cannot be read:\n  {listed}{more}\nFix them as said, copy "
+            "corrupt files again from their source, or remove them."
         )
