@@ -31,7 +31,7 @@ def failure(root: Path, *tasks: str, check_sizes: bool = False) -> str:
     """Why the first of the tasks could not be built."""
     report, *_ = prepare_vtab(root, list(tasks), from_tfds=True, check_sizes=check_sizes)
     assert report.state == "missing"
-    assert "an interrupted build is kept" in report.notes[0]
+    assert "contains an interrupted build" in report.notes[0]
     return report.problems[0]
 
 
@@ -119,14 +119,14 @@ def test_real_size_and_a_count_that_is_wrong(tmp_path: Path, monkeypatch: pytest
     assert [len(VTAB(tmp_path, "kitti", split)) for split in ("train800", "val200", "test")] == [800, 200, 711]
     fake.limit = 799
     problem = failure(tmp_path, "dtd", check_sizes=True)
-    assert "train[:800] of dtd/3.0.1 has 799 images, train800 of dtd has 800" in problem
+    assert "train[:800] of dtd/3.0.1 has 799 images, but train800 of dtd has 800" in problem
     assert not (tmp_path / "dtd").exists()
 
 
 def test_interruption_leaves_nothing_that_looks_whole_and_continues(tmp_path: Path, monkeypatch) -> None:
     fake = install(monkeypatch, fail_at=19)  # in the test images of kitti
     problem = failure(tmp_path, "kitti", "dtd")
-    assert "could not give kitti/3.2.0, test: RuntimeError: InvalidArgumentError: cannot decode" in problem
+    assert "could not provide kitti/3.2.0, test: RuntimeError: InvalidArgumentError: cannot decode" in problem
     kept = [path.name for path in tmp_path.iterdir() if path.name.startswith(".kitti")]
     assert kept == [".kitti-archive-kitti-3.2.0.partial"]
     assert (tmp_path / "dtd" / "prepared.json").exists()
