@@ -17,7 +17,7 @@ from replora.datasets.common.labelled_files import FileTable, FileTableError
 from replora.datasets.common.subsample import subsample_indices
 from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, VideoBatch, VideoSample
 from replora.datasets.video.dataset import TestClips, TrainClips, VideoClips
-from replora.datasets.video.decode import require_decoder
+from replora.datasets.video.decode import check_decoder
 from replora.datasets.video.frame_cache import ClipCache
 from replora.datasets.video.sampling import ClipOptions
 from replora.recipes import named
@@ -149,7 +149,7 @@ class VideoDataModule(BaseDataModule):
                 "give it videos, or a fraction above 0 (--data.val_fraction)."
             )
         if not (self.table.home / self.table.paths[positions[0]]).is_dir():
-            require_decoder()
+            check_decoder()
         self._add_list(split, positions)
         shared = (self.table, positions, self.clips, self.cache, self.skip_corrupt)
         if split != self.train_split:

@@ -1,4 +1,4 @@
-"""Clips of labelled videos: drawn anew every epoch for training, the same views every time for evaluation."""
+"""Clips of labeled videos: random ones in every epoch of training, fixed views for evaluation."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ log = logging.getLogger(__name__)
 
 
 class VideoClips(Dataset[VideoSample]):
-    """What training and evaluation share.
+    """Base of the training and evaluation clips.
 
     Args:
-        table: the videos.
-        positions: which of them, in this order; `index` of a sample counts in this list.
-        options: of the clips.
-        cache: where decoded frames are kept; nothing is kept without.
-        skip_corrupt: give black frames with label -1, which neither loss nor metrics count, for a video that cannot be
-            decoded, and say so; otherwise it is an error.
+        table: Table of the videos.
+        positions: Positions of the videos in the table, in order. `index` of a sample is a position in this list.
+        options: Options of the clips.
+        cache: Cache of decoded frames. Default: none.
+        skip_corrupt: Whether a video that cannot be decoded becomes black frames with label -1, which neither loss nor
+            metrics count, and a warning; otherwise it is an error.
     """
 
     def __init__(
@@ -53,22 +53,22 @@ class VideoClips(Dataset[VideoSample]):
         return len(self.labels)
 
     def _read(self, index: int, choose: Choice) -> Tensor:
-        """The frames chosen, not cropped: uint8 (T, 3, h, w)."""
+        """The selected frames before the crop, uint8 (T, 3, h, w)."""
         path = self.home / self.paths[index]
         if self.cache is None:
             return read_clip(path, choose, self.options.side)
         return self.cache.read(path, choose, self.options.side, self._kept())
 
     def _kept(self) -> str:
-        """What the cache keeps of a video: all of its frames, or those of named views."""
+        """Key of the frames that the cache keeps of a video: all of them, or those of certain views."""
         raise NotImplementedError
 
     def _skipped(self, index: int, views: int, error: CorruptVideoError) -> VideoSample:
         if not self.skip_corrupt:
             raise CorruptVideoError(
-                f"{error} Or leave such videos out, counted in the results: --data.skip_corrupt true"
+                f"{error} To skip such videos and count them in the results: --data.skip_corrupt true"
             ) from error
-        log.warning("skipped, and not counted by loss and metrics: %s", error)
+        log.warning("skipped, without loss and metrics: %s", error)
         size = self.options.image_size
         black = torch.zeros(views, 3, self.options.num_frames, size, size, dtype=torch.uint8)
         return {"video": black, "label": -1, "index": index}
@@ -78,9 +78,9 @@ class TrainClips(VideoClips, PerEpoch):
     """One random clip of each video; it follows from (seed, epoch, video) alone.
 
     Args:
-        table, positions, options, cache, skip_corrupt: as of `VideoClips`.
-        seed: of all clips.
-        chosen: positions in the list that are trained on, such as a stratified part of it; all by default.
+        table, positions, options, cache, skip_corrupt: Same as in `VideoClips`.
+        seed: Random seed (>= 0) of the clips.
+        chosen: Positions in the list to train on. Default: all.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class TrainClips(VideoClips, PerEpoch):
         """The sample: uint8 (1, 3, T, image_size, image_size).
 
         Raises:
-            CorruptVideoError: the video cannot be decoded.
+            CorruptVideoError: The video cannot be decoded.
         """
         epoch, position = self._epoch_and_position(drawn)
         index = self.chosen[position]
@@ -121,14 +121,14 @@ class TrainClips(VideoClips, PerEpoch):
 
 
 class TestClips(VideoClips):
-    """The same views of each video every time: `clips` in time, each cut into `crops` squares.
+    """Fixed views of each video: `clips` in time, with `crops` squares each.
 
     Args:
-        table, positions, options, cache, skip_corrupt: as of `VideoClips`.
-        clips, crops: how many; `options.test_clips` and `options.test_crops` are those of a test.
+        table, positions, options, cache, skip_corrupt: Same as in `VideoClips`.
+        clips, crops: Numbers of clips and crops (>= 1); a test uses `options.test_clips` and `options.test_crops`.
     """
 
-    __test__ = False  # the name looks like a test's to pytest
+    __test__ = False  # pytest would collect the class by its name
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class TestClips(VideoClips):
         """The sample: uint8 (clips * crops, 3, T, image_size, image_size).
 
         Raises:
-            CorruptVideoError: the video cannot be decoded.
+            CorruptVideoError: The video cannot be decoded.
         """
         index = range(len(self))[index]
         try:
@@ -165,9 +165,10 @@ def views(options: ClipOptions, read: Callable[[Choice], Tensor], clips: int, cr
     """The views of a video: uint8 (clips * crops, 3, T, image_size, image_size).
 
     Args:
-        options: of the clips.
-        read: gives the frames that its argument chooses, uint8 (N, 3, h, w), their shorter side `options.side`.
-        clips, crops: how many in time, and squares of each.
+        options: Options of the clips.
+        read: Function that returns the frames selected by its argument, uint8 (N, 3, h, w), with the shorter side
+            `options.side`.
+        clips, crops: Numbers of clips in time and of squares per clip.
     """
     frames = read(lambda count: [i for clip in range(clips) for i in view_frames(options, count, clip, clips)])
     in_time = torch.split(frames, options.num_frames)

@@ -1,4 +1,4 @@
-"""Custom videos: a folder with a folder for each class, or a CSV file of paths and labels (`file_table.py`).
+"""Custom videos: a folder with a folder for each class, or a CSV file of paths and labels.
 
 A video is a file (`VIDEO_SUFFIXES`), or a folder of numbered images.
 """
@@ -18,9 +18,9 @@ def read_video_table(root: Path) -> FileTable:
     """Scan a folder of class folders, or read a CSV file of paths and labels; no video is opened.
 
     Args:
-        root: the folder, or the file.
+        root: Folder or CSV file.
 
     Raises:
-        RepLoRAError: as `read_file_table` says.
+        RepLoRAError: The table is invalid, see `read_file_table`.
     """
     return read_file_table(root, VIDEOS)

@@ -34,28 +34,28 @@ def read_ssv2(root: Path, check_sizes: bool = True) -> FileTable:
     """Training and validation videos with their classes; no video is opened.
 
     Args:
-        root: the folder of the lists and of the folder of videos (`20bn-something-something-v2`, `videos`), or of
+        root: Folder that contains the lists and the folder of videos (`20bn-something-something-v2`, `videos`), or of
             frames (`frames/{id}/00001.jpg`).
-        check_sizes: compare the number of classes and videos with the official ones.
+        check_sizes: Whether to compare the numbers of classes and videos with the official ones.
 
     Returns:
-        The official training videos as `train`, the official validation videos as `test`.
+        The official training videos as `train` and the official validation videos as `test`.
 
     Raises:
-        DatasetNotFoundError: a list or the folder of videos is not there.
-        ListFileError: a list is damaged, has a template without class, or names videos that are missing.
+        DatasetNotFoundError: A list or the folder of videos is not found.
+        ListFileError: A list is corrupt or contains an unknown template, or listed videos are missing.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
         raise DatasetNotFoundError(
-            f"There is no folder {root} (looked in {Path.cwd()}). Give the folder that holds "
-            f"{LIST_NAMES[0].format('labels')} as --data.root, or as the environment variable REPLORA_DATA. {SOURCE}"
+            f"There is no folder {root} (looked in {Path.cwd()}). Set --data.root or the environment variable "
+            f"REPLORA_DATA to the folder that contains {LIST_NAMES[0].format('labels')}. {SOURCE}"
         )
     class_of = _read_classes(_find_list(root, "labels"))
     if check_sizes and len(class_of) != CLASSES:
         raise ListFileError(
             f"{_find_list(root, 'labels')} has {len(class_of):,} classes, but Something-Something-V2 has {CLASSES}. "
-            f"For data made smaller on purpose: --data.check_sizes false. {SOURCE}"
+            f"To use smaller data: --data.check_sizes false. {SOURCE}"
         )
     videos: dict[str, tuple[int, FileSplit]] = {}
     for name, split in (("train", "train"), ("validation", "test")):
@@ -63,11 +63,11 @@ def read_ssv2(root: Path, check_sizes: bool = True) -> FileTable:
         listed = _read_list(file, class_of)
         if check_sizes and len(listed) != SIZES[name]:
             raise ListFileError(
-                f"{file} lists {len(listed):,} videos, but the official list has {SIZES[name]:,}. For data made "
-                f"smaller on purpose: --data.check_sizes false. {SOURCE}"
+                f"{file} lists {len(listed):,} videos, but the official list has {SIZES[name]:,}. To use "
+                f"smaller data: --data.check_sizes false. {SOURCE}"
             )
         if twice := sorted(set(listed) & set(videos)):
-            raise ListFileError(f"{file}: the video {twice[0]!r} is listed for training too.")
+            raise ListFileError(f"{file}: the video {twice[0]!r} is also a training video.")
         videos |= {number: (label, split) for number, label in listed.items()}  # type: ignore[misc]
     home, paths = _find_videos(root, list(videos))
     class_names = sorted(class_of, key=lambda template: class_of[template])
@@ -120,20 +120,20 @@ def _read_list(file: Path, class_of: dict[str, int]) -> dict[str, int]:
         except (TypeError, KeyError, AttributeError) as error:
             raise ListFileError(f"{file}: entry {position} has no `id` and `template`. {SOURCE}") from error
         if not number.isalnum():
-            raise ListFileError(f"{file}: entry {position} has the id {number!r}, which is no name of a file.")
+            raise ListFileError(f"{file}: entry {position} has the id {number!r}, which is not a file name.")
         if template not in class_of:
             raise ListFileError(
-                f"{file}: entry {position} has the template {template!r}, which is no class. "
+                f"{file}: entry {position} has the template {template!r}, which is not a class. "
                 f"{nearest(template, class_of)} Take the lists from one source."
             )
         if number in listed:
-            raise ListFileError(f"{file}: entry {position} is the video {number!r} again. It has one class. {SOURCE}")
+            raise ListFileError(f"{file}: entry {position} repeats the video {number!r}. {SOURCE}")
         listed[number] = class_of[template]
     return listed
 
 
 def _find_videos(root: Path, numbers: list[str]) -> tuple[Path, list[PurePosixPath]]:
-    """The folder of the videos, and the path of each: `{id}.webm`, encoded again, or a folder `{id}` of frames."""
+    """The folder of the videos, and the path of each: `{id}.webm`, another suffix, or a folder `{id}` of frames."""
     best: tuple[int, str] | None = None
     for name in VIDEO_FOLDERS:
         home = root / name
@@ -152,7 +152,7 @@ def _find_videos(root: Path, numbers: list[str]) -> tuple[Path, list[PurePosixPa
     if best is not None:
         raise ListFileError(f"{best[1]} Unpack all parts of the archive. {SOURCE}")
     raise DatasetNotFoundError(
-        f"{root} holds none of the {len(numbers):,} videos; looked for {numbers[0]}.webm, as .mp4 and others too, and "
-        f"for a folder of frames {numbers[0]}, in "
+        f"{root} contains none of the {len(numbers):,} videos; looked for {numbers[0]}.webm, other suffixes such as "
+        f".mp4, and a folder of frames {numbers[0]}, in "
         f"{', '.join(name or 'the folder itself' for name in VIDEO_FOLDERS)}. {SOURCE}"
     )

@@ -153,7 +153,8 @@ def build_task(
             raise PrepareError(
                 f"{slices.of(split)} of {name} has {count:,} images, but {split} of {task.name} has "
                 f"{task.size(split):,}. The data set is incomplete or another version.{sun397_note(task, count)} The "
-                f"written images are kept in {partial}. --check_sizes false accepts them, but their results are then not those of VTAB-1K."
+                f"written images are kept in {partial}. --check_sizes false accepts them, but their results are then "
+                "not those of VTAB-1K."
             )
     with _write_errors(partial):
         _join(partial, suffix)
