@@ -8,10 +8,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
-from replora.datasets.text.commonsense import (
-    CommonsenseRecord,
-    duplicate_count,
-)
+from replora.datasets.text.commonsense import CommonsenseRecord, duplicate_count
 from replora.datasets.text.items import ChoiceItem
 from replora.datasets.text.prompts import Preset, training_tokens
 from replora.errors import RepLoRAError
@@ -34,14 +31,15 @@ class TrainingTexts(Dataset[tuple[int, np.ndarray, int]]):
     """Training texts as tokens, all in memory: (index, tokens, first token with a loss).
 
     Args:
-        records: What they are made of.
-        positions: Their indices.
-        tokenizer: Of transformers.
-        preset: Which text.
-        cutoff: Tokens of a text at most; `llm_adapters` cuts longer ones, the other presets leave them out.
+        records: Training records.
+        positions: Indices of the records.
+        tokenizer: Tokenizer of transformers.
+        preset: Preset of the texts.
+        cutoff: Largest number of tokens in a text (>= 2). `llm_adapters` truncates longer ones, the other presets leave
+            them out.
 
     Raises:
-        RepLoRAError: Nothing is left, or a record has not the form of its task.
+        RepLoRAError: Nothing is left, or a record does not have the form of its task.
     """
 
     padding: tuple[int, list[int], int]
@@ -59,8 +57,8 @@ class TrainingTexts(Dataset[tuple[int, np.ndarray, int]]):
         self.over_length = 0
         self.duplicates = duplicate_count(records)
         for position, text in zip(positions, training_tokens(tokenizer, records, preset, cutoff), strict=True):
-            self.over_length += not text.whole
-            if text.whole or not leave_out:
+            self.over_length += not text.complete
+            if text.complete or not leave_out:
                 self.rows.append((position, np.array(text.ids, dtype=np.int32), text.loss_from))
         self.left_out = len(records) - len(self.rows)
         if not self.rows:

@@ -103,5 +103,5 @@ class ImageTextDataModule(VisionLanguageDataModule):
         records = image_text_records(self.root, task, split)
         count = GRID if self.features == CLIP_FEATURES else None  # another folder may hold other encoders' features
         folder = FeatureFolder(feature_folder(self.root, task, split, self.features), self.feature_size, count=count)
-        folder.require(name for record in records for name in record.images)
+        folder.check_names(name for record in records for name in record.images)
         return records, folder

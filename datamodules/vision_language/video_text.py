@@ -80,5 +80,5 @@ class VideoTextDataModule(VisionLanguageDataModule):
         assert split != "trainval"  # no protocol here trains on both
         records = video_text_records(self.root, task, split)
         folder = FeatureFolder(feature_folder(self.root, task, self.features), self.feature_size, FRAMES)
-        folder.require(name for record in records for name in record.images)
+        folder.check_names(name for record in records for name in record.images)
         return records, folder

@@ -213,11 +213,11 @@ def commonsense_task(name: str) -> CommonsenseTask:
     """The task of this name.
 
     Raises:
-        UnknownTaskError: It is none of the eight.
+        UnknownTaskError: There is no such task.
     """
     if name in COMMONSENSE_TASKS:
         return COMMONSENSE_TASKS[name]
-    raise UnknownTaskError(f"{name!r} is none of the eight commonsense tasks. {nearest(name, COMMONSENSE_TASKS)}")
+    raise UnknownTaskError(f"{name!r} is not one of the eight commonsense tasks. {nearest(name, COMMONSENSE_TASKS)}")
 
 
 # --- files
@@ -259,15 +259,15 @@ def read_task(root: Path, task: str, split: CommonsenseSplit, check_size: bool =
 
     Raises:
         DatasetNotFoundError: The file is not there.
-        RecordError: The file is damaged, has another number of records, or one of them is not of the task's form.
+        RecordError: The file is corrupt, has another number of records, or a record does not have the form of the task.
     """
     file, known = find_task_file(root, task, split), commonsense_task(task)
     records = read_records(file, task)
     expected = known.train_size if split == "train" else known.test_size
     if check_size and len(records) != expected:
         raise RecordError(
-            f"{file} has {len(records):,} records, {expected:,} are expected. Get it again (replora-cli prepare "
-            "commonsense --help), or allow data made smaller on purpose with --data.check_sizes false."
+            f"{file} has {len(records):,} records, but {expected:,} are expected. Get it again (replora-cli prepare "
+            "commonsense --help), or use smaller data with --data.check_sizes false."
         )
     return records
 
@@ -279,7 +279,7 @@ def read_union(file: Path, check_size: bool = True) -> list[CommonsenseRecord]:
 
     Raises:
         DatasetNotFoundError: The file is not there.
-        RecordError: The file is damaged, its size or that of a task is another one, or a record has no known form.
+        RecordError: The file is corrupt, has another number of records, or a record has no known form.
     """
     if not file.is_file():
         raise DatasetNotFoundError(
@@ -292,8 +292,8 @@ def read_union(file: Path, check_size: bool = True) -> list[CommonsenseRecord]:
     wrong = [f"{task}: {n:,} instead of {expected[task]:,}" for task, n in found.items() if n != expected[task]]
     if check_size and (wrong or len(records) != UNION_SIZE):
         raise RecordError(
-            f"{file} has {len(records):,} records, {UNION_SIZE:,} are expected ({'; '.join(wrong)}). WinoGrande counts "
-            "with all six of its subsets. Get the file again, or allow it with --data.check_sizes false."
+            f"{file} has {len(records):,} records, but {UNION_SIZE:,} are expected ({'; '.join(wrong)}). WinoGrande "
+            "counts with all six of its subsets. Get the file again, or allow it with --data.check_sizes false."
         )
     return records
 
@@ -306,7 +306,7 @@ def read_records(file: Path, task: str | None) -> list[CommonsenseRecord]:
         task: Their task; None for a union file.
 
     Raises:
-        RecordError: The file is damaged, or a record is not of the form of its task.
+        RecordError: The file is corrupt, or a record does not have the form of its task.
     """
     records = []
     for index, entry in enumerate(load_entries(file)):
@@ -321,7 +321,7 @@ def load_entries(file: Path) -> list[Any]:
     """The list in a JSON file, or the records of one with a record per line.
 
     Raises:
-        RecordError: The file is no JSON, or not a list with something in it.
+        RecordError: The file is not JSON or not a list of records.
     """
     try:
         entries = parse_json_or_lines(read_text(file, RecordError))
@@ -330,7 +330,7 @@ def load_entries(file: Path) -> list[Any]:
     except (OSError, ValueError) as error:
         raise RecordError(f"{file} cannot be read as JSON ({error}). Get it again.") from error
     if not isinstance(entries, list) or not entries:
-        raise RecordError(f"{file} is not a list of records, or an empty one. Get it again.")
+        raise RecordError(f"{file} is not a list of records, or is empty. Get it again.")
     return entries
 
 
@@ -371,7 +371,7 @@ def duplicate_count(records: Iterable[CommonsenseRecord]) -> int:
 
 
 def files_sha256(files: Iterable[Path]) -> str:
-    """One SHA-256 over the contents of several files, in hexadecimal."""
+    """SHA-256 of the contents of files, in hexadecimal."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())

@@ -9,7 +9,7 @@ read as a token that training never shows. The loss is on every token, texts are
 `clean` has one text for both, loss on the answer and the end token alone, and leaves rows out that are too long.
 
 `cloze` does not show the options: `Question: ...\\nAnswer:`, followed by the text of an option, which is what is
-learnt and scored. BoolQ's answers are " yes" and " no". In WinoGrande the option fills the blank: the model reads
+learned and scored. BoolQ's answers are " yes" and " no". In WinoGrande the option fills the blank: the model reads
 `Sentence: ` and the words before the blank, and the option with all words behind it is scored (what Trinh and Le 2018,
 arXiv 1806.02847, call full scoring; lm-evaluation-harness scores the words behind the option alone).
 """
@@ -90,7 +90,7 @@ def training_text(record: CommonsenseRecord, preset: Preset) -> tuple[str, str]:
     """Prompt and answer; the training text is the one followed by the other.
 
     Raises:
-        RecordError: The record has not the form of its task.
+        RecordError: The record does not have the form of its task.
     """
     if preset == "llm_adapters":
         return _LLM_ADAPTERS_TRAINING.format(record.instruction), record.output
@@ -102,7 +102,7 @@ def choice_text(record: CommonsenseRecord, preset: Preset) -> ChoiceText:
     """The question of an evaluation, with what the model might say.
 
     Raises:
-        RecordError: The record has not the form of its task.
+        RecordError: The record does not have the form of its task.
     """
     question = record.question
     answer = question.labels.index(record.answer)
@@ -139,12 +139,12 @@ class TrainingTokens:
     Attributes:
         ids: Its tokens.
         loss_from: The first token with a loss.
-        whole: Whether nothing of the text was cut off.
+        complete: Whether the text was not truncated.
     """
 
     ids: list[int]
     loss_from: int
-    whole: bool
+    complete: bool
 
 
 def training_tokens(
@@ -154,16 +154,16 @@ def training_tokens(
 
     `llm_adapters`: loss on all tokens; an end token where the text is shorter than `cutoff`; longer texts lose their
     end, which is the answer. `clean`: loss on the answer and the end token. `cloze`: loss on the option, no end token.
-    Under these two a text that is not whole is for the caller to leave out.
+    The caller leaves out incomplete texts of the last two.
 
     Args:
         tokenizer: A tokenizer of transformers.
-        records: What to train on.
-        preset: Which text.
-        cutoff: At least 2.
+        records: Training records.
+        preset: Preset of the texts.
+        cutoff: Largest number of tokens (>= 2).
 
     Raises:
-        RecordError: A record has not the form of its task.
+        RecordError: A record does not have the form of its task.
     """
     if not records:
         return []
@@ -182,14 +182,14 @@ def training_tokens(
 
 
 def choice_items(tokenizer: Any, records: Sequence[CommonsenseRecord], preset: Preset) -> list[ChoiceItem]:
-    """Questions as tokens, whole whatever their length.
+    """Questions as tokens, without truncation.
 
     Where a prompt's last token would be another one with the option behind it, the prompt ends before it, so that
     prompt and option together are exactly the tokens of the training text. Not so under `llm_adapters`: there the
     prompt is what the model is given to continue, and the options follow it as texts of their own.
 
     Raises:
-        RecordError: A record has not the form of its task.
+        RecordError: A record does not have the form of its task.
     """
     if not records:
         return []
@@ -225,8 +225,8 @@ def collate(rows: Sequence[tuple[int, Sequence[int], int]], pad_id: int, multipl
 
     Args:
         rows: Index, tokens and the first token with a loss, of each of B texts.
-        pad_id: What fills up the tokens; it is masked.
-        multiple: The length T of the batch is a multiple of it.
+        pad_id: Token of the padding, which is masked.
+        multiple: Number of which the length T of the batch is a multiple (>= 1).
     """
     longest = max(len(ids) for _, ids, _ in rows)
     length = -(-longest // multiple) * multiple

@@ -1,4 +1,4 @@
-"""Get the commonsense files from the Hugging Face hub: a copy of them, or made anew from the original data sets."""
+"""The commonsense files from the Hugging Face hub: a copy, or rebuilt from the original data sets."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Original:
     """The original data set of a task.
 
     Attributes:
-        repository: On the hub.
-        configurations: Whose records the training set holds, one after another; the test set has those of the first.
-        test_split: What the original calls the split that is the test set here.
-        read: A row of it -> question, options, position of the right option.
+        repository: Repository on the hub.
+        configurations: Configurations of the training set, in order; the test set is of the first one.
+        test_split: Split of the original that is the test set here.
+        read: Function from a row to question, options and position of the right option.
     """
 
     repository: str
@@ -135,7 +135,7 @@ def make_entry(task: str, row: dict[str, Any]) -> dict[str, str]:
 
 
 def install_copy(root: Path, repository: str, tasks: list[str]) -> list[Path]:
-    """Take files from a repository that has them: `<task>/<split>.json` anywhere, or one file with the whole union.
+    """Take files from a repository that has them: `<task>/<split>.json` anywhere, or one file with the complete union.
 
     Files that `root` has are left as they are.
 
@@ -165,7 +165,7 @@ def install_copy(root: Path, repository: str, tasks: list[str]) -> list[Path]:
         raise PrepareError(
             f"{repository} has nothing that {root} lacks of {', '.join(tasks)}: neither <task>/train.json and "
             f"test.json, nor {UNION_FILE}, nor train*.parquet. It has: {names or 'nothing'}. The download is kept in "
-            f"{download.folder}; delete it if it is of no use."
+            f"{download.folder}; delete it if you do not need it."
         )
     shutil.rmtree(download.folder, ignore_errors=True)
     return written
@@ -187,7 +187,7 @@ def read_parquet(file: Path) -> list[dict[str, Any]]:
     """The rows of a parquet file.
 
     Raises:
-        PrepareError: pyarrow is not installed, or the file is damaged.
+        PrepareError: pyarrow is not installed, or the file is corrupt.
     """
     try:
         parquet: Any = importlib.import_module("pyarrow.parquet")

@@ -1,4 +1,4 @@
-"""Reading the annotation files of the vision-and-language tasks, with errors that name file and record."""
+"""Annotation files of the vision-and-language tasks, with errors that name file and record."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from replora.errors import RepLoRAError
 
 
 def read_json(file: Path, layout: str) -> Any:
-    """The content of a JSON file, or of a file of one JSON object a line (`.jsonl`) as a list.
+    """The content of a JSON file, or of a file with one JSON object per line (`.jsonl`) as a list.
 
     Args:
-        file: The file.
-        layout: What the data's folder must look like, for the error.
+        file: File to read.
+        layout: Expected content of the data folder, for the error.
 
     Raises:
         DatasetNotFoundError: There is no such file.
-        RecordError: It is damaged.
+        RecordError: The file is corrupt.
     """
     if not file.is_file():
-        raise DatasetNotFoundError(f"There is no {file}. The folder of the data (--data.root) holds {layout}")
+        raise DatasetNotFoundError(f"There is no {file}. The data folder (--data.root) must contain {layout}")
     try:
         text = read_text(file, RecordError)
         return parse_json_lines(text) if file.suffix == ".jsonl" else parse_json_or_lines(text)
@@ -34,7 +34,7 @@ def read_json(file: Path, layout: str) -> Any:
         line, found, reason = str(error).partition(": ")
         where = f"{file}, {line}" if found and line.startswith("line ") else str(file)
         raise RecordError(
-            f"{where} is damaged: {reason if where != str(file) else error}. Copy the file again."
+            f"{where} is corrupt: {reason if where != str(file) else error}. Copy the file again."
         ) from error
 
 
@@ -43,7 +43,7 @@ def read_records(file: Path, layout: str, fields: tuple[str, ...]) -> list[dict[
 
     Raises:
         DatasetNotFoundError: There is no such file.
-        RecordError: It is damaged, or a record lacks a field.
+        RecordError: The file is corrupt, or a record lacks a field.
     """
     records = read_json(file, layout)
     if not isinstance(records, list):
@@ -57,10 +57,10 @@ def read_records(file: Path, layout: str, fields: tuple[str, ...]) -> list[dict[
 
 @contextmanager
 def reading(file: Path, number: int, record: Any) -> Iterator[None]:
-    """Around what makes something of a record.
+    """Turn an error of the body into one that names file and record.
 
     Raises:
-        RecordError: That failed; it names file and record.
+        RecordError: The record is invalid.
     """
     try:
         yield
@@ -79,7 +79,7 @@ def words(record: Mapping[str, Any], name: str) -> str:
 
 
 def scores(record: Mapping[str, Any], name: str = "label") -> dict[str, float]:
-    """A field that must be answers with a score in [0, 1] each."""
+    """A field that must map answers to scores in [0, 1]."""
     found = {str(answer): float(score) for answer, score in record[name].items()}
     if wrong := [score for score in found.values() if not 0 <= score <= 1]:
         raise ValueError(f"{name!r} has the score {wrong[0]}, which is not in [0, 1],")

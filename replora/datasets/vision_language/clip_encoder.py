@@ -47,7 +47,7 @@ class ClipEncoder:
     Attributes:
         name: `rn101` or `vit_b32`.
         encode: Normalized images (B, 3, 224, 224) -> (B, 49, 2048) or (B, 512).
-        device: Where it computes.
+        device: Device of the encoder.
     """
 
     name: EncoderName
@@ -79,7 +79,7 @@ def load_encoder(name: EncoderName, checkpoint: Path | None = None, device: str 
         device: `auto` is the first GPU if there is one.
 
     Raises:
-        RepLoRAError: The weights are not available or are those of another model.
+        RepLoRAError: The weights are not available or belong to another model.
     """
     import timm
     from safetensors.torch import load_file
@@ -126,19 +126,19 @@ def find_sources(folder: Path, name: EncoderName) -> dict[str, Path]:
 
 
 def missing_features(sources: Mapping[str, Path], out: Path, name: EncoderName) -> dict[str, Path]:
-    """Those of `sources` whose features are not in `out` yet, or are damaged."""
+    """Those of `sources` whose features are missing in `out`, or are corrupt."""
     if not out.is_dir():
         return dict(sources)
     folder = FeatureFolder(out, FEATURE_SIZES[name])
 
-    def whole(source: str) -> bool:
+    def complete(source: str) -> bool:
         try:
             features = folder.read(source)
         except FeatureError:
             return False
         return name != "rn101" or len(features) == GRID
 
-    return {source: file for source, file in sources.items() if not whole(source)}
+    return {source: file for source, file in sources.items() if not complete(source)}
 
 
 def extract(
@@ -149,20 +149,20 @@ def extract(
     batch_size: int = 32,
     advance: Callable[[int], Any] = lambda _: None,
 ) -> dict[str, str]:
-    """Write the features of images (`rn101`) or videos (`vit_b32`), each file whole or not at all.
+    """Write the features of images (`rn101`) or videos (`vit_b32`), each file atomically.
 
-    A source that cannot be read is left out, and the others go on.
+    A source that cannot be read is left out.
 
     Args:
         sources: Name of the features -> file.
         out: The folder to write.
         encoder: The encoder.
-        seconds: Between two frames of a video.
-        batch_size: Images or frames at once.
-        advance: Called with the number of files done since the last call.
+        seconds: Seconds between two frames of a video (> 0).
+        batch_size: Images or frames per batch (>= 1).
+        advance: Function that is called with the number of files completed since the last call.
 
     Returns:
-        Name -> what is wrong with it, of those that were left out.
+        Name -> error, of the sources that were left out.
 
     Raises:
         FeatureError: Features have a wrong shape, or PyAV is not installed.
@@ -197,7 +197,7 @@ def video_frames(file: Path, seconds: float) -> Iterator[Tensor]:
 
     Raises:
         MissingDecoderError: PyAV is not installed.
-        CorruptVideoError: The file cannot be decoded, was cut off, or has no frame.
+        CorruptVideoError: The file cannot be decoded, is truncated, or has no frame.
     """
     for pixels in frames_every(file, seconds):
         yield _framed(torch.from_numpy(pixels).permute(2, 0, 1))
@@ -226,10 +226,10 @@ def batched(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def check_options(seconds: float, batch_size: int) -> None:
-    """Refuse options out of their range.
+    """Check that the options are in their range.
 
     Raises:
-        RepLoRAError: One is.
+        RepLoRAError: An option is out of its range.
     """
     if not seconds > 0:
         raise RepLoRAError(f"seconds: {seconds} is out of range. It must be a number above 0.")

@@ -1,4 +1,4 @@
-"""Scenes of colored shapes, with questions and captions: vision and language without a download.
+"""Generated scenes of colored shapes with questions and captions, without a download.
 
 A scene is a 4 x 4 grid of cells, two of which hold a shape. Its features are its pixels, cell by cell, so that a model
 must learn to see. Everything follows from (seed, split, index); no scene is in two splits.
@@ -125,7 +125,7 @@ def demo_scenes(split: Split, seed: int = 0) -> dict[str, Scene]:
 
 
 def demo_records(task: str, split: Split, scenes: dict[str, Scene], seed: int = 0) -> list[VLRecord]:
-    """Records of the task `vqa` (a question a scene) or `coco` (captions), in the form of those benchmarks."""
+    """Records of the task `vqa` (one question per scene) or `coco` (captions), in the form of those benchmarks."""
     random = np.random.default_rng((seed, 10 + list(SCENES).index(split)))
     records: list[VLRecord] = []
     for name, scene in scenes.items():

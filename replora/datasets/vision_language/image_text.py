@@ -20,7 +20,7 @@ from replora.datasets.vision_language.tasks import VLRecord
 ImageTextSplit = Literal["train", "val", "trainval", "test", "submit"]
 TRAINING = ("train", "trainval")
 CLIP_FEATURES = "data_clip_RN101_att"
-GRID = 49  # vectors of each image in a folder of that name
+GRID = 49  # vectors per image in a folder of that name
 LAYOUT = "vqa/, GQA/, nlvr/, COCO/ and VG/ as docs/vision_language.md lists them."
 # GQA has no validation of its own here: VL-Adapter trains on train + valid, and watches and reports testdev, which is
 # never trained on.
@@ -53,13 +53,13 @@ def image_text_records(root: Path, task: str, split: ImageTextSplit) -> list[VLR
 
     Raises:
         DatasetNotFoundError: A file is missing.
-        RecordError: A file is damaged, or a record lacks what it needs.
+        RecordError: A file is corrupt, or a record is incomplete.
     """
     return _READERS[task](root, split)
 
 
 def feature_folder(root: Path, task: str, split: ImageTextSplit, features: str = CLIP_FEATURES) -> Path:
-    """Where the features of a task's images are."""
+    """The folder with the features of a task's images."""
     home = {"vqa": "COCO", "coco": "COCO", "nlvr2": "nlvr", "gqa": "VG" if split in TRAINING else "GQA"}[task]
     return root / home / "clip_features" / features
 
@@ -77,7 +77,7 @@ def _vqa(root: Path, split: ImageTextSplit) -> list[VLRecord]:
                 if question not in human:
                     raise ValueError(
                         f"question {question} is not in the annotations of val2014 and train2014, which hold the ten "
-                        "human answers that the metric compares with; it is"
+                        "human answers of the metric; it is"
                     )
                 truth = {"answers": human[question], "scores": label}
             image = (words(item, "img_id"),)
@@ -93,8 +93,8 @@ def _human_answers(folder: Path) -> dict[int, list[str]]:
     present = [file for file in files if file.is_file()]
     if not present:
         raise DatasetNotFoundError(
-            f"There is no {files[0]}. The metric of VQAv2 compares with ten human answers a question, which it holds; "
-            "it is part of https://visualqa.org/download.html."
+            f"There is no {files[0]}. It contains ten human answers to each question, which the metric of VQAv2 needs, "
+            "and is part of https://visualqa.org/download.html."
         )
     answers: dict[int, list[str]] = {}
     for file in present:
@@ -135,7 +135,7 @@ def _nlvr2(root: Path, split: ImageTextSplit) -> list[VLRecord]:
 
 
 def _coco(root: Path, split: ImageTextSplit) -> list[VLRecord]:
-    """A record a caption in training, a record an image with all its captions elsewhere."""
+    """One record per caption in training, one per image with all its captions otherwise."""
     file = root / "COCO" / "dataset_coco.json"
     records: list[VLRecord] = []
     for number, item in enumerate(_entries(file, "images")):

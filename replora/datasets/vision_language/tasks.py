@@ -1,4 +1,4 @@
-"""What the vision-and-language tasks have in common: their table, their records, and how a record becomes a sample.
+"""The vision-and-language tasks: their table, records and samples.
 
 Prompts, lengths and losses are those of VL-Adapter (github.com/ylsung/VL_adapter, VL-T5/src), which DoRA uses as well.
 `gpa: ` is its own spelling of the prompt of GQA, and each prompt ends with a space.
@@ -28,17 +28,17 @@ class VLTask:
     """One task and how VL-Adapter puts it to the model.
 
     Attributes:
-        name: In options, metrics and files.
-        kind: What an answer is: of VQA, of GQA, true or false (`nlvr2`), a sentence, or one of several choices.
-        prompt: Words that name the task to the model.
-        video: Whether it is about videos; then the prompt is behind the text, else before it.
-        max_text: Most tokens of the text, prompt, `<s>` and `</s>` included; None for all.
-        max_target: The same for the answer.
-        images: Images a sample.
-        batch_share: Its batch size as (a, b), int(batch_size * a / b).
+        name: Name in options, metrics and files.
+        kind: Kind of the answers: of VQA, of GQA, true or false (`nlvr2`), a sentence, or one of several choices.
+        prompt: Prompt that names the task to the model.
+        video: Whether the task is about videos. The prompt then follows the text instead of preceding it.
+        max_text: Largest number of tokens of the text, including prompt, `<s>` and `</s>`, or None.
+        max_target: Largest number of tokens of the answer, or None.
+        images: Images per sample.
+        batch_share: Batch size of the task as (a, b), int(batch_size * a / b).
         beams: Number of beams of the generation.
-        mean_over: Whether the loss is the mean of the samples' means, or of all tokens of the batch.
-        metric: The one that the published tables show.
+        mean_over: Whether the loss is the mean over the samples' means or over all tokens of the batch.
+        metric: Metric of the published tables.
     """
 
     name: str
@@ -77,15 +77,15 @@ class VLRecord:
 
     Attributes:
         index: Position in the list of its split.
-        id: As the benchmark calls it: question id, identifier, image id or clip id.
-        text: What the model reads, without the prompt.
+        id: Id in the benchmark: question id, identifier, image id or clip id.
+        text: Input text without the prompt.
         images: Names of the features of its images, or of its video.
-        answers: What may be learned; empty where the answer is hidden.
-        weights: Weights of the answers: one is drawn in proportion, and its weight multiplies the loss.
-        truth: What the metric compares with: ten human answers and the scores of answers (`vqa`), scores (`gqa`), a
-            label (`nlvr2`), sentences (`caption`), a number (`choice`); None where it is hidden.
-        stratum: Fractions of the training set keep the shares of the strata.
-        about: Entries that a submission repeats.
+        answers: Answers to learn; empty if the answer is hidden.
+        weights: Weights of the answers. One is drawn in proportion, and its weight multiplies the loss.
+        truth: Reference of the metric: ten human answers and the scores of answers (`vqa`), scores (`gqa`), a
+            label (`nlvr2`), sentences (`caption`), a number (`choice`); or None if it is hidden.
+        stratum: Stratum of the record; fractions of the training set are stratified.
+        about: Fields that are copied to a submission.
     """
 
     index: int
@@ -144,8 +144,8 @@ class VLDataset(Dataset[VLSample]):
 
     Args:
         task: The task.
-        records: The records, all of a split or those chosen of them.
-        features: Where the features of their images are.
+        records: Records of a split or of a subset.
+        features: Source of the features of their images.
         prompts: Whether the task's prompt is part of the text.
         seed: Random seed for the draw of answers.
     """
