@@ -57,7 +57,7 @@ def test_faults_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     assert rows(shown)["openbookqa"] == ["12", "1", "6", "1", "damaged"]
     assert f"2 of 12 records are damaged, the first: {file}, record 4" in shown
-    assert f"{file} has 12 records, but 4,957 are expected" in shown
+    assert f"{file} has 12 records, 4,957 are expected" in shown
     file.write_text("[")
     assert prepare(f"--root={tmp_path}", "--tasks=openbookqa", "--check_sizes=false") == 1
     assert f"{file} cannot be read as JSON" in capsys.readouterr().out
