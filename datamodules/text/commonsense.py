@@ -115,11 +115,7 @@ class CommonsenseDataModule(BaseDataModule):
         **options: Any,
     ) -> None:
         super().__init__(
-            batch_size=batch_size,
-            train_fraction=train_fraction,
-            shots=shots,
-            drop_last=drop_last,
-            **options,
+            batch_size=batch_size, train_fraction=train_fraction, shots=shots, drop_last=drop_last, **options
         )
         one_of(get_args(Preset), preset=preset)
         one_of(get_args(Validation), validation=validation)

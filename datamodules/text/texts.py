@@ -45,12 +45,7 @@ class TrainingTexts(Dataset[tuple[int, np.ndarray, int]]):
     padding: tuple[int, list[int], int]
 
     def __init__(
-        self,
-        records: list[CommonsenseRecord],
-        positions: list[int],
-        tokenizer: Any,
-        preset: Preset,
-        cutoff: int,
+        self, records: list[CommonsenseRecord], positions: list[int], tokenizer: Any, preset: Preset, cutoff: int
     ) -> None:
         leave_out = preset != "llm_adapters"
         self.rows: list[tuple[int, np.ndarray, int]] = []

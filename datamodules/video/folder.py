@@ -46,12 +46,7 @@ class VideoFolderDataModule(VideoDataModule):
     ) -> None:
         self.root = Path(root).expanduser()
         self.test_fraction = test_fraction
-        super().__init__(
-            clips=clips,
-            batch_size=batch_size,
-            protocol=protocol,
-            **options,
-        )
+        super().__init__(clips=clips, batch_size=batch_size, protocol=protocol, **options)
 
     def read_table(self) -> FileTable:
         return read_video_table(self.root)

@@ -43,10 +43,7 @@ class HMDB51DataModule(VideoDataModule):
         self.root = data_root(root)
         self.split: OfficialSplit = split
         self.check_sizes = check_sizes
-        super().__init__(
-            clips=clips,
-            **options,
-        )
+        super().__init__(clips=clips, **options)
 
     def read_table(self) -> FileTable:
         return read_hmdb51(self.root, self.split, self.check_sizes)

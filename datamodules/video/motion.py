@@ -41,13 +41,7 @@ class MotionDataModule(VideoDataModule):
         if clips.flip > 0:
             raise ClipError(f"clips.flip={clips.flip}: mirrored, left is right. Set --data.clips.flip 0.")
         self.root = root
-        super().__init__(
-            clips=clips,
-            val_fraction=0.0,
-            split_seed=0,
-            protocol=protocol,
-            **options,
-        )
+        super().__init__(clips=clips, val_fraction=0.0, split_seed=0, protocol=protocol, **options)
 
     def read_table(self) -> FileTable:
         return read_motion(self.root)

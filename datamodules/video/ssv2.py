@@ -47,11 +47,7 @@ class SSv2DataModule(VideoDataModule):
             )
         self.root = data_root(root)
         self.check_sizes = check_sizes
-        super().__init__(
-            clips=clips,
-            val_fraction=val_fraction,
-            **options,
-        )
+        super().__init__(clips=clips, val_fraction=val_fraction, **options)
 
     def read_table(self) -> FileTable:
         return read_ssv2(self.root, self.check_sizes)

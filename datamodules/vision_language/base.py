@@ -84,12 +84,7 @@ class VisionLanguageDataModule(BaseDataModule):
         revision: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size or batch_size,
-            shots=None,
-            **options,
-        )
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size or batch_size, shots=None, **options)
         at_least(1, feature_size=feature_size)
         one_of(get_args(Prompts), prompts=prompts)
         one_of(get_args(TruncationSide), truncation_side=truncation_side)

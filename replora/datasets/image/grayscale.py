@@ -25,12 +25,7 @@ class GrayImages(ImageDataset):
     """
 
     def __init__(
-        self,
-        gray: GrayPixels,
-        labels: list[int],
-        class_names: list[str],
-        image_size: int,
-        interpolation: Interpolation,
+        self, gray: GrayPixels, labels: list[int], class_names: list[str], image_size: int, interpolation: Interpolation
     ) -> None:
         self.gray = gray
         self.labels = labels

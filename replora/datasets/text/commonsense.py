@@ -180,11 +180,7 @@ COMMONSENSE_TASKS: dict[str, CommonsenseTask] = {
         ),
         CommonsenseTask("social_i_qa", 33_410, 1_954, _QUESTION, counts=(3,)),
         CommonsenseTask(
-            "hellaswag",
-            39_905,
-            10_042,
-            "Please choose the correct ending to complete the given sentence: ",
-            "Ending",
+            "hellaswag", 39_905, 10_042, "Please choose the correct ending to complete the given sentence: ", "Ending"
         ),
         CommonsenseTask(
             "winogrande",
@@ -201,11 +197,7 @@ COMMONSENSE_TASKS: dict[str, CommonsenseTask] = {
     )
 }
 _MIXED_TASK = CommonsenseTask(
-    MIXED,
-    sum(COMMONSENSE_TASKS[name].train_size for name in MIXED_TASKS),
-    0,
-    _QUESTION,
-    counts=(3, 4, 5),
+    MIXED, sum(COMMONSENSE_TASKS[name].train_size for name in MIXED_TASKS), 0, _QUESTION, counts=(3, 4, 5)
 )
 
 

@@ -90,11 +90,7 @@ def motion_frames(direction: str, rng: np.random.Generator) -> Iterator[Pixels]:
 
 
 def write_video(
-    file: Path,
-    frames: Iterator[Pixels],
-    codec: str = "mpeg4",
-    rate: int = 10,
-    options: dict[str, str] | None = None,
+    file: Path, frames: Iterator[Pixels], codec: str = "mpeg4", rate: int = 10, options: dict[str, str] | None = None
 ) -> None:
     """Encode frames as a video file.
 
