@@ -94,7 +94,7 @@ def test_other_image_roots(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         rewrite(home / f"{split}.json", lambda listed: {path.removeprefix("jpg/"): key for path, key in listed.items()})
     dataset = made(tmp_path, "oxford_flowers")
-    assert dataset.image_root == home / "jpg"
+    assert dataset.home == home / "jpg"
     assert dataset[0]["image"].dtype == torch.uint8
 
 
@@ -139,7 +139,7 @@ def test_the_other_numbering_of_the_cars_is_told_apart(tmp_path: Path, kaggle: s
 
 def test_missing_folders_and_files(tmp_path: Path) -> None:
     (tmp_path / "birds").mkdir()
-    with pytest.raises(DatasetNotFoundError, match=r"contains the folders birds") as raised:
+    with pytest.raises(DatasetNotFoundError, match=r"contains birds") as raised:
         made(tmp_path)
     assert "--data.root" in str(raised.value)
     assert "XiN0919/FGVC" in str(raised.value)

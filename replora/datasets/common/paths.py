@@ -27,39 +27,42 @@ def inner_path(text: str, where: str) -> PurePosixPath:
     return PurePosixPath(windows.as_posix())
 
 
-def missing_files(folder: Path, paths: Iterable[PurePosixPath], folders: bool = False) -> list[PurePosixPath]:
+def missing_files(
+    folder: Path, paths: Iterable[PurePosixPath], folders: bool = False, root: Path | None = None
+) -> list[PurePosixPath]:
     """Those of `paths` that are not files in `folder`. Each folder is listed once, instead of one call per file.
 
     Args:
         folder: Folder of the files.
         paths: Paths relative to `folder`.
         folders: Whether a folder counts as a file, like a video of single images.
+        root: Folder that links must not leave. Default: `folder`.
 
     Raises:
-        ListFileError: A link leaves `folder`.
+        ListFileError: A link leaves `folder` and `root`.
     """
-    home = folder.resolve()
+    homes = [place.resolve() for place in (folder, root) if place is not None]
     files: dict[PurePosixPath, set[str]] = {}
     missing: list[PurePosixPath] = []
     for path in paths:
         if path.parent not in files:
-            files[path.parent] = _files_in(folder / path.parent, home, folders)
+            files[path.parent] = _files_in(folder / path.parent, homes, folders)
         if path.name not in files[path.parent]:
             missing.append(path)
     return missing
 
 
-def check_inside(path: Path, home: Path) -> None:
-    """Check that `path` is inside `home` (a resolved path) after its links are followed.
+def check_inside(path: Path, *homes: Path) -> None:
+    """Check that `path` is inside one of `homes` (resolved paths) after its links are followed.
 
     Raises:
         ListFileError: `path` is outside.
     """
     target = path.resolve()
-    if not target.is_relative_to(home) and not is_allowed(target):
+    if not any(map(target.is_relative_to, homes)) and not is_allowed(target):
         raise ListFileError(
-            f"{path} is a link that leaves the data ({target} is not inside {home}). Copy the files there, or allow "
-            f"the folder that it leads to: {ALLOWED}={target.parent}"
+            f"{path} is a link that leaves the data ({target} is not inside {' or '.join(map(str, homes))}). Copy the "
+            f"files there, or allow the folder that it leads to: {ALLOWED}={target.parent}"
         )
 
 
@@ -88,17 +91,17 @@ def listed_path(text: str, where: str, home: Path) -> PurePosixPath:
     return PurePosixPath(path.as_posix()) if is_allowed(path.resolve()) else inner_path(text, where)
 
 
-def _files_in(directory: Path, home: Path, folders: bool) -> set[str]:
+def _files_in(directory: Path, homes: list[Path], folders: bool) -> set[str]:
     if not os.path.isdir(directory):  # noqa: PTH112 (Path.is_dir raises for names that are too long or contain NUL)
         return set()
-    check_inside(directory, home)
+    check_inside(directory, *homes)
     names = set()
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.is_file() or (folders and entry.is_dir()):
                 names.add(entry.name)
                 if entry.is_symlink():
-                    check_inside(Path(entry.path), home)
+                    check_inside(Path(entry.path), *homes)
     return names
 
 

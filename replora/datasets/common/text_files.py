@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,27 @@ def _guess(content: bytes) -> str | None:
         except UnicodeDecodeError:
             continue
     return None
+
+
+def read_json(
+    file: Path, error: type[RepLoRAError], remedy: str = "", parse: Callable[[str], Any] | None = None
+) -> Any:
+    """The value of a JSON file.
+
+    Args:
+        file: File to read.
+        error: Type of the error to raise if the file is not JSON.
+        remedy: End of its message.
+        parse: Parser of the text. Default: `parse_json`.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    text = read_text(file, error)
+    try:
+        return (parse or parse_json)(text)
+    except ValueError as wrong:
+        raise error(f"{file} is not JSON ({wrong}). {remedy}".rstrip()) from wrong
 
 
 def parse_json(text: str) -> Any:

@@ -15,17 +15,17 @@ after it. Here the classes of `train.json` are numbered once, in ascending order
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from replora.datasets.common.list_folder import find_folder, hash_lists
 from replora.datasets.common.paths import inner_path, missing_files
-from replora.datasets.common.text_files import parse_json, read_text
+from replora.datasets.common.text_files import read_json
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
-from replora.datasets.image.read import Interpolation, read_image, read_uncropped
-from replora.datasets.samples import ImageDataset, ImageSample
+from replora.datasets.image.image_files import ImageFiles
+from replora.datasets.image.read import Interpolation
 from replora.errors import nearest
 
 FGVCSplit = Literal["train", "val", "trainval", "test"]
@@ -65,53 +65,26 @@ FGVC_TASKS: dict[str, FGVCTask] = {
     task.name: task
     for task in (
         FGVCTask(
-            "cub_200_2011",
-            200,
-            5_394,
-            600,
-            5_794,
-            ("CUB-200-2011", "cub200", "cub"),
-            ("images", ""),
+            *("cub_200_2011", 200, 5_394, 600, 5_794, ("CUB-200-2011", "cub200", "cub"), ("images", "")),
             "CUB_200_2011.tgz of https://www.vision.caltech.edu/datasets/cub_200_2011/",
         ),
         FGVCTask(
-            "nabirds",
-            555,
-            21_536,
-            2_393,
-            24_633,
-            ("nabirds-dataset",),
-            ("images", ""),
+            *("nabirds", 555, 21_536, 2_393, 24_633, ("nabirds-dataset",), ("images", "")),
             "nabirds.tar.gz of https://dl.allaboutbirds.org/nabirds",
         ),
         FGVCTask(
-            "oxford_flowers",
-            102,
-            1_020,
-            1_020,
-            6_149,
+            *("oxford_flowers", 102, 1_020, 1_020, 6_149),
             ("OxfordFlower", "OxfordFlowers", "oxford_flowers102", "flowers102", "flowers"),
             ("", "jpg", "images"),
             "102flowers.tgz of https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
         ),
         FGVCTask(
-            "stanford_dogs",
-            120,
-            10_800,
-            1_200,
-            8_580,
-            ("StanfordDogs", "stanford-dogs", "dogs"),
+            *("stanford_dogs", 120, 10_800, 1_200, 8_580, ("StanfordDogs", "stanford-dogs", "dogs")),
             ("Images", "images", ""),
             "images.tar of http://vision.stanford.edu/aditya86/ImageNetDogs/",
         ),
         FGVCTask(
-            "stanford_cars",
-            196,
-            7_329,
-            815,
-            8_041,
-            ("StanfordCars", "stanford-cars", "cars"),
-            ("",),
+            *("stanford_cars", 196, 7_329, 815, 8_041, ("StanfordCars", "stanford-cars", "cars"), ("",)),
             "car_ims.tgz of the Stanford Cars data set (one folder of 16,185 images, 000001.jpg to 016185.jpg)",
         ),
     )
@@ -134,7 +107,7 @@ def fgvc_task(name: str) -> FGVCTask:
     raise UnknownTaskError(f"{name!r} is not one of the five FGVC data sets. {nearest(name, FGVC_TASKS)}")
 
 
-class FGVC(ImageDataset):
+class FGVC(ImageFiles):
     """One split of one data set.
 
     The constructor checks everything except the pixels: the folder, the split files, the classes, the paths, and the
@@ -171,27 +144,32 @@ class FGVC(ImageDataset):
         self.task = fgvc_task(task)
         self.split = split
         self.image_size = image_size
-        self.interpolation: Interpolation = interpolation
-        self.cropped = cropped
+        self.interpolation = interpolation
+        self.framing = "crop" if cropped else None
         self.folder = find_fgvc_folder(Path(root), self.task)
-        train = _read_split(self.folder / "train.json")
+        names = ("train", "val") if split == "trainval" else (split,)
+        files = {name: self.folder / f"{name}.json" for name in SPLIT_FILES}
+        splits = {n: _read_split(file) for n, file in files.items() if n in ("train", *names) or file.is_file()}
+        train = splits["train"]
         classes = self._number_classes(train, check_sizes)
         self.class_names = _class_names(train, classes, self.task.num_classes)
-        names = ("train", "val") if split == "trainval" else (split,)
         entries: dict[PurePosixPath, int] = {}
         for name in names:
-            file = self.folder / f"{name}.json"
-            found = train if name == "train" else _read_split(file)
-            if unknown := sorted(set(found.values()) - classes.keys()):
+            if unknown := sorted(set(splits[name].values()) - classes.keys()):
                 raise ListFileError(
-                    f"{file} has {len(unknown)} classes that train.json does not have, the first: {unknown[0]}. "
+                    f"{files[name]} has {len(unknown)} classes that train.json does not have, the first: {unknown[0]}. "
                     "The files belong to different splits. Take all three from one source."
                 )
-            if twice := entries.keys() & found.keys():
-                raise ListFileError(f"{file} lists images of train.json again, the first: {min(twice)}.")
-            entries |= {path: classes[key] for path, key in found.items()}
-        self._check_disjoint(names, entries, train)
-        self.image_root = self._find_images(list(train), list(entries))
+            if twice := entries.keys() & splits[name].keys():
+                raise ListFileError(f"{files[name]} lists images of train.json again, the first: {min(twice)}.")
+            entries |= {path: classes[key] for path, key in splits[name].items()}
+        for name in splits.keys() - set(names):
+            if shared := entries.keys() & splits[name].keys():
+                raise ListFileError(
+                    f"{self.folder}: {len(shared):,} images are in {split} and in {name}.json, the first: "
+                    f"{min(shared)}. Take the three files from one source. {SPLIT_SOURCES}"
+                )
+        self.home = self._find_images(list(train), list(entries))
         self.paths = list(entries)
         self.labels = list(entries.values())
         if check_sizes and len(self) != self.task.size(split):
@@ -200,34 +178,6 @@ class FGVC(ImageDataset):
                 f"{self.task.size(split):,}: these are not VPT's splits. check_sizes=False accepts them, but then "
                 "results are not comparable."
             )
-
-    def __getitem__(self, index: int) -> ImageSample:
-        """The sample: uint8 (3, image_size, image_size), or (3, H, W) if it is not cropped.
-
-        Raises:
-            CorruptImageError: The file cannot be decoded.
-        """
-        index = range(len(self))[index]
-        path = self.image_root / self.paths[index]
-        if self.cropped:
-            image = read_image(path, self.image_size, self.interpolation, "crop")
-        else:
-            image = read_uncropped(path, self.image_size, self.interpolation)
-        return {"image": image, "label": self.labels[index], "index": index}
-
-    def _check_disjoint(
-        self, names: tuple[str, ...], entries: dict[PurePosixPath, int], train: dict[PurePosixPath, int]
-    ) -> None:
-        """Check that no image of this split is in another split file."""
-        for name in SPLIT_FILES:
-            file = self.folder / f"{name}.json"
-            if name in names or not file.is_file():
-                continue
-            if shared := entries.keys() & (train if name == "train" else _read_split(file)).keys():
-                raise ListFileError(
-                    f"{self.folder}: {len(shared):,} images are in {self.split} and in {name}.json, the first: "
-                    f"{min(shared)}. Take the three files from one source. {SPLIT_SOURCES}"
-                )
 
     def _number_classes(self, train: dict[PurePosixPath, int], check_sizes: bool) -> dict[int, int]:
         """Class in the file -> label in 0 .. num_classes - 1, from the training images."""
@@ -272,66 +222,30 @@ class FGVC(ImageDataset):
 
 
 def find_fgvc_folder(root: Path, task: FGVCTask) -> Path:
-    """The folder of a data set in `root` or in `root/fgvc`, by any of its names, without regard to case.
-
-    Raises:
-        DatasetNotFoundError: There is none; the message shows what was found and the expected layout.
-    """
-    root = root.expanduser()
-    names = [name.lower() for name in (task.name, *task.folders)]
-    parents = [root, *(entry for entry in _folders(root) if entry.name.lower() == "fgvc")]
-    for parent in parents:
-        there = {entry.name.lower(): entry for entry in _folders(parent)}
-        for name in names:
-            if name in there:
-                return there[name]
-    if not root.is_dir():
-        found = f"{root} is not a folder" if root.exists() else f"the folder {root} does not exist"
-    elif (root / "train.json").is_file():
-        found = f"{root} is itself the folder of a data set: use its parent folder, {root.resolve().parent}"
-    else:
-        held = ", ".join(entry.name for parent in parents for entry in _folders(parent))
-        found = f"{root} contains the folders {held}" if held else f"{root} contains no folders"
-    raise DatasetNotFoundError(
-        f"The data of {task.name!r} were not found.\n"
-        f"  asked for: a folder {' or '.join((task.name, *task.folders))} in {root} or in {root / 'fgvc'}\n"
-        f"  found:     {found}\n"
-        f"  expected:  {task.name}/{{train,val,test}}.json, each {{path: class}}, and the images in "
-        f"{task.name}/{task.image_roots[0] or 'the folders that the paths name'}\n"
-        f"  remedy:    set root to the parent folder of {task.name} (--data.root, or the environment variable "
-        f"REPLORA_DATA)\n"
-        f"  source:    {SPLIT_SOURCES}; images: {task.images}"
+    """The folder of a data set in `root` or in `root/fgvc`, see `find_folder`."""
+    layout = (
+        f"{task.name}/{{train,val,test}}.json, each {{path: class}}, and the images in "
+        f"{task.name}/{task.image_roots[0] or 'the folders of the paths'}"
     )
+    source = f"{SPLIT_SOURCES}; images: {task.images}"
+    return find_folder(root, (task.name, *task.folders), "fgvc", ["train.json"], layout, source)
 
 
 def splits_sha256(folder: Path) -> str:
     """SHA-256 of the three split files, which identifies the images and labels of a result."""
-    digest = hashlib.sha256()
-    for name in SPLIT_FILES:
-        file = folder / f"{name}.json"
-        if file.is_file():
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
-def _folders(parent: Path) -> list[Path]:
-    return sorted(entry for entry in parent.iterdir() if entry.is_dir()) if parent.is_dir() else []
+    return hash_lists(folder, [f"{name}.json" for name in SPLIT_FILES])
 
 
 def _read_split(file: Path) -> dict[PurePosixPath, int]:
     """Path -> class as in the file."""
     try:
-        content = parse_json(read_text(file, ListFileError))
+        content = read_json(file, ListFileError, f"Download it again. {SPLIT_SOURCES}")
     except OSError as error:
         there = ", ".join(sorted(path.name for path in file.parent.glob("*.json"))) or "none"
         raise DatasetNotFoundError(
             f"The split file {file} cannot be read ({error.strerror}); JSON files found there: {there}. Put "
             f"train.json, val.json and test.json into {file.parent}. {SPLIT_SOURCES}"
         ) from error
-    except ListFileError:
-        raise
-    except ValueError as error:
-        raise ListFileError(f"{file} is not JSON ({error}). Download it again. {SPLIT_SOURCES}") from error
     if not isinstance(content, dict) or not content:
         raise ListFileError(f"{file} is not a table {{path: class}} with at least one image. {SPLIT_SOURCES}")
     entries: dict[PurePosixPath, int] = {}

@@ -10,8 +10,8 @@ from replora.datasets.common.files import LeftOut, files_of, printable
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.labelled_files import FileKind, FileTable
 from replora.datasets.errors import CorruptImageError
-from replora.datasets.image.read import IMAGE_SUFFIXES, Interpolation, check_header, read_image, read_uncropped
-from replora.datasets.samples import ImageDataset, ImageSample
+from replora.datasets.image.image_files import ImageFiles
+from replora.datasets.image.read import IMAGE_SUFFIXES, Interpolation, check_header
 
 
 def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
@@ -39,7 +39,7 @@ def read_image_table(root: Path) -> FileTable:
     return table
 
 
-class ImageFolder(ImageDataset):
+class ImageFolder(ImageFiles):
     """The images of one or more splits, rotated by their EXIF orientation.
 
     Args:
@@ -50,6 +50,8 @@ class ImageFolder(ImageDataset):
         cropped: Whether to crop the center. Otherwise images keep their aspect ratio, with a shorter side of 256/224 of
             `image_size`, for an augmentation that crops.
     """
+
+    upright = True
 
     def __init__(
         self,
@@ -64,22 +66,8 @@ class ImageFolder(ImageDataset):
         self.paths = [table.paths[i] for i in positions]
         self.labels = [table.labels[i] for i in positions]
         self.image_size = image_size
-        self.interpolation: Interpolation = interpolation
-        self.cropped = cropped
-
-    def __getitem__(self, index: int) -> ImageSample:
-        """The sample: uint8 (3, image_size, image_size), or (3, H, W) if it is not cropped.
-
-        Raises:
-            CorruptImageError: The file cannot be decoded.
-        """
-        index = range(len(self))[index]
-        path = self.home / self.paths[index]
-        if self.cropped:
-            image = read_image(path, self.image_size, self.interpolation, "crop", upright=True)
-        else:
-            image = read_uncropped(path, self.image_size, self.interpolation, upright=True)
-        return {"image": image, "label": self.labels[index], "index": index}
+        self.interpolation = interpolation
+        self.framing = "crop" if cropped else None
 
 
 def _check_readable(home: Path, paths: list[PurePosixPath]) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from replora.datasets.common.text_files import parse_json_or_lines, read_text
+from replora.datasets.common.text_files import parse_json_or_lines, read_json
 from replora.datasets.errors import DatasetNotFoundError, RecordError, UnknownTaskError
 from replora.errors import nearest
 
@@ -316,11 +316,9 @@ def load_entries(file: Path) -> list[Any]:
         RecordError: The file is not JSON or not a list of records.
     """
     try:
-        entries = parse_json_or_lines(read_text(file, RecordError))
-    except RecordError:
-        raise
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{file} cannot be read as JSON ({error}). Get it again.") from error
+        entries = read_json(file, RecordError, "Get it again.", parse_json_or_lines)
+    except OSError as error:
+        raise RecordError(f"{file} cannot be read ({error}).") from error
     if not isinstance(entries, list) or not entries:
         raise RecordError(f"{file} is not a list of records, or is empty. Get it again.")
     return entries

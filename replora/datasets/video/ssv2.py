@@ -12,11 +12,10 @@ published number is one of the validation set: here that is the split `test`, an
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from replora.datasets.common.labelled_files import FileSplit, FileTable
 from replora.datasets.common.paths import missing_files
-from replora.datasets.common.text_files import parse_json, read_text
+from replora.datasets.common.text_files import read_json
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
 from replora.datasets.video.decode import REENCODED
 from replora.errors import nearest
@@ -89,18 +88,9 @@ def _find_list(root: Path, name: str) -> Path:
     )
 
 
-def _read_json(file: Path) -> Any:
-    try:
-        return parse_json(read_text(file, ListFileError))
-    except ListFileError:
-        raise
-    except ValueError as error:
-        raise ListFileError(f"{file} is not JSON ({error}). Download it again. {SOURCE}") from error
-
-
 def _read_classes(file: Path) -> dict[str, int]:
     """Template without brackets -> class."""
-    content = _read_json(file)
+    content = read_json(file, ListFileError, f"Download it again. {SOURCE}")
     try:
         class_of = {str(template): int(number) for template, number in content.items()}
     except (AttributeError, TypeError, ValueError) as error:
@@ -112,7 +102,7 @@ def _read_classes(file: Path) -> dict[str, int]:
 
 def _read_list(file: Path, class_of: dict[str, int]) -> dict[str, int]:
     """Id of a video -> class."""
-    content = _read_json(file)
+    content = read_json(file, ListFileError, f"Download it again. {SOURCE}")
     listed: dict[str, int] = {}
     for position, item in enumerate(content if isinstance(content, list) else [None]):
         try:

@@ -8,25 +8,25 @@ NOAH's `data/vtab-source/get_vtab1k.py` writes the archive, and most published r
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, TypedDict, get_args
 
-from replora.datasets.common.paths import ALLOWED, is_allowed
+from replora.datasets.common.list_folder import find_folder, hash_lists, listed
+from replora.datasets.common.paths import inner_path, missing_files
 from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
-from replora.datasets.image.read import Interpolation, read_image
-from replora.datasets.samples import ImageDataset, ImageSample
+from replora.datasets.image.image_files import ImageFiles
+from replora.datasets.image.read import Interpolation
 from replora.errors import RepLoRAError, nearest
 
 VTABSplit = Literal["train800", "val200", "train800val200", "test"]
 VTABGroup = Literal["natural", "specialized", "structured"]
 
 SPLITS: tuple[VTABSplit, ...] = get_args(VTABSplit)
+LISTS = [f"{split}.txt" for split in SPLITS]
 
 ARCHIVE_SOURCES = (
     "Build the archive with data/vtab-source/get_vtab1k.py of https://github.com/ZhangYuanhan-AI/NOAH, or download it "
@@ -141,7 +141,7 @@ def vtab_task(name: str, num_classes: int | None = None) -> VTABTask:
     return VTABTask(name, None, num_classes)
 
 
-class VTAB(ImageDataset):
+class VTAB(ImageFiles):
     """One split of one task.
 
     The constructor checks everything except the pixels: the folder, the list file, its paths and labels, and the
@@ -177,40 +177,36 @@ class VTAB(ImageDataset):
         self.task = vtab_task(task, num_classes)
         self.split = split
         self.image_size = image_size
-        self.interpolation: Interpolation = interpolation
+        self.interpolation = interpolation
         self.class_names = [str(label) for label in range(self.task.num_classes)]
-        self.folder = find_task_folder(Path(root), self.task)
-        self.list_file = self.folder / f"{split}.txt"
+        self.folder = self.home = find_task_folder(Path(root), self.task)
+        self.list_file = self.home / f"{split}.txt"
         entries = _read_list(self.list_file, self.task)
         self.paths = [path for path, _ in entries.values()]
         self.labels = [label for _, label in entries.values()]
         self._check_disjoint()
         if check_sizes:
             self._check_size()
-        _check_images(self.list_file, {line: path for line, (path, _) in entries.items()}, Path(root).expanduser())
-
-    def __getitem__(self, index: int) -> ImageSample:
-        """The sample; `index` is the position in the list file.
-
-        Raises:
-            CorruptImageError: The file cannot be decoded.
-        """
-        index = range(len(self))[index]
-        image = read_image(self.folder / self.paths[index], self.image_size, self.interpolation)
-        return {"image": image, "label": self.labels[index], "index": index}
+        if missing := missing_files(self.home, self.paths, root=Path(root).expanduser()):
+            line_of = {path: line for line, (path, _) in reversed(entries.items())}
+            first = ", ".join(f"{path} (line {line_of[path]})" for path in missing[:3])
+            raise ListFileError(
+                f"{self.list_file}: {len(missing):,} of {len(self):,} images are missing in {self.home}, the first: "
+                f"{first}. Copy or extract the folder again from its source."
+            )
 
     def _check_disjoint(self) -> None:
         """Check that no image is both in a list that is trained on and in one that is evaluated."""
         others = {"train800": ("val200", "test"), "val200": ("train800", "test"), "train800val200": ("test",)}
         for name in others.get(self.split, ("train800", "val200", "train800val200")):
-            file = self.folder / f"{name}.txt"
+            file = self.home / f"{name}.txt"
             if not file.is_file():
                 continue
             try:
-                listed = {path for path, _ in _read_list(file, self.task).values()}
+                other = {path for path, _ in _read_list(file, self.task).values()}
             except ListFileError:  # reported when that list is used
                 continue
-            if shared := listed & set(self.paths):
+            if shared := other & set(self.paths):
                 raise ListFileError(
                     f"{self.list_file} and {file.name} share {len(shared):,} images, the first: {min(shared)}. A model "
                     "must not be trained on test images. Copy or extract the lists again from their source."
@@ -227,46 +223,17 @@ class VTAB(ImageDataset):
 
 
 def find_task_folder(root: Path, task: VTABTask) -> Path:
-    """The folder of a task in `root` or in `root/vtab-1k`, under its name or an alias.
-
-    Raises:
-        DatasetNotFoundError: There is none; the message shows what was found and the expected layout.
-    """
-    root = root.expanduser()
-    for parent in (root, root / "vtab-1k"):
-        for name in task.folders:
-            if (parent / name).is_dir():
-                return parent / name
-    if not root.is_dir():
-        found = f"{root} is not a folder" if root.exists() else f"the folder {root} does not exist"
-    elif _is_task_folder(root):
-        found = f"{root} is itself the folder of a task: use its parent folder, {root.resolve().parent}"
-    else:
-        found = "; ".join(
-            f"{parent} contains {_listed(sorted(entry.name for entry in parent.iterdir() if entry.is_dir()))}"
-            for parent in (root, root / "vtab-1k")
-            if parent.is_dir()
-        )
-    source = "" if task.group is None else f"\n  source:    {ARCHIVE_SOURCES}"
-    raise DatasetNotFoundError(
-        f"The data of the task {task.name!r} were not found.\n"
-        f"  asked for: a folder {' or '.join(task.folders)} in {root} or in {root / 'vtab-1k'}\n"
-        f"  found:     {found}\n"
-        f"  expected:  {task.name}/{{{','.join(SPLITS)}}}.txt with lines like `images/train800/000000.jpg 7`, and the "
-        f"listed images in {task.name}/images/\n"
-        f"  remedy:    set root to the parent folder of {task.name} (--data.root, or the environment variable "
-        f"REPLORA_DATA){source}"
+    """The folder of a task in `root` or in `root/vtab-1k`, see `find_folder`."""
+    layout = (
+        f"{task.name}/{{{','.join(SPLITS)}}}.txt with lines like `images/train800/000000.jpg 7`, and the listed images "
+        f"in {task.name}/images/"
     )
+    return find_folder(root, task.folders, "vtab-1k", LISTS, layout, "" if task.group is None else ARCHIVE_SOURCES)
 
 
 def lists_sha256(folder: Path) -> str:
     """SHA-256 of the list files of a task, which identifies the images and labels of a result."""
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        path = folder / f"{split}.txt"
-        if path.is_file():
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
+    return hash_lists(folder, LISTS)
 
 
 class VTABAverages(TypedDict):
@@ -322,8 +289,8 @@ def _read_list(list_file: Path, task: VTABTask) -> dict[int, tuple[PurePosixPath
     except OSError as error:
         there = sorted(path.name for path in list_file.parent.glob("*.txt"))
         raise DatasetNotFoundError(
-            f"The list file {list_file} cannot be read ({error.strerror}); list files found there: {_listed(there)}. "
-            f"A task needs {', '.join(f'{split}.txt' for split in SPLITS)}."
+            f"The list file {list_file} cannot be read ({error.strerror}); list files found there: {listed(there)}. "
+            f"A task needs {', '.join(LISTS)}."
         ) from error
     entries: dict[int, tuple[PurePosixPath, int]] = {}
     for number, line in enumerate(text.split("\n"), start=1):
@@ -341,59 +308,7 @@ def _read_list(list_file: Path, task: VTABTask) -> dict[int, tuple[PurePosixPath
                 f"{list_file}, line {number}: label {label}, but {task.name} has {task.num_classes} classes "
                 f"(labels 0 to {task.num_classes - 1})."
             )
-        windows = PureWindowsPath(path)  # splits at / and at \, knows drives
-        if windows.anchor or ".." in windows.parts:
-            raise ListFileError(
-                f"{list_file}, line {number}: the path {path!r} leaves the data. Paths must be relative to "
-                f"{list_file.parent} and without `..`."
-            )
-        entries[number] = PurePosixPath(windows.as_posix()), label
+        entries[number] = inner_path(path, f"{list_file}, line {number}"), label
     if not entries:
         raise ListFileError(f"{list_file} lists no images. Copy or extract it again from its source.")
     return entries
-
-
-def _check_images(list_file: Path, paths: dict[int, PurePosixPath], root: Path) -> None:
-    """Check that every image is a file inside the data, with one listing per folder."""
-    folder = list_file.parent
-    allowed = (folder.resolve(), root.resolve())
-    files: dict[PurePosixPath, set[str]] = {}
-    missing: list[tuple[int, PurePosixPath]] = []
-
-    def check_inside(path: Path) -> None:
-        target = path.resolve()
-        if not any(target.is_relative_to(parent) for parent in allowed) and not is_allowed(target):
-            raise ListFileError(
-                f"{list_file}: {path} is a link that leaves the data ({target} is not inside {allowed[-1]}). "
-                "Copy the images there, set root to the folder that contains both, or allow it: "
-                f"{ALLOWED}={target.parent}"
-            )
-
-    for line, path in paths.items():
-        if path.parent not in files:
-            files[path.parent] = set()
-            directory = folder / path.parent
-            if directory.is_dir():
-                check_inside(directory)
-                with os.scandir(directory) as entries:
-                    for entry in entries:
-                        if entry.is_file():
-                            files[path.parent].add(entry.name)
-                            if entry.is_symlink():
-                                check_inside(Path(entry.path))
-        if path.name not in files[path.parent]:
-            missing.append((line, path))
-    if missing:
-        first = ", ".join(f"{path} (line {line})" for line, path in missing[:3])
-        raise ListFileError(
-            f"{list_file}: {len(missing):,} of {len(paths):,} images are missing in {folder}, the first: {first}. "
-            "Copy or extract the folder again from its source."
-        )
-
-
-def _is_task_folder(folder: Path) -> bool:
-    return any((folder / f"{split}.txt").is_file() for split in SPLITS)
-
-
-def _listed(names: list[str]) -> str:
-    return (", ".join(names[:30]) + (", ..." if len(names) > 30 else "")) or "nothing"
