@@ -16,7 +16,7 @@ from datamodules.image.base import NORMALIZATIONS, Normalization
 from replora.datasets.common.labelled_files import FileTable, FileTableError
 from replora.datasets.common.subsample import subsample_indices
 from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, VideoBatch, VideoSample
-from replora.datasets.video.dataset import TestClips, TrainClips, VideoClips
+from replora.datasets.video.dataset import VideoClips
 from replora.datasets.video.decode import check_decoder
 from replora.datasets.video.frame_cache import ClipCache
 from replora.datasets.video.sampling import ClipOptions
@@ -154,13 +154,13 @@ class VideoDataModule(BaseDataModule):
         shared = (self.table, positions, self.clips, self.cache, self.skip_corrupt)
         if split != self.train_split:
             views = (self.clips.test_clips, self.clips.test_crops) if split == "test" else (1, 1)
-            return TestClips(*shared, *views)
+            return VideoClips(*shared, views)
         chosen = None
         if self._fraction is not None or self.shots is not None:
             labels = [self.table.labels[i] for i in positions]
             self.train_indices = chosen = subsample_indices(labels, self._fraction, self.shots, self.subset_seed)
             self._add_list(split, positions, chosen)
-        return TrainClips(*shared, seed=self.shuffle_seed, chosen=chosen)
+        return VideoClips(*shared, seed=self.shuffle_seed, chosen=chosen)
 
     def _add_list(self, split: Split, positions: list[int], used: list[int] | None = None) -> None:
         names = [str(self.table.paths[i]) for i in positions]

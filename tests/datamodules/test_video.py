@@ -13,7 +13,7 @@ from datamodules import HMDB51DataModule, MotionDataModule, SSv2DataModule, Vide
 from datamodules.base import PaddedDataset
 from replora.datasets.errors import ProtocolError
 from replora.datasets.video import motion
-from replora.datasets.video.dataset import TestClips, TrainClips
+from replora.datasets.video.dataset import VideoClips
 from replora.datasets.video.decode import read_clip
 from replora.datasets.video.hmdb51 import film_of
 from replora.datasets.video.motion import DIRECTIONS, motion_frames, read_motion
@@ -43,8 +43,10 @@ def made(root: Path, stage: str = "fit", **options) -> VideoFolderDataModule:
 def test_splits_and_views(root: Path) -> None:
     module = made(root)
     train, val, test = (module._splits[split] for split in ("train", "val", "test"))
-    assert isinstance(train, TrainClips)
-    assert isinstance(val, TestClips)
+    assert isinstance(train, VideoClips)
+    assert train.views is None
+    assert isinstance(val, VideoClips)
+    assert val.views == (1, 1)
     assert (len(train), len(val), len(test)) == (8, 4, 4)
     assert not set(train.paths) & set(val.paths)
     assert val[0]["video"].shape == (1, 3, 4, 16, 16)  # validation is quick

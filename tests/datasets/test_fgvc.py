@@ -144,7 +144,7 @@ def test_missing_folders_and_files(tmp_path: Path) -> None:
     assert "--data.root" in str(raised.value)
     assert "XiN0919/FGVC" in str(raised.value)
     home = write_fgvc_task(tmp_path, "cub_200_2011")
-    with pytest.raises(DatasetNotFoundError, match=r"is itself the folder of a data set: use its parent folder"):
+    with pytest.raises(DatasetNotFoundError, match=r"is itself such a folder: use its parent folder"):
         made(home)
     (home / "test.json").unlink()
     with pytest.raises(DatasetNotFoundError, match=r"test\.json cannot be read .*found there: train\.json, val\.json"):
