@@ -33,8 +33,6 @@ VIDEO_SUFFIXES = (
     *(".3gp", ".3g2", ".ogv", ".vob", ".mpe", ".m2v", ".asf", ".f4v", ".divx", ".mxf", ".dv", ".y4m", ".mjpeg"),
 )
 AGAIN = "Copy or download this file again"
-# Suffixes of re-encoded videos of the benchmarks.
-REENCODED = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 # Bytes of decoded frames to hold until the number of frames is known; a longer clip is decoded twice.
 HELD_BYTES = 256 * 2**20

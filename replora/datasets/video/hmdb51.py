@@ -15,10 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from replora.datasets.common.labelled_files import FileSplit, FileTable
-from replora.datasets.common.paths import missing_files
 from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
-from replora.datasets.video.decode import REENCODED
+from replora.datasets.video.listed_videos import listed_videos
 
 log = logging.getLogger(__name__)
 
@@ -71,16 +70,13 @@ def read_hmdb51(root: Path, split: OfficialSplit = 1, check_sizes: bool = True) 
                     f"{lists[name]} lists {found} videos for {part}, but a split of HMDB51 has {expected}. {SOURCE}"
                 )
         videos |= {PurePosixPath(name, file): (label, part) for file, part in listed.items()}
-    if not videos:
-        raise ListFileError(f"The lists of split {split} in {root} contain no videos. {SOURCE}")
-    home, paths = _find_videos(root, list(videos))
-    if alone := [path for path in paths if film_of(path) == path.name]:
+    table = listed_videos(root, VIDEO_FOLDERS, videos, class_names, SOURCE)
+    if alone := [path for path in table.paths if film_of(path) == path.name]:
         log.warning(
             "%s of %s names, such as %s, do not contain their film: clips of one film may be in both train and val",
-            *(f"{len(alone):,}", f"{len(paths):,}", alone[0]),
+            *(f"{len(alone):,}", f"{len(table.paths):,}", alone[0]),
         )
-    labels, splits = [label for label, _ in videos.values()], [part for _, part in videos.values()]
-    return FileTable(home, paths, labels, class_names, list(splits))
+    return table
 
 
 def film_of(path: PurePosixPath) -> str:
@@ -101,10 +97,7 @@ def _find_lists(root: Path, split: int) -> dict[str, Path]:
     ending = f"_test_split{split}.txt"
     for folder in LIST_FOLDERS:
         home = root / folder
-        lists = (
-            {path.name.removesuffix(ending): path for path in sorted(home.glob(f"*{ending}"))} if home.is_dir() else {}
-        )
-        if lists:
+        if lists := {path.name.removesuffix(ending): path for path in sorted(home.glob(f"*{ending}"))}:
             return lists
     raise DatasetNotFoundError(
         f"{root} has no lists CLASS{ending}, neither there nor in {', '.join(LIST_FOLDERS[:-1])} (looked in "
@@ -131,29 +124,3 @@ def _read_list(file: Path) -> dict[str, FileSplit]:
         if own is not None:
             listed[name.strip()] = own
     return listed
-
-
-def _find_videos(root: Path, paths: list[PurePosixPath]) -> tuple[Path, list[PurePosixPath]]:
-    """The folder of the classes' folders, and the path of each video.
-
-    A video may have another suffix than `.avi`. Without a suffix it is a folder of frames.
-    """
-    endings = [paths, *([path.with_suffix(ending) for path in paths] for ending in (*REENCODED, ""))]
-    best: tuple[int, str] | None = None
-    for name in VIDEO_FOLDERS:
-        home = root / name
-        for candidates in endings:
-            missing = missing_files(home, candidates, folders=not candidates[0].suffix)
-            if not missing:
-                return home, candidates
-            if len(missing) < len(paths) and (best is None or len(missing) < best[0]):
-                best = (
-                    len(missing),
-                    f"{len(missing):,} of {len(paths):,} videos are missing in {home}: {missing[0]}, ...",
-                )
-    if best is not None:
-        raise ListFileError(f"{best[1]} Unpack the archive of every class. {SOURCE}")
-    raise DatasetNotFoundError(
-        f"{root} contains none of the {len(paths):,} videos; looked for {paths[0]} in "
-        f"{', '.join(name or 'the folder itself' for name in VIDEO_FOLDERS)}. {SOURCE}"
-    )

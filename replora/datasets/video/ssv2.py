@@ -14,14 +14,14 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from replora.datasets.common.labelled_files import FileSplit, FileTable
-from replora.datasets.common.paths import missing_files
 from replora.datasets.common.text_files import read_json
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
-from replora.datasets.video.decode import REENCODED
+from replora.datasets.video.listed_videos import listed_videos
 from replora.errors import nearest
 
 CLASSES = 174
-SIZES: dict[str, int] = {"train": 168_913, "validation": 24_777}
+SIZES = {"train": 168_913, "validation": 24_777}
+SPLITS: dict[str, FileSplit] = {"train": "train", "validation": "test"}
 # The official names, and those of the later archive.
 LIST_NAMES = ("something-something-v2-{}.json", "{}.json")
 LIST_FOLDERS = ("", "labels", "annotations")
@@ -56,8 +56,8 @@ def read_ssv2(root: Path, check_sizes: bool = True) -> FileTable:
             f"{_find_list(root, 'labels')} has {len(class_of):,} classes, but Something-Something-V2 has {CLASSES}. "
             f"To use smaller data: --data.check_sizes false. {SOURCE}"
         )
-    videos: dict[str, tuple[int, FileSplit]] = {}
-    for name, split in (("train", "train"), ("validation", "test")):
+    videos: dict[PurePosixPath, tuple[int, FileSplit]] = {}
+    for name, split in SPLITS.items():
         file = _find_list(root, name)
         listed = _read_list(file, class_of)
         if check_sizes and len(listed) != SIZES[name]:
@@ -65,13 +65,11 @@ def read_ssv2(root: Path, check_sizes: bool = True) -> FileTable:
                 f"{file} lists {len(listed):,} videos, but the official list has {SIZES[name]:,}. To use "
                 f"smaller data: --data.check_sizes false. {SOURCE}"
             )
-        if twice := sorted(set(listed) & set(videos)):
-            raise ListFileError(f"{file}: the video {twice[0]!r} is also a training video.")
-        videos |= {number: (label, split) for number, label in listed.items()}  # type: ignore[misc]
-    home, paths = _find_videos(root, list(videos))
+        if twice := sorted(listed.keys() & videos.keys()):
+            raise ListFileError(f"{file}: the video {twice[0].stem!r} is also a training video.")
+        videos |= {path: (label, split) for path, label in listed.items()}
     class_names = sorted(class_of, key=lambda template: class_of[template])
-    labels, splits = [label for label, _ in videos.values()], [split for _, split in videos.values()]
-    return FileTable(home, paths, labels, class_names, list(splits))
+    return listed_videos(root, VIDEO_FOLDERS, videos, class_names, SOURCE)
 
 
 def _find_list(root: Path, name: str) -> Path:
@@ -100,10 +98,10 @@ def _read_classes(file: Path) -> dict[str, int]:
     return class_of
 
 
-def _read_list(file: Path, class_of: dict[str, int]) -> dict[str, int]:
-    """Id of a video -> class."""
+def _read_list(file: Path, class_of: dict[str, int]) -> dict[PurePosixPath, int]:
+    """Name of a video, `{id}.webm` -> class."""
     content = read_json(file, ListFileError, f"Download it again. {SOURCE}")
-    listed: dict[str, int] = {}
+    listed: dict[PurePosixPath, int] = {}
     for position, item in enumerate(content if isinstance(content, list) else [None]):
         try:
             number, template = str(item["id"]), item["template"].replace("[", "").replace("]", "")
@@ -116,33 +114,8 @@ def _read_list(file: Path, class_of: dict[str, int]) -> dict[str, int]:
                 f"{file}: entry {position} has the template {template!r}, which is not a class. "
                 f"{nearest(template, class_of)} Take the lists from one source."
             )
-        if number in listed:
+        path = PurePosixPath(f"{number}.webm")
+        if path in listed:
             raise ListFileError(f"{file}: entry {position} repeats the video {number!r}. {SOURCE}")
-        listed[number] = class_of[template]
+        listed[path] = class_of[template]
     return listed
-
-
-def _find_videos(root: Path, numbers: list[str]) -> tuple[Path, list[PurePosixPath]]:
-    """The folder of the videos, and the path of each: `{id}.webm`, another suffix, or a folder `{id}` of frames."""
-    best: tuple[int, str] | None = None
-    for name in VIDEO_FOLDERS:
-        home = root / name
-        if not home.is_dir():
-            continue
-        for suffix in (".webm", *REENCODED, ""):
-            paths = [PurePosixPath(f"{number}{suffix}") for number in numbers]
-            missing = missing_files(home, paths, folders=not suffix)
-            if not missing:
-                return home, paths
-            if len(missing) < len(numbers) and (best is None or len(missing) < best[0]):
-                best = (
-                    len(missing),
-                    f"{len(missing):,} of {len(numbers):,} videos are missing in {home}: {missing[0]}, ...",
-                )
-    if best is not None:
-        raise ListFileError(f"{best[1]} Unpack all parts of the archive. {SOURCE}")
-    raise DatasetNotFoundError(
-        f"{root} contains none of the {len(numbers):,} videos; looked for {numbers[0]}.webm, other suffixes such as "
-        f".mp4, and a folder of frames {numbers[0]}, in "
-        f"{', '.join(name or 'the folder itself' for name in VIDEO_FOLDERS)}. {SOURCE}"
-    )
