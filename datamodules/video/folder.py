@@ -30,9 +30,6 @@ class VideoFolderDataModule(VideoDataModule):
         protocol: `tune` trains on train and validates on val; `final` trains on train and val and tests; `holdout`
             trains on train, validates on val and tests.
         options: Options of `VideoDataModule`.
-
-    Raises:
-        RepLoRAError: An option is out of its range, or the data are missing or wrong.
     """
 
     def __init__(

@@ -27,9 +27,6 @@ class HMDB51DataModule(VideoDataModule):
         check_sizes: Whether to compare the numbers of classes and videos with the official ones.
         clips: How clips are cut from a video: frames, squares and views. Default: those of V-PETL.
         options: Options of `VideoDataModule`.
-
-    Raises:
-        RepLoRAError: An option is out of its range, or the data are missing or wrong.
     """
 
     def __init__(

@@ -29,7 +29,6 @@ class SSv2DataModule(VideoDataModule):
 
     Raises:
         ClipError: `clips.flip` is not 0.
-        RepLoRAError: An option is out of its range, or the data are missing or wrong.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class SSv2DataModule(VideoDataModule):
     ) -> None:
         if clips.flip > 0:
             raise ClipError(
-                f"clips.flip={clips.flip}: a mirrored video of Something-Something-V2 belongs to another class ('... "
+                f"clips.flip={clips.flip}: a mirrored video of Something-Something-V2 may be of another class ('... "
                 "from left to right'). Set --data.clips.flip 0."
             )
         self.root = data_root(root)

@@ -410,7 +410,7 @@ def test_a_run_resumed_inside_an_epoch_sees_what_it_would_have_seen(make: Any, t
         ({"validation": "random"}, RepLoRAError, "validation='random' is not an option"),
         ({"val_fraction": 1.0}, RepLoRAError, "val_fraction=1.0 is not in"),
         ({"test_items": 0}, RepLoRAError, "test_items=0 is too small"),
-        ({"cutoff": 1}, RepLoRAError, "cutoff=1 is too small: it is at least 2"),
+        ({"cutoff": 1}, RepLoRAError, "cutoff=1 is too small: it must be at least 2"),
         ({"train_fraction": 0.5, "shots": 2}, SubsetError, "Both"),
     ],
 )

@@ -160,7 +160,7 @@ def test_patches_move_in_the_direction_of_their_class(name: str, axis: int, sign
 
 
 def test_mirroring_is_refused_where_it_changes_the_class(tmp_path: Path) -> None:
-    with pytest.raises(ClipError, match="mirrored, left is right"):
+    with pytest.raises(ClipError, match="a flip exchanges left and right"):
         MotionDataModule(tmp_path, clips=ClipOptions(flip=0.5))
     with pytest.raises(ClipError, match="belongs to another class"):
         SSv2DataModule(tmp_path, clips=ClipOptions(flip=0.5))
