@@ -296,9 +296,8 @@ class BaseDataModule(LightningDataModule, ABC):
         drop_last: bool = False,
     ) -> DataLoader[Any]:
         """Create a loader. If `batch_size` is None, the sampler yields complete batches."""
-        workers = self.num_workers
+        workers, source = self.num_workers, dataset.dataset if isinstance(dataset, PaddedDataset) else dataset
         if workers is None:
-            source = dataset.dataset if isinstance(dataset, PaddedDataset) else dataset
             devices = self.trainer.num_devices if self.trainer else 1
             workers = max(1, min(8, usable_cpus() // devices)) if self._needs_workers(source) else 0
         return EpochLoader(
@@ -306,7 +305,7 @@ class BaseDataModule(LightningDataModule, ABC):
             batch_size=batch_size,
             sampler=sampler,
             drop_last=drop_last,
-            collate_fn=self._collate_fn(dataset),
+            collate_fn=self._collate_fn(source),
             num_workers=workers,
             worker_init_fn=start_worker if workers else None,
             persistent_workers=workers > 0,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
+from replora.datasets.samples import PADDING_INDEX
 from replora.datasets.text.commonsense import CommonsenseRecord, duplicate_count
-from replora.datasets.text.items import ChoiceItem
-from replora.datasets.text.prompts import Preset, training_tokens
+from replora.datasets.text.items import ChoiceItem, TextRow
+from replora.datasets.text.prompts import MULTIPLES, Preset, collate, training_tokens
 from replora.errors import RepLoRAError
 
 
 class Questions(Dataset[ChoiceItem]):
-    """Questions of an evaluation, the longest first: a batch holds like lengths, and memory suffices or not at once."""
+    """Questions of an evaluation, the longest first: batches need less padding, and lack of memory shows at once."""
+
+    collate = list
 
     def __init__(self, items: list[ChoiceItem]) -> None:
         self.items = sorted(items, key=lambda item: -len(item.prompt_ids))
@@ -27,8 +31,8 @@ class Questions(Dataset[ChoiceItem]):
         return self.items[index]
 
 
-class TrainingTexts(Dataset[tuple[int, np.ndarray, int]]):
-    """Training texts as tokens, all in memory: (index, tokens, first token with a loss).
+class TrainingTexts(Dataset[TextRow]):
+    """Training texts as tokens in memory.
 
     Args:
         records: Training records.
@@ -37,29 +41,35 @@ class TrainingTexts(Dataset[tuple[int, np.ndarray, int]]):
         preset: Preset of the texts.
         cutoff: Largest number of tokens in a text (>= 2). `llm_adapters` truncates longer ones, the other presets leave
             them out.
+        pad_id: Token of the padding, which is masked.
 
     Raises:
         RepLoRAError: Nothing is left, or a record does not have the form of its task.
     """
 
-    padding: tuple[int, list[int], int]
-
     def __init__(
-        self, records: list[CommonsenseRecord], positions: list[int], tokenizer: Any, preset: Preset, cutoff: int
+        self,
+        records: list[CommonsenseRecord],
+        positions: list[int],
+        tokenizer: Any,
+        preset: Preset,
+        cutoff: int,
+        pad_id: int,
     ) -> None:
+        self.collate = partial(collate, pad_id=pad_id, multiple=MULTIPLES[preset])
         leave_out = preset != "llm_adapters"
-        self.rows: list[tuple[int, np.ndarray, int]] = []
+        self.rows: list[TextRow] = []
         self.over_length = 0
         self.duplicates = duplicate_count(records)
         for position, text in zip(positions, training_tokens(tokenizer, records, preset, cutoff), strict=True):
             self.over_length += not text.complete
             if text.complete or not leave_out:
-                self.rows.append((position, np.array(text.ids, dtype=np.int32), text.loss_from))
+                self.rows.append(TextRow(position, np.array(text.ids, dtype=np.int32), text.loss_from))
         self.left_out = len(records) - len(self.rows)
         if not self.rows:
             raise RepLoRAError(
                 f"All {len(records):,} training texts are longer than cutoff={cutoff} tokens, and the preset "
-                f"{preset!r} leaves such out. Raise --data.cutoff."
+                f"{preset!r} leaves them out. Increase --data.cutoff."
             )
         self.lengths = [len(ids) for _, ids, _ in self.rows]
         rank_zero_info(
@@ -85,5 +95,6 @@ class TrainingTexts(Dataset[tuple[int, np.ndarray, int]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[int, Any, int]:
-        return self.rows[index] if index >= 0 else self.padding
+    def __getitem__(self, index: int) -> TextRow:
+        """The text at `index`, or padding for -1."""
+        return self.rows[index] if index != PADDING_INDEX else self.rows[0].padding()

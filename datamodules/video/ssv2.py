@@ -41,7 +41,7 @@ class SSv2DataModule(VideoDataModule):
     ) -> None:
         if clips.flip > 0:
             raise ClipError(
-                f"clips.flip={clips.flip}: a mirrored video of Something-Something-V2 may be of another class ('... "
+                f"clips.flip={clips.flip}: a mirrored video of Something-Something-V2 belongs to another class ('... "
                 "from left to right'). Set --data.clips.flip 0."
             )
         self.root = data_root(root)

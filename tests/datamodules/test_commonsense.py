@@ -219,7 +219,7 @@ def test_a_union_file_trains_and_the_folders_test(make: Any, union: Path) -> Non
 def test_what_a_union_file_does_not_tell_is_refused(make: Any, union: Path) -> None:
     with pytest.raises(UnknownTaskError, match="ARC-Easy of a union file: it does not say which"):
         make(union_file=union, tasks=["ARC-Easy", "boolq"])
-    with pytest.raises(RepLoRAError, match=r"told by task, but .*--data.validation llm_adapters"):
+    with pytest.raises(RepLoRAError, match=r"per task, but .*--data.validation llm_adapters"):
         make(union_file=union, tasks=None, test_tasks=TASKS, protocol="tune", val_fraction=0.5)
     with pytest.raises(RecordError, match="40 records, but 170,420 are expected"):
         make(union_file=union, tasks=None, test_tasks=TASKS, check_sizes=True)
