@@ -364,22 +364,14 @@ def length_of(dataset: Dataset[Any]) -> int:
 
 
 def at_least(bound: int, **options: int | None) -> None:
-    """Check that options are not too small.
-
-    Raises:
-        RepLoRAError: An option is too small.
-    """
+    """Check that options are not too small. Raises RepLoRAError if an option is too small."""
     for name, value in options.items():
         if value is not None and value < bound:
             raise RepLoRAError(f"{name}={value} is too small: it must be at least {bound}.")
 
 
 def one_of(choices: tuple[str, ...], **options: str) -> None:
-    """Check that options are among `choices`.
-
-    Raises:
-        RepLoRAError: An option is not.
-    """
+    """Check that options are among `choices`. Raises RepLoRAError if an option is not."""
     for name, value in options.items():
         if value not in choices:
             raise RepLoRAError(f"{name}={value!r} is not an option. {nearest(value, choices)}")

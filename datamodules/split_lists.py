@@ -50,11 +50,7 @@ class SplitLists:
         return len(self._examples.get(split, {}).keys() & set(trained.tolist()))
 
     def check_disjoint(self, first: str, second: str) -> None:
-        """Check that two splits share no example.
-
-        Raises:
-            ListFileError: They share examples.
-        """
+        """Check that two splits share no example. Raises ListFileError if they share examples."""
         one, other = self._examples.get(first, {}), self._examples.get(second, {})
         if shared := one.keys() & other.keys():
             named = sorted(one[key] for key in shared)

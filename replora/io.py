@@ -57,11 +57,7 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_parent_folders(path: Path) -> None:
-    """Check that no parent of a path is a file.
-
-    Raises:
-        RepLoRAError: A parent is a file.
-    """
+    """Check that no parent of a path is a file. Raises RepLoRAError if a parent is a file."""
     if files := [parent for parent in path.parents if parent.is_file()]:
         raise RepLoRAError(f"{path} cannot be written: {files[0]} is a file, not a folder. Choose another name.")
 

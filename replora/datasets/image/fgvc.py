@@ -92,11 +92,7 @@ FGVC_TASKS: dict[str, FGVCTask] = {
 
 
 def fgvc_task(name: str) -> FGVCTask:
-    """The data set of this name.
-
-    Raises:
-        UnknownTaskError: There is no such data set.
-    """
+    """The data set of this name. Raises UnknownTaskError if there is no such data set."""
     if name in FGVC_TASKS:
         return FGVC_TASKS[name]
     for task in FGVC_TASKS.values():

@@ -202,11 +202,7 @@ _MIXED_TASK = CommonsenseTask(
 
 
 def commonsense_task(name: str) -> CommonsenseTask:
-    """The task of this name.
-
-    Raises:
-        UnknownTaskError: There is no such task.
-    """
+    """The task of this name. Raises UnknownTaskError if there is no such task."""
     if name in COMMONSENSE_TASKS:
         return COMMONSENSE_TASKS[name]
     raise UnknownTaskError(f"{name!r} is not one of the eight commonsense tasks. {nearest(name, COMMONSENSE_TASKS)}")

@@ -184,11 +184,7 @@ def write_entries(file: Path, entries: list[Any]) -> None:
 
 
 def read_parquet(file: Path) -> list[dict[str, Any]]:
-    """The rows of a parquet file.
-
-    Raises:
-        PrepareError: pyarrow is not installed, or the file is corrupt.
-    """
+    """The rows of a parquet file. Raises PrepareError if pyarrow is not installed, or the file is corrupt."""
     try:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:

@@ -148,11 +148,7 @@ def _holds_frames(files: list[Path]) -> bool:
 
 
 def check_decoder() -> None:
-    """Check that video files can be decoded.
-
-    Raises:
-        MissingDecoderError: PyAV is not installed.
-    """
+    """Check that video files can be decoded. Raises MissingDecoderError if PyAV is not installed."""
     if importlib.util.find_spec("av") is None:
         raise MissingDecoderError(
             'PyAV decodes video files, but it is not installed: pip install "replora[video]", or pip install av, which '

@@ -57,11 +57,7 @@ def read_records(file: Path, layout: str, fields: tuple[str, ...]) -> list[dict[
 
 @contextmanager
 def reading(file: Path, number: int, record: Any) -> Iterator[None]:
-    """Turn an error of the body into one that names file and record.
-
-    Raises:
-        RecordError: The record is invalid.
-    """
+    """Turn an error of the body into one that names file and record. Raises RecordError if the record is invalid."""
     try:
         yield
     except RepLoRAError:

@@ -226,11 +226,7 @@ def batched(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def check_options(seconds: float, batch_size: int) -> None:
-    """Check that the options are in their range.
-
-    Raises:
-        RepLoRAError: An option is out of its range.
-    """
+    """Check that the options are in their range. Raises RepLoRAError if an option is out of its range."""
     if not seconds > 0:
         raise RepLoRAError(f"seconds: {seconds} is out of range. It must be a number above 0.")
     if batch_size < 1:

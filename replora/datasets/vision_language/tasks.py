@@ -123,11 +123,7 @@ class VLBatch(TypedDict):
 
 
 def vl_task(name: str) -> VLTask:
-    """The task of this name.
-
-    Raises:
-        UnknownTaskError: There is none.
-    """
+    """The task of this name. Raises UnknownTaskError if there is none."""
     if name not in VL_TASKS:
         raise UnknownTaskError(f"tasks: there is no task {name!r}. {nearest(name, VL_TASKS)}")
     return VL_TASKS[name]

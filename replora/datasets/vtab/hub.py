@@ -107,11 +107,7 @@ def download_repository(
 
 
 def _task_folders(*roots: Path) -> dict[str, Path]:
-    """Name -> folder with the four list files, at any depth.
-
-    Raises:
-        PrepareError: Such a folder contains a link.
-    """
+    """Name -> folder with the four list files, at any depth. Raises PrepareError if such a folder contains a link."""
     found: dict[str, Path] = {}
     for root in roots:
         for directory, names, files in os.walk(root):

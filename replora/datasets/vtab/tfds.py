@@ -75,11 +75,7 @@ SLICES: dict[str, Slices] = {
 
 
 def import_tfds() -> Any:
-    """The package `tensorflow_datasets`.
-
-    Raises:
-        PrepareError: The package or TensorFlow is not installed.
-    """
+    """The package `tensorflow_datasets`. Raises PrepareError if the package or TensorFlow is not installed."""
     try:
         importlib.import_module("tensorflow")
         return importlib.import_module("tensorflow_datasets")

@@ -43,11 +43,7 @@ TRACKS: dict[Track, TrackOptions] = {
 
 
 def track_options(track: str) -> TrackOptions:
-    """The options of a track.
-
-    Raises:
-        TrackError: There is no such track.
-    """
+    """The options of a track. Raises TrackError if there is no such track."""
     if track not in get_args(Track):
         raise TrackError(f"track={track!r} is not an option. {nearest(track, TRACKS)}")
     return TRACKS[track]  # type: ignore[index]
