@@ -45,21 +45,14 @@ class FileTableError(RepLoRAError):
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of files.
+    """A kind of files."""
 
-    Attributes:
-        name: `image` or `video`; the plural appends an s.
-        suffixes: Suffixes of the files, for messages.
-        find: Function that lists the files of this kind below a folder and counts what it leaves out.
-        folders: Whether a folder may be one such file, like a video of single frames.
-        hint: Advice for files without a class.
-    """
-
-    name: str
-    suffixes: tuple[str, ...]
+    name: str  # `image` or `video`; the plural appends an s
+    suffixes: tuple[str, ...]  # suffixes of the files, for messages
+    # function that lists the files of this kind below a folder and counts what it leaves out
     find: Callable[[Path, LeftOut], list[Path]]
-    folders: bool = False
-    hint: str = ""
+    folders: bool = False  # whether a folder may be one such file, like a video of single frames
+    hint: str = ""  # advice for files without a class
 
     @property
     def layout(self) -> str:
@@ -73,25 +66,16 @@ class FileKind:
 
 @dataclass(frozen=True)
 class FileTable:
-    """The content of a folder or a CSV file, not split yet.
+    """The content of a folder or a CSV file, not split yet."""
 
-    Attributes:
-        home: Folder that the paths are relative to.
-        paths: Path of each file, in alphabetical order.
-        labels: Class of each file, an index into `class_names`.
-        class_names: Names of the classes, in alphabetical order.
-        splits: Given split of each file, or None.
-        left_out: Number of files that were left out, by reason such as `.heic` or `broken link`.
-        custom: Whether the files are custom, so that `assign` looks for copies in different splits.
-    """
-
-    home: Path
-    paths: list[PurePosixPath]
-    labels: list[int]
-    class_names: list[str]
-    splits: list[FileSplit | None]
+    home: Path  # folder that the paths are relative to
+    paths: list[PurePosixPath]  # path of each file, in alphabetical order
+    labels: list[int]  # class of each file, an index into `class_names`
+    class_names: list[str]  # names of the classes, in alphabetical order
+    splits: list[FileSplit | None]  # given split of each file, or None
+    # number of files that were left out, by reason such as `.heic` or `broken link`
     left_out: dict[str, int] = field(default_factory=dict)
-    custom: bool = False
+    custom: bool = False  # whether the files are custom, so that `assign` looks for copies in different splits
 
     def assign(
         self, val_fraction: float, test_fraction: float, seed: int, groups: Sequence[str] | None = None

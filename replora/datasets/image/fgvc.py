@@ -46,12 +46,10 @@ class FGVCTask:
     train_size: int
     val_size: int
     test_size: int
-    folders: tuple[str, ...]
-    """Names that its folder may have besides `name`, without regard to case."""
+    folders: tuple[str, ...]  # names that its folder may have besides `name`, without regard to case
     image_roots: tuple[str, ...]
     """Folders that the paths may be relative to; the one with most images of the split is used."""
-    images: str
-    """Source of the images."""
+    images: str  # source of the images
 
     def size(self, split: FGVCSplit) -> int:
         """The number of images of a split."""

@@ -9,23 +9,15 @@ from replora.datasets.samples import ImageDataset, ImageSample
 
 
 class ImageFiles(ImageDataset):
-    """Labeled image files. A subclass sets the attributes.
+    """Labeled image files. A subclass sets the attributes."""
 
-    Attributes:
-        home: Folder that the paths are relative to.
-        paths: Path of each image.
-        image_size: Height and width of the images, in pixels (>= 1).
-        interpolation: Filter that resizes an image.
-        framing: How an image becomes a square, see `read_image`; None leaves it uncropped, see `read_uncropped`.
-        upright: Whether to rotate images by their EXIF orientation.
-    """
-
-    home: Path
-    paths: list[PurePosixPath]
-    image_size: int
-    interpolation: Interpolation
+    home: Path  # folder that the paths are relative to
+    paths: list[PurePosixPath]  # path of each image
+    image_size: int  # height and width of the images, in pixels (>= 1)
+    interpolation: Interpolation  # filter that resizes an image
+    # how an image becomes a square, see `read_image`; None leaves it uncropped, see `read_uncropped`
     framing: Framing | None = "squash"
-    upright: bool = False
+    upright: bool = False  # whether to rotate images by their EXIF orientation
 
     def __getitem__(self, index: int) -> ImageSample:
         """The sample: uint8 (3, image_size, image_size), or (3, H, W) if it is not cropped.

@@ -37,27 +37,17 @@ MIXED = f"{', '.join(MIXED_TASKS[:-1])} and {MIXED_TASKS[-1]}"
 
 @dataclass(frozen=True)
 class CommonsenseTask:
-    """One task: its sizes and the template of its instructions.
+    """One task: its sizes and the template of its instructions."""
 
-    Attributes:
-        name: Name of the task and its folder.
-        train_size: Records of `train.json`.
-        test_size: Records of `test.json`.
-        lead: What an instruction begins with, before the question.
-        word: What an option is called (`Answer1: ...`, label `answer1`); empty where the answer is true or false.
-        counts: How many options there may be.
-        between: What stands between two options.
-        after: What stands behind the last option.
-    """
-
-    name: str
-    train_size: int
-    test_size: int
-    lead: str
+    name: str  # name of the task and its folder
+    train_size: int  # records of `train.json`
+    test_size: int  # records of `test.json`
+    lead: str  # what an instruction begins with, before the question
+    # what an option is called (`Answer1: ...`, label `answer1`); empty where the answer is true or false
     word: str = "Answer"
-    counts: tuple[int, ...] = (4,)
-    between: str = " "
-    after: str = "\n\n"
+    counts: tuple[int, ...] = (4,)  # how many options there may be
+    between: str = " "  # what stands between two options
+    after: str = "\n\n"  # what stands behind the last option
 
     def labels(self, count: int = 2) -> tuple[str, ...]:
         """The answers that a question with `count` options may have."""
@@ -111,40 +101,24 @@ class CommonsenseTask:
 
 @dataclass(frozen=True)
 class Question:
-    """What an instruction asks.
+    """What an instruction asks."""
 
-    Attributes:
-        text: The question, as the original data set has it.
-        options: Their texts; none where the answer is true or false.
-        labels: What the options are called.
-        ambiguous: Whether the words that begin an option occur in the question or in an option as well.
-    """
-
-    text: str
-    options: tuple[str, ...]
-    labels: tuple[str, ...]
-    ambiguous: bool = False
+    text: str  # the question, as the original data set has it
+    options: tuple[str, ...]  # their texts; none where the answer is true or false
+    labels: tuple[str, ...]  # what the options are called
+    ambiguous: bool = False  # whether the words that begin an option occur in the question or in an option as well
 
 
 @dataclass(frozen=True)
 class CommonsenseRecord:
-    """One record of a file.
+    """One record of a file."""
 
-    Attributes:
-        task: The task's name; `MIXED` for a record of a union file that may be of four tasks.
-        index: Its position in the file.
-        instruction: Question, options and answer format.
-        answer: The label of the right option.
-        output: What the model is taught to say.
-        file: Where it was read.
-    """
-
-    task: str
-    index: int
-    instruction: str
-    answer: str
-    output: str
-    file: str
+    task: str  # the task's name; `MIXED` for a record of a union file that may be of four tasks
+    index: int  # its position in the file
+    instruction: str  # question, options and answer format
+    answer: str  # the label of the right option
+    output: str  # what the model is taught to say
+    file: str  # where it was read
 
     @property
     def question(self) -> Question:

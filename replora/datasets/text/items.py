@@ -35,27 +35,17 @@ class TextBatch(TypedDict):
 
 @dataclass  # not frozen: Lightning's bf16-true copies the fields of samples
 class ChoiceItem:
-    """One question of an evaluation; an evaluation batch is a list of them.
+    """One question of an evaluation; an evaluation batch is a list of them."""
 
-    Attributes:
-        index: Position in the file of its task; -1 for padding, which nothing counts.
-        task: Name of a task of `COMMONSENSE_TASKS`.
-        prompt: Input of the model.
-        prompt_ids: Tokens of the prompt.
-        options: Labels (`answer1`, `true`, ...) or texts of the options, to score or parse.
-        option_ids: Tokens that follow `prompt_ids` for each option, including fixed words before the option.
-        option_lengths: Characters that follow the prompt for each option (>= 1), for `acc_norm`.
-        answer: Position of the right option.
-    """
-
-    index: int
-    task: str
-    prompt: str
-    prompt_ids: list[int]
-    options: list[str]
+    index: int  # position in the file of its task; -1 for padding, which nothing counts
+    task: str  # name of a task of `COMMONSENSE_TASKS`
+    prompt: str  # input of the model
+    prompt_ids: list[int]  # tokens of the prompt
+    options: list[str]  # labels (`answer1`, `true`, ...) or texts of the options, to score or parse
+    # tokens that follow `prompt_ids` for each option, including fixed words before the option
     option_ids: list[list[int]]
-    option_lengths: list[int]
-    answer: int
+    option_lengths: list[int]  # characters that follow the prompt for each option (>= 1), for `acc_norm`
+    answer: int  # position of the right option
 
     def padding(self) -> ChoiceItem:
         """The question as padding."""

@@ -71,19 +71,12 @@ def parse_answer(task: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class ChoiceText:
-    """A question as text.
+    """A question as text."""
 
-    Attributes:
-        prompt: What the model reads.
-        options: Labels, or in `cloze` the options' texts.
-        continuations: What follows the prompt for each option.
-        answer: Position of the right option.
-    """
-
-    prompt: str
-    options: tuple[str, ...]
-    continuations: tuple[str, ...]
-    answer: int
+    prompt: str  # what the model reads
+    options: tuple[str, ...]  # labels, or in `cloze` the options' texts
+    continuations: tuple[str, ...]  # what follows the prompt for each option
+    answer: int  # position of the right option
 
 
 def training_text(record: CommonsenseRecord, preset: Preset) -> tuple[str, str]:
@@ -134,17 +127,11 @@ def _filled_blank(record: CommonsenseRecord, answer: int) -> ChoiceText:
 
 @dataclass(frozen=True)
 class TrainingTokens:
-    """One training text.
+    """One training text."""
 
-    Attributes:
-        ids: Its tokens.
-        loss_from: The first token with a loss.
-        complete: Whether the text was not truncated.
-    """
-
-    ids: list[int]
-    loss_from: int
-    complete: bool
+    ids: list[int]  # its tokens
+    loss_from: int  # the first token with a loss
+    complete: bool  # whether the text was not truncated
 
 
 def training_tokens(

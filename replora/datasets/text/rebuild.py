@@ -21,18 +21,12 @@ PARQUET_BRANCH = "refs/convert/parquet"
 
 @dataclass(frozen=True)
 class Original:
-    """The original data set of a task.
+    """The original data set of a task."""
 
-    Attributes:
-        repository: Repository on the hub.
-        configurations: Configurations of the training set, in order; the test set is of the first one.
-        test_split: Split of the original that is the test set here.
-        read: Function from a row to question, options and position of the right option.
-    """
-
-    repository: str
-    configurations: tuple[str, ...]
-    test_split: str
+    repository: str  # repository on the hub
+    configurations: tuple[str, ...]  # configurations of the training set, in order; the test set is of the first one
+    test_split: str  # split of the original that is the test set here
+    # function from a row to question, options and position of the right option
     read: Callable[[dict[str, Any]], tuple[str, list[str], int]]
 
 

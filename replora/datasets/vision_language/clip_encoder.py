@@ -42,17 +42,11 @@ TIMM_NAMES: dict[EncoderName, str] = {
 
 @dataclass(frozen=True)
 class ClipEncoder:
-    """One of CLIP's image encoders.
+    """One of CLIP's image encoders."""
 
-    Attributes:
-        name: `rn101` or `vit_b32`.
-        encode: Normalized images (B, 3, 224, 224) -> (B, 49, 2048) or (B, 512).
-        device: Device of the encoder.
-    """
-
-    name: EncoderName
-    encode: Callable[[Tensor], Tensor]
-    device: torch.device
+    name: EncoderName  # `rn101` or `vit_b32`
+    encode: Callable[[Tensor], Tensor]  # normalized images (B, 3, 224, 224) -> (B, 49, 2048) or (B, 512)
+    device: torch.device  # device of the encoder
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> np.ndarray:

@@ -69,17 +69,11 @@ FOLDS = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}  # of ten
 
 @dataclass(frozen=True)
 class Scene:
-    """Two shapes of different kind and color, in different rows and columns or in one of them.
+    """Two shapes of different kind and color, in different rows and columns or in one of them."""
 
-    Attributes:
-        shapes: Their kinds.
-        colors: Their colors.
-        cells: (row, column) of each, counted from the top left.
-    """
-
-    shapes: tuple[str, str]
-    colors: tuple[str, str]
-    cells: tuple[tuple[int, int], tuple[int, int]]
+    shapes: tuple[str, str]  # their kinds
+    colors: tuple[str, str]  # their colors
+    cells: tuple[tuple[int, int], tuple[int, int]]  # (row, column) of each, counted from the top left
 
     def relations(self) -> list[str]:
         """How the first lies to the second."""

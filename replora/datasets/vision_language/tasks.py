@@ -25,33 +25,20 @@ Prompts = Literal["vl_adapter", "none"]
 
 @dataclass(frozen=True)
 class VLTask:
-    """One task and how VL-Adapter puts it to the model.
+    """One task and how VL-Adapter puts it to the model."""
 
-    Attributes:
-        name: Name in options, metrics and files.
-        kind: Kind of the answers: of VQA, of GQA, true or false (`nlvr2`), a sentence, or one of several choices.
-        prompt: Prompt that names the task to the model.
-        video: Whether the task is about videos. The prompt then follows the text instead of preceding it.
-        max_text: Largest number of tokens of the text, including prompt, `<s>` and `</s>`, or None.
-        max_target: Largest number of tokens of the answer, or None.
-        images: Images per sample.
-        batch_share: Batch size of the task as (a, b), int(batch_size * a / b).
-        beams: Number of beams of the generation.
-        mean_over: Whether the loss is the mean over the samples' means or over all tokens of the batch.
-        metric: Metric of the published tables.
-    """
-
-    name: str
-    kind: VLKind
-    prompt: str
-    video: bool
-    max_text: int | None
-    max_target: int | None
-    images: int = 1
-    batch_share: tuple[int, int] = (1, 1)
-    beams: int = 1
+    name: str  # name in options, metrics and files
+    kind: VLKind  # kind of the answers: of VQA, of GQA, true or false (`nlvr2`), a sentence, or one of several choices
+    prompt: str  # prompt that names the task to the model
+    video: bool  # whether the task is about videos. The prompt then follows the text instead of preceding it
+    max_text: int | None  # largest number of tokens of the text, including prompt, `<s>` and `</s>`, or None
+    max_target: int | None  # largest number of tokens of the answer, or None
+    images: int = 1  # images per sample
+    batch_share: tuple[int, int] = (1, 1)  # batch size of the task as (a, b), int(batch_size * a / b)
+    beams: int = 1  # number of beams of the generation
+    # whether the loss is the mean over the samples' means or over all tokens of the batch
     mean_over: Literal["samples", "tokens"] = "samples"
-    metric: str = "accuracy"
+    metric: str = "accuracy"  # metric of the published tables
 
 
 VL_TASKS = {
@@ -73,30 +60,20 @@ VIDEO_TASKS = tuple(name for name, task in VL_TASKS.items() if task.video)
 
 @dataclass(frozen=True)
 class VLRecord:
-    """One question, or one image or clip to describe.
+    """One question, or one image or clip to describe."""
 
-    Attributes:
-        index: Position in the list of its split.
-        id: Id in the benchmark: question id, identifier, image id or clip id.
-        text: Input text without the prompt.
-        images: Names of the features of its images, or of its video.
-        answers: Answers to learn; empty if the answer is hidden.
-        weights: Weights of the answers. One is drawn in proportion, and its weight multiplies the loss.
-        truth: Reference of the metric: ten human answers and the scores of answers (`vqa`), scores (`gqa`), a
-            label (`nlvr2`), sentences (`caption`), a number (`choice`); or None if it is hidden.
-        stratum: Stratum of the record; fractions of the training set are stratified.
-        about: Fields that are copied to a submission.
-    """
-
-    index: int
-    id: int | str
-    text: str
-    images: tuple[str, ...]
-    answers: tuple[str, ...] = ()
+    index: int  # position in the list of its split
+    id: int | str  # id in the benchmark: question id, identifier, image id or clip id
+    text: str  # input text without the prompt
+    images: tuple[str, ...]  # names of the features of its images, or of its video
+    answers: tuple[str, ...] = ()  # answers to learn; empty if the answer is hidden
+    # weights of the answers. One is drawn in proportion, and its weight multiplies the loss
     weights: tuple[float, ...] = ()
+    # reference of the metric: ten human answers and the scores of answers (`vqa`), scores (`gqa`), a label
+    # (`nlvr2`), sentences (`caption`), a number (`choice`); or None if it is hidden
     truth: Any = None
-    stratum: int = 0
-    about: dict[str, Any] = field(default_factory=dict)
+    stratum: int = 0  # stratum of the record; fractions of the training set are stratified
+    about: dict[str, Any] = field(default_factory=dict)  # fields that are copied to a submission
 
 
 class VLSample(TypedDict):

@@ -39,15 +39,12 @@ ARCHIVE_SOURCES = (
 class VTABTask:
     """A data set in the archive's layout: one of the 19 tasks, or a custom one without group, sizes and rule."""
 
-    name: str
-    """Name of the task and of its folder in the archive."""
+    name: str  # name of the task and of its folder in the archive
     group: VTABGroup | None
     num_classes: int
     test_size: int | None = None
-    label_rule: str = ""
-    """How the label follows from the original annotation."""
-    aliases: tuple[str, ...] = ()
-    """Names of the task in other code, which its folder may have."""
+    label_rule: str = ""  # how the label follows from the original annotation
+    aliases: tuple[str, ...] = ()  # names of the task in other code, which its folder may have
 
     @property
     def folders(self) -> tuple[str, ...]:

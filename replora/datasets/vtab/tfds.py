@@ -35,8 +35,7 @@ VERSIONS = ("tensorflow-datasets", "tensorflow", "pillow", "numpy", "replora")
 class Slices:
     """The slices of a task in TensorFlow Datasets."""
 
-    builder: str
-    """Name, configuration and version for `tfds.builder`; without a version, the newest."""
+    builder: str  # name, configuration and version for `tfds.builder`; without a version, the newest
     val: str = "validation[:200]"
     test: str = "test"
     train: str = "train[:800]"

@@ -30,15 +30,11 @@ class TaskReport:
     task: VTABTask
     track_wanted: Track | None = None
     folder: Path | None = None
-    track: Track | None = None
-    """Track of the record or, without one, of the format of the images."""
+    track: Track | None = None  # track of the record or, without one, of the format of the images
     sizes: dict[VTABSplit, int] = field(default_factory=dict)
-    classes_seen: int = 0
-    """Number of classes in the test list."""
-    problems: list[str] = field(default_factory=list)
-    """Reasons why the copy is unusable."""
-    notes: list[str] = field(default_factory=list)
-    """Remarks."""
+    classes_seen: int = 0  # number of classes in the test list
+    problems: list[str] = field(default_factory=list)  # reasons why the copy is unusable
+    notes: list[str] = field(default_factory=list)  # remarks
 
     @property
     def name(self) -> str:
