@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import replora
 from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import adapters_of
-from replora.adapters.fingerprint import base_name, in_head, refuse_other_base, timm_weights
+from replora.adapters.fingerprint import base_name, check_base_weights, in_head, timm_weights
 from replora.adapters.low_rank.layer import WeightUpdate
 from replora.adapters.low_rank.ops import add_update_to_weight
 from replora.adapters.merge import disabled, merge_and_unload, merged
@@ -26,7 +26,7 @@ from replora.backbones.vision import VIT_NANO, build_vision_backbone
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
 from replora.datasets.image.read import short_side
 from replora.errors import RepLoRAError, nearest
-from replora.io import new_folder, refuse_file_as_folder
+from replora.io import check_not_a_file, new_folder
 from replora.results import describe_training_data, read_results
 from replora.runs import check_usable, load_run
 
@@ -114,7 +114,7 @@ def _from_file(source: Path, base: str | None, checkpoint: Path | None, force: b
         model, base = _load_timm(base.removeprefix("timm/"), state, checkpoint)
     else:
         model = load_transformers(base, heads, recorded.get("class"))
-    refuse_other_base(model, recorded, heads, str(source))
+    check_base_weights(model, recorded, heads, str(source))
     replora.load_adapter(model, source)
     data, metrics = json.loads(metadata.get("data", "{}")), json.loads(metadata.get("metrics", "{}"))
     return Trained(model.eval(), base, data, _partial(metadata.get("trained_on"), metadata), metrics, metadata)
@@ -211,7 +211,7 @@ def export(trained: Trained, out: Path, form: Format, license: str = "unknown") 
     if form == "adapter":
         if out.exists():
             raise ExportError(f"{out} exists already, and nothing is overwritten. Choose another name.")
-        refuse_file_as_folder(out)
+        check_not_a_file(out)
         metadata = {key: value for key, value in trained.metadata.items() if key not in HEADER}
         if trained.trained_on:
             metadata["trained_on"] = trained.trained_on

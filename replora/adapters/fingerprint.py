@@ -32,7 +32,7 @@ def describe_base(model: nn.Module, heads: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def refuse_other_base(
+def check_base_weights(
     model: nn.Module,
     recorded: Mapping[str, Any] | None,
     heads: Iterable[str],

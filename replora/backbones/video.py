@@ -5,7 +5,7 @@ for it are other weights (ImageNet-1k, then Kinetics-400); here the name alone m
 `swin3d_b.kinetics400_imagenet22k_v1`.
 
 torchvision's attention reads the weights of `qkv` and `proj` and never calls these layers; the models built here call
-them (`swin3d_attention.py`), so that every method acts on them. Injection proves it on a small clip.
+them (`swin3d_attention.py`), so that every method acts on them. Injection verifies it on a small clip.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class VideoMAE(nn.Module):
         self.model = model
 
     def example_input(self) -> Tensor:
-        """A clip of noise, with which injection proves that every target acts on the output."""
+        """A clip of noise with which injection verifies that every target affects the output."""
         config: Any = self.model.config
         shape = (1, config.num_channels, config.num_frames, config.image_size, config.image_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -155,7 +155,7 @@ class VLBart(BartForConditionalGeneration):  # type: ignore[misc]
 
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
-        """A small input, with which it is proved that an adapter acts."""
+        """A small input with which injection verifies that every target affects the output."""
         n = max(self.config.pooled_side, 2) ** 2
         features = torch.randn(1, 1, n, self.config.feature_size, generator=torch.Generator().manual_seed(0))
         ids = torch.tensor([[0, 4, 5, 6, 2]])

@@ -177,10 +177,10 @@ def test_what_trains_is_counted_apart(home):
     assert counts["adapter_trained"] + counts["head"] == trained
     every = sum(p.numel() for p in module.model.parameters())
     assert described["trained_percent"] == pytest.approx(100 * trained / every, abs=1e-3)
-    undecayed = {
+    not_decayed = {
         id(p) for group in module.parameter_groups() if group.get("weight_decay") == 0 for p in group["params"]
     }
-    names = {name for name, p in module.model.named_parameters() if id(p) in undecayed}
+    names = {name for name, p in module.model.named_parameters() if id(p) in not_decayed}
     assert not any("layernorm" in name or "layer_norm" in name for name in names if name.endswith("weight"))
     assert all("bias" in name or name.startswith("replora.") for name in names)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from replora.adapters import multi_adapter as several
+from replora.adapters import multi_adapter
 from replora.adapters.config import RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of
 from replora.adapters.fingerprint import in_head
@@ -59,7 +59,7 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | No
     Raises:
         PeftFormatError: The folder is none of PEFT, not plain LoRA, or has other layers, heads or a higher rank than
             the model's adapter.
-        RepLoRAError: The name is taken, or the acting adapter cannot wait.
+        RepLoRAError: The name is taken, or the active adapter cannot be detached.
     """
     model = unwrap(model)
     folder = Path(folder)
@@ -77,8 +77,8 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | No
         return config
     heads = _heads(model, config, rest)
     rest = _without_the_models_own(model, folder, rest, heads)
-    _refuse_strangers(model, folder, pairs, heads)
-    with several.added(model, name or several.DEFAULT_NAME, several.head_states(rest, heads)):
+    _check_known_tensors(model, folder, pairs, heads)
+    with multi_adapter.added(model, name or multi_adapter.DEFAULT_NAME, multi_adapter.head_states(rest, heads)):
         _inject_like(model, config, pairs, scales, heads)
         _fill(model, folder, pairs, scales, rest)
     return config
@@ -207,7 +207,7 @@ def _lora_pairs(
     return pairs, scales, rest
 
 
-def _refuse_strangers(
+def _check_known_tensors(
     model: nn.Module, folder: Path, pairs: dict[str, tuple[Tensor, Tensor]], heads: tuple[str, ...]
 ) -> None:
     """Refuse layers that the model does not have, and heads that are tied to a frozen module."""
