@@ -139,7 +139,7 @@ def remove(model: nn.Module) -> nn.Module:
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """What an optimiser should get: the matrices that train; the vectors (biases, norms, diagonals), not decayed."""
+    """Parameter groups for an optimizer: matrices, and vectors (biases, norms, diagonals) without weight decay."""
     adapters = adapters_of(model)
     vectors = {id(p) for bank in adapters.factor_banks() for p in bank.no_weight_decay()}
     trained = [p for p in model.parameters() if p.requires_grad]
