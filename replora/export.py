@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import replora
@@ -168,7 +170,6 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
         ExportError: There is none, it is corrupt or lacks weights, or this transformers has no such class.
     """
     import transformers
-    from safetensors import SafetensorError
 
     failed = f"--base {base}: transformers cannot open it"
     try:
@@ -322,8 +323,6 @@ def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
     if getattr(model, "pretrained_cfg", None) or _is_vit_nano(model):
         _save_timm(model, trained, folder)
         return "timm", 'import timm\n\nmodel = timm.create_model("local-dir:this folder", pretrained=True)'
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     load = 'model.load_state_dict(load_file("this folder/model.safetensors"))'

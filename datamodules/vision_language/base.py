@@ -133,7 +133,7 @@ class VisionLanguageDataModule(BaseDataModule):
     def tokenizer(self) -> Any:
         """The tokenizer, with the added tokens."""
         if self._tokenizer is None:
-            from replora.backbones.vl_bart import load_vl_tokenizer
+            from replora.backbones.vl_bart import load_vl_tokenizer  # transformers takes seconds to import
 
             self._tokenizer = load_vl_tokenizer(self.tokenizer_name, self.revision)
         return self._tokenizer

@@ -28,6 +28,7 @@ from replora.adapters.fingerprint import describe_base, in_head
 from replora.adapters.labels import match_classes
 from replora.adapters.low_rank.factors import build_factors
 from replora.adapters.low_rank.layer import AdaptedLinear, AdaptedMultiheadAttention, FactorView, WeightUpdate
+from replora.adapters.peft_methods import inject_peft, remove_peft
 from replora.adapters.targets import Target, find_targets
 from replora.adapters.verify import verify_targets
 from replora.adapters.weight_tying import check_not_tied
@@ -130,8 +131,6 @@ def remove(model: nn.Module) -> nn.Module:
             del module.updates
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
     if isinstance(adapters.config, PeftMethodConfig):
-        from replora.adapters.peft_methods import remove_peft
-
         remove_peft(model)
     del model.replora
     train_only(model, adapters.required_grad)
@@ -179,8 +178,6 @@ def _apply(model: nn.Module, adapters: Adapters, heads: Sequence[nn.Module]) -> 
             raise RepLoRAError("linear_probe trains the head alone: name it, as in also_train=['head'].")
         return set()
     if isinstance(config, PeftMethodConfig):
-        from replora.adapters.peft_methods import inject_peft
-
         return inject_peft(model, adapters, config, find_targets(model, config.targets, config.blocks, skip=heads))
     raise RepLoRAError(f"{type(config).__name__} is not a method that inject knows. {nearest('', _METHODS)}")
 

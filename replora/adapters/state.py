@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from replora.adapters import multi_adapter
@@ -158,8 +160,6 @@ def save_adapter(
         RepLoRAError: A tensor is offloaded from memory, or has values that are not finite.
         OSError: The file cannot be written; a file that was there before is still whole.
     """
-    from safetensors.torch import save_file
-
     path = Path(path)
     adapters = adapters_of(model)
     description = describe(model) | {"also_train": list(adapters.also_train), "base": adapters.base}
@@ -350,8 +350,6 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
     if not Path(path).is_file():
         raise RepLoRAError(f"There is no adapter file {path}.")
     try:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters, DeadTargetError, check_targets_used, listed
+from replora.adapters.peft_methods import peft_parameters
 
 
 def verify_targets(model: nn.Module, adapters: Adapters, example: Any = None) -> None:
@@ -108,8 +109,6 @@ def example_input(model: nn.Module) -> Any:
 def _without_gradient(model: nn.Module, adapters: Adapters, total: Tensor) -> list[str]:
     """Names of the targets for which d total / d B is 0."""
     if not adapters.updates:
-        from replora.adapters.peft_methods import peft_parameters
-
         owned = peft_parameters(model)
         flat = [p for parameters in owned.values() for p in parameters]
         moved = {id(p) for p, g in zip(flat, _gradients(total, flat), strict=True) if g is not None and bool(g.any())}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from replora.backbones.backbone import BackboneError, file_sha256
@@ -105,7 +106,6 @@ def _gguf_file() -> Path:
 def _convert(source: Path, folder: Path) -> None:
     """Write what transformers' `from_pretrained` reads."""
     from gguf import GGUFReader
-    from safetensors.torch import save_file
 
     reader = GGUFReader(source)
     fields = {name: field.contents() for name, field in reader.fields.items()}

@@ -22,6 +22,8 @@ from torch.utils.checkpoint import checkpoint as without_activations
 
 from replora.adapters.fingerprint import fingerprint as model_fingerprint
 from replora.backbones.backbone import Backbone, BackboneError, file_sha256
+from replora.backbones.language import checkpoint_gradients as of_transformers
+from replora.backbones.swin3d_attention import calling_block
 from replora.backbones.video_weights import (
     SWIN3D_SHAPES,
     SWIN3D_WEIGHTS,
@@ -136,8 +138,6 @@ def checkpoint_gradients(model: nn.Module) -> None:
     from torchvision.models.swin_transformer import SwinTransformerBlock
 
     if isinstance(model, VideoMAE):
-        from replora.backbones.language import checkpoint_gradients as of_transformers
-
         of_transformers(model.model)
         return
     for block in model.modules():
@@ -170,8 +170,6 @@ def build_swin3d(
         window_frames: Length of the attention's window in tokens of two frames; 8 by default.
     """
     from torchvision.models.video import SwinTransformer3d
-
-    from replora.backbones.swin3d_attention import calling_block
 
     shape = SWIN3D_SHAPES[architecture]
     window = [window_frames or shape["window_size"][0], *shape["window_size"][1:]]

@@ -14,6 +14,7 @@ never are, not even the zeros that fill up a short video.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -323,8 +324,6 @@ def _load(source: str, config: VLBartConfig, revision: str | None) -> VLBart:
 
 def _bart_options() -> set[str]:
     """What describes a BART, without what a configuration says of files and generation."""
-    from dataclasses import fields
-
     return {field.name for field in fields(BartConfig)} - {
         "architectures",
         "dtype",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,8 +27,10 @@ from replora.adapters.container import Adapters, adapters_of, describe
 from replora.adapters.fingerprint import architecture, base_name
 from replora.adapters.labels import class_count
 from replora.adapters.low_rank.layer import AdaptedLinear, WeightUpdate
+from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.peft_methods import peft_config, peft_layers
 from replora.adapters.state import check_finite, check_in_memory
+from replora.adapters.verify import outputs_on_example
 from replora.adapters.weight_tying import shared_with
 from replora.adapters.wrappers import plain_name, unwrap
 from replora.errors import RepLoRAError
@@ -76,10 +79,6 @@ def export_peft(
         PeftFormatError: PEFT cannot express the adapter. `replora.merge_and_unload` works for every method.
         OSError: The folder cannot be written; then nothing is left behind.
     """
-    from safetensors.torch import save_file
-
-    from replora.adapters.peft_format.model_card import model_card
-
     model = unwrap(model)
     adapters = adapters_of(model)
     _check_no_trained_parts(adapters)
@@ -175,8 +174,6 @@ def _stacked(update: WeightUpdate) -> tuple[Tensor, Tensor]:
 
 def _check_weights_not_read(model: nn.Module, adapters: Adapters, example: Any) -> None:
     """PEFT adds its update to the output of a layer; where a model only reads the weight that would do nothing."""
-    from replora.adapters.verify import outputs_on_example
-
     adapted = {id(m.linear) for m in model.modules() if isinstance(m, AdaptedLinear)}
     unknown = any(not (u.called or u.read) for u in adapters.updates if id(u.owner) in adapted)
     if unknown and outputs_on_example(model, example) is None:
