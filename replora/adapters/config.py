@@ -86,7 +86,7 @@ class RepLoRAConfig(AdapterConfig):
         rank: Inner dimension r of the update (>= 1).
         alpha: Numerator of the update's scale alpha / rank (> 0). Default: equal to `rank`, a scale of 1.
         factors: `mlp` is RepLoRA (A and B come from an MLP on two diagonal matrices), `linear` the same without the
-            non-linearity (the paper's "simple linear" reparameterisation), `none` vanilla LoRA (A and B are free).
+            non-linearity (the paper's "simple linear" reparameterization), `none` vanilla LoRA (A and B are free).
         hidden: Width h of the MLP's hidden layer (>= 1). Default: twice `rank`. Below `rank` it bounds the rank of
             the update. Unused by `none`.
         activation: The MLP's non-linearity. Unused by `linear` and `none`.

@@ -35,8 +35,8 @@ class Adapters(nn.Module):
         required_grad: Names of the parameters that required gradients before the injection.
         base: The frozen model: its class, name and a fingerprint of its weights.
         backbone_count: Parameters of the backbone, without head and adapter.
-        trained_as: For an adapter read from a deployed file: method, options and parameters of its training.
-        peft_called: For each layer of the `peft` library, whether it has been called.
+        trained_as: Method, options and parameter counts of the training, if the adapter was read from a deployed file.
+        peft_called: Name of each layer of the `peft` library -> whether it has been called.
         aside: While a layer of the `peft` library is merged, by its name: its frozen parameters.
         blocks: The open `replora.merged`.
         targets_verified: Whether every target is known to affect the output.

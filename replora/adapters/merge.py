@@ -90,7 +90,7 @@ def merge_and_unload(model: nn.Module, *, force: bool = False) -> nn.Module:
 
     Args:
         model: A model with an adapter.
-        force: As for `merge`.
+        force: Whether to merge an adapter with infinite or NaN values, as in `merge`.
 
     Raises:
         RepLoRAError: As `merge` says; then nothing is changed.
@@ -121,7 +121,7 @@ def merged(model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
 
     Args:
         model: A model with an adapter.
-        force: As for `merge`.
+        force: Whether to merge an adapter with infinite or NaN values, as in `merge`.
 
     Raises:
         RepLoRAError: As `merge` says.

@@ -76,7 +76,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], found: str
 
     Args:
         model: A model into which the same method was injected.
-        state: As from `adapter_state`; what wrappers add to names (`_orig_mod.`, `module.`) is ignored.
+        state: State that `adapter_state` returned; prefixes of wrappers (`_orig_mod.`, `module.`) are ignored.
         found: What the state is, for the error.
 
     Raises:
@@ -238,7 +238,7 @@ def load_adapter(
     Args:
         model: The backbone with the weights of the training, with or without an adapter.
         path: The file.
-        name: Of the adapter, where several stand side by side.
+        name: Name of the adapter, if the model is to carry more than one.
         force: Load an adapter of other backbone weights, or with values that are not finite, as well.
 
     Raises:

@@ -8,7 +8,7 @@ use as well. Text and features become one sequence of the encoder:
     encoder  dropout([x_1 .. x_n ; v_1 .. v_m])
 
 Visual tokens have neither positions nor the layer norm of the text. e_(V-1-j) is the row of the shared token table that
-belongs to the added token `<vis_extra_id_j>`; j begins anew at each image. Padding of the text is masked, visual tokens
+belongs to the added token `<vis_extra_id_j>`; j restarts at each image. Padding of the text is masked, visual tokens
 never are, not even the zeros that fill up a short video.
 """
 
@@ -123,7 +123,7 @@ class VLBartEncoder(BartEncoder):  # type: ignore[misc]
             attention_mask: (B, T), 0 at padding; by default what is not the padding token.
             features: (B, images, n, feature_size), one or two images a row.
             boxes: (B, images, n, 4) or None; cut to the tokens that pooling leaves, as VL-Adapter cuts them.
-            kwargs: For the layers.
+            kwargs: Further keyword arguments of the layers.
         """
         if attention_mask is None:
             attention_mask = (input_ids != self.padding_idx).long()
@@ -177,8 +177,8 @@ class VLBart(BartForConditionalGeneration):  # type: ignore[misc]
         Args:
             input_ids: (B, T); not needed with `encoder_outputs`.
             attention_mask: (B, T) of the text; the visual tokens are attended to whatever it says.
-            features: As of the encoder.
-            boxes: As of the encoder.
+            features: Visual features, as in the encoder.
+            boxes: Boxes of the features, as in the encoder.
             encoder_outputs: What the encoder gave before, instead of the four above.
             kwargs: `decoder_input_ids` or `labels`, and what else BART takes.
         """
@@ -242,7 +242,7 @@ def build_vl_bart(
         pretrained: Whether to load BART's weights; otherwise they are random. `bart_nano` has none.
         revision: Branch, tag or commit of the hub repository.
         feature_size: Width of the features: 2048 of CLIP RN101's grid, 512 of its ViT-B/32.
-        pooled_side: As of `VLBartConfig`.
+        pooled_side: Side of the pooled grid, as in `VLBartConfig`.
         dropout: Everywhere in BART: hidden states, attention, activations.
         visual_embedding: Whether the visual embedding trains as a head; otherwise its random weights are part of the
             backbone.
@@ -295,7 +295,7 @@ def load_vl_tokenizer(name: str = BART_BASE, revision: str | None = None) -> Any
     """BART's tokenizer with the 200 added tokens, padding on the right.
 
     Args:
-        name: As of `build_vl_bart`.
+        name: Folder or Hugging Face name of a BART, as in `build_vl_bart`.
         revision: Branch, tag or commit of the hub repository.
 
     Raises:

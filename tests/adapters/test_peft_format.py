@@ -189,7 +189,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_card_names_base_data_metrics_licence_and_both_counts(tmp_path: Path) -> None:
+def test_card_names_base_data_metrics_license_and_both_counts(tmp_path: Path) -> None:
     model, _ = adapted("hf_llama", "replora")
     counts = replora.parameter_counts(model)
     replora.export_peft(

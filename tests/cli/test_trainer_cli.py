@@ -86,7 +86,7 @@ def test_default_directory_tells_time_task_and_method(tmp_path, monkeypatch):
 # --- traps
 
 
-def test_the_optimiser_trains_the_adapter(finished):  # C1
+def test_the_optimizer_trains_the_adapter(finished):  # C1
     groups = torch.load(finished / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
     state = torch.load(finished / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert sum(len(group["params"]) for group in groups) == len(state) > 2

@@ -55,7 +55,7 @@ def batch_of(home: Path, task: str, count: int = 3, split: str = "train", **opti
 
 @torch.no_grad()
 def log_p(module: VisionLanguage, batch, row: int) -> torch.Tensor:
-    """Log-probabilities of a row's labelled tokens, from a batch without its padding."""
+    """Log-probabilities of a row's labeled tokens, from a batch without its padding."""
     kept = batch["attention_mask"][row].bool()
     labels = batch["labels"][row][batch["labels"][row] != -100]
     read = torch.tensor([[2, *labels.tolist()[:-1]]])

@@ -13,7 +13,7 @@ RepLoRA (paper Figure 1; symbols as in the project's method notes), for a group 
 
 with s the activation (identity in the linear ablation). The MLP acts row by row on a diagonal matrix, so diag(a) U is
 row i of U times a_i and costs nothing. Both factors are multiplied by h ** -scale_exponent.
-V_B is 0 at the start, so the update is exactly 0; V_A is drawn such that A has the variance of LoRA's initialisation
+V_B is 0 at the start, so the update is exactly 0; V_A is drawn such that A has the variance of LoRA's initialization
 (kaiming_uniform with a = sqrt(5): 1 / (3 in)). The factors depend on parameters only, never on the input.
 """
 

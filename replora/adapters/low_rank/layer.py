@@ -200,7 +200,7 @@ def check_mergeable(weight: Tensor, name: str) -> None:
     """Raise if nothing can be added to the frozen `weight` of the layers `name`.
 
     Raises:
-        RepLoRAError: It is quantised, not in memory, or sharded.
+        RepLoRAError: It is quantized, not in memory, or sharded.
     """
     if hasattr(weight, "device_mesh"):
         raise RepLoRAError(
@@ -209,7 +209,7 @@ def check_mergeable(weight: Tensor, name: str) -> None:
         )
     if weight.dtype not in MERGEABLE:
         raise RepLoRAError(
-            f"The frozen weight of {name} is quantised ({weight.dtype}), and an update cannot be added to it without "
+            f"The frozen weight of {name} is quantized ({weight.dtype}), and an update cannot be added to it without "
             "rounding. Load the backbone in 16 or 32 bit to merge."
         )
     if weight.is_meta:
@@ -276,7 +276,7 @@ class AdaptedLinear(nn.Module):
 def acts_by_weight_and_bias(linear: nn.Linear, x: Tensor) -> bool:
     """Whether calling the frozen `linear` is no more than x W0^T + bias, so that a faster operator may do it instead.
 
-    Not so for subclasses (quantised layers), for hooks (a user's, or those that bring offloaded weights), for weights
+    Not so for subclasses (quantized layers), for hooks (a user's, or those that bring offloaded weights), for weights
     that are shared out among processes, where weight or bias train, and under the transforms of `torch.func` or
     differentiation in forward mode.
     """

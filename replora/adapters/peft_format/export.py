@@ -67,7 +67,7 @@ def export_peft(
         model: A model with an adapter of a low-rank method (RepLoRA, linear, LoRA) or of the `peft` library.
         folder: Where to write; it must not exist, or be empty.
         base_model: Name or path of the frozen model, for the configuration and the card. Default: the model's own.
-        license: Of the adapter, an identifier of the Hugging Face hub such as `apache-2.0`, for the card.
+        license: License of the adapter for the model card, an identifier of the Hugging Face hub such as `apache-2.0`.
         data: What it was trained on, for the card.
         metrics: Name -> value, for the card.
         example: An input to find out whether each adapted layer is called or its weight is read, where the model has

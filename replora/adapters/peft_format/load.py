@@ -26,7 +26,7 @@ from replora.adapters.weight_tying import UNTIE, shared_with
 from replora.adapters.wrappers import plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 
-# Initialisations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
+# Initializations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva")
 _DEFAULT_ALPHA = 8  # PEFT's, where a folder names none
 # Options under which a folder holds more than W0 + scale * B A, with the value that switches them off.
@@ -52,8 +52,8 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | No
 
     Args:
         model: The base model, with or without an adapter.
-        folder: With `adapter_config.json` and `adapter_model.safetensors`.
-        name: Of an adapter of its own; None fills the one that the model carries.
+        folder: Folder that holds `adapter_config.json` and `adapter_model.safetensors`.
+        name: Name of a new adapter; None loads into the adapter that the model carries.
 
     Returns:
         The folder's configuration.
