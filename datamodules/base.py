@@ -86,7 +86,7 @@ class BaseDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        at_least(0, num_workers=num_workers)
+        at_least(0, num_workers=num_workers, subset_seed=subset_seed, shuffle_seed=shuffle_seed)
         one_of(get_args(Protocol), protocol=protocol)
         # All examples are the default of train_fraction, which shots may then replace.
         self._fraction = None if train_fraction == 1 else train_fraction
