@@ -45,7 +45,7 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise RepLoRAError(f"{folder} already exists and is not overwritten. Choose another name, or remove it.")
-    check_parent_folders(folder)
+    check_not_a_file(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.", suffix=".tmp"))
     try:
@@ -56,7 +56,7 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_parent_folders(path: Path) -> None:
+def check_not_a_file(path: Path) -> None:
     """Check that no parent of a path is a file. Raises RepLoRAError if a parent is a file."""
     if files := [parent for parent in path.parents if parent.is_file()]:
         raise RepLoRAError(f"{path} cannot be written: {files[0]} is a file, not a folder. Choose another name.")

@@ -67,7 +67,7 @@ class VideoDataModule(BaseDataModule):
     ) -> None:
         self.clips = clips
         super().__init__(batch_size=batch_size, **options)
-        at_least(0, cache_bytes=cache_bytes)
+        at_least(0, cache_bytes=cache_bytes, split_seed=split_seed)
         one_of(get_args(Normalization), normalization=normalization)
         one_of(get_args(Recipe), recipe=recipe)
         self.split_options = {"val_fraction": val_fraction, "split_seed": split_seed}
