@@ -172,10 +172,7 @@ class BaseDataModule(LightningDataModule, ABC):
         return list(getattr(self, "class_names", [])) if self._own_classes is None else self._own_classes
 
     def map_labels_to(self, class_names: Sequence[str]) -> None:
-        """Map labels to the classes of the run that is measured, which may have another order.
-
-        Args:
-            class_names: Names of the run's classes in the order of its outputs.
+        """Map labels to `class_names`, the classes of the run that is measured, which may have another order.
 
         Raises:
             RepLoRAError: The run does not know a class of the data.

@@ -46,12 +46,7 @@ def walk(folder: Path, left_out: LeftOut, above: tuple[Path, ...] = ()) -> Itera
     """The folders in `folder`, itself first, each with its files in alphabetical order.
 
     Links to folders are followed, except to one that holds the link. Hidden, foreign and preview folders, hidden files
-    and broken links are left out.
-
-    Args:
-        folder: Folder to walk.
-        left_out: Counter of what is left out, which is updated.
-        above: Parent folders of the walk.
+    and broken links are left out, and counted in `left_out`. `above` are the parent folders of the walk.
 
     Raises:
         DatasetNotFoundError: A folder cannot be listed.
@@ -79,14 +74,9 @@ def walk(folder: Path, left_out: LeftOut, above: tuple[Path, ...] = ()) -> Itera
 
 
 def files_of(folder: Path, suffixes: Iterable[str], left_out: LeftOut) -> list[Path]:
-    """The files in `folder` and the folders inside it that end in one of `suffixes`, in any case, sorted.
+    """The files below `folder` that end in one of `suffixes` (lower case, with the dot), in any case, sorted.
 
-    Args:
-        folder, left_out: Same as in `walk`. Other files are counted by their suffix.
-        suffixes: Suffixes in lower case, with the dot.
-
-    Raises:
-        DatasetNotFoundError: A folder cannot be listed.
+    Other files are counted in `left_out` by their suffix.
     """
     known = set(suffixes)
     found = []

@@ -12,11 +12,7 @@ ALLOWED = "REPLORA_ALLOWED_ROOTS"
 
 
 def inner_path(text: str, where: str) -> PurePosixPath:
-    """`text` as a relative path; it may be written with `/` or with backslashes.
-
-    Args:
-        text: Text of the path.
-        where: File and line or key, for the error.
+    """`text`, written with `/` or backslashes, as a relative path. `where` is file and line or key, for the error.
 
     Raises:
         ListFileError: The path is empty or absolute, or contains `..`.
@@ -76,12 +72,7 @@ def is_allowed(target: Path) -> bool:
 
 
 def listed_path(text: str, where: str, home: Path) -> PurePosixPath:
-    """Same as `inner_path`, but absolute paths are accepted too if they are inside `home` or allowed (`is_allowed`).
-
-    Args:
-        text, where: Same as in `inner_path`.
-        home: Folder that relative paths are relative to.
-    """
+    """Same as `inner_path`, but also accepts absolute paths that are inside `home` or allowed (`is_allowed`)."""
     path = Path(text)
     if not path.is_absolute() or ".." in path.parts or "\0" in text:
         return inner_path(text, where)

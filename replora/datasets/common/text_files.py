@@ -26,7 +26,7 @@ _LETTERS = {"shift_jis": "[\u3040-\u30ff]", "gb18030": "[\u4e00-\u9fff]{2}", "cp
 
 
 def read_text(file: Path, error: type[RepLoRAError]) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; lines end in `\n`.
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. All line ends become newlines.
 
     Args:
         file: File to read.
@@ -63,14 +63,9 @@ def read_json(
 ) -> Any:
     """The value of a JSON file.
 
-    Args:
-        file: File to read.
-        error: Type of the error to raise if the file is not JSON.
-        remedy: End of its message.
-        parse: Parser of the text. Default: `parse_json`.
-
     Raises:
         OSError: The file cannot be read.
+        error: The file is not JSON; the message ends with `remedy`.
     """
     text = read_text(file, error)
     try:

@@ -25,13 +25,9 @@ IMAGES = FileKind(
 
 
 def read_image_table(root: Path) -> FileTable:
-    """Scan a folder of class folders or read a CSV file of paths and labels, and check the header of every image.
-
-    Args:
-        root: Folder or CSV file.
+    """The table of a folder or CSV file (`read_file_table`), after a check of every image's header.
 
     Raises:
-        RepLoRAError: The table is invalid, see `read_file_table`.
         CorruptImageError: Files have no header of an image; the message names them.
     """
     table = read_file_table(root, IMAGES)

@@ -66,12 +66,12 @@ class CommonsenseTask:
         return f"{self.lead}{question}\n\n{listed}{self.after}{FORMAT}{'/'.join(self.labels(len(options)))}"
 
     def parse(self, instruction: str) -> Question:
-        """The question and the options, read out of an instruction.
+        """The question and the options of an instruction.
 
-        Where the words that begin an option occur twice, the first place counts; `prepare commonsense` counts those.
+        If the words that begin an option occur twice, the first ones count (`prepare commonsense` reports them).
 
         Raises:
-            RecordError: The instruction is not of this task's form.
+            RecordError: The instruction does not have the form of this task.
         """
         body, _, listed = instruction.rpartition(FORMAT)
         labels = tuple(listed.split("/"))
@@ -189,12 +189,12 @@ def find_task_file(root: Path, task: str, split: CommonsenseSplit) -> Path:
     """`train.json` or `test.json` of a task.
 
     Args:
-        root: The folder of the tasks' folders, or its parent where it is called `commonsense` or `dataset`.
-        task: Its name.
-        split: Which file.
+        root: Folder of the tasks' folders, or its parent if it is called `commonsense` or `dataset`.
+        task: Name of the task.
+        split: `train` or `test`.
 
     Raises:
-        DatasetNotFoundError: It is not there; the message says what is.
+        DatasetNotFoundError: The file is not found; the message names those that are.
     """
     for file in _places(root, task, split):
         if file.is_file():
@@ -211,17 +211,11 @@ def find_task_file(root: Path, task: str, split: CommonsenseSplit) -> Path:
 
 
 def read_task(root: Path, task: str, split: CommonsenseSplit, check_size: bool = True) -> list[CommonsenseRecord]:
-    """All records of a task, each checked.
-
-    Args:
-        root: As for `find_task_file`.
-        task: Its name.
-        split: `train` or `test`.
-        check_size: Compare the number of records with the table.
+    """All records of a task, each checked, from the file of `find_task_file`.
 
     Raises:
-        DatasetNotFoundError: The file is not there.
-        RecordError: The file is corrupt, has another number of records, or a record does not have the form of the task.
+        RecordError: The file is corrupt, `check_size` is set and its number of records is not that of the table, or a
+            record does not have the form of the task.
     """
     file, known = find_task_file(root, task, split), commonsense_task(task)
     records = read_records(file, task)
@@ -235,12 +229,12 @@ def read_task(root: Path, task: str, split: CommonsenseSplit, check_size: bool =
 
 
 def read_union(file: Path, check_size: bool = True) -> list[CommonsenseRecord]:
-    """All records of a file that holds the training sets of all tasks, each checked.
+    """All records of a file with the training sets of all tasks, each checked.
 
-    The task of a record is told by its template; `MIXED` stands for the four tasks that share one.
+    The task of a record follows from its template; `MIXED` stands for the four tasks that share one.
 
     Raises:
-        DatasetNotFoundError: The file is not there.
+        DatasetNotFoundError: The file is not found.
         RecordError: The file is corrupt, has another number of records, or a record has no known form.
     """
     if not file.is_file():
@@ -261,11 +255,7 @@ def read_union(file: Path, check_size: bool = True) -> list[CommonsenseRecord]:
 
 
 def read_records(file: Path, task: str | None) -> list[CommonsenseRecord]:
-    """The records of one file, each checked.
-
-    Args:
-        file: JSON.
-        task: Their task; None for a union file.
+    """The records of a JSON file, each checked; `task` is None for a union file.
 
     Raises:
         RecordError: The file is corrupt, or a record does not have the form of its task.

@@ -53,15 +53,7 @@ _ANSWERS = {
 
 
 def parse_answer(task: str, text: str) -> str:
-    """The label of the first answer in what a model wrote, or "" if there is none.
-
-    Args:
-        task: One of the eight; its labels alone are looked for, with their small letters.
-        text: What follows the prompt.
-
-    Raises:
-        UnknownTaskError: There is no such task.
-    """
+    """The first label of `task`, in lower case, in the output of a model, or "" if there is none."""
     found = re.search(_ANSWERS[commonsense_task(task).word], text)
     return found[0] if found else ""
 
@@ -137,17 +129,11 @@ class TrainingTokens:
 def training_tokens(
     tokenizer: Any, records: Sequence[CommonsenseRecord], preset: Preset, cutoff: int = CUTOFF
 ) -> list[TrainingTokens]:
-    """Training texts as tokens, none longer than `cutoff`.
+    """Training texts as tokens, at most `cutoff` (>= 2) of each.
 
-    `llm_adapters`: loss on all tokens; an end token where the text is shorter than `cutoff`; longer texts lose their
+    `llm_adapters`: loss on all tokens, and an end token if the text is shorter than `cutoff`; longer texts lose their
     end, which is the answer. `clean`: loss on the answer and the end token. `cloze`: loss on the option, no end token.
     The caller leaves out incomplete texts of the last two.
-
-    Args:
-        tokenizer: A tokenizer of transformers.
-        records: Training records.
-        preset: Preset of the texts.
-        cutoff: Largest number of tokens (>= 2).
 
     Raises:
         RecordError: A record does not have the form of its task.
@@ -171,9 +157,8 @@ def training_tokens(
 def choice_items(tokenizer: Any, records: Sequence[CommonsenseRecord], preset: Preset) -> list[ChoiceItem]:
     """Questions as tokens, without truncation.
 
-    Where a prompt's last token would be another one with the option behind it, the prompt ends before it, so that
-    prompt and option together are exactly the tokens of the training text. Not so under `llm_adapters`: there the
-    prompt is what the model is given to continue, and the options follow it as texts of their own.
+    If the option changes the last token of a prompt, the prompt ends before that token, so that prompt and option are
+    exactly the tokens of the training text. Under `llm_adapters` the options are separate texts after the prompt.
 
     Raises:
         RecordError: A record does not have the form of its task.
@@ -208,12 +193,9 @@ def choice_items(tokenizer: Any, records: Sequence[CommonsenseRecord], preset: P
 
 
 def collate(rows: Sequence[tuple[int, Sequence[int], int]], pad_id: int, multiple: int = 1) -> TextBatch:
-    """Training texts as a batch, padded on the left to the longest.
+    """Training texts as a batch, padded with `pad_id` on the left to a multiple of `multiple` tokens.
 
-    Args:
-        rows: Index, tokens and the first token with a loss, of each of B texts.
-        pad_id: Token of the padding, which is masked.
-        multiple: Number of which the length T of the batch is a multiple (>= 1).
+    `rows` are `TextRow`s: index, tokens and the first token with a loss.
     """
     longest = max(len(ids) for _, ids, _ in rows)
     length = -(-longest // multiple) * multiple

@@ -82,9 +82,9 @@ ORIGINALS = {
 
 
 def rebuild(root: Path, task: str, split: CommonsenseSplit) -> None:
-    """Make a file of a task from its original data set: `root/<task>/<split>.json`.
+    """Make `root/<task>/<split>.json` from the original data set.
 
-    The records are those of LLM-Adapters; their order within a training set may be another one.
+    The records are those of LLM-Adapters; their order within a training set may differ.
 
     Raises:
         PrepareError: A package is missing, the download fails, or a row is not as expected.
@@ -129,12 +129,7 @@ def make_entry(task: str, row: dict[str, Any]) -> dict[str, str]:
 
 
 def install_copy(root: Path, repository: str, tasks: list[str]) -> list[Path]:
-    """Take files from a repository that has them: `<task>/<split>.json` anywhere, or one file with the complete union.
-
-    Files that `root` has are left as they are.
-
-    Returns:
-        What was written.
+    """Copy the files of a repository that `root` lacks, `<task>/<split>.json` or the union, and return them.
 
     Raises:
         PrepareError: The download fails, or there is no such file in it.

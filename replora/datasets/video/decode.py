@@ -114,14 +114,7 @@ def resize(frames: Tensor, short_side: int) -> Tensor:
 
 
 def clip_files(folder: Path, left_out: LeftOut) -> list[Path]:
-    """The clips below `folder`: video files, and folders of images (`is_clip`).
-
-    Args:
-        folder, left_out: Same as in `files_of`.
-
-    Raises:
-        DatasetNotFoundError: A folder cannot be listed.
-    """
+    """The clips below `folder`, as in `files_of`: video files, and folders of images (`is_clip`)."""
     found = []
     for home, files in walk(folder, left_out):
         if home != folder and _holds_frames(files):

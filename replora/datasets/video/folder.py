@@ -15,12 +15,5 @@ VIDEOS = FileKind("video", VIDEO_SUFFIXES, clip_files, folders=True)
 
 
 def read_video_table(root: Path) -> FileTable:
-    """Scan a folder of class folders, or read a CSV file of paths and labels; no video is opened.
-
-    Args:
-        root: Folder or CSV file.
-
-    Raises:
-        RepLoRAError: The table is invalid, see `read_file_table`.
-    """
+    """The table of a folder or CSV file (`read_file_table`), without opening a video."""
     return read_file_table(root, VIDEOS)

@@ -30,15 +30,11 @@ VERSION = 1  # part of the folder's name; incremented when the clips change
 
 
 def read_motion(root: Path | None = None) -> FileTable:
-    """The clips, which the first call creates. Concurrent calls are allowed.
-
-    Args:
-        root: Folder of the clips. Default: in `replora.io.cache_folder()`.
+    """The clips in `root` (default: in `replora.io.cache_folder()`). The first call creates them, concurrent calls too.
 
     Raises:
         PrepareError: The clips cannot be written.
         MissingDecoderError: PyAV is not installed.
-        RepLoRAError: `root` contains something else.
     """
     folder = cache_folder() / f"motion-{VERSION}" if root is None else Path(root).expanduser()
     if not folder.is_dir():
@@ -92,11 +88,11 @@ def motion_frames(direction: str, rng: np.random.Generator) -> Iterator[Pixels]:
 def write_video(
     file: Path, frames: Iterator[Pixels], codec: str = "mpeg4", rate: int = 10, options: dict[str, str] | None = None
 ) -> None:
-    """Encode frames as a video file.
+    """Encode frames, uint8 (H, W, 3) with even H and W, as a video file, whose suffix determines the container.
 
     Args:
-        file: File to write, in an existing folder. Its suffix determines the container.
-        frames: Frames, uint8 (H, W, 3) with even H and W.
+        file: File to write, in an existing folder.
+        frames: Frames.
         codec: Name of an encoder of FFmpeg.
         rate: Frames per second.
         options: Options of the encoder. Default: high quality, and no frame depends on another one.

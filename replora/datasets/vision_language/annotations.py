@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from replora.datasets.common.text_files import parse_json_lines, parse_json_or_lines, read_text
 from replora.datasets.errors import DatasetNotFoundError, RecordError
+from replora.datasets.vision_language.tasks import VLRecord
 from replora.errors import RepLoRAError
 
 
 def read_json(file: Path, layout: str) -> Any:
-    """The content of a JSON file, or of a file with one JSON object per line (`.jsonl`) as a list.
-
-    Args:
-        file: File to read.
-        layout: Expected content of the data folder, for the error.
+    """The content of a JSON file, or a list for a file with one JSON object per line. `layout` is for the error.
 
     Raises:
-        DatasetNotFoundError: There is no such file.
+        DatasetNotFoundError: The file is not found.
         RecordError: The file is corrupt.
     """
     if not file.is_file():
@@ -65,6 +62,15 @@ def reading(file: Path, number: int, record: Any) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise RecordError(f"{file}, record {number}: {reason} in {record!r:.200}") from error
+
+
+def build(found: Iterable[tuple[Path, int, Any]], make: Callable[[int, Any], list[VLRecord]]) -> list[VLRecord]:
+    """The records that `make` builds from an index and an entry, for entries with their file and number in it."""
+    records: list[VLRecord] = []
+    for file, number, item in found:
+        with reading(file, number, item):
+            records += make(len(records), item)
+    return records
 
 
 def words(record: Mapping[str, Any], name: str) -> str:

@@ -70,8 +70,8 @@ def load_encoder(name: EncoderName, checkpoint: Path | None = None, device: str 
 
     Args:
         name: `rn101` or `vit_b32`.
-        checkpoint: timm's `.safetensors` file of it; by default the weights are fetched from the hub.
-        device: `auto` is the first GPU if there is one.
+        checkpoint: timm's `.safetensors` file of the encoder. Default: it is downloaded from the hub.
+        device: Device; `auto` is the first GPU, if there is one.
 
     Raises:
         RepLoRAError: The weights are not available or belong to another model.
@@ -99,11 +99,11 @@ def encoder_of(name: EncoderName, model: nn.Module) -> Callable[[Tensor], Tensor
 
 
 def find_sources(folder: Path, name: EncoderName) -> dict[str, Path]:
-    """Name of the features -> image or video file, of a folder and those inside.
+    """Name of the features -> image or video file below `folder`.
 
     Raises:
-        DatasetNotFoundError: There is no such folder, or nothing in it.
-        FeatureError: Two files have one name.
+        DatasetNotFoundError: The folder is not found or contains no such files.
+        FeatureError: Two files have the same name.
     """
     kind, suffixes = ("images", IMAGE_SUFFIXES) if name == "rn101" else ("videos", VIDEO_SUFFIXES)
     left_out: LeftOut = Counter()
@@ -145,18 +145,16 @@ def extract(
 ) -> dict[str, str]:
     """Write the features of images (`rn101`) or videos (`vit_b32`), each file atomically.
 
-    A source that cannot be read is left out.
-
     Args:
         sources: Name of the features -> file.
-        out: The folder to write.
-        encoder: The encoder.
+        out: Folder of the features.
+        encoder: Encoder of the features.
         seconds: Seconds between two frames of a video (> 0).
         batch_size: Images or frames per batch (>= 1).
         advance: Function that is called with the number of files completed since the last call.
 
     Returns:
-        Name -> error, of the sources that were left out.
+        Name -> error, of the sources that cannot be read, which are left out.
 
     Raises:
         FeatureError: Features have a wrong shape, or PyAV is not installed.
@@ -187,12 +185,7 @@ def extract(
 
 
 def video_frames(file: Path, seconds: float) -> Iterator[Tensor]:
-    """The first frame at or after each multiple of `seconds`, uint8 (3, 224, 224).
-
-    Raises:
-        MissingDecoderError: PyAV is not installed.
-        CorruptVideoError: The file cannot be decoded, is truncated, or has no frame.
-    """
+    """The first frame at or after each multiple of `seconds` (see `frames_every`), uint8 (3, 224, 224)."""
     for pixels in frames_every(file, seconds):
         yield _framed(torch.from_numpy(pixels).permute(2, 0, 1))
 

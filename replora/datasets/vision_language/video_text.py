@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from replora.datasets.vision_language.annotations import read_records, reading, words
+from replora.datasets.vision_language.annotations import build, read_records, reading, words
 from replora.datasets.vision_language.tasks import VLRecord
 
 VideoTextSplit = Literal["train", "val", "test"]
@@ -45,19 +45,17 @@ def video_text_records(root: Path, task: str, split: VideoTextSplit) -> list[VLR
     file = annotations / task / f"{FILES[task][split]}.jsonl"
     is_choice = task in CHOICES
     needed = ("qid", "q", "ts", "vid_name") if is_choice else ("vid_name", "clip_id")
-    found = read_records(file, LAYOUT, needed)
     subtitles = _subtitles(annotations / f"{CHANNELS[task]}_subtitles.jsonl")
-    records: list[VLRecord] = []
-    for number, item in enumerate(found):
-        with reading(file, number, item):
-            if words(item, "vid_name") not in subtitles:
-                raise ValueError(f"the video {item['vid_name']!r} has no subtitles; it is")
-            spoken = f"[Subs] {subtitles[item['vid_name']]}"
-            if is_choice:
-                records.append(_choice(task, len(records), item, spoken, split))
-            else:
-                records += _clip(task, len(records), item, spoken, split)
-    return records
+
+    def make(index: int, item: Any) -> list[VLRecord]:
+        if words(item, "vid_name") not in subtitles:
+            raise ValueError(f"the video {item['vid_name']!r} has no subtitles; it is")
+        spoken = f"[Subs] {subtitles[item['vid_name']]}"
+        if is_choice:
+            return [_choice(task, index, item, spoken, split)]
+        return _clip(task, index, item, spoken, split)
+
+    return build(((file, number, item) for number, item in enumerate(read_records(file, LAYOUT, needed))), make)
 
 
 def feature_folder(root: Path, task: str, features: str = CLIP_VIT) -> Path:

@@ -244,12 +244,9 @@ class VTABAverages(TypedDict):
 
 
 def vtab_averages(per_task: Mapping[str, float]) -> VTABAverages:
-    """Group means of the 19 accuracies, the mean of the three groups, and the mean of all 19.
+    """Group means of the 19 accuracies in any unit, the mean of the three groups, and the mean of all 19.
 
     NOAH, FacT, SSF, RepAdapter and Adapter+ print the mean of the three groups; some tables print the mean of the 19.
-
-    Args:
-        per_task: Accuracy of each task, in any unit.
 
     Raises:
         RepLoRAError: A task is missing or unknown.

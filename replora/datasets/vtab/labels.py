@@ -76,12 +76,7 @@ _RULES: dict[str, Callable[[Mapping[str, Any]], int]] = {
 
 
 def label_of(task: str, example: Mapping[str, Any]) -> int:
-    """The label of one example.
-
-    Args:
-        task: One of the 19 tasks.
-        example: Example of TensorFlow Datasets with NumPy values. `objects` of CLEVR and KITTI are arrays with one row
-            per object.
+    """The label of an example of TensorFlow Datasets as NumPy; `objects` of CLEVR and KITTI are arrays of objects.
 
     Raises:
         LabelError: The annotation is outside the range of the rule, or the label is not one of the task's classes.

@@ -86,11 +86,7 @@ def import_tfds() -> Any:
 
 
 def open_builder(task: VTABTask, data_dir: Path | None = None) -> Any:
-    """The TFDS builder of a task, after its data are downloaded.
-
-    Args:
-        task: One of the 19 tasks.
-        data_dir: Folder for the data of TensorFlow Datasets. Default: its own.
+    """The TFDS builder of a task, after its data are downloaded to `data_dir` (default: that of TensorFlow Datasets).
 
     Raises:
         PrepareError: TensorFlow Datasets is not installed or cannot provide the data.
