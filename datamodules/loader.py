@@ -83,16 +83,16 @@ class LengthSampler(TrainSampler):
     """Training texts in a random order in which each global batch contains texts of similar lengths.
 
     The random order of an epoch is cut into stretches of at most 50 batches; each is sorted by length and cut into
-    batches, and these are shuffled. What fills no whole batch is the last one of the epoch; where the processes cannot
-    share it evenly, the position -1 stands for padding.
+    batches, which are shuffled. An incomplete batch is the last one of the epoch; -1 stands for padding that makes the
+    shares of the processes equal.
 
     Args:
-        lengths: Tokens of each text; None keeps the random order as it is.
-        batch_size: Texts per batch and process.
-        dataset, world, rank, seed, drop_last, seen: As for `TrainSampler`; dropped is the incomplete batch.
+        lengths: Number of tokens of each text, or None to keep the random order.
+        batch_size: Texts per batch and process (>= 1).
+        dataset, world, rank, seed, drop_last, seen: Same as in `TrainSampler`, but the incomplete batch is dropped.
     """
 
-    STRETCH = 50  # batches; fewer where an epoch has not four such stretches
+    STRETCH = 50  # batches; fewer if an epoch has less than four such stretches
 
     def __init__(
         self,

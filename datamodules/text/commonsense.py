@@ -23,7 +23,6 @@ from replora.datasets.text.commonsense import (
     MIXED,
     MIXED_TASKS,
     CommonsenseRecord,
-    CommonsenseSplit,
     commonsense_task,
     files_sha256,
     find_task_file,
@@ -128,7 +127,7 @@ class CommonsenseDataModule(BaseDataModule):
         self._sha256: str | None = None
         if self.protocol != "tune":
             for task in self.test_tasks:  # before a large model is loaded, which takes minutes
-                self._file(task, "test")
+                find_task_file(self.root, task, "test")
 
     @property
     def tasks(self) -> list[str]:
@@ -147,6 +146,7 @@ class CommonsenseDataModule(BaseDataModule):
         indices = described["train_indices"]
         if indices is not None and len(indices) > INDICES_SHOWN:
             described["train_indices"] = f"{len(indices):,} of them: fraction, seed and files_sha256 tell which"
+        validation = None if self.protocol == "final" else self.validation
         texts = cast("TrainingTexts | None", self._splits.get(self.train_split))
         return described | {
             "task": "commonsense" if len(self.train_tasks) == len(COMMONSENSE_TASKS) else "+".join(self.train_tasks),
@@ -160,10 +160,10 @@ class CommonsenseDataModule(BaseDataModule):
             "tokenizer": self.tokenizer_name,
             "cutoff": self.cutoff,
             "group_by_length": self.group_by_length,
-            "validation": None if self.protocol == "final" else self.validation,
-            "val_fraction": self.val_fraction if self._holds_out_a_fraction() else None,
+            "validation": validation,
+            "val_fraction": self.val_fraction if validation == "stratified" else None,
             "test_items": self.test_items,
-            "train_texts": texts and texts.describe(),
+            "train_texts": None if texts is None else texts.describe(),
         }
 
     # --- splits
@@ -273,19 +273,17 @@ class CommonsenseDataModule(BaseDataModule):
             found += [records[i] for i in sorted(first)]
         return found
 
-    def _holds_out_a_fraction(self) -> bool:
-        return self.protocol != "final" and self.validation == "stratified"
-
     def _files_sha256(self) -> str:
         """SHA-256 of the files that a run of this protocol reads."""
         if self._sha256 is None:
-            train = [self.union_file] if self.union_file else [self._file(task, "train") for task in self.train_tasks]
-            test = [] if self.protocol == "tune" else [self._file(task, "test") for task in self.test_tasks]
-            self._sha256 = files_sha256(train + test)
+            if self.union_file:
+                files = [self.union_file]
+            else:
+                files = [find_task_file(self.root, task, "train") for task in self.train_tasks]
+            if self.protocol != "tune":
+                files += [find_task_file(self.root, task, "test") for task in self.test_tasks]
+            self._sha256 = files_sha256(files)
         return self._sha256
-
-    def _file(self, task: str, split: CommonsenseSplit) -> Path:
-        return find_task_file(self.root, task, split)
 
     # --- batches
 

@@ -77,10 +77,10 @@ class VisionLanguageDataModule(BaseDataModule):
 
     def __init__(
         self,
-        tokenizer: str,
         tasks: Sequence[str],
         batch_size: int,
         feature_size: int,
+        tokenizer: str = "facebook/bart-base",
         root: Path | None = None,
         task_batch_sizes: dict[str, int] | None = None,
         task_fractions: dict[str, float] | None = None,

@@ -21,7 +21,6 @@ class ImageTextDataModule(VisionLanguageDataModule):
     its testdev is validation and test at once, as in the published rows; under `final` it is never trained on.
 
     Args:
-        tokenizer: Name of the backbone whose tokenizer is used. On the command line it is `--model.backbone`.
         tasks: Names of the tasks to train together, of `vqa`, `gqa`, `nlvr2` and `coco`.
         batch_size: Training examples per batch and process (>= 1): VQA all of it, GQA 100/60, NLVR2 20/60, COCO 50/60,
             as in VL-Adapter.
@@ -38,7 +37,6 @@ class ImageTextDataModule(VisionLanguageDataModule):
 
     def __init__(
         self,
-        tokenizer: str = "facebook/bart-base",
         tasks: Sequence[str] = IMAGE_TASKS,
         batch_size: int = 500,
         protocol: Protocol = "holdout",
@@ -54,14 +52,7 @@ class ImageTextDataModule(VisionLanguageDataModule):
                     f"predict_split: 'submit' is a split of GQA alone, but the tasks are {list(tasks)}. Set "
                     '--data.tasks "[gqa]".'
                 )
-        super().__init__(
-            tokenizer=tokenizer,
-            tasks=tasks,
-            batch_size=batch_size,
-            protocol=protocol,
-            feature_size=feature_size,
-            **options,
-        )
+        super().__init__(tasks=tasks, batch_size=batch_size, protocol=protocol, feature_size=feature_size, **options)
         self.features = features
         self.predict_split = predict_split
         if self.truncation_side == "left" and self.prompts != "none":

@@ -21,7 +21,6 @@ class VideoTextDataModule(VisionLanguageDataModule):
     splits can still be written (`predict_split: test`).
 
     Args:
-        tokenizer: Name of the backbone whose tokenizer is used. On the command line it is `--model.backbone`.
         tasks: Names of the tasks to train together, of `tvqa`, `how2qa`, `tvc` and `yc2c`.
         batch_size: Training examples of each task per batch and process (>= 1).
         protocol: Only `tune`, which trains on train and validates on val.
@@ -35,7 +34,6 @@ class VideoTextDataModule(VisionLanguageDataModule):
 
     def __init__(
         self,
-        tokenizer: str = "facebook/bart-base",
         tasks: Sequence[str] = VIDEO_TASKS,
         batch_size: int = 50,
         protocol: Protocol = "tune",
@@ -50,14 +48,7 @@ class VideoTextDataModule(VisionLanguageDataModule):
                 " Measure on the validation splits (--data.protocol tune)."
             )
         one_of(("val", "test"), predict_split=predict_split)
-        super().__init__(
-            tokenizer=tokenizer,
-            tasks=tasks,
-            batch_size=batch_size,
-            protocol=protocol,
-            feature_size=feature_size,
-            **options,
-        )
+        super().__init__(tasks=tasks, batch_size=batch_size, protocol=protocol, feature_size=feature_size, **options)
         self.features = features
         self.predict_split = predict_split
 

@@ -196,8 +196,8 @@ def find_task_file(root: Path, task: str, split: CommonsenseSplit) -> Path:
     Raises:
         DatasetNotFoundError: The file is not found; the message names those that are.
     """
-    for file in _places(root, task, split):
-        if file.is_file():
+    for folder in FOLDERS:
+        if (file := root / folder / task / f"{split}.json").is_file():
             return file
     present = [
         name for name in COMMONSENSE_TASKS if any((root / f / name / f"{split}.json").is_file() for f in FOLDERS)
@@ -326,10 +326,6 @@ def files_sha256(files: Iterable[Path]) -> str:
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _places(root: Path, task: str, split: CommonsenseSplit) -> list[Path]:
-    return [root / folder / task / f"{split}.json" for folder in FOLDERS]
 
 
 def _template(name: str) -> CommonsenseTask:

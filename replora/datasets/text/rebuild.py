@@ -23,15 +23,14 @@ PARQUET_BRANCH = "refs/convert/parquet"
 class Original:
     """The original data set of a task."""
 
-    repository: str  # repository on the hub
-    configurations: tuple[str, ...]  # configurations of the training set, in order; the test set is of the first one
-    test_split: str  # split of the original that is the test set here
-    # function from a row to question, options and position of the right option
-    read: Callable[[dict[str, Any]], tuple[str, list[str], int]]
+    repository: str  # on the hub
+    read: Callable[[dict[str, Any]], tuple[str, list[str], int]]  # row -> question, options, right option's position
+    configurations: tuple[str, ...] = ("default",)  # of the training set, in order; the test set is of the first one
+    test_split: str = "validation"  # the split of the original that is the test set here
 
 
 def _choices(question: str) -> Callable[[dict[str, Any]], tuple[str, list[str], int]]:
-    """Of AI2's data sets, whose options are lettered or numbered."""
+    """The reader of AI2's data sets, whose options are lettered or numbered."""
 
     def read(row: dict[str, Any]) -> tuple[str, list[str], int]:
         labels = list(row["choices"]["label"])
@@ -41,43 +40,28 @@ def _choices(question: str) -> Callable[[dict[str, Any]], tuple[str, list[str], 
 
 
 ORIGINALS = {
-    "boolq": Original(
-        "google/boolq",
-        ("default",),
-        "validation",
-        lambda row: (row["question"], [], 0 if row["answer"] else 1),  # without its passage
-    ),
-    "piqa": Original(
-        "baber/piqa",
-        ("default",),
-        "validation",
-        lambda row: (row["goal"], [row["sol1"], row["sol2"]], int(row["label"])),
-    ),
+    "boolq": Original("google/boolq", lambda row: (row["question"], [], 0 if row["answer"] else 1)),  # no passage
+    "piqa": Original("baber/piqa", lambda row: (row["goal"], [row["sol1"], row["sol2"]], int(row["label"]))),
     "social_i_qa": Original(
         "allenai/social_i_qa",
-        ("default",),
-        "validation",
         lambda row: (
             f"{row['context']} {row['question']}",
-            [row["answerA"], row["answerB"], row["answerC"]],
+            [row[f"answer{letter}"] for letter in "ABC"],
             int(row["label"]) - 1,
         ),
     ),
     "hellaswag": Original(
         "Rowan/hellaswag",
-        ("default",),
-        "validation",
         lambda row: (f"{row['activity_label']}: {row['ctx']}", list(row["endings"]), int(row["label"])),
     ),
     "winogrande": Original(
         "allenai/winogrande",
-        tuple(f"winogrande_{size}" for size in ("xl", "l", "m", "s", "xs", "debiased")),
-        "validation",
         lambda row: (row["sentence"], [row["option1"], row["option2"]], int(row["answer"]) - 1),
+        tuple(f"winogrande_{size}" for size in ("xl", "l", "m", "s", "xs", "debiased")),
     ),
-    "ARC-Easy": Original("allenai/ai2_arc", ("ARC-Easy",), "test", _choices("question")),
-    "ARC-Challenge": Original("allenai/ai2_arc", ("ARC-Challenge",), "test", _choices("question")),
-    "openbookqa": Original("allenai/openbookqa", ("main",), "test", _choices("question_stem")),
+    "ARC-Easy": Original("allenai/ai2_arc", _choices("question"), ("ARC-Easy",), "test"),
+    "ARC-Challenge": Original("allenai/ai2_arc", _choices("question"), ("ARC-Challenge",), "test"),
+    "openbookqa": Original("allenai/openbookqa", _choices("question_stem"), ("main",), "test"),
 }
 
 

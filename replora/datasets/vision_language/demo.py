@@ -37,28 +37,9 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 PLACES = ("left of", "right of", "above", "below")
 WORDS = [
-    *COLORS,
-    *SHAPES,
-    "yes",
-    "no",
-    *[
-        "a",
-        "the",
-        "and",
-        "of",
-        "is",
-        "there",
-        "what",
-        "color",
-        "shape",
-        "left",
-        "right",
-        "above",
-        "below",
-        "picture",
-        "with",
-    ],
-]
+    *COLORS, *SHAPES, "yes", "no", "a", "the", "and", "of", "is", "there", "what", "color", "shape",
+    "left", "right", "above", "below", "picture", "with",
+]  # fmt: skip
 
 SIDE = 4  # cells
 CELL = 8  # pixels
