@@ -32,7 +32,7 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts", ".mts", ".m2ts"),
     *(".3gp", ".3g2", ".ogv", ".vob", ".mpe", ".m2v", ".asf", ".f4v", ".divx", ".mxf", ".dv", ".y4m", ".mjpeg"),
 )
-AGAIN = "Copy or download this file again"
+AGAIN = "Copy or download this file again."
 
 # Bytes of decoded frames to hold until the number of frames is known; a longer clip is decoded twice.
 HELD_BYTES = 256 * 2**20
@@ -153,7 +153,6 @@ def check_decoder() -> None:
 
 
 def _read_video(path: Path, choose: Choice) -> Tensor:
-    shown = printable(path)
     held: list[Any] = []
     count = size = 0
     for frame in _decode(path):
@@ -171,10 +170,9 @@ def _read_video(path: Path, choose: Choice) -> Tensor:
             pixels[number] = _rgb(path, frame)
             if len(pixels) == len(chosen):
                 break
-    first = pixels[wanted[0]].shape
-    if any(image.shape != first for image in pixels.values()):
-        raise CorruptVideoError(f"The video {shown} changes its size. Encode it again with one size.")
-    return torch.from_numpy(np.stack([pixels[number] for number in wanted])).permute(0, 3, 1, 2).contiguous()
+    if any(image.shape != pixels[wanted[0]].shape for image in pixels.values()):
+        raise CorruptVideoError(f"The video {printable(path)} changes its size. Encode it again with one size.")
+    return _stack([pixels[number] for number in wanted])
 
 
 def _decode(path: Path) -> Iterator[av.VideoFrame]:
@@ -214,25 +212,23 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
     except CorruptVideoError:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
-        remedy = "Change its permissions" if isinstance(error, PermissionError) else AGAIN
-        raise CorruptVideoError(f"The video {shown} cannot be decoded: {_reason(path, error)}. {remedy}.") from error
+        remedy = "Change its permissions." if isinstance(error, PermissionError) else AGAIN
+        raise CorruptVideoError(f"The video {shown} cannot be decoded: {_reason(path, error)}. {remedy}") from error
     if not count:
-        raise CorruptVideoError(f"The video {shown} contains no frame. Copy or download this file again.")
+        raise CorruptVideoError(f"The video {shown} contains no frame. {AGAIN}")
     if _is_truncated(count, stated, end, length):
         raise CorruptVideoError(
             f"The video {shown} ends after {count:,} frames ({end:.1f} seconds), but its header states "
-            f"{f'{stated:,} frames' if stated else f'{length:.1f} seconds'}, so it is truncated. Copy or download "
-            "this file again."
+            f"{f'{stated:,} frames' if stated else f'{length:.1f} seconds'}, so it is truncated. {AGAIN}"
         )
     if corrupt:
         raise CorruptVideoError(
-            f"The video {shown} is corrupt: parts of its frame {corrupt:,} of {count:,} cannot be decoded. Copy or "
-            "download this file again."
+            f"The video {shown} is corrupt: parts of its frame {corrupt:,} of {count:,} cannot be decoded. {AGAIN}"
         )
     if lost is not None:
         raise CorruptVideoError(
             f"The video {shown} has no frames from second {lost[0]:.1f} to {lost[1]:.1f}, but regular ones elsewhere, "
-            "so frames are lost. Copy or download this file again."
+            f"so frames are lost. {AGAIN}"
         )
 
 
@@ -301,12 +297,15 @@ def _read_folder(folder: Path, choose: Choice) -> Tensor:
     files = _numbered_images(folder)
     wanted = list(choose(len(files)))
     pixels = {number: _image(files[number]) for number in set(wanted)}
-    first = pixels[wanted[0]].shape
-    if odd := [files[number] for number, image in pixels.items() if image.shape != first]:
+    if odd := [files[number] for number, image in pixels.items() if image.shape != pixels[wanted[0]].shape]:
         raise CorruptVideoError(
             f"The image {odd[0]} has another size than the other images of its clip. Extract the clip again."
         )
-    return torch.from_numpy(np.stack([pixels[number] for number in wanted])).permute(0, 3, 1, 2).contiguous()
+    return _stack([pixels[number] for number in wanted])
+
+
+def _stack(images: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def _numbered_images(folder: Path) -> list[Path]:

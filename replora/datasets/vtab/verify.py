@@ -108,11 +108,7 @@ class TaskCheck:
         return len(self._files())
 
     def run(self, advance: Callable[[], object] = lambda: None) -> TaskReport:
-        """Decode every image.
-
-        Args:
-            advance: Function that is called after each image.
-        """
+        """Decode every image, and call `advance` after each."""
         folder = self.report.folder
         if folder is None:
             return self.report
