@@ -120,15 +120,15 @@ class LengthSampler(TrainSampler):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         size = len(self.dataset)  # type: ignore[arg-type]
         drawn: list[int] = torch.randperm(size, generator=generator).tolist()
-        whole = len(drawn) // self.batch * self.batch
-        drawn, last = drawn[:whole], [] if self.drop_last else drawn[whole:]
+        full = len(drawn) // self.batch * self.batch
+        drawn, last = drawn[:full], [] if self.drop_last else drawn[full:]
         if self.lengths is None:
             return drawn + last
         lengths = self.lengths
         stretch = self.batch * max(1, min(self.STRETCH, len(drawn) // (4 * self.batch)))
         like: list[int] = []
-        for start in range(0, whole, stretch):
+        for start in range(0, full, stretch):
             like += sorted(drawn[start : start + stretch], key=lambda position: lengths[position])
-        batches = [like[start : start + self.batch] for start in range(0, whole, self.batch)]
+        batches = [like[start : start + self.batch] for start in range(0, full, self.batch)]
         order = torch.randperm(len(batches), generator=generator).tolist()
         return [position for number in order for position in batches[number]] + last

@@ -14,7 +14,7 @@ from replora.errors import RepLoRAError
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A temporary file beside `file` to write to, which takes its place at the end and is deleted after an error.
+    """A temporary file next to `file` to write to, which replaces it at the end and is deleted after an error.
 
     Args:
         file: File to write. Its folder is created if it does not exist.

@@ -240,7 +240,7 @@ class CommonsenseDataModule(BaseDataModule):
     def _left(self, held_out: set[int]) -> list[int]:
         """Positions of the training records, without copies of held-out ones, which LLM-Adapters' validation keeps.
 
-        WinoGrande's training set contains most sentences several times.
+        WinoGrande's training set contains most sentences more than once.
         """
         union = self._read_union()
         kept_apart = set() if self.validation == "llm_adapters" else {union[i].instruction for i in held_out}
@@ -307,11 +307,7 @@ class CommonsenseDataModule(BaseDataModule):
 
 
 def _tasks(option: str, names: list[str] | None, default: list[str]) -> list[str]:
-    """The tasks asked for, in the table's order.
-
-    Raises:
-        UnknownTaskError: One is none of the eight, or there is none.
-    """
+    """The named tasks in the order of the table. Raises UnknownTaskError if a name is unknown or there is none."""
     if names is None:
         return default
     chosen = {commonsense_task(name).name for name in names}

@@ -120,7 +120,7 @@ class VisionLanguageDataModule(BaseDataModule):
         self.feature_size = feature_size
         self.prompts: Prompts = prompts
         self.truncation_side: TruncationSide = truncation_side
-        self.chosen: dict[str, list[int]] = {}  # task -> positions in its training set, where a fraction was taken
+        self.chosen: dict[str, list[int]] = {}  # task -> positions of a fraction in its training set
         self._tokenizer: Any = None
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns in every loader process
 

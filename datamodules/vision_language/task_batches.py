@@ -78,5 +78,5 @@ class TaskBatches(DistributedSampler[Any]):
             yield [(task, self.epoch, position) for position in together[self.rank :: self.world]]
 
     def _count(self, size: int, step: int) -> int:
-        whole, rest = divmod(size, step)
-        return whole + (1 if rest and (self.incomplete or whole == 0) else 0)
+        full, rest = divmod(size, step)
+        return full + (1 if rest and (self.incomplete or full == 0) else 0)

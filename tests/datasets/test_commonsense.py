@@ -174,7 +174,7 @@ def entries(file: Path) -> list[Any]:
         ({"answer": "answer9", "output": "the correct answer is answer9"}, "'answer9' is not one of answer1/"),
         ({"output": "answer1"}, "'output' should be 'the correct answer is ' followed by 'answer'"),
         ({"input": "more"}, "'input' should be empty"),
-        ({"instruction": 3}, "'instruction' is missing or no text"),
+        ({"instruction": 3}, "'instruction' is missing or not a text"),
         ({"instruction": "What is this?"}, "should end with `Answer format: .*What is this"),
     ],
 )
@@ -242,5 +242,5 @@ def test_union_file_that_is_missing_or_of_something_else(tmp_path: Path) -> None
     content = entries(file)
     content[1]["instruction"] = "Say something."
     file.write_text(json.dumps(content))
-    with pytest.raises(RecordError, match=r"record 1 .*it begins as no task does.*Say something"):
+    with pytest.raises(RecordError, match=r"record 1 .*it begins like no task.*Say something"):
         read_union(file, check_size=False)

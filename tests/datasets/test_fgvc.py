@@ -159,7 +159,7 @@ def test_missing_folders_and_files(tmp_path: Path) -> None:
         ("{", "is not JSON"),
         ("[]", r"not a table \{path: class\}"),
         ("{}", r"not a table \{path: class\}"),
-        ('{"a.jpg": 1.5}', "the class of 'a.jpg' is 1.5, not a whole number"),
+        ('{"a.jpg": 1.5}', "the class of 'a.jpg' is 1.5, not an integer"),
         ('{"a.jpg": true}', "the class of 'a.jpg' is True"),
         ('{"../a.jpg": 1}', "'../a.jpg' leaves the data"),
         ('{"/etc/a.jpg": 1}', "'/etc/a.jpg' leaves the data"),

@@ -245,7 +245,7 @@ def _read_split(file: Path) -> dict[PurePosixPath, int]:
     entries: dict[PurePosixPath, int] = {}
     for path, key in content.items():
         if isinstance(key, bool) or not re.fullmatch(r"-?[0-9]{1,18}", str(key)):
-            raise ListFileError(f"{file}: the class of {path!r} is {key!r}, not a whole number.")
+            raise ListFileError(f"{file}: the class of {path!r} is {key!r}, not an integer.")
         entries[inner_path(path, str(file))] = int(key)
     return entries
 

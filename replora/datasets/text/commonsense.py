@@ -28,9 +28,9 @@ UNION_FILE = "commonsense_170k.json"
 UNION_SIZE = 170_420
 OUTPUT = "the correct answer is "
 FORMAT = "Answer format: "
-FOLDERS = ("", "commonsense", "dataset")  # where the folders of the tasks are, below the root
+FOLDERS = ("", "commonsense", "dataset")  # places of the tasks' folders below the root
 
-# These share a template, and a union file does not say which of them a record is of.
+# These share a template, so the task of their records in a union file is unknown.
 MIXED_TASKS = ("social_i_qa", "ARC-Easy", "ARC-Challenge", "openbookqa")
 MIXED = f"{', '.join(MIXED_TASKS[:-1])} and {MIXED_TASKS[-1]}"
 
@@ -42,24 +42,21 @@ class CommonsenseTask:
     name: str  # name of the task and its folder
     train_size: int  # records of `train.json`
     test_size: int  # records of `test.json`
-    lead: str  # what an instruction begins with, before the question
-    # what an option is called (`Answer1: ...`, label `answer1`); empty where the answer is true or false
+    lead: str  # beginning of an instruction, before the question
+    # name of an option (`Answer1: ...`, label `answer1`); empty if the answer is true or false
     word: str = "Answer"
-    counts: tuple[int, ...] = (4,)  # how many options there may be
-    between: str = " "  # what stands between two options
-    after: str = "\n\n"  # what stands behind the last option
+    counts: tuple[int, ...] = (4,)  # possible numbers of options
+    between: str = " "  # separator of two options
+    after: str = "\n\n"  # text after the last option
 
     def labels(self, count: int = 2) -> tuple[str, ...]:
-        """The answers that a question with `count` options may have."""
+        """The labels of a question with `count` options."""
         if not self.word:
             return ("true", "false")
         return tuple(f"{self.word.lower()}{number}" for number in range(1, count + 1))
 
     def instruction(self, question: str, options: Sequence[str] = ()) -> str:
-        """The text of a record, from the question and the options of the original data set.
-
-        This is the recipe by which the files were made: applied to what `parse` finds it gives the record back.
-        """
+        """The instruction of a question and its options, which is the inverse of `parse`."""
         if not self.word:
             return f"{self.lead}{question}?\n\n{FORMAT}{'/'.join(self.labels())}"
         listed = self.between.join(f"{self.word}{i}: {text}" for i, text in enumerate(options, 1))
@@ -101,24 +98,24 @@ class CommonsenseTask:
 
 @dataclass(frozen=True)
 class Question:
-    """What an instruction asks."""
+    """The question of an instruction."""
 
-    text: str  # the question, as the original data set has it
-    options: tuple[str, ...]  # their texts; none where the answer is true or false
-    labels: tuple[str, ...]  # what the options are called
-    ambiguous: bool = False  # whether the words that begin an option occur in the question or in an option as well
+    text: str  # question of the original data set
+    options: tuple[str, ...]  # texts of the options; empty if the answer is true or false
+    labels: tuple[str, ...]  # labels of the options
+    ambiguous: bool = False  # whether the words that begin an option occur elsewhere too
 
 
 @dataclass(frozen=True)
 class CommonsenseRecord:
     """One record of a file."""
 
-    task: str  # the task's name; `MIXED` for a record of a union file that may be of four tasks
-    index: int  # its position in the file
+    task: str  # name of the task; `MIXED` for a record of a union file that may be of four tasks
+    index: int  # position in the file
     instruction: str  # question, options and answer format
     answer: str  # the label of the right option
-    output: str  # what the model is taught to say
-    file: str  # where it was read
+    output: str  # text to learn
+    file: str  # file of the record
 
     @property
     def question(self) -> Question:
@@ -287,17 +284,17 @@ def load_entries(file: Path) -> list[Any]:
 def check_entry(file: Path, index: int, entry: Any, task: str | None) -> tuple[CommonsenseRecord | None, str]:
     """An entry as a record, or None and what is wrong with it."""
     if not isinstance(entry, dict):
-        return None, "it is no table"
+        return None, "it is not a table"
     for key in ("instruction", "input", "output", "answer"):
         if not isinstance(entry.get(key), str):
-            return None, f"{key!r} is missing or no text"
+            return None, f"{key!r} is missing or not a text"
     if entry["input"]:
         return None, "'input' should be empty"
     if entry["output"] != f"{OUTPUT}{entry['answer']}":
         return None, f"'output' should be {OUTPUT!r} followed by 'answer'"
     name = task or _task_by_template(entry["instruction"])
     if name is None:
-        return None, "it begins as no task does"
+        return None, "it begins like no task"
     record = CommonsenseRecord(name, index, entry["instruction"], entry["answer"], entry["output"], str(file))
     try:
         labels = _template(name).parse(record.instruction).labels
@@ -309,7 +306,7 @@ def check_entry(file: Path, index: int, entry: Any, task: str | None) -> tuple[C
 
 
 def record_error(file: str, index: int, fault: str, entry: Any) -> RecordError:
-    """The error about one record: where it is, what is wrong, how it begins."""
+    """The error of one record: its place, its fault and its beginning."""
     text = json.dumps(entry, ensure_ascii=False) if not isinstance(entry, str) else repr(entry)
     shown = text if len(text) <= 400 else f"{text[:300]} ... {text[-90:]}"
     return RecordError(f"{file}, record {index} (counted from 0): {fault}. It is: {shown}")

@@ -2,7 +2,7 @@
 
 `llm_adapters` is byte for byte what LLM-Adapters and DoRA train and evaluate with (finetune.py and
 commonsense_evaluate.py of https://github.com/AGI-Edgerunners/LLM-Adapters and https://github.com/NVlabs/DoRA): lines
-indented by 16 spaces, and three differences between training and evaluation: two spaces or one behind "request.", 16
+indented by 16 spaces, and three differences between training and evaluation: two spaces or one after "request.", 16
 spaces or none in the line before "### Response:", and the evaluation's text ends with 16 spaces, which most tokenizers
 read as a token that training never shows. The loss is on every token, texts are cut at `cutoff`.
 
@@ -10,8 +10,8 @@ read as a token that training never shows. The loss is on every token, texts are
 
 `cloze` does not show the options: `Question: ...\\nAnswer:`, followed by the text of an option, which is what is
 learned and scored. BoolQ's answers are " yes" and " no". In WinoGrande the option fills the blank: the model reads
-`Sentence: ` and the words before the blank, and the option with all words behind it is scored (what Trinh and Le 2018,
-arXiv 1806.02847, call full scoring; lm-evaluation-harness scores the words behind the option alone).
+`Sentence: ` and the words before the blank, and the option with all words after it is scored (what Trinh and Le 2018,
+arXiv 1806.02847, call full scoring; lm-evaluation-harness scores the words after the option alone).
 """
 
 from __future__ import annotations
@@ -106,12 +106,12 @@ def choice_text(record: CommonsenseRecord, preset: Preset) -> ChoiceText:
 
 def _filled_blank(record: CommonsenseRecord, answer: int) -> ChoiceText:
     question = record.question
-    before, blank, behind = question.text.partition(_BLANK)
+    before, blank, after = question.text.partition(_BLANK)
     if not blank:
         raise record_error(record.file, record.index, f"the sentence has no blank {_BLANK!r}", record.instruction)
     options = tuple(option.strip() for option in question.options)
     prompt = _CLOZE_SENTENCE.format(before).rstrip()
-    return ChoiceText(prompt, options, tuple(f" {option}{behind}" for option in options), answer)
+    return ChoiceText(prompt, options, tuple(f" {option}{after}" for option in options), answer)
 
 
 # --- tokens
@@ -141,16 +141,16 @@ def training_tokens(
     if not records:
         return []
     texts = [training_text(record, preset) for record in records]
-    wholes = _encode(tokenizer, [prompt + answer for prompt, answer in texts])
+    full = _encode(tokenizer, [prompt + answer for prompt, answer in texts])
     end = [] if preset == "cloze" else [tokenizer.eos_token_id]
     if preset == "llm_adapters":
         return [
-            TrainingTokens((ids + end if len(ids) < cutoff else ids)[:cutoff], 0, len(ids) <= cutoff) for ids in wholes
+            TrainingTokens((ids + end if len(ids) < cutoff else ids)[:cutoff], 0, len(ids) <= cutoff) for ids in full
         ]
     prompts = _encode(tokenizer, [prompt for prompt, _ in texts])
     return [
         TrainingTokens((ids + end)[:cutoff], _shared([prompt, ids]), len(ids + end) <= cutoff)
-        for prompt, ids in zip(prompts, wholes, strict=True)
+        for prompt, ids in zip(prompts, full, strict=True)
     ]
 
 
@@ -172,8 +172,8 @@ def choice_items(tokenizer: Any, records: Sequence[CommonsenseRecord], preset: P
         alone = dict(zip(said, _encode(tokenizer, said, special=False), strict=True))
         joined = [[ids + alone[said] for said in text.continuations] for ids, text in zip(prompts, texts, strict=True)]
     else:
-        wholes = iter(_encode(tokenizer, [text.prompt + said for text in texts for said in text.continuations]))
-        joined = [[next(wholes) for _ in text.continuations] for text in texts]
+        full = iter(_encode(tokenizer, [text.prompt + said for text in texts for said in text.continuations]))
+        joined = [[next(full) for _ in text.continuations] for text in texts]
     items = []
     for record, text, prompt, options in zip(records, texts, prompts, joined, strict=True):
         start = _shared([prompt, *options])

@@ -15,7 +15,7 @@ from replora.datasets.text.commonsense import OUTPUT, UNION_FILE, CommonsenseSpl
 from replora.datasets.vtab.hub import download_repository
 from replora.io import replace_text
 
-# Where the hub keeps every public data set as <configuration>/<split>/*.parquet.
+# Branch in which the hub keeps every public data set as <configuration>/<split>/*.parquet.
 PARQUET_BRANCH = "refs/convert/parquet"
 
 
@@ -92,7 +92,7 @@ def make_entry(task: str, row: dict[str, Any]) -> dict[str, str]:
     """A row of an original data set as a record of a task's file.
 
     Raises:
-        PrepareError: A column is missing, or the answer is none of the options.
+        PrepareError: A column is missing, or the answer is not one of the options.
     """
     template = commonsense_task(task)
     try:
@@ -145,7 +145,7 @@ def install_copy(root: Path, repository: str, tasks: list[str]) -> list[Path]:
 
 
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a copy in parquet; some call the instruction `query` and leave the empty input out or null."""
+    """A row of a copy in parquet. In some the instruction is `query`, and the input is missing or null."""
     instruction = row.get("instruction", row.get("query"))
     kept = {key: row.get(key) for key in ("output", "answer")}
     return {"instruction": instruction, "input": row.get("input") or "", **kept}

@@ -207,7 +207,7 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
             # MP4 that was trimmed without re-encoding states frames that it does not show; its seconds are correct.
             if "mov" in container.format.name and end >= COMPLETE * length:
                 stated = 0
-            # Other formats list their frames; in Matroska and WebM only the times tell a lost frame.
+            # Other formats list their frames; in Matroska and WebM only the times show a lost frame.
             lost = _gap(times) if "matroska" in container.format.name else None
     except CorruptVideoError:
         raise

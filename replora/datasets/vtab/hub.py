@@ -121,7 +121,7 @@ def _task_folders(*roots: Path) -> dict[str, Path]:
     return found
 
 
-def _track(folder: Path, task: VTABTask, asked: Track | None) -> Track:
+def _track(folder: Path, task: VTABTask, requested: Track | None) -> Track:
     """The track of the images, by the first image of the test list."""
     lines = (folder / "test.txt").read_text(encoding="utf-8-sig", errors="replace").strip()
     first = lines.split("\n")[0].rpartition(" ")[0]
@@ -129,9 +129,9 @@ def _track(folder: Path, task: VTABTask, asked: Track | None) -> Track:
     if not first or ".." in image.parts or not image.is_relative_to(folder) or not image.is_file():
         raise PrepareError(f"{folder / 'test.txt'} begins with {first!r}, which is not an image of {folder}.")
     track = track_of_format(image_format(image))
-    if track is None or asked not in (None, track):
+    if track is None or requested not in (None, track):
         raise PrepareError(
             f"{image} of {task.name} is {image_format(image) or 'neither JPEG nor PNG'}"
-            + (f", as in the track {track}; --track {asked} was requested." if track else ".")
+            + (f", as in the track {track}; --track {requested} was requested." if track else ".")
         )
     return track
