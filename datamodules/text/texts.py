@@ -73,19 +73,19 @@ class TrainingTexts(Dataset[TextRow]):
             )
         self.lengths = [len(ids) for _, ids, _ in self.rows]
         rank_zero_info(
-            f"{len(self.rows):,} training texts, {sum(self.lengths):,} tokens ({self.labelled_tokens:,} with a loss); "
+            f"{len(self.rows):,} training texts, {sum(self.lengths):,} tokens ({self.labeled_tokens:,} with a loss); "
             f"{self.over_length:,} longer than {cutoff} tokens, {'left out' if leave_out else 'cut off'}; "
             f"{self.duplicates:,} repeat the instruction of another"
         )
 
     @property
-    def labelled_tokens(self) -> int:
+    def labeled_tokens(self) -> int:
         return sum(len(ids) - loss_from for _, ids, loss_from in self.rows)
 
     def describe(self) -> dict[str, int]:
         return {
             "tokens": sum(self.lengths),
-            "labelled_tokens": self.labelled_tokens,
+            "labelled_tokens": self.labeled_tokens,
             "longest": max(self.lengths),
             "over_length": self.over_length,
             "left_out": self.left_out,

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import BaseDataModule, Split, at_least, one_of
 from datamodules.image.base import NORMALIZATIONS, Normalization
-from replora.datasets.common.labelled_files import FileTable, FileTableError
+from replora.datasets.common.labeled_files import FileTable, FileTableError
 from replora.datasets.common.subsample import subsample_indices
 from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, VideoBatch, VideoSample
 from replora.datasets.video.dataset import VideoClips

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datamodules.video.base import VideoDataModule
-from replora.datasets.common.labelled_files import FileTable
+from replora.datasets.common.labeled_files import FileTable
 from replora.datasets.common.paths import data_root
 from replora.datasets.video.hmdb51 import OfficialSplit, film_of, read_hmdb51
 from replora.datasets.video.sampling import ClipOptions

@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.base import Protocol
 from datamodules.video.base import VideoDataModule
-from replora.datasets.common.labelled_files import FileTable
+from replora.datasets.common.labeled_files import FileTable
 from replora.datasets.video.motion import read_motion
 from replora.datasets.video.sampling import ClipError, ClipOptions
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.video.base import VideoDataModule
-from replora.datasets.common.labelled_files import FileTable
+from replora.datasets.common.labeled_files import FileTable
 from replora.datasets.common.paths import data_root
 from replora.datasets.video.sampling import ClipError, ClipOptions
 from replora.datasets.video.ssv2 import read_ssv2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from replora.datasets.common.labelled_files import FileTableError, split_of_name
+from replora.datasets.common.labeled_files import FileTableError, split_of_name
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
 from replora.datasets.image.folder import read_image_table
 from replora.datasets.image.read import IMAGE_SUFFIXES

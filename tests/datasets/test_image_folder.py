@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from replora.datasets.common.labelled_files import FileTableError
+from replora.datasets.common.labeled_files import FileTableError
 from replora.datasets.errors import CorruptImageError, DatasetNotFoundError, ListFileError
 from replora.datasets.image.folder import ImageFolder, read_image_table
 from tests.fake_data import write_image_folder

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from replora.datasets.common.labelled_files import FileTableError
+from replora.datasets.common.labeled_files import FileTableError
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
 from replora.datasets.video.folder import read_video_table
 from replora.datasets.video.hmdb51 import film_of, read_hmdb51

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
-from replora.datasets.common.labelled_files import FileKind, FileSplit, FileTableError, split_of_name
+from replora.datasets.common.labeled_files import FileKind, FileSplit, FileTableError, split_of_name
 from replora.datasets.common.paths import listed_path, missing_files
 from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import ListFileError

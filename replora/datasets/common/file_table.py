@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from replora.datasets.common.csv_list import Named, read_csv
 from replora.datasets.common.files import LeftOut, is_unicode, log_left_out, printable, subfolders
-from replora.datasets.common.labelled_files import FileKind, FileSplit, FileTable, FileTableError, split_of_name
+from replora.datasets.common.labeled_files import FileKind, FileSplit, FileTable, FileTableError, split_of_name
 from replora.datasets.common.paths import check_inside
 from replora.datasets.errors import DatasetNotFoundError
 from replora.errors import nearest

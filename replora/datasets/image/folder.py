@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from replora.datasets.common.file_table import read_file_table
 from replora.datasets.common.files import LeftOut, files_of, printable
 from replora.datasets.common.in_memory import usable_cpus
-from replora.datasets.common.labelled_files import FileKind, FileTable
+from replora.datasets.common.labeled_files import FileKind, FileTable
 from replora.datasets.errors import CorruptImageError
 from replora.datasets.image.image_files import ImageFiles
 from replora.datasets.image.read import IMAGE_SUFFIXES, Interpolation, check_header

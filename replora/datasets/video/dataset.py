@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from replora.datasets.common.augment import PerEpoch, generator_of
-from replora.datasets.common.labelled_files import FileTable
+from replora.datasets.common.labeled_files import FileTable
 from replora.datasets.errors import CorruptVideoError
 from replora.datasets.samples import VideoSample
 from replora.datasets.video.decode import Choice, read_clip

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from replora.datasets.common.file_table import read_file_table
-from replora.datasets.common.labelled_files import FileKind, FileTable
+from replora.datasets.common.labeled_files import FileKind, FileTable
 from replora.datasets.video.decode import VIDEO_SUFFIXES, clip_files
 
 VIDEOS = FileKind("video", VIDEO_SUFFIXES, clip_files, folders=True)

@@ -14,7 +14,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from replora.datasets.common.labelled_files import FileSplit, FileTable
+from replora.datasets.common.labeled_files import FileSplit, FileTable
 from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
 from replora.datasets.video.listed_videos import listed_videos

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from replora.datasets.common.labelled_files import FileSplit, FileTable
+from replora.datasets.common.labeled_files import FileSplit, FileTable
 from replora.datasets.common.paths import missing_files
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
 

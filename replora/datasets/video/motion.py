@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from replora.datasets.common.labelled_files import FileTable
+from replora.datasets.common.labeled_files import FileTable
 from replora.datasets.errors import PrepareError
 from replora.datasets.video.decode import check_decoder
 from replora.datasets.video.folder import read_video_table

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from replora.datasets.common.labelled_files import FileSplit, FileTable
+from replora.datasets.common.labeled_files import FileSplit, FileTable
 from replora.datasets.common.text_files import read_json
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
 from replora.datasets.video.listed_videos import listed_videos
