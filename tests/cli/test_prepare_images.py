@@ -64,3 +64,47 @@ def test_damaged_photo_and_missing_folder(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         main(["prepare", "fgvc", "--tasks=birds"])
     assert "'birds'" in capsys.readouterr().err
+
+
+PLACES = ("vtab", "fgvc", "images", "videos", "commonsense", "ssv2", "hmdb51")
+
+
+@pytest.mark.parametrize("word", PLACES)
+def test_every_check_takes_its_place_in_both_forms(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "data"
+    options = ["--check_sizes", "false"] if word not in ("images", "videos") else ["--val_fraction", "0.2"]
+    forms = (
+        [str(place), *options],
+        [*options, str(place)],
+        ["--root", str(place), *options],
+        [*options, f"--root={place}"],
+        [str(place), f"--root={place}", *options],
+    )
+    found = set()
+    for arguments in forms:
+        with pytest.raises(SystemExit) as stopped:
+            main(["prepare", word, *arguments])
+        shown = capsys.readouterr()
+        found.add((stopped.value.code, shown.out))
+        assert not shown.err.startswith("usage")
+    assert len(found) == 1, found
+    assert str(place) in found.pop()[1]
+
+
+@pytest.mark.parametrize("word", PLACES)
+def test_two_places_are_refused(word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["prepare", word, str(tmp_path / "one"), "--root", str(tmp_path / "other")])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert f"two places are given for the data, {tmp_path / 'one'} and --root {tmp_path / 'other'}" in error
+
+
+@pytest.mark.parametrize("word", ["images", "videos"])
+def test_custom_data_have_no_default_place(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["prepare", word])
+    assert stopped.value.code == 2
+    assert f"replora-cli prepare {word} ROOT" in capsys.readouterr().err

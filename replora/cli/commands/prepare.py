@@ -15,6 +15,39 @@ from replora.errors import RepLoRAError
 from replora.progress import progress_bar
 
 
+def name_root(arguments: list[str]) -> list[str]:
+    """`images photos` -> `images --root=photos`: a check takes the place of the data in both forms.
+
+    Args:
+        arguments: Arguments behind `prepare`.
+
+    Raises:
+        RepLoRAError: Two different places are given.
+    """
+    if not arguments or arguments[0] == "clip-features":  # which reads from one place and writes to another
+        return arguments
+    named: list[str] = []  # what --root says
+    plain: list[int] = []  # positions of arguments that are neither options nor their values
+    position = 1
+    while position < len(arguments):
+        option, equals, value = arguments[position].partition("=")
+        follows = option.startswith("-") and not equals and option not in ("-h", "--help", "--print_config")
+        if option == "--root":
+            named += [value] if equals else arguments[position + 1 : position + 2]
+        elif not option.startswith("-"):
+            plain.append(position)
+        position += 2 if follows else 1
+    if not plain:
+        return arguments
+    place = arguments[plain[0]]
+    if other := [name for name in named if Path(name).expanduser().absolute() != Path(place).expanduser().absolute()]:
+        raise RepLoRAError(
+            f"prepare {arguments[0]}: two places are given for the data, {place} and --root {other[0]}. Give one of "
+            "them."
+        )
+    return [*arguments[: plain[0]], f"--root={place}", *arguments[plain[0] + 1 :]]
+
+
 def prepare_vtab(
     root: Path | None = None,
     tasks: list[str] | str | None = None,
@@ -30,7 +63,8 @@ def prepare_vtab(
     written beside its place and moved there when it is whole; after an interruption the same command continues.
 
     Args:
-        root: The folder of the tasks. Default: the environment variable REPLORA_DATA, else `data`.
+        root: The folder of the tasks; `--root` may be omitted. Default: the environment
+            variable REPLORA_DATA, else `data`.
         tasks: Names separated by commas, such as dtd,kitti. Default: all 19.
         from_tfds: Build what is missing from TensorFlow Datasets (pip install "replora[tfds]").
         hub: Take what is missing from this data set repository of the Hugging Face hub, as OWNER/NAME.
@@ -53,7 +87,8 @@ def prepare_fgvc(root: Path | None = None, tasks: list[str] | str | None = None,
     Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
 
     Args:
-        root: The folder of the data sets. Default: the environment variable REPLORA_DATA, else `data`.
+        root: The folder of the data sets; `--root` may be omitted. Default: the environment
+            variable REPLORA_DATA, else `data`.
         tasks: Names separated by commas, such as nabirds,stanford_cars. Default: all five.
         check_sizes: Compare the number of images with VPT's splits; false for data made smaller on purpose.
     """
@@ -64,20 +99,22 @@ def prepare_fgvc(root: Path | None = None, tasks: list[str] | str | None = None,
     _print_or_exit(check_fgvc(data_root(root), chosen, check_sizes))
 
 
-def prepare_images(root: Path, val_fraction: float = 0.1, test_fraction: float = 0.1, split_seed: int = 0) -> None:
+def prepare_images(
+    root: Path | None = None, val_fraction: float = 0.1, test_fraction: float = 0.1, split_seed: int = 0
+) -> None:
     """Check a folder of class folders, or a CSV file of path,label: every image, and the splits that a run makes.
 
     Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
 
     Args:
-        root: The folder or the CSV file.
+        root: The folder or the CSV file; `--root` may be omitted.
         val_fraction: As of the data module: the part that becomes `val` where there is none, in [0, 1).
         test_fraction: The same for `test`.
         split_seed: Which images these are.
     """
     from replora.datasets.prepare.images import check_image_folder
 
-    _print_or_exit(check_image_folder(root.expanduser(), val_fraction, test_fraction, split_seed))
+    _print_or_exit(check_image_folder(_given(root, "images"), val_fraction, test_fraction, split_seed))
 
 
 def prepare_commonsense(
@@ -93,7 +130,8 @@ def prepare_commonsense(
     wrong and how to fix it. The exit status is 1 if something is wrong or missing.
 
     Args:
-        root: The folder of the tasks' folders. Default: the environment variable REPLORA_DATA, else `data`.
+        root: The folder of the tasks' folders; `--root` may be omitted. Default: the environment
+            variable REPLORA_DATA, else `data`.
         tasks: Names separated by commas, such as ARC-Easy,boolq. Default: all eight.
         rebuild: Make what is missing from the original data sets on the Hugging Face hub (pip install pyarrow).
         hub: Take what is missing from this data set repository of the Hugging Face hub, as OWNER/NAME: the files of the
@@ -114,7 +152,8 @@ def prepare_ssv2(root: Path | None = None, check_sizes: bool = True, decode: boo
     Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
 
     Args:
-        root: The folder of the lists and the videos. Default: the environment variable REPLORA_DATA, else `data`.
+        root: The folder of the lists and the videos; `--root` may be omitted. Default: the environment
+            variable REPLORA_DATA, else `data`.
         check_sizes: Compare the numbers of classes and videos with the official ones; false for data made smaller.
         decode: Decode every video to its end, which takes hours for all of them; false checks that they are there.
     """
@@ -129,7 +168,8 @@ def prepare_hmdb51(root: Path | None = None, check_sizes: bool = True, decode: b
     Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
 
     Args:
-        root: The folder of the lists and the videos. Default: the environment variable REPLORA_DATA, else `data`.
+        root: The folder of the lists and the videos; `--root` may be omitted. Default: the environment
+            variable REPLORA_DATA, else `data`.
         check_sizes: Compare the numbers of classes and videos with the official ones; false for data made smaller.
         decode: Decode every video to its end; false checks that they are there.
     """
@@ -139,14 +179,18 @@ def prepare_hmdb51(root: Path | None = None, check_sizes: bool = True, decode: b
 
 
 def prepare_videos(
-    root: Path, val_fraction: float = 0.1, test_fraction: float = 0.1, split_seed: int = 0, decode: bool = True
+    root: Path | None = None,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    split_seed: int = 0,
+    decode: bool = True,
 ) -> None:
     """Check a folder of class folders, or a CSV file of path,label: every video, and the splits that a run makes.
 
     Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
 
     Args:
-        root: The folder or the CSV file.
+        root: The folder or the CSV file; `--root` may be omitted.
         val_fraction: As of the data module: the part that becomes `val` where there is none, in [0, 1).
         test_fraction: The same for `test`.
         split_seed: Which videos these are.
@@ -154,7 +198,17 @@ def prepare_videos(
     """
     from replora.datasets.prepare.videos import check_video_folder
 
-    _print_or_exit(check_video_folder(root.expanduser(), val_fraction, test_fraction, split_seed, decode))
+    _print_or_exit(check_video_folder(_given(root, "videos"), val_fraction, test_fraction, split_seed, decode))
+
+
+def _given(root: Path | None, word: str) -> Path:
+    """The place of custom data, which has no default."""
+    if root is None:
+        raise RepLoRAError(
+            f"prepare {word} needs a folder of class folders, or a CSV file of path,label: replora-cli prepare {word} "
+            "ROOT"
+        )
+    return root.expanduser()
 
 
 def _print_or_exit(reports: Sequence[Report], heading: str = "data set", remedy: str = "") -> None:
