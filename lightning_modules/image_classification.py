@@ -25,7 +25,8 @@ class ImageClassification(ClassificationModule):
     """A pre-trained image backbone with an adapter and a fresh classification head.
 
     Batches are `replora.datasets.ImageBatch`es of normalized images. Logged: `loss`, `accuracy` and, for validation and
-    test, `mean_class_accuracy`, each with the prefix `train/`, `val/` or `test/`.
+    test, `mean_class_accuracy`, each with the prefix `train/`, `val/` or `test/`; where the data skip images that
+    cannot be read, also their number, `skipped`.
 
     Args:
         num_classes: Number of classes. The command line takes it from the data.
@@ -92,7 +93,9 @@ class ImageClassification(ClassificationModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        size = getattr(getattr(self.trainer, "datamodule", None), "image_size", None)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        self.counts_skipped = getattr(datamodule, "skip_corrupt", False)
+        size = getattr(datamodule, "image_size", None)
         if size is not None:
             self._require_size(size, size)
 

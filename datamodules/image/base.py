@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from datamodules.base import BaseDataModule, Split, at_least, one_of
+from datamodules.loader import LEAVE_OUT
 from replora.datasets.common.augment import Augmentation, Augmented
 from replora.datasets.common.in_memory import InMemory, in_memory
 from replora.datasets.common.subsample import subsample_indices
+from replora.datasets.errors import CorruptImageError
 from replora.datasets.image.read import Framing, Interpolation
+from replora.datasets.image.skip_corrupt import SkipCorrupt
 from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, ImageBatch, ImageDataset, ImageSample
 
 log = logging.getLogger(__name__)
@@ -56,6 +59,8 @@ class ImageDataModule(BaseDataModule):
         interpolation: Filter that resizes an image.
         normalization: `imagenet` subtracts ImageNet's mean and divides by its standard deviation; `half` maps pixels to
             [-1, 1]; `none` to [0, 1].
+        skip_corrupt: Whether to leave out images that cannot be read and count them in the results, instead of stopping
+            at the first one.
         options: Options of `BaseDataModule`.
 
     Raises:
@@ -75,6 +80,7 @@ class ImageDataModule(BaseDataModule):
         image_size: int = 224,
         interpolation: Interpolation = "bicubic",
         normalization: Normalization = "imagenet",
+        skip_corrupt: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -88,6 +94,7 @@ class ImageDataModule(BaseDataModule):
         self.image_size = image_size
         self.interpolation: Interpolation = interpolation
         self.normalization: Normalization = normalization
+        self.skip_corrupt = skip_corrupt
         mean, std = NORMALIZATIONS[normalization]
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
@@ -97,7 +104,8 @@ class ImageDataModule(BaseDataModule):
         """All images of a split, not decoded yet; raises on whatever is wrong with them."""
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"num_classes": self.num_classes, **self.preprocessing()}
+        skipping = {"skip_corrupt": True} if self.skip_corrupt else {}  # absent, as in the results of earlier releases
+        return super().describe() | {"num_classes": self.num_classes, **self.preprocessing(), **skipping}
 
     def preprocessing(self) -> dict[str, Any]:
         """What turns an image file into an input of the evaluation, as JSON values."""
@@ -115,12 +123,13 @@ class ImageDataModule(BaseDataModule):
 
     def build_split(self, split: Split) -> Dataset[ImageSample]:
         dataset: Dataset[ImageSample]
-        dataset = full = self.build_dataset(split)
+        full = self.build_dataset(split)
+        dataset = usable = SkipCorrupt(full, self.image_size) if self.skip_corrupt else full
         names = [str(path) for path in getattr(full, "paths", [])] or [f"{split}/{i}" for i in range(len(full))]
         if split == self.train_split:
             self.train_indices = subsample_indices(full.labels, self._fraction, self.shots, self.subset_seed)
             if len(self.train_indices) < len(full):
-                dataset = Subset(full, self.train_indices)
+                dataset = Subset(usable, self.train_indices)
         classes = self.own_classes
         used = self.train_indices if split == self.train_split else None
         self.lists.add(split, names, [classes[label] for label in full.labels], used)
@@ -130,7 +139,10 @@ class ImageDataModule(BaseDataModule):
             log.info("test: %s images, read from disk as they are needed", f"{len(full):,}")
             return dataset
         held = sum(other.images.nbytes for other in self._splits.values() if isinstance(other, InMemory))
-        return in_memory(dataset, self.cache_bytes - held, name=split)
+        try:
+            return in_memory(dataset, self.cache_bytes - held, name=split)
+        except CorruptImageError as error:
+            raise CorruptImageError(f"{error}{LEAVE_OUT}") from error
 
     def _needs_workers(self, dataset: Dataset[Any]) -> bool:
         return not isinstance(dataset, InMemory)

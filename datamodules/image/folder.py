@@ -63,7 +63,7 @@ class ImageFolderDataModule(ImageDataModule):
             **options,
         )
         self.root = root
-        self.table = read_image_table(root)
+        self.table = read_image_table(root, self.skip_corrupt)
         self.split_of = self.table.assign(val_fraction, test_fraction, split_seed)
         self.num_classes = len(self.table.class_names)
         self.class_names = self.table.class_names

@@ -24,18 +24,20 @@ IMAGES = FileKind(
 )
 
 
-def read_image_table(root: Path) -> FileTable:
+def read_image_table(root: Path, skip_corrupt: bool = False) -> FileTable:
     """Scan a folder of class folders, or read a CSV file of paths and labels, and look at every image's first bytes.
 
     Args:
         root: the folder, or the file.
+        skip_corrupt: Whether images may be unreadable, so that there is no need to look at them.
 
     Raises:
         RepLoRAError: as `read_file_table` says.
-        CorruptImageError: files are no images as far as their first bytes tell; all are named.
+        CorruptImageError: files are no images as far as their first bytes tell; 20 are named.
     """
     table = read_file_table(root, IMAGES)
-    _require_readable(table.home, table.paths)
+    if not skip_corrupt:
+        _require_readable(table.home, table.paths)
     return table
 
 
@@ -91,5 +93,6 @@ def _require_readable(home: Path, paths: list[PurePosixPath]) -> None:
         more = f"\n  and {len(damaged) - 20:,} more" if len(damaged) > 20 else ""
         raise CorruptImageError(
             f"{len(damaged):,} of {len(paths):,} images cannot be read:\n  {listed}{more}\nRepair them as said, copy "
-            "damaged ones again from their source, or remove them."
+            "damaged ones again from their source, or remove them. Or leave them out, counted in the results: "
+            f"--data.skip_corrupt true. All of them are listed by: replora-cli prepare images {printable(home)}"
         )

@@ -39,6 +39,8 @@ class TaskReport:
     """What makes the copy unusable, each with its reason."""
     notes: list[str] = field(default_factory=list)
     """What is worth knowing all the same."""
+    unreadable: list[str] = field(default_factory=list)
+    """Every image that cannot be decoded, with its reason."""
 
     @property
     def name(self) -> str:
@@ -128,6 +130,7 @@ class TaskCheck:
                 advance()
         damaged = [f"{path} ({result.error})" for path, result in decoded.items() if result.error]
         if damaged:
+            self.report.unreadable = [f"{folder / name}" for name in damaged]
             self.report.problems.append(
                 f"{len(damaged):,} of {len(decoded):,} images cannot be decoded, the first: {'; '.join(damaged[:3])}"
             )
