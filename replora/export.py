@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -381,13 +382,14 @@ def _save_timm(model: Any, trained: Trained, folder: Path) -> None:
         config["model_args"] = dict(VIT_NANO_ARCHITECTURE)
     if trained.data:
         size = trained.data["image_size"]
-        squash = trained.data["framing"] == "squash"
+        framing = trained.data["framing"]
         config["label_names"] = trained.data["class_names"]
         config["pretrained_cfg"] = {
             "input_size": (3, size, size),
             "interpolation": trained.data["interpolation"],
-            "crop_mode": "squash" if squash else "center",
-            "crop_pct": 1.0 if squash else size / short_side(size),
+            "crop_mode": {"crop": "center", "pad": "border", "squash": "squash"}[framing],
+            # timm rounds size / crop_pct down.
+            "crop_pct": math.nextafter(size / short_side(size), 0) if framing == "crop" else 1.0,
             "mean": tuple(trained.data["normalization"]["mean"]),
             "std": tuple(trained.data["normalization"]["std"]),
         }

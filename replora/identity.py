@@ -74,6 +74,7 @@ FIELDS = (
     Field("data.interpolation", "setting", "table"),
     Field("data.framing", "setting", "table"),
     Field("data.upright", "setting", "table"),
+    Field("data.background", "setting", "table"),
     Field("data.normalization", "setting", "table splits"),
     Field("data.cutoff", "setting", "table"),
     Field("data.test_items", "setting", "table"),

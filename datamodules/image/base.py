@@ -16,7 +16,7 @@ from replora.datasets.common.augment import Augmentation, Augmented
 from replora.datasets.common.in_memory import InMemory, in_memory
 from replora.datasets.common.subsample import subsample_indices
 from replora.datasets.errors import CorruptImageError
-from replora.datasets.image.read import Framing, Interpolation
+from replora.datasets.image.read import Framing, ImageReader, Interpolation
 from replora.datasets.image.skip_corrupt import SkipCorrupt
 from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, ImageBatch, ImageDataset, ImageSample
 
@@ -57,6 +57,9 @@ class ImageDataModule(BaseDataModule):
             augmented, are read from disk every epoch.
         image_size: Height and width of the images, in pixels (>= 1).
         interpolation: Filter that resizes an image.
+        framing: How an image becomes a square: `crop` cuts out the middle, `pad` adds margins, `squash` ignores the
+            aspect ratio.
+        background: Color behind transparent pixels: a name of CSS such as `white`, or RRGGBB in hexadecimal digits.
         normalization: `imagenet` subtracts ImageNet's mean and divides by its standard deviation; `half` maps pixels to
             [-1, 1]; `none` to [0, 1].
         skip_corrupt: Whether to leave out images that cannot be read and count them in the results, instead of stopping
@@ -70,7 +73,6 @@ class ImageDataModule(BaseDataModule):
 
     num_classes: int
     class_names: list[str]
-    framing: Framing = "squash"  # how an image of the evaluation becomes a square
     upright: bool = False  # whether photos are turned as their EXIF orientation says
     augmentation: Augmentation | None = None
 
@@ -79,6 +81,8 @@ class ImageDataModule(BaseDataModule):
         cache_bytes: int = 2 * 2**30,
         image_size: int = 224,
         interpolation: Interpolation = "bicubic",
+        framing: Framing = "squash",
+        background: str = "white",
         normalization: Normalization = "imagenet",
         skip_corrupt: bool = False,
         **options: Any,
@@ -89,13 +93,14 @@ class ImageDataModule(BaseDataModule):
         at_least(1, image_size=image_size)
         at_least(0, cache_bytes=cache_bytes)
         one_of(get_args(Interpolation), interpolation=interpolation)
+        one_of(get_args(Framing), framing=framing)
         one_of(get_args(Normalization), normalization=normalization)
         self.cache_bytes = cache_bytes
         self.image_size = image_size
-        self.interpolation: Interpolation = interpolation
         self.normalization: Normalization = normalization
         self.skip_corrupt = skip_corrupt
         mean, std = NORMALIZATIONS[normalization]
+        self.reader = ImageReader(image_size, interpolation, framing, self.upright, background, mean)
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
 
@@ -104,7 +109,7 @@ class ImageDataModule(BaseDataModule):
         """All images of a split, not decoded yet; raises on whatever is wrong with them."""
 
     def describe(self) -> dict[str, Any]:
-        skipping = {"skip_corrupt": True} if self.skip_corrupt else {}  # absent, as in the results of earlier releases
+        skipping = {"skip_corrupt": True} if self.skip_corrupt else {}  # else absent, as in earlier results
         return super().describe() | {"num_classes": self.num_classes, **self.preprocessing(), **skipping}
 
     def preprocessing(self) -> dict[str, Any]:
@@ -112,10 +117,11 @@ class ImageDataModule(BaseDataModule):
         mean, std = NORMALIZATIONS[self.normalization]
         return {
             "image_size": self.image_size,
-            "interpolation": self.interpolation,
-            "framing": self.framing,
+            "interpolation": self.reader.interpolation,
+            "framing": self.reader.framing,
             "upright": self.upright,
             "normalization": {"name": self.normalization, "mean": list(mean), "std": list(std)},
+            **({} if self.reader.background == "white" else {"background": self.reader.background}),  # as above
         }
 
     def padding_of(self, sample: ImageSample) -> ImageSample:

@@ -11,7 +11,7 @@ from datamodules.image.base import ImageDataModule, Normalization
 from replora.datasets.common.augment import RandomCropFlip
 from replora.datasets.common.labelled_files import FileTableError
 from replora.datasets.image.folder import ImageFolder, read_image_table
-from replora.datasets.image.read import Interpolation
+from replora.datasets.image.read import Framing, Interpolation
 
 TrainAugmentation = Literal["crop_flip", "crop", "none"]
 
@@ -33,6 +33,8 @@ class ImageFolderDataModule(ImageDataModule):
         protocol: `tune` trains on train and validates on val; `final` trains on train and val and tests; `holdout`
             trains on train, validates on val and tests.
         interpolation: Filter that resizes an image.
+        framing: How an image becomes a square: `crop` cuts out the middle, `pad` adds margins, `squash` ignores the
+            aspect ratio. Training with an augmentation cuts a random square of a slightly larger one.
         normalization: `imagenet`, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
         options: Options of `ImageDataModule`.
 
@@ -41,7 +43,6 @@ class ImageFolderDataModule(ImageDataModule):
             be read.
     """
 
-    framing = "crop"
     upright = True
 
     def __init__(
@@ -53,12 +54,14 @@ class ImageFolderDataModule(ImageDataModule):
         augmentation: TrainAugmentation = "crop_flip",
         protocol: Protocol = "holdout",
         interpolation: Interpolation = "bilinear",
+        framing: Framing = "crop",
         normalization: Normalization = "half",
         **options: Any,
     ) -> None:
         super().__init__(
             protocol=protocol,
             interpolation=interpolation,
+            framing=framing,
             normalization=normalization,
             **options,
         )
@@ -81,7 +84,7 @@ class ImageFolderDataModule(ImageDataModule):
                 "it images, or a fraction above 0 (--data.val_fraction, --data.test_fraction)."
             )
         cropped = split != self.train_split or self.augmentation is None
-        return ImageFolder(self.table, positions, self.image_size, self.interpolation, cropped)
+        return ImageFolder(self.table, positions, self.reader, cropped)
 
     def describe(self) -> dict[str, Any]:
         listed = zip(self.table.paths, self.table.labels, self.split_of, strict=True)

@@ -73,8 +73,7 @@ class VTABDataModule(ImageDataModule):
             self.task.name,
             LIST_FILES[split],
             num_classes=self.num_classes,
-            image_size=self.image_size,
-            interpolation=self.interpolation,
+            reader=self.reader,
             check_sizes=self.check_sizes,
         )
         require_track(dataset.folder, dataset.folder / dataset.paths[0], self.task, self.track)

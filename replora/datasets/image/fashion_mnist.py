@@ -14,8 +14,8 @@ import numpy as np
 
 from replora.datasets.common.subsample import stratified_order
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
-from replora.datasets.image.grayscale import GreyImages, GreyPixels
-from replora.datasets.image.read import Interpolation
+from replora.datasets.image.grayscale import READER, GreyImages, GreyPixels
+from replora.datasets.image.read import ImageReader
 
 CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -36,8 +36,7 @@ class FashionMNIST(GreyImages):
         split: `train`, `val`, `trainval` or `test`.
         root: a folder with the four files `train-images-idx3-ubyte.gz` ... `t10k-labels-idx1-ubyte.gz`, itself or in
             `fashion-mnist/` or `FashionMNIST/raw/` (torchvision's). Else Debian's own folder is used.
-        image_size: height and width of the images given, in pixels.
-        interpolation: the filter that resizes them.
+        reader: what makes a tensor of an image.
 
     Raises:
         DatasetNotFoundError: the files are nowhere.
@@ -48,8 +47,7 @@ class FashionMNIST(GreyImages):
         self,
         split: Literal["train", "val", "trainval", "test"],
         root: Path,
-        image_size: int = 32,
-        interpolation: Interpolation = "bicubic",
+        reader: ImageReader = READER,
     ) -> None:
         folder, part = _folder(root), "t10k" if split == "test" else "train"
         count = SIZES[part]
@@ -62,7 +60,7 @@ class FashionMNIST(GreyImages):
             order = stratified_order(labels, seed=0)
             chosen = {"train": order[:800], "val": order[800:1000], "trainval": order[:1000]}[split]
             grey, labels = grey[chosen], [labels[position] for position in chosen]
-        super().__init__(grey, labels, list(CLASSES), image_size, interpolation)
+        super().__init__(grey, labels, list(CLASSES), reader)
 
 
 def _folder(root: Path) -> Path:

@@ -24,12 +24,13 @@ from typing import Literal, get_args
 from replora.datasets.common.paths import inner_path, missing_files
 from replora.datasets.common.text_files import parse_json, read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
-from replora.datasets.image.read import Interpolation, read_image, read_uncropped
+from replora.datasets.image.read import ImageReader
 from replora.datasets.samples import ImageDataset, ImageSample
 from replora.errors import nearest
 
 FGVCSplit = Literal["train", "val", "trainval", "test"]
 SPLIT_FILES = ("train", "val", "test")
+READER = ImageReader(interpolation="bilinear", framing="crop")
 
 SPLIT_SOURCES = (
     "VPT's split files: https://drive.google.com/drive/folders/1mnvxTkYxmOr2W9QjcgS64UBpoJ4UmKaM, or "
@@ -145,10 +146,8 @@ class FGVC(ImageDataset):
         root: the folder that holds the folders of the data sets, or its parent if it is called `fgvc`.
         task: one of `FGVC_TASKS`.
         split: `train`, `val`, `trainval` (both) or `test`.
-        image_size: height and width of the images given, in pixels.
-        interpolation: the resize filter.
-        cropped: cut out the middle; otherwise the images keep their shape, the shorter side being 256/224 of
-            `image_size`, for an augmentation to cut from.
+        reader: what makes a tensor of an image file.
+        cropped: give squares; otherwise larger images, for an augmentation to cut from.
         check_sizes: compare the numbers of images and classes with the table.
 
     Raises:
@@ -162,8 +161,7 @@ class FGVC(ImageDataset):
         root: str | Path,
         task: str,
         split: FGVCSplit,
-        image_size: int = 224,
-        interpolation: Interpolation = "bilinear",
+        reader: ImageReader = READER,
         cropped: bool = True,
         check_sizes: bool = True,
     ) -> None:
@@ -171,8 +169,7 @@ class FGVC(ImageDataset):
             raise DatasetNotFoundError(f"FGVC has no split {split!r}. {nearest(split, get_args(FGVCSplit))}")
         self.task = fgvc_task(task)
         self.split = split
-        self.image_size = image_size
-        self.interpolation: Interpolation = interpolation
+        self.reader = reader
         self.cropped = cropped
         self.folder = find_fgvc_folder(Path(root), self.task)
         train = _read_split(self.folder / "train.json")
@@ -210,10 +207,7 @@ class FGVC(ImageDataset):
         """
         index = range(len(self))[index]
         path = self.image_root / self.paths[index]
-        if self.cropped:
-            image = read_image(path, self.image_size, self.interpolation, "crop")
-        else:
-            image = read_uncropped(path, self.image_size, self.interpolation)
+        image = self.reader.read(path) if self.cropped else self.reader.read_uncropped(path)
         return {"image": image, "label": self.labels[index], "index": index}
 
     def _check_disjoint(

@@ -10,7 +10,7 @@ from replora.datasets.common.files import LeftOut, files_of, printable
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.labelled_files import FileKind, FileTable
 from replora.datasets.errors import CorruptImageError
-from replora.datasets.image.read import IMAGE_SUFFIXES, Interpolation, check_header, read_image, read_uncropped
+from replora.datasets.image.read import IMAGE_SUFFIXES, ImageReader, check_header
 from replora.datasets.samples import ImageDataset, ImageSample
 
 
@@ -22,6 +22,9 @@ def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
 IMAGES = FileKind(
     "image", IMAGE_SUFFIXES, image_files, hint="Images without classes are for `replora-cli predict-files`."
 )
+
+
+READER = ImageReader(interpolation="bilinear", framing="crop", upright=True)
 
 
 def read_image_table(root: Path, skip_corrupt: bool = False) -> FileTable:
@@ -42,31 +45,27 @@ def read_image_table(root: Path, skip_corrupt: bool = False) -> FileTable:
 
 
 class ImageFolder(ImageDataset):
-    """The images of one or more splits; photos are turned as their EXIF orientation says.
+    """The images of one or more splits.
 
     Args:
         table: from `read_image_table`.
         positions: which of its images, in this order.
-        image_size: height and width of the images given, in pixels.
-        interpolation: the resize filter.
-        cropped: cut out the middle; otherwise the images keep their shape, the shorter side being 256/224 of
-            `image_size`, for an augmentation to cut from.
+        reader: what makes a tensor of an image file.
+        cropped: give squares; otherwise larger images, for an augmentation to cut from.
     """
 
     def __init__(
         self,
         table: FileTable,
         positions: list[int],
-        image_size: int = 224,
-        interpolation: Interpolation = "bilinear",
+        reader: ImageReader = READER,
         cropped: bool = True,
     ) -> None:
         self.home = table.home
         self.class_names = table.class_names
         self.paths = [table.paths[i] for i in positions]
         self.labels = [table.labels[i] for i in positions]
-        self.image_size = image_size
-        self.interpolation: Interpolation = interpolation
+        self.reader = reader
         self.cropped = cropped
 
     def __getitem__(self, index: int) -> ImageSample:
@@ -77,10 +76,7 @@ class ImageFolder(ImageDataset):
         """
         index = range(len(self))[index]
         path = self.home / self.paths[index]
-        if self.cropped:
-            image = read_image(path, self.image_size, self.interpolation, "crop", upright=True)
-        else:
-            image = read_uncropped(path, self.image_size, self.interpolation, upright=True)
+        image = self.reader.read(path) if self.cropped else self.reader.read_uncropped(path)
         return {"image": image, "label": self.labels[index], "index": index}
 
 

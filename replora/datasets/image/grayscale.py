@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from replora.datasets.image.read import Interpolation, square_tensor
+from replora.datasets.image.read import ImageReader
 from replora.datasets.samples import ImageDataset, ImageSample
 
+READER = ImageReader(32)
 GreyPixels = np.ndarray[Any, np.dtype[np.uint8]]  # (N, H, W)
 
 
@@ -20,8 +21,7 @@ class GreyImages(ImageDataset):
         grey: uint8 (N, H, W).
         labels: N numbers of classes.
         class_names: the classes.
-        image_size: height and width of the images given, in pixels.
-        interpolation: the filter that resizes them.
+        reader: what makes a tensor of an image.
     """
 
     def __init__(
@@ -29,17 +29,15 @@ class GreyImages(ImageDataset):
         grey: GreyPixels,
         labels: list[int],
         class_names: list[str],
-        image_size: int,
-        interpolation: Interpolation,
+        reader: ImageReader,
     ) -> None:
         self.grey = grey
         self.labels = labels
         self.class_names = class_names
-        self.image_size = image_size
-        self.interpolation = interpolation
+        self.reader = reader
 
     def __getitem__(self, index: int) -> ImageSample:
         """The sample: uint8 (3, image_size, image_size), three equal channels."""
         index = range(len(self))[index]
-        image = square_tensor(Image.fromarray(self.grey[index]), self.image_size, self.interpolation)
+        image = self.reader.frame(Image.fromarray(self.grey[index]).convert("RGB"))
         return {"image": image, "label": self.labels[index], "index": index}

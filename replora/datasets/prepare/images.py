@@ -14,7 +14,7 @@ from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.errors import CorruptImageError
 from replora.datasets.image.fgvc import FGVC, FGVCSplit, FGVCTask
 from replora.datasets.image.folder import read_image_table
-from replora.datasets.image.read import read_image
+from replora.datasets.image.read import ImageReader
 from replora.datasets.prepare.report import DataReport, Labelled
 from replora.datasets.vtab.verify import in_threads
 from replora.errors import RepLoRAError
@@ -87,7 +87,7 @@ def _check(name: str, read: Callable[[], Labelled]) -> DataReport:
 def _examine(path: Path) -> tuple[tuple[int, int], str] | str:
     """Size and mode of an image file; what is wrong with it, if it cannot be read."""
     try:
-        read_image(path, SMALL)
+        ImageReader(SMALL).read(path)
     except CorruptImageError as error:
         return str(error)
     with Image.open(path) as image:

@@ -19,7 +19,7 @@ from typing import Literal, TypedDict, get_args
 from replora.datasets.common.paths import ALLOWED, is_allowed
 from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
-from replora.datasets.image.read import Interpolation, read_image
+from replora.datasets.image.read import ImageReader
 from replora.datasets.samples import ImageDataset, ImageSample
 from replora.errors import RepLoRAError, nearest
 
@@ -27,6 +27,7 @@ VTABSplit = Literal["train800", "val200", "train800val200", "test"]
 VTABGroup = Literal["natural", "specialized", "structured"]
 
 SPLITS: tuple[VTABSplit, ...] = get_args(VTABSplit)
+READER = ImageReader()
 
 ARCHIVE_SOURCES = (
     "Build the archive with data/vtab-source/get_vtab1k.py of https://github.com/ZhangYuanhan-AI/NOAH, or download it "
@@ -154,8 +155,7 @@ class VTAB(ImageDataset):
         task: one of `VTAB_TASKS`, or the folder of another data set in the same layout.
         split: the list file, without `.txt`.
         num_classes: for a data set outside the 19 only.
-        image_size: height and width of the images given, in pixels.
-        interpolation: the resize filter.
+        reader: what makes a tensor of an image file.
         check_sizes: compare the number of images with the table (the 19 tasks only).
 
     Raises:
@@ -170,16 +170,14 @@ class VTAB(ImageDataset):
         task: str,
         split: VTABSplit,
         num_classes: int | None = None,
-        image_size: int = 224,
-        interpolation: Interpolation = "bicubic",
+        reader: ImageReader = READER,
         check_sizes: bool = True,
     ) -> None:
         if split not in SPLITS:
             raise DatasetNotFoundError(f"VTAB-1K has no split {split!r}. {nearest(split, SPLITS)}")
         self.task = vtab_task(task, num_classes)
         self.split = split
-        self.image_size = image_size
-        self.interpolation: Interpolation = interpolation
+        self.reader = reader
         self.class_names = [str(label) for label in range(self.task.num_classes)]
         self.folder = find_task_folder(Path(root), self.task)
         self.list_file = self.folder / f"{split}.txt"
@@ -198,7 +196,7 @@ class VTAB(ImageDataset):
             CorruptImageError: the file cannot be decoded.
         """
         index = range(len(self))[index]
-        image = read_image(self.folder / self.paths[index], self.image_size, self.interpolation)
+        image = self.reader.read(self.folder / self.paths[index])
         return {"image": image, "label": self.labels[index], "index": index}
 
     def _check_disjoint(self) -> None:
