@@ -58,10 +58,11 @@ def test_a_framing_is_recorded_and_used_everywhere(
     compare(run, photos, tmp_path / "found.csv")
 
 
+@pytest.mark.parametrize("size", [32, 36])  # vit_nano was made for 32
 @pytest.mark.parametrize("framing", ["crop", "pad", "squash"])
-def test_a_merged_model_tells_timm_how_to_frame(framing: str, photos: Path, tmp_path: Path) -> None:
+def test_a_merged_model_tells_timm_how_to_frame(framing: str, size: int, photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    options = [f"--data.framing={framing}", f"--data.root={photos}", f"--run_dir={run}"]
+    options = [f"--data.framing={framing}", f"--data.root={photos}", f"--data.image_size={size}", f"--run_dir={run}"]
     main(["fit", "--config=image_folder.yaml", *FAST, *options, "--data.normalization=imagenet"])
     main(["merge", str(run), f"--out={tmp_path / 'merged'}"])
     model = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
