@@ -133,6 +133,7 @@ OPTIONS: dict[str, Kind] = {
     "data.check_sizes": "harmless",
     # Where the data and the weights lie: lists, classes and fingerprints say what they are.
     "data.root": "harmless",
+    "data.allowed_roots": "harmless",
     "data.union_file": "harmless",
     "model.checkpoint": "harmless",
     # Each example is measured once, whatever the batch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -64,6 +65,8 @@ class ImageDataModule(BaseDataModule):
             [-1, 1]; `none` to [0, 1].
         skip_corrupt: Whether to leave out images that cannot be read and count them in the results, instead of stopping
             at the first one.
+        allowed_roots: Folders outside `root` where links and absolute paths may lead, one or a list, besides those of
+            the environment variable REPLORA_ALLOWED_ROOTS.
         options: Options of `BaseDataModule`.
 
     Raises:
@@ -85,6 +88,7 @@ class ImageDataModule(BaseDataModule):
         background: str = "white",
         normalization: Normalization = "imagenet",
         skip_corrupt: bool = False,
+        allowed_roots: list[Path] | Path | None = None,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -99,6 +103,7 @@ class ImageDataModule(BaseDataModule):
         self.image_size = image_size
         self.normalization: Normalization = normalization
         self.skip_corrupt = skip_corrupt
+        self.allowed_roots = allowed_roots
         mean, std = NORMALIZATIONS[normalization]
         self.reader = ImageReader(image_size, interpolation, framing, self.upright, background, mean)
         self._mean = torch.tensor(mean).view(3, 1, 1)

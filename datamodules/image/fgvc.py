@@ -8,7 +8,7 @@ from typing import Any
 from datamodules.base import Split
 from datamodules.image.base import ImageDataModule
 from replora.datasets.common.augment import RandomCropFlip
-from replora.datasets.common.paths import data_root
+from replora.datasets.common.paths import allowing, data_root
 from replora.datasets.image.fgvc import FGVC, fgvc_task, find_fgvc_folder, splits_sha256
 from replora.datasets.image.read import Framing, Interpolation
 
@@ -62,14 +62,15 @@ class FGVCDataModule(ImageDataModule):
             self.augmentation = RandomCropFlip(self.image_size)
 
     def build_dataset(self, split: Split) -> FGVC:
-        dataset = FGVC(
-            self.root,
-            self.task.name,
-            split,
-            self.reader,
-            cropped=split != self.train_split or self.augmentation is None,
-            check_sizes=self.check_sizes,
-        )
+        with allowing(self.allowed_roots):
+            dataset = FGVC(
+                self.root,
+                self.task.name,
+                split,
+                self.reader,
+                cropped=split != self.train_split or self.augmentation is None,
+                check_sizes=self.check_sizes,
+            )
         if self._own_classes is None:  # else they are those of the run that is measured
             self.class_names = dataset.class_names
         return dataset

@@ -10,6 +10,7 @@ from datamodules.base import Protocol, Split
 from datamodules.image.base import ImageDataModule, Normalization
 from replora.datasets.common.augment import RandomCropFlip
 from replora.datasets.common.labelled_files import FileTableError
+from replora.datasets.common.paths import allowing
 from replora.datasets.image.folder import ImageFolder, read_image_table
 from replora.datasets.image.read import Framing, Interpolation
 
@@ -66,7 +67,8 @@ class ImageFolderDataModule(ImageDataModule):
             **options,
         )
         self.root = root
-        self.table = read_image_table(root, self.skip_corrupt)
+        with allowing(self.allowed_roots):
+            self.table = read_image_table(root, self.skip_corrupt)
         self.split_of = self.table.assign(val_fraction, test_fraction, split_seed)
         self.num_classes = len(self.table.class_names)
         self.class_names = self.table.class_names

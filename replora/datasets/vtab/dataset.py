@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, TypedDict, get_args
 
-from replora.datasets.common.paths import ALLOWED, is_allowed
+from replora.datasets.common.paths import how_to_allow, is_allowed
 from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
 from replora.datasets.image.read import ImageReader
@@ -365,8 +365,7 @@ def _check_images(list_file: Path, paths: dict[int, PurePosixPath], root: Path) 
         if not any(target.is_relative_to(parent) for parent in allowed) and not is_allowed(target):
             raise ListFileError(
                 f"{list_file}: {path} is a link that leaves the data ({target} is not inside {allowed[-1]}). "
-                "Copy the images there, give the folder that holds both as root, or allow it: "
-                f"{ALLOWED}={target.parent}"
+                f"Copy the images there, give the folder that holds both as root, or {how_to_allow(target)}"
             )
 
     for line, path in paths.items():
