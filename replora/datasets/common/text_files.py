@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,18 @@ def _guess(content: bytes) -> str | None:
     return None
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, unique: bool = False) -> Any:
     """The value that a JSON text holds.
+
+    Args:
+        text: The text.
+        unique: Whether to refuse a table with a key twice, of which Python keeps the last.
 
     Raises:
         ValueError: It is no JSON, is nested too deeply, has a number of thousands of digits, or half a character.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if re.search(r"\\u[dD][89abAB]", text) or re.search(r"\\u[dD][c-fC-F]", text):
@@ -74,6 +79,14 @@ def parse_json(text: str) -> Any:
         except UnicodeEncodeError:
             raise ValueError(r"a string holds half of a character, a lone \ud800 to \udfff") from None
     return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"a table has {twice!r} twice")
+    return table
 
 
 def parse_json_or_lines(text: str) -> Any:

@@ -316,7 +316,7 @@ def _folders(parent: Path) -> list[Path]:
 def _read_split(file: Path) -> dict[PurePosixPath, int]:
     """Path -> class as the file writes it."""
     try:
-        content = parse_json(read_text(file, ListFileError))
+        content = parse_json(read_text(file, ListFileError), unique=True)
     except OSError as error:
         there = ", ".join(sorted(path.name for path in file.parent.glob("*.json"))) or "none"
         raise DatasetNotFoundError(
@@ -333,7 +333,10 @@ def _read_split(file: Path) -> dict[PurePosixPath, int]:
     for path, key in content.items():
         if isinstance(key, bool) or not re.fullmatch(r"-?[0-9]{1,18}", str(key)):
             raise ListFileError(f"{file}: the class of {path!r} is {key!r}, not a whole number.")
-        entries[inner_path(path, str(file))] = int(key)
+        inner = inner_path(path, str(file))
+        if inner in entries:
+            raise ListFileError(f"{file} lists {inner} twice. An image has one class. {SPLIT_SOURCES}")
+        entries[inner] = int(key)
     return entries
 
 

@@ -326,6 +326,7 @@ def _read_list(list_file: Path, task: VTABTask) -> dict[int, tuple[PurePosixPath
             f"A task needs {', '.join(f'{split}.txt' for split in SPLITS)}."
         ) from error
     entries: dict[int, tuple[PurePosixPath, int]] = {}
+    lines: dict[PurePosixPath, int] = {}  # path -> its line
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -347,7 +348,13 @@ def _read_list(list_file: Path, task: VTABTask) -> dict[int, tuple[PurePosixPath
                 f"{list_file}, line {number}: the path {path!r} leaves the data. Paths are relative to "
                 f"{list_file.parent}, without `..`."
             )
-        entries[number] = PurePosixPath(windows.as_posix()), label
+        listed = PurePosixPath(windows.as_posix())
+        if (first := lines.setdefault(listed, number)) != number:
+            raise ListFileError(
+                f"{list_file}, line {number}: {path} is listed twice; line {first} has it already. An image has one "
+                "label: copy or extract the list again from its source."
+            )
+        entries[number] = listed, label
     if not entries:
         raise ListFileError(f"{list_file} lists no image. Copy or extract it again from its source.")
     return entries
