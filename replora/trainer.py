@@ -62,6 +62,13 @@ IGNORED_MESSAGES = (
 
 UNTRAINED = "untrained"  # value of --ckpt_path to measure a model before any training
 
+# Options of the model that come from the data.
+OF_DATA = {
+    "--model.num_classes": "The number of classes is the data's. For a custom dataset: --data.num_classes.",
+    "--model.num_frames": "The number of frames is the data's: --data.clips.num_frames.",
+    "--model.image_size": "The size of the images is the data's: --data.image_size.",
+}
+
 
 class PackagedConfigFile(ActionConfigFile):
     """`--config`: a local file, or one that ships with the package; logs which."""
@@ -188,6 +195,12 @@ class TrainerCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: in Lightning the options in the checkpoint take precedence over the command line."""
+
+    def _set_seed(self) -> None:
+        seed = self.options.seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise RepLoRAError(f"--seed_everything {seed} is not a seed: give an integer in [0, 4294967295].")
+        super()._set_seed()
 
     # --- the run
 
@@ -362,12 +375,8 @@ def _check_arguments(arguments: list[str]) -> None:
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         value = value if equals else " ".join(arguments[position + 1 : position + 2])
-        if option in ("--model.num_classes", "--model.init_args.num_classes"):
-            raise RepLoRAError("The number of classes is the data's. For a custom dataset: --data.num_classes.")
-        if option in ("--model.num_frames", "--model.init_args.num_frames"):
-            raise RepLoRAError("The number of frames is the data's: --data.clips.num_frames.")
-        if option in ("--model.image_size", "--model.init_args.image_size"):
-            raise RepLoRAError("The size of the images is the data's: --data.image_size.")
+        if (owner := OF_DATA.get(option.replace(".init_args", ""))) is not None:
+            raise RepLoRAError(owner)
         if option in bases and value.isidentifier():
             known = [cls.__name__ for cls in concrete_subclasses(bases[option])]
             if value not in known:
