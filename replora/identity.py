@@ -74,6 +74,7 @@ FIELDS = (
     Field("data.interpolation", "setting", "table"),
     Field("data.framing", "setting", "table"),
     Field("data.upright", "setting", "table"),
+    Field("data.background", "setting", "table"),
     Field("data.normalization", "setting", "table splits"),
     Field("data.cutoff", "setting", "table"),
     Field("data.test_items", "setting", "table"),
@@ -132,6 +133,7 @@ OPTIONS: dict[str, Kind] = {
     "data.check_sizes": "harmless",
     # Where the data and the weights lie: lists, classes and fingerprints say what they are.
     "data.root": "harmless",
+    "data.allowed_roots": "harmless",
     "data.union_file": "harmless",
     "model.checkpoint": "harmless",
     # Each example is measured once, whatever the batch.

@@ -16,6 +16,12 @@ from tests.fake_data import write_vtab, write_vtab_task
 from tests.fake_tfds import install
 
 
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path_factory, monkeypatch):
+    """Lists of unreadable files go into the working directory."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 def prepare(*arguments: str) -> int:
     """The exit status."""
     try:

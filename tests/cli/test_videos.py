@@ -160,9 +160,11 @@ def test_a_corrupt_video_stops_the_run_or_counts_for_nothing(
     root = write_ssv2(tmp_path / "data", train=3, validation=3)
     (root / "20bn-something-something-v2" / "1005.webm").write_bytes(b"damaged")
     (root / "20bn-something-something-v2" / "1002.webm").write_bytes(b"damaged")
+    listed = tmp_path / "unreadable.txt"
     with pytest.raises(SystemExit) as stopped:
-        main(["prepare", "ssv2", "--root", str(root), "--check_sizes", "false"])
+        main(["prepare", "ssv2", "--root", str(root), "--check_sizes", "false", "--unreadable", str(listed)])
     assert stopped.value.code == 1
+    assert len(listed.read_text("utf-8").splitlines()) == 2
     printed = capsys.readouterr().out
     assert "2 of 6 videos cannot be decoded" in printed
     assert "1005.webm" in printed

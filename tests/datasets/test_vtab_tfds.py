@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from replora.datasets.errors import PrepareError
+from replora.datasets.image.read import ImageReader
 from replora.datasets.prepare.vtab import prepare_vtab
 from replora.datasets.vtab.dataset import VTAB, VTAB_TASKS, lists_sha256, vtab_task
 from replora.datasets.vtab.labels import label_of
@@ -179,6 +180,6 @@ def test_two_sources_are_one_too_many(tmp_path: Path) -> None:
 def test_built_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     build(tmp_path, "dsprites_ori", track="clean")
-    sample = VTAB(tmp_path, "dsprites_ori", "test", image_size=8, check_sizes=False)[0]
+    sample = VTAB(tmp_path, "dsprites_ori", "test", reader=ImageReader(8), check_sizes=False)[0]
     assert sample["image"].dtype == torch.uint8
     assert vtab_task("dsprites_ori").num_classes > sample["label"] >= 0

@@ -40,6 +40,7 @@ class CommonsenseReport:
         missing: Splits that are not there.
         problems: What makes a file unusable, each with its reason.
         notes: What is worth knowing all the same.
+        unreadable: Every file that cannot be read; records are counted instead.
     """
 
     name: str
@@ -49,6 +50,7 @@ class CommonsenseReport:
     missing: list[CommonsenseSplit] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
     def columns(self) -> dict[str, str]:
         """Heading -> cell of the table."""

@@ -35,6 +35,7 @@ class TaskReport:
     classes_seen: int = 0  # number of classes in the test list
     problems: list[str] = field(default_factory=list)  # reasons why the copy is unusable
     notes: list[str] = field(default_factory=list)  # remarks
+    unreadable: list[str] = field(default_factory=list)  # images that cannot be decoded, with the reasons
 
     @property
     def name(self) -> str:
@@ -120,6 +121,7 @@ class TaskCheck:
                 advance()
         corrupt = [f"{path} ({result.error})" for path, result in decoded.items() if result.error]
         if corrupt:
+            self.report.unreadable = [f"{folder / name}" for name in corrupt]
             self.report.problems.append(
                 f"{len(corrupt):,} of {len(decoded):,} images cannot be decoded, the first: {'; '.join(corrupt[:3])}"
             )
