@@ -17,7 +17,7 @@ from torch import Tensor
 
 import replora
 from lightning_modules.predictors import Predictor
-from replora.datasets.common.files import LeftOut, is_foreign, printable, tell_left_out
+from replora.datasets.common.files import LeftOut, is_foreign, log_left_out, printable
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.errors import CorruptImageError, CorruptVideoError
 from replora.errors import RepLoRAError, nearest
@@ -83,7 +83,7 @@ def find_files(asked: list[str], predictor: type[Predictor]) -> list[Path]:
         elif path.is_dir():
             left_out: LeftOut = Counter()
             files = predictor.find(path, left_out)
-            tell_left_out(path, left_out)
+            log_left_out(path, left_out)
         else:
             matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (`**`, cwd)
             files = predictor.select(match for match in map(Path, matches) if not _in_foreign_folder(match, path))

@@ -35,7 +35,7 @@ def batch(folder):
     return data.collate(data.items)
 
 
-def test_loss_is_the_mean_over_labelled_tokens(folder, batch):
+def test_loss_is_the_mean_over_labeled_tokens(folder, batch):
     module = language_module(folder).eval()
     loss, count = module._loss(batch)
     terms = []
