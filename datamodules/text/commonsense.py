@@ -141,6 +141,11 @@ class CommonsenseDataModule(BaseDataModule):
             self._tokenizer = load_tokenizer(self.tokenizer_name, self.revision)
         return self._tokenizer
 
+    def token_limits(self) -> tuple[int, int]:
+        """The largest token id and the length of the longest text in tokens, of all splits that are built."""
+        texts = [cast("TrainingTexts | Questions", dataset) for dataset in self._splits.values()]
+        return max(t.largest_id for t in texts), max(t.longest for t in texts)
+
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         indices = described["train_indices"]

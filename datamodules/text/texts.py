@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,25 @@ from replora.errors import RepLoRAError
 
 
 class Questions(Dataset[ChoiceItem]):
-    """Questions of an evaluation, the longest first: batches need less padding, and lack of memory shows at once."""
+    """Questions of an evaluation, the longest first: a batch holds like lengths, and memory suffices or not at once.
+
+    The length is that of a question with all its options, which share a row of the batch.
+    """
 
     collate = list
 
     def __init__(self, items: list[ChoiceItem]) -> None:
-        self.items = sorted(items, key=lambda item: -len(item.prompt_ids))
+        self.items = sorted(items, key=lambda item: -(len(item.prompt_ids) + sum(map(len, item.option_ids))))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest question with an option."""
+        return max((len(i.prompt_ids) + max(map(len, i.option_ids)) for i in self.items), default=0)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id."""
+        return max((max((*i.prompt_ids, *chain(*i.option_ids)), default=0) for i in self.items), default=0)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -56,6 +70,7 @@ class TrainingTexts(Dataset[TextRow]):
         cutoff: int,
         pad_id: int,
     ) -> None:
+        self.pad_id = pad_id
         self.collate = partial(collate, pad_id=pad_id, multiple=MULTIPLES[preset])
         leave_out = preset != "llm_adapters"
         self.rows: list[TextRow] = []
@@ -79,6 +94,16 @@ class TrainingTexts(Dataset[TextRow]):
         )
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(self.lengths)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id, that of the padding included."""
+        return max(self.pad_id, *(max(ids) for _, ids, _ in self.rows))
+
+    @property
     def labeled_tokens(self) -> int:
         return sum(len(ids) - loss_from for _, ids, loss_from in self.rows)
 
@@ -86,7 +111,7 @@ class TrainingTexts(Dataset[TextRow]):
         return {
             "tokens": sum(self.lengths),
             "labelled_tokens": self.labeled_tokens,
-            "longest": max(self.lengths),
+            "longest": self.longest,
             "over_length": self.over_length,
             "left_out": self.left_out,
             "duplicates": self.duplicates,

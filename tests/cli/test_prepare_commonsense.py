@@ -60,7 +60,7 @@ def test_faults_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"{file} has 12 records, 4,957 are expected" in shown
     file.write_text("[")
     assert prepare(f"--root={tmp_path}", "--tasks=openbookqa", "--check_sizes=false") == 1
-    assert f"{file} cannot be read as JSON" in capsys.readouterr().out
+    assert f"{file} is not JSON" in capsys.readouterr().out
 
 
 def test_unknown_task_and_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
