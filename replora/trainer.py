@@ -371,7 +371,8 @@ def _check_arguments(arguments: list[str]) -> None:
         if option in ("--model.num_classes", "--model.init_args.num_classes"):
             raise RepLoRAError("The number of classes is the data's. For a custom dataset: --data.num_classes.")
         if option.startswith("--model.") and option.endswith((".num_frames", ".image_size")):
-            raise RepLoRAError("Frames and sizes are the data's: --data.clips.num_frames, --data.image_size.")
+            frames = "The number of frames is the data's: --data.clips.num_frames."
+            raise RepLoRAError(f"{frames} So is the size of images: --data.image_size.")
         if option in bases and value.isidentifier():
             known = [cls.__name__ for cls in concrete_subclasses(bases[option])]
             if value not in known:
