@@ -19,7 +19,7 @@ from replora.datasets.vtab.dataset import VTAB, VTAB_TASKS, lists_sha256, vtab_t
 from replora.datasets.vtab.labels import label_of
 from replora.datasets.vtab.tfds import SLICES, rgb
 from replora.datasets.vtab.tracks import Track
-from tests.fake_tfds import CATALOGUE, example, install
+from tests.fake_tfds import CATALOG, example, install
 
 
 def build(root: Path, *tasks: str, check_sizes: bool = False, track: Track | None = None) -> list[str]:
@@ -49,14 +49,14 @@ def test_all_19_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track: Tr
         assert marker["sizes"] == {"train800": 5, "val200": 5, "train800val200": 10, "test": 5}
         assert marker["lists_sha256"] == lists_sha256(tmp_path / name)
         data_set = SLICES[name].builder.partition(":")[0]
-        assert marker["source"] == f"tensorflow_datasets {data_set}/{CATALOGUE[data_set][0]}"
+        assert marker["source"] == f"tensorflow_datasets {data_set}/{CATALOG[data_set][0]}"
         assert marker["versions"]["pillow"]
 
 
 @pytest.mark.parametrize("task", VTAB_TASKS)
 def test_slices_have_the_sizes_of_the_table(task: str) -> None:
     """By the real sizes of the data sets: 800, 200 and the test size of the table, none of them out of range."""
-    slices, sizes = SLICES[task], CATALOGUE[SLICES[task].builder.partition(":")[0]][1]
+    slices, sizes = SLICES[task], CATALOG[SLICES[task].builder.partition(":")[0]][1]
     for split in ("train800", "val200", "test"):
         name, start, end = re.fullmatch(r"(\w+)(?:\[(\d*%?):(\d*)\])?", slices.of(split)).groups()  # type: ignore[union-attr]
         size = sizes[name]
