@@ -62,13 +62,6 @@ IGNORED_MESSAGES = (
 
 UNTRAINED = "untrained"  # value of --ckpt_path to measure a model before any training
 
-# Options of the model that come from the data.
-OF_DATA = {
-    "--model.num_classes": "The number of classes is the data's. For a custom dataset: --data.num_classes.",
-    "--model.num_frames": "The number of frames is the data's: --data.clips.num_frames.",
-    "--model.image_size": "The size of the images is the data's: --data.image_size.",
-}
-
 
 class PackagedConfigFile(ActionConfigFile):
     """`--config`: a local file, or one that ships with the package; logs which."""
@@ -375,8 +368,11 @@ def _check_arguments(arguments: list[str]) -> None:
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         value = value if equals else " ".join(arguments[position + 1 : position + 2])
-        if (owner := OF_DATA.get(option.replace(".init_args", ""))) is not None:
-            raise RepLoRAError(owner)
+        if option in ("--model.num_classes", "--model.init_args.num_classes"):
+            raise RepLoRAError("The number of classes is the data's. For a custom dataset: --data.num_classes.")
+        if option.startswith("--model.") and option.endswith((".num_frames", ".image_size")):
+            frames = "The number of frames is the data's: --data.clips.num_frames."
+            raise RepLoRAError(f"{frames} So is the size of images: --data.image_size.")
         if option in bases and value.isidentifier():
             known = [cls.__name__ for cls in concrete_subclasses(bases[option])]
             if value not in known:
