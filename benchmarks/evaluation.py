@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
                 evaluated(inputs)
 
         steps = {kind: lambda m=models[kind]: forward(m) for kind in TITLES}
-        results = measure.summarise(measure.interleaved(steps, options.rounds, options.device), "base")
+        results = measure.summarize(measure.interleaved(steps, options.rounds, options.device), "base")
         measure.show(
             f"Evaluation of {name}, batch {options.batch}, {options.precision} on {options.device}",
             ["model", "seconds", "x backbone (quartiles)"],

@@ -72,7 +72,7 @@ def compare(root: Path, options: Any) -> dict[str, Any]:
             started = time.perf_counter()
             count = consume(batches)
             speeds.setdefault(name, []).append(count / (time.perf_counter() - started))
-    results = measure.summarise(speeds, list(plain)[-1])
+    results = measure.summarize(speeds, list(plain)[-1])
     return {
         name: {"images_per_second": found.pop("seconds"), "speed_quartiles": found.pop("seconds_quartiles"), **found}
         for name, found in results.items()

@@ -95,7 +95,7 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def summarise(seconds: dict[str, list[float]], reference: str) -> dict[str, dict[str, Any]]:
+def summarize(seconds: dict[str, list[float]], reference: str) -> dict[str, dict[str, Any]]:
     """Return for each method median and quartiles of its seconds, and of its ratio to `reference` round by round."""
     return {
         name: {

@@ -93,7 +93,7 @@ def measured(setting: dict[str, Any], options: Any) -> dict[str, Any]:
     batch = batch_for(workload, setting["batch"], options.device, options.precision)
     adapted = contenders(model, workload, ["floor", *options.methods], setting["rank"], setting["targets"])
     steps = {name: TrainingStep(method, *batch, options.precision) for name, method in adapted.items()}
-    results = measure.summarise(measure.interleaved(steps, options.rounds, options.device), "floor")
+    results = measure.summarize(measure.interleaved(steps, options.rounds, options.device), "floor")
     for name, step in steps.items():
         held = measure.bytes_held(step.tensors())
         results[name]["peak_bytes"] = held + measure.peak_bytes(step, options.device)
@@ -111,15 +111,15 @@ def draw(results: dict[str, Any], methods: list[str], rounds: int, file: Path) -
     for (time, memory), (varied, points) in zip(panels.T, results.items(), strict=True):
         values = [len(p["value"]) if isinstance(p["value"], tuple) else p["value"] for p in points]
         for method in methods:
-            colour, marker = STYLES.get(method, ("#000000", "x"))
+            color, marker = STYLES.get(method, ("#000000", "x"))
             found = [p["methods"][method] for p in points]
-            time.plot(values, [f["ratio"] for f in found], color=colour, marker=marker, label=TITLES[method])
+            time.plot(values, [f["ratio"] for f in found], color=color, marker=marker, label=TITLES[method])
             low, high = zip(*(f["ratio_quartiles"] for f in found), strict=True)
-            time.fill_between(values, low, high, color=colour, alpha=0.2, linewidth=0)
+            time.fill_between(values, low, high, color=color, alpha=0.2, linewidth=0)
             wide = [(value, f["ratio"]) for value, f in zip(values, found, strict=True) if measure.uncertain(f)]
-            time.plot(*zip(*wide, strict=True) if wide else ([], []), marker + "w", markeredgecolor=colour)
+            time.plot(*zip(*wide, strict=True) if wide else ([], []), marker + "w", markeredgecolor=color)
             peaks = [p["methods"][method]["peak_bytes"] / p["methods"]["floor"]["peak_bytes"] for p in points]
-            memory.plot(values, peaks, color=colour, marker=marker)
+            memory.plot(values, peaks, color=color, marker=marker)
         for panel in (time, memory):
             panel.axhline(1, color="black", linewidth=0.8)
             if varied != "targets":

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     def run(name: str) -> None:
         subprocess.run([sys.executable, *COMMANDS[name]], check=True, capture_output=True, env=environment)
 
-    results = measure.summarise(
+    results = measure.summarize(
         measure.interleaved({name: lambda name=name: run(name) for name in names}, options.rounds), REFERENCE
     )
     measure.show(

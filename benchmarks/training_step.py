@@ -51,7 +51,7 @@ def compare(name: str, methods: list[str], options: Any) -> dict[str, Any]:
         method: TrainingStep(adapted, inputs, labels, options.precision)
         for method, adapted in contenders(model, workload, methods, options.rank).items()
     }
-    results = measure.summarise(measure.interleaved(steps, options.rounds, options.device), "floor")
+    results = measure.summarize(measure.interleaved(steps, options.rounds, options.device), "floor")
     for method, step in steps.items():
         held = measure.bytes_held(step.tensors())
         peak = held + measure.peak_bytes(step, options.device)

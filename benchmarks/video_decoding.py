@@ -84,7 +84,7 @@ def compare(root: Path, kind: str, options: argparse.Namespace) -> dict[str, Any
             count = sum(len(batch["label"]) for batch in loader)
             if number >= 0:
                 speeds[name].append(count / (time.perf_counter() - started))
-    results = measure.summarise(speeds, next(iter(speeds)))
+    results = measure.summarize(speeds, next(iter(speeds)))
     return {
         name: {
             "clips_per_second": found.pop("seconds"),

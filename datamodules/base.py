@@ -70,6 +70,8 @@ class BaseDataModule(LightningDataModule, ABC):
             batch).
     """
 
+    disjoint_splits = True  # whether splits that share an example are refused
+
     def __init__(
         self,
         batch_size: int = 64,
@@ -84,7 +86,7 @@ class BaseDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        at_least(0, num_workers=num_workers)
+        at_least(0, num_workers=num_workers, subset_seed=subset_seed, shuffle_seed=shuffle_seed)
         one_of(get_args(Protocol), protocol=protocol)
         # All examples are the default of train_fraction, which shots may then replace.
         self._fraction = None if train_fraction == 1 else train_fraction
@@ -221,9 +223,10 @@ class BaseDataModule(LightningDataModule, ABC):
         if self.protocol == "holdout" and stage in (None, "fit", "validate"):
             self._build("val")
         self._build(self.eval_split)
-        for split in self._splits:
-            if split != self.train_split:
-                self.lists.check_disjoint(self.train_split, split)
+        if self.disjoint_splits:
+            for split in self._splits:
+                if split != self.train_split:
+                    self.lists.check_disjoint(self.train_split, split)
 
     def _build(self, split: Split) -> None:
         if split not in self._splits:

@@ -62,7 +62,7 @@ class CausalLanguageModel(AdaptedModule):
     """A pre-trained causal language model with an adapter, trained on texts and measured on questions with options.
 
     Training batches are `replora.datasets.TextBatch`es. The loss is the cross-entropy of the next token, averaged over
-    the labelled tokens of one batch of one process; a batch without labels has the loss 0. Accumulated batches and
+    the labeled tokens of one batch of one process; a batch without labels has the loss 0. Accumulated batches and
     processes count alike, however many labels they have.
 
     An evaluation batch is a list of `replora.datasets.ChoiceItem`s, answered in one of two ways. `generate` lets the
@@ -235,14 +235,14 @@ class CausalLanguageModel(AdaptedModule):
         labels = batch["labels"]
         # As in transformers, and so LLM-Adapters, a row's first token has a loss where padding stands before it: it is
         # predicted from the padding. In a row without padding nothing predicts it.
-        labelled = labels[:, 1:] != NO_LOSS
-        columns = labelled.any(dim=0).nonzero()
+        labeled = labels[:, 1:] != NO_LOSS
+        columns = labeled.any(dim=0).nonzero()
         # Without labels one column does: every parameter gets a gradient of 0, which processes average as any other.
         first = int(columns[0]) if len(columns) else max(0, labels.shape[1] - 2)
         logits = self._logits(batch["input_ids"], batch["attention_mask"], first)[:, :-1]
         targets = labels[:, first + 1 :]
         total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=NO_LOSS, reduction="sum")
-        count = labelled.sum()
+        count = labeled.sum()
         return total / count.clamp(min=1), count
 
     def _logits(self, input_ids: Tensor, attention_mask: Tensor, first: int) -> Tensor:

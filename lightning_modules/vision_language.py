@@ -209,11 +209,11 @@ class VisionLanguage(AdaptedModule):
         return loss
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        undecayed = {id(p) for bank in adapters_of(self.model).factor_banks() for p in bank.undecayed()}
+        not_decayed = {id(p) for bank in adapters_of(self.model).factor_banks() for p in bank.no_weight_decay()}
         groups: tuple[list[Tensor], list[Tensor]] = ([], [])
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                groups[id(parameter) in undecayed or "bias" in name].append(parameter)
+                groups[id(parameter) in not_decayed or "bias" in name].append(parameter)
         decayed, rest = groups
         both: list[dict[str, Any]] = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
         return [group for group in both if group["params"]]

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import replora
 from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import adapters_of
-from replora.adapters.fingerprint import base_name, in_head, refuse_other_base, timm_weights
+from replora.adapters.fingerprint import base_name, check_base_weights, in_head, timm_weights
 from replora.adapters.low_rank.layer import WeightUpdate
 from replora.adapters.low_rank.ops import add_update_to_weight
 from replora.adapters.merge import disabled, merge_and_unload, merged
@@ -26,7 +28,7 @@ from replora.backbones.vision import VIT_NANO, build_vision_backbone
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
 from replora.datasets.image.read import short_side
 from replora.errors import RepLoRAError, nearest
-from replora.io import new_folder, refuse_file_as_folder
+from replora.io import check_not_a_file, new_folder
 from replora.results import describe_training_data, read_results
 from replora.runs import check_usable, load_run
 
@@ -114,7 +116,7 @@ def _from_file(source: Path, base: str | None, checkpoint: Path | None, force: b
         model, base = _load_timm(base.removeprefix("timm/"), state, checkpoint)
     else:
         model = load_transformers(base, heads, recorded.get("class"))
-    refuse_other_base(model, recorded, heads, str(source))
+    check_base_weights(model, recorded, heads, str(source))
     replora.load_adapter(model, source)
     data, metrics = json.loads(metadata.get("data", "{}")), json.loads(metadata.get("metrics", "{}"))
     return Trained(model.eval(), base, data, _partial(metadata.get("trained_on"), metadata), metrics, metadata)
@@ -168,7 +170,6 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
         ExportError: There is none, it is corrupt or lacks weights, or this transformers has no such class.
     """
     import transformers
-    from safetensors import SafetensorError
 
     failed = f"--base {base}: transformers cannot open it"
     try:
@@ -211,7 +212,7 @@ def export(trained: Trained, out: Path, form: Format, license: str = "unknown") 
     if form == "adapter":
         if out.exists():
             raise ExportError(f"{out} exists already, and nothing is overwritten. Choose another name.")
-        refuse_file_as_folder(out)
+        check_not_a_file(out)
         metadata = {key: value for key, value in trained.metadata.items() if key not in HEADER}
         if trained.trained_on:
             metadata["trained_on"] = trained.trained_on
@@ -322,8 +323,6 @@ def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
     if getattr(model, "pretrained_cfg", None) or _is_vit_nano(model):
         _save_timm(model, trained, folder)
         return "timm", 'import timm\n\nmodel = timm.create_model("local-dir:this folder", pretrained=True)'
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     load = 'model.load_state_dict(load_file("this folder/model.safetensors"))'

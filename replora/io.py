@@ -45,7 +45,7 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise RepLoRAError(f"{folder} exists already, and nothing is overwritten. Choose another name, or remove it.")
-    refuse_file_as_folder(folder)
+    check_not_a_file(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.", suffix=".tmp"))
     try:
@@ -56,7 +56,7 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def refuse_file_as_folder(path: Path) -> None:
+def check_not_a_file(path: Path) -> None:
     """Refuse a path that leads through a file.
 
     Raises:

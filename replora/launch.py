@@ -24,7 +24,7 @@ def launch(arguments: list[str]) -> None:
     # Only here: the light verbs of the command line do not wait for torch and Lightning.
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from replora.trainer import TrainerCLI
+    from replora.trainer import TrainerCLI  # imports torch
 
     try:
         TrainerCLI(arguments)
@@ -43,7 +43,7 @@ def _leave_process_group() -> None:
     Gloo threads that still hold tensors at shutdown can abort the process (status -6) after its work is done. After an
     error the group is left alone, as other processes may be waiting in it.
     """
-    from torch import distributed
+    from torch import distributed  # slow to import, and loaded by now
 
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

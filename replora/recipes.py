@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
+from replora.config_files import packaged_configs
 from replora.identity import CHANGED, flat_options
 
 # Name of a video recipe in results -> its file.
@@ -25,10 +28,6 @@ def changed_options(recipe: str, options: Mapping[str, Any]) -> list[str]:
         recipe: Name of the recipe in results.
         options: Options of the whole run: `model`, `data` and `trainer`, with or without `class_path` and `init_args`.
     """
-    import yaml  # type: ignore[import-untyped]
-
-    from replora.config_files import packaged_configs
-
     if recipe not in FILES:
         return []
     file = packaged_configs()[FILES[recipe]]

@@ -240,7 +240,7 @@ def peak_memory() -> dict[str, int]:
     """Peak memory of this process so far, in bytes: `cpu` resident, `cuda` allocated by torch where a GPU was used."""
     peaks = {}
     try:
-        import resource
+        import resource  # absent on Windows
 
         usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         peaks["cpu"] = usage if sys.platform == "darwin" else usage * 1024

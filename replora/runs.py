@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from torch import nn
 
 import lightning_modules
@@ -162,8 +163,6 @@ def concrete_subclasses(base: type) -> Iterator[type]:
 
 def _read_fit(folder: Path) -> tuple[str, dict[str, Any], int]:
     """Class of the run's module, the options of its module, and its seed."""
-    import yaml  # type: ignore[import-untyped]
-
     file = folder / "fit.yaml"
     if not file.is_file():
         there = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"

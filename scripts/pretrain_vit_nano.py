@@ -63,7 +63,7 @@ def load_folder(root: Path) -> tuple[Tensor, Tensor, list[str]]:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), classes
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """Convert uint8 in [0, 255] to float in [-1, 1]."""
     return images.float().div_(127.5).sub_(1.0)
 
@@ -89,7 +89,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Return the accuracy in percent, computed in float32."""
     model.eval()
     chunks = zip(images.split(250), labels.split(250), strict=True)
-    hits = sum(int((model(normalise(x)).argmax(1) == y).sum()) for x, y in chunks)
+    hits = sum(int((model(normalize(x)).argmax(1) == y).sum()) for x, y in chunks)
     return 100.0 * hits / len(labels)
 
 
@@ -149,7 +149,7 @@ def main() -> None:
         shuffled = train[torch.randperm(len(train), generator=generator)]
         for step in range(steps_per_epoch):
             batch = shuffled[step * args.batch_size : (step + 1) * args.batch_size]
-            x = normalise(augment(images[batch], generator))
+            x = normalize(augment(images[batch], generator))
             with torch.autocast("cpu", torch.bfloat16):
                 logits = compiled(x)
             loss = F.cross_entropy(logits.float(), labels[batch], label_smoothing=args.label_smoothing)

@@ -127,10 +127,10 @@ def _labels(count: int, classes: int, rng: random.Random) -> list[int]:
 def _image(
     label: int, classes: int, size: tuple[int, int], rng: random.Random, image_format: ImageFormat = "JPEG"
 ) -> bytes:
-    colour = 255 * np.array(colorsys.hsv_to_rgb(label / classes, 0.8, 0.7))
+    color = 255 * np.array(colorsys.hsv_to_rgb(label / classes, 0.8, 0.7))
     noise = np.random.default_rng(rng.getrandbits(32)).normal(0, 12, (size[1], size[0], 3))
     buffer = io.BytesIO()
-    Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(buffer, image_format, quality=75)
+    Image.fromarray(np.clip(color + noise, 0, 255).astype(np.uint8)).save(buffer, image_format, quality=75)
     return buffer.getvalue()
 
 

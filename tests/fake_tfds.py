@@ -1,6 +1,6 @@
 """A stand-in for TensorFlow Datasets: the names, splits, sizes and feature structure of its data sets, tiny images.
 
-The sizes are those of the TFDS catalogue, so that a positional slice that would be out of range yields nothing.
+The sizes are those of the TFDS catalog, so that a positional slice that would be out of range yields nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 # Name -> version and number of examples of each split.
-CATALOGUE: dict[str, tuple[str, dict[str, int]]] = {
+CATALOG: dict[str, tuple[str, dict[str, int]]] = {
     "cifar100": ("3.0.2", {"train": 50_000, "test": 10_000}),
     "caltech101": ("3.0.1", {"train": 3_060, "test": 6_084}),
     "dtd": ("3.0.1", {"train": 1_880, "validation": 1_880, "test": 1_880}),
@@ -70,7 +70,7 @@ class FakeTFDS:
 
     def builder(self, name: str, data_dir: str | None = None) -> SimpleNamespace:  # noqa: ARG002
         data_set, _, pattern = name.partition(":")
-        version, splits = CATALOGUE[data_set]
+        version, splits = CATALOG[data_set]
         assert not pattern or re.fullmatch(pattern.replace(".", r"\.").replace("*", r"\d+"), version), name
 
         def as_dataset(split: str, shuffle_files: bool) -> Iterator[dict[str, Any]]:

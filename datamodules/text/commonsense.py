@@ -93,6 +93,8 @@ class CommonsenseDataModule(BaseDataModule):
             batch).
     """
 
+    disjoint_splits = False  # the published files repeat questions; an evaluation records how many
+
     def __init__(
         self,
         root: Path | None = None,
@@ -186,16 +188,16 @@ class CommonsenseDataModule(BaseDataModule):
     # --- splits
 
     def build_split(self, split: Split) -> Dataset[Any]:
-        # The files, and what is taken of them, say what a split holds.
-        taken = (self.validation, self.val_fraction, self.test_items, self.train_tasks, self.test_tasks)
-        self.lists.add(split, [f"{self._files_sha256()} {split} {taken}"], [""])
         if split == "test":
-            return Questions(self._test_items())
+            records = self._test_records()
+            self._list(split, records)
+            return Questions(choice_items(self.tokenizer, records, self.preset))
         held_out = self._held_out()
-        if split == "val" and self.validation == "llm_adapters":
-            return self._texts(sorted(held_out))
         if split == "val":
             records = [self._read_union()[position] for position in sorted(held_out)]
+            self._list(split, records)
+            if self.validation == "llm_adapters":
+                return self._texts(sorted(held_out))
             if any(record.task == MIXED for record in records):
                 raise RepLoRAError(
                     f"The accuracy of held-out questions is told by task, but {self.union_file} does not say which of "
@@ -203,8 +205,15 @@ class CommonsenseDataModule(BaseDataModule):
                     "--data.validation llm_adapters."
                 )
             return Questions(choice_items(self.tokenizer, records, self.preset))
-        self.train_indices = self._subset(self._left(held_out))
+        left = self._left(held_out)
+        self.train_indices = self._subset(left)
+        chosen = set(self.train_indices)
+        used = [place for place, position in enumerate(left) if position in chosen]
+        self._list(split, [self._read_union()[position] for position in left], used)
         return self._texts(self.train_indices)
+
+    def _list(self, split: Split, records: list[CommonsenseRecord], used: list[int] | None = None) -> None:
+        self.lists.add(split, [record.instruction for record in records], [record.answer for record in records], used)
 
     def _read_union(self) -> list[CommonsenseRecord]:
         """All training records of `train_tasks`; the position in this list is the index of a training text."""
@@ -271,13 +280,13 @@ class CommonsenseDataModule(BaseDataModule):
         records = [self._read_union()[position] for position in positions]
         return TrainingTexts(records, positions, self.tokenizer, self.preset, self.cutoff)
 
-    def _test_items(self) -> list[ChoiceItem]:
-        items = []
+    def _test_records(self) -> list[CommonsenseRecord]:
+        found = []
         for task in self.test_tasks:
             records = read_task(self.root, task, "test", self.check_sizes)
             first = stratified_order([0] * len(records), seed=0)[: self.test_items]
-            items += choice_items(self.tokenizer, [records[i] for i in sorted(first)], self.preset)
-        return items
+            found += [records[i] for i in sorted(first)]
+        return found
 
     def _holds_out_a_fraction(self) -> bool:
         return self.protocol != "final" and self.validation == "stratified"

@@ -78,7 +78,7 @@ class VideoDataModule(BaseDataModule):
             eval_batch_size=eval_batch_size or max(1, 2 * batch_size // (clips.test_clips * clips.test_crops)),
             **options,
         )
-        at_least(0, cache_bytes=cache_bytes)
+        at_least(0, cache_bytes=cache_bytes, split_seed=split_seed)
         one_of(get_args(Normalization), normalization=normalization)
         one_of(get_args(Recipe), recipe=recipe)
         self.clips = clips

@@ -70,6 +70,8 @@ class VisionLanguageDataModule(BaseDataModule):
 
     known_tasks: tuple[str, ...]
 
+    disjoint_splits = False  # published files may repeat a question; an evaluation records how many
+
     def __init__(
         self,
         tokenizer: str,
@@ -133,7 +135,7 @@ class VisionLanguageDataModule(BaseDataModule):
     def tokenizer(self) -> Any:
         """The tokenizer, with the added tokens."""
         if self._tokenizer is None:
-            from replora.backbones.vl_bart import load_vl_tokenizer
+            from replora.backbones.vl_bart import load_vl_tokenizer  # transformers takes seconds to import
 
             self._tokenizer = load_vl_tokenizer(self.tokenizer_name, self.revision)
         return self._tokenizer
@@ -178,21 +180,24 @@ class VisionLanguageDataModule(BaseDataModule):
         return cast("TaskParts", self._split(cast("Split", split))).parts
 
     def build_split(self, split: Split) -> TaskParts:
-        self._records: dict[str, str] = {}
+        self._listed: list[tuple[str, str, bool]] = []
         parts = TaskParts({name: self._build_task(name, split) for name in self.tasks})
-        self.lists.add(split, list(self._records), self._records.values())
+        names, contents, used = zip(*self._listed, strict=True)
+        self.lists.add(split, names, contents, [place for place, taken in enumerate(used) if taken])
         return parts
 
     def _build_task(self, name: str, split: Split) -> VLDataset:
         records, features = self.read_task(name, split)
         if not records:
             raise RepLoRAError(f"{name}: the split {split!r} is empty.")
-        listed = "\n".join(f"{r.id}\t{r.text}\t{r.images}\t{r.answers}\t{r.truth}" for r in records)
-        self._records[f"{name} {split}"] = hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
+        used = list(range(len(records)))
         if split == self.train_split and self.task_fractions[name] < 1:
             strata = [record.stratum for record in records]
-            self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)
-            records = [records[position] for position in self.chosen[name]]
+            used = self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)
+        taken = set(used)
+        for place, r in enumerate(records):
+            self._listed.append((f"{name} {r.images} {r.text}", f"{r.id} {r.answers} {r.truth}", place in taken))
+        records = [records[position] for position in used]
         return VLDataset(vl_task(name), records, features, self.prompts, self.shuffle_seed)
 
     def padding_of(self, sample: VLSample) -> VLSample:

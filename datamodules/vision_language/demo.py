@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
-from datamodules.base import Protocol, Split
+from datamodules.base import Protocol, Split, at_least
 from datamodules.vision_language.base import VisionLanguageDataModule
 from replora.datasets.vision_language.demo import FEATURE_SIZE, SCENES, DemoFeatures, demo_records, demo_scenes
 from replora.datasets.vision_language.tasks import VLRecord
@@ -56,6 +56,7 @@ class VLDemoDataModule(VisionLanguageDataModule):
             truncation_side="right",
             **options,
         )
+        at_least(0, scene_seed=scene_seed)
         self.scene_seed = scene_seed
 
     def describe(self) -> dict[str, Any]:

@@ -32,16 +32,23 @@ class _TakesPeftNames(ABCMeta):
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
         known = _parameters(cls)
+        given = dict(zip(known, args, strict=False)) | options
         for other, own in PEFT_NAMES.items():
             if other in options and own in known:
                 value = options.pop(other)
-                if own in options and options[own] != value:
+                if own not in given:
+                    options[own] = value
+                elif not _equal(given[own], value):
                     raise RepLoRAError(
-                        f"{cls.__name__}: {other}={value!r} and {own}={options[own]!r} are two names of one option. "
-                        f"Give one of them."
+                        f"{cls.__name__}: {other}={value!r} and {own}={given[own]!r} are two names of one option. "
+                        "Give one of them."
                     )
-                options[own] = value
         return super().__call__(*args, **options)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values of an option are the same: a list and a tuple of the same items are."""
+    return bool((list(one) if isinstance(one, tuple) else one) == (list(other) if isinstance(other, tuple) else other))
 
 
 def _parameters(cls: type) -> list[str]:
@@ -65,8 +72,11 @@ class AdapterConfig(metaclass=_TakesPeftNames):
         """The arguments of the constructor that make an equal configuration."""
         return {name: getattr(self, name) for name in _parameters(type(self))}
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.arguments().items())})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class RepLoRAConfig(AdapterConfig):
     """RepLoRA, its linear ablation and vanilla LoRA: frozen W0 plus (alpha / rank) * B A on chosen projections.
 
@@ -76,7 +86,7 @@ class RepLoRAConfig(AdapterConfig):
         rank: Inner dimension r of the update (>= 1).
         alpha: Numerator of the update's scale alpha / rank (> 0). Default: equal to `rank`, a scale of 1.
         factors: `mlp` is RepLoRA (A and B come from an MLP on two diagonal matrices), `linear` the same without the
-            non-linearity (the paper's "simple linear" reparameterisation), `none` vanilla LoRA (A and B are free).
+            non-linearity (the paper's "simple linear" reparameterization), `none` vanilla LoRA (A and B are free).
         hidden: Width h of the MLP's hidden layer (>= 1). Default: twice `rank`. Below `rank` it bounds the rank of
             the update. Unused by `none`.
         activation: The MLP's non-linearity. Unused by `linear` and `none`.
@@ -88,7 +98,7 @@ class RepLoRAConfig(AdapterConfig):
             MLP), as the paper shares query and value; `none` gives each target its own.
         blocks: `all`, or the indices of the blocks to adapt, counted from 0 in the model's order.
         scale_exponent: The generated factors are multiplied by hidden ** -scale_exponent, in [0, 1]. It sets how far a
-            step of the optimiser moves A and B: at 0.5 the learning rates that suit LoRA are near RepLoRA's best ones.
+            step of the optimizer moves A and B: at 0.5 the learning rates that suit LoRA are near RepLoRA's best ones.
         init: `zero` starts with an update of exactly 0 (B = 0). `normal002` draws A and B from N(0, 0.02), as public
             LoRA baselines on ViT do by accident; for `factors: none` alone.
 
@@ -123,6 +133,9 @@ class RepLoRAConfig(AdapterConfig):
             raise RepLoRAError("init: normal002 imitates public LoRA baselines, so it needs factors: none.")
         _check_blocks(self.blocks)
 
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other) if isinstance(other, RepLoRAConfig) else NotImplemented
+
     @property
     def name(self) -> str:
         return {"mlp": "replora", "linear": "linear", "none": "lora"}[self.factors]
@@ -143,7 +156,7 @@ class RepLoRAConfig(AdapterConfig):
         return "identity" if self.factors == "linear" else self.activation
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class LoRAConfig(RepLoRAConfig):
     """Vanilla LoRA: frozen W0 plus (alpha / rank) * B A, where A and B are free parameters.
 

@@ -14,7 +14,7 @@ from replora.adapters.config import (
     RepLoRAConfig,
 )
 from replora.adapters.low_rank.factors import FactorBank
-from replora.adapters.low_rank.layer import SetAside, WeightUpdate, refuse_loading
+from replora.adapters.low_rank.layer import SetAside, WeightUpdate, check_not_merged
 from replora.adapters.low_rank.threads import Lock, MergedBlocks, Switch
 from replora.adapters.model_methods import replace_methods, restore_methods
 from replora.adapters.wrappers import is_compiled, plain_name, unwrap
@@ -35,11 +35,11 @@ class Adapters(nn.Module):
         required_grad: Names of the parameters that required gradients before the injection.
         base: The frozen model: its class, name and a fingerprint of its weights.
         backbone_count: Parameters of the backbone, without head and adapter.
-        trained_as: For an adapter read from a deployed file: method, options and parameters of its training.
-        peft_called: For each layer of the `peft` library, whether it has been called.
+        trained_as: Method, options and parameter counts of the training, if the adapter was read from a deployed file.
+        peft_called: Name of each layer of the `peft` library -> whether it has been called.
         aside: While a layer of the `peft` library is merged, by its name: its frozen parameters.
         blocks: The open `replora.merged`.
-        proved: Whether every target is known to act on the output.
+        targets_verified: Whether every target is known to affect the output.
     """
 
     def __init__(self, config: AdapterConfig) -> None:
@@ -57,7 +57,7 @@ class Adapters(nn.Module):
         self.trained_as: dict[str, Any] | None = None
         self.peft_called: dict[str, bool] = {}
         self.aside: dict[str, SetAside] = {}
-        self.proved = False
+        self.targets_verified = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._frozen_norms: list[nn.Module] = []
         self.lock = Lock()  # of merging and of switching off
@@ -75,7 +75,7 @@ class Adapters(nn.Module):
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         if self.merged:
-            refuse_loading()
+            check_not_merged()
         super()._load_from_state_dict(*arguments)
 
     def factor_banks(self) -> list[FactorBank]:
@@ -113,9 +113,14 @@ class Adapters(nn.Module):
     def _after_forward(self, model: nn.Module, _inputs: Any, output: Any) -> None:
         for bank in self.factor_banks():
             bank.close()
-        if not self.proved and output is not None and not torch.compiler.is_compiling() and not is_compiled(model):
-            refuse_dead_targets(self)
-            self.proved = True
+        if (
+            not self.targets_verified
+            and output is not None
+            and not torch.compiler.is_compiling()
+            and not is_compiled(model)
+        ):
+            check_targets_used(self)
+            self.targets_verified = True
 
 
 @dataclass(frozen=True)
@@ -216,10 +221,10 @@ def device_of(update: WeightUpdate) -> torch.device:
 
 
 class DeadTargetError(RepLoRAError):
-    """A target that does not act on the model's output, or not in the way its options need."""
+    """A target that does not affect the model's output, or not in the way its options require."""
 
 
-def refuse_dead_targets(adapters: Adapters) -> None:
+def check_targets_used(adapters: Adapters) -> None:
     """Refuse updates that a forward pass neither called nor read, and dropout where the weight is only read.
 
     Raises:

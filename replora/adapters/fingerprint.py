@@ -3,7 +3,7 @@
     base: {class, name, dtype, fingerprint}
 
 `fingerprint` is that of the weights rounded to `dtype`, the type they had in training, so a base saved in another type
-has the same. It is None where values are quantised, sharded or not in memory: nothing can be compared then.
+has the same. It is None where values are quantized, sharded or not in memory: nothing can be compared then.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def describe_base(model: nn.Module, heads: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def refuse_other_base(
+def check_base_weights(
     model: nn.Module,
     recorded: Mapping[str, Any] | None,
     heads: Iterable[str],

@@ -1,4 +1,4 @@
-"""Make a model trainable by a method: find the targets, group them, wrap them, freeze the rest, prove that it works.
+"""Make a model trainable by a method: find the targets, group them, wrap them, freeze the rest, verify that it works.
 
     model = replora.inject(model, replora.RepLoRAConfig(rank=8), also_train=["head"])
 
@@ -28,9 +28,10 @@ from replora.adapters.fingerprint import describe_base, in_head
 from replora.adapters.labels import match_classes
 from replora.adapters.low_rank.factors import build_factors
 from replora.adapters.low_rank.layer import AdaptedLinear, AdaptedMultiheadAttention, FactorView, WeightUpdate
+from replora.adapters.peft_methods import inject_peft, remove_peft
 from replora.adapters.targets import Target, find_targets
-from replora.adapters.verify import prove_targets
-from replora.adapters.weight_tying import refuse_tied_heads
+from replora.adapters.verify import verify_targets
+from replora.adapters.weight_tying import check_not_tied
 from replora.adapters.wrappers import is_wrapper, plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 
@@ -52,14 +53,14 @@ def inject(
             `PeftMethodConfig`.
         also_train: Names of submodules that train as a whole and are saved with the adapter, such as `("head",)`.
         modules_to_save: The same under its name in peft; both are taken together.
-        example: An input to prove with that every target acts on the output: a tensor, a tuple of arguments or a dict
-            of keyword arguments. For timm and transformers models one is made where it is None; for others the proof
-            is made with the first forward pass.
-        check: Whether to prove that at all. Turn it off for models that use only some targets in a pass.
+        example: Input that verifies that every target affects the output: a tensor, a tuple of arguments or a dict of
+            keyword arguments. If None, timm and transformers models get a generated one, and other models are checked
+            at their first forward pass.
+        check: Whether to verify the targets. Turn it off for models that use only some targets in a forward pass.
 
     Raises:
         TargetNotFoundError: A target matches nothing.
-        DeadTargetError: A target does not act on the output, or is read in a way that its options do not allow.
+        DeadTargetError: A target does not affect the output, or is read in a way that its options do not allow.
         RepLoRAError: The model carries an adapter already, or a name of `also_train` does not exist or shares its
             weight with a module that is frozen (an output layer tied to the embedding).
     """
@@ -90,7 +91,7 @@ def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[st
     also_train = tuple(dict.fromkeys(heads_to_train))
     heads = _submodules(model, also_train)
     also_train = tuple(name for name in also_train if not in_head(name, also_train))  # one inside another is in it
-    refuse_tied_heads(model, also_train)
+    check_not_tied(model, also_train)
     match_classes(model, also_train)
     head_tensors = {id(tensor) for head in heads for tensor in (*head.parameters(), *head.buffers())}
     adapters = Adapters(config)
@@ -109,9 +110,9 @@ def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[st
         if not isinstance(config, FullConfig):
             adapters._frozen_norms = _frozen_batch_norms(model)
         adapters.hook_onto(model)
-        adapters.proved = not (check and isinstance(config, RepLoRAConfig | PeftMethodConfig))
-        if not adapters.proved:
-            prove_targets(model, adapters, example)
+        adapters.targets_verified = not (check and isinstance(config, RepLoRAConfig | PeftMethodConfig))
+        if not adapters.targets_verified:
+            verify_targets(model, adapters, example)
     except BaseException:
         remove(model)
         raise
@@ -130,8 +131,6 @@ def remove(model: nn.Module) -> nn.Module:
             del module.updates
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
     if isinstance(adapters.config, PeftMethodConfig):
-        from replora.adapters.peft_methods import remove_peft
-
         remove_peft(model)
     del model.replora
     train_only(model, adapters.required_grad)
@@ -139,13 +138,13 @@ def remove(model: nn.Module) -> nn.Module:
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """What an optimiser should get: the matrices that train; the vectors (biases, norms, diagonals), not decayed."""
+    """Parameter groups for an optimizer: matrices, and vectors (biases, norms, diagonals) without weight decay."""
     adapters = adapters_of(model)
-    vectors = {id(p) for bank in adapters.factor_banks() for p in bank.undecayed()}
+    vectors = {id(p) for bank in adapters.factor_banks() for p in bank.no_weight_decay()}
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1 and id(p) not in vectors]
-    undecayed = [p for p in trained if p.ndim <= 1 or id(p) in vectors]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
+    not_decayed = [p for p in trained if p.ndim <= 1 or id(p) in vectors]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": not_decayed, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
@@ -179,8 +178,6 @@ def _apply(model: nn.Module, adapters: Adapters, heads: Sequence[nn.Module]) -> 
             raise RepLoRAError("linear_probe trains the head alone: name it, as in also_train=['head'].")
         return set()
     if isinstance(config, PeftMethodConfig):
-        from replora.adapters.peft_methods import inject_peft
-
         return inject_peft(model, adapters, config, find_targets(model, config.targets, config.blocks, skip=heads))
     raise RepLoRAError(f"{type(config).__name__} is not a method that inject knows. {nearest('', _METHODS)}")
 

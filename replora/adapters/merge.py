@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from replora.adapters.config import BitFitConfig, FullConfig, PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of
 from replora.adapters.inject import remove
-from replora.adapters.low_rank.layer import refuse_unmergeable
+from replora.adapters.low_rank.layer import check_mergeable
 from replora.adapters.peft_methods import merge_peft, peft_layers, unmerge_peft
 from replora.adapters.weight_tying import declare_untied, shared_with
 from replora.adapters.wrappers import unwrap
@@ -46,15 +46,15 @@ def _merge(model: nn.Module, adapters: Adapters, force: bool) -> None:
     if adapters.switch.disabled:
         raise RepLoRAError("The adapter is switched off by replora.disabled. Leave that block before merging.")
     for update in adapters.updates:
-        update.refuse_unmergeable()
+        update.check_mergeable()
     layers = peft_layers(model) if isinstance(adapters.config, PeftMethodConfig) else {}
     for name, layer in layers.items():
-        refuse_unmergeable(layer.get_base_layer().weight, name)
+        check_mergeable(layer.get_base_layer().weight, name)
     try:
         for update in adapters.updates:
             update.merge()
             if not force:
-                update.refuse_not_finite()
+                update.check_finite()
         if layers:
             merge_peft(model, adapters.aside, force)
     except BaseException:  # an interrupt as well
@@ -90,7 +90,7 @@ def merge_and_unload(model: nn.Module, *, force: bool = False) -> nn.Module:
 
     Args:
         model: A model with an adapter.
-        force: As for `merge`.
+        force: Whether to merge an adapter with infinite or NaN values, as in `merge`.
 
     Raises:
         RepLoRAError: As `merge` says; then nothing is changed.
@@ -108,7 +108,7 @@ def merge_and_unload(model: nn.Module, *, force: bool = False) -> nn.Module:
         for aside in adapters.aside.values():
             aside.drop()
         adapters.aside.clear()
-        inner.__dict__.pop("replora_shelf", None)
+        inner.__dict__.pop("replora_registry", None)
         return remove(model)
 
 
@@ -121,7 +121,7 @@ def merged(model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
 
     Args:
         model: A model with an adapter.
-        force: As for `merge`.
+        force: Whether to merge an adapter with infinite or NaN values, as in `merge`.
 
     Raises:
         RepLoRAError: As `merge` says.
@@ -155,7 +155,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         RepLoRAError: The adapter is merged, or the backbone's own parameters have trained.
     """
     adapters = adapters_of(model)
-    _refuse_inseparable(adapters)
+    _check_separable(adapters)
     layers = peft_layers(model) if isinstance(adapters.config, PeftMethodConfig) else {}
     with adapters.lock:
         if adapters.merged or any(layer.merged for layer in layers.values()):
@@ -175,7 +175,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
                     layer.enable_adapters(True)
 
 
-def _refuse_inseparable(adapters: Adapters) -> None:
+def _check_separable(adapters: Adapters) -> None:
     """Refuse what trains parameters of the backbone itself: the frozen ones are gone.
 
     Raises:

@@ -1,11 +1,11 @@
-"""Several adapters side by side on one backbone: one acts, the others wait, and a switch copies no weight.
+"""Several adapters on one backbone: one is active, the others are kept, and switching copies no weights.
 
     replora.load_adapter(model, "birds.safetensors", name="birds")
-    replora.load_adapter(model, "cars.safetensors", name="cars")      # acts now
+    replora.load_adapter(model, "cars.safetensors", name="cars")      # is active now
     replora.set_adapter(model, "birds")
 
-Each may have its own method, rank, targets and head (of its own number of classes). What waits is no part of the model:
-not of its `state_dict`, its parameters or its device; it follows to the model's device when it is set.
+Each may have its own method, rank, targets and head (with its own number of classes). An inactive adapter is not part
+of the model's `state_dict` or parameters. It moves to the model's device when `set_adapter` makes it active.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from replora.adapters.inject import remove
 from replora.adapters.labels import match_classes
 from replora.adapters.low_rank.layer import AdaptedLinear, AdaptedMultiheadAttention, WeightUpdate
 from replora.adapters.peft_methods import peft_layers
-from replora.adapters.weight_tying import refuse_tied_heads
+from replora.adapters.weight_tying import check_not_tied
 from replora.adapters.wrappers import plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 
@@ -32,12 +32,12 @@ DEFAULT_NAME = "default"  # of an adapter that was injected, not loaded under a 
 
 
 @dataclass
-class Waiting:
-    """An adapter that is taken off its model.
+class InactiveAdapter:
+    """An adapter that is detached from its model.
 
     Attributes:
         adapters: What `inject` added.
-        layers: Name -> what stands there while the adapter acts: a wrapped layer or a head.
+        layers: Name -> the module in that place while the adapter is active: a wrapped layer or a head.
         attention: Name of an `nn.MultiheadAttention` -> its updates.
     """
 
@@ -47,69 +47,69 @@ class Waiting:
 
 
 @dataclass
-class Shelf:
-    """The adapters of one model, kept as its attribute `replora_shelf`.
+class AdapterRegistry:
+    """The adapters of one model, kept as its attribute `replora_registry`.
 
     Attributes:
-        active: Name of the one that acts, None if none does.
-        waiting: The others.
+        active: Name of the active adapter, None if there is none.
+        inactive: The other adapters by name.
         heads: The backbone's own modules in the places of heads, as they were before any adapter was loaded.
     """
 
     active: str | None
-    waiting: dict[str, Waiting] = field(default_factory=dict)
+    inactive: dict[str, InactiveAdapter] = field(default_factory=dict)
     heads: dict[str, nn.Module] = field(default_factory=dict)
 
 
 def adapter_names(model: nn.Module) -> list[str]:
-    """Names of the adapters on `model`, the acting one first."""
-    shelf = shelf_of(model)
-    return [*([shelf.active] if shelf.active else []), *shelf.waiting]
+    """Names of the adapters on `model`, the active one first."""
+    registry = registry_of(model)
+    return [*([registry.active] if registry.active else []), *registry.inactive]
 
 
 def set_adapter(model: nn.Module, name: str) -> nn.Module:
-    """Let the adapter called `name` act, and return the model.
+    """Make the adapter called `name` the active one and return the model.
 
     Raises:
-        RepLoRAError: There is no such adapter, or the acting one is merged.
+        RepLoRAError: There is no such adapter, or the active one is merged.
     """
-    shelf = shelf_of(model)
-    if name == shelf.active:
+    registry = registry_of(model)
+    if name == registry.active:
         return model
-    if name not in shelf.waiting:
+    if name not in registry.inactive:
         raise RepLoRAError(f"There is no adapter {name!r} on this model. {nearest(name, adapter_names(model))}")
-    take_off(unwrap(model))
-    _put_on(unwrap(model), shelf.waiting.pop(name))
-    shelf.active = name
+    detach(unwrap(model))
+    _attach(unwrap(model), registry.inactive.pop(name))
+    registry.active = name
     return model
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
-    """Forget an adapter that waits.
+    """Delete an inactive adapter.
 
     Raises:
-        RepLoRAError: It acts, or there is none of that name.
+        RepLoRAError: It is the active one, or there is none of that name.
     """
-    shelf = shelf_of(model)
-    if name == shelf.active:
-        raise RepLoRAError(f"The adapter {name!r} acts. Set another one first, or call replora.remove(model).")
-    if name not in shelf.waiting:
+    registry = registry_of(model)
+    if name == registry.active:
+        raise RepLoRAError(f"The adapter {name!r} is active. Set another one first, or call replora.remove(model).")
+    if name not in registry.inactive:
         raise RepLoRAError(f"There is no adapter {name!r} on this model. {nearest(name, adapter_names(model))}")
-    del shelf.waiting[name]
+    del registry.inactive[name]
 
 
-def shelf_of(model: nn.Module) -> Shelf:
-    """The model's shelf, made at the first use."""
+def registry_of(model: nn.Module) -> AdapterRegistry:
+    """The model's registry, created at the first use."""
     model = unwrap(model)
-    shelf = model.__dict__.get("replora_shelf")
+    registry = model.__dict__.get("replora_registry")
     present = isinstance(getattr(model, "replora", None), Adapters)
-    if shelf is None:
-        shelf = model.__dict__["replora_shelf"] = Shelf(DEFAULT_NAME if present else None)
+    if registry is None:
+        registry = model.__dict__["replora_registry"] = AdapterRegistry(DEFAULT_NAME if present else None)
     if not present:
-        shelf.active = None  # it was removed
-    elif shelf.active is None:
-        shelf.active = DEFAULT_NAME  # it was injected
-    return shelf
+        registry.active = None  # it was removed
+    elif registry.active is None:
+        registry.active = DEFAULT_NAME  # it was injected
+    return registry
 
 
 def head_states(state: Mapping[str, Tensor], heads: Iterable[str]) -> dict[str, dict[str, Tensor]]:
@@ -119,85 +119,85 @@ def head_states(state: Mapping[str, Tensor], heads: Iterable[str]) -> dict[str, 
 
 @contextmanager
 def added(model: nn.Module, name: str, heads: dict[str, dict[str, Tensor]]) -> Iterator[None]:
-    """Take off the acting adapter and give the model fresh heads; inside, another one is injected, which is `name`.
+    """Detach the active adapter and give the model new heads; the block injects another adapter, which becomes `name`.
 
     After an error everything is as it was.
 
     Args:
         model: The model.
-        name: Of the adapter to come.
-        heads: For each module that it trains as a whole, its state: the head becomes one of these shapes.
+        name: Name of the new adapter.
+        heads: State of each module that the new adapter trains as a whole; the head takes these shapes.
 
     Raises:
-        RepLoRAError: The name is taken, the acting adapter is merged or changes the backbone's own parameters, or a
+        RepLoRAError: The name is taken, the active adapter is merged or changes the backbone's own parameters, or a
             head cannot take these shapes or is tied to a frozen module.
     """
-    shelf = shelf_of(model)
-    before = shelf.active
+    registry = registry_of(model)
+    before = registry.active
     if name in adapter_names(model):
         raise RepLoRAError(f"There is an adapter {name!r} on this model already. Choose another name, or delete it.")
-    fresh = {head: _shaped(model, shelf, head, state) for head, state in heads.items()}
-    refuse_tied_heads(model, heads)
-    take_off(model)
+    fresh = {head: _shaped(model, registry, head, state) for head, state in heads.items()}
+    check_not_tied(model, heads)
+    detach(model)
     for head, module in fresh.items():
-        shelf.heads.setdefault(head, model.get_submodule(head))
+        registry.heads.setdefault(head, model.get_submodule(head))
         model.set_submodule(head, module)
     try:
         yield
-        shelf.active = name
+        registry.active = name
     except BaseException:
         if isinstance(getattr(model, "replora", None), Adapters):
             remove(model)
-        shelf.active = None
+        registry.active = None
         for head in fresh:
-            model.set_submodule(head, shelf.heads[head])
+            model.set_submodule(head, registry.heads[head])
         match_classes(model, fresh)
         if before is not None:
             set_adapter(model, before)
         raise
 
 
-def take_off(model: nn.Module) -> None:
-    """Move the acting adapter, if there is one, to the shelf; the backbone is as it was before it."""
-    shelf = shelf_of(model)
-    if shelf.active is None:
+def detach(model: nn.Module) -> None:
+    """Detach the active adapter, if there is one, and leave the backbone as it was before that adapter."""
+    registry = registry_of(model)
+    if registry.active is None:
         return
     adapters = adapters_of(model)
-    _refuse_inseparable(adapters)
-    waiting = Waiting(adapters)
+    _check_separable(adapters)
+    inactive = InactiveAdapter(adapters)
     adapters.unhook(model)
     layers = peft_layers(model) if adapters.peft_called else {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, AdaptedLinear):
-            waiting.layers[name] = module
+            inactive.layers[name] = module
             model.set_submodule(name, module.linear)
         elif type(module) is AdaptedMultiheadAttention:
-            waiting.attention[name] = module.updates
+            inactive.attention[name] = module.updates
             del module.updates
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
         elif name in layers:
-            waiting.layers[name] = module
+            inactive.layers[name] = module
             model.set_submodule(name, layers[name].get_base_layer())
     for head in adapters.also_train:
-        waiting.layers[head] = model.get_submodule(head)
-        own = shelf.heads.setdefault(head, waiting.layers[head])
-        model.set_submodule(head, _like(own, waiting.layers[head], dtype=True))
+        inactive.layers[head] = model.get_submodule(head)
+        own = registry.heads.setdefault(head, inactive.layers[head])
+        model.set_submodule(head, _like(own, inactive.layers[head], dtype=True))
     match_classes(model, adapters.also_train)
     del model.replora
     train_only(model, adapters.required_grad)
-    shelf.waiting[shelf.active] = waiting
-    shelf.active = None
+    registry.inactive[registry.active] = inactive
+    registry.active = None
 
 
-def _put_on(model: nn.Module, waiting: Waiting) -> None:
-    adapters = waiting.adapters
+def _attach(model: nn.Module, inactive: InactiveAdapter) -> None:
+    adapters = inactive.adapters
     adapters.required_grad = {plain_name(name) for name, p in model.named_parameters() if p.requires_grad}
-    for name, module in waiting.layers.items():
+    for name, module in inactive.layers.items():
         # A head takes the data type of what stood there; factors keep theirs.
         model.set_submodule(name, _like(module, model.get_submodule(name), dtype=name in adapters.also_train))
         module.train(model.training)
     match_classes(model, adapters.also_train)
-    for name, updates in waiting.attention.items():
+    for name, updates in inactive.attention.items():
         attention: Any = model.get_submodule(name)
         attention.__class__ = AdaptedMultiheadAttention
         attention.updates = updates
@@ -216,20 +216,20 @@ def _like(module: nn.Module, there: nn.Module, dtype: bool) -> nn.Module:
     return module.to(like.device, like.dtype) if dtype and like.is_floating_point() else module.to(like.device)
 
 
-def _refuse_inseparable(adapters: Adapters) -> None:
+def _check_separable(adapters: Adapters) -> None:
     if isinstance(adapters.config, FullConfig | BitFitConfig):
         raise RepLoRAError(
             f"{adapters.config.name!r} trains the backbone's own parameters, so no other adapter can stand beside it. "
             "Load the backbone a second time."
         )
     if adapters.merged:
-        raise RepLoRAError("The acting adapter is merged into the backbone. Call replora.unmerge first.")
+        raise RepLoRAError("The active adapter is merged into the backbone. Call replora.unmerge first.")
 
 
-def _shaped(model: nn.Module, shelf: Shelf, head: str, state: dict[str, Tensor]) -> nn.Module:
+def _shaped(model: nn.Module, registry: AdapterRegistry, head: str, state: dict[str, Tensor]) -> nn.Module:
     """A copy of the backbone's module `head` whose tensors have the shapes of `state`."""
     try:
-        module = copy.deepcopy(shelf.heads.get(head) or model.get_submodule(head))
+        module = copy.deepcopy(registry.heads.get(head) or model.get_submodule(head))
     except AttributeError as error:
         known = [name for name, _ in model.named_modules() if name]
         raise RepLoRAError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters
-from replora.adapters.low_rank.layer import SetAside, refuse_not_finite, take_base_names
+from replora.adapters.low_rank.layer import SetAside, check_finite, take_base_names
 from replora.adapters.targets import Target
 from replora.adapters.wrappers import is_wrapper, plain_name
 from replora.errors import RepLoRAError, nearest
@@ -114,7 +114,7 @@ def merge_peft(model: nn.Module, aside: dict[str, SetAside], force: bool = False
             base._parameters[key] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
         layer.merge()
         if not force:
-            refuse_not_finite(base.weight, frozen["weight"], name)
+            check_finite(base.weight, frozen["weight"], name)
 
 
 def unmerge_peft(model: nn.Module, aside: dict[str, SetAside]) -> None:

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from replora.adapters import multi_adapter as several
+from replora.adapters import multi_adapter
 from replora.adapters.config import (
     AdapterConfig,
     BitFitConfig,
@@ -37,10 +39,10 @@ from replora.adapters.config import (
     acting_options,
 )
 from replora.adapters.container import Adapters, adapters_of, describe, listed, options_of, parameter_counts
-from replora.adapters.fingerprint import refuse_other_base
+from replora.adapters.fingerprint import check_base_weights
 from replora.adapters.inject import inject
 from replora.adapters.low_rank.factors import FactorBank
-from replora.adapters.low_rank.layer import MERGEABLE, refuse_loading
+from replora.adapters.low_rank.layer import MERGEABLE, check_not_merged
 from replora.adapters.wrappers import plain_keys, plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 from replora.io import replacing
@@ -74,7 +76,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], found: str
 
     Args:
         model: A model into which the same method was injected.
-        state: As from `adapter_state`; what wrappers add to names (`_orig_mod.`, `module.`) is ignored.
+        state: State that `adapter_state` returned; prefixes of wrappers (`_orig_mod.`, `module.`) are ignored.
         found: What the state is, for the error.
 
     Raises:
@@ -107,7 +109,7 @@ def _copy_state(model: nn.Module, state: Mapping[str, Tensor], found: str, diffe
             f"{len(problems)} differences.\n  {listed}\nInject with the method, options and targets it was saved with."
         )
     if adapters_of(model).merged:
-        refuse_loading()
+        check_not_merged()
     for name, tensor in own.items():
         tensor.copy_(state[name])
 
@@ -121,7 +123,7 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def refuse_not_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """Refuse tensors with NaN or infinity.
 
     Raises:
@@ -158,8 +160,6 @@ def save_adapter(
         RepLoRAError: A tensor is offloaded from memory, or has values that are not finite.
         OSError: The file cannot be written; a file that was there before is still whole.
     """
-    from safetensors.torch import save_file
-
     path = Path(path)
     adapters = adapters_of(model)
     description = describe(model) | {"also_train": list(adapters.also_train), "base": adapters.base}
@@ -167,9 +167,9 @@ def save_adapter(
     if deploy and isinstance(adapters.config, RepLoRAConfig):
         description, state = _deployed(model, description, state)
     header = {"format": FILE_FORMAT, "version": str(FILE_VERSION), "description": json.dumps(description)}
-    refuse_absent(state)
+    check_in_memory(state)
     if not force:
-        refuse_not_finite(state, "The adapter")
+        check_finite(state, "The adapter")
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=header | dict(metadata or {}))
@@ -189,7 +189,7 @@ def _sort_metadata(file: Path) -> None:
             stream.write(text.ljust(length))
 
 
-def refuse_absent(tensors: Mapping[str, Tensor]) -> None:
+def check_in_memory(tensors: Mapping[str, Tensor]) -> None:
     """Refuse to write tensors that a device map offloads.
 
     Raises:
@@ -233,12 +233,12 @@ def load_adapter(
 
     Without a name: a model that carries no adapter gets the one that the file describes; one that does must have the
     same method, options and targets. With a name: the adapter is added beside those that the model carries, under this
-    name, and acts from now on (`replora.set_adapter` chooses another one).
+    name, and becomes the active one (`replora.set_adapter` makes another one active).
 
     Args:
         model: The backbone with the weights of the training, with or without an adapter.
         path: The file.
-        name: Of the adapter, where several stand side by side.
+        name: Name of the adapter, if the model is to carry more than one.
         force: Load an adapter of other backbone weights, or with values that are not finite, as well.
 
     Raises:
@@ -253,18 +253,18 @@ def load_adapter(
 
     def compare_bases() -> None:
         if not force:
-            refuse_other_base(target, description.get("base"), description.get("also_train", ()), str(path), present)
+            check_base_weights(target, description.get("base"), description.get("also_train", ()), str(path), present)
 
     if not force:
-        refuse_not_finite(state, str(path))
+        check_finite(state, str(path))
     if present is None or name is not None:
         if "also_train" not in description:
             raise RepLoRAError(
                 f"{path} does not say which modules were trained as a whole, so the model cannot be prepared for it. "
                 "First call replora.inject(model, config, also_train=[...]) as in its training."
             )
-        heads = several.head_states(state, description["also_train"])
-        with several.added(target, name or several.DEFAULT_NAME, heads):
+        heads = multi_adapter.head_states(state, description["also_train"])
+        with multi_adapter.added(target, name or multi_adapter.DEFAULT_NAME, heads):
             compare_bases()
             inject(target, config_of(description), also_train=description["also_train"])
             _load(target, path, description, state)
@@ -350,8 +350,6 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
     if not Path(path).is_file():
         raise RepLoRAError(f"There is no adapter file {path}.")
     try:

@@ -118,7 +118,7 @@ def find_targets(
         if not found:
             raise TargetNotFoundError(_nothing_found(entry, model, modules, by_role))
         chosen += found
-    _refuse_overlap(chosen)
+    _check_no_overlap(chosen)
 
     numbers = _block_numbers(modules)
     if blocks != "all":
@@ -210,7 +210,7 @@ def _block_numbers(modules: dict[str, nn.Module]) -> dict[str, int]:
     return {name: i for i, name in enumerate(names)}
 
 
-def _refuse_overlap(targets: list[Target]) -> None:
+def _check_no_overlap(targets: list[Target]) -> None:
     taken: dict[tuple[str, str], list[Target]] = {}
     for target in targets:
         for other in taken.setdefault((target.module, target.attribute), []):

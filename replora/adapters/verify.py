@@ -1,6 +1,6 @@
-"""Proof that every target acts on the output, so that no adapter is silently dead.
+"""Verify that every target affects the output, so that no adapter is silently without effect.
 
-Some modules hold a projection that they never use as one would think. With an example input the proof is exact: the
+Some modules hold a projection that their code does not call. With an example input the check is exact: the
 derivative of a random combination of the outputs with respect to B of each target must not be 0. Without one, the first
 forward pass of the model must at least call each adapted module or read its weight.
 """
@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from replora.adapters.config import PeftMethodConfig
-from replora.adapters.container import Adapters, DeadTargetError, listed, refuse_dead_targets
+from replora.adapters.container import Adapters, DeadTargetError, check_targets_used, listed
+from replora.adapters.peft_methods import peft_parameters
 
 
-def prove_targets(model: nn.Module, adapters: Adapters, example: Any = None) -> None:
-    """Prove it with `example`, or with an input made for a timm or transformers model; else leave it to the first pass.
+def verify_targets(model: nn.Module, adapters: Adapters, example: Any = None) -> None:
+    """Verify with `example`, or with an input generated for a timm or transformers model, else at the first pass.
 
     Raises:
-        DeadTargetError: A target does not act on the output.
+        DeadTargetError: A target does not affect the output.
     """
     given = example is not None
     if any(p.is_meta or p.is_inference() for p in model.parameters()):
@@ -31,18 +32,18 @@ def prove_targets(model: nn.Module, adapters: Adapters, example: Any = None) -> 
         example = example_input(model)
         if example is None:
             return
-    adapters.proved = True  # this pass is the proof: the check by use would only say less
+    adapters.targets_verified = True  # this pass is the exact check: the one at the first forward pass would say less
     with _evaluating(model), _without_zeros(model, adapters), torch.enable_grad(), _uncompiled():
         try:
             outputs = list(_float_tensors(_call(model, _to_device_of(model, example))))
         except Exception as error:
-            adapters.proved = False
+            adapters.targets_verified = False
             if given:
                 raise DeadTargetError(
-                    f"The model fails on the example input, so nothing can be proved: {error}"
+                    f"The model fails on the example input, so the targets cannot be verified: {error}"
                 ) from error
-            return  # a made-up input that the model does not take proves nothing
-        refuse_dead_targets(adapters)
+            return  # a generated input that the model does not accept verifies nothing
+        check_targets_used(adapters)
         generator = torch.Generator().manual_seed(0)
         total = sum((o.float() * torch.randn(o.shape, generator=generator).to(o.device)).sum() for o in outputs)
         dead = (
@@ -52,7 +53,7 @@ def prove_targets(model: nn.Module, adapters: Adapters, example: Any = None) -> 
         )
     if dead:
         raise DeadTargetError(
-            f"{len(dead)} of {len(adapters.targets)} targets do not act on the output of {type(model).__name__}: "
+            f"{len(dead)} of {len(adapters.targets)} targets do not affect the output of {type(model).__name__}: "
             f"{listed(dead)}. Its code does not use these layers as given, so training would change nothing. "
             "Choose other targets."
         )
@@ -108,8 +109,6 @@ def example_input(model: nn.Module) -> Any:
 def _without_gradient(model: nn.Module, adapters: Adapters, total: Tensor) -> list[str]:
     """Names of the targets for which d total / d B is 0."""
     if not adapters.updates:
-        from replora.adapters.peft_methods import peft_parameters
-
         owned = peft_parameters(model)
         flat = [p for parameters in owned.values() for p in parameters]
         moved = {id(p) for p, g in zip(flat, _gradients(total, flat), strict=True) if g is not None and bool(g.any())}

@@ -30,7 +30,7 @@ def shared_with(model: nn.Module, weights: Iterable[nn.Parameter], inside: Itera
     ]
 
 
-def refuse_tied_heads(model: nn.Module, heads: Iterable[str]) -> None:
+def check_not_tied(model: nn.Module, heads: Iterable[str]) -> None:
     """Refuse modules that train as a whole but share a weight with one that does not.
 
     A file of the adapter would hold the weight under one of its names, and nothing could tell whether the other

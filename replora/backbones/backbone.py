@@ -21,7 +21,7 @@ class Backbone:
 
     Attributes:
         model: The model, before an adapter is injected.
-        name: As asked for.
+        name: Name that the user asked for.
         head_names: Dotted names of the layers in `model` that are new and train as a whole; empty where all of it is
             pre-trained.
         weights: Where the weights are from: a file's or folder's path, a hub id, or `random`.

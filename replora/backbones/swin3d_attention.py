@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.models.swin_transformer import SwinTransformerBlock
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
-SEPARATED = -100.0  # added to the score of two tokens that only the cyclic shift made neighbours, as in the original
+SEPARATED = -100.0  # added to the score of two tokens that only the cyclic shift made neighbors, as in the original
 
 
 class CallingAttention3d(ShiftedWindowAttention3d):  # type: ignore[misc]

@@ -5,7 +5,7 @@ for it are other weights (ImageNet-1k, then Kinetics-400); here the name alone m
 `swin3d_b.kinetics400_imagenet22k_v1`.
 
 torchvision's attention reads the weights of `qkv` and `proj` and never calls these layers; the models built here call
-them (`swin3d_attention.py`), so that every method acts on them. Injection proves it on a small clip.
+them (`swin3d_attention.py`), so that every method acts on them. Injection verifies it on a small clip.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from torch.utils.checkpoint import checkpoint as without_activations
 
 from replora.adapters.fingerprint import fingerprint as model_fingerprint
 from replora.backbones.backbone import Backbone, BackboneError, file_sha256
+from replora.backbones.language import checkpoint_gradients as of_transformers
+from replora.backbones.swin3d_attention import calling_block
 from replora.backbones.video_weights import (
     SWIN3D_SHAPES,
     SWIN3D_WEIGHTS,
@@ -67,7 +69,7 @@ class VideoMAE(nn.Module):
         self.model = model
 
     def example_input(self) -> Tensor:
-        """A clip of noise, with which injection proves that every target acts on the output."""
+        """A clip of noise with which injection verifies that every target affects the output."""
         config: Any = self.model.config
         shape = (1, config.num_channels, config.num_frames, config.image_size, config.image_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -136,8 +138,6 @@ def checkpoint_gradients(model: nn.Module) -> None:
     from torchvision.models.swin_transformer import SwinTransformerBlock
 
     if isinstance(model, VideoMAE):
-        from replora.backbones.language import checkpoint_gradients as of_transformers
-
         of_transformers(model.model)
         return
     for block in model.modules():
@@ -170,8 +170,6 @@ def build_swin3d(
         window_frames: Length of the attention's window in tokens of two frames; 8 by default.
     """
     from torchvision.models.video import SwinTransformer3d
-
-    from replora.backbones.swin3d_attention import calling_block
 
     shape = SWIN3D_SHAPES[architecture]
     window = [window_frames or shape["window_size"][0], *shape["window_size"][1:]]

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from replora.adapters.fingerprint import in_head
@@ -101,9 +103,6 @@ def window_frames(state: dict[str, Tensor], architecture: str) -> int:
 
 def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
     if checkpoint.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
             tensors: dict[str, Tensor] = load_file(checkpoint)
             return tensors

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -234,8 +235,6 @@ def _load_npz(model: nn.Module, checkpoint: Path) -> None:
 
 def _check_depth(model: nn.Module, checkpoint: Path) -> None:
     """timm reads as many blocks as the model has: a deeper model's file would be cut off without a word."""
-    import numpy as np
-
     with np.load(checkpoint) as arrays:
         in_file = {key.split("encoderblock_")[1].split("/")[0] for key in arrays.files if "encoderblock_" in key}
     blocks = getattr(model, "blocks", [])

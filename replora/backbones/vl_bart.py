@@ -8,12 +8,13 @@ use as well. Text and features become one sequence of the encoder:
     encoder  dropout([x_1 .. x_n ; v_1 .. v_m])
 
 Visual tokens have neither positions nor the layer norm of the text. e_(V-1-j) is the row of the shared token table that
-belongs to the added token `<vis_extra_id_j>`; j begins anew at each image. Padding of the text is masked, visual tokens
+belongs to the added token `<vis_extra_id_j>`; j restarts at each image. Padding of the text is masked, visual tokens
 never are, not even the zeros that fill up a short video.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -122,7 +123,7 @@ class VLBartEncoder(BartEncoder):  # type: ignore[misc]
             attention_mask: (B, T), 0 at padding; by default what is not the padding token.
             features: (B, images, n, feature_size), one or two images a row.
             boxes: (B, images, n, 4) or None; cut to the tokens that pooling leaves, as VL-Adapter cuts them.
-            kwargs: For the layers.
+            kwargs: Further keyword arguments of the layers.
         """
         if attention_mask is None:
             attention_mask = (input_ids != self.padding_idx).long()
@@ -155,7 +156,7 @@ class VLBart(BartForConditionalGeneration):  # type: ignore[misc]
 
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
-        """A small input, with which it is proved that an adapter acts."""
+        """A small input with which injection verifies that every target affects the output."""
         n = max(self.config.pooled_side, 2) ** 2
         features = torch.randn(1, 1, n, self.config.feature_size, generator=torch.Generator().manual_seed(0))
         ids = torch.tensor([[0, 4, 5, 6, 2]])
@@ -176,8 +177,8 @@ class VLBart(BartForConditionalGeneration):  # type: ignore[misc]
         Args:
             input_ids: (B, T); not needed with `encoder_outputs`.
             attention_mask: (B, T) of the text; the visual tokens are attended to whatever it says.
-            features: As of the encoder.
-            boxes: As of the encoder.
+            features: Visual features, as in the encoder.
+            boxes: Boxes of the features, as in the encoder.
             encoder_outputs: What the encoder gave before, instead of the four above.
             kwargs: `decoder_input_ids` or `labels`, and what else BART takes.
         """
@@ -241,7 +242,7 @@ def build_vl_bart(
         pretrained: Whether to load BART's weights; otherwise they are random. `bart_nano` has none.
         revision: Branch, tag or commit of the hub repository.
         feature_size: Width of the features: 2048 of CLIP RN101's grid, 512 of its ViT-B/32.
-        pooled_side: As of `VLBartConfig`.
+        pooled_side: Side of the pooled grid, as in `VLBartConfig`.
         dropout: Everywhere in BART: hidden states, attention, activations.
         visual_embedding: Whether the visual embedding trains as a head; otherwise its random weights are part of the
             backbone.
@@ -294,7 +295,7 @@ def load_vl_tokenizer(name: str = BART_BASE, revision: str | None = None) -> Any
     """BART's tokenizer with the 200 added tokens, padding on the right.
 
     Args:
-        name: As of `build_vl_bart`.
+        name: Folder or Hugging Face name of a BART, as in `build_vl_bart`.
         revision: Branch, tag or commit of the hub repository.
 
     Raises:
@@ -323,8 +324,6 @@ def _load(source: str, config: VLBartConfig, revision: str | None) -> VLBart:
 
 def _bart_options() -> set[str]:
     """What describes a BART, without what a configuration says of files and generation."""
-    from dataclasses import fields
-
     return {field.name for field in fields(BartConfig)} - {
         "architectures",
         "dtype",

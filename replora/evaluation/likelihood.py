@@ -43,7 +43,7 @@ def option_log_likelihoods(
     Args:
         model: A causal language model of transformers, in evaluation mode.
         prompts: Token ids of each question, at least one.
-        options: For each question the token ids of each option, at least one token per option.
+        options: Token ids of each option of each question, at least one token per option.
 
     Returns:
         For each question one number (<= 0) per option, computed in float32 from the model's logits.

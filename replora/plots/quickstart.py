@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from replora.datasets.image.digits import Digits
 from replora.results import read_results
 
 METHODS = {"linear_probe": "linear probe", "lora": "LoRA", "replora": "RepLoRA"}
@@ -128,8 +129,6 @@ def draw(runs: list[Path], file: Path) -> None:
 
 def _draw_predictions(figure: Any, run: Path, method: str, columns: int = 10) -> None:
     """Draw two rows of test images: the first ones, and the first mistakes."""
-    from replora.datasets.image.digits import Digits
-
     digits = Digits("test", image_size=32)
     with (run / "predictions.csv").open(newline="", encoding="utf-8") as stream:
         predictions = list(csv.DictReader(stream))

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from replora.errors import RepLoRAError
@@ -211,10 +213,7 @@ def _curves(run: Path) -> dict[str, dict[int, float]]:
 
 
 def _datamodule(config: Path, options: dict[str, Any]) -> Any:
-    import yaml  # type: ignore[import-untyped]
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    from datamodules import BaseDataModule
+    from datamodules import BaseDataModule  # not for plots that read no data
 
     section = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("data")
     if not section:

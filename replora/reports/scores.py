@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal
 
+from replora.datasets.vision_language.tasks import VL_TASKS
 from replora.reports.runs import Group, Run, Size, ordered
 from replora.reports.statistics import Comparison, Mean, compare_paired, mean_over_seeds
 from replora.reports.tasks import ordered_tasks
@@ -113,8 +114,6 @@ def _per_task(run: Run, stage: str) -> dict[str, float]:
     """
     measured = run.metrics("test") if stage == "test" else run.metrics("validate") or run.metrics("fit")
     if run.metric == "score":
-        from replora.datasets.vision_language.tasks import VL_TASKS
-
         several = {
             task: measured.get(f"{stage}/{VL_TASKS[task].metric}/{task}") for task in run.results["data"]["tasks"]
         }

@@ -148,7 +148,7 @@ class Worker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        import torch
+        import torch  # not for a plan that is only checked
 
         job = self.jobs[self.number]
         if not job["cwd"].is_dir() and not job["home"].is_absolute():

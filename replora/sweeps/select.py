@@ -21,7 +21,7 @@ class Selection:
         mode: Whether the largest or the smallest value of the metric is best.
         mean: Mean of the metric over the seeds of the first stage.
         means: Name of each point -> its mean; None if a run diverged or is missing.
-        at_edge: For each option of the grid with several values, whether the selected value is the lowest or highest.
+        at_edge: Option of the grid -> whether the selected value is the lowest or highest of several.
     """
 
     point: Point

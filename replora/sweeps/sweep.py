@@ -36,7 +36,7 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, resources: Resource
         RepLoRAError: A directory holds other trials, no cluster answers, or no point can be selected.
         UnfinishedSweepError: Trials failed too often; the others are finished.
     """
-    from replora.sweeps.executor import Cluster
+    from replora.sweeps.executor import Cluster  # imports Ray
 
     home.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}

@@ -39,6 +39,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
+from replora.config_files import find_config
 from replora.errors import RepLoRAError, nearest
 from replora.identity import flat_options
 from replora.sweeps.plan import ONLY, SEED_OPTIONS, Method, Options, Point, StagePlan, Sweep, written
@@ -61,8 +64,6 @@ def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None) -> Swe
         SweepError: A key is missing, unknown or of a wrong type, the grids of two methods differ in size, points would
             be selected by other than validation images, or `more_options` sets an option that the trials vary.
     """
-    import yaml  # type: ignore[import-untyped]
-
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -172,10 +173,6 @@ def _varied(sweep: Sweep) -> Iterator[tuple[str, str]]:
 
 def _differing_in_configs(sweep: Sweep) -> list[str]:
     """The options that have different values in the configurations of the methods."""
-    import yaml
-
-    from replora.config_files import find_config
-
     values: dict[str, set[str]] = {}
     for method in sweep.methods:
         merged: dict[str, Any] = {}

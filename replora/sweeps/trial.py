@@ -24,9 +24,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
 from replora.errors import RepLoRAError
 from replora.identity import differing_options, flat_options
 from replora.io import replace_text
+from replora.launch import launch
 from replora.results import FORMAT, DivergedError, read_results, stored, write_json
 from replora.sweeps.plan import Point, Trial
 
@@ -68,8 +71,8 @@ def run_trial(home: Path, sweep: str, trial: Trial, rule: dict[str, Any] | None 
     Raises:
         TrialError: The command line is not valid, or the directory holds a trial with other options.
     """
+    # Only here: checking a plan does not wait for torch.
     from lightning_modules.base import NonFiniteLossError
-    from replora.launch import launch
 
     done = finished(home, trial)
     if done is not None:
@@ -107,8 +110,6 @@ def configuration(trial: Trial) -> dict[str, Any]:
     Raises:
         TrialError: An option does not exist, or a value is not valid.
     """
-    from replora.launch import launch
-
     shown, words = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(words):
@@ -161,8 +162,6 @@ def check_same_configuration(home: Path, trial: Trial) -> None:
 
 def _options(text: str) -> dict[str, Any]:
     """The options of a configuration in YAML, without `init_args` in their names."""
-    import yaml  # type: ignore[import-untyped]
-
     options = flat_options(yaml.safe_load(text)).items()
     return {name.replace(".init_args", ""): value for name, value in options if value != {}}
 

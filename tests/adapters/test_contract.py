@@ -128,7 +128,7 @@ def test_saved_adapter_gives_equal_outputs_in_a_fresh_model(model_name: str, met
     path = replora.save_adapter(model, tmp_path / "adapter.safetensors", {"note": "test"})
     fresh, _ = build(model_name)
     fresh.load_state_dict(backbone)
-    torch.manual_seed(99)  # another adapter initialisation
+    torch.manual_seed(99)  # another adapter initialization
     replora.inject(fresh, METHODS[method], also_train=[tiny.head], example=tiny.inputs())
     description = replora.load_adapter(fresh, path)
     assert description["method"] == METHODS[method].name

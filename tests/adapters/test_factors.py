@@ -149,7 +149,7 @@ def test_a_program_s_own_generate_is_called_and_comes_back() -> None:
     assert model.generate is own
 
 
-def step_of_an_optimiser(model: nn.Module) -> None:
+def step_of_an_optimizer(model: nn.Module) -> None:
     for parameter in model.replora.parameters():
         parameter.grad = torch.ones_like(parameter)
     torch.optim.SGD(model.replora.parameters(), lr=0.1).step()
@@ -196,7 +196,7 @@ def set_storage(model: nn.Module) -> None:
             parameter.set_(parameter + 0.1)
 
 
-WRITES = [step_of_an_optimiser, disturb, other_state, assigned_state, replaced_parameter]
+WRITES = [step_of_an_optimizer, disturb, other_state, assigned_state, replaced_parameter]
 UNCOUNTED_WRITES = [data_in_place, data_replaced, vector, through_numpy, set_storage]
 
 

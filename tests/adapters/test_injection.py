@@ -164,15 +164,15 @@ def test_injection_leaves_the_random_state_and_the_mode_alone() -> None:
     replora.inject(model, replora.LinearProbeConfig(), also_train=["head"])
     replora.remove(model)
     state = torch.get_rng_state()
-    from replora.adapters.verify import prove_targets
+    from replora.adapters.verify import verify_targets
 
     replora.inject(model, replora.RepLoRAConfig(rank=2, factors="none"), check=False)
     state = torch.get_rng_state()
-    prove_targets(model, model.replora, tiny.inputs())
+    verify_targets(model, model.replora, tiny.inputs())
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
     assert not model.blocks[1].training
-    assert model.replora.proved
+    assert model.replora.targets_verified
 
 
 def test_merged_model_refuses_to_train() -> None:
@@ -235,11 +235,11 @@ def test_public_lora_baselines_can_be_imitated() -> None:
 
 def test_weight_decay_leaves_vectors_alone() -> None:
     model, _ = adapted("timm_vit", "replora")
-    decayed, undecayed = replora.parameter_groups(model)
+    decayed, not_decayed = replora.parameter_groups(model)
     names = {id(p): name for name, p in model.named_parameters()}
-    assert undecayed["weight_decay"] == 0.0
-    assert {names[id(p)].rpartition(".")[2] for p in undecayed["params"]} == {"diagonal", "c", "bias"}
-    assert {id(p) for p in decayed["params"] + undecayed["params"]} == {
+    assert not_decayed["weight_decay"] == 0.0
+    assert {names[id(p)].rpartition(".")[2] for p in not_decayed["params"]} == {"diagonal", "c", "bias"}
+    assert {id(p) for p in decayed["params"] + not_decayed["params"]} == {
         id(p) for p in model.parameters() if p.requires_grad
     }
 

@@ -150,7 +150,7 @@ def test_offloaded_by_a_device_map_trains_but_does_not_merge(tmp_path: Path) -> 
 
 
 class Int8Linear(nn.Linear):
-    """A quantised layer as libraries make them: a subclass whose weight is of integers."""
+    """A quantized layer as libraries make them: a subclass whose weight is of integers."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
@@ -178,14 +178,14 @@ LOW_RANK_OR_PEFT = [replora.RepLoRAConfig(rank=2, hidden=4), replora.PeftMethodC
 
 @pytest.mark.parametrize("config", LOW_RANK_OR_PEFT, ids=lambda config: config.name)
 @pytest.mark.parametrize(("kind", "dtype"), [(Int8Linear, "int8"), (Float8Linear, "float8_e4m3fn")])
-def test_a_quantised_backbone_trains_but_does_not_merge(config: replora.AdapterConfig, kind: type, dtype: str) -> None:
+def test_a_quantized_backbone_trains_but_does_not_merge(config: replora.AdapterConfig, kind: type, dtype: str) -> None:
     model, tiny = build("hf_llama")
     attention = model.model.layers[1].self_attn  # the first layer is not merged either
     attention.q_proj = kind(attention.q_proj)
     replora.inject(model, config)
     disturb(model)
     want = call(model, tiny.inputs())
-    with pytest.raises(replora.RepLoRAError, match=rf"q_proj is quantised \(torch.{dtype}\)"):
+    with pytest.raises(replora.RepLoRAError, match=rf"q_proj is quantized \(torch.{dtype}\)"):
         replora.merge(model)
     torch.testing.assert_close(call(model, tiny.inputs()), want, rtol=0, atol=0)
 

@@ -366,7 +366,7 @@ def test_hooks_on_the_frozen_layer_act(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.blocks[0].attn.qkv.linear in seen
 
 
-class Quantised(nn.Linear):
+class Quantized(nn.Linear):
     """Like bitsandbytes' layers: a subclass whose weight is no plain matrix."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -379,21 +379,21 @@ class Quantised(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype) * self.step, self.bias)
 
 
-def test_quantised_layers_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantized_layers_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, tiny = adapted("timm_vit", "lora")
-    quantised = MODELS["timm_vit"].build().eval()
-    quantised.load_state_dict(
+    quantized = MODELS["timm_vit"].build().eval()
+    quantized.load_state_dict(
         {n: t for n, t in replora.remove(copy.deepcopy(plain)).state_dict().items() if "replora" not in n}
     )
-    for block in quantised.blocks:
-        block.attn.qkv = Quantised(block.attn.qkv)
+    for block in quantized.blocks:
+        block.attn.qkv = Quantized(block.attn.qkv)
     calls = counting_operator(monkeypatch)
-    replora.inject(quantised, replora.RepLoRAConfig(rank=2, factors="none"), also_train=["head"], example=tiny.inputs())
-    before = call(quantised, tiny.inputs())
-    disturb(quantised)
-    after = call(quantised, tiny.inputs())
+    replora.inject(quantized, replora.RepLoRAConfig(rank=2, factors="none"), also_train=["head"], example=tiny.inputs())
+    before = call(quantized, tiny.inputs())
+    disturb(quantized)
+    after = call(quantized, tiny.inputs())
     assert not torch.allclose(before, after, atol=1e-3)
-    assert gradients(quantised, tiny.inputs())
+    assert gradients(quantized, tiny.inputs())
     assert not calls
 
 

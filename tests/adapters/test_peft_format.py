@@ -183,13 +183,13 @@ def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("replora.adapters.peft_format.export.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         replora.export_peft(model, tmp_path / "peft")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_card_names_base_data_metrics_licence_and_both_counts(tmp_path: Path) -> None:
+def test_card_names_base_data_metrics_license_and_both_counts(tmp_path: Path) -> None:
     model, _ = adapted("hf_llama", "replora")
     counts = replora.parameter_counts(model)
     replora.export_peft(

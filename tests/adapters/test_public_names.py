@@ -137,3 +137,31 @@ def test_looking_does_not_change_the_model() -> None:
     assert str(found[0]) == "blocks.0.attn.qkv[q]: role q, 24 x 24, shares with blocks.0.attn"
     assert [name for name, _ in model.named_modules()] == names
     assert torch.equal(call(model, inputs), before)
+
+
+@pytest.mark.parametrize(
+    ("own", "peft"),
+    [("targets", "target_modules"), ("rank", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout")],
+)
+def test_both_names_of_an_option_with_one_value_are_accepted_and_with_two_are_refused(own: str, peft: str) -> None:
+    equal = {"targets": (("q", "k"), ["q", "k"])}.get(own, (0.5, 0.5) if own in ("alpha", "dropout") else (4, 4))
+    for config in (replora.LoRAConfig, replora.RepLoRAConfig, replora.PeftMethodConfig):
+        assert getattr(config(**{own: equal[0], peft: equal[1]}), own) == equal[0]
+        with pytest.raises(replora.RepLoRAError, match="two names of one option"):
+            config(**{own: equal[0], peft: ["v"] if own == "targets" else 0.25})
+
+
+def test_a_positional_rank_and_r_are_two_names_of_one_option() -> None:
+    assert replora.LoRAConfig(8, r=8).rank == 8
+    with pytest.raises(replora.RepLoRAError, match="r=8 and rank=4 are two names"):
+        replora.LoRAConfig(4, r=8)
+
+
+def test_lora_is_replora_with_free_factors_and_its_repr_can_be_evaluated() -> None:
+    lora = replora.LoRAConfig(rank=4, targets=("q",))
+    assert lora == replora.RepLoRAConfig(rank=4, factors="none", targets=("q",))
+    assert hash(lora) == hash(replora.RepLoRAConfig(rank=4, factors="none", targets=("q",)))
+    assert lora != replora.RepLoRAConfig(rank=4, targets=("q",))
+    assert lora != replora.LoRAConfig(rank=8, targets=("q",))
+    for config in (lora, replora.RepLoRAConfig(hidden=3), replora.PeftMethodConfig(method="ia3")):
+        assert eval(repr(config), vars(replora).copy()) == config

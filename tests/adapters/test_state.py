@@ -76,7 +76,7 @@ def test_failed_write_keeps_the_file_that_was_there(tmp_path: Path, monkeypatch)
     def full_disk(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
+    monkeypatch.setattr("replora.adapters.state.save_file", full_disk)
     disturb(model)
     with pytest.raises(OSError, match="No space left"):
         replora.save_adapter(model, path)

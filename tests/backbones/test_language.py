@@ -64,7 +64,7 @@ def test_a_backbone_in_8_bits_trains_and_cannot_be_merged(tmp_path):
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.int8, torch.float32}
     model(torch.arange(6)[None]).logits.square().mean().backward()
     assert all(bank.mlp_B.V[0].grad.any() for bank in model.replora.banks)
-    with pytest.raises(replora.RepLoRAError, match=r"quantised \(torch\.int8\)"):
+    with pytest.raises(replora.RepLoRAError, match=r"quantized \(torch\.int8\)"):
         replora.merge(model)
 
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_had(folder, tmp_path):
         build_language_backbone(str(folder), dtype="bf17")
 
 
-def test_quantisation_says_what_it_needs(folder, monkeypatch):
+def test_quantization_says_what_it_needs(folder, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
     with pytest.raises(BackboneError, match=r"quantization: 4bit needs bitsandbytes .*pip install bitsandbytes"):

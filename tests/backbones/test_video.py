@@ -278,7 +278,7 @@ def test_attention_that_calls_its_projections_is_torchvision_s(shape: tuple[int,
 def test_methods_of_peft_act_too(method: str) -> None:
     model = nano()
     replora.inject(model, replora.PeftMethodConfig(method, rank=2, dropout=0.1), also_train=["head"])
-    assert replora.adapters.container.adapters_of(model).proved
+    assert replora.adapters.container.adapters_of(model).targets_verified
     model(clip()).square().sum().backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if "lora_" in name)
 
@@ -333,7 +333,7 @@ def test_every_target_is_in_the_path_and_merges_exactly(name: str, method: str, 
     before = model.eval()(clip())
     replora.inject(model, METHODS[method], also_train=[HEADS[name]])
     adapters = replora.adapters.container.adapters_of(model)
-    assert adapters.proved  # injection made an input of its own
+    assert adapters.targets_verified  # injection made an input of its own
     assert {target.rpartition("[")[2].rpartition(".")[2].rstrip("]") for target in adapters.targets} <= {
         "q", "v", "query", "value",
     }  # fmt: skip

@@ -294,7 +294,7 @@ def test_full_fine_tuning_has_no_further_parts():
 def test_merged_is_unmerged():
     torch.manual_seed(0)
     model = replora.inject(small(), replora.RepLoRAConfig(rank=2, factors="none"), also_train=[VISUAL_EMBEDDING]).eval()
-    assert model.replora.proved, "with an example of text and features"
+    assert model.replora.targets_verified, "with an example of text and features"
     with torch.no_grad():
         for parameter in model.replora.banks.parameters():
             parameter.normal_()

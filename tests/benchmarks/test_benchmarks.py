@@ -131,7 +131,7 @@ def test_peak_is_what_is_allocated_at_once(benchmark) -> None:
 
 
 def test_ratios_are_taken_round_by_round(benchmark) -> None:
-    found = benchmark("measure").summarise({"a": [1.0, 2.0, 4.0], "b": [2.0, 4.0, 4.0]}, "a")["b"]
+    found = benchmark("measure").summarize({"a": [1.0, 2.0, 4.0], "b": [2.0, 4.0, 4.0]}, "a")["b"]
     assert (found["ratio"], found["ratio_quartiles"]) == (2.0, [1.5, 2.0])
     assert found["seconds"] == 4.0
 

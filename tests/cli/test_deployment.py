@@ -213,7 +213,7 @@ def test_a_base_without_the_head_that_the_adapter_has(home: Path, tmp_path: Path
     torch.testing.assert_close(call(opened, EXAMPLES["vit"]), load_file(home / "want.safetensors")["vit"])
 
 
-def test_a_quantised_base_is_refused(
+def test_a_quantized_base_is_refused(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = load_transformers(str(home / "llama_base"))
@@ -221,7 +221,7 @@ def test_a_quantised_base_is_refused(
     attention.q_proj = Int8Linear(attention.q_proj)
     monkeypatch.setattr("replora.export.load_transformers", lambda *_: opened)
     source = (str(home / "llama.safetensors"), f"--base={home / 'llama_base'}", f"--out={tmp_path / 'out'}")
-    assert "is quantised (torch.int8)" in refused(capsys, "merge", *source)
+    assert "is quantized (torch.int8)" in refused(capsys, "merge", *source)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -102,8 +102,8 @@ def test_json_and_contact_sheet(home: Path, tmp_path: Path, capsys: pytest.Captu
     with Image.open(tmp_path / "sheets" / "sheet.png") as sheet:
         assert sheet.format == "PNG"
         assert sheet.width > 8 * 100
-        coloured = sum(max(pixel) - min(pixel) > 40 for pixel in sheet.convert("RGB").resize((80, 40)).getdata())
-        assert coloured > 0.2 * 80 * 40 * 11 / 16  # 11 of 16 places have a picture
+        colored = sum(max(pixel) - min(pixel) > 40 for pixel in sheet.convert("RGB").resize((80, 40)).getdata())
+        assert colored > 0.2 * 80 * 40 * 11 / 16  # 11 of 16 places have a picture
     assert "11 predictions are in" in capsys.readouterr().out
 
 

@@ -86,7 +86,7 @@ def test_default_directory_tells_time_task_and_method(tmp_path, monkeypatch):
 # --- traps
 
 
-def test_the_optimiser_trains_the_adapter(finished):  # C1
+def test_the_optimizer_trains_the_adapter(finished):  # C1
     groups = torch.load(finished / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
     state = torch.load(finished / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert sum(len(group["params"]) for group in groups) == len(state) > 2
@@ -299,6 +299,9 @@ def test_wrong_checkpoints(run, tmp_path, capsys):
         (["--data.protocol=best"], "'best'"),
         (["--trainer.max_epochs=-1"], "set --trainer.max_epochs"),
         (["--model.checkpoint=nowhere.npz"], "there is no file 'nowhere.npz'"),
+        (["--seed_everything=-1"], "--seed_everything -1 is not a seed: give an integer in [0, 4294967295]"),
+        (["--seed_everything=99999999999"], "--seed_everything 99999999999 is not a seed"),
+        (["--data.subset_seed=-3"], "subset_seed=-3 is too small: it is at least 0"),
     ],
 )
 def test_errors_say_what_is_wrong_without_a_traceback(options, message, tmp_path, capsys):

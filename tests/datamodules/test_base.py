@@ -219,6 +219,8 @@ def test_subsets_are_nested_and_seeded() -> None:
         ({"batch_size": 0}, RepLoRAError, "batch_size=0 is too small: it is at least 1"),
         ({"eval_batch_size": 0}, RepLoRAError, "eval_batch_size=0"),
         ({"num_workers": -1}, RepLoRAError, "num_workers=-1 is too small: it is at least 0"),
+        ({"subset_seed": -1}, RepLoRAError, "subset_seed=-1 is too small: it is at least 0"),
+        ({"shuffle_seed": -1}, RepLoRAError, "shuffle_seed=-1 is too small: it is at least 0"),
         ({"cache_bytes": -1}, RepLoRAError, "cache_bytes=-1"),
         ({"protocol": "best"}, RepLoRAError, "protocol='best' is not an option. Known: 'tune', 'final'"),
         ({"normalization": "imagnet"}, RepLoRAError, "normalization='imagnet'.*Did you mean 'imagenet'"),

@@ -18,7 +18,7 @@ PER_STEP = WarmupCosine(warmup_epochs=1)
 
 
 class TinyImages(LightningDataModule):
-    """Random normalised images; the mean of an image tells its class."""
+    """Random normalized images; the mean of an image tells its class."""
 
     image_size = 32
 

@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory):
     return directory / "last.ckpt"
 
 
-def test_holds_adapter_head_and_optimiser_alone(checkpoint):
+def test_holds_adapter_head_and_optimizer_alone(checkpoint):
     content = torch.load(checkpoint, weights_only=True)
     expected = {f"model.{name}" for name in replora.adapter_state(module(adapter=ADAPTER).model)}
     assert set(content["state_dict"]) == expected

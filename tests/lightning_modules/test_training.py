@@ -35,7 +35,7 @@ def test_only_adapter_and_head_change(tmp_path):
     assert len(changed) > 2
 
 
-def test_optimiser_holds_what_trains_and_spares_vectors_from_decay(tmp_path):
+def test_optimizer_holds_what_trains_and_spares_vectors_from_decay(tmp_path):
     model = module()
     fit = trainer(tmp_path, fast_dev_run=True)
     fit.fit(model, TinyImages())
@@ -45,7 +45,7 @@ def test_optimiser_holds_what_trains_and_spares_vectors_from_decay(tmp_path):
     assert {group["weight_decay"] for group in groups} == {1e-4, 0.0}
 
 
-def test_any_optimiser(tmp_path):
+def test_any_optimizer(tmp_path):
     model = module(adapter=LORA, optimizer=lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9))
     fit = trainer(tmp_path, fast_dev_run=True)
     fit.fit(model, TinyImages())

@@ -26,7 +26,7 @@ def module(**options) -> VideoClassification:
 
 
 class TinyVideos(LightningDataModule):
-    """Random normalised clips, each with its views; some labels say that a video counts for nothing."""
+    """Random normalized clips, each with its views; some labels say that a video counts for nothing."""
 
     def __init__(self, labels: list[int], views: int = 1, padding: int = 0) -> None:
         super().__init__()

@@ -55,7 +55,7 @@ def batch_of(home: Path, task: str, count: int = 3, split: str = "train", **opti
 
 @torch.no_grad()
 def log_p(module: VisionLanguage, batch, row: int) -> torch.Tensor:
-    """Log-probabilities of a row's labelled tokens, from a batch without its padding."""
+    """Log-probabilities of a row's labeled tokens, from a batch without its padding."""
     kept = batch["attention_mask"][row].bool()
     labels = batch["labels"][row][batch["labels"][row] != -100]
     read = torch.tensor([[2, *labels.tolist()[:-1]]])
@@ -177,10 +177,10 @@ def test_what_trains_is_counted_apart(home):
     assert counts["adapter_trained"] + counts["head"] == trained
     every = sum(p.numel() for p in module.model.parameters())
     assert described["trained_percent"] == pytest.approx(100 * trained / every, abs=1e-3)
-    undecayed = {
+    not_decayed = {
         id(p) for group in module.parameter_groups() if group.get("weight_decay") == 0 for p in group["params"]
     }
-    names = {name for name, p in module.model.named_parameters() if id(p) in undecayed}
+    names = {name for name, p in module.model.named_parameters() if id(p) in not_decayed}
     assert not any("layernorm" in name or "layer_norm" in name for name in names if name.endswith("weight"))
     assert all("bias" in name or name.startswith("replora.") for name in names)
 

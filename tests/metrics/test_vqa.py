@@ -46,7 +46,7 @@ def test_only_32_full_stops_are_removed():
 def test_answers_lose_their_punctuation_only_where_they_disagree():
     assert vqa_accuracy("t shirt", ["t-shirt"] * 10) == 0, "the answers agree, so they stay as they are"
     assert vqa_accuracy("t shirt", ["t-shirt"] * 9 + ["shirt"]) == 1
-    assert vqa_accuracy("two", ["two"] * 9 + ["2"]) == pytest.approx(0.3), "numbers of answers are never normalised"
+    assert vqa_accuracy("two", ["two"] * 9 + ["2"]) == pytest.approx(0.3), "numbers of answers are never normalized"
 
 
 def test_line_ends_and_spaces_of_a_prediction_do_not_count():

@@ -13,7 +13,7 @@ RepLoRA (paper Figure 1; symbols as in the project's method notes), for a group 
 
 with s the activation (identity in the linear ablation). The MLP acts row by row on a diagonal matrix, so diag(a) U is
 row i of U times a_i and costs nothing. Both factors are multiplied by h ** -scale_exponent.
-V_B is 0 at the start, so the update is exactly 0; V_A is drawn such that A has the variance of LoRA's initialisation
+V_B is 0 at the start, so the update is exactly 0; V_A is drawn such that A has the variance of LoRA's initialization
 (kaiming_uniform with a = sqrt(5): 1 / (3 in)). The factors depend on parameters only, never on the input.
 """
 
@@ -176,7 +176,7 @@ class FactorBank(nn.Module, ABC):
             produced = self._of_thread.running  # the pass is not compiled as a whole
         if produced is not None:
             if produced.with_gradients and not with_gradients:
-                _refuse_reentrance_in_ddp()
+                _check_no_reentrant_checkpoint_in_ddp()
                 self._reentrant, here.last, self._latest = True, None, None
         elif in_backward():
             produced = self._latest if in_autograd_thread() else here.last
@@ -200,7 +200,7 @@ class FactorBank(nn.Module, ABC):
         """Numbers in A and B: what remains when training is over."""
         return self.groups * sum(self.rank * (n_in + n_out) for n_in, n_out in self.shapes)
 
-    def undecayed(self) -> list[nn.Parameter]:
+    def no_weight_decay(self) -> list[nn.Parameter]:
         """Parameters that weight decay should leave alone, as it leaves biases alone."""
         return []
 
@@ -303,7 +303,7 @@ class GeneratedFactors(FactorBank):
         self.mlp_A.assign([A / self.output_scale for A, _ in pairs])
         self.mlp_B.assign([B.transpose(1, 2) / self.output_scale for _, B in pairs])
 
-    def undecayed(self) -> list[nn.Parameter]:
+    def no_weight_decay(self) -> list[nn.Parameter]:
         return [self.mlp_A.diagonal, self.mlp_A.c, self.mlp_B.diagonal, self.mlp_B.c]
 
 
@@ -312,7 +312,7 @@ def _transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
-def _refuse_reentrance_in_ddp() -> None:
+def _check_no_reentrant_checkpoint_in_ddp() -> None:
     """Raise where gradients would be averaged over processes when the first of several blocks has given its own.
 
     Raises:

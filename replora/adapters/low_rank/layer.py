@@ -53,7 +53,7 @@ class SetAside:
         hooked: Any = owner
         self._hooks = [
             hooked.register_state_dict_post_hook(partial(self._save_frozen)),
-            hooked.register_load_state_dict_pre_hook(refuse_loading),
+            hooked.register_load_state_dict_pre_hook(check_not_merged),
         ]
 
     def put_back(self) -> None:
@@ -78,7 +78,7 @@ class SetAside:
                 state[f"{prefix}{name}"] = frozen if graph else frozen.detach()
 
 
-def refuse_loading(*_hook_arguments: Any) -> None:
+def check_not_merged(*_hook_arguments: Any) -> None:
     """Refuse to load a state while the adapter is merged; a hook of `load_state_dict`.
 
     Raises:
@@ -91,7 +91,7 @@ class WeightUpdate:
     """The low-rank update of one frozen weight matrix of one module.
 
     Attributes:
-        enabled: Whether the update acts; off in a thread that is inside `disabled()`.
+        enabled: Whether the update is added; False in a thread that is inside `disabled()`.
         base_before_merge: The frozen weight while the update is merged, else None.
         called, read: Whether the module was called, or its weight read by other code, since injection.
     """
@@ -147,7 +147,7 @@ class WeightUpdate:
             self.read = True
         if self.merged or not self.enabled:
             return self.base
-        self.refuse_unmergeable()
+        self.check_mergeable()
         return add_update_to_weight(self.base, self.pieces(), self.scale)
 
     @torch.no_grad()
@@ -158,7 +158,7 @@ class WeightUpdate:
         """
         if self.merged:
             return
-        self.refuse_unmergeable()
+        self.check_mergeable()
         pieces = [Piece(A.float(), B.float(), rows) for A, B, rows in self.pieces()]
         merged = add_update_to_weight(self.base.float(), pieces, self.scale).to(self.base.dtype)
         base = cast(nn.Parameter, self.base)
@@ -178,29 +178,29 @@ class WeightUpdate:
             self._aside.drop()
         self.base_before_merge = self._aside = None
 
-    def refuse_not_finite(self) -> None:
+    def check_finite(self) -> None:
         """Refuse a merged weight with NaN or infinity, where the frozen one has none.
 
         Raises:
             RepLoRAError: It has.
         """
         if self.base_before_merge is not None:
-            refuse_not_finite(self.base, self.base_before_merge, ", ".join(self.names))
+            check_finite(self.base, self.base_before_merge, ", ".join(self.names))
 
-    def refuse_unmergeable(self) -> None:
+    def check_mergeable(self) -> None:
         """As the function of this name, for the frozen weight."""
-        refuse_unmergeable(self.base, ", ".join(self.names))
+        check_mergeable(self.base, ", ".join(self.names))
 
 
 # What an update can be added to. Narrower floats (float8) hold scaled values and would round the update away.
 MERGEABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def refuse_unmergeable(weight: Tensor, name: str) -> None:
+def check_mergeable(weight: Tensor, name: str) -> None:
     """Raise if nothing can be added to the frozen `weight` of the layers `name`.
 
     Raises:
-        RepLoRAError: It is quantised, not in memory, or sharded.
+        RepLoRAError: It is quantized, not in memory, or sharded.
     """
     if hasattr(weight, "device_mesh"):
         raise RepLoRAError(
@@ -209,7 +209,7 @@ def refuse_unmergeable(weight: Tensor, name: str) -> None:
         )
     if weight.dtype not in MERGEABLE:
         raise RepLoRAError(
-            f"The frozen weight of {name} is quantised ({weight.dtype}), and an update cannot be added to it without "
+            f"The frozen weight of {name} is quantized ({weight.dtype}), and an update cannot be added to it without "
             "rounding. Load the backbone in 16 or 32 bit to merge."
         )
     if weight.is_meta:
@@ -219,7 +219,7 @@ def refuse_unmergeable(weight: Tensor, name: str) -> None:
         )
 
 
-def refuse_not_finite(merged: Tensor, frozen: Tensor, name: str) -> None:
+def check_finite(merged: Tensor, frozen: Tensor, name: str) -> None:
     """Refuse a weight of the layers `name` that is not finite since it was merged.
 
     Raises:
@@ -276,7 +276,7 @@ class AdaptedLinear(nn.Module):
 def acts_by_weight_and_bias(linear: nn.Linear, x: Tensor) -> bool:
     """Whether calling the frozen `linear` is no more than x W0^T + bias, so that a faster operator may do it instead.
 
-    Not so for subclasses (quantised layers), for hooks (a user's, or those that bring offloaded weights), for weights
+    Not so for subclasses (quantized layers), for hooks (a user's, or those that bring offloaded weights), for weights
     that are shared out among processes, where weight or bias train, and under the transforms of `torch.func` or
     differentiation in forward mode.
     """

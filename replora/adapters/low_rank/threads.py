@@ -52,7 +52,7 @@ class _Depth(PerThread):
 
 
 class Switch:
-    """Whether an adapter acts: not in the threads that are inside `replora.disabled`.
+    """Whether an adapter is switched on: not in the threads that are inside `replora.disabled`.
 
     Attributes:
         disabled: How many such blocks are open, in all threads together.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,8 +27,10 @@ from replora.adapters.container import Adapters, adapters_of, describe
 from replora.adapters.fingerprint import architecture, base_name
 from replora.adapters.labels import class_count
 from replora.adapters.low_rank.layer import AdaptedLinear, WeightUpdate
+from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.peft_methods import peft_config, peft_layers
-from replora.adapters.state import refuse_absent, refuse_not_finite
+from replora.adapters.state import check_finite, check_in_memory
+from replora.adapters.verify import outputs_on_example
 from replora.adapters.weight_tying import shared_with
 from replora.adapters.wrappers import plain_name, unwrap
 from replora.errors import RepLoRAError
@@ -64,7 +67,7 @@ def export_peft(
         model: A model with an adapter of a low-rank method (RepLoRA, linear, LoRA) or of the `peft` library.
         folder: Where to write; it must not exist, or be empty.
         base_model: Name or path of the frozen model, for the configuration and the card. Default: the model's own.
-        license: Of the adapter, an identifier of the Hugging Face hub such as `apache-2.0`, for the card.
+        license: License of the adapter for the model card, an identifier of the Hugging Face hub such as `apache-2.0`.
         data: What it was trained on, for the card.
         metrics: Name -> value, for the card.
         example: An input to find out whether each adapted layer is called or its weight is read, where the model has
@@ -76,14 +79,10 @@ def export_peft(
         PeftFormatError: PEFT cannot express the adapter. `replora.merge_and_unload` works for every method.
         OSError: The folder cannot be written; then nothing is left behind.
     """
-    from safetensors.torch import save_file
-
-    from replora.adapters.peft_format.model_card import model_card
-
     model = unwrap(model)
     adapters = adapters_of(model)
-    _refuse_trained_parts(adapters)
-    _refuse_tied_targets(model, adapters)
+    _check_no_trained_parts(adapters)
+    _check_targets_not_tied(model, adapters)
     if isinstance(adapters.config, RepLoRAConfig):
         config, tensors = _plain_lora(model, adapters, adapters.config, example)
     elif isinstance(adapters.config, PeftMethodConfig):
@@ -92,7 +91,7 @@ def export_peft(
         raise PeftFormatError(
             f"PEFT has no adapter that could hold what {adapters.config.name!r} trains. {_MERGE_INSTEAD}"
         )
-    _refuse_ambiguous_heads(model, adapters)
+    _check_head_names(model, adapters)
     for head in adapters.also_train:
         state = model.get_submodule(head).state_dict()
         tensors |= {f"{PREFIX}{plain_name(f'{head}.{name}')}": tensor for name, tensor in state.items()}
@@ -111,9 +110,9 @@ def export_peft(
         library="peft",
         usage=_usage(model, config.base_model_name_or_path),
     )
-    refuse_absent(tensors)
+    check_in_memory(tensors)
     if not force:
-        refuse_not_finite(tensors, "The adapter")
+        check_finite(tensors, "The adapter")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with new_folder(folder) as temporary:
         config.save_pretrained(str(temporary))
@@ -133,7 +132,7 @@ def _plain_lora(
 ) -> tuple[Any, dict[str, Tensor]]:
     import peft
 
-    _refuse_read_weights(model, adapters, example)
+    _check_weights_not_read(model, adapters, example)
     names = {
         id(module.linear): plain_name(name)
         for name, module in model.named_modules()
@@ -173,10 +172,8 @@ def _stacked(update: WeightUpdate) -> tuple[Tensor, Tensor]:
     return A, B
 
 
-def _refuse_read_weights(model: nn.Module, adapters: Adapters, example: Any) -> None:
+def _check_weights_not_read(model: nn.Module, adapters: Adapters, example: Any) -> None:
     """PEFT adds its update to the output of a layer; where a model only reads the weight that would do nothing."""
-    from replora.adapters.verify import outputs_on_example
-
     adapted = {id(m.linear) for m in model.modules() if isinstance(m, AdaptedLinear)}
     unknown = any(not (u.called or u.read) for u in adapters.updates if id(u.owner) in adapted)
     if unknown and outputs_on_example(model, example) is None:
@@ -229,7 +226,7 @@ def _own_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig) ->
     return own, {f"{PREFIX}{plain_name(name)}": tensor for name, tensor in found.items()}
 
 
-def _refuse_trained_parts(adapters: Adapters) -> None:
+def _check_no_trained_parts(adapters: Adapters) -> None:
     """PEFT saves its own matrices and whole modules, not single biases or norms that trained as well."""
     heads = tuple(f"{head}." for head in adapters.also_train)
     if single := [name for name in adapters.head if not name.startswith(heads)]:
@@ -239,7 +236,7 @@ def _refuse_trained_parts(adapters: Adapters) -> None:
         )
 
 
-def _refuse_tied_targets(model: nn.Module, adapters: Adapters) -> None:
+def _check_targets_not_tied(model: nn.Module, adapters: Adapters) -> None:
     """PEFT merges into the frozen weight itself, and so into every module that shares it."""
     weights = [
         (", ".join(u.names), u.base if u.base_before_merge is None else u.base_before_merge, u.owner)
@@ -256,7 +253,7 @@ def _refuse_tied_targets(model: nn.Module, adapters: Adapters) -> None:
             )
 
 
-def _refuse_ambiguous_heads(model: nn.Module, adapters: Adapters) -> None:
+def _check_head_names(model: nn.Module, adapters: Adapters) -> None:
     """PEFT finds `modules_to_save` by the end of a name, and leaves layers alone that have the name on their way."""
     for head in adapters.also_train:
         others = [name for name in _base_modules(model) if name.endswith(head) and name != head]

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from replora.adapters import multi_adapter as several
+from replora.adapters import multi_adapter
 from replora.adapters.config import RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of
 from replora.adapters.fingerprint import in_head
@@ -24,7 +26,7 @@ from replora.adapters.weight_tying import UNTIE, shared_with
 from replora.adapters.wrappers import plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 
-# Initialisations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
+# Initializations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva")
 _DEFAULT_ALPHA = 8  # PEFT's, where a folder names none
 # Options under which a folder holds more than W0 + scale * B A, with the value that switches them off.
@@ -50,8 +52,8 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | No
 
     Args:
         model: The base model, with or without an adapter.
-        folder: With `adapter_config.json` and `adapter_model.safetensors`.
-        name: Of an adapter of its own; None fills the one that the model carries.
+        folder: Folder that holds `adapter_config.json` and `adapter_model.safetensors`.
+        name: Name of a new adapter; None loads into the adapter that the model carries.
 
     Returns:
         The folder's configuration.
@@ -59,7 +61,7 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | No
     Raises:
         PeftFormatError: The folder is none of PEFT, not plain LoRA, or has other layers, heads or a higher rank than
             the model's adapter.
-        RepLoRAError: The name is taken, or the acting adapter cannot wait.
+        RepLoRAError: The name is taken, or the active adapter cannot be detached.
     """
     model = unwrap(model)
     folder = Path(folder)
@@ -77,8 +79,8 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | No
         return config
     heads = _heads(model, config, rest)
     rest = _without_the_models_own(model, folder, rest, heads)
-    _refuse_strangers(model, folder, pairs, heads)
-    with several.added(model, name or several.DEFAULT_NAME, several.head_states(rest, heads)):
+    _check_known_tensors(model, folder, pairs, heads)
+    with multi_adapter.added(model, name or multi_adapter.DEFAULT_NAME, multi_adapter.head_states(rest, heads)):
         _inject_like(model, config, pairs, scales, heads)
         _fill(model, folder, pairs, scales, rest)
     return config
@@ -152,9 +154,6 @@ def _heads(model: nn.Module, config: dict[str, Any], rest: dict[str, Tensor]) ->
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
     if missing:
         there = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
@@ -207,7 +206,7 @@ def _lora_pairs(
     return pairs, scales, rest
 
 
-def _refuse_strangers(
+def _check_known_tensors(
     model: nn.Module, folder: Path, pairs: dict[str, tuple[Tensor, Tensor]], heads: tuple[str, ...]
 ) -> None:
     """Refuse layers that the model does not have, and heads that are tied to a frozen module."""

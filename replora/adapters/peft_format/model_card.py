@@ -21,7 +21,7 @@ def model_card(
     """Markdown with a YAML head.
 
     Args:
-        description: Of the adapter, as `replora.describe` gives it.
+        description: Description of the adapter that `replora.describe` returns.
         base_model: Name of the frozen model, None if unknown.
         license: An identifier of the Hugging Face hub.
         data: What it was trained on.

@@ -210,7 +210,7 @@ def prepare_clip_features(
     print(f"{len(missing) - len(unread):,} new files of features are in {out}")
     if unread:
         raise RepLoRAError(
-            f"{len(unread):,} of {len(names):,} files have no features. Mend or remove them, then give the command "
+            f"{len(unread):,} of {len(names):,} files have no features. Repair or remove them, then give the command "
             "again:\n  " + "\n  ".join(unread.values())
         )
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,7 +83,6 @@ def load_encoder(name: EncoderName, checkpoint: Path | None = None, device: str 
         RepLoRAError: The weights are not available or are those of another model.
     """
     import timm
-    from safetensors.torch import load_file
 
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     try:

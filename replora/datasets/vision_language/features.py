@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from replora.datasets.errors import DatasetNotFoundError
 from replora.errors import RepLoRAError
+from replora.io import replacing
 
 SUFFIXES = (".h5", ".npz")
 EXTRACT = "replora-cli prepare clip-features"
@@ -117,16 +118,12 @@ def resized(features: Tensor, count: int) -> Tensor:
 
 def write_h5(file: Path, name: str, features: np.ndarray) -> None:
     """Write one image's features so that `FeatureFolder` reads them, whole or not at all."""
-    from replora.io import replacing
-
     with replacing(file) as temporary, _h5py().File(temporary, "w") as content:
         content.create_dataset(f"{name}/features", data=features)
 
 
 def write_npz(file: Path, features: np.ndarray) -> None:
     """Write one video's features so that `FeatureFolder` reads them, whole or not at all."""
-    from replora.io import replacing
-
     with replacing(file) as temporary, temporary.open("wb") as stream:
         np.savez(stream, features=features)
 

@@ -131,7 +131,7 @@ def test_mistakes_are_named_and_change_nothing(tmp_path: Path) -> None:
         replora.set_adapter(model, "bird")
     with pytest.raises(replora.RepLoRAError, match="There is an adapter 'birds' on this model already"):
         replora.load_adapter(model, path, name="birds")
-    with pytest.raises(replora.RepLoRAError, match="acts"):
+    with pytest.raises(replora.RepLoRAError, match="active"):
         replora.delete_adapter(model, "birds")
     with pytest.raises(replora.RepLoRAError, match="There is no adapter 'cars'"):
         replora.delete_adapter(model, "cars")
