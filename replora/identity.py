@@ -256,11 +256,12 @@ def differing_settings(
         varied: Options, with those below them, in which the runs may differ.
         ignored: Kinds of options in which they may differ.
     """
+    option_of = {field.path: field.option for field in FIELDS}
     found = differing(first, second, comparison)
     if "configuration" in first and "configuration" in second:
-        options = differing_options(first["configuration"], second["configuration"], ignored)
-        found |= {name: v for name, v in options.items() if not f"{name}.".startswith(tuple(f"{o}." for o in varied))}
-    return found
+        found |= differing_options(first["configuration"], second["configuration"], ignored)
+    free = tuple(f"{option}." for option in varied)
+    return {name: values for name, values in found.items() if not f"{option_of.get(name, name)}.".startswith(free)}
 
 
 def is_compared(path: str, comparison: Comparison, unknown: bool = False) -> bool:

@@ -29,6 +29,7 @@ METHOD_NAMES = {
     "linear_probe": "linear probe",
     "full": "full fine-tuning",
 }
+BATCH_OPTIONS = {"data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes"}
 CLASSES_SHOWN = 40  # greatest length of class names that a title lists
 
 
@@ -159,31 +160,32 @@ def common_track(results: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def _check_sweep_methods(contents: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
-    """Check that runs with one name in a sweep have the same options, because they are averaged.
+    """Check that runs with one name in a sweep have the same options, because they are averaged or share a curve.
 
-    Points of an axis may set different options, and so may the two stages, but not of the method.
+    Only the options that an axis sets may differ between its points. The two stages may have options of their own, but
+    not of the method.
 
     Raises:
         ReportError: They have different options.
     """
+    of_sweeps = [(c, label) for c, label in zip(contents, labels, strict=True) if "sweep" in c and "options" in c]
+    varied: dict[str, set[str]] = {}  # sweep, method and stage -> options of their axes
+    for content, label in of_sweeps:
+        names = {name.replace(".init_args", "") for options in _axes(content).values() for name in options}
+        varied.setdefault(_stage_of(content, label), set()).update(names)
     first_of: dict[str, dict[str, Any]] = {}
-    for content, label in zip(contents, labels, strict=True):
-        if "sweep" not in content or "options" not in content:
-            continue
-        sweep = content["sweep"]
-        axes = {axis: sweep.get(axis, {}) for axis in ("task", "size", "grid")}
-        of_sweep = [sweep.get("name"), label, content.get("backbone", {}).get("fingerprint"), axes]
-        of_stage = [*of_sweep, sweep.get("stage"), table_conditions(content)]
-        varied = [name.replace(".init_args", "") for options in axes.values() for name in options]
-        first = first_of.setdefault(json.dumps(["stage", *of_stage], default=str), content)
-        found = differing_settings(first, content, "stage", varied)
-        of_any_stage = first_of.setdefault(json.dumps(["sweep", *of_sweep], default=str), content)
-        for before, now in (
-            (compared_fields(of_any_stage, "sweep"), compared_fields(content, "sweep")),
-            ({"batch": _length(first).get("batch")}, {"batch": _length(content).get("batch")}),
-        ):
-            names = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
-            found |= {name: (before.get(name), now.get(name)) for name in names}
+    for content, label in of_sweeps:
+        sweep, axes, stage = content["sweep"], _axes(content), _stage_of(content, label)
+        same_task = json.dumps([stage, axes["task"], table_conditions(content)], default=str)
+        same_point = json.dumps([sweep.get("name"), label, content.get("backbone", {}).get("fingerprint"), axes])
+        first = first_of.setdefault(same_task, content)
+        found = differing_settings(first, content, "stage", varied[stage])
+        if not varied[stage] & BATCH_OPTIONS and _length(first).get("batch") != _length(content).get("batch"):
+            found["batch"] = _length(first).get("batch"), _length(content).get("batch")
+        first = first_of.setdefault(same_point, content)
+        before, now = compared_fields(first, "sweep"), compared_fields(content, "sweep")
+        different = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+        found |= {name: (before.get(name), now.get(name)) for name in different}
         if found:
             name = min(found, key=lambda name: (name not in content.get("configuration", {}), name))
             raise ReportError(
@@ -191,6 +193,17 @@ def _check_sweep_methods(contents: Sequence[dict[str, Any]], labels: Sequence[st
                 f"averaged under one name: {name} is {found[name][0]} in one and {found[name][1]} in "
                 f"{sweep.get('trial', 'another')}. Report each directory by itself, or delete the runs not meant."
             )
+
+
+def _axes(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of a run at its points of the axes of its sweep."""
+    return {axis: content["sweep"].get(axis, {}) for axis in ("task", "size", "grid")}
+
+
+def _stage_of(content: dict[str, Any], label: str) -> str:
+    """The sweep, method and stage of a run."""
+    sweep, backbone = content["sweep"], content.get("backbone", {})
+    return json.dumps([sweep.get("name"), label, backbone.get("fingerprint"), sweep.get("stage")])
 
 
 def _group_of(groups: dict[str, Group], shared: dict[str, Any]) -> Group:

@@ -156,6 +156,19 @@ def test_runs_of_one_sweep_with_other_options_are_not_averaged(option: str) -> N
         assert len(shown) == 2, f"{option} is averaged"
 
 
+@pytest.mark.parametrize("option", ["model.label_smoothing", "model.optimizer.lr", "data.batch_size"])
+def test_points_of_a_curve_have_the_same_options_but_for_those_of_their_axis(option: str) -> None:
+    small = {"data.train_fraction": 0.1}
+    for size in ({"data.train_fraction": 1.0}, {"data.train_fraction": 1.0, option: other(option)}):
+        runs = [of_sweep(OPTIONS | small, 0, "a"), of_sweep(OPTIONS | {option: other(option)}, 0, "b")]
+        runs[0]["sweep"]["size"], runs[1]["sweep"]["size"] = small, size
+        if option in size:
+            group_runs(runs)
+        else:
+            with pytest.raises(ReportError, match=f"{option} is "):
+                group_runs(runs)
+
+
 def test_an_axis_and_a_stage_of_a_sweep_may_set_options() -> None:
     option = "model.label_smoothing"
     contents = []
