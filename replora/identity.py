@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,6 +33,8 @@ Kind = Literal["harmless", "repeat", "axis", "setting"]
 Comparison = Literal["run", "checkpoint", "table", "cell", "method", "length", "sweep", "stage", "splits"]
 
 CHANGED = ", changed: "  # between the name of a recipe and the options that are not the recipe's
+NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
+BATCHES = ("trainer.limit_", "trainer.overfit_batches", "trainer.val_check_interval")
 
 
 @dataclass(frozen=True)
@@ -170,8 +173,20 @@ def option_kind(option: str) -> Kind:
 
 
 def compared_options(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run that can change a number, in canonical order."""
-    return {name: configuration[name] for name in sorted(configuration) if option_kind(name) != "harmless"}
+    """The options of a run that can change a number, in canonical order; "1" is 1 where an option takes both."""
+    names = [name for name in sorted(configuration) if option_kind(name) != "harmless"]
+    return {name: _number(configuration[name]) for name in names}
+
+
+def _number(value: Any) -> Any:
+    """The number that a text is; another value as it is."""
+    return json.loads(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+
+
+def _meaning(option: str, value: Any) -> Any:
+    """A value as it is compared: of an option that counts batches, 1 is one batch, and 1.0 all of them."""
+    value = _number(value)
+    return repr(value) if option.startswith(BATCHES) and isinstance(value, int | float) else value
 
 
 def configuration_sha256(configuration: Mapping[str, Any]) -> str:
@@ -191,14 +206,15 @@ def differing_options(
         ignored: Kinds of options that are not compared.
     """
     names = sorted(first.keys() | second.keys())
-    different = {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}
-    return {name: values for name, values in different.items() if option_kind(name) not in ignored}
+    compared = [name for name in names if option_kind(name) not in ignored]
+    different = [name for name in compared if _meaning(name, first.get(name)) != _meaning(name, second.get(name))]
+    return {name: (first.get(name), second.get(name)) for name in different}
 
 
 def setting_options(results: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run, other than seeds, that can change a number; none in results of format 1."""
     options: Mapping[str, Any] = results.get("configuration", {})
-    return {name: value for name, value in options.items() if option_kind(name) in ("setting", "axis")}
+    return {name: _meaning(name, value) for name, value in options.items() if option_kind(name) in ("setting", "axis")}
 
 
 def options_beside_fields(results: Mapping[str, Any]) -> dict[str, Any]:

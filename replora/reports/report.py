@@ -105,8 +105,14 @@ def _left_out(contents: Sequence[dict[str, Any]], groups: Sequence[Group], skipp
 
 def _replaced(groups: Sequence[Group]) -> list[tuple[dict[str, Any], dict[str, Any], bool]]:
     """Results that do not count, those that replace them, and whether the two are copies of one run."""
-    found = {id(old): (old, run.results) for group in groups for run in group.runs for old in run.replaced}
-    return [(old, new, "run_id" in old and old["run_id"] == new.get("run_id")) for old, new in found.values()]
+    found = {id(run.results): run for group in groups for run in group.runs}  # some are in several groups
+    pairs = []
+    for run in found.values():
+        known = {run.results.get("run_id"): run.results}
+        for old in sorted(run.replaced, key=lambda old: str(old.get("file"))):
+            copied = known.setdefault(old["run_id"], old) if "run_id" in old else old
+            pairs.append((old, run.results if copied is old else copied, copied is not old))
+    return pairs
 
 
 def _evaluation_row(content: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:

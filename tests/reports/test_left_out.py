@@ -54,6 +54,15 @@ def test_copies_of_a_run_are_called_copies(tmp_path: Path) -> None:
     assert "Older runs" not in page
 
 
+def test_copies_of_a_run_that_is_replaced_are_called_copies_too(tmp_path: Path) -> None:
+    content = dated("2026-11-01", "a")
+    page = page_of(tmp_path, {"a": content, "c": copy.deepcopy(content), "new": dated("2026-11-02", "b")})
+    old, copied, new = (f"{tmp_path / 'runs' / name} (RepLoRAConfig run " for name in ("a", "c", "new"))
+    assert "1 runs: 1 measured on test data; 1 older ones" in page
+    assert f"{old}aaaaaaaa of 2026-11-01), replaced by {new}" in page
+    assert f"{copied}aaaaaaaa of 2026-11-01) is a copy of {old}" in page
+
+
 def test_a_report_made_again_names_the_same_directories(tmp_path: Path) -> None:
     content = dated("2026-11-03", "c")
     contents = {"new": dated("2026-11-02", "b"), "old": dated("2026-11-01", "a"), "one": content, "two": content}
