@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -160,6 +160,11 @@ class CommonsenseDataModule(BaseDataModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.tokenizer_name, self.revision)
         return self._tokenizer
+
+    def token_limits(self) -> tuple[int, int]:
+        """The largest token id and the length of the longest text in tokens, of all splits that are built."""
+        texts = [cast("TrainingTexts | Questions", dataset) for dataset in self._splits.values()]
+        return max(self._pad_id(), *(t.largest_id for t in texts)), max(t.longest for t in texts)
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()

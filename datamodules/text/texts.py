@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,23 @@ from replora.errors import RepLoRAError
 
 
 class Questions(Dataset[ChoiceItem]):
-    """Questions of an evaluation, the longest first: a batch holds like lengths, and memory suffices or not at once."""
+    """Questions of an evaluation, the longest first: a batch holds like lengths, and memory suffices or not at once.
+
+    The length is that of a question with all its options, which share a row of the batch.
+    """
 
     def __init__(self, items: list[ChoiceItem]) -> None:
-        self.items = sorted(items, key=lambda item: -len(item.prompt_ids))
+        self.items = sorted(items, key=lambda item: -(len(item.prompt_ids) + sum(map(len, item.option_ids))))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest question with an option."""
+        return max((len(i.prompt_ids) + max(map(len, i.option_ids)) for i in self.items), default=0)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id."""
+        return max((max((*i.prompt_ids, *chain(*i.option_ids)), default=0) for i in self.items), default=0)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -76,6 +90,16 @@ class TrainingTexts(Dataset[tuple[int, np.ndarray, int]]):
         )
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(self.lengths)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id."""
+        return max(int(ids.max()) for _, ids, _ in self.rows)
+
+    @property
     def labelled_tokens(self) -> int:
         return sum(len(ids) - loss_from for _, ids, loss_from in self.rows)
 
@@ -83,7 +107,7 @@ class TrainingTexts(Dataset[tuple[int, np.ndarray, int]]):
         return {
             "tokens": sum(self.lengths),
             "labelled_tokens": self.labelled_tokens,
-            "longest": max(self.lengths),
+            "longest": self.longest,
             "over_length": self.over_length,
             "left_out": self.left_out,
             "duplicates": self.duplicates,

@@ -8,6 +8,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 
+def stops_after_this_batch(trainer: Trainer) -> bool:
+    """Whether the training stops after the current batch, wherever in an epoch: by steps, time or a callback."""
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return True
+    return trainer.should_stop and trainer.fit_loop._can_stop_early
+
+
 class FinalValidation(Callback):
     """Makes a fit end with a validation.
 
@@ -46,9 +53,7 @@ class FinalValidation(Callback):
             self.given = None
 
     def _is_last(self, trainer: Trainer) -> bool:
-        if 0 <= trainer.max_steps <= trainer.global_step:
-            return True
-        if trainer.should_stop and trainer.fit_loop._can_stop_early:
+        if stops_after_this_batch(trainer):
             return True
         last_of_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         most = trainer.max_epochs

@@ -27,6 +27,7 @@ import torch
 from replora.datasets.samples import NO_LOSS
 from replora.datasets.text.commonsense import OUTPUT, CommonsenseRecord, commonsense_task, record_error
 from replora.datasets.text.items import ChoiceItem, TextBatch
+from replora.errors import RepLoRAError
 
 Preset = Literal["llm_adapters", "clean", "cloze"]
 
@@ -170,10 +171,14 @@ def training_tokens(
     texts = [training_text(record, preset) for record in records]
     wholes = _encode(tokenizer, [prompt + answer for prompt, answer in texts])
     end = [] if preset == "cloze" else [tokenizer.eos_token_id]
+    if end == [None]:
+        raise RepLoRAError(
+            f"The preset {preset!r} ends a text with the tokenizer's end token, and this tokenizer has none. Set "
+            "eos_token in its tokenizer_config.json, or --data.preset cloze."
+        )
     if preset == "llm_adapters":
-        return [
-            TrainingTokens((ids + end if len(ids) < cutoff else ids)[:cutoff], 0, len(ids) <= cutoff) for ids in wholes
-        ]
+        ended = [ids + end if len(ids) < cutoff and ids[-1:] != end else ids for ids in wholes]
+        return [TrainingTokens(ids[:cutoff], 0, len(ids) <= cutoff) for ids in ended]
     prompts = _encode(tokenizer, [prompt for prompt, _ in texts])
     return [
         TrainingTokens((ids + end)[:cutoff], _shared([prompt, ids]), len(ids + end) <= cutoff)
@@ -242,10 +247,10 @@ def collate(rows: Sequence[tuple[int, Sequence[int], int]], pad_id: int, multipl
 
 
 def _encode(tokenizer: Any, texts: list[str], special: bool = True) -> list[list[int]]:
-    """Token ids of each text, with the tokens that begin one and without one that ends it."""
-    encoded = tokenizer(texts, add_special_tokens=special, padding=False, truncation=False, verbose=False)
-    end = tokenizer.eos_token_id
-    return [ids[:-1] if ids and ids[-1] == end else ids for ids in encoded["input_ids"]]
+    """Token ids of each text, with the tokens that begin one and without one that the tokenizer puts at its end."""
+    options = {"add_special_tokens": special, "padding": False, "truncation": False, "verbose": False}
+    ends = tokenizer(["a"], **options)["input_ids"][0][-1:] == [tokenizer.eos_token_id]
+    return [ids[:-1] if ends else ids for ids in tokenizer(texts, **options)["input_ids"]]
 
 
 def _shared(sequences: Sequence[Sequence[int]]) -> int:
