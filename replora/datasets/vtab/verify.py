@@ -48,13 +48,13 @@ class TaskReport:
         return {"track": self.track or "-", **sizes, "classes": classes}
 
     @property
-    def state(self) -> Literal["whole", "missing", "damaged", "other track"]:
+    def state(self) -> Literal["complete", "missing", "corrupt", "other track"]:
         """The verdict."""
         if self.folder is None:
             return "missing"
         if self.problems:
-            return "damaged"
-        return "whole" if self.track_wanted in (None, self.track) else "other track"
+            return "corrupt"
+        return "complete" if self.track_wanted in (None, self.track) else "other track"
 
 
 @dataclass(frozen=True)
