@@ -115,6 +115,8 @@ def build_vision_backbone(
     if fixed is not None and image_size is not None and image_size != fixed:
         _resample(model, name, fixed, image_size)
         size, resampled_from = image_size, fixed
+    elif fixed is None and image_size not in (None, size):
+        _check_size(model, name, size, image_size)
     return VisionBackbone(
         model=model,
         name=name,
@@ -132,6 +134,25 @@ def image_size_of(model: nn.Module) -> int | None:
     """Height and width of the images that a timm model is bound to, in pixels; None if it takes several sizes."""
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     return int(size[0]) if size else None
+
+
+def _check_size(model: nn.Module, name: str, made_for: int, image_size: int) -> None:
+    """Classify an empty image: some models whose size is not fixed by patches take one size, or multiples of another.
+
+    Raises:
+        BackboneError: The model does not take images of this size.
+    """
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        raise BackboneError(
+            f"{name} does not take images of {image_size} x {image_size} pixels ({error}). Set --data.image_size "
+            f"{made_for}, for which its weights were made."
+        ) from error
+    finally:
+        model.train(training)
 
 
 def _resample(model: Any, name: str, made_for: int, image_size: int) -> None:

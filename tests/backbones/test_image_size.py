@@ -57,6 +57,16 @@ def test_models_that_timm_cannot_resample_are_refused(name: str) -> None:
         build(name, 256)
 
 
+@pytest.mark.parametrize("name", ["mixer_s32_224", "levit_128s", "maxvit_rmlp_pico_rw_256", "mvitv2_tiny"])
+def test_models_of_one_size_without_patches_are_refused(name: str) -> None:
+    own = build(name)
+    assert own.any_size
+    message = rf"{name} does not take images of .* pixels \(.*\)\. Set --data\.image_size {own.input_size}"
+    with pytest.raises(BackboneError, match=message):
+        build(name, own.input_size + 80)
+    assert build(name, own.input_size).model.training
+
+
 def test_convolutions_take_any_size() -> None:
     b = build("resnet10t", 100)
     assert (b.any_size, b.resampled_from) == (True, None)
