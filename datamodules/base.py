@@ -301,7 +301,7 @@ class BaseDataModule(LightningDataModule, ABC):
         batch_size: int | None,
         sampler: DistributedSampler[Any] | None = None,
         drop_last: bool = False,
-    ) -> DataLoader[Any]:
+    ) -> EpochLoader:
         """The one place where loaders are made; with `batch_size` None the sampler yields whole batches."""
         workers = self.num_workers
         if workers is None:
