@@ -53,6 +53,7 @@ class Answer(TypedDict):
     predicted: str  # the selected option, "" if the text holds none
     predicted_norm: str | None  # the option of the highest log-likelihood per character
     log_likelihoods: list[float] | None  # of the options, in nats
+    option_lengths: list[int]  # characters by which `acc_norm` divides the log-likelihoods
     text: str | None  # the generated text
     right: bool
     right_norm: bool | None
@@ -399,6 +400,7 @@ def _answer(item: ChoiceItem, predicted: str) -> Answer:
         "predicted": predicted,
         "predicted_norm": None,
         "log_likelihoods": None,
+        "option_lengths": item.option_lengths,
         "text": None,
         "right": False,
         "right_norm": None,

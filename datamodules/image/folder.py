@@ -9,7 +9,7 @@ from typing import Any, Literal
 from datamodules.base import Protocol, Split, at_least
 from datamodules.image.base import ImageDataModule, Normalization
 from replora.datasets.common.augment import RandomCropFlip
-from replora.datasets.common.labelled_files import FileTableError
+from replora.datasets.common.labeled_files import FileTableError
 from replora.datasets.common.paths import allowing
 from replora.datasets.image.folder import ImageFolder, read_image_table
 from replora.datasets.image.read import Framing, Interpolation

@@ -113,16 +113,21 @@ def llama_with(folder: Path, model: dict[str, int], tokenizer: dict[str, str | N
 FEWER = {"vocab_size": 200, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 MISFITS = [
     (FEWER, {}, "but {folder} has 200 embeddings"),
-    ({}, {"pad_token": "[PADDING]"}, "token ids up to 260, but {folder} has 260 embeddings"),
     ({"max_position_embeddings": 100}, {}, "but {folder} has 100 positions. Lower --data.cutoff"),
     ({}, {"eos_token": None, "pad_token": None}, "neither a padding nor an end token"),
 ]
-NO_END = ({}, {"eos_token": None}, "The preset 'clean' ends a text with the tokenizer's end token")
+MISFITS_OF_TRAINING = [
+    ({}, {"pad_token": "[PADDING]"}, "token ids up to 260, but {folder} has 260 embeddings"),
+    ({}, {"eos_token": None}, "The preset 'clean' ends a text with the tokenizer's end token"),
+]
 
 
 @pytest.mark.parametrize(
     ("verb", "model", "tokenizer", "message"),
-    [*((verb, *misfit) for verb in ("fit", "validate", "test") for misfit in MISFITS), ("fit", *NO_END)],
+    [
+        *(("fit", *misfit) for misfit in MISFITS + MISFITS_OF_TRAINING),
+        *((verb, *misfit) for verb in ("validate", "test") for misfit in MISFITS),
+    ],
 )
 def test_a_tokenizer_that_does_not_fit_is_named_before_training(
     tmp_path, home, capsys, verb, model, tokenizer, message

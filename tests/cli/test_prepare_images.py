@@ -42,7 +42,7 @@ def test_whole_data_sets_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_sizes_of_the_splits_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["prepare", "images", str(write_image_folder(tmp_path / "photos"))])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("photos")]
-    assert line.split() == ["photos", "3", "24", "3", "3", "whole"]
+    assert line.split() == ["photos", "3", "24", "3", "3", "complete"]
 
 
 def test_faults_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

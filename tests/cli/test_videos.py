@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_ssv2_from_prepare_to_predict(ssv2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["prepare", "ssv2", "--root", str(ssv2), "--check_sizes", "false"])
-    assert "whole" in capsys.readouterr().out
+    assert "complete" in capsys.readouterr().out
     run = tmp_path / "run"
     main(["fit", "--config=ssv2.yaml", *TINY, f"--data.root={ssv2}", "--data.check_sizes=false", f"--run_dir={run}"])
     main(["test", f"--config={run / 'fit.yaml'}"])
@@ -113,7 +113,7 @@ def test_options_are_chosen_on_training_videos(ssv2: Path, tmp_path: Path, capsy
 def test_hmdb51_from_prepare_to_predict(split: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_hmdb51(tmp_path / "data", classes=("brush_hair", "wave"), films=3)
     main(["prepare", "hmdb51", "--root", str(root), "--check_sizes", "false"])
-    assert capsys.readouterr().out.count("whole") == 3
+    assert capsys.readouterr().out.count("complete") == 3
     run = tmp_path / "run"
     options = [f"--data.root={root}", "--data.check_sizes=false", f"--data.split={split}", f"--run_dir={run}"]
     main(["fit", "--config=hmdb51.yaml", *TINY, *options])

@@ -32,14 +32,14 @@ def failure(root: Path, *tasks: str, check_sizes: bool = False) -> str:
     """Why the first of the tasks could not be built."""
     report, *_ = prepare_vtab(root, list(tasks), from_tfds=True, check_sizes=check_sizes)
     assert report.state == "missing"
-    assert "an interrupted build is kept" in report.notes[0]
+    assert "contains an interrupted build" in report.notes[0]
     return report.problems[0]
 
 
 @pytest.mark.parametrize("track", ["archive", "clean"])
 def test_all_19_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track: Track) -> None:
     install(monkeypatch, limit=5)
-    assert build(tmp_path, track=track) == ["whole"] * 19
+    assert build(tmp_path, track=track) == ["complete"] * 19
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(VTAB_TASKS)
     for name in VTAB_TASKS:
         assert len(VTAB(tmp_path, name, "train800val200", check_sizes=False)) == 10
@@ -116,18 +116,18 @@ def test_colours() -> None:
 
 def test_real_size_and_a_count_that_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = install(monkeypatch, limit=None)
-    assert build(tmp_path, "kitti", check_sizes=True, track="clean") == ["whole"]
+    assert build(tmp_path, "kitti", check_sizes=True, track="clean") == ["complete"]
     assert [len(VTAB(tmp_path, "kitti", split)) for split in ("train800", "val200", "test")] == [800, 200, 711]
     fake.limit = 799
     problem = failure(tmp_path, "dtd", check_sizes=True)
-    assert "train[:800] of dtd/3.0.1 has 799 images, train800 of dtd has 800" in problem
+    assert "train[:800] of dtd/3.0.1 has 799 images, but train800 of dtd has 800" in problem
     assert not (tmp_path / "dtd").exists()
 
 
 def test_interruption_leaves_nothing_that_looks_whole_and_continues(tmp_path: Path, monkeypatch) -> None:
     fake = install(monkeypatch, fail_at=19)  # in the test images of kitti
     problem = failure(tmp_path, "kitti", "dtd")
-    assert "could not give kitti/3.2.0, test: RuntimeError: InvalidArgumentError: cannot decode" in problem
+    assert "could not provide kitti/3.2.0, test: RuntimeError: InvalidArgumentError: cannot decode" in problem
     kept = [path.name for path in tmp_path.iterdir() if path.name.startswith(".kitti")]
     assert kept == [".kitti-archive-kitti-3.2.0.partial"]
     assert (tmp_path / "dtd" / "prepared.json").exists()
@@ -135,12 +135,12 @@ def test_interruption_leaves_nothing_that_looks_whole_and_continues(tmp_path: Pa
     assert not (tmp_path / kept[0] / "test.txt").exists()
     before = (tmp_path / kept[0] / "images/train800/000003.jpg").stat().st_mtime_ns
     fake.asked = []
-    assert build(tmp_path, "dtd", "kitti") == ["whole", "whole"]
+    assert build(tmp_path, "dtd", "kitti") == ["complete", "complete"]
     assert fake.asked == ["kitti: test"]
     assert (tmp_path / "kitti/images/train800/000003.jpg").stat().st_mtime_ns == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dtd", "kitti"]
     fake.asked = []
-    assert build(tmp_path, "dtd", "kitti") == ["whole", "whole"]
+    assert build(tmp_path, "dtd", "kitti") == ["complete", "complete"]
     assert fake.asked == []
 
 
@@ -155,14 +155,14 @@ def test_full_disk_is_said_and_survived(tmp_path: Path, monkeypatch: pytest.Monk
         problem = failure(tmp_path, "kitti")
         assert re.search(r"00000\d\.jpg cannot be written: .*No space left", problem)
     assert not (tmp_path / "kitti").exists()
-    assert build(tmp_path, "kitti") == ["whole"]
+    assert build(tmp_path, "kitti") == ["complete"]
 
 
 def test_other_track_is_not_taken_for_the_one_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     build(tmp_path, "kitti", track="archive")
     assert build(tmp_path, "kitti", track="clean") == ["other track"]
-    assert build(tmp_path / "clean", "kitti", track="clean") == ["whole"]
+    assert build(tmp_path / "clean", "kitti", track="clean") == ["complete"]
 
 
 def test_without_tfds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

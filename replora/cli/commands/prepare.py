@@ -62,7 +62,7 @@ def prepare_vtab(
     """Check a copy of VTAB-1K, image by image; with --from_tfds or --hub get what is missing first.
 
     Prints a table, everything that is wrong and how to fix it. The exit status is 1 if something is wrong. A task is
-    written beside its place and moved there when it is whole; after an interruption the same command continues.
+    written beside its place and moved there when it is complete; after an interruption the same command continues.
 
     Args:
         root: The folder of the tasks; `--root` may be omitted. Default: the environment
@@ -249,7 +249,7 @@ def _print_or_exit(
     if unreadable is not None and (lines := [line for report in reports for line in report.unreadable]):
         replace_text(unreadable, "".join(f"{line}\n" for line in lines))
         print(f"all {len(lines):,} files that cannot be read: {unreadable}")
-    if any(report.state != "whole" for report in reports):
+    if any(report.state != "complete" for report in reports):
         sys.exit(1)
 
 

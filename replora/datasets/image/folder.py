@@ -1,4 +1,4 @@
-"""Custom images: a folder with a folder for each class, or a CSV file of paths and labels (`file_table.py`)."""
+"""Custom images: a folder with a folder for each class, or a CSV file of paths and labels."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path, PurePosixPath
 from replora.datasets.common.file_table import read_file_table
 from replora.datasets.common.files import LeftOut, files_of, printable
 from replora.datasets.common.in_memory import usable_cpus
-from replora.datasets.common.labelled_files import FileKind, FileTable
+from replora.datasets.common.labeled_files import FileKind, FileTable
 from replora.datasets.errors import CorruptImageError
+from replora.datasets.image.image_files import ImageFiles
 from replora.datasets.image.read import IMAGE_SUFFIXES, ImageReader, check_header
-from replora.datasets.samples import ImageDataset, ImageSample
 
 
 def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
-    """The image files in `folder` and the folders inside it, as `files_of` says."""
+    """The image files below `folder`, see `files_of`."""
     return files_of(folder, IMAGE_SUFFIXES, left_out)
 
 
@@ -28,30 +28,25 @@ READER = ImageReader(interpolation="bilinear", framing="crop", upright=True)
 
 
 def read_image_table(root: Path, skip_corrupt: bool = False) -> FileTable:
-    """Scan a folder of class folders, or read a CSV file of paths and labels, and look at every image's first bytes.
-
-    Args:
-        root: the folder, or the file.
-        skip_corrupt: Whether images may be unreadable, so that there is no need to look at them.
+    """The table of a folder or CSV file (`read_file_table`), after a check of every header unless `skip_corrupt`.
 
     Raises:
-        RepLoRAError: as `read_file_table` says.
-        CorruptImageError: files are no images as far as their first bytes tell; 20 are named.
+        CorruptImageError: Files have no header of an image; the message names 20 of them.
     """
     table = read_file_table(root, IMAGES)
     if not skip_corrupt:
-        _require_readable(table.home, table.paths)
+        _check_readable(table.home, table.paths)
     return table
 
 
-class ImageFolder(ImageDataset):
+class ImageFolder(ImageFiles):
     """The images of one or more splits.
 
     Args:
-        table: from `read_image_table`.
-        positions: which of its images, in this order.
-        reader: what makes a tensor of an image file.
-        cropped: give squares; otherwise larger images, for an augmentation to cut from.
+        table: Table from `read_image_table`.
+        positions: Positions of the images in the table, in order.
+        reader: Reader of the images.
+        cropped: Whether to return squares; otherwise larger images, for an augmentation that crops.
     """
 
     def __init__(
@@ -68,27 +63,16 @@ class ImageFolder(ImageDataset):
         self.reader = reader
         self.cropped = cropped
 
-    def __getitem__(self, index: int) -> ImageSample:
-        """The sample: uint8 (3, image_size, image_size), or (3, H, W) where it is not cropped.
 
-        Raises:
-            CorruptImageError: the file cannot be decoded.
-        """
-        index = range(len(self))[index]
-        path = self.home / self.paths[index]
-        image = self.reader.read(path) if self.cropped else self.reader.read_uncropped(path)
-        return {"image": image, "label": self.labels[index], "index": index}
-
-
-def _require_readable(home: Path, paths: list[PurePosixPath]) -> None:
+def _check_readable(home: Path, paths: list[PurePosixPath]) -> None:
     with ThreadPoolExecutor(min(16, usable_cpus())) as threads:
         reasons = list(threads.map(lambda path: check_header(home / path), paths))
-    damaged = [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
-    if damaged:
-        listed = "\n  ".join(f"{printable(home / path)}: {reason}" for path, reason in damaged[:20])
-        more = f"\n  and {len(damaged) - 20:,} more" if len(damaged) > 20 else ""
+    corrupt = [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
+    if corrupt:
+        listed = "\n  ".join(f"{printable(home / path)}: {reason}" for path, reason in corrupt[:20])
+        more = f"\n  and {len(corrupt) - 20:,} more" if len(corrupt) > 20 else ""
         raise CorruptImageError(
-            f"{len(damaged):,} of {len(paths):,} images cannot be read:\n  {listed}{more}\nRepair them as said, copy "
-            "damaged ones again from their source, or remove them. Or leave them out, counted in the results: "
+            f"{len(corrupt):,} of {len(paths):,} images cannot be read:\n  {listed}{more}\nFix them as said, copy "
+            "corrupt files again from their source, or remove them. Or skip them, counted in the results: "
             f"--data.skip_corrupt true. All of them are listed by: replora-cli prepare images {printable(home)}"
         )

@@ -1,4 +1,4 @@
-"""Small grey images that are held in memory as they come, and enlarged or made smaller when they are asked for."""
+"""Small gray images in memory, which are resized on access."""
 
 from __future__ import annotations
 
@@ -11,27 +11,21 @@ from replora.datasets.image.read import ImageReader
 from replora.datasets.samples import ImageDataset, ImageSample
 
 READER = ImageReader(32)
-GreyPixels = np.ndarray[Any, np.dtype[np.uint8]]  # (N, H, W)
+GrayPixels = np.ndarray[Any, np.dtype[np.uint8]]  # (N, H, W)
 
 
-class GreyImages(ImageDataset):
-    """Labelled grey images.
+class GrayImages(ImageDataset):
+    """Labeled gray images.
 
     Args:
-        grey: uint8 (N, H, W).
-        labels: N numbers of classes.
-        class_names: the classes.
-        reader: what makes a tensor of an image.
+        gray: Pixels, uint8 (N, H, W).
+        labels: Labels of the N images.
+        class_names: Names of the classes.
+        reader: Reader of the images.
     """
 
-    def __init__(
-        self,
-        grey: GreyPixels,
-        labels: list[int],
-        class_names: list[str],
-        reader: ImageReader,
-    ) -> None:
-        self.grey = grey
+    def __init__(self, gray: GrayPixels, labels: list[int], class_names: list[str], reader: ImageReader) -> None:
+        self.gray = gray
         self.labels = labels
         self.class_names = class_names
         self.reader = reader
@@ -39,5 +33,5 @@ class GreyImages(ImageDataset):
     def __getitem__(self, index: int) -> ImageSample:
         """The sample: uint8 (3, image_size, image_size), three equal channels."""
         index = range(len(self))[index]
-        image = self.reader.frame(Image.fromarray(self.grey[index]).convert("RGB"))
+        image = self.reader.frame(Image.fromarray(self.gray[index]).convert("RGB"))
         return {"image": image, "label": self.labels[index], "index": index}

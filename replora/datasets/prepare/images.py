@@ -48,7 +48,7 @@ def _fgvc_images(root: Path, task: FGVCTask, check_sizes: bool) -> Labelled:
     for split in splits:
         data = FGVC(root, task.name, split, check_sizes=check_sizes)
         found += [
-            (data.image_root / path, data.class_names[label], split)
+            (data.home / path, data.class_names[label], split)
             for path, label in zip(data.paths, data.labels, strict=True)
         ]
     return found

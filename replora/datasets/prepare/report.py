@@ -64,7 +64,7 @@ class DataReport:
     @property
     def state(self) -> str:
         """The verdict."""
-        return "damaged" if self.problems else "whole"
+        return "corrupt" if self.problems else "complete"
 
     def columns(self) -> dict[str, str]:
         """Heading -> cell of the table."""

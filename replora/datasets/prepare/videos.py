@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from replora.datasets.common.in_memory import usable_cpus
-from replora.datasets.common.labelled_files import FileSplit, FileTable
+from replora.datasets.common.labeled_files import FileSplit, FileTable
 from replora.datasets.errors import CorruptVideoError
 from replora.datasets.prepare.report import DataReport
 from replora.datasets.video.decode import count_frames
