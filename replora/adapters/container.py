@@ -40,6 +40,7 @@ class Adapters(nn.Module):
         aside: While a layer of the `peft` library is merged, by its name: its frozen parameters.
         blocks: The open `replora.merged`.
         targets_verified: Whether every target is known to affect the output.
+        without_gradient: Name of a quantized layer that gives no gradient to its input, so the model cannot train.
     """
 
     def __init__(self, config: AdapterConfig) -> None:
@@ -58,6 +59,7 @@ class Adapters(nn.Module):
         self.peft_called: dict[str, bool] = {}
         self.aside: dict[str, SetAside] = {}
         self.targets_verified = False
+        self.without_gradient: str | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._frozen_norms: list[nn.Module] = []
         self.lock = Lock()  # of merging and of switching off
@@ -98,6 +100,12 @@ class Adapters(nn.Module):
                 "nn.DataParallel runs copies of the model, which would all read the factors of the first device. "
                 "Start one process for each GPU, with DistributedDataParallel (torchrun, or the Trainer's strategy: "
                 "ddp), or let this one see a single GPU: CUDA_VISIBLE_DEVICES=0."
+            )
+        if self.without_gradient and model.training and torch.is_grad_enabled():
+            raise RepLoRAError(
+                f"{self.without_gradient} is quantized such that it gives no gradient to its input, so nothing before "
+                "it can train. Quantize the weights alone, as torchao's Int8WeightOnlyConfig does, or load the "
+                "backbone in 16 or 32 bit; model.eval() uses the adapter as it is."
             )
         for norm in self._frozen_norms:
             norm.training = False  # a frozen batch norm keeps the statistics it was trained with

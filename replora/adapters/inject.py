@@ -27,12 +27,13 @@ from replora.adapters.container import Adapters, adapters_of, device_of, train_o
 from replora.adapters.fingerprint import describe_base, in_head
 from replora.adapters.labels import match_classes
 from replora.adapters.low_rank.factors import build_factors
+from replora.adapters.low_rank.frozen_layers import check_adaptable, stops_gradients
 from replora.adapters.low_rank.layer import AdaptedLinear, AdaptedMultiheadAttention, FactorView, WeightUpdate
 from replora.adapters.peft_methods import inject_peft, remove_peft
 from replora.adapters.targets import Target, find_targets
 from replora.adapters.verify import verify_targets
 from replora.adapters.weight_tying import check_not_tied
-from replora.adapters.wrappers import is_wrapper, plain_name, unwrap
+from replora.adapters.wrappers import aliases_of, is_wrapper, plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 
 
@@ -97,6 +98,7 @@ def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[st
     adapters = Adapters(config)
     adapters.also_train = also_train
     adapters.base = describe_base(model, also_train)
+    adapters.without_gradient = stops_gradients(model)
     adapters.required_grad = {plain_name(name) for name, p in model.named_parameters() if p.requires_grad}
     adapters.backbone_count = sum(p.numel() for p in model.parameters() if id(p) not in head_tensors)
     model.replora = adapters
@@ -111,7 +113,7 @@ def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[st
             adapters._frozen_norms = _frozen_batch_norms(model)
         adapters.hook_onto(model)
         adapters.targets_verified = not (check and isinstance(config, RepLoRAConfig | PeftMethodConfig))
-        if not adapters.targets_verified:
+        if not adapters.targets_verified and adapters.without_gradient is None:
             verify_targets(model, adapters, example)
     except BaseException:
         remove(model)
@@ -162,7 +164,7 @@ def _apply(model: nn.Module, adapters: Adapters, heads: Sequence[nn.Module]) -> 
     """Change the model as the method asks, and return the identities of the tensors that train, heads aside."""
     config = adapters.config
     if isinstance(config, RepLoRAConfig):
-        _add_low_rank_updates(model, adapters, config, find_targets(model, config.targets, config.blocks, skip=heads))
+        _add_low_rank_updates(model, adapters, config, _adaptable_targets(model, config, heads))
         return {id(p) for p in adapters.banks.parameters()}
     if isinstance(config, FullConfig):
         adapters.targets = ["all parameters"]
@@ -178,11 +180,22 @@ def _apply(model: nn.Module, adapters: Adapters, heads: Sequence[nn.Module]) -> 
             raise RepLoRAError("linear_probe trains the head alone: name it, as in also_train=['head'].")
         return set()
     if isinstance(config, PeftMethodConfig):
-        return inject_peft(model, adapters, config, find_targets(model, config.targets, config.blocks, skip=heads))
+        return inject_peft(model, adapters, config, _adaptable_targets(model, config, heads))
     raise RepLoRAError(f"{type(config).__name__} is not a method that inject knows. {nearest('', _METHODS)}")
 
 
 _METHODS = ["RepLoRAConfig", "LoRAConfig", "FullConfig", "LinearProbeConfig", "BitFitConfig", "PeftMethodConfig"]
+
+
+def _adaptable_targets(
+    model: nn.Module, config: RepLoRAConfig | PeftMethodConfig, heads: Sequence[nn.Module]
+) -> list[Target]:
+    targets = find_targets(model, config.targets, config.blocks, skip=heads)
+    for target in targets:
+        module = model.get_submodule(target.module)
+        if not is_wrapper(module):
+            check_adaptable(module, target.attribute, target.name)
+    return targets
 
 
 def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAConfig, targets: list[Target]) -> None:
@@ -208,10 +221,7 @@ def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAC
                 view = FactorView(bank, group, slot, target.rows)
                 views.setdefault((target.module, target.attribute), []).append((target, view))
 
-    # A module may have several names in a model; each of them must lead to what is adapted.
-    aliases: dict[int, list[str]] = {}
-    for alias, module in model.named_modules(remove_duplicate=False):
-        aliases.setdefault(id(module), []).append(alias)
+    aliases = aliases_of(model)  # each of them must lead to what is adapted
     for (name, attribute), pairs in views.items():
         module, names = model.get_submodule(name), [target.name for target, _ in pairs]
         if isinstance(module, nn.Linear):

@@ -223,7 +223,14 @@ def _check_no_overlap(targets: list[Target]) -> None:
 
 def _nothing_found(entry: str, model: nn.Module, modules: dict[str, nn.Module], by_role: list[Target]) -> str:
     where = type(model).__name__
-    others = sorted({type(m).__name__ for name, m in modules.items() if fnmatch.fnmatch(name, entry)})
+    whole = [name for name in map(plain_name, dict(model.named_modules())) if name and name not in modules]
+    if inside := [n for n in whole if n == entry or n.endswith(f".{entry}") or fnmatch.fnmatch(n, entry)]:
+        return (
+            f"targets: {entry!r} matches {inside[0]} alone, which trains as a whole (also_train). Name it in one of "
+            "the two options."
+        )
+    kinds = {type(m) for name, m in modules.items() if fnmatch.fnmatch(name, entry)}
+    others = sorted(kind.__name__ if kind.__name__ != "Linear" else f"{kind.__module__}.Linear" for kind in kinds)
     if others:
         return (
             f"targets: {entry!r} matches only modules that cannot be adapted in {where}: {', '.join(others)}. "

@@ -45,7 +45,8 @@ def verify_targets(model: nn.Module, adapters: Adapters, example: Any = None) ->
             return  # a generated input that the model does not accept verifies nothing
         check_targets_used(adapters)
         generator = torch.Generator().manual_seed(0)
-        total = sum((o.float() * torch.randn(o.shape, generator=generator).to(o.device)).sum() for o in outputs)
+        # 64 times the derivative: small ones would be lost in float16.
+        total = 64 * sum((o.float() * torch.randn(o.shape, generator=generator).to(o.device)).sum() for o in outputs)
         dead = (
             _without_gradient(model, adapters, total)
             if isinstance(total, Tensor) and total.requires_grad

@@ -8,7 +8,8 @@ call their projection but read its `weight` (torchvision's Swin, timm's SwinV2, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from replora.adapters.low_rank.factors import FactorBank
+from replora.adapters.low_rank.frozen_layers import computes_by_weight, is_tensor_subclass
 from replora.adapters.low_rank.ops import (
     Piece,
     add_update_to_output,
@@ -66,6 +68,17 @@ class SetAside:
                 frozen.data = frozen.data.to(there.device, there.dtype)
             self.owner._parameters[name] = frozen
 
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Inside, the frozen parameters stand in their places, and may be replaced there."""
+        there = {name: self.owner._parameters[name] for name in self.frozen}
+        self.owner._parameters.update(self.frozen)
+        try:
+            yield
+        finally:
+            self.frozen = {name: cast(nn.Parameter, self.owner._parameters[name]) for name in there}
+            self.owner._parameters.update(there)
+
     def drop(self) -> None:
         """Forget the frozen parameters: what stands there is the module's own from now on."""
         for hook in self._hooks:
@@ -92,7 +105,7 @@ class WeightUpdate:
 
     Attributes:
         enabled: Whether the update is added; False in a thread that is inside `disabled()`.
-        base_before_merge: The frozen weight while the update is merged, else None.
+        aside: While the update is merged, what holds the frozen weight.
         called, read: Whether the module was called, or its weight read by other code, since injection.
     """
 
@@ -110,8 +123,7 @@ class WeightUpdate:
         self.views, self.scale, self.dropout = views, scale, dropout
         self.switch = switch
         self.called = self.read = False
-        self.base_before_merge: nn.Parameter | None = None
-        self._aside: SetAside | None = None
+        self.aside: SetAside | None = None
 
     @property
     def enabled(self) -> bool:
@@ -123,8 +135,13 @@ class WeightUpdate:
         return cast(Tensor, self.owner._parameters[self.attribute])
 
     @property
+    def base_before_merge(self) -> nn.Parameter | None:
+        """The frozen weight while the update is merged, else None."""
+        return self.aside.frozen[self.attribute] if self.aside is not None else None
+
+    @property
     def merged(self) -> bool:
-        return self.base_before_merge is not None
+        return self.aside is not None
 
     def pieces(self, dtype: torch.dtype | None = None) -> list[Piece]:
         return [view.piece(dtype) for view in self.views]
@@ -161,22 +178,20 @@ class WeightUpdate:
         self.check_mergeable()
         pieces = [Piece(A.float(), B.float(), rows) for A, B, rows in self.pieces()]
         merged = add_update_to_weight(self.base.float(), pieces, self.scale).to(self.base.dtype)
-        base = cast(nn.Parameter, self.base)
-        self._aside = SetAside(self.owner, {self.attribute: base})
-        self.base_before_merge = base
+        self.aside = SetAside(self.owner, {self.attribute: cast(nn.Parameter, self.base)})
         self.owner._parameters[self.attribute] = nn.Parameter(merged, requires_grad=False)
 
     def unmerge(self) -> None:
         """Put the frozen weight back, bit for bit."""
-        if self._aside is not None:
-            self._aside.put_back()
-        self.base_before_merge = self._aside = None
+        if self.aside is not None:
+            self.aside.put_back()
+        self.aside = None
 
     def keep_merged(self) -> None:
         """Forget the frozen weight: the merged one is the module's own from now on."""
-        if self._aside is not None:
-            self._aside.drop()
-        self.base_before_merge = self._aside = None
+        if self.aside is not None:
+            self.aside.drop()
+        self.aside = None
 
     def check_finite(self) -> None:
         """Refuse a merged weight with NaN or infinity, where the frozen one has none.
@@ -207,15 +222,29 @@ def check_mergeable(weight: Tensor, name: str) -> None:
             f"The frozen weight of {name} is sharded over processes, each of which holds a part. Merge in one process, "
             "from the saved adapter: replora-cli merge."
         )
-    if weight.dtype not in MERGEABLE:
+    if weight.dtype not in MERGEABLE or is_tensor_subclass(weight):
+        kind = type(weight).__name__ if is_tensor_subclass(weight) else weight.dtype
         raise RepLoRAError(
-            f"The frozen weight of {name} is quantized ({weight.dtype}), and an update cannot be added to it without "
-            "rounding. Load the backbone in 16 or 32 bit to merge."
+            f"The frozen weight of {name} is quantized ({kind}), and an update cannot be added to it without rounding. "
+            "Load the backbone in 16 or 32 bit to merge."
         )
     if weight.is_meta:
         raise RepLoRAError(
             f"The frozen weight of {name} is not in memory (a device map offloads it, or the model has shapes only), "
             "so no update can be added to it. Load the whole backbone on the CPU to merge."
+        )
+
+
+def check_merge_keeps_outputs(layer: nn.Module, name: str) -> None:
+    """Refuse to merge into a layer that computes something else from its weight than a linear layer does.
+
+    Raises:
+        RepLoRAError: It does.
+    """
+    if not computes_by_weight(layer):
+        raise RepLoRAError(
+            f"{name} is a {type(layer).__name__}, whose forward computes something else than x W^T + bias, so an "
+            "updated weight would not give the outputs of the adapter. Use the adapter without merging it."
         )
 
 
@@ -277,8 +306,8 @@ def acts_by_weight_and_bias(linear: nn.Linear, x: Tensor) -> bool:
     """Whether calling the frozen `linear` is no more than x W0^T + bias, so that a faster operator may do it instead.
 
     Not so for subclasses (quantized layers), for hooks (a user's, or those that bring offloaded weights), for weights
-    that are shared out among processes, where weight or bias train, and under the transforms of `torch.func` or
-    differentiation in forward mode.
+    that are shared out among processes, where weight or bias train, and under tracing, the transforms of `torch.func`
+    or differentiation in forward mode.
     """
     weight, bias = linear.weight, linear.bias
     hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
@@ -290,9 +319,14 @@ def acts_by_weight_and_bias(linear: nn.Linear, x: Tensor) -> bool:
         and type(weight) in (nn.Parameter, Tensor)
         and (weight.dtype == compute_dtype(x) or autocast_dtype(x.device.type) is not None)
         and not (weight.requires_grad or (bias is not None and bias.requires_grad))
-        and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
+        and (torch.compiler.is_compiling() or not (torch._C._are_functorch_transforms_active() or is_tracing()))
         and forward_ad._current_level < 0
     )
+
+
+def is_tracing() -> bool:
+    """Whether `torch.jit.trace` (or an export by it, as ONNX's) records operators: it knows no autograd functions."""
+    return torch._C._get_tracing_state() is not None
 
 
 class AdaptedMultiheadAttention(nn.MultiheadAttention):

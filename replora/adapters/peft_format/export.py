@@ -26,13 +26,14 @@ from replora.adapters.config import PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of, describe
 from replora.adapters.fingerprint import architecture, base_name
 from replora.adapters.labels import class_count
+from replora.adapters.low_rank.frozen_layers import computes_by_weight
 from replora.adapters.low_rank.layer import AdaptedLinear, WeightUpdate
 from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.peft_methods import peft_config, peft_layers
 from replora.adapters.state import check_finite, check_in_memory
 from replora.adapters.verify import outputs_on_example
 from replora.adapters.weight_tying import shared_with
-from replora.adapters.wrappers import plain_name, unwrap
+from replora.adapters.wrappers import aliases_of, plain_name, unwrap
 from replora.errors import RepLoRAError
 from replora.io import new_folder
 
@@ -83,6 +84,7 @@ def export_peft(
     adapters = adapters_of(model)
     _check_no_trained_parts(adapters)
     _check_targets_not_tied(model, adapters)
+    _check_layers_suit_peft(model)
     if isinstance(adapters.config, RepLoRAConfig):
         config, tensors = _plain_lora(model, adapters, adapters.config, example)
     elif isinstance(adapters.config, PeftMethodConfig):
@@ -250,6 +252,23 @@ def _check_targets_not_tied(model: nn.Module, adapters: Adapters) -> None:
             raise PeftFormatError(
                 f"{name} shares its weight with {elsewhere[0]}, and a merge in PEFT would update that too. "
                 f"{_MERGE_INSTEAD}"
+            )
+
+
+def _check_layers_suit_peft(model: nn.Module) -> None:
+    """PEFT adapts a layer under the first of its names alone, and merges as if each were a plain linear layer."""
+    for names in aliases_of(model).values():
+        layer: Any = model.get_submodule(names[0])
+        frozen = layer.linear if isinstance(layer, AdaptedLinear) else getattr(layer, "base_layer", None)
+        if frozen is not None and names[1:]:
+            raise PeftFormatError(
+                f"{names[0]} is used as {', '.join(names[1:])} as well, and PEFT would adapt only the first of these. "
+                f"{_MERGE_INSTEAD}"
+            )
+        if frozen is not None and not computes_by_weight(frozen):
+            raise PeftFormatError(
+                f"{names[0]} is a {type(frozen).__name__}, whose forward computes something else than x W^T + bias: a "
+                "merge in PEFT would change the outputs. Use the adapter with this package (replora.save_adapter)."
             )
 
 

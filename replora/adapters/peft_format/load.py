@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from replora.adapters.low_rank.layer import AdaptedLinear
 from replora.adapters.peft_format.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE, PeftFormatError
 from replora.adapters.state import adapter_state
 from replora.adapters.weight_tying import UNTIE, shared_with
-from replora.adapters.wrappers import plain_name, unwrap
+from replora.adapters.wrappers import aliases_of, plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 
 # Initializations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
@@ -67,6 +68,7 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | No
     folder = Path(folder)
     config, tensors = _read_folder(folder)
     pairs, scales, rest = _lora_pairs(folder, config, tensors)
+    _check_one_name(model, folder, pairs)
     if name is None and isinstance(getattr(model, "replora", None), Adapters):
         rest = _without_the_models_own(model, folder, rest, adapters_of(model).also_train)
         before = {key: tensor.clone() for key, tensor in adapter_state(model).items()}
@@ -106,6 +108,17 @@ def _fill(
         bank.assign(found)
     for tensor, value in state:
         tensor.copy_(value)
+
+
+def _check_one_name(model: nn.Module, folder: Path, layers: Iterable[str]) -> None:
+    """PEFT adapts a layer under one of its names, and leaves it frozen where the model uses it under another."""
+    for names in aliases_of(model).values():
+        for name in set(layers).intersection(map(plain_name, names)) if names[1:] else ():
+            others = ", ".join(other for other in map(plain_name, names) if other != name)
+            raise PeftFormatError(
+                f"{folder} adapts {name}, which {type(model).__name__} uses as {others} as well, but PEFT has adapted "
+                "only that one. Use the folder with the peft library."
+            )
 
 
 def _without_the_models_own(
