@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from replora.adapters.config import (
     AdapterConfig,
@@ -80,6 +81,8 @@ def _checked(model: nn.Module) -> nn.Module:
         raise RepLoRAError(f"The model already carries {present.config.name!r}. Call replora.remove(model) first.")
     if isinstance(model, DistributedDataParallel):
         raise RepLoRAError("DistributedDataParallel knows only what it was made with. Inject into model.module first.")
+    if lazy := next((name for name, p in model.named_parameters() if is_lazy(p)), None):
+        raise RepLoRAError(f"{lazy} has no shape yet: its module is lazy. Run the model once before replora.inject.")
     if of_peft := next((type(m).__name__ for m in model.modules() if type(m).__module__.startswith("peft.")), None):
         raise RepLoRAError(
             f"The model carries an adapter of the peft library already ({of_peft}). Inject into the plain model: "

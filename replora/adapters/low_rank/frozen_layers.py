@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -30,13 +29,10 @@ def check_adaptable(module: nn.Module, attribute: str, name: str) -> None:
         name: The layer's name in the model.
 
     Raises:
-        RepLoRAError: It is such a weight, or a lazy module has not given it a shape yet.
+        RepLoRAError: It is such a weight.
     """
-    weight = module._parameters.get(attribute)
-    if weight is not None and not is_lazy(weight):
+    if module._parameters.get(attribute) is not None:
         return
-    if weight is not None:
-        raise RepLoRAError(f"{name} has no shape yet: it is a lazy module. Run the model once before replora.inject.")
     what, remedy = _reparametrization(module, attribute)
     raise RepLoRAError(
         f"The {attribute} of {name} is computed in each pass by {what}, so there is no frozen parameter to adapt. Make "
@@ -93,6 +89,7 @@ def stops_gradients(model: nn.Module) -> str | None:
         asked.add(kind)
         x = torch.zeros(1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device, requires_grad=True)
         with torch.enable_grad():
-            if not bool(layer(x).requires_grad):
+            y = layer(x).sum()
+            if not y.requires_grad or torch.autograd.grad(y, x, allow_unused=True)[0] is None:
                 return str(name)
     return None
