@@ -154,7 +154,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _submodules(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
-    known = {plain_name(name): module for name, module in model.named_modules()}
+    known = {plain_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
     for name in names:
         if not name or name not in known:
             raise RepLoRAError(

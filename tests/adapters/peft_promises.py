@@ -132,7 +132,7 @@ def keeps_the_layers_attributes(case: Case) -> None:
 
 
 def saves_and_loads(case: Case) -> None:
-    """A saved adapter gives equal outputs in a fresh model, and trains on from there."""
+    """A saved adapter gives equal outputs in a plain model and in a prepared one, and trains on from there."""
     model = case.trained()
     file = replora.save_adapter(model, case.folder / "a.safetensors")
     assert [path.name for path in case.folder.iterdir()] == ["a.safetensors"]
@@ -143,6 +143,9 @@ def saves_and_loads(case: Case) -> None:
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name for name, p in fresh.named_parameters() if p.requires_grad} == trained
     case.loss(fresh).backward()
+    prepared = case.adapted()
+    replora.load_adapter(prepared, file)
+    close(case.out(prepared), case.out(model), 0)
 
 
 def holds_no_frozen_tensor(case: Case) -> None:

@@ -329,6 +329,14 @@ def _head_state(
             f"Only in the model: {_few(own.keys() - rest.keys())}. Of another shape: {_few(set(wrong))}. Name "
             "them with also_train, and give the model as many classes."
         )
+    places: dict[int, str] = {}
+    for name, tensor in own.items():
+        first = places.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+        if not torch.equal(rest[first], rest[name]):
+            raise PeftFormatError(
+                f"{folder} has different values for {first} and {name}, which {type(model).__name__} shares. Untie "
+                f"them before the import: {UNTIE.partition(': ')[2]}."
+            )
     return [(own[name], rest[name]) for name in own]
 
 
