@@ -153,6 +153,38 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+def use_parameter_groups(trainer: Any) -> Any:
+    """Let a Trainer of transformers decay what `parameter_groups` decays, and return it.
+
+        trainer = replora.use_parameter_groups(Trainer(model, arguments, train_dataset=train_dataset))
+        trainer.train()
+
+    Its own rule goes by the names of parameters, so a `weight_decay` above 0 would pull RepLoRA's diagonals to 0. The
+    optimizer, its options and the schedule stay those of the arguments.
+
+    Args:
+        trainer: A `transformers.Trainer`, or a subclass such as TRL's, with a model that carries an adapter.
+
+    Raises:
+        RepLoRAError: The model carries no adapter, or the trainer has an optimizer already.
+    """
+    if trainer.optimizer is not None:
+        raise RepLoRAError(
+            "The trainer has an optimizer already, whose groups stay as they are. Create it with "
+            "replora.parameter_groups(model), or leave it to the trainer: optimizers=(None, None)."
+        )
+    groups = parameter_groups(trainer.model)
+    decayed = {id(p) for group in groups if "weight_decay" not in group for p in group["params"]}
+    names = {plain_name(name) for name, p in unwrap(trainer.model).named_parameters() if id(p) in decayed}
+
+    def get_decay_parameter_names(model: nn.Module) -> list[str]:
+        every = [name for name, _ in model.named_parameters()]
+        return [name for name in every if plain_name(name).removeprefix("module.") in names]
+
+    trainer.get_decay_parameter_names = get_decay_parameter_names
+    return trainer
+
+
 def _submodules(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
     known = {plain_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
     for name in names:
