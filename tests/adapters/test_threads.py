@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 
 import pytest
@@ -43,6 +43,48 @@ def test_each_may_merge(model_name: str, method: str) -> None:
     for output in in_threads(work):
         torch.testing.assert_close(output, want, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("method", ["replora", "lora", "dora"])
+def test_one_may_merge_while_another_runs(method: str) -> None:
+    model, tiny = adapted("timm_vit", method)
+    disturb(model)
+    inputs = tiny.inputs()
+    with torch.no_grad():
+        want = call(model, inputs)
+
+    def work(number: int) -> list[torch.Tensor]:
+        outputs = []
+        for _ in range(60):
+            with torch.no_grad(), nullcontext() if number % 2 else replora.merged(model):
+                outputs.append(call(model, inputs))
+        return outputs
+
+    for output in in_threads(work):
+        torch.testing.assert_close(output, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_pass_does_itself_waits_for_nothing(fails: bool) -> None:
+    """A model may merge inside of its own forward pass, which may fail."""
+    model, tiny = adapted("timm_vit", "replora")
+    disturb(model)
+
+    def inside(*_: object) -> None:
+        with replora.merged(model):
+            if fails:
+                raise KeyError
+
+    model.blocks[1].register_forward_pre_hook(inside)
+
+    def work(_: int) -> list[torch.Tensor]:
+        for _ in range(5):
+            with torch.no_grad(), suppress(KeyError):
+                call(model, tiny.inputs())
+        return []
+
+    in_threads(work)
+    replora.unmerge(replora.merge(model))
 
 
 @pytest.mark.parametrize("model_name", FAMILIES)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -27,6 +29,56 @@ class Lock:
 
     def __exit__(self, *_error: object) -> None:
         self._lock.release()
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
+
+
+class Passes:
+    """The forward passes that run, in all threads: merging waits for those of other threads, and new ones for it."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._running: dict[int, int] = {}  # thread -> passes inside one another
+        self._changing: int | None = None
+
+    def begin(self) -> None:
+        """A pass begins in this thread."""
+        here = threading.get_ident()
+        with self._condition:
+            if here not in self._running:
+                self._condition.wait_for(lambda: self._changing in (None, here))
+            self._running[here] = self._running.get(here, 0) + 1
+
+    def end(self) -> None:
+        """It is over, or has failed before it began."""
+        here = threading.get_ident()
+        with self._condition:
+            if self._running.get(here, 0) > 1:
+                self._running[here] -= 1
+            else:
+                self._running.pop(here, None)
+            if self._changing is not None:
+                self._condition.notify_all()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other thread runs a pass inside. A thread that is in one itself does not wait: nor could others for it."""
+        here = threading.get_ident()
+        if here in self._running or self._changing == here:
+            yield
+            return
+        with self._condition:
+            self._condition.wait_for(lambda: self._changing is None)
+            self._changing = here
+        try:
+            with self._condition:
+                self._condition.wait_for(lambda: not self._running)
+            yield
+        finally:
+            with self._condition:
+                self._changing = None
+                self._condition.notify_all()
 
     def __reduce__(self) -> Any:
         return type(self), ()
