@@ -1,4 +1,4 @@
-"""What every benchmark shares: protocol, low-data subsets, batches that several processes share, exact resuming."""
+"""The base of all benchmarks: protocols, low-data subsets, batches of any number of processes, exact resuming."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from replora.datasets.errors import ProtocolError
 from replora.errors import RepLoRAError, nearest
 
 Split = Literal["train", "val", "trainval", "test"]
-# What may change a measurement beside the list of the split, of what the data describe.
+# What may change a measurement in addition to the list of the split, among the entries of `describe`.
 IDENTITY = (
     *("dataset", "task", "group", "track", "protocol", "official_split", "root"),
     *("image_size", "interpolation", "framing", "upright", "normalization", "clips", "skip_corrupt"),
@@ -39,12 +39,12 @@ class BaseDataModule(LightningDataModule, ABC):
     | `final`   | train + val | nothing      | test     | test     |
     | `holdout` | train       | val          | test     | test     |
 
-    Options are chosen under `tune`; then `final` trains once more on everything and tests at the last epoch. `holdout`
-    shows a learning curve beside a test at the last epoch, for demonstrations; published rows use `final`. A choice by
+    Options are selected under `tune`; then `final` trains again on everything and tests at the last epoch. `holdout`
+    shows a learning curve and a test at the last epoch, for demonstrations; published rows use `final`. Selection by
     test accuracy is not offered.
 
-    A subclass builds the data sets of the splits (`build_split`), and says what fills up an evaluation that several
-    processes share (`padding_of`).
+    A subclass builds the data sets of the splits (`build_split`) and the padding of evaluations that processes share
+    (`padding_of`).
 
     Args:
         batch_size: Training examples per batch and process (>= 1). Two processes with 32 see the batches of one with
@@ -55,7 +55,7 @@ class BaseDataModule(LightningDataModule, ABC):
             usable CPU cores divided by the devices, at most 8.
         train_fraction: Fraction of the training examples to use, in (0, 1]. Subsets are stratified, and nested for one
             `subset_seed`.
-        shots: Training examples per class (>= 1), instead of a fraction.
+        shots: Training examples per class, or per task of commonsense (>= 1), instead of a fraction.
         subset_seed: Random seed (>= 0) that chooses the examples of a fraction or of shots. Default: the seed of the
             run.
         protocol: `tune` trains on train and validates on val; `final` trains on train and val and tests; `holdout`
@@ -69,6 +69,8 @@ class BaseDataModule(LightningDataModule, ABC):
         RepLoRAError: An option is out of its range, or data are missing or wrong (from `setup`, before the first
             batch).
     """
+
+    disjoint_splits = True  # whether splits that share an example are refused
 
     def __init__(
         self,
@@ -84,13 +86,13 @@ class BaseDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        at_least(0, num_workers=num_workers)
+        at_least(0, num_workers=num_workers, subset_seed=subset_seed, shuffle_seed=shuffle_seed)
         one_of(get_args(Protocol), protocol=protocol)
-        # All examples are the default of train_fraction, which shots may then replace.
+        # The default of train_fraction takes all examples and does not contradict shots.
         self._fraction = None if train_fraction == 1 else train_fraction
         check_subset_options(self._fraction, shots)
         self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or 2 * batch_size
+        self.eval_batch_size = eval_batch_size or self.default_eval_batch_size()
         self.num_workers = num_workers
         self.train_fraction = train_fraction
         self.shots = shots
@@ -106,27 +108,28 @@ class BaseDataModule(LightningDataModule, ABC):
         self._run_labels: Tensor | None = None  # label of these data -> label of the run that is measured
 
     def use_seed(self, seed: int) -> None:
-        """Use the seed of a run for the subset and the order of the training examples, unless they were given.
-
-        Call it before `setup`.
-        """
+        """Use the seed of a run as the seeds that were not given. Call it before `setup`."""
         for name, given in self._seeds.items():
             if given is None:
                 setattr(self, name, seed)
 
+    def default_eval_batch_size(self) -> int:
+        """Examples per batch and process in evaluations."""
+        return 2 * self.batch_size
+
     @abstractmethod
     def build_split(self, split: Split) -> Dataset[Any]:
-        """The data set of a split, of `train_split` what a fraction or shots choose; raise on whatever is wrong."""
+        """The data set of a split, or the subset of `train_split`; raise on whatever is wrong."""
 
     @abstractmethod
     def padding_of(self, sample: Any) -> Any:
-        """A sample like `sample` that no loss and no metric counts."""
+        """Padding like `sample`, which no loss and no metric counts."""
 
     def describe(self) -> dict[str, Any]:
         """Everything about the data that a result depends on, as JSON values.
 
-        `train_indices` are the positions of the chosen training examples in the list of their split, and `split_sizes`
-        the examples of each split; both hold what `setup` has built so far.
+        `train_indices` are the positions of the training subset in the list of its split. The sizes are those of the
+        splits that `setup` has built.
         """
         return {
             "dataset": type(self).__name__.removesuffix("DataModule"),
@@ -151,7 +154,7 @@ class BaseDataModule(LightningDataModule, ABC):
         return None if dataset is None else length_of(dataset)
 
     def identity(self, split: str) -> dict[str, Any]:
-        """What identifies the data of a split in a measurement, as JSON values (docs/results.md)."""
+        """The identity of the data of a split in a measurement, as JSON values (docs/results.md)."""
         described = self.describe()
         classes = described.get("class_names")
         return {
@@ -165,17 +168,14 @@ class BaseDataModule(LightningDataModule, ABC):
 
     @property
     def own_classes(self) -> list[str]:
-        """Names of the classes in the order of the data's own labels, whichever run is measured."""
+        """Names of the classes in the order of the data's own labels."""
         return list(getattr(self, "class_names", [])) if self._own_classes is None else self._own_classes
 
     def map_labels_to(self, class_names: Sequence[str]) -> None:
-        """Let labels mean the classes of the run that is measured, which may know them in another order.
-
-        Args:
-            class_names: Names of the run's classes in the order of its outputs.
+        """Map labels to `class_names`, the classes of the run that is measured, which may have another order.
 
         Raises:
-            RepLoRAError: The data have a class that the run does not know.
+            RepLoRAError: The run does not know a class of the data.
         """
         own = self.own_classes
         if not own:
@@ -192,7 +192,7 @@ class BaseDataModule(LightningDataModule, ABC):
         self.class_names = list(class_names)
 
     def with_run_labels(self, batch: Any) -> Any:
-        """A batch whose `label`, int64 (B,), is that of the run that is measured; padding (-1) stays."""
+        """A batch with the labels of the run that is measured; padding (-1) is unchanged."""
         if self._run_labels is None:
             return batch
         label = batch["label"]
@@ -207,40 +207,37 @@ class BaseDataModule(LightningDataModule, ABC):
 
     @property
     def eval_split(self) -> Split:
-        """What `predict` predicts, and `tune` and `final` measure; `holdout` validates on `val` as well."""
+        """The split that `predict` predicts, and `tune` and `final` measure. `holdout` validates on `val` as well."""
         return "val" if self.protocol == "tune" else "test"
 
     def setup(self, stage: str | None = None) -> None:
-        """Build what a verb needs; a second call builds nothing again. `fit` checks the test set before training."""
-        if stage == "validate":
-            self._refuse_validation()
-        if stage == "test":
-            self._refuse_test()
+        """Build the splits of a stage, each once. `fit` also builds the test set, to check it before training."""
+        self._check_protocol(stage)
         if stage in (None, "fit"):
             self._build(self.train_split)
         if self.protocol == "holdout" and stage in (None, "fit", "validate"):
             self._build("val")
         self._build(self.eval_split)
-        for split in self._splits:
-            if split != self.train_split:
-                self.lists.check_disjoint(self.train_split, split)
+        if self.disjoint_splits:
+            for split in self._splits:
+                if split != self.train_split:
+                    self.lists.check_disjoint(self.train_split, split)
 
     def _build(self, split: Split) -> None:
         if split not in self._splits:
             self._splits[split] = self.build_split(split)
 
-    def _refuse_test(self) -> None:
-        if self.protocol == "tune":
+    def _check_protocol(self, stage: str | None) -> None:
+        """Raise if the protocol does not offer a stage."""
+        if stage == "test" and self.protocol == "tune":
             raise ProtocolError(
-                "A test was asked for under the protocol 'tune', which keeps the test set unseen while options are "
-                "chosen on the validation data. Train and test with protocol 'final' "
-                "(--data.protocol final), or measure this model with `validate`."
+                "A test was requested under the protocol 'tune', which keeps the test set unseen while options are "
+                "selected on the validation data. Train and test with protocol 'final' (--data.protocol final), or "
+                "measure this model with `validate`."
             )
-
-    def _refuse_validation(self) -> None:
-        if self.protocol == "final":
+        if stage == "validate" and self.protocol == "final":
             raise ProtocolError(
-                "A validation was asked for under the protocol 'final', which trains on the validation data as well. "
+                "A validation was requested under the protocol 'final', which trains on the validation data as well. "
                 "Train and validate with protocol 'tune' (--data.protocol tune), or measure this model with `test`."
             )
 
@@ -249,11 +246,10 @@ class BaseDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Any]:
         dataset = self._split(self.train_split)
         world, rank = self._world()
-        # The same decision in every process, and the same for one process with the same global batch. Where nothing is
-        # dropped, the sampler repeats some to give every process equally many.
+        # Depends on the global batch alone. Otherwise the sampler repeats examples to make the shares equal.
         drop = self.drop_last and length_of(dataset) >= self.batch_size * world
-        # Also for one process: Lightning leaves this sampler alone and calls its set_epoch, and the batches of one
-        # process with 2 x B are those of two processes with B together.
+        # Also for one process: Lightning keeps this sampler and calls its set_epoch, and one process with batches of
+        # 2 B sees those of two processes with B.
         return self._loader(dataset, self.batch_size, self._train_sampler(dataset, world, rank, drop), drop)
 
     def _train_sampler(self, dataset: Dataset[Any], world: int, rank: int, drop_last: bool) -> TrainSampler:
@@ -268,16 +264,16 @@ class BaseDataModule(LightningDataModule, ABC):
         """The validation examples, or no loader under `final`: Lightning then skips validation."""
         if self.protocol != "final":
             return self._eval_loader("val")
-        # Lightning asks whether this was the intention; it was.
+        # Lightning warns about an empty list, which is intended here.
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         return []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        self._refuse_test()
+        self._check_protocol("test")
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Without padding: Lightning shares these out among processes without repeating any."""
+        """Without padding: Lightning shares these among processes without repeating any."""
         return self._loader(self._split(self.eval_split), self.eval_batch_size)
 
     def _eval_loader(self, split: Split) -> DataLoader[Any]:
@@ -299,10 +295,9 @@ class BaseDataModule(LightningDataModule, ABC):
         sampler: DistributedSampler[Any] | None = None,
         drop_last: bool = False,
     ) -> DataLoader[Any]:
-        """The one place where loaders are made; with `batch_size` None the sampler yields whole batches."""
-        workers = self.num_workers
+        """Create a loader. If `batch_size` is None, the sampler yields complete batches."""
+        workers, source = self.num_workers, dataset.dataset if isinstance(dataset, PaddedDataset) else dataset
         if workers is None:
-            source = dataset.dataset if isinstance(dataset, PaddedDataset) else dataset
             devices = self.trainer.num_devices if self.trainer else 1
             workers = max(1, min(8, usable_cpus() // devices)) if self._needs_workers(source) else 0
         return EpochLoader(
@@ -310,27 +305,27 @@ class BaseDataModule(LightningDataModule, ABC):
             batch_size=batch_size,
             sampler=sampler,
             drop_last=drop_last,
-            collate_fn=self._collate_fn(dataset),
+            collate_fn=self._collate_fn(source),
             num_workers=workers,
             worker_init_fn=start_worker if workers else None,
             persistent_workers=workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            # Its own generator, or each pass over the data would draw from torch's and change dropout.
+            # An own generator: otherwise each pass over the data draws from torch's and changes dropout.
             generator=torch.Generator().manual_seed(self.shuffle_seed),
         )
 
     def _needs_workers(self, dataset: Dataset[Any]) -> bool:  # noqa: ARG002
-        """Whether a sample takes longer to read than to hand over."""
+        """Whether loader processes are worth it: a sample takes longer to read than to transfer."""
         return False
 
     def _collate_fn(self, dataset: Dataset[Any]) -> Callable[[list[Any]], Any] | None:  # noqa: ARG002
-        """What makes a batch of samples; torch's own by default."""
+        """The function that makes a batch of samples. Default: torch's."""
         return None
 
     def _split(self, split: Split) -> Dataset[Any]:
         if split not in self._splits:
             raise RepLoRAError(
-                f"The split {split!r} is not built yet. Call setup() first, or hand this datamodule to a Trainer, "
+                f"The split {split!r} is not built yet. Call setup() first, or pass this datamodule to a Trainer, "
                 "which calls it."
             )
         return self._splits[split]
@@ -343,13 +338,13 @@ class BaseDataModule(LightningDataModule, ABC):
 class PaddedDataset(Dataset[Any]):
     """An evaluation set whose length is a multiple of the number of processes.
 
-    Neither losses nor metrics count the samples added; so nothing counts twice, as it would where a distributed
-    sampler repeats some to fill up the last batch.
+    Neither losses nor metrics count the padding, so no sample counts twice, unlike with a distributed sampler that
+    repeats samples.
 
     Args:
-        dataset: What is evaluated.
-        multiple: The number of processes.
-        padding_of: Makes a sample that does not count from one that does.
+        dataset: Evaluation set.
+        multiple: Number of processes.
+        padding_of: Function that makes padding like a given sample.
     """
 
     def __init__(self, dataset: Dataset[Any], multiple: int, padding_of: Callable[[Any], Any]) -> None:
@@ -369,22 +364,14 @@ def length_of(dataset: Dataset[Any]) -> int:
 
 
 def at_least(bound: int, **options: int | None) -> None:
-    """Refuse options that are too small.
-
-    Raises:
-        RepLoRAError: One is.
-    """
+    """Check that options are not too small. Raises RepLoRAError if an option is too small."""
     for name, value in options.items():
         if value is not None and value < bound:
-            raise RepLoRAError(f"{name}={value} is too small: it is at least {bound}.")
+            raise RepLoRAError(f"{name}={value} is too small: it must be at least {bound}.")
 
 
 def one_of(choices: tuple[str, ...], **options: str) -> None:
-    """Refuse options that are none of `choices`.
-
-    Raises:
-        RepLoRAError: One is not.
-    """
+    """Check that options are among `choices`. Raises RepLoRAError if an option is not."""
     for name, value in options.items():
         if value not in choices:
             raise RepLoRAError(f"{name}={value!r} is not an option. {nearest(value, choices)}")

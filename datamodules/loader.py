@@ -1,4 +1,4 @@
-"""The loader and the training samplers of the datamodules: right epochs, resuming inside an epoch, clear errors."""
+"""The loader and the training samplers of the datamodules."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ class EpochLoader(DataLoader[Any]):
         try:
             yield from super().__iter__()
         except RepLoRAError as error:
-            # A loader process hands its error over inside a traceback; the sentence for the reader comes last.
+            # The error of a loader process contains its traceback; the message comes last.
             message = str(error).rpartition(f"{type(error).__qualname__}: ")[2].strip()
             raise type(error)(message) from error
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise LoaderWorkerError(
-                f"A process that loads data died ({str(error).splitlines()[0]}). Most often memory ran out: lower "
+                f"A loader process died ({str(error).splitlines()[0]}), usually because memory ran out. Decrease "
                 "--data.num_workers (0 loads in the training process) or --data.batch_size, or give the container "
-                "more shared memory. The last checkpoint is whole; go on with --ckpt_path last."
+                "more shared memory. The last checkpoint is complete: continue with --ckpt_path last."
             ) from error
 
 
 def start_worker(_worker: int) -> None:
     """Set up a loader process.
 
-    It writes to the streams of the system: those of the progress display may be locked by a thread that only the main
-    process has. And it outlives Ctrl-C, which a terminal sends to all processes: the main one ends the run.
+    It writes to the streams of the system, because a thread of the main process may lock those of the progress display.
+    It ignores Ctrl-C, which a terminal sends to all processes: the main process ends the run.
     """
     release_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -57,12 +57,12 @@ class TrainSampler(DistributedSampler[Any]):
     """The training examples of one process in the random order of the epoch, without those seen before a resumed run.
 
     Args:
-        dataset: The training set.
-        world: The number of processes.
-        rank: Of this process.
-        seed: Of the order.
+        dataset: Training set.
+        world: Number of processes (>= 1).
+        rank: Rank of this process, 0 to `world` - 1.
+        seed: Random seed (>= 0) of the order.
         drop_last: Whether to drop examples so that all processes have equally many; otherwise some are repeated.
-        seen: Tells when an epoch begins how many examples of it this process has trained on already.
+        seen: Function that returns, when an epoch begins, how many of its examples this process has trained on.
     """
 
     def __init__(
@@ -80,19 +80,19 @@ class TrainSampler(DistributedSampler[Any]):
 
 
 class LengthSampler(TrainSampler):
-    """Training texts in a random order in which each batch of all processes together holds texts of like lengths.
+    """Training texts in a random order in which each global batch contains texts of similar lengths.
 
     The random order of an epoch is cut into stretches of at most 50 batches; each is sorted by length and cut into
-    batches, and these are shuffled. What fills no whole batch is the last one of the epoch; where the processes cannot
-    share it evenly, the position -1 stands for padding.
+    batches, which are shuffled. An incomplete batch is the last one of the epoch; -1 stands for padding that makes the
+    shares of the processes equal.
 
     Args:
-        lengths: Tokens of each text; None keeps the random order as it is.
-        batch_size: Texts per batch and process.
-        dataset, world, rank, seed, drop_last, seen: As for `TrainSampler`; dropped is the incomplete batch.
+        lengths: Number of tokens of each text, or None to keep the random order.
+        batch_size: Texts per batch and process (>= 1).
+        dataset, world, rank, seed, drop_last, seen: Same as in `TrainSampler`, but the incomplete batch is dropped.
     """
 
-    STRETCH = 50  # batches; fewer where an epoch has not four such stretches
+    STRETCH = 50  # batches; fewer if an epoch has less than four such stretches
 
     def __init__(
         self,
@@ -120,15 +120,15 @@ class LengthSampler(TrainSampler):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         size = len(self.dataset)  # type: ignore[arg-type]
         drawn: list[int] = torch.randperm(size, generator=generator).tolist()
-        whole = len(drawn) // self.batch * self.batch
-        drawn, last = drawn[:whole], [] if self.drop_last else drawn[whole:]
+        full = len(drawn) // self.batch * self.batch
+        drawn, last = drawn[:full], [] if self.drop_last else drawn[full:]
         if self.lengths is None:
             return drawn + last
         lengths = self.lengths
         stretch = self.batch * max(1, min(self.STRETCH, len(drawn) // (4 * self.batch)))
         like: list[int] = []
-        for start in range(0, whole, stretch):
+        for start in range(0, full, stretch):
             like += sorted(drawn[start : start + stretch], key=lambda position: lengths[position])
-        batches = [like[start : start + self.batch] for start in range(0, whole, self.batch)]
+        batches = [like[start : start + self.batch] for start in range(0, full, self.batch)]
         order = torch.randperm(len(batches), generator=generator).tolist()
         return [position for number in order for position in batches[number]] + last

@@ -1,4 +1,4 @@
-"""What the splits of a datamodule consist of: for the record of a run, and to notice images that two splits share."""
+"""Hashes of the lists and examples of the splits of a datamodule."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from replora.datasets.errors import ListFileError
 class SplitLists:
     """The list of each split that was built.
 
-    A hash of a list tells data apart, wherever they lie. Hashes of the single examples tell whether an evaluation
-    measures examples that a run was trained on.
+    The hash of a list identifies data, wherever they are stored. The hashes of examples detect evaluations on examples
+    that a run was trained on.
     """
 
     def __init__(self) -> None:
@@ -38,23 +38,19 @@ class SplitLists:
         self._examples[split] = {_hash(name): name for name in chosen}
 
     def sha256(self, split: str) -> str | None:
-        """The hash of a split's list; None if the split or its list is not known."""
+        """The hash of a split's list, or None if it is not known."""
         return self._hashes.get(split)
 
     def examples(self, split: str) -> Tensor:
-        """Hashes of the examples of a split that are in use, int64 (N,); empty if they are not known."""
+        """Hashes of the used examples of a split, int64 (N,); empty if they are not known."""
         return torch.tensor(sorted(self._examples.get(split, {})), dtype=torch.long)
 
     def seen(self, split: str, trained: Tensor) -> int:
-        """How many examples of a split are among those of `examples` of a training split."""
+        """The number of examples of a split that are among `examples` of a training split."""
         return len(self._examples.get(split, {}).keys() & set(trained.tolist()))
 
     def check_disjoint(self, first: str, second: str) -> None:
-        """Check that two splits share no example.
-
-        Raises:
-            ListFileError: They do.
-        """
+        """Check that two splits share no example. Raises ListFileError if they share examples."""
         one, other = self._examples.get(first, {}), self._examples.get(second, {})
         if shared := one.keys() & other.keys():
             named = sorted(one[key] for key in shared)

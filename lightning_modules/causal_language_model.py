@@ -53,6 +53,7 @@ class Answer(TypedDict):
     predicted: str  # the selected option, "" if the text holds none
     predicted_norm: str | None  # the option of the highest log-likelihood per character
     log_likelihoods: list[float] | None  # of the options, in nats
+    option_lengths: list[int]  # characters by which `acc_norm` divides the log-likelihoods
     text: str | None  # the generated text
     right: bool
     right_norm: bool | None
@@ -163,7 +164,7 @@ class CausalLanguageModel(AdaptedModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        datamodule = getattr(self.trainer, "datamodule", None)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
         self.preset = getattr(datamodule, "preset", self.preset)
         self.counts = ChoiceCounts(getattr(datamodule, "tasks", ()))
         tokenizer = getattr(datamodule, "tokenizer_name", self.backbone.name)
@@ -179,6 +180,30 @@ class CausalLanguageModel(AdaptedModule):
                     "Set --model.evaluation likelihood, or --data.preset clean."
                 )
             self.tokenizer = load_tokenizer(tokenizer, self.revision)
+        if hasattr(datamodule, "token_limits"):
+            self._check_tokens(*datamodule.token_limits())
+
+    def _check_tokens(self, largest: int, longest: int) -> None:
+        """Check that the model has an embedding for every token and positions for every text.
+
+        Raises:
+            RepLoRAError: It has not.
+        """
+        model: Any = self.model
+        rows = len(model.get_input_embeddings().weight)
+        if largest >= rows:
+            raise RepLoRAError(
+                f"The tokenizer gives token ids up to {largest:,}, but {self.backbone.name} has {rows:,} embeddings. "
+                "Give the tokenizer that the model was trained with; a padding token that was added to it later must "
+                "be one of the model's own, such as the end token (pad_token in tokenizer_config.json)."
+            )
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or longest
+        if longest > positions:
+            raise RepLoRAError(
+                f"The longest text has {longest:,} tokens, but {self.backbone.name} has {positions:,} positions. Lower "
+                "--data.cutoff, leave the tasks of such long questions out (--data.tasks, --data.test_tasks), or take "
+                "a backbone with more positions."
+            )
 
     @property
     def mode(self) -> Evaluation:
@@ -375,6 +400,7 @@ def _answer(item: ChoiceItem, predicted: str) -> Answer:
         "predicted": predicted,
         "predicted_norm": None,
         "log_likelihoods": None,
+        "option_lengths": item.option_lengths,
         "text": None,
         "right": False,
         "right_norm": None,

@@ -211,7 +211,7 @@ def export(trained: Trained, out: Path, form: Format, license: str = "unknown") 
     """
     if form == "adapter":
         if out.exists():
-            raise ExportError(f"{out} exists already, and nothing is overwritten. Choose another name.")
+            raise ExportError(f"{out} already exists and is not overwritten. Choose another name.")
         check_not_a_file(out)
         metadata = {key: value for key, value in trained.metadata.items() if key not in HEADER}
         if trained.trained_on:

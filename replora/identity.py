@@ -1,6 +1,6 @@
-"""What each field of `results.json` and each option means when two runs are compared, in one table.
+"""What each option and each field of `results.json` means when two runs are compared.
 
-There are four kinds (docs/results.md):
+Options are of four kinds (docs/results.md), and a field is of the kind of the option that it records:
 
     harmless    cannot change a number: two runs that differ in it are the same run
     repeat      a seed: two runs that differ in it may be averaged
@@ -12,9 +12,11 @@ Whoever compares runs or parts of them calls a function of this file, and names 
     run           two verbs that write into one results.json
     checkpoint    a checkpoint and the model that loads it
     table         two runs in one table of a report
+    cell          where they stand there: their task and amount of data
     method        two runs by hand of one method in a table: the fields in which they differ are part of its name
     length        the same, for how long and in what batches they were trained
     sweep         two runs that a sweep calls by one name
+    stage         two runs of one stage of a sweep that should differ in their seeds alone
     splits        runs on the three splits of HMDB51, whose accuracies are averaged
 """
 
@@ -22,14 +24,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["harmless", "repeat", "axis", "setting"]
-Comparison = Literal["run", "checkpoint", "table", "method", "length", "sweep", "splits"]
+Comparison = Literal["run", "checkpoint", "table", "cell", "method", "length", "sweep", "stage", "splits"]
 
 CHANGED = ", changed: "  # between the name of a recipe and the options that are not the recipe's
+NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
+BATCHES = ("trainer.limit_", "trainer.overfit_batches", "trainer.val_check_interval")
 
 
 @dataclass(frozen=True)
@@ -38,72 +43,79 @@ class Field:
 
     Attributes:
         path: Keys from the top of the file, joined by dots.
-        kind: What a difference in it means.
         compared: The comparisons that look at it, joined by spaces.
+        option: The option that it records, whose kind it has. Without one, a difference in it is one of settings.
         label: Name of the field in reports. Default: the last key of the path.
     """
 
     path: str
-    kind: Kind
     compared: str
+    option: str = ""
     label: str = ""
 
     @property
     def name(self) -> str:
         return self.label or self.path.rpartition(".")[2]
 
+    @property
+    def shown(self) -> bool:
+        """Whether reports show a difference in it: as a condition, in the name of a method, or as a row or column."""
+        return bool(SHOWN & set(self.compared.split()))
 
+
+SHOWN = {"table", "cell", "method", "length"}
 # Reports list the conditions of a table in this order.
 FIELDS = (
-    Field("sweep.name", "setting", "table", "sweep"),
-    Field("data.dataset", "setting", "table splits"),
-    Field("backbone", "setting", "run splits"),
-    Field("backbone.name", "setting", "run checkpoint table splits", "backbone"),
-    Field("backbone.fingerprint", "setting", "run checkpoint table splits"),
-    Field("method", "axis", "run checkpoint splits"),
-    Field("options", "axis", "run checkpoint method sweep splits"),
+    Field("sweep.name", "table", label="sweep"),
+    Field("data.dataset", "table splits"),
+    Field("backbone", "run splits"),
+    Field("backbone.name", "run checkpoint table splits", "model.backbone", "backbone"),
+    Field("backbone.fingerprint", "run checkpoint table splits"),
+    Field("method", "run checkpoint splits"),
+    Field("options", "run checkpoint method sweep splits", "model.adapter"),
     # They shape training alone: trained tensors of one value can be used with another.
-    Field("options.dropout", "axis", "run method sweep splits"),
-    Field("options.init", "axis", "run method sweep splits"),
-    Field("targets", "axis", "sweep", "targets found"),
-    Field("data.task", "axis", ""),
-    Field("data.track", "setting", "table"),
-    Field("data.protocol", "setting", "table splits"),
-    Field("data.preset", "setting", "table"),
-    Field("data.image_size", "setting", "table"),
-    Field("data.interpolation", "setting", "table"),
-    Field("data.framing", "setting", "table"),
-    Field("data.upright", "setting", "table"),
-    Field("data.normalization", "setting", "table splits"),
-    Field("data.cutoff", "setting", "table"),
-    Field("data.test_items", "setting", "table"),
-    Field("data.official_split", "setting", "table"),
-    Field("data.recipe", "setting", "table splits"),
-    Field("data.clips", "setting", "table splits"),
-    Field("data.skip_corrupt", "setting", "table splits"),
-    Field("data.prompts", "setting", "table"),
-    Field("data.truncation_side", "setting", "table"),
-    Field("data.train_fraction", "axis", "splits"),
-    Field("data.shots", "axis", "splits"),
-    Field("data.subset_seed", "repeat", "splits"),
-    Field("data.val_fraction", "setting", "splits"),
-    Field("data.split_seed", "repeat", "splits"),
-    Field("fit.optimizer", "setting", "splits"),
-    Field("fit.optimizer.lr", "axis", "method splits"),
-    Field("fit.optimizer.weight_decay", "axis", "method splits"),
-    Field("fit.epochs", "setting", "length splits"),
-    Field("fit.steps", "setting", "length"),
-    Field("fit.batch", "setting", "length splits"),
-    Field("fit.schedule.warmup_epochs", "setting", "length", "warmup epochs"),
-    Field("fit.schedule.warmup_steps", "setting", "length", "warmup steps"),
-    Field("fit.schedule.warmup_fraction", "setting", "length", "warmup fraction"),
-    Field("fit.precision", "setting", "splits"),
-    Field("fit.seed", "repeat", "splits"),
+    Field("options.dropout", "run method sweep splits", "model.adapter.dropout"),
+    Field("options.init", "run method sweep splits", "model.adapter.init"),
+    Field("targets", "sweep", label="targets found"),
+    Field("data.task", "cell", "data.task"),
+    Field("data.track", "table", "data.track"),
+    Field("data.protocol", "table splits", "data.protocol"),
+    Field("data.preset", "table", "data.preset"),
+    Field("data.image_size", "table", "data.image_size"),
+    Field("data.interpolation", "table", "data.interpolation"),
+    Field("data.framing", "table", "data.framing"),
+    Field("data.upright", "table", "data.upright"),
+    Field("data.normalization", "table splits", "data.normalization"),
+    Field("data.cutoff", "table", "data.cutoff"),
+    Field("data.test_items", "table", "data.test_items"),
+    Field("data.official_split", "table", "data.split"),
+    Field("data.recipe", "table splits"),
+    Field("data.clips", "table splits", "data.clips"),
+    Field("data.skip_corrupt", "table splits", "data.skip_corrupt"),
+    Field("data.prompts", "table", "data.prompts"),
+    Field("data.truncation_side", "table", "data.truncation_side"),
+    Field("data.class_names", "splits"),
+    Field("data.train_fraction", "cell splits", "data.train_fraction"),
+    Field("data.shots", "cell splits", "data.shots"),
+    Field("data.subset_seed", "splits", "data.subset_seed"),
+    Field("data.val_fraction", "splits", "data.val_fraction"),
+    Field("data.split_seed", "table splits", "data.split_seed", "split seed"),
+    Field("fit.optimizer", "splits"),
+    Field("fit.optimizer.lr", "method stage splits", "model.optimizer.lr"),
+    Field("fit.optimizer.weight_decay", "method stage splits", "model.optimizer.weight_decay"),
+    Field("fit.epochs", "length splits", "trainer.max_epochs"),
+    Field("fit.steps", "length"),
+    Field("fit.batch", "length splits", "data.batch_size"),
+    Field("fit.schedule.warmup_epochs", "length", "model.schedule.warmup_epochs", "warmup epochs"),
+    Field("fit.schedule.warmup_steps", "length", "model.schedule.warmup_steps", "warmup steps"),
+    Field("fit.schedule.warmup_fraction", "length", "model.schedule.warmup_fraction", "warmup fraction"),
+    Field("fit.precision", "splits", "trainer.precision"),
+    Field("fit.seed", "splits", "seed_everything"),
     # An accuracy over fewer items is another number.
-    Field("test.metrics.test/skipped", "setting", "table splits", "skipped test items"),
+    Field("test.metrics.test/skipped", "table splits", label="skipped test items"),
     # The test's where there is one.
-    Field("fit.caption_tokenizer", "setting", "table", "caption tokenizer"),
-    Field("test.caption_tokenizer", "setting", "table", "caption tokenizer"),
+    Field("fit.caption_tokenizer", "table", label="caption tokenizer"),
+    Field("test.caption_tokenizer", "table", label="caption tokenizer"),
 )
 # Options of the command line, without `init_args`. Those that are absent are settings.
 OPTIONS: dict[str, Kind] = {
@@ -161,8 +173,20 @@ def option_kind(option: str) -> Kind:
 
 
 def compared_options(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run that can change a number, in canonical order."""
-    return {name: configuration[name] for name in sorted(configuration) if option_kind(name) != "harmless"}
+    """The options of a run that can change a number, in canonical order; "1" is 1 where an option takes both."""
+    names = [name for name in sorted(configuration) if option_kind(name) != "harmless"]
+    return {name: _number(configuration[name]) for name in names}
+
+
+def _number(value: Any) -> Any:
+    """The number that a text is; another value as it is."""
+    return json.loads(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+
+
+def _meaning(option: str, value: Any) -> Any:
+    """A value as it is compared: of an option that counts batches, 1 is one batch, and 1.0 all of them."""
+    value = _number(value)
+    return repr(value) if option.startswith(BATCHES) and isinstance(value, int | float) else value
 
 
 def configuration_sha256(configuration: Mapping[str, Any]) -> str:
@@ -182,8 +206,27 @@ def differing_options(
         ignored: Kinds of options that are not compared.
     """
     names = sorted(first.keys() | second.keys())
-    different = {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}
-    return {name: values for name, values in different.items() if option_kind(name) not in ignored}
+    compared = [name for name in names if option_kind(name) not in ignored]
+    different = [name for name in compared if _meaning(name, first.get(name)) != _meaning(name, second.get(name))]
+    return {name: (first.get(name), second.get(name)) for name in different}
+
+
+def setting_options(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run, other than seeds, that can change a number; none in results of format 1."""
+    options: Mapping[str, Any] = results.get("configuration", {})
+    return {name: _meaning(name, value) for name, value in options.items() if option_kind(name) in ("setting", "axis")}
+
+
+def options_beside_fields(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `setting_options` in which reports show no difference by a field of the results."""
+    recorded = [
+        field.option for field in FIELDS if field.option and field.shown and _value(results, field.path) is not None
+    ]
+    return {
+        name: value
+        for name, value in setting_options(results).items()
+        if not any(f"{name.replace('.init_args', '')}.".startswith(f"{option}.") for option in recorded)
+    }
 
 
 def options_of_kind(kind: Kind) -> list[str]:
@@ -211,6 +254,30 @@ def differing(
     one, other = flat_options(first), flat_options(second)
     paths = sorted(path for path in one.keys() | other.keys() if is_compared(path, comparison))
     return {path: (one.get(path), other.get(path)) for path in paths if one.get(path) != other.get(path)}
+
+
+def differing_settings(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    comparison: Comparison,
+    varied: Collection[str] = (),
+    ignored: Collection[Kind] = ("harmless", "repeat"),
+) -> dict[str, tuple[Any, Any]]:
+    """The fields and the options in which two runs differ: name -> the two values.
+
+    Args:
+        first: Content of a `results.json`. One of format 1 has no options, and its fields alone are compared.
+        second: The same of the other.
+        comparison: Decides which fields count.
+        varied: Options, with those below them, in which the runs may differ.
+        ignored: Kinds of options in which they may differ.
+    """
+    option_of = {field.path: field.option for field in FIELDS}
+    found = differing(first, second, comparison)
+    if "configuration" in first and "configuration" in second:
+        found |= differing_options(first["configuration"], second["configuration"], ignored)
+    free = tuple(f"{option}." for option in varied)
+    return {name: values for name, values in found.items() if not f"{option_of.get(name, name)}.".startswith(free)}
 
 
 def is_compared(path: str, comparison: Comparison, unknown: bool = False) -> bool:

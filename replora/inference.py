@@ -17,7 +17,7 @@ from torch import Tensor
 
 import replora
 from lightning_modules.predictors import Predictor
-from replora.datasets.common.files import LeftOut, is_foreign, printable, tell_left_out
+from replora.datasets.common.files import LeftOut, is_foreign, log_left_out, printable
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.errors import CorruptImageError, CorruptVideoError
 from replora.errors import RepLoRAError, nearest
@@ -83,7 +83,7 @@ def find_files(asked: list[str], predictor: type[Predictor]) -> list[Path]:
         elif path.is_dir():
             left_out: LeftOut = Counter()
             files = predictor.find(path, left_out)
-            tell_left_out(path, left_out)
+            log_left_out(path, left_out)
         else:
             matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (`**`, cwd)
             files = predictor.select(match for match in map(Path, matches) if not _in_foreign_folder(match, path))
@@ -192,7 +192,7 @@ def classify(
     return found
 
 
-def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5) -> None:
+def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5, status: str = "complete") -> None:
     """Write predictions atomically as CSV or JSON, by the file's suffix; paths as `printable` writes them.
 
     Args:
@@ -200,7 +200,9 @@ def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5
         found: Predictions from `classify`.
         class_names: Class names in the order of the probabilities.
         top_k: Number of classes per file, most likely first; 0 for all.
+        status: That of the run. `partial: ...` or `diverged` is a further, last column in CSV, and an entry in JSON.
     """
+    words = {} if status == "complete" else {"status": status}
     count = min(top_k or len(class_names), len(class_names))
     values, indices = found.probabilities.topk(count, dim=1)
     ranked = [
@@ -213,20 +215,20 @@ def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5
             for path, row in zip(found.paths, ranked, strict=True)
         ]
         skipped = [{"path": printable(path), "reason": reason} for path, reason in found.skipped.items()]
-        content = {"class_names": class_names, "predictions": predictions, "skipped": skipped}
+        content = {"class_names": class_names, "predictions": predictions, "skipped": skipped} | words
         replace_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     first = ["path", "predicted", "probability"]
     if top_k == 0:
-        writer.writerow([*first, *(f"p({name})" for name in class_names)])
+        writer.writerow([*first, *(f"p({name})" for name in class_names), *words])
         rest = [[f"{p:.6f}" for p in row] for row in found.probabilities.tolist()]
     else:
-        writer.writerow([*first, *(f"{column}_{k}" for k in range(2, count + 1) for column in first[1:])])
+        writer.writerow([*first, *(f"{column}_{k}" for k in range(2, count + 1) for column in first[1:]), *words])
         rest = [[text for name, p in row[1:] for text in (name, f"{p:.6f}")] for row in ranked]
     for path, row, more in zip(found.paths, ranked, rest, strict=True):
-        writer.writerow([printable(path), row[0][0], f"{row[0][1]:.6f}", *more])
+        writer.writerow([printable(path), row[0][0], f"{row[0][1]:.6f}", *more, *words.values()])
     replace_text(file, stream.getvalue())
 
 

@@ -1,4 +1,4 @@
-"""Write a file or folder whole or not at all: readers see the old one or the new one, never a part."""
+"""Atomic writes of files and folders: readers see the old version or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from replora.errors import RepLoRAError
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A temporary file beside `file` to write to, which takes its place at the end and is deleted after an error.
+    """A temporary file next to `file` to write to, which replaces it at the end and is deleted after an error.
 
     Args:
-        file: What to write; its folder is made if absent.
+        file: File to write. Its folder is created if it does not exist.
 
     Raises:
-        OSError: It cannot be written; a file that was there before is still whole.
+        OSError: The file cannot be written; an earlier file is unchanged.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".tmp")
@@ -39,12 +39,12 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder to write to, which becomes `folder` at the end and is deleted after an error.
 
     Raises:
-        RepLoRAError: `folder` exists and is not empty, or would lie in a file.
-        OSError: It cannot be written.
+        RepLoRAError: `folder` exists and is not empty, or lies below a file.
+        OSError: The folder cannot be written.
     """
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise RepLoRAError(f"{folder} exists already, and nothing is overwritten. Choose another name, or remove it.")
+        raise RepLoRAError(f"{folder} already exists and is not overwritten. Choose another name, or remove it.")
     check_not_a_file(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.", suffix=".tmp"))
@@ -57,17 +57,13 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_not_a_file(path: Path) -> None:
-    """Refuse a path that leads through a file.
-
-    Raises:
-        RepLoRAError: It does.
-    """
+    """Check that no parent of a path is a file. Raises RepLoRAError if a parent is a file."""
     if files := [parent for parent in path.parents if parent.is_file()]:
         raise RepLoRAError(f"{path} cannot be written: {files[0]} is a file, not a folder. Choose another name.")
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write `text` as UTF-8, its line ends as they are."""
+    """Write `text` as UTF-8 without translating line ends."""
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 

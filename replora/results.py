@@ -22,6 +22,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,20 @@ def _is_own(results: dict[str, Any], evaluation: dict[str, Any]) -> bool:
     known = trained.get("splits", {}).get(measured.get("split"), {})
     same_list = known.get("sha256") == measured.get("sha256")
     return bool(same_list)
+
+
+def status_of(results: Mapping[str, Any], partial: Iterable[str] = ()) -> str:
+    """The state of a run, as everything that is made of it says: `complete`, `diverged`, or `partial: ` and why.
+
+    Args:
+        results: Content of its `results.json`; it may be empty.
+        partial: Why an evaluation of the run does not cover its split.
+    """
+    fit = results.get("fit", {})
+    if fit.get("diverged") or "failed" in results.get("sweep", {}):
+        return "diverged"
+    reasons = dict.fromkeys([*fit.get("partial", []), *partial])
+    return f"partial: {'; '.join(reasons)}" if reasons else "complete"
 
 
 def weights_source(evaluation: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from lightning_modules.base import AdaptedModule
 from replora.adapters.state import read_metadata
 from replora.backbones.backbone import Backbone
 from replora.errors import RepLoRAError
+from replora.results import status_of
 
 
 class RunError(RepLoRAError):
@@ -70,6 +71,12 @@ def check_usable(metadata: dict[str, str], where: str, force: bool) -> None:
         warnings.warn(
             f"{where} is a partial run ({partial}): its numbers are not those of a complete fit.", stacklevel=2
         )
+
+
+def status_of_adapter(metadata: dict[str, str]) -> str:
+    """What an adapter file says of its training: `complete`, `diverged` or `partial: ` and why."""
+    partial = [metadata["partial"]] if "partial" in metadata else []
+    return status_of({"fit": {"diverged": metadata.get("diverged") == "true", "partial": partial}})
 
 
 def load_run(folder: Path, checkpoint: Path | None = None, force: bool = False) -> Run:

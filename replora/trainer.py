@@ -188,6 +188,12 @@ class TrainerCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do nothing: in Lightning the options in the checkpoint take precedence over the command line."""
 
+    def _set_seed(self) -> None:
+        seed = self.options.seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise RepLoRAError(f"--seed_everything {seed} is not a seed: give an integer in [0, 4294967295].")
+        super()._set_seed()
+
     # --- the run
 
     @property

@@ -74,8 +74,8 @@ def test_runs_are_whole_and_those_of_a_method_of_one_commit(name: str) -> None:
     assert not re.search(r"/(tmp|home|root|work)/", text)
 
 
-def test_a_report_is_made_again_from_its_runs(tmp_path: Path) -> None:
-    name = "commonsense_low_data"
+@pytest.mark.parametrize("name", NAMES)
+def test_a_report_is_made_again_from_its_runs(name: str, tmp_path: Path) -> None:
     write_report([ROOT / "results" / name], tmp_path)
     made = {file.name for file in tmp_path.iterdir()} - {"report.html"}
     assert made == {file.name for file in (ROOT / "results" / name).iterdir()}

@@ -76,6 +76,17 @@ class PoisonAt(Callback):
                 pl_module.model.head.weight.fill_(float("nan"))
 
 
+class StopAt(Callback):
+    """Asks the trainer to stop after a training batch, as early stopping and `max_time` do."""
+
+    def __init__(self, epoch: int, batch: int) -> None:
+        self.where = (epoch, batch)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx) -> None:  # noqa: ARG002
+        if (trainer.current_epoch, batch_idx) == self.where:
+            trainer.should_stop = True
+
+
 def callback(kind: type[Callback], **options: object) -> list[str]:
     name = f"--trainer.callbacks+=tests.test_failures.{kind.__name__}"
     return [name, *(f"--trainer.callbacks.{key}={value}" for key, value in options.items())]
@@ -108,6 +119,22 @@ def assert_equal_runs(one: Path, two: Path) -> None:
 def whole(tmp_path_factory):
     """A run of 3 epochs of 5 steps that nothing interrupts."""
     return fit(tmp_path_factory.mktemp("whole") / "run", "--trainer.max_epochs=3")
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 0), (1, 2), (1, 4)])
+def test_a_run_that_was_stopped_inside_an_epoch_finishes_it_when_resumed(whole, epoch, batch, tmp_path):
+    fit(tmp_path, "--trainer.max_epochs=3", *callback(StopAt, epoch=epoch, batch=batch))
+    assert last(tmp_path)["global_step"] == 5 * epoch + batch + 1
+    fit(tmp_path, "--trainer.max_epochs=3", "--ckpt_path=last")
+    assert_equal_runs(whole, tmp_path)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 7])
+def test_a_run_that_max_steps_cut_finishes_its_epoch_when_resumed(steps, tmp_path):
+    fit(tmp_path, "--trainer.max_epochs=2", f"--trainer.max_steps={steps}")
+    assert last(tmp_path)["global_step"] == steps
+    fit(tmp_path, "--trainer.max_epochs=2", "--ckpt_path=last")
+    assert last(tmp_path)["global_step"] == 10
 
 
 @pytest.mark.parametrize(("by", "status"), [("SIGTERM", 143), ("SIGINT", 130)])

@@ -6,7 +6,18 @@ from typing import get_args
 
 import pytest
 
-from replora.identity import FIELDS, Comparison, compared_fields, differing, is_compared, table_conditions
+from replora.identity import (
+    FIELDS,
+    Comparison,
+    compared_fields,
+    compared_options,
+    configuration_sha256,
+    differing,
+    differing_options,
+    is_compared,
+    setting_options,
+    table_conditions,
+)
 
 RUN = {
     "backbone": {"name": "vit", "fingerprint": "1a", "weights": "a.bin"},
@@ -48,3 +59,26 @@ def test_conditions_of_a_table(skipped: float, more: dict[str, int]) -> None:
     wanted = {"sweep": "", "dataset": "HMDB51", "backbone": "vit", "fingerprint": "1a"}
     recipe = {"recipe": "v_petl, changed: clips.stride", "clips": {"stride": 8}}
     assert found == wanted | recipe | more
+
+
+@pytest.mark.parametrize(
+    ("option", "one", "other", "same"),
+    [
+        ("trainer.devices", 1, "1", True),
+        ("trainer.precision", "32", 32, True),
+        ("trainer.precision", "32-true", 32, False),
+        ("model.optimizer.lr", 1, 1.0, True),
+        ("model.label_smoothing", False, True, False),
+        ("trainer.limit_train_batches", 1, 1.0, False),
+        ("trainer.overfit_batches", 0, 0.0, False),
+        ("trainer.val_check_interval", 2, 2, True),
+    ],
+)
+def test_options_are_compared_by_their_meaning(option: str, one: object, other: object, same: bool) -> None:
+    """The command line gives "1" where a file gives 1; one batch is not all batches."""
+    first, second = {option: one}, {option: other}
+    assert bool(differing_options(first, second)) != same
+    assert (setting_options({"configuration": first}) == setting_options({"configuration": second})) == same
+    if same and isinstance(one, str) != isinstance(other, str):
+        assert compared_options(first) == compared_options(second)
+        assert configuration_sha256(first) == configuration_sha256(second)

@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.base import Protocol, Split
+from datamodules.base import Protocol, Split, at_least
 from datamodules.image.base import ImageDataModule, Normalization
 from replora.datasets.common.augment import RandomCropFlip
-from replora.datasets.common.labelled_files import FileTableError
+from replora.datasets.common.labeled_files import FileTableError
 from replora.datasets.image.folder import ImageFolder, read_image_table
 from replora.datasets.image.read import Interpolation
 
@@ -62,6 +62,7 @@ class ImageFolderDataModule(ImageDataModule):
             normalization=normalization,
             **options,
         )
+        at_least(0, split_seed=split_seed)
         self.root = root
         self.table = read_image_table(root)
         self.split_of = self.table.assign(val_fraction, test_fraction, split_seed)

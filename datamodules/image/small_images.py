@@ -11,7 +11,7 @@ from datamodules.base import Split, one_of
 from datamodules.image.base import ImageDataModule, Normalization
 from replora.datasets.common.paths import data_root
 from replora.datasets.image.fashion_mnist import CLASSES, FashionMNIST
-from replora.datasets.image.grayscale import GreyImages
+from replora.datasets.image.grayscale import GrayImages
 from replora.datasets.image.sprites import CLASSES as SPRITE_CLASSES
 from replora.datasets.image.sprites import Sprites
 
@@ -50,7 +50,7 @@ class SmallImagesDataModule(ImageDataModule):
         self.num_classes = len(CLASSES) if task == "fashion_mnist" else SPRITE_CLASSES
         self.class_names = list(CLASSES) if task == "fashion_mnist" else [str(k) for k in range(SPRITE_CLASSES)]
 
-    def build_dataset(self, split: Split) -> GreyImages:
+    def build_dataset(self, split: Split) -> GrayImages:
         if self.task == "fashion_mnist":
             return FashionMNIST(split, self.root, self.image_size, self.interpolation)
         return Sprites(

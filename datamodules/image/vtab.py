@@ -10,7 +10,7 @@ from datamodules.image.base import ImageDataModule, Normalization
 from replora.datasets.common.paths import data_root
 from replora.datasets.image.read import Interpolation
 from replora.datasets.vtab.dataset import VTAB, VTABSplit, find_task_folder, lists_sha256, vtab_task
-from replora.datasets.vtab.tracks import Track, read_marker, require_track, track_options
+from replora.datasets.vtab.tracks import Track, check_track, read_marker, track_options
 
 LIST_FILES: dict[Split, VTABSplit] = {
     "train": "train800",
@@ -77,7 +77,7 @@ class VTABDataModule(ImageDataModule):
             interpolation=self.interpolation,
             check_sizes=self.check_sizes,
         )
-        require_track(dataset.folder, dataset.folder / dataset.paths[0], self.task, self.track)
+        check_track(dataset.folder, dataset.folder / dataset.paths[0], self.task, self.track)
         return dataset
 
     def describe(self) -> dict[str, Any]:

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.base import BaseDataModule, PaddedDataset, Split, at_least, one_of
+from datamodules.base import BaseDataModule, Split, at_least, one_of
 from datamodules.loader import LengthSampler
 from datamodules.text.texts import Questions, TrainingTexts
 from replora.backbones.language import load_tokenizer
 from replora.datasets.common.paths import data_root
 from replora.datasets.common.subsample import stratified_order, subsample_indices
 from replora.datasets.errors import ProtocolError, SubsetError, UnknownTaskError
-from replora.datasets.samples import PADDING_INDEX
 from replora.datasets.text.commonsense import (
     COMMONSENSE_TASKS,
     MIXED,
     MIXED_TASKS,
     CommonsenseRecord,
-    CommonsenseSplit,
     commonsense_task,
     files_sha256,
     find_task_file,
     read_task,
     read_union,
 )
-from replora.datasets.text.items import ChoiceItem
-from replora.datasets.text.prompts import CUTOFF, MULTIPLES, Preset, choice_items, collate
+from replora.datasets.text.items import ChoiceItem, TextRow
+from replora.datasets.text.prompts import CUTOFF, Preset, choice_items
 from replora.errors import RepLoRAError
 
 Validation = Literal["stratified", "llm_adapters"]
@@ -48,14 +45,8 @@ class CommonsenseDataModule(BaseDataModule):
     """Commonsense questions as LLM-Adapters published them, under one of three presets.
 
     Training batches are `replora.datasets.TextBatch`es, evaluation batches lists of `replora.datasets.ChoiceItem`s.
-    The training sets of `tasks`, one after another in that order, are the union that `index`, fractions and splits
-    refer to.
-
-    | protocol  | trains on                    | validates on | tests on |
-    |-----------|------------------------------|--------------|----------|
-    | `tune`    | the union without val        | val          | refused  |
-    | `final`   | the union                    | nothing      | test     |
-    | `holdout` | the union without val        | val          | test     |
+    `index`, fractions and splits refer to the union: the training sets of `tasks`, one after another. `val` is held out
+    of it, except under the protocol `final`.
 
     Args:
         root: Folder of the tasks' folders, or its parent if it is called `commonsense` or `dataset`. Default: the
@@ -80,18 +71,17 @@ class CommonsenseDataModule(BaseDataModule):
         val_fraction: Fraction of the training records to hold out, in (0, 1).
         test_items: Largest number of test questions of each task (>= 1), always the same ones. Default: all.
         batch_size: Training texts per batch and process (>= 1). Two processes with 8 see the batches of one with 16.
-        train_fraction: Fraction of the training records to use, in (0, 1]. Subsets are stratified by task, and nested
-            for one `subset_seed`.
-        shots: Training records per task (>= 1), instead of a fraction.
         drop_last: Whether to drop the last, incomplete training batch of an epoch.
         options: Options of `BaseDataModule`.
 
     Raises:
-        UnknownTaskError: A task is none of the eight.
-        DatasetNotFoundError: There is no test file of a task.
+        UnknownTaskError: A task is not one of the eight.
+        DatasetNotFoundError: A task has no test file.
         RepLoRAError: An option is out of its range, or data are missing or wrong (from `setup`, before the first
             batch).
     """
+
+    disjoint_splits = False  # the published files repeat questions; an evaluation records how many
 
     def __init__(
         self,
@@ -109,18 +99,10 @@ class CommonsenseDataModule(BaseDataModule):
         val_fraction: float = 0.1,
         test_items: int | None = None,
         batch_size: int = 16,
-        train_fraction: float = 1.0,
-        shots: int | None = None,
         drop_last: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            train_fraction=train_fraction,
-            shots=shots,
-            drop_last=drop_last,
-            **options,
-        )
+        super().__init__(batch_size=batch_size, drop_last=drop_last, **options)
         one_of(get_args(Preset), preset=preset)
         one_of(get_args(Validation), validation=validation)
         at_least(1, test_items=test_items)
@@ -144,27 +126,33 @@ class CommonsenseDataModule(BaseDataModule):
         self._union: list[CommonsenseRecord] | None = None
         self._sha256: str | None = None
         if self.protocol != "tune":
-            for task in self.test_tasks:  # every verb needs these; a large model takes minutes to load
-                self._file(task, "test")
+            for task in self.test_tasks:  # before a large model is loaded, which takes minutes
+                find_task_file(self.root, task, "test")
 
     @property
     def tasks(self) -> list[str]:
-        """Every task that a question may be of: those trained on in a validation, those tested in a test."""
+        """The tasks of all questions, in validation and test."""
         return [name for name in COMMONSENSE_TASKS if name in {*self.train_tasks, *self.test_tasks}]
 
     @property
     def tokenizer(self) -> Any:
-        """Loaded once, when it is first needed."""
+        """The tokenizer, loaded at the first access."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.tokenizer_name, self.revision)
         return self._tokenizer
+
+    def token_limits(self) -> tuple[int, int]:
+        """The largest token id and the length of the longest text in tokens, of all splits that are built."""
+        texts = [cast("TrainingTexts | Questions", dataset) for dataset in self._splits.values()]
+        return max(t.largest_id for t in texts), max(t.longest for t in texts)
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         indices = described["train_indices"]
         if indices is not None and len(indices) > INDICES_SHOWN:
             described["train_indices"] = f"{len(indices):,} of them: fraction, seed and files_sha256 tell which"
-        texts = self._splits.get(self.train_split)
+        validation = None if self.protocol == "final" else self.validation
+        texts = cast("TrainingTexts | None", self._splits.get(self.train_split))
         return described | {
             "task": "commonsense" if len(self.train_tasks) == len(COMMONSENSE_TASKS) else "+".join(self.train_tasks),
             "train_tasks": self.train_tasks,
@@ -177,34 +165,41 @@ class CommonsenseDataModule(BaseDataModule):
             "tokenizer": self.tokenizer_name,
             "cutoff": self.cutoff,
             "group_by_length": self.group_by_length,
-            "validation": None if self.protocol == "final" else self.validation,
-            "val_fraction": self.val_fraction if self._holds_out_a_fraction() else None,
+            "validation": validation,
+            "val_fraction": self.val_fraction if validation == "stratified" else None,
             "test_items": self.test_items,
-            "train_texts": texts.describe() if isinstance(texts, TrainingTexts) else None,
+            "train_texts": None if texts is None else texts.describe(),
         }
 
     # --- splits
 
     def build_split(self, split: Split) -> Dataset[Any]:
-        # The files, and what is taken of them, say what a split holds.
-        taken = (self.validation, self.val_fraction, self.test_items, self.train_tasks, self.test_tasks)
-        self.lists.add(split, [f"{self._files_sha256()} {split} {taken}"], [""])
         if split == "test":
-            return Questions(self._test_items())
+            records = self._test_records()
+            self._list(split, records)
+            return Questions(choice_items(self.tokenizer, records, self.preset))
         held_out = self._held_out()
-        if split == "val" and self.validation == "llm_adapters":
-            return self._texts(sorted(held_out))
         if split == "val":
             records = [self._read_union()[position] for position in sorted(held_out)]
+            self._list(split, records)
+            if self.validation == "llm_adapters":
+                return self._texts(sorted(held_out))
             if any(record.task == MIXED for record in records):
                 raise RepLoRAError(
-                    f"The accuracy of held-out questions is told by task, but {self.union_file} does not say which of "
-                    f"{MIXED} its records are of. Leave --data.union_file out, or measure their loss with "
+                    f"The accuracy of held-out questions is per task, but {self.union_file} does not distinguish "
+                    f"{MIXED}. Leave --data.union_file out, or measure the loss with "
                     "--data.validation llm_adapters."
                 )
             return Questions(choice_items(self.tokenizer, records, self.preset))
-        self.train_indices = self._subset(self._left(held_out))
+        left = self._left(held_out)
+        self.train_indices = self._subset(left)
+        chosen = set(self.train_indices)
+        used = [place for place, position in enumerate(left) if position in chosen]
+        self._list(split, [self._read_union()[position] for position in left], used)
         return self._texts(self.train_indices)
+
+    def _list(self, split: Split, records: list[CommonsenseRecord], used: list[int] | None = None) -> None:
+        self.lists.add(split, [record.instruction for record in records], [record.answer for record in records], used)
 
     def _read_union(self) -> list[CommonsenseRecord]:
         """All training records of `train_tasks`; the position in this list is the index of a training text."""
@@ -225,7 +220,7 @@ class CommonsenseDataModule(BaseDataModule):
         if chosen & mixed and not mixed <= chosen:
             raise UnknownTaskError(
                 f"tasks: {', '.join(sorted(chosen & mixed))} of a union file: it does not say which of {MIXED} a "
-                "record is of. Take all four or none, or leave --data.union_file out to read the folders of the tasks."
+                "record belongs to. Take all four or none, or leave --data.union_file out."
             )
         return chosen - mixed | ({MIXED} if chosen & mixed else set())
 
@@ -248,50 +243,52 @@ class CommonsenseDataModule(BaseDataModule):
         return set(order[:size])
 
     def _left(self, held_out: set[int]) -> list[int]:
-        """Positions of the records to train on: not held out, and no copies of such.
+        """Positions of the training records, without copies of held-out ones, which LLM-Adapters' validation keeps.
 
-        WinoGrande's training set holds most sentences several times. LLM-Adapters' validation leaves copies in.
+        WinoGrande's training set contains most sentences more than once.
         """
         union = self._read_union()
         kept_apart = set() if self.validation == "llm_adapters" else {union[i].instruction for i in held_out}
         return [i for i, record in enumerate(union) if i not in held_out and record.instruction not in kept_apart]
 
     def _subset(self, left: list[int]) -> list[int]:
-        """The positions in the union that a fraction or shots choose of those in `left`."""
+        """The subset of `left` by a fraction or shots, as positions in the union."""
         union = self._read_union()
         records = [union[position] for position in left]
         if self.shots is not None:
             counts = Counter(record.task for record in records)
             if short := [f"{task} has {count}" for task, count in counts.items() if count < self.shots]:
-                raise SubsetError(f"shots={self.shots} asks for so many records of every task, but {', '.join(short)}.")
+                raise SubsetError(
+                    f"shots={self.shots} asks for {self.shots} records of every task, but {', '.join(short)}."
+                )
         chosen = subsample_indices(_strata(records), self._fraction, self.shots, self.subset_seed)
         return [left[position] for position in chosen]
 
     def _texts(self, positions: list[int]) -> TrainingTexts:
         records = [self._read_union()[position] for position in positions]
-        return TrainingTexts(records, positions, self.tokenizer, self.preset, self.cutoff)
+        # LLM-Adapters pads with 0, whatever the tokenizer; padding is always masked.
+        pad_id = 0 if self.preset == "llm_adapters" else int(self.tokenizer.pad_token_id)
+        return TrainingTexts(records, positions, self.tokenizer, self.preset, self.cutoff, pad_id)
 
-    def _test_items(self) -> list[ChoiceItem]:
-        items = []
+    def _test_records(self) -> list[CommonsenseRecord]:
+        found = []
         for task in self.test_tasks:
             records = read_task(self.root, task, "test", self.check_sizes)
             first = stratified_order([0] * len(records), seed=0)[: self.test_items]
-            items += choice_items(self.tokenizer, [records[i] for i in sorted(first)], self.preset)
-        return items
-
-    def _holds_out_a_fraction(self) -> bool:
-        return self.protocol != "final" and self.validation == "stratified"
+            found += [records[i] for i in sorted(first)]
+        return found
 
     def _files_sha256(self) -> str:
-        """Of the files that a run of this protocol reads."""
+        """SHA-256 of the files that a run of this protocol reads."""
         if self._sha256 is None:
-            train = [self.union_file] if self.union_file else [self._file(task, "train") for task in self.train_tasks]
-            test = [] if self.protocol == "tune" else [self._file(task, "test") for task in self.test_tasks]
-            self._sha256 = files_sha256(train + test)
+            if self.union_file:
+                files = [self.union_file]
+            else:
+                files = [find_task_file(self.root, task, "train") for task in self.train_tasks]
+            if self.protocol != "tune":
+                files += [find_task_file(self.root, task, "test") for task in self.test_tasks]
+            self._sha256 = files_sha256(files)
         return self._sha256
-
-    def _file(self, task: str, split: CommonsenseSplit) -> Path:
-        return find_task_file(self.root, task, split)
 
     # --- batches
 
@@ -303,37 +300,19 @@ class CommonsenseDataModule(BaseDataModule):
             )
         return super().predict_dataloader()
 
-    def padding_of(self, sample: Any) -> Any:
-        """A question with index -1, or a text without labels."""
-        return replace(sample, index=PADDING_INDEX) if isinstance(sample, ChoiceItem) else self._no_text()
-
-    def _no_text(self) -> tuple[int, list[int], int]:
-        # One token that is not masked: attention over nothing at all is not a number.
-        return PADDING_INDEX, [self._pad_id()], 1
-
-    def _pad_id(self) -> int:
-        """What fills up a batch; always masked. LLM-Adapters pads with 0 whatever the tokenizer."""
-        return 0 if self.preset == "llm_adapters" else int(self.tokenizer.pad_token_id)
+    def padding_of(self, sample: ChoiceItem | TextRow) -> ChoiceItem | TextRow:
+        return sample.padding()
 
     def _train_sampler(self, dataset: Dataset[Any], world: int, rank: int, drop_last: bool) -> LengthSampler:
-        assert isinstance(dataset, TrainingTexts)
-        dataset.padding = self._no_text()
-        lengths = dataset.lengths if self.group_by_length else None
+        lengths = cast("TrainingTexts", dataset).lengths if self.group_by_length else None
         return LengthSampler(lengths, self.batch_size, dataset, world, rank, self.shuffle_seed, drop_last, self._seen)
 
     def _collate_fn(self, dataset: Dataset[Any]) -> Callable[[list[Any]], Any]:
-        source = dataset.dataset if isinstance(dataset, PaddedDataset) else dataset
-        if isinstance(source, Questions):
-            return list
-        return partial(collate, pad_id=self._pad_id(), multiple=MULTIPLES[self.preset])
+        return cast("Questions | TrainingTexts", dataset).collate
 
 
 def _tasks(option: str, names: list[str] | None, default: list[str]) -> list[str]:
-    """The tasks asked for, in the table's order.
-
-    Raises:
-        UnknownTaskError: One is none of the eight, or there is none.
-    """
+    """The named tasks in the order of the table. Raises UnknownTaskError if a name is unknown or there is none."""
     if names is None:
         return default
     chosen = {commonsense_task(name).name for name in names}

@@ -1,4 +1,4 @@
-"""What the video benchmarks share: clips drawn for training and fixed for evaluation, normalisation, descriptions."""
+"""The base of the video benchmarks: clips, splits and normalization."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 from datamodules.base import BaseDataModule, Split, at_least, one_of
 from datamodules.image.base import NORMALIZATIONS, Normalization
-from replora.datasets.common.labelled_files import FileTable, FileTableError
+from replora.datasets.common.labeled_files import FileTable, FileTableError
 from replora.datasets.common.subsample import subsample_indices
 from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, VideoBatch, VideoSample
-from replora.datasets.video.dataset import TestClips, TrainClips, VideoClips
-from replora.datasets.video.decode import require_decoder
+from replora.datasets.video.dataset import VideoClips
+from replora.datasets.video.decode import check_decoder
 from replora.datasets.video.frame_cache import ClipCache
 from replora.datasets.video.sampling import ClipOptions
 from replora.recipes import named
@@ -28,14 +28,9 @@ Recipe = Literal["v_petl", "tuned", "own"]
 class VideoDataModule(BaseDataModule):
     """One video classification task, in batches of `replora.datasets.VideoBatch`.
 
-    | protocol  | trains on   | validates on | tests on | predicts |
-    |-----------|-------------|--------------|----------|----------|
-    | `tune`    | train       | val          | refused  | val      |
-    | `final`   | train + val | nothing      | test     | test     |
-    | `holdout` | train       | val          | test     | test     |
-
-    `val` is part of the official training videos: what is reported on is never chosen on. It is measured on one clip of
-    each video, cut from the middle; `test` on `clips.test_clips` x `clips.test_crops` views, averaged by the module.
+    `val` is a part of the official training videos, so options are never selected on the reported split. It is measured
+    on one clip from the middle of each video; `test` on `clips.test_clips` x `clips.test_crops` views, which the module
+    averages.
 
     A subclass reads its videos (`read_table`); `group_of` keeps clips of one film together.
 
@@ -46,13 +41,11 @@ class VideoDataModule(BaseDataModule):
         normalization: `imagenet`, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
         skip_corrupt: Whether to leave out videos that cannot be decoded and count them in the results, instead of
             stopping at the first one.
-        cache_dir: Folder for decoded frames, so that each video is decoded once. Default: nothing is kept.
+        cache_dir: Folder for decoded frames, so that each video is decoded once. Default: none.
         cache_bytes: Bound on this folder, in bytes (>= 0).
         recipe: Recipe that the configuration follows. The results name it with the options that differ from it;
             nothing else depends on it.
         batch_size: Training videos per batch and process (>= 1). Two processes with 8 see the batches of one with 16.
-        eval_batch_size: Videos per batch and process in evaluations (>= 1). Default: as many as give two training
-            batches of clips.
         options: Options of `BaseDataModule`.
 
     Raises:
@@ -70,18 +63,13 @@ class VideoDataModule(BaseDataModule):
         cache_bytes: int = 50 * 2**30,
         recipe: Recipe = "own",
         batch_size: int = 16,
-        eval_batch_size: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size or max(1, 2 * batch_size // (clips.test_clips * clips.test_crops)),
-            **options,
-        )
-        at_least(0, cache_bytes=cache_bytes)
+        self.clips = clips
+        super().__init__(batch_size=batch_size, **options)
+        at_least(0, cache_bytes=cache_bytes, split_seed=split_seed)
         one_of(get_args(Normalization), normalization=normalization)
         one_of(get_args(Recipe), recipe=recipe)
-        self.clips = clips
         self.split_options = {"val_fraction": val_fraction, "split_seed": split_seed}
         self.normalization: Normalization = normalization
         self.skip_corrupt = skip_corrupt
@@ -97,14 +85,18 @@ class VideoDataModule(BaseDataModule):
         self._mean = torch.tensor(mean).view(3, 1, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1, 1)
 
-    test_fraction: float = 0.0  # what is taken for `test` where the data have none
+    test_fraction: float = 0.0  # fraction of the training videos that becomes `test` if the data have none
+
+    def default_eval_batch_size(self) -> int:
+        """As many videos as give two training batches of clips."""
+        return max(1, 2 * self.batch_size // (self.clips.test_clips * self.clips.test_crops))
 
     @abstractmethod
     def read_table(self) -> FileTable:
-        """All videos with their classes and official splits; raises on whatever is wrong with them."""
+        """All videos with their classes and official splits; raise on whatever is wrong."""
 
     def group_of(self, path: PurePosixPath) -> str:
-        """What a video is of; videos of one group are never divided between `train` and `val`."""
+        """The group of a video; `train` and `val` share no group."""
         return str(path)
 
     @property
@@ -121,7 +113,6 @@ class VideoDataModule(BaseDataModule):
             "root": str(self.table.home.resolve()),
             "videos": len(self.table.paths),
             "left_out": self.table.left_out,
-            # Which videos, labels and splits a result is about.
             "lists_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "recipe": named(self.recipe, self.recipe_changes),
             **self.split_options,
@@ -130,7 +121,7 @@ class VideoDataModule(BaseDataModule):
         }
 
     def preprocessing(self) -> dict[str, Any]:
-        """What turns a video file into inputs, as JSON values."""
+        """The options that turn a video file into inputs, as JSON values."""
         mean, std = NORMALIZATIONS[self.normalization]
         return {
             "clips": self.clips.describe(),
@@ -145,22 +136,22 @@ class VideoDataModule(BaseDataModule):
         positions = [i for i, own in enumerate(self.split_of) if own in wanted]
         if not positions:
             raise FileTableError(
-                f"The protocol {self.protocol!r} needs the split {split!r}, but {self.table.home} has no video in it: "
-                "give it videos, or a fraction above 0 (--data.val_fraction)."
+                f"The protocol {self.protocol!r} needs the split {split!r}, but {self.table.home} has no such "
+                "videos. Add videos, or set a fraction above 0 (--data.val_fraction)."
             )
         if not (self.table.home / self.table.paths[positions[0]]).is_dir():
-            require_decoder()
+            check_decoder()
         self._add_list(split, positions)
         shared = (self.table, positions, self.clips, self.cache, self.skip_corrupt)
         if split != self.train_split:
             views = (self.clips.test_clips, self.clips.test_crops) if split == "test" else (1, 1)
-            return TestClips(*shared, *views)
+            return VideoClips(*shared, views)
         chosen = None
         if self._fraction is not None or self.shots is not None:
             labels = [self.table.labels[i] for i in positions]
             self.train_indices = chosen = subsample_indices(labels, self._fraction, self.shots, self.subset_seed)
             self._add_list(split, positions, chosen)
-        return TrainClips(*shared, seed=self.shuffle_seed, chosen=chosen)
+        return VideoClips(*shared, seed=self.shuffle_seed, chosen=chosen)
 
     def _add_list(self, split: Split, positions: list[int], used: list[int] | None = None) -> None:
         names = [str(self.table.paths[i]) for i in positions]
@@ -168,7 +159,7 @@ class VideoDataModule(BaseDataModule):
         self.lists.add(split, names, [classes[self.table.labels[i]] for i in positions], used)
 
     def build_dataset(self, split: Split) -> VideoClips:
-        """The videos of a split, as `build_split` gives them; for what looks up their paths."""
+        """The videos of a split."""
         dataset = self._splits[split] if split in self._splits else self.build_split(split)
         assert isinstance(dataset, VideoClips)
         return dataset
@@ -184,7 +175,7 @@ class VideoDataModule(BaseDataModule):
     def on_after_batch_transfer(self, batch: VideoBatch, dataloader_idx: int) -> VideoBatch:  # noqa: ARG002
         """uint8 (B, V, 3, T, H, W) -> (pixel / 255 - mean) / std, in the precision of the Trainer.
 
-        The batch given is not changed, and a video that is floating point already is left as it is.
+        The given batch is not changed. A video in floating point is returned as it is.
         """
         batch = self.with_run_labels(batch)
         if batch["video"].dtype != torch.uint8:
@@ -194,6 +185,6 @@ class VideoDataModule(BaseDataModule):
     def normalize(self, video: Tensor) -> Tensor:
         """uint8 (..., 3, T, H, W) -> a new float tensor of this shape."""
         self._mean, self._std = self._mean.to(video.device), self._std.to(video.device)
-        normalized = video.float().div_(255).sub_(self._mean).div_(self._std)  # in place on the copy that float() makes
+        normalized = video.float().div_(255).sub_(self._mean).div_(self._std)  # in place on the copy of float()
         # Lightning converts inputs to half or double precision before this hook, when they were still uint8.
         return self.trainer.precision_plugin.convert_input(normalized) if self.trainer else normalized

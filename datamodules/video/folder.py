@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.base import Protocol
 from datamodules.video.base import VideoDataModule
-from replora.datasets.common.labelled_files import FileTable
+from replora.datasets.common.labeled_files import FileTable
 from replora.datasets.video.folder import read_video_table
 from replora.datasets.video.sampling import ClipOptions
 
@@ -30,9 +30,6 @@ class VideoFolderDataModule(VideoDataModule):
         protocol: `tune` trains on train and validates on val; `final` trains on train and val and tests; `holdout`
             trains on train, validates on val and tests.
         options: Options of `VideoDataModule`.
-
-    Raises:
-        RepLoRAError: An option is out of its range, or the data are missing or wrong.
     """
 
     def __init__(
@@ -46,12 +43,7 @@ class VideoFolderDataModule(VideoDataModule):
     ) -> None:
         self.root = Path(root).expanduser()
         self.test_fraction = test_fraction
-        super().__init__(
-            clips=clips,
-            batch_size=batch_size,
-            protocol=protocol,
-            **options,
-        )
+        super().__init__(clips=clips, batch_size=batch_size, protocol=protocol, **options)
 
     def read_table(self) -> FileTable:
         return read_video_table(self.root)

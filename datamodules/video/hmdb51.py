@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datamodules.video.base import VideoDataModule
-from replora.datasets.common.labelled_files import FileTable
+from replora.datasets.common.labeled_files import FileTable
 from replora.datasets.common.paths import data_root
 from replora.datasets.video.hmdb51 import OfficialSplit, film_of, read_hmdb51
 from replora.datasets.video.sampling import ClipOptions
@@ -27,9 +27,6 @@ class HMDB51DataModule(VideoDataModule):
         check_sizes: Whether to compare the numbers of classes and videos with the official ones.
         clips: How clips are cut from a video: frames, squares and views. Default: those of V-PETL.
         options: Options of `VideoDataModule`.
-
-    Raises:
-        RepLoRAError: An option is out of its range, or the data are missing or wrong.
     """
 
     def __init__(
@@ -43,10 +40,7 @@ class HMDB51DataModule(VideoDataModule):
         self.root = data_root(root)
         self.split: OfficialSplit = split
         self.check_sizes = check_sizes
-        super().__init__(
-            clips=clips,
-            **options,
-        )
+        super().__init__(clips=clips, **options)
 
     def read_table(self) -> FileTable:
         return read_hmdb51(self.root, self.split, self.check_sizes)

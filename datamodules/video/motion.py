@@ -1,4 +1,4 @@
-"""The direction of a motion: clips made on this machine, the data of the video demonstration."""
+"""Generated clips of moving patches, the data of the video demonstration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.base import Protocol
 from datamodules.video.base import VideoDataModule
-from replora.datasets.common.labelled_files import FileTable
+from replora.datasets.common.labeled_files import FileTable
 from replora.datasets.video.motion import read_motion
 from replora.datasets.video.sampling import ClipError, ClipOptions
 
@@ -17,18 +17,15 @@ MOTION_CLIPS = ClipOptions(num_frames=8, stride=1, image_size=32, crop="centre")
 class MotionDataModule(VideoDataModule):
     """A patch that moves left, right, up or down over a still background: four classes, 400 + 100 + 400 clips.
 
-    The patch starts anywhere and comes in again on the other side, so a single frame says nothing about the class.
+    The patch starts anywhere and wraps around, so a single frame does not show the class.
 
     Args:
-        root: Folder in which the clips are made at the first use (a few seconds, 12 MB). Default: in `$REPLORA_CACHE`,
-            else in the user's cache folder.
+        root: Folder of the clips, which are created at the first use (a few seconds, 12 MB). Default: in
+            `$REPLORA_CACHE`, else in the user's cache folder.
         clips: How clips are cut from a video: frames, squares and views. `flip` must be 0.
         protocol: `tune` trains on train and validates on val; `final` trains on train and val and tests; `holdout`
             trains on train, validates on val and tests.
         options: Options of `VideoDataModule`.
-
-    Raises:
-        RepLoRAError: An option is out of its range, or the clips cannot be written.
     """
 
     def __init__(
@@ -39,15 +36,9 @@ class MotionDataModule(VideoDataModule):
         **options: Any,
     ) -> None:
         if clips.flip > 0:
-            raise ClipError(f"clips.flip={clips.flip}: mirrored, left is right. Set --data.clips.flip 0.")
+            raise ClipError(f"clips.flip={clips.flip}: a flip exchanges left and right. Set --data.clips.flip 0.")
         self.root = root
-        super().__init__(
-            clips=clips,
-            val_fraction=0.0,
-            split_seed=0,
-            protocol=protocol,
-            **options,
-        )
+        super().__init__(clips=clips, val_fraction=0.0, split_seed=0, protocol=protocol, **options)
 
     def read_table(self) -> FileTable:
         return read_motion(self.root)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.video.base import VideoDataModule
-from replora.datasets.common.labelled_files import FileTable
+from replora.datasets.common.labeled_files import FileTable
 from replora.datasets.common.paths import data_root
 from replora.datasets.video.sampling import ClipError, ClipOptions
 from replora.datasets.video.ssv2 import read_ssv2
@@ -29,7 +29,6 @@ class SSv2DataModule(VideoDataModule):
 
     Raises:
         ClipError: `clips.flip` is not 0.
-        RepLoRAError: An option is out of its range, or the data are missing or wrong.
     """
 
     def __init__(
@@ -47,11 +46,7 @@ class SSv2DataModule(VideoDataModule):
             )
         self.root = data_root(root)
         self.check_sizes = check_sizes
-        super().__init__(
-            clips=clips,
-            val_fraction=val_fraction,
-            **options,
-        )
+        super().__init__(clips=clips, val_fraction=val_fraction, **options)
 
     def read_table(self) -> FileTable:
         return read_ssv2(self.root, self.check_sizes)

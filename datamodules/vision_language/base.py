@@ -1,4 +1,4 @@
-"""What the vision-and-language benchmarks share: several tasks at once, single-task batches, tokenised texts."""
+"""The base of the vision-and-language benchmarks: multi-task training in batches of one task, and tokenization."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import BaseDataModule, Split, at_least, one_of
 from datamodules.vision_language.task_batches import Key, TaskBatches
+from replora.datasets.common.paths import data_root
 from replora.datasets.common.subsample import check_subset_options, subsample_indices
 from replora.datasets.samples import NO_LOSS, PADDING_INDEX
 from replora.datasets.vision_language.features import FeatureSource
@@ -24,7 +26,7 @@ MOST_LISTED = 10_000  # indices of chosen examples that results list one by one
 
 
 class TaskParts(Dataset[Any]):
-    """The data sets of several tasks, asked for whole batches of `TaskBatches`."""
+    """The data sets of several tasks, indexed by complete batches of `TaskBatches`."""
 
     def __init__(self, parts: Mapping[str, VLDataset]) -> None:
         self.parts = dict(parts)
@@ -42,54 +44,53 @@ class TaskParts(Dataset[Any]):
 
 
 class VisionLanguageDataModule(BaseDataModule):
-    """Several tasks trained together, each batch of one task, in batches of `VLBatch` of
-    `replora.datasets.vision_language.tasks`.
+    """Several tasks trained together, in single-task batches (`VLBatch` of `replora.datasets.vision_language.tasks`).
 
-    Each task is seen once an epoch. A subclass gives the records and features of a task and split by `read_task`.
+    An epoch contains each task once. A subclass reads the records and features of a task and split (`read_task`).
 
     Args:
         tokenizer: Name of the backbone whose tokenizer is used. On the command line it is `--model.backbone`.
+        root: Folder of the data. Default: the environment variable REPLORA_DATA, else `data`.
         tasks: Names of the tasks to train together.
         batch_size: Training examples per batch and process (>= 1). The image tasks take parts of it, as in VL-Adapter:
             VQA all of it, GQA 100/60, NLVR2 20/60, COCO 50/60.
         feature_size: Width of the features (>= 1).
         task_batch_sizes: Batch size of single tasks, as a mapping from task to size.
-        eval_batch_size: Examples per batch and process in evaluations (>= 1). Default: `batch_size`.
         task_fractions: Training fraction of single tasks, as a mapping from task to a number in (0, 1].
         prompts: `vl_adapter` puts the name of the task into the text; `none` does not, as VL-Adapter's full fine-tuning
             on images.
         truncation_side: Side on which texts that are too long are cut. VL-Adapter cuts on the right, where the question
-            of a video with long subtitles is; `left` keeps the question and deviates from published numbers. Answers
-            are always cut on the right.
+            of a video with long subtitles is; `left` keeps the question and deviates from published numbers. On images
+            `left` would cut the name of the task, so it needs `prompts: none`. Answers are always cut on the right.
+        drop_last: Whether to drop the last, incomplete training batch of each task. VL-Adapter keeps it.
         revision: Branch, tag or commit of the tokenizer's hub repository. On the command line it is the model's.
         options: Options of `BaseDataModule`.
 
     Raises:
-        RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
+        RepLoRAError: An option is out of its range, or data are missing or wrong (from `setup`).
     """
 
     known_tasks: tuple[str, ...]
+    predict_split: str | None = None  # what `predict` predicts instead of `eval_split`
+
+    disjoint_splits = False  # published files may repeat a question; an evaluation records how many
 
     def __init__(
         self,
-        tokenizer: str,
         tasks: Sequence[str],
         batch_size: int,
         feature_size: int,
+        tokenizer: str = "facebook/bart-base",
+        root: Path | None = None,
         task_batch_sizes: dict[str, int] | None = None,
-        eval_batch_size: int | None = None,
         task_fractions: dict[str, float] | None = None,
         prompts: Prompts = "vl_adapter",
         truncation_side: TruncationSide = "right",
         revision: str | None = None,
+        drop_last: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size or batch_size,
-            shots=None,
-            **options,
-        )
+        super().__init__(batch_size=batch_size, shots=None, drop_last=drop_last, **options)
         at_least(1, feature_size=feature_size)
         one_of(get_args(Prompts), prompts=prompts)
         one_of(get_args(TruncationSide), truncation_side=truncation_side)
@@ -102,11 +103,12 @@ class VisionLanguageDataModule(BaseDataModule):
             if unknown := [name for name in names if name not in known]:
                 raise RepLoRAError(f"{option}: there is no task {unknown[0]!r} here. {nearest(unknown[0], known)}")
         if not tasks or len(set(tasks)) < len(tasks):
-            raise RepLoRAError(f"tasks: {list(tasks)} names none, or one twice. {nearest('', self.known_tasks)}")
+            raise RepLoRAError(f"tasks: {list(tasks)} is empty or names a task twice. {nearest('', self.known_tasks)}")
         for name, size in (task_batch_sizes or {}).items():
             at_least(1, **{f"task_batch_sizes.{name}": size})
         for fraction in (task_fractions or {}).values():
             check_subset_options(fraction, None)
+        self.root = data_root(root)
         self.tokenizer_name = tokenizer
         self.revision = revision
         self.tasks = list(tasks)
@@ -118,15 +120,19 @@ class VisionLanguageDataModule(BaseDataModule):
         self.feature_size = feature_size
         self.prompts: Prompts = prompts
         self.truncation_side: TruncationSide = truncation_side
-        self.chosen: dict[str, list[int]] = {}  # task -> positions in its training set, where a fraction was taken
+        self.chosen: dict[str, list[int]] = {}  # task -> positions of a fraction in its training set
         self._tokenizer: Any = None
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns in every loader process
 
+    def default_eval_batch_size(self) -> int:
+        """Examples per batch and process in evaluations."""
+        return self.batch_size
+
     @abstractmethod
     def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureSource]:
-        """Records and features of a task and split; raise on whatever is wrong with them.
+        """Records and features of a task and split; raise on whatever is wrong.
 
-        `trainval` are the training records and those of the validation in the same form: a record for each caption.
+        `trainval` contains the validation records in the form of training records: one record per caption.
         """
 
     @property
@@ -160,8 +166,8 @@ class VisionLanguageDataModule(BaseDataModule):
 
     @property
     def predicted_split(self) -> Split:
-        """What `predict` predicts."""
-        return self.eval_split
+        """The split that `predict` predicts, which may be no split of a protocol."""
+        return cast("Split", self.predict_split or self.eval_split)
 
     def split_of(self, verb: str) -> Split:
         """The split that `validate`, `test` or `predict` runs on."""
@@ -178,21 +184,24 @@ class VisionLanguageDataModule(BaseDataModule):
         return cast("TaskParts", self._split(cast("Split", split))).parts
 
     def build_split(self, split: Split) -> TaskParts:
-        self._records: dict[str, str] = {}
+        self._listed: list[tuple[str, str, bool]] = []
         parts = TaskParts({name: self._build_task(name, split) for name in self.tasks})
-        self.lists.add(split, list(self._records), self._records.values())
+        names, contents, used = zip(*self._listed, strict=True)
+        self.lists.add(split, names, contents, [place for place, taken in enumerate(used) if taken])
         return parts
 
     def _build_task(self, name: str, split: Split) -> VLDataset:
         records, features = self.read_task(name, split)
         if not records:
             raise RepLoRAError(f"{name}: the split {split!r} is empty.")
-        listed = "\n".join(f"{r.id}\t{r.text}\t{r.images}\t{r.answers}\t{r.truth}" for r in records)
-        self._records[f"{name} {split}"] = hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
+        used = list(range(len(records)))
         if split == self.train_split and self.task_fractions[name] < 1:
             strata = [record.stratum for record in records]
-            self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)
-            records = [records[position] for position in self.chosen[name]]
+            used = self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)
+        taken = set(used)
+        for place, r in enumerate(records):
+            self._listed.append((f"{name} {r.images} {r.text}", f"{r.id} {r.answers} {r.truth}", place in taken))
+        records = [records[position] for position in used]
         return VLDataset(vl_task(name), records, features, self.prompts, self.shuffle_seed)
 
     def padding_of(self, sample: VLSample) -> VLSample:
@@ -216,7 +225,7 @@ class VisionLanguageDataModule(BaseDataModule):
         return [self._loader(part, self.eval_batch_size) for part in self.parts(self.predicted_split).values()]
 
     def _eval_loader(self, split: Split) -> list[DataLoader[Any]]:  # type: ignore[override]
-        """A loader a task."""
+        """One loader per task."""
         return [self._part_loader(part) for part in self.parts(split).values()]
 
     def _needs_workers(self, dataset: Dataset[Any]) -> bool:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""Generated scenes of coloured shapes: questions and captions without a download."""
+"""Generated scenes of colored shapes: questions and captions without a download."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
-from datamodules.base import Protocol, Split
+from datamodules.base import Protocol, Split, at_least
 from datamodules.vision_language.base import VisionLanguageDataModule
 from replora.datasets.vision_language.demo import FEATURE_SIZE, SCENES, DemoFeatures, demo_records, demo_scenes
 from replora.datasets.vision_language.tasks import VLRecord
 
 
 class VLDemoDataModule(VisionLanguageDataModule):
-    """Scenes of `replora.datasets.vision_language.demo`: 3,000 to train on, 300 to validate and 300 to test.
+    """Scenes of `replora.datasets.vision_language.demo`: 3,000 for training, 300 for validation and 300 for the test.
 
     Each has a question and a caption. The metrics are those of VQAv2 and COCO captions. No scene is in two splits.
 
@@ -27,9 +27,6 @@ class VLDemoDataModule(VisionLanguageDataModule):
             trains on train, validates on val and tests.
         scene_seed: Random seed (>= 0) for the scenes and questions.
         options: Options of `VisionLanguageDataModule`.
-
-    Raises:
-        RepLoRAError: An option is out of its range.
     """
 
     known_tasks = ("vqa", "coco")
@@ -51,11 +48,13 @@ class VLDemoDataModule(VisionLanguageDataModule):
             num_workers=None,
             protocol=protocol,
             drop_last=False,
+            root=None,
             feature_size=FEATURE_SIZE,
             prompts="vl_adapter",
             truncation_side="right",
             **options,
         )
+        at_least(0, scene_seed=scene_seed)
         self.scene_seed = scene_seed
 
     def describe(self) -> dict[str, Any]:

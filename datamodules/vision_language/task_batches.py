@@ -11,27 +11,27 @@ from torch.utils.data import DistributedSampler
 
 from replora.datasets.samples import PADDING_INDEX
 
-Key = tuple[str, int, int]  # task, epoch, position; the position PADDING_INDEX is a sample that does not count
+Key = tuple[str, int, int]  # task, epoch, position; PADDING_INDEX stands for padding
 
 
 class TaskBatches(DistributedSampler[Any]):
     """The batches of one process in one epoch: each task's examples once, each batch of a single task.
 
     The order is VL-Adapter's "roundrobin": a list that names each task as often as it has batches, shuffled by Python's
-    generator with the number of the epoch, and consumed from its end. The k-th batch of a task holds the same examples
-    whether one process trains on them or several share them out.
+    generator with the number of the epoch, and consumed from its end. The k-th global batch of a task does not depend
+    on the number of processes.
 
-    It is a `DistributedSampler` so that Lightning leaves it alone and tells it the epoch; what it yields are whole
-    batches, lists of keys, for a loader that makes none itself (`batch_size=None`).
+    It is a `DistributedSampler` so that Lightning keeps it and sets its epoch. It yields batches, as lists of keys,
+    for a loader with `batch_size=None`.
 
     Args:
-        sizes: Task -> its number of examples.
-        batch_sizes: Task -> examples per batch and process.
-        world: The number of processes.
-        rank: Of this process.
-        seed: Of the examples' order, and added to the epoch for that of the tasks.
-        drop_last: Leave out a task's last batch where it is incomplete; otherwise padding makes the shares equal.
-        seen: Tells when an epoch begins how many batches of it this process has trained on already.
+        sizes: Number of examples of each task.
+        batch_sizes: Examples per batch and process of each task.
+        world: Number of processes (>= 1).
+        rank: Rank of this process, 0 to `world` - 1.
+        seed: Random seed (>= 0) of the order of examples and tasks.
+        drop_last: Whether to drop the last, incomplete batch of a task; otherwise padding makes the shares equal.
+        seen: Function that returns, when an epoch begins, how many of its batches this process has trained on.
     """
 
     def __init__(
@@ -78,5 +78,5 @@ class TaskBatches(DistributedSampler[Any]):
             yield [(task, self.epoch, position) for position in together[self.rank :: self.world]]
 
     def _count(self, size: int, step: int) -> int:
-        whole, rest = divmod(size, step)
-        return whole + (1 if rest and (self.incomplete or whole == 0) else 0)
+        full, rest = divmod(size, step)
+        return full + (1 if rest and (self.incomplete or full == 0) else 0)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.base import Protocol, Split, one_of
 from datamodules.vision_language.base import VisionLanguageDataModule
-from replora.datasets.common.paths import data_root
 from replora.datasets.errors import ProtocolError
 from replora.datasets.vision_language.features import FeatureFolder
 from replora.datasets.vision_language.tasks import VIDEO_TASKS, VLRecord
@@ -19,36 +17,27 @@ class VideoTextDataModule(VisionLanguageDataModule):
     """TVQA, How2QA, TVC and YC2C of the VALUE benchmark, trained together and measured on their validation splits.
 
     The answers of the test splits were never published, and the server that scored them is gone, so no test is offered.
-    The published rows are test results: numbers of this module stand beside each other, not beside those. Predictions
-    of the test splits can still be written (`predict_split: test`).
+    The published rows are test results, which do not compare with the results of this module. Predictions of the test
+    splits can still be written (`predict_split: test`).
 
     Args:
-        tokenizer: Name of the backbone whose tokenizer is used. On the command line it is `--model.backbone`.
-        root: Folder of the data, which holds `video`. Default: the environment variable REPLORA_DATA, else `data`.
         tasks: Names of the tasks to train together, of `tvqa`, `how2qa`, `tvc` and `yc2c`.
         batch_size: Training examples of each task per batch and process (>= 1).
         protocol: Only `tune`, which trains on train and validates on val.
-        predict_split: What `predict` writes predictions of: `val` or `test`.
-        drop_last: Whether to drop the last, incomplete training batch of each task. VL-Adapter keeps it.
+        predict_split: Split that `predict` predicts: `val` or `test`.
         feature_size: Width of the features (>= 1): 512 for CLIP ViT-B/32's frames.
         features: Name of the folder with the features in `vis_features/{tv,how2,yc2}`.
         options: Options of `VisionLanguageDataModule`.
-
-    Raises:
-        RepLoRAError: An option is out of its range; data are missing or wrong (from `setup`, before the first batch).
     """
 
     known_tasks = VIDEO_TASKS
 
     def __init__(
         self,
-        tokenizer: str = "facebook/bart-base",
-        root: Path | None = None,
         tasks: Sequence[str] = VIDEO_TASKS,
         batch_size: int = 50,
         protocol: Protocol = "tune",
         predict_split: Literal["val", "test"] = "val",
-        drop_last: bool = False,
         feature_size: int = 512,
         features: str = CLIP_VIT,
         **options: Any,
@@ -59,26 +48,13 @@ class VideoTextDataModule(VisionLanguageDataModule):
                 " Measure on the validation splits (--data.protocol tune)."
             )
         one_of(("val", "test"), predict_split=predict_split)
-        super().__init__(
-            tokenizer=tokenizer,
-            tasks=tasks,
-            batch_size=batch_size,
-            protocol=protocol,
-            drop_last=drop_last,
-            feature_size=feature_size,
-            **options,
-        )
-        self.root = data_root(root)
+        super().__init__(tasks=tasks, batch_size=batch_size, protocol=protocol, feature_size=feature_size, **options)
         self.features = features
         self.predict_split = predict_split
-
-    @property
-    def predicted_split(self) -> Literal["val", "test"]:
-        return self.predict_split
 
     def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureFolder]:
         assert split != "trainval"  # no protocol here trains on both
         records = video_text_records(self.root, task, split)
         folder = FeatureFolder(feature_folder(self.root, task, self.features), self.feature_size, FRAMES)
-        folder.require(name for record in records for name in record.images)
+        folder.check_names(name for record in records for name in record.images)
         return records, folder

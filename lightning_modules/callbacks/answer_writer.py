@@ -10,13 +10,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_modules.callbacks.results_writer import status_of_evaluation
 from replora.io import replace_text
 
 
 class AnswerWriter(Callback):
     """`predictions.jsonl` of a `test` or `predict`: prompt, options, correct option, selected option and scores.
 
-    The first process writes the answers of all processes, each question once.
+    The first process writes the answers of all processes, each question once. Answers of a partial or diverged run have
+    a further entry, `status`.
 
     Args:
         run_dir: Directory of the run.
@@ -46,15 +48,15 @@ class AnswerWriter(Callback):
         self._keep(outputs)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        self._write(trainer)
+        self._write(trainer, "test")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        self._write(trainer)
+        self._write(trainer, "predict")
 
     def _keep(self, outputs: Any) -> None:
         self.answers |= {(answer["task"], answer["index"]): answer for answer in outputs["answers"]}
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self, trainer: Trainer, verb: str) -> None:
         answers = self.answers
         if trainer.world_size > 1:
             gathered: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
@@ -62,6 +64,8 @@ class AnswerWriter(Callback):
             for part in gathered or []:
                 answers = answers | part
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            lines = [json.dumps(answers[key], ensure_ascii=False) for key in sorted(answers)]
+            status = status_of_evaluation(self.file.parent, trainer, verb)
+            words = {} if status == "complete" else {"status": status}
+            lines = [json.dumps(answers[key] | words, ensure_ascii=False) for key in sorted(answers)]
             replace_text(self.file, "".join(f"{line}\n" for line in lines))
             rank_zero_info(f"{len(lines):,} answers are in {self.file}")

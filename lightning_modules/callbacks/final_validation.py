@@ -5,17 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+
+def stops_after_this_batch(trainer: Trainer) -> bool:
+    """Whether the training stops after the current batch, wherever in an epoch: by steps, time or a callback."""
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return True
+    return trainer.should_stop and trainer.fit_loop._can_stop_early
 
 
 class FinalValidation(Callback):
     """Makes a fit end with a validation.
 
     With `check_val_every_n_epoch: 4` a fit of six epochs would otherwise end with the metrics of the fourth, and one
-    that `max_steps` ends inside an epoch with those of the epoch before. Nothing else changes.
+    that `max_steps`, `max_time` or another callback ends inside an epoch with those of an epoch before. Nothing else
+    changes.
     """
 
     def __init__(self) -> None:
         self.given: tuple[Any, Any] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Come after the callbacks that may stop the training, and before those that save it."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [callback for callback in callbacks if callback is not self]
+        first = next((i for i, callback in enumerate(others) if isinstance(callback, Checkpoint)), len(others))
+        trainer.callbacks = [*others[:first], self, *others[first:]]  # type: ignore[attr-defined]
 
     def on_train_batch_end(
         self,
@@ -37,7 +53,7 @@ class FinalValidation(Callback):
             self.given = None
 
     def _is_last(self, trainer: Trainer) -> bool:
-        if 0 <= trainer.max_steps <= trainer.global_step:
+        if stops_after_this_batch(trainer):
             return True
         last_of_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         most = trainer.max_epochs

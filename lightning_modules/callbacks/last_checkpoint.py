@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging, W
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_modules.callbacks.final_validation import stops_after_this_batch
 from replora.datasets.errors import LoaderWorkerError
 from replora.errors import RepLoRAError
 
@@ -27,7 +28,8 @@ class CheckpointWriteError(RepLoRAError):
 class LastCheckpoint(Checkpoint):
     """Keeps the latest state of a fit in one file, `last.ckpt`.
 
-    It is written after every epoch. On SIGTERM, which clusters send before they take a machine away, and on Ctrl-C,
+    It is written after every epoch, and where `max_steps`, `max_time` or a callback ends the training inside one: what
+    resumes from it finishes that epoch. On SIGTERM, which clusters send before they take a machine away, and on Ctrl-C,
     every process finishes its batch (of an accumulation: the last one; of an epoch: the validation too), the state is
     written and the run ends with exit status 143 or 130. A second Ctrl-C stops at once. What resumes from the file
     equals the run that was not interrupted. A run that ends by an error writes nothing: the file is the last good
@@ -43,6 +45,7 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, directory: Path) -> None:
         self.file = directory / "last.ckpt"
         self.asked: signal.Signals | None = None  # the signal that asked this process to end
+        self.cut = False  # whether the epoch ends before its last batch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         # Lightning's own handler communicates with other processes inside the signal, between any two operations. It
@@ -67,12 +70,18 @@ class LastCheckpoint(Checkpoint):
         batch_idx: int,
     ) -> None:
         accumulated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if accumulated and not trainer.is_last_batch and self._should_end(trainer):
+        if not accumulated or trainer.is_last_batch:
+            return
+        self.cut = stops_after_this_batch(trainer)
+        if self.cut:
+            self._write(trainer)  # at the end of the epoch Lightning counts it as complete, however few batches it had
+        if self._should_end(trainer):
             self._write(trainer)
             self._end(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        self._write(trainer)
+        if not self.cut:
+            self._write(trainer)
         if self._should_end(trainer):
             self._end(trainer)
 

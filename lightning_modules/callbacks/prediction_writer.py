@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_modules.callbacks.results_writer import status_of_evaluation
+
 COLUMNS = ["index", "path", "label", "label_name", "predicted", "predicted_name", "probability"]
 
 
@@ -17,7 +19,7 @@ class PredictionWriter(Callback):
     """`predictions.csv` of a classifier: the most likely class and its probability, beside the true label.
 
     The first process writes the predictions of all processes, each example once. A video that could not be decoded is
-    left out.
+    left out. Predictions of a partial or diverged run have a further column, `status`.
 
     Args:
         run_dir: Directory of the run.
@@ -53,18 +55,22 @@ class PredictionWriter(Callback):
             for part in gathered or []:
                 rows = rows | part
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            self._write(rows, *_names_and_paths(trainer))
+            status = status_of_evaluation(self.file.parent, trainer, "predict")
+            self._write(rows, *_names_and_paths(trainer), [] if status == "complete" else [status])
 
-    def _write(self, rows: dict[int, tuple[int, int, float]], names: list[str], paths: list[str]) -> None:
+    def _write(
+        self, rows: dict[int, tuple[int, int, float]], names: list[str], paths: list[str], status: list[str]
+    ) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
-            writer.writerow(COLUMNS)
+            writer.writerow([*COLUMNS, *(["status"] if status else [])])
             for index in sorted(rows):
                 label, predicted, probability = rows[index]
                 path = paths[index] if paths else ""
                 label_name, predicted_name = (names[i] if 0 <= i < len(names) else "" for i in (label, predicted))
-                writer.writerow([index, path, label, label_name, predicted, predicted_name, f"{probability:.6f}"])
+                cells = [index, path, label, label_name, predicted, predicted_name, f"{probability:.6f}"]
+                writer.writerow([*cells, *status])
         rank_zero_info(f"{len(rows):,} predictions are in {self.file}")
 
 

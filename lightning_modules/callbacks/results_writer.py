@@ -29,6 +29,7 @@ from replora.results import (
     read_results,
     record_evaluation,
     record_fit,
+    status_of,
 )
 from replora.resuming import check_resumed
 
@@ -276,6 +277,12 @@ def partial_fit(trainer: Trainer) -> list[str]:
 def partial_evaluation(trainer: Trainer, verb: str) -> list[str]:
     """Why an evaluation does not cover its split."""
     return _limits(trainer, {"validate": "val"}.get(verb, verb))
+
+
+def status_of_evaluation(run_dir: Path, trainer: Trainer, verb: str) -> str:
+    """What predictions say of their run and of their own part: `complete`, `diverged`, or `partial: ` and why."""
+    file = run_dir / "results.json"
+    return status_of(read_results(file) if file.is_file() else {}, partial_evaluation(trainer, verb))
 
 
 def _limits(trainer: Trainer, part: str) -> list[str]:

@@ -8,12 +8,16 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_modules.callbacks.results_writer import status_of_evaluation
 from replora.datasets.vision_language.tasks import vl_task
 from replora.metrics.submissions import write_submission
 
 
 class SubmissionWriter(Callback):
     """`predictions/` of a `validate`, `test` or `predict`: one file per task, in the format of its benchmark.
+
+    The formats have no place for a word, so the files of a partial or diverged run are in `predictions_partial/` or
+    `predictions_diverged/`.
 
     Its module has `answers`: task -> index of the record -> answer.
 
@@ -40,7 +44,9 @@ class SubmissionWriter(Callback):
         answers = cast("dict[str, dict[int, str]]", module.answers)
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         split = datamodule.split_of(verb)
+        status = status_of_evaluation(self.folder.parent, trainer, verb).partition(":")[0]
+        folder = self.folder if status == "complete" else self.folder.with_name(f"{self.folder.name}_{status}")
         for name, part in datamodule.parts(split).items():
             said = answers.get(name, {})
-            file = write_submission(self.folder, vl_task(name), split, part.records, said)
+            file = write_submission(folder, vl_task(name), split, part.records, said)
             rank_zero_info(f"{len(said):,} answers are in {file}")

@@ -53,7 +53,7 @@ def build_language_backbone(
     dtype: Dtype = "auto",
     quantization: Quantization = "none",
 ) -> LanguageBackbone:
-    """A causal language model of transformers, with attention by PyTorch's `scaled_dot_product_attention`.
+    """A causal language model of transformers, with PyTorch's `scaled_dot_product_attention` where it offers that.
 
     Args:
         name: `smollm2`, a folder as transformers saves it, or a hub id such as `yahma/llama-7b-hf`.
@@ -63,8 +63,8 @@ def build_language_backbone(
         quantization: `8bit` or `4bit` (NF4) quantize the frozen linear layers with bitsandbytes while loading.
 
     Raises:
-        BackboneError: There is no such model, its weights cannot be had, it is no causal language model, or
-            bitsandbytes is not installed.
+        BackboneError: There is no such model, its weights are not available or not complete, it is no causal language
+            model, or bitsandbytes is not installed.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -75,18 +75,29 @@ def build_language_backbone(
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         if pretrained:
-            model = AutoModelForCausalLM.from_pretrained(
-                source, revision=revision, dtype=DTYPES.get(dtype, "auto"), attn_implementation="sdpa", **options
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                revision=revision,
+                dtype=DTYPES.get(dtype, "auto"),
+                output_loading_info=True,
+                **options,
             )
+            if absent := sorted(report["missing_keys"]):
+                raise BackboneError(
+                    f"its files lack {len(absent)} of the weights of {type(model).__name__}, such as {absent[0]}, and "
+                    "random ones would take their place"
+                )
         else:
             wanted = DTYPES.get(dtype) or getattr(config, "dtype", None) or torch.float32
-            model = AutoModelForCausalLM.from_config(config, dtype=wanted, attn_implementation="sdpa")
+            model = AutoModelForCausalLM.from_config(config, dtype=wanted)
     except Exception as error:  # the hub's client, safetensors and transformers raise their own errors
+        reason = str(error) if isinstance(error, BackboneError) else _first_line(error)
         raise BackboneError(
-            f"The language model {name!r} could not be loaded ({_first_line(error)}). It may be smollm2, a folder "
+            f"The language model {name!r} could not be loaded ({reason}). It may be smollm2, a folder "
             "as transformers' save_pretrained writes it, or a hub id of a causal language model; without a network, "
             "smollm2 or a folder."
         ) from error
+    _check_causal(model, name)
     weights = "random" if not pretrained else Path(source).name if name == SMOLLM2 else _where(name, revision)
     return as_backbone(model, name, weights, _sha256(source) if pretrained else None, quantization)
 
@@ -131,6 +142,33 @@ def as_backbone(
     )
 
 
+@torch.no_grad()
+def _check_causal(model: nn.Module, name: str) -> None:
+    """Check that the logits of a position depend on no later token; transformers builds an encoder without a word.
+
+    Raises:
+        BackboneError: They do.
+    """
+    if any(p.is_meta for p in model.parameters()):
+        return
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    ids = torch.arange(3, 9, device=device)[None]
+    changed = ids.clone()
+    changed[0, -1] = 2
+    one, other = (model(input_ids=x).logits[0] for x in (ids, changed))
+    model.train(was_training)
+    difference = (one - other).float().abs().amax(dim=-1)  # of each position
+    # Rounding alone may differ: kernels see other numbers in the columns that are masked.
+    rounding = 1e-5 if one.dtype == torch.float32 else 1e-2
+    if difference[:-1].max() > rounding * difference[-1]:
+        raise BackboneError(
+            f"{name!r} is no causal language model: in {type(model).__name__} the last token of a text changes the "
+            "outputs at earlier ones, so it sees what it should predict. Choose a decoder such as LLaMA or GPT-2."
+        )
+
+
 def checkpoint_gradients(model: nn.Module) -> None:
     """Keep no activations inside the blocks; the backward pass computes them again.
 
@@ -165,6 +203,7 @@ def load_tokenizer(name: str = SMOLLM2, revision: str | None = None) -> Any:
     source = source_of(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        _name_empty_tokens(tokenizer)
         if _lost_its_begin_token(tokenizer):
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, add_bos_token=True)
     except Exception as error:  # the hub's client, sentencepiece and tokenizers raise their own errors
@@ -174,9 +213,22 @@ def load_tokenizer(name: str = SMOLLM2, revision: str | None = None) -> Any:
             'pip install "replora[llm]"'
         ) from error
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise BackboneError(
+                f"The tokenizer of {name!r} has neither a padding nor an end token. Set pad_token or eos_token in its "
+                "tokenizer_config.json."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def _name_empty_tokens(tokenizer: Any) -> None:
+    """Give the special tokens that a folder calls "" LLaMA's names; early conversions left them out (decapoda's)."""
+    vocabulary = tokenizer.get_vocab()
+    for kind, token in {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": None}.items():
+        if getattr(tokenizer, kind) == "":
+            setattr(tokenizer, kind, token if token in vocabulary else None)
 
 
 def _lost_its_begin_token(tokenizer: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What can be wrong with data on disk or with the choice of a subset or a protocol."""
+"""Errors of data on disk, of subsets and of protocols."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from replora.errors import RepLoRAError
 
 
 class DatasetNotFoundError(RepLoRAError):
-    """The folder of a data set, or one of its list files, is not where it was looked for."""
+    """The folder of a data set, or one of its list files, does not exist."""
 
 
 class UnknownTaskError(RepLoRAError):
-    """The name of a task is not known, or what was said about the task contradicts the table."""
+    """The name of a task is not known, or an option contradicts the table of tasks."""
 
 
 class ListFileError(RepLoRAError):
-    """A list file has a bad line, a label out of range, a path out of the data, a missing image or a wrong length."""
+    """A list file has an invalid line, a wrong label or length, a path outside the data, or a missing image."""
 
 
 class CorruptImageError(RepLoRAError):
@@ -22,11 +22,11 @@ class CorruptImageError(RepLoRAError):
 
 
 class CorruptVideoError(RepLoRAError):
-    """A video file or a folder of frames cannot be read or decoded, or is not whole."""
+    """A video file or a folder of frames cannot be read or decoded, or is incomplete."""
 
 
 class RecordError(RepLoRAError):
-    """A file of text records is damaged, or a record of it is not of the form that its task has."""
+    """A file of text records is corrupt, or a record does not have the form of its task."""
 
 
 class SubsetError(RepLoRAError):
@@ -34,15 +34,15 @@ class SubsetError(RepLoRAError):
 
 
 class ProtocolError(RepLoRAError):
-    """A split was asked for that the chosen protocol does not offer."""
+    """A requested split is not part of the protocol."""
 
 
 class LabelError(RepLoRAError):
-    """An annotation of an original data set is outside what the label rule of a task knows."""
+    """An annotation of an original data set is outside the range of its label rule."""
 
 
 class TrackError(RepLoRAError):
-    """Images of one track of VTAB-1K were asked for as another, or the record of how they were made is damaged."""
+    """The images are of another track of VTAB-1K than requested, or their record is corrupt."""
 
 
 class PrepareError(RepLoRAError):
@@ -50,4 +50,4 @@ class PrepareError(RepLoRAError):
 
 
 class LoaderWorkerError(RepLoRAError):
-    """A process that loads images died."""
+    """A loader process died."""

@@ -1,4 +1,4 @@
-"""What data sets give and what batches hold."""
+"""The types of samples and batches."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from typing import TypedDict
 from torch import Tensor
 from torch.utils.data import Dataset
 
-# The modules below use the types above.
-
-
 PADDING_LABEL = -1  # label of an example that neither losses nor metrics count, such as the padding of an evaluation
 PADDING_INDEX = -1  # index or position of such an example
 NO_LOSS = -100  # label of a token without a loss
 
 
 class ImageSample(TypedDict):
-    """One image as a dataset gives it."""
+    """One image of a dataset."""
 
     image: Tensor  # uint8 (3, H, W)
     label: int  # 0 <= label < number of classes; -1 marks padding of an evaluation set
@@ -24,7 +21,7 @@ class ImageSample(TypedDict):
 
 
 class ImageBatch(TypedDict):
-    """B samples. `image` is uint8 on its way to the device, and normalised floating point from there on."""
+    """B samples. `image` is uint8 until it is on the device, where it is normalized to floating point."""
 
     image: Tensor  # (B, 3, H, W)
     label: Tensor  # int64 (B,)
@@ -32,15 +29,15 @@ class ImageBatch(TypedDict):
 
 
 class VideoSample(TypedDict):
-    """V views of one video: different times and squares. One in training."""
+    """V views of one video at different times and places; a single view in training."""
 
     video: Tensor  # uint8 (V, 3, T, H, W)
-    label: int  # as of ImageSample; -1 also for a video that could not be decoded, where that is allowed
+    label: int  # as in ImageSample; -1 also for a video that could not be decoded, where that is allowed
     index: int
 
 
 class VideoBatch(TypedDict):
-    """B samples with equally many views. `video` is uint8 on its way to the device, and normalised from there on."""
+    """B samples with equally many views. `video` is uint8 until it is on the device, where it is normalized."""
 
     video: Tensor  # (B, V, 3, T, H, W)
     label: Tensor  # int64 (B,)
@@ -48,7 +45,7 @@ class VideoBatch(TypedDict):
 
 
 class ImageDataset(Dataset[ImageSample]):
-    """What every labelled image data set offers; the labels are known without decoding an image."""
+    """A labeled image data set, whose labels are known without decoding an image."""
 
     labels: list[int]
     class_names: list[str]

@@ -47,15 +47,10 @@ class CaptionTokenizerError(RepLoRAError):
 
 @dataclass(frozen=True)
 class CaptionTokenizer:
-    """A tokenizer of captions and its name in results.
+    """A tokenizer of captions and its name in results."""
 
-    Attributes:
-        name: `ptb_java` or `approximate`.
-        tokenize: Sentences -> their tokens, joined by spaces.
-    """
-
-    name: str
-    tokenize: Callable[[Sequence[str]], list[str]]
+    name: str  # `ptb_java` or `approximate`
+    tokenize: Callable[[Sequence[str]], list[str]]  # sentences -> their tokens, joined by spaces
 
 
 def caption_tokenizer(name: TokenizerName = "auto") -> CaptionTokenizer:

@@ -3,7 +3,7 @@
 The script (github.com/GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py, as VL-T5 and VL-Adapter use
 it) differs from the paper, and published numbers depend on the differences:
 
-- A mark of punctuation is deleted where a space is beside one of its kind, or where the text has a comma between
+- A mark of punctuation is deleted if a space is next to one of its kind, or if the text has a comma between
   digits; otherwise it becomes a space.
 - A full stop is deleted unless a digit follows ("3.5" stays). At most 32 are: a flag of `re` is passed as that count.
 - Punctuation is removed from human answers only if the ten disagree; articles and number words never are.

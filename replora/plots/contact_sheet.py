@@ -15,6 +15,7 @@ def draw(
     probabilities: Sequence[float],
     sources: Sequence[str],
     columns: int = 8,
+    status: str = "complete",
 ) -> None:
     """Draw the pictures in rows, with the class and probability above each, and its source below.
 
@@ -25,6 +26,7 @@ def draw(
         probabilities: Probability of that class, in [0, 1].
         sources: File name of each picture.
         columns: Number of pictures per row.
+        status: That of the run; `partial: ...` and `diverged` are written above the pictures.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -43,6 +45,8 @@ def draw(
         axis.text(
             0.5, -0.03, _short(source), fontsize=6, ha="center", va="top", transform=axis.transAxes, parse_math=False
         )
+    if status != "complete":
+        figure.suptitle(f"Status of the run: {status}", fontsize=10, parse_math=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120, format="png")
 

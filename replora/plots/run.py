@@ -13,7 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from replora.errors import RepLoRAError
-from replora.results import read_results
+from replora.results import read_results, status_of
 
 # Okabe and Ito's colors, which are distinct for all kinds of color vision; markers and line styles differ too.
 SPLITS: dict[str, dict[str, Any]] = {
@@ -125,7 +125,7 @@ def draw_confusion(run: Path, file: Path) -> Path:
     Raises:
         PictureError: There are no predictions of labeled images.
     """
-    counts, names = _confusion(run)
+    counts, names, status = _confusion(run)
     classes, total = len(counts), int(counts.sum())
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # of the images of the true class
     plt = _pyplot()
@@ -163,7 +163,7 @@ def draw_confusion(run: Path, file: Path) -> Path:
         axes[0][1].axis("off")
         axes[0][1].text(0, 1, _most_confused(counts, names), va="top", fontsize=9, linespacing=1.5)
     accuracy = counts.trace() / total
-    figure.suptitle(f"{_title(run)}\n{total:,} images, {accuracy:.1%} right", fontsize=10)
+    figure.suptitle(f"{_title(run, status)}\n{total:,} images, {accuracy:.1%} right", fontsize=10)
     return _save(figure, file)
 
 
@@ -179,8 +179,8 @@ def _most_confused(counts: np.ndarray, names: list[str]) -> str:
     return "Most frequent mistakes:\nimages   true (number) → predicted\n" + "\n".join(lines)
 
 
-def _confusion(run: Path) -> tuple[np.ndarray, list[str]]:
-    """Counts (true, predicted), int (classes, classes), and the names of the classes."""
+def _confusion(run: Path) -> tuple[np.ndarray, list[str], str | None]:
+    """Counts (true, predicted), int (classes, classes), the names of the classes, and the status of the predictions."""
     file = run / "predictions.csv"
     if not file.is_file():
         raise PictureError(f"There is no {file}. Write it first: replora-cli predict --config {run / 'fit.yaml'}")
@@ -196,7 +196,7 @@ def _confusion(run: Path) -> tuple[np.ndarray, list[str]]:
         names[predicted] = _short(line.get("predicted_name") or str(predicted))
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, tuple(np.array(pairs).T), 1)
-    return counts, names
+    return counts, names, lines[0].get("status")
 
 
 def _curves(run: Path) -> dict[str, dict[int, float]]:
@@ -227,10 +227,12 @@ def _datamodule(config: Path, options: dict[str, Any]) -> Any:
         raise PictureError(f"The data of {config} with {options}: {error}") from error
 
 
-def _title(run: Path) -> str:
+def _title(run: Path, status: str | None = None) -> str:
+    """What a picture is of. `status`: That of what it shows, if it is not that of the run."""
     results = read_results(run)
     task = results["data"].get("task", results["data"]["dataset"])
-    return f"{results['method']} on {results['backbone']['name']}, {task}"
+    status = status or status_of(results)
+    return f"{results['method']} on {results['backbone']['name']}, {task}" + f", {status}" * (status != "complete")
 
 
 def _short(name: str) -> str:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from replora.errors import RepLoRAError
-from replora.identity import compared_fields, option_kind, table_conditions
-from replora.reports.runs import Group, ReportError, Run, Size, is_run
+from replora.identity import (
+    compared_fields,
+    differing_settings,
+    flat_options,
+    options_beside_fields,
+    table_conditions,
+)
+from replora.reports.runs import Group, ReportError, Run, Size, is_run, partial_measurement
+from replora.results import status_of
 
 METHOD_NAMES = {
     "replora": "RepLoRA",
@@ -21,6 +29,8 @@ METHOD_NAMES = {
     "linear_probe": "linear probe",
     "full": "full fine-tuning",
 }
+BATCH_OPTIONS = {"data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes"}
+CLASSES_SHOWN = 40  # greatest length of class names that a title lists
 
 
 class MixedTracksError(RepLoRAError):
@@ -36,20 +46,22 @@ def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
         MixedTracksError: Results of a data set have different tracks.
         ReportError: Runs of one method of a sweep have different options.
     """
-    runs = sorted(filter(is_run, contents), key=lambda content: json.dumps(content, sort_keys=True))
-    _check_sweep_methods(runs)
+    runs = sorted(filter(is_run, contents), key=_text_of)
+    labels = _labels(runs)
+    _check_sweep_methods(runs, labels)
     newest: dict[str, tuple[str, dict[str, Any], Run]] = {}
-    lists = _lists(runs)
-    for content, label in zip(runs, _labels(runs), strict=True):
-        run, shared = _run(content, label), table_conditions(content)
-        if run.stage == "final" and len(lists.get(_data_set(content), ())) > 1:
-            shared |= _list_of(content)
-        repeats = {name: content.get("data", {}).get(name) for name in ("subset_seed", "shuffle_seed", "split_seed")}
+    data = _data_conditions(runs)
+    for content, label, of_data in zip(runs, labels, data, strict=True):
+        run, shared = _run(content, label), table_conditions(content) | of_data
+        repeats = {name: content.get("data", {}).get(name) for name in ("subset_seed", "shuffle_seed")}
         parts = [shared, run.method, run.task, run.size, run.seed, repeats, run.stage, _point(content)]
         key = json.dumps(parts, default=str)
         date = str(content.get("test", content.get("fit", {})).get("date", ""))
-        if key not in newest or newest[key][0] <= date:
-            newest[key] = (date, shared, run)
+        former_date, _, former = newest.get(key, ("", {}, run))
+        kept, other = (run, former) if former_date <= date else (former, run)
+        same = kept is other or kept.results == other.results
+        replaced = former.replaced if same else (*former.replaced, other.results)
+        newest[key] = (max(date, former_date), shared, replace(kept, replaced=replaced))
     by_data: dict[str, dict[str, dict[str, Any]]] = {}
     for key, (_, shared, run) in newest.items():
         if not run.diverged:
@@ -63,33 +75,64 @@ def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
     for _, shared, run in newest.values():
         if run.stage == "select" or run.diverged:
             _add_to(groups, shared, run)
-    return sorted(groups.values(), key=lambda group: (group.title, json.dumps(group.conditions, default=str)))
+    return sorted(_titled(groups.values()), key=lambda group: (group.title, json.dumps(group.conditions, default=str)))
 
 
-def _data_set(content: dict[str, Any]) -> tuple[str, str]:
+def _text_of(content: dict[str, Any]) -> tuple[str, str]:
+    """The results as text, by which they are sorted; where they lie decides only between copies."""
+    return json.dumps({k: v for k, v in content.items() if k != "file"}, sort_keys=True), str(content.get("file"))
+
+
+def _titled(groups: Iterable[Group]) -> list[Group]:
+    """Groups whose titles say how they differ from others on the same data set and backbone."""
+    alike: dict[str, list[Group]] = {}
+    for group in groups:
+        alike.setdefault(group.title, []).append(group)
+    titled = []
+    for title, found in alike.items():
+        conditions = [flat_options(group.conditions) for group in found]
+        names = [
+            n for n in dict.fromkeys(n for c in conditions for n in c) if len({str(c.get(n)) for c in conditions}) > 1
+        ]
+        for group, own in zip(found, conditions, strict=True):
+            words = [f"{name} {own[name]}" for name in names if own.get(name) not in (None, "")]
+            titled.append(replace(group, title=", ".join([title, *words])))
+    return titled
+
+
+def _data_conditions(contents: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """What each run was trained and measured on, where runs of one data set, task and protocol differ in it."""
+    described = [(_data_set(content), _data_of(content)) for content in contents]
+    values: dict[tuple[str, str], set[str]] = {}
+    for data_set, found in described:
+        for name, value in found.items():
+            values.setdefault((data_set, name), set()).add(value)
+    return [{n: v for n, v in found.items() if len(values[data_set, n]) > 1} for data_set, found in described]
+
+
+def _data_set(content: dict[str, Any]) -> str:
     data = content.get("data", {})
-    return str(data.get("dataset")), str(data.get("task"))
+    return json.dumps([data.get(name) for name in ("dataset", "task", "protocol", "official_split")], default=str)
 
 
-def _lists(contents: Iterable[dict[str, Any]]) -> dict[tuple[str, str], set[str]]:
-    """Data set and task -> the lists that its runs were measured on; several must not share a table."""
-    found: dict[tuple[str, str], set[str]] = {}
-    for content in contents:
-        if _run(content, "").stage != "final":  # measured on validation data, as every first stage
-            continue
-        found.setdefault(_data_set(content), set()).update(filter(None, _list_of(content).values()))
+def _data_of(content: dict[str, Any]) -> dict[str, str]:
+    """The lists and the classes of a run; those that its results do not record are left out."""
+    data = content.get("data", {})
+    splits, names = data.get("splits", {}), data.get("class_names")
+    trained = splits.get("trainval") or splits.get("train") or {}
+    measured = content.get("test", content.get("validate", {})).get("data") or {}
+    if not measured.get("sha256"):
+        measured = splits.get("test") or splits.get("val") or {}
+    found = {}
+    if trained.get("sha256"):
+        found["trained on"] = f"list {trained['sha256'][:8]}"
+    if names:
+        listed = ", ".join(map(str, names))
+        digest = hashlib.sha256(listed.encode()).hexdigest()[:8]
+        found["classes"] = listed if len(listed) <= CLASSES_SHOWN else f"{len(names)} classes, list {digest}"
+    if measured.get("sha256"):
+        found["measured on"] = f"{measured.get('size')} examples, list {measured['sha256'][:8]}"
     return found
-
-
-def _list_of(content: dict[str, Any]) -> dict[str, Any]:
-    """What a run was measured on, as a condition of a table; empty for results that do not record it."""
-    measured = content.get("test") or content.get("validate") or {}
-    data = measured.get("data") or {}
-    splits = content.get("data", {}).get("splits", {})
-    known = data if data.get("sha256") else splits.get("test") or splits.get("val") or {}
-    if not known.get("sha256"):
-        return {}
-    return {"measured on": f"{known.get('size')} examples, list {known['sha256'][:8]}"}
 
 
 def common_track(results: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -116,32 +159,51 @@ def common_track(results: Mapping[str, Mapping[str, Any]]) -> str | None:
     return next(iter(runs), None)
 
 
-def _check_sweep_methods(contents: Iterable[dict[str, Any]]) -> None:
-    """Check that runs with one name in a sweep have the same options, because they are averaged.
+def _check_sweep_methods(contents: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
+    """Check that runs with one name in a sweep have the same options, because they are averaged or share a curve.
 
-    Points of an axis may set different options.
+    Only the options that an axis sets may differ between its points. The two stages may have options of their own, but
+    not of the method.
 
     Raises:
         ReportError: They have different options.
     """
+    of_sweeps = [(c, label) for c, label in zip(contents, labels, strict=True) if "sweep" in c and "options" in c]
+    varied: dict[str, set[str]] = {}  # sweep, method and stage -> options of their axes
+    for content, label in of_sweeps:
+        names = {name.replace(".init_args", "") for options in _axes(content).values() for name in options}
+        varied.setdefault(_stage_of(content, label), set()).update(names)
     first_of: dict[str, dict[str, Any]] = {}
-    for content in contents:
-        if "sweep" not in content or "options" not in content:
-            continue
-        sweep = content["sweep"]
-        backbone = content.get("backbone", {}).get("fingerprint")
-        axes = [sweep.get(axis, {}) for axis in ("task", "size", "grid")]
-        key = json.dumps([sweep.get("name"), sweep["method"], backbone, *axes], default=str)
-        options = compared_fields(content, "sweep") | _fixed_settings(content)
-        first = first_of.setdefault(key, options)
-        differing = [name for name in options.keys() | first.keys() if options.get(name) != first.get(name)]
-        if differing:
-            name = min(differing)
+    for content, label in of_sweeps:
+        sweep, axes, stage = content["sweep"], _axes(content), _stage_of(content, label)
+        same_task = json.dumps([stage, axes["task"], table_conditions(content)], default=str)
+        same_point = json.dumps([sweep.get("name"), label, content.get("backbone", {}).get("fingerprint"), axes])
+        first = first_of.setdefault(same_task, content)
+        found = differing_settings(first, content, "stage", varied[stage])
+        if not varied[stage] & BATCH_OPTIONS and _length(first).get("batch") != _length(content).get("batch"):
+            found["batch"] = _length(first).get("batch"), _length(content).get("batch")
+        first = first_of.setdefault(same_point, content)
+        before, now = compared_fields(first, "sweep"), compared_fields(content, "sweep")
+        different = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+        found |= {name: (before.get(name), now.get(name)) for name in different}
+        if found:
+            name = min(found, key=lambda name: (name not in content.get("configuration", {}), name))
             raise ReportError(
                 f"Runs of {sweep['method']!r} in the sweep {sweep.get('name')!r} have different options, and would be "
-                f"averaged under one name: {name} is {first.get(name)} in one and {options.get(name)} in "
+                f"averaged under one name: {name} is {found[name][0]} in one and {found[name][1]} in "
                 f"{sweep.get('trial', 'another')}. Report each directory by itself, or delete the runs not meant."
             )
+
+
+def _axes(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of a run at its points of the axes of its sweep."""
+    return {axis: content["sweep"].get(axis, {}) for axis in ("task", "size", "grid")}
+
+
+def _stage_of(content: dict[str, Any], label: str) -> str:
+    """The sweep, method and stage of a run."""
+    sweep, backbone = content["sweep"], content.get("backbone", {})
+    return json.dumps([sweep.get("name"), label, backbone.get("fingerprint"), sweep.get("stage")])
 
 
 def _group_of(groups: dict[str, Group], shared: dict[str, Any]) -> Group:
@@ -201,6 +263,7 @@ def _labels(contents: list[dict[str, Any]]) -> list[str]:
     """The name of each run: the sweep's name of its method, else its method and the options in which its runs differ.
 
     The training length may differ between tasks and sizes: it is named only where runs of one task and size differ.
+    Partial runs say so, and are rows of their own.
     """
     options_of: dict[str, list[dict[str, Any]]] = {}  # method -> options of each run
     settings_of: dict[str, list[dict[str, Any]]] = {}  # method -> other options of each run
@@ -208,7 +271,7 @@ def _labels(contents: list[dict[str, Any]]) -> list[str]:
     for content in contents:
         if "sweep" not in content:
             options_of.setdefault(content["method"], []).append(compared_fields(content, "method"))
-            settings_of.setdefault(content["method"], []).append(_settings(content))
+            settings_of.setdefault(content["method"], []).append(options_beside_fields(content))
             lengths_of.setdefault((content["method"], _cell(content)), []).append(_length(content))
     named: dict[str, set[str]] = {}  # method -> fields of the training length that are named
     for (method, _), lengths in lengths_of.items():
@@ -219,48 +282,22 @@ def _labels(contents: list[dict[str, Any]]) -> list[str]:
     for content in contents:
         method = content.get("method", "")
         if "sweep" in content:
-            labels.append(str(content["sweep"]["method"]))
+            labels.append(", ".join([str(content["sweep"]["method"]), *_partial(content)]))
             continue
         options, length = compared_fields(content, "method"), _length(content)
         shown = {k: v for k, v in options.items() if any(other.get(k) != v for other in options_of[method])}
         shown |= {k: v for k, v in length.items() if k in named.get(method, ())}
-        settings = _settings(content)
+        settings = options_beside_fields(content)
         shown |= {k: v for k, v in settings.items() if any(other.get(k) != v for other in settings_of[method])}
-        if partial := run_is_partial(content):
-            shown["partial:"] = "; ".join(partial)
-        labels.append(", ".join([METHOD_NAMES.get(method, method), *(f"{k} {v}" for k, v in shown.items())]))
+        words = [METHOD_NAMES.get(method, method), *(f"{k} {v}" for k, v in shown.items()), *_partial(content)]
+        labels.append(", ".join(words))
     return labels
 
 
-def _fixed_settings(content: dict[str, Any]) -> dict[str, Any]:
-    """Settings that no axis of a sweep varies: runs with other ones are of another sweep."""
-    sweep = content["sweep"]
-    varied = {name for axis in ("task", "size", "grid") for name in sweep.get(axis, {})}
-    return {name: value for name, value in _settings(content).items() if name not in varied}
-
-
-# Settings that the conditions of a table, the method's options, or the training length show already.
-_SHOWN_ELSEWHERE = (
-    *("model.adapter", "model.backbone", "trainer.max_epochs", "data.batch_size"),
-    *("model.schedule.warmup_epochs", "model.schedule.warmup_steps", "model.schedule.warmup_fraction"),
-)
-
-
-def _settings(content: dict[str, Any]) -> dict[str, Any]:
-    """The other options of a run in which two runs of a method must not be averaged; none in format 1."""
-    conditions = table_conditions(content)
-    return {
-        name: value
-        for name, value in content.get("configuration", {}).items()
-        if option_kind(name) == "setting"
-        and not name.startswith(_SHOWN_ELSEWHERE)
-        and name.rpartition(".")[2] not in conditions
-    }
-
-
-def run_is_partial(content: dict[str, Any]) -> list[str]:
-    """Why a run is not a complete one."""
-    return [*content.get("fit", {}).get("partial", []), *content.get("test", {}).get("partial", [])]
+def _partial(content: dict[str, Any]) -> list[str]:
+    """The words of a partial run; none of a complete one, nor of one that diverged, which is in no mean."""
+    status = status_of(content, partial_measurement(content))
+    return [status] if status.startswith("partial") else []
 
 
 def _length(content: dict[str, Any]) -> dict[str, Any]:

@@ -12,22 +12,23 @@ from typing import Any
 from replora.io import replace_text
 from replora.reports.grouping import group_runs
 from replora.reports.render.document import Block, Heading, Paragraph, Table, write_document
-from replora.reports.runs import Group, ReportError, Run, is_run, read_runs
+from replora.reports.runs import Group, ReportError, Run, read_runs
 from replora.reports.sections.benchmarks import benchmark_section
 from replora.reports.sections.learning_curves import learning_curve_section
 from replora.reports.sections.learning_rates import learning_rate_section
 from replora.reports.sections.low_data import low_data_section
 from replora.reports.sections.validation import validation_section
 from replora.reports.sections.video import video_section
-from replora.results import stored
+from replora.results import status_of, stored
 
 TITLE = "Results"
 RUN_COLUMNS = (
     *("stage", "method", "task", "shots", "amount", "examples", "seed", "learning_rate", "weight_decay"),
-    *("metric", "validation", "test", "diverged", "adapter_trained", "adapter_deployed", "head"),
+    *("metric", "validation", "test", "diverged", "status", "adapter_trained", "adapter_deployed", "head"),
     *("fit_seconds", "steps", "git", "date"),
 )
 VIDEO_COLUMNS = ("official_split", "recipe", "train_skipped", "test_skipped")
+EVALUATION_COLUMNS = ("run", "verb", "examples", "of them seen in training", "weights", "status", "metrics")
 SHOWN_OPTIONS = ("rank", "factors", "hidden", "activation", "sharing")
 # Options that have no effect, by `factors`.
 UNUSED = {"none": ("hidden", "activation", "sharing"), "linear": ("activation",)}
@@ -61,7 +62,7 @@ def write_report(sources: Sequence[Path], folder: Path, trials: Collection[str] 
         reasons = "".join(f"\n  {reason}" for reason in skipped)
         raise ReportError(f"The files hold no run that was trained or tested, so there is nothing to report.{reasons}")
     folder.mkdir(parents=True, exist_ok=True)
-    blocks: list[Block] = [Heading(1, TITLE), Paragraph(_summary(groups, _repeats(contents, groups)))]
+    blocks: list[Block] = [Heading(1, TITLE), Paragraph(_summary(groups))]
     for number, group in enumerate(groups, start=1):
         prefix = f"{number}_" if len(groups) > 1 else ""
         blocks += [Heading(2, group.title), *(_conditions(group, prefix))]
@@ -81,65 +82,78 @@ def write_report(sources: Sequence[Path], folder: Path, trials: Collection[str] 
 
 def _left_out(contents: Sequence[dict[str, Any]], groups: Sequence[Group], skipped: Sequence[str]) -> list[Block]:
     """Names what stands in no table: repeated runs, evaluations of other data or weights, and unreadable files."""
-    kept = {id(run.results) for group in groups for run in group.runs}
-    older = [_name(content) for content in contents if is_run(content) and id(content) not in kept]
-    further = [
-        f"{_name(content)}: {e['verb']} of {e['data'].get('size', 'unknown')} examples by {e['weights']['source']}, "
-        f"{_metrics_of(e)}{', partial' if e['partial'] else ''}"
-        f"{', on examples that it was trained on' if e['data'].get('seen_in_training') else ''}"
-        for content in contents
-        for e in content.get("evaluations", [])
-        if e["verb"] != "predict" and e is not content.get(e["verb"])
-    ]
+    replaced = _replaced(groups)
+    older = [f"{_name(old)}, replaced by {_name(new)}" for old, new, copy in replaced if not copy]
+    copies = [f"{_name(old)} is a copy of {_name(new)}" for old, new, copy in replaced if copy]
     listed = [
-        (
-            "Older runs that a newer one of the same setting and seeds replaces",
-            older if skipped or _recorded(contents) else [],
-        ),
-        ("Further evaluations, of other data, other weights or a part", further),
-        ("Not part of this report", list(skipped)),
+        ("Older runs that a newer one of the same setting and seeds replaces", sorted(older)),
+        ("Copies of a run, of which the one with the newest measurement counts", sorted(copies)),
+        ("Not part of this report", skipped),
     ]
-    found = [(title, names) for title, names in listed if names]
-    if not found:
-        return []
+    blocks: list[Block] = [Paragraph(f"{title}: {'; '.join(names)}.") for title, names in listed if names]
+    rows = [
+        _evaluation_row(content, evaluation)
+        for content in contents
+        for evaluation in content.get("evaluations", [])
+        if evaluation["verb"] != "predict" and evaluation is not content.get(evaluation["verb"])
+    ]
+    if rows:
+        caption = "Further evaluations, of other data, other weights or a part"
+        blocks.append(Table("further_evaluations", caption, EVALUATION_COLUMNS, sorted(rows)))
+    return [Heading(2, "Left out of the tables"), *blocks] if blocks else []
+
+
+def _replaced(groups: Sequence[Group]) -> list[tuple[dict[str, Any], dict[str, Any], bool]]:
+    """Results that do not count, those that replace them, and whether the two are copies of one run."""
+    found = {id(run.results): run for group in groups for run in group.runs}  # some are in several groups
+    pairs = []
+    for run in found.values():
+        known = {run.results.get("run_id"): run.results}
+        for old in sorted(run.replaced, key=lambda old: str(old.get("file"))):
+            copied = known.setdefault(old["run_id"], old) if "run_id" in old else old
+            pairs.append((old, run.results if copied is old else copied, copied is not old))
+    return pairs
+
+
+def _evaluation_row(content: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
+    data, weights = evaluation["data"], evaluation["weights"]
+    measured = {name: value for name, value in evaluation["metrics"].items() if "loss" not in name}
+    metrics = ", ".join(f"{name} {value}" for name, value in list(measured.items())[:2])
+    seen = data.get("seen_in_training", 0)
     return [
-        Heading(2, "Left out of the tables"),
-        *(Paragraph(f"{title}: {'; '.join(names)}.") for title, names in found),
+        _name(content),
+        evaluation["verb"],
+        f"{data.get('size', 'unknown')}, list {str(data.get('sha256') or 'unknown')[:8]}",
+        str(seen),
+        f"{weights['source']}{', averaged' if weights.get('averaged') else ''}",
+        status_of(content, evaluation["partial"]),
+        metrics,
     ]
-
-
-def _recorded(contents: Sequence[dict[str, Any]]) -> bool:
-    """Whether any run has a name: results of format 1 have none."""
-    return any("run_id" in content for content in contents)
 
 
 def _name(content: dict[str, Any]) -> str:
-    """How a run is named where it stands in no table."""
+    """How a run is named where it stands in no table: its directory, if it is known, beside what it is."""
     trial = content.get("sweep", {}).get("trial")
     date = content.get("fit", content.get("test", {})).get("date", "unknown date")
-    return str(trial or f"{content.get('method')} run {content.get('run_id', '')[:8]} of {date}")
+    words = str(trial or f"{content.get('method')} run {content.get('run_id', '')[:8]} of {date}")
+    place = str(content.get("file", ""))
+    return place if trial and place.endswith(words) else f"{place} ({words})" if place else words
 
 
-def _metrics_of(evaluation: dict[str, Any]) -> str:
-    measured = {k: v for k, v in evaluation["metrics"].items() if "loss" not in k}
-    return ", ".join(f"{name} {value}" for name, value in list(measured.items())[:2])
-
-
-def _repeats(contents: Sequence[dict[str, Any]], groups: Sequence[Group]) -> int:
-    """Number of runs that a newer run under the same conditions replaces."""
-    kept = {id(run.results) for group in groups for run in group.runs}
-    return sum(is_run(content) and id(content) not in kept for content in contents)
-
-
-def _summary(groups: Sequence[Group], repeats: int) -> str:
+def _summary(groups: Sequence[Group]) -> str:
     runs = [run for group in groups for run in group.runs]
     final, selecting = (sum(run.stage == stage for run in runs) for stage in ("final", "select"))
     diverged = sum(run.diverged for run in runs)
+    partial = sum(run.status.startswith("partial") for run in runs)
+    copies = [same for _, _, same in _replaced(groups)]
     text = f"{len(runs)} runs: {final} measured on test data"
     text += f", {selecting} by which options were chosen on validation data" if selecting else ""
     text += f"; {diverged} diverged" if diverged else ""
-    if repeats:
-        text += f"; {repeats} older ones with the same method, options, data and seed as a newer one are left out"
+    text += f"; {partial} partial, in rows of their own and excluded from the means of complete runs" if partial else ""
+    if older := copies.count(False):
+        text += f"; {older} older ones with the same method, options, data and seed as a newer one are left out"
+    if any(copies):
+        text += f"; {copies.count(True)} copies of runs among them are left out"
     return f"{text}. Every number comes from the runs' results.json files (runs.jsonl beside this report)."
 
 
@@ -241,6 +255,7 @@ def _run_row(run: Run) -> list[Any]:
         run.validation,
         run.score,
         run.diverged,
+        run.status,
         counts.get("adapter_trained"),
         counts.get("adapter_deployed"),
         counts.get("head"),

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
-from replora.results import ResultsError, read_results, with_own_measurements
+from replora.results import ResultsError, read_results, status_of, with_own_measurements
 
 # Order of the methods in tables; other methods follow by name.
 METHOD_ORDER = ("full fine-tuning", "linear probe", "BitFit", "LoRA", "DoRA", "linear", "RepLoRA")
 # Runs are compared by the first of these metrics that they have; `score` is the mean over tasks with different metrics.
 HEADLINES = ("accuracy", "acc_norm", "acc", "score")
+REQUIRED = ("backbone", "options", "parameters", "data")  # of a run with a method
+PARTS = (*REQUIRED, "configuration", "fit", "test", "validate", "sweep")
 SHOWN = 4  # number of sizes in a picture that has no room for all of them
 
 
@@ -49,6 +51,7 @@ class Run:
         size: Amount of its training data.
         seed: Random seed of the run.
         stage: `select` for a run by which options are selected, otherwise `final`.
+        replaced: Results that do not count because of this run: older repeats of it, and copies.
     """
 
     results: dict[str, Any]
@@ -57,6 +60,7 @@ class Run:
     size: Size
     seed: int
     stage: str
+    replaced: tuple[dict[str, Any], ...] = ()
 
     @property
     def metric(self) -> str:
@@ -75,8 +79,13 @@ class Run:
         return self.metrics("fit").get(f"val/{self.metric}")
 
     @property
+    def status(self) -> str:
+        """`complete`, `diverged`, or `partial: ` and why."""
+        return status_of(self.results, partial_measurement(self.results))
+
+    @property
     def diverged(self) -> bool:
-        return "failed" in self.results.get("sweep", {}) or self.results.get("fit", {}).get("diverged", False)
+        return self.status == "diverged"
 
     @property
     def examples(self) -> int | None:
@@ -118,7 +127,7 @@ class Group:
     """Runs that may stand in one table.
 
     Attributes:
-        title: Data set and backbone.
+        title: Data set and backbone, and in what the group differs from others with the same ones.
         conditions: What they have in common.
         runs: All of them.
     """
@@ -155,9 +164,10 @@ def spread(sizes: Sequence[Size]) -> list[Size]:
 
 
 def read_runs(sources: Sequence[Path], skipped: list[str] | None = None) -> list[dict[str, Any]]:
-    """The results in directories (searched with those inside), `results.json` and `.jsonl` files.
+    """The results in directories (searched with those inside), `results.json` and `.jsonl` files, each file once.
 
-    A directory without any `results.json` is one of a report, and its `runs.jsonl` is read.
+    A directory without any `results.json` is one of a report, and its `runs.jsonl` is read. `file` of the results is
+    the run's directory.
 
     Args:
         sources: Directories and files.
@@ -168,6 +178,7 @@ def read_runs(sources: Sequence[Path], skipped: list[str] | None = None) -> list
         ResultsError: A file is corrupt or of a newer release.
     """
     found: list[dict[str, Any]] = []
+    seen: set[Path] = set()
     for source in sources:
         inside = sorted(source.rglob("results.json")) or sorted(source.glob("*.jsonl"))
         files = inside if source.is_dir() else [source]
@@ -176,16 +187,43 @@ def read_runs(sources: Sequence[Path], skipped: list[str] | None = None) -> list
                 f"{source} holds no results.json, and no runs.jsonl of a report. Name directories of runs."
             )
         for file in files:
+            if file.resolve() in seen:
+                continue
+            seen.add(file.resolve())
             try:
-                contents = _lines(file) if file.suffix == ".jsonl" else [read_results(file)]
-                if any(is_run(c) and not {"method", "sweep"} & c.keys() for c in contents):
-                    raise ReportError(f"{file} is not a complete results file: it has no 'method'.")
+                contents = _lines(file) if file.suffix == ".jsonl" else [_with_place(read_results(file), file)]
+                for content in contents:
+                    _check_complete(file, content)
                 found += contents
             except (ReportError, ResultsError) as error:
                 if skipped is None:
                     raise
                 skipped.append(str(error))
     return found
+
+
+def _with_place(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    return {**content, "file": str(file.parent if file.name == "results.json" else file)}
+
+
+def _check_complete(file: Path, content: dict[str, Any]) -> None:
+    """Check that results have the parts that a report reads.
+
+    Raises:
+        ReportError: They have not.
+    """
+    if is_run(content) and not {"method", "sweep"} & content.keys():
+        raise ReportError(f"{file} is not a complete results file: it has no 'method'.")
+    parts = {name: content[name] for name in PARTS if name in content}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise ReportError(f"{file} is not a complete results file: {name!r} is {part!r}, not a mapping.")
+    for verb in {"fit", "test", "validate"} & content.keys():
+        if not isinstance(content[verb].get("metrics", {}), dict):
+            raise ReportError(f"{file} is not a complete results file: its 'metrics' of {verb} are no mapping.")
+    missing = [name for name in REQUIRED if name not in content]
+    if "method" in content and missing:
+        raise ReportError(f"{file} is not a complete results file: it has no {missing[0]!r}.")
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -195,7 +233,16 @@ def _lines(file: Path) -> list[dict[str, Any]]:
         raise ReportError(f"{file} cannot be read: {error}.") from error
     if not all(isinstance(content, dict) and "format" in content for content in contents):
         raise ReportError(f"{file} is not a file of results: a line has no 'format'.")
-    return [with_own_measurements(content) for content in contents]
+    try:
+        return [with_own_measurements(content) for content in contents]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ReportError(f"{file} is not a file of results: a line is not complete: {error!r}.") from error
+
+
+def partial_measurement(content: dict[str, Any]) -> list[str]:
+    """Why the measurement of a run that tables show does not cover its split."""
+    reasons: list[str] = content.get("test", content.get("validate", {})).get("partial", [])
+    return reasons
 
 
 def is_run(content: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from replora.results import read_results
+from replora.results import read_results, status_of
 from replora.sweeps.plan import Sweep, Trial
 
 STATES = ("waiting", "running", "done", "failed")
@@ -62,7 +62,9 @@ class Progress:
     def ended(self, trial: Trial, results: dict[str, Any]) -> None:
         self._count(trial, "done")
         value = value_of(results, self.metric)
-        shown = "diverged" if "failed" in results["sweep"] else f"{value:.4g}" if value is not None else "no value"
+        status = status_of(results, results.get("test", {}).get("partial", [])).partition(":")[0]
+        shown = f"{value:.4g}" if value is not None else "no value"
+        shown = {"complete": shown, "partial": f"{shown}, partial"}.get(status, status)
         self.newest[trial.method] = shown
         self._tell(f"{trial.folder}  {self.metric} {shown}")
 

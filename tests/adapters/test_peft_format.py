@@ -154,7 +154,7 @@ def test_what_peft_would_mistake_is_refused_and_unknown_use_asks_for_an_input(tm
         replora.export_peft(model, tmp_path / "peft", example=torch.randn(2, 4))
     model = replora.inject(TwoHeads(), config, also_train=["other_head"])
     replora.export_peft(model, tmp_path / "peft", example=torch.randn(2, 4))
-    with pytest.raises(replora.RepLoRAError, match="nothing is overwritten"):
+    with pytest.raises(replora.RepLoRAError, match="is not overwritten"):
         replora.export_peft(model, tmp_path / "peft")
 
 

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import replora
 from replora.backbones.backbone import BackboneError
@@ -173,3 +176,70 @@ def llama_without_memory(shape, config):
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**LLAMA_SHAPES[shape]))
         return replora.inject(model, config)
+
+
+# --- folders that are not what they seem
+
+SMALL = {
+    **dict.fromkeys(["num_hidden_layers", "num_attention_heads", "num_key_value_heads", "n_heads", "n_head"], 2),
+    **dict(hidden_size=32, intermediate_size=48, vocab_size=60, max_position_embeddings=64),  # noqa: C408
+}
+HEADS = {"qwen3": {"head_dim": 16}, "gemma": {"head_dim": 16}}
+CAUSAL = ["llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "phi3", "gpt_neox", "opt", "olmo2", "stablelm"]
+ENCODERS = ["bert", "roberta", "electra", "camembert", "xlm-roberta", "rembert", "roformer", "megatron-bert"]
+
+
+def written(folder, kind):
+    config = AutoConfig.for_model(kind, **SMALL | HEADS.get(kind, {}), pad_token_id=0)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", [*CAUSAL, "gpt2", "bloom", "falcon", "mpt", "mamba"])
+def test_causal_families_pass(kind, tmp_path):
+    assert build_language_backbone(written(tmp_path, kind)).fingerprint
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_an_encoder_is_no_causal_language_model(kind, pretrained, tmp_path):
+    with pytest.raises(BackboneError, match="is no causal language model"):
+        build_language_backbone(written(tmp_path, kind), pretrained=pretrained)
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+@pytest.mark.parametrize("lost", ["first", "last", "base"])
+def test_weights_that_are_missing_are_named(kind, lost, tmp_path):
+    written(tmp_path, kind)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    if lost == "base":  # as saved from LlamaModel, whose names lack the first part and which has no output layer
+        AutoModel.from_pretrained(tmp_path).save_pretrained(tmp_path)
+        if AutoConfig.from_pretrained(tmp_path).tie_word_embeddings:
+            assert build_language_backbone(str(tmp_path)).fingerprint
+            return
+    else:
+        matrices = sorted(name for name in state if "layers" in name and name.endswith("weight"))
+        del state[matrices[0 if lost == "first" else -1]]
+        save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=r"its files lack [12] of the weights of"):
+        build_language_backbone(str(tmp_path))
+
+
+def test_special_tokens_that_a_folder_leaves_empty(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenizer_config.json"
+    options = json.loads(file.read_text())
+    whole = load_tokenizer(str(folder))
+    file.write_text(json.dumps(options | {"bos_token": "", "eos_token": "", "unk_token": "", "pad_token": ""}))
+    empty = load_tokenizer(str(tmp_path))
+    assert (empty.bos_token_id, empty.eos_token_id, empty.unk_token_id) == (
+        whole.bos_token_id,
+        whole.eos_token_id,
+        whole.unk_token_id,
+    )
+    assert empty.pad_token_id == empty.eos_token_id
+    file.write_text(json.dumps({k: v for k, v in options.items() if k not in ("eos_token", "pad_token")}))
+    with pytest.raises(BackboneError, match="neither a padding nor an end token"):
+        load_tokenizer(str(tmp_path))

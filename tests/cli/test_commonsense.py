@@ -101,6 +101,46 @@ def test_fit_and_its_test(finished, home):
     assert "Test questions: BoolQ 5, ARC-e 6, OBQA 4." in table
 
 
+def llama_with(folder: Path, model: dict[str, int], tokenizer: dict[str, str | None]) -> str:
+    """A LLaMA of other sizes, whose tokenizer's file has other entries; None removes one."""
+    write_tiny_llama(folder, **model)
+    file = folder / "tokenizer_config.json"
+    given = json.loads(file.read_text()) | tokenizer
+    file.write_text(json.dumps({name: value for name, value in given.items() if value is not None}))
+    return f"--model.backbone={folder}"
+
+
+FEWER = {"vocab_size": 200, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+MISFITS = [
+    (FEWER, {}, "but {folder} has 200 embeddings"),
+    ({"max_position_embeddings": 100}, {}, "but {folder} has 100 positions. Lower --data.cutoff"),
+    ({}, {"eos_token": None, "pad_token": None}, "neither a padding nor an end token"),
+]
+MISFITS_OF_TRAINING = [
+    ({}, {"pad_token": "[PADDING]"}, "token ids up to 260, but {folder} has 260 embeddings"),
+    ({}, {"eos_token": None}, "The preset 'clean' ends a text with the tokenizer's end token"),
+]
+
+
+@pytest.mark.parametrize(
+    ("verb", "model", "tokenizer", "message"),
+    [
+        *(("fit", *misfit) for misfit in MISFITS + MISFITS_OF_TRAINING),
+        *((verb, *misfit) for verb in ("validate", "test") for misfit in MISFITS),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_named_before_training(
+    tmp_path, home, capsys, verb, model, tokenizer, message
+):
+    backbone = llama_with(tmp_path / "llama", model, tokenizer)
+    given = [*options(home, backbone, "--data.preset=clean", "--data.cutoff=1000", "--data.protocol=holdout")]
+    given += [f"--run_dir={tmp_path / 'run'}", *([] if verb == "fit" else ["--ckpt_path=untrained"])]
+    error = refused(capsys, verb, *given)
+    assert message.format(folder=tmp_path / "llama") in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_another_test_of_the_run_gives_the_same(finished, home, tmp_path):
     main(
         [

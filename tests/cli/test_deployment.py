@@ -160,7 +160,7 @@ def test_deployed_file_of_a_run(home: Path, tmp_path: Path, capsys: pytest.Captu
         outputs = model(EXAMPLES["run"]["x"])
     want = load_file(home / "want.safetensors")["run"]
     torch.testing.assert_close(outputs, want, rtol=1e-5, atol=1e-5)
-    assert "nothing is overwritten" in refused(capsys, "export", str(home / "run"), "--format=adapter", f"--out={out}")
+    assert "is not overwritten" in refused(capsys, "export", str(home / "run"), "--format=adapter", f"--out={out}")
 
 
 def test_another_base_of_equal_shapes_is_refused(
@@ -271,7 +271,7 @@ def test_mistakes(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     inside = f"--out={tmp_path / 'full' / 'mine.txt' / 'x'}"
     for line in (["merge", run], ["export", run], ["export", run, "--format=adapter"]):
         assert "mine.txt is a file, not a folder" in refused(capsys, *line, inside)
-    assert "nothing is overwritten" in refused(capsys, "merge", run, f"--out={tmp_path / 'full'}")
+    assert "is not overwritten" in refused(capsys, "merge", run, f"--out={tmp_path / 'full'}")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full"]
 
 
@@ -324,6 +324,26 @@ def test_in_16_bits_too_an_update_that_is_not_merged_is_found(
     with pytest.raises(ExportError, match=r"is not the sum of|differ from the unmerged one's by"):
         merge(Trained(model, None), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_16_bit_backbone_is_merged_without_rounding_where_that_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = hf_llama().bfloat16().eval()
+    model.save_pretrained(tmp_path / "base")
+    replora.inject(model, BF16["replora"])
+    disturb(model)
+    replora.save_adapter(model, tmp_path / "a.safetensors")
+    source = ["merge", str(tmp_path / "a.safetensors"), f"--base={tmp_path / 'base'}"]
+    main([*source, f"--out={tmp_path / 'rounded'}"])
+    assert "--dtype float32" in capsys.readouterr().out
+    main([*source, f"--out={tmp_path / 'exact'}", "--dtype=float32"])
+    assert "rounding" not in capsys.readouterr().out
+    rounded, exact = (type(model).from_pretrained(tmp_path / name, dtype="auto") for name in ("rounded", "exact"))
+    assert (rounded.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
+    want = call(model.float(), EXAMPLES["llama"])
+    torch.testing.assert_close(call(exact.eval(), EXAMPLES["llama"]), want, rtol=1e-4, atol=1e-5)
 
 
 def test_a_tokenizer_is_copied_where_the_base_has_one(

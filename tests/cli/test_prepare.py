@@ -42,7 +42,7 @@ def test_check_that_fails_ends_with_status_1_and_commands_to_copy(tmp_path, caps
     (home / "images/test/000000.jpg").write_bytes(b"")
     assert prepare(f"--root={tmp_path}", "--tasks=dtd,kitti") == 1
     shown = capsys.readouterr().out
-    assert "problem: dtd: train800.txt lists 16 images, 800 are expected." in shown
+    assert "problem: dtd: train800.txt lists 16 images, but 800 are expected." in shown
     assert "problem: dtd: 1 of 56 images cannot be decoded" in shown
     assert "0 of 2 tasks are whole" in shown
     assert f"rm -r {home}" in shown

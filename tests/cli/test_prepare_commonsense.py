@@ -65,6 +65,6 @@ def test_faults_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_unknown_task_and_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare(f"--root={tmp_path}", "--tasks=arc") == 2
-    assert "'arc' is none of the eight" in capsys.readouterr().err
+    assert "'arc' is not one of the eight" in capsys.readouterr().err
     assert prepare("--help") == 0
     assert "--rebuild" in capsys.readouterr().out

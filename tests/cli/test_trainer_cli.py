@@ -299,6 +299,9 @@ def test_wrong_checkpoints(run, tmp_path, capsys):
         (["--data.protocol=best"], "'best'"),
         (["--trainer.max_epochs=-1"], "set --trainer.max_epochs"),
         (["--model.checkpoint=nowhere.npz"], "there is no file 'nowhere.npz'"),
+        (["--seed_everything=-1"], "--seed_everything -1 is not a seed: give an integer in [0, 4294967295]"),
+        (["--seed_everything=99999999999"], "--seed_everything 99999999999 is not a seed"),
+        (["--data.subset_seed=-3"], "subset_seed=-3 is too small: it must be at least 0"),
     ],
 )
 def test_errors_say_what_is_wrong_without_a_traceback(options, message, tmp_path, capsys):

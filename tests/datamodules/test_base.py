@@ -216,9 +216,11 @@ def test_subsets_are_nested_and_seeded() -> None:
         ({"train_fraction": 0.0}, SubsetError, r"train_fraction=0.0 is not in \(0, 1\]"),
         ({"train_fraction": 0.5, "shots": 2}, SubsetError, "Both train_fraction=0.5 and shots=2"),
         ({"shots": 0}, SubsetError, "shots=0 is not a whole number"),
-        ({"batch_size": 0}, RepLoRAError, "batch_size=0 is too small: it is at least 1"),
+        ({"batch_size": 0}, RepLoRAError, "batch_size=0 is too small: it must be at least 1"),
         ({"eval_batch_size": 0}, RepLoRAError, "eval_batch_size=0"),
-        ({"num_workers": -1}, RepLoRAError, "num_workers=-1 is too small: it is at least 0"),
+        ({"num_workers": -1}, RepLoRAError, "num_workers=-1 is too small: it must be at least 0"),
+        ({"subset_seed": -1}, RepLoRAError, "subset_seed=-1 is too small: it must be at least 0"),
+        ({"shuffle_seed": -1}, RepLoRAError, "shuffle_seed=-1 is too small: it must be at least 0"),
         ({"cache_bytes": -1}, RepLoRAError, "cache_bytes=-1"),
         ({"protocol": "best"}, RepLoRAError, "protocol='best' is not an option. Known: 'tune', 'final'"),
         ({"normalization": "imagnet"}, RepLoRAError, "normalization='imagnet'.*Did you mean 'imagenet'"),
@@ -279,7 +281,7 @@ def test_bound_is_shared_by_the_splits(caplog: pytest.LogCaptureFixture) -> None
     data = made(protocol="tune", cache_bytes=80 * 48 + 20 * 48 - 1)
     assert isinstance(data._splits["train"], InMemory)
     assert isinstance(data._splits["val"], Counting)
-    assert "val: 20 images need" in caplog.text
+    assert "val: 20 decoded images need" in caplog.text
     assert data.train_dataloader().num_workers == 0
     assert data._loader(data._splits["val"], 4).num_workers >= 1
 

@@ -98,7 +98,8 @@ def test_final_tests_every_task_and_has_no_validation(make: Any) -> None:
     assert all(isinstance(item, ChoiceItem) for item in items)
     assert Counter(item.task for item in items) == {task: test for task, (_, test) in SIZES.items()}
     assert {(item.task, item.index) for item in items} == {(t, i) for t, (_, n) in SIZES.items() for i in range(n)}
-    lengths = [len(item.prompt_ids) for item in items]
+    # A question and all its options share a row.
+    lengths = [len(item.prompt_ids) + sum(map(len, item.option_ids)) for item in items]
     assert lengths == sorted(lengths, reverse=True)
     with pytest.raises(ProtocolError, match="protocol 'final'"):
         data.setup("validate")
@@ -219,9 +220,9 @@ def test_a_union_file_trains_and_the_folders_test(make: Any, union: Path) -> Non
 def test_what_a_union_file_does_not_tell_is_refused(make: Any, union: Path) -> None:
     with pytest.raises(UnknownTaskError, match="ARC-Easy of a union file: it does not say which"):
         make(union_file=union, tasks=["ARC-Easy", "boolq"])
-    with pytest.raises(RepLoRAError, match=r"told by task, but .*--data.validation llm_adapters"):
+    with pytest.raises(RepLoRAError, match=r"per task, but .*--data.validation llm_adapters"):
         make(union_file=union, tasks=None, test_tasks=TASKS, protocol="tune", val_fraction=0.5)
-    with pytest.raises(RecordError, match="40 records, 170,420 are expected"):
+    with pytest.raises(RecordError, match="40 records, but 170,420 are expected"):
         make(union_file=union, tasks=None, test_tasks=TASKS, check_sizes=True)
 
 
@@ -403,14 +404,14 @@ def test_a_run_resumed_inside_an_epoch_sees_what_it_would_have_seen(make: Any, t
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"tasks": ["arc"]}, UnknownTaskError, "'arc' is none of the eight"),
+        ({"tasks": ["arc"]}, UnknownTaskError, "'arc' is not one of the eight"),
         ({"tasks": []}, UnknownTaskError, "tasks: no task was named"),
-        ({"test_tasks": ["x"]}, UnknownTaskError, "'x' is none"),
+        ({"test_tasks": ["x"]}, UnknownTaskError, "'x' is not one"),
         ({"preset": "clozed"}, RepLoRAError, "preset='clozed'.*Did you mean 'cloze'"),
         ({"validation": "random"}, RepLoRAError, "validation='random' is not an option"),
         ({"val_fraction": 1.0}, RepLoRAError, "val_fraction=1.0 is not in"),
         ({"test_items": 0}, RepLoRAError, "test_items=0 is too small"),
-        ({"cutoff": 1}, RepLoRAError, "cutoff=1 is too small: it is at least 2"),
+        ({"cutoff": 1}, RepLoRAError, "cutoff=1 is too small: it must be at least 2"),
         ({"train_fraction": 0.5, "shots": 2}, SubsetError, "Both"),
     ],
 )
@@ -429,7 +430,7 @@ def test_missing_data_are_named_before_training(make: Any, root: Path) -> None:
     with pytest.raises(RepLoRAError, match=r"--data\.shots 5 --data\.train_fraction 1\.0"):
         make(shots=5, train_fraction=0.1)
     assert len(make(shots=5, train_fraction=1.0).train_indices) == 5 * len(TASKS)
-    with pytest.raises(RecordError, match="60 records, 9,427 are expected"):
+    with pytest.raises(RecordError, match="60 records, but 9,427 are expected"):
         make(check_sizes=True)
 
 

@@ -12,6 +12,7 @@ import yaml
 
 import datamodules
 from replora.cli.main import main
+from replora.errors import RepLoRAError
 
 FORMER = Path(__file__).parents[1] / "cli" / "former"
 
@@ -43,3 +44,14 @@ def test_help_shows_every_option_with_a_sentence(name: str, capsys: pytest.Captu
             assert f"--data.{option}." in shown
             continue
         assert re.search(r"[A-Z`].*\.$", texts.get(option, "")), f"--data.{option}: {texts.get(option)!r}"
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_batch_size_of_zero_is_an_error_in_every_class(name: str) -> None:
+    made = getattr(datamodules, name)
+    needed = [
+        p.name for p in inspect.signature(made).parameters.values() if p.default is p.empty and p.kind < p.VAR_KEYWORD
+    ]
+    for option in ("batch_size", "eval_batch_size"):
+        with pytest.raises(RepLoRAError, match=rf"^{option}=0 is too small"):
+            made(**dict.fromkeys(needed, Path("absent")), **{option: 0})

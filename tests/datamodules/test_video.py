@@ -13,7 +13,7 @@ from datamodules import HMDB51DataModule, MotionDataModule, SSv2DataModule, Vide
 from datamodules.base import PaddedDataset
 from replora.datasets.errors import ProtocolError
 from replora.datasets.video import motion
-from replora.datasets.video.dataset import TestClips, TrainClips
+from replora.datasets.video.dataset import VideoClips
 from replora.datasets.video.decode import read_clip
 from replora.datasets.video.hmdb51 import film_of
 from replora.datasets.video.motion import DIRECTIONS, motion_frames, read_motion
@@ -43,8 +43,10 @@ def made(root: Path, stage: str = "fit", **options) -> VideoFolderDataModule:
 def test_splits_and_views(root: Path) -> None:
     module = made(root)
     train, val, test = (module._splits[split] for split in ("train", "val", "test"))
-    assert isinstance(train, TrainClips)
-    assert isinstance(val, TestClips)
+    assert isinstance(train, VideoClips)
+    assert train.views is None
+    assert isinstance(val, VideoClips)
+    assert val.views == (1, 1)
     assert (len(train), len(val), len(test)) == (8, 4, 4)
     assert not set(train.paths) & set(val.paths)
     assert val[0]["video"].shape == (1, 3, 4, 16, 16)  # validation is quick
@@ -141,7 +143,7 @@ def test_motion_is_made_once_and_moves(tmp_path: Path, monkeypatch: pytest.Monke
     made_frames = np.stack(list(motion_frames("up", np.random.default_rng((0, 3, 0)))))
     decoded = read_clip(table.home / first, range).permute(0, 2, 3, 1).numpy()
     assert decoded.shape == made_frames.shape == (10, 32, 32, 3)
-    assert np.abs(decoded.astype(int) - made_frames).mean() < 15  # half of the colours' resolution is lost
+    assert np.abs(decoded.astype(int) - made_frames).mean() < 15  # half of the colors' resolution is lost
 
 
 @pytest.mark.parametrize(("name", "axis", "sign"), [("down", 0, 1), ("up", 0, -1), ("right", 1, 1), ("left", 1, -1)])
@@ -158,7 +160,7 @@ def test_patches_move_in_the_direction_of_their_class(name: str, axis: int, sign
 
 
 def test_mirroring_is_refused_where_it_changes_the_class(tmp_path: Path) -> None:
-    with pytest.raises(ClipError, match="mirrored, left is right"):
+    with pytest.raises(ClipError, match="a flip exchanges left and right"):
         MotionDataModule(tmp_path, clips=ClipOptions(flip=0.5))
     with pytest.raises(ClipError, match="belongs to another class"):
         SSv2DataModule(tmp_path, clips=ClipOptions(flip=0.5))

@@ -55,7 +55,7 @@ def test_track_gives_the_defaults_that_are_not_given() -> None:
 def test_images_of_the_other_track_are_refused(tmp_path: Path, images: ImageFormat, asked: Track) -> None:
     write_vtab_task(tmp_path, "kitti", image_format=images)
     data = VTABDataModule(tmp_path, "kitti", check_sizes=False, image_size=8, track=asked)
-    with pytest.raises(TrackError, match=f"track '{asked}' was asked for, but .*its images are {images}.*--data.track"):
+    with pytest.raises(TrackError, match=f"track '{asked}' was requested, but .*its images are {images}.*--data.track"):
         data.setup("fit")
 
 

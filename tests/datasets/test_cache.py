@@ -50,7 +50,7 @@ def test_bound_is_exact_and_the_fallback_is_logged(dataset: VTAB, caplog: pytest
     assert isinstance(in_memory(dataset, 16 * IMAGE_BYTES), InMemory)
     assert not caplog.records
     assert in_memory(dataset, 16 * IMAGE_BYTES - 1, name="train") is dataset
-    assert "train: 16 images need 0.0 MiB decoded" in caplog.text
+    assert "train: 16 decoded images need 0.0 MiB" in caplog.text
     assert "read from disk every epoch" in caplog.text
 
 

@@ -237,7 +237,7 @@ def test_training_tokens_of_smollm2(
     smollm2: Any, asked: CommonsenseRecord, preset: Preset, loss_from: int, ids: list[int]
 ) -> None:
     (found,) = training_tokens(smollm2, [asked], preset)
-    assert (found.ids, found.loss_from, found.whole) == (ids, loss_from, True)
+    assert (found.ids, found.loss_from, found.complete) == (ids, loss_from, True)
     text = "".join(training_text(asked, preset))
     assert smollm2.decode(ids) == text + ("" if preset == "cloze" else "<|im_end|>")
     batch = collate([(5, found.ids, found.loss_from)], pad_id=PAD, multiple=MULTIPLES[preset])
@@ -372,14 +372,14 @@ def test_llm_adapters_cuts_the_end_and_leaves_the_end_token_out() -> None:
         (20, whole.ids[:20], False),
     ]:
         (found,) = training_tokens(byte_tokenizer(), [ARC], "llm_adapters", cutoff)
-        assert (found.ids, found.whole, found.loss_from) == (ids, is_whole, 0)
+        assert (found.ids, found.complete, found.loss_from) == (ids, is_whole, 0)
 
 
 @pytest.mark.parametrize("preset", ["clean", "cloze"])
 def test_the_other_presets_say_what_is_too_long(preset: Preset) -> None:
     (whole,) = training_tokens(byte_tokenizer(), [ARC], preset, cutoff=10_000)
     assert training_tokens(byte_tokenizer(), [ARC], preset, len(whole.ids))[0] == whole
-    assert not training_tokens(byte_tokenizer(), [ARC], preset, len(whole.ids) - 1)[0].whole
+    assert not training_tokens(byte_tokenizer(), [ARC], preset, len(whole.ids) - 1)[0].complete
 
 
 def test_questions_are_whole_whatever_their_length() -> None:

@@ -34,14 +34,14 @@ def test_folders_with_copies_are_told(tmp_path: Path, caplog: pytest.LogCaptureF
     assert not caplog.text
     shutil.copy(root / "train" / "a" / "0.jpg", root / "test" / "a" / "copy.jpg")
     read_image_table(root).assign(0.0, 0.0, 0)
-    assert "1 files repeat the content of one in another split, such as" in caplog.text
+    assert "1 files are copies of a file in another split, such as" in caplog.text
     assert "copy.jpg" in caplog.text
     caplog.clear()
     for split in ("train", "test"):
         for label in "ab":
             write_avi(tmp_path / "videos" / split / label / f"{split}.avi")
     read_video_table(tmp_path / "videos").assign(0.0, 0.0, 0)
-    assert "files repeat the content" in caplog.text
+    assert "files are copies of a file" in caplog.text
 
 
 def test_lists_of_vtab_share_no_image(tmp_path: Path) -> None:

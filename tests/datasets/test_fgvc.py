@@ -94,7 +94,7 @@ def test_other_image_roots(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         rewrite(home / f"{split}.json", lambda listed: {path.removeprefix("jpg/"): key for path, key in listed.items()})
     dataset = made(tmp_path, "oxford_flowers")
-    assert dataset.image_root == home / "jpg"
+    assert dataset.home == home / "jpg"
     assert dataset[0]["image"].dtype == torch.uint8
 
 
@@ -133,18 +133,18 @@ def test_the_other_numbering_of_the_cars_is_told_apart(tmp_path: Path, kaggle: s
     else:
         for file in (home / "car_ims").iterdir():
             file.rename(file.with_name(file.name[1:]))
-    with pytest.raises(ListFileError, match=r"is another car than 000001.jpg of the split files, so do not rename"):
+    with pytest.raises(ListFileError, match=r"is not the car 000001.jpg of the split files, so do not rename"):
         made(tmp_path, "stanford_cars")
 
 
 def test_missing_folders_and_files(tmp_path: Path) -> None:
     (tmp_path / "birds").mkdir()
-    with pytest.raises(DatasetNotFoundError, match=r"holds the folders birds") as raised:
+    with pytest.raises(DatasetNotFoundError, match=r"contains birds") as raised:
         made(tmp_path)
     assert "--data.root" in str(raised.value)
     assert "XiN0919/FGVC" in str(raised.value)
     home = write_fgvc_task(tmp_path, "cub_200_2011")
-    with pytest.raises(DatasetNotFoundError, match=r"is itself the folder of a data set: give the folder above"):
+    with pytest.raises(DatasetNotFoundError, match=r"is itself such a folder: use its parent folder"):
         made(home)
     (home / "test.json").unlink()
     with pytest.raises(DatasetNotFoundError, match=r"test\.json cannot be read .*found there: train\.json, val\.json"):
@@ -159,7 +159,7 @@ def test_missing_folders_and_files(tmp_path: Path) -> None:
         ("{", "is not JSON"),
         ("[]", r"not a table \{path: class\}"),
         ("{}", r"not a table \{path: class\}"),
-        ('{"a.jpg": 1.5}', "the class of 'a.jpg' is 1.5, not a whole number"),
+        ('{"a.jpg": 1.5}', "the class of 'a.jpg' is 1.5, not an integer"),
         ('{"a.jpg": true}', "the class of 'a.jpg' is True"),
         ('{"../a.jpg": 1}', "'../a.jpg' leaves the data"),
         ('{"/etc/a.jpg": 1}', "'/etc/a.jpg' leaves the data"),
@@ -182,5 +182,5 @@ def test_the_same_image_in_train_and_val(tmp_path: Path) -> None:
 def test_names() -> None:
     with pytest.raises(UnknownTaskError, match=r"'StanfordCars' is called 'stanford_cars' here"):
         fgvc_task("StanfordCars")
-    with pytest.raises(UnknownTaskError, match=r"none of the five FGVC data sets. Did you mean 'nabirds'"):
+    with pytest.raises(UnknownTaskError, match=r"not one of the five FGVC data sets. Did you mean 'nabirds'"):
         fgvc_task("nabird")

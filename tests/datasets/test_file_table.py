@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from replora.datasets.common.labelled_files import FileTableError, split_of_name
+from replora.datasets.common.labeled_files import FileTableError, split_of_name
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
 from replora.datasets.image.folder import read_image_table
 from replora.datasets.image.read import IMAGE_SUFFIXES
@@ -50,7 +50,7 @@ def test_a_folder_beside_the_splits(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert (table.class_names, len(table.paths)) == (CLASSES, 12)
     assert "left out: 3 images in unlabeled/, which is no split" in caplog.text
     write_image_folder(tmp_path / "extra", ["cat"], 1)
-    with pytest.raises(FileTableError, match=r"the folder 'extra' holds the class 'cat' too"):
+    with pytest.raises(FileTableError, match=r"the folder 'extra' next to .* contains the class 'cat' too"):
         read_image_table(tmp_path)
 
 
@@ -197,7 +197,7 @@ def test_what_columns_mean_is_told(csv_home: Path, caplog: pytest.LogCaptureFixt
         ("image,file,label\na,b,c\n", r"2 columns that may be the path: 'image', 'file'"),
         ("path,class,category\na,b,c\n", r"2 columns that may be the label"),
         ("path,label,set\ncat/0.jpg,a,train\ndog/0.jpg,b,tarin\n", r"line 3: there is no split 'tarin'"),
-        ("path,label\ncat/0,1.jpg,a\n", r"line 2 has 3 cells, but the first line 2\. Put quotation marks"),
+        ("path,label\ncat/0,1.jpg,a\n", r"line 2 has 3 cells, but the first line has 2\. Quote each cell"),
         ("path,label\n" + "x" * 200_000 + ",a\n", r"cannot be read as a CSV file: field larger than field limit"),
         ("path,label\na\0b,a\n", r"missing|leaves|NUL"),
         ("", r"no column 'path'"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from replora.datasets.common.labelled_files import FileTableError
+from replora.datasets.common.labeled_files import FileTableError
 from replora.datasets.errors import CorruptImageError, DatasetNotFoundError, ListFileError
 from replora.datasets.image.folder import ImageFolder, read_image_table
 from tests.fake_data import write_image_folder
@@ -90,7 +90,7 @@ def test_csv(tmp_path: Path) -> None:
     ("lines", "error", "message"),
     [
         (["where,label", "cat/0.jpg,a"], FileTableError, r"no column 'path'; its first line names 'where', 'label'"),
-        (["path,breed", "cat/0.jpg,a"], FileTableError, r"no column 'label'.*The first line has to be: path,label"),
+        (["path,breed", "cat/0.jpg,a"], FileTableError, r"no column 'label'.*The first line must be: path,label"),
         (["path,label"], FileTableError, "lists no image"),
         (["path,label", "cat/0.jpg,"], FileTableError, r"line 2: cat/0.jpg has no label"),
         (["path,label", "../x.jpg,a"], ListFileError, r"line 2: the path '../x.jpg' leaves the data"),
@@ -115,14 +115,14 @@ def test_bad_csv(tmp_path: Path, lines: list[str], error: type[Exception], messa
 
 
 def test_bad_folders(tmp_path: Path) -> None:
-    with pytest.raises(DatasetNotFoundError, match=r"There is no folder and no CSV file .*nowhere"):
+    with pytest.raises(DatasetNotFoundError, match=r"There is no folder or CSV file .*nowhere"):
         read_image_table(tmp_path / "nowhere")
-    with pytest.raises(FileTableError, match=r"no folders and no images in it.*Expected is a folder for each class"):
+    with pytest.raises(FileTableError, match=r"contains no folders and no images.*Expected is a folder for each class"):
         read_image_table(tmp_path)
     write_image_folder(tmp_path / "one", ["cat"])
     with pytest.raises(FileTableError, match=r"10 images of one class alone, 'cat'"):
         read_image_table(tmp_path / "one")
-    with pytest.raises(FileTableError, match=r"10 images but no folders in it.*predict-files"):
+    with pytest.raises(FileTableError, match=r"contains 10 images but no folders.*predict-files"):
         read_image_table(tmp_path / "one" / "cat")
     (tmp_path / "one" / "dog").mkdir()
     (tmp_path / "one" / "dog" / "a.heic").touch()

@@ -40,9 +40,9 @@ def test_the_form_of_vtab(root: Path) -> None:
         "test": 10_000,
     }
     assert Counter(parts["train"].labels) == dict.fromkeys(range(10), 80)
-    assert np.array_equal(np.concatenate([parts["train"].grey, parts["val"].grey]), parts["trainval"].grey)
+    assert np.array_equal(np.concatenate([parts["train"].gray, parts["val"].gray]), parts["trainval"].gray)
     # Each image says its place in its own file, and the label is that place modulo 10.
-    places = parts["trainval"].grey[:, 0, :3].astype(int) @ [1, 256, 65536]
+    places = parts["trainval"].gray[:, 0, :3].astype(int) @ [1, 256, 65536]
     assert len(set(places.tolist())) == 1000
     assert (places % 10).tolist() == parts["trainval"].labels
     assert parts["test"].labels[:3] == [0, 1, 2]
@@ -91,16 +91,16 @@ def test_sprites_are_fixed_and_disjoint_in_their_draws() -> None:
     train, val = Sprites("train", "location"), Sprites("val", "location")
     both = Sprites("trainval", "location")
     assert (len(train), len(val), len(both), len(Sprites("test", "location"))) == (800, 200, 1000, 2000)
-    assert np.array_equal(np.concatenate([train.grey, val.grey]), both.grey)
+    assert np.array_equal(np.concatenate([train.gray, val.gray]), both.gray)
     assert train.labels[:8] == [4, 2, 9, 8, 0, 12, 13, 7]
     assert set(both.labels) == set(Sprites("trainval", "orientation").labels) == set(range(16))
 
 
-def test_location_is_the_column_of_the_centre() -> None:
+def test_location_is_the_column_of_the_center() -> None:
     sprites = Sprites("val", "location")
-    columns = (sprites.grey.sum(axis=1) * np.arange(64)).sum(axis=1) / sprites.grey.sum(axis=(1, 2))
+    columns = (sprites.gray.sum(axis=1) * np.arange(64)).sum(axis=1) / sprites.gray.sum(axis=(1, 2))
     expected = 14 + (2 * np.array(sprites.labels) + 0.5) * 36 / 31
-    assert np.abs(columns - expected).max() < 2.5, "half a class is 1.2 pixels, a heart's centre is off by up to one"
+    assert np.abs(columns - expected).max() < 2.5, "half a class is 1.2 pixels, a heart's center is off by up to one"
 
 
 def test_orientation_turns_the_shape() -> None:

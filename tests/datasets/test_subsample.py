@@ -129,7 +129,7 @@ def test_bad_shots(shots: int) -> None:
 
 
 def test_shots_that_a_class_lacks() -> None:
-    with pytest.raises(SubsetError, match=r"class 2 has 9, class 3 has 1. At most shots=1 is possible"):
+    with pytest.raises(SubsetError, match=r"class 2 has 9, class 3 has 1. Use at most shots=1,"):
         subsample_indices(IMBALANCED, shots=10)
 
 

@@ -14,7 +14,7 @@ import torch
 from replora.datasets.errors import CorruptVideoError
 from replora.datasets.video import dataset as video_clips
 from replora.datasets.video import frame_cache as clip_cache
-from replora.datasets.video.dataset import TestClips, TrainClips
+from replora.datasets.video.dataset import VideoClips
 from replora.datasets.video.folder import read_video_table
 from replora.datasets.video.frame_cache import CacheError, ClipCache
 from replora.datasets.video.sampling import ClipOptions
@@ -29,8 +29,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video_folder(tmp_path_factory.mktemp("own") / "videos", per_class=3)
 
 
-def train(root: Path, **options) -> TrainClips:
-    return TrainClips(read_video_table(root), range(6), OPTIONS, **options)
+def train(root: Path, **options) -> VideoClips:
+    return VideoClips(read_video_table(root), range(6), OPTIONS, **options)
 
 
 def test_training_clips_follow_from_seed_epoch_and_video(root: Path) -> None:
@@ -46,7 +46,7 @@ def test_training_clips_follow_from_seed_epoch_and_video(root: Path) -> None:
 
 
 def test_views_are_the_same_every_time_and_differ(root: Path) -> None:
-    clips = TestClips(read_video_table(root), [4, 0], OPTIONS, clips=3, crops=3)
+    clips = VideoClips(read_video_table(root), [4, 0], OPTIONS, views=(3, 3))
     sample = clips[0]
     assert (sample["index"], sample["label"]) == (0, 1)
     assert sample["video"].shape == (9, 3, 4, 16, 16)
@@ -54,8 +54,8 @@ def test_views_are_the_same_every_time_and_differ(root: Path) -> None:
     assert len({view.numpy().tobytes() for view in sample["video"]}) == 9
     # One clip and one crop: the middle one of three.
     whole = ClipOptions(num_frames=4, stride=2, image_size=16)
-    alone = TestClips(read_video_table(root), [4], whole)[0]["video"][0]
-    assert torch.equal(alone, TestClips(read_video_table(root), [4], whole, clips=3, crops=3)[0]["video"][4])
+    alone = VideoClips(read_video_table(root), [4], whole, views=(1, 1))[0]["video"][0]
+    assert torch.equal(alone, VideoClips(read_video_table(root), [4], whole, views=(3, 3))[0]["video"][4])
 
 
 def test_a_corrupt_video_is_an_error_or_counts_for_nothing(root: Path, tmp_path: Path, caplog) -> None:
@@ -65,12 +65,12 @@ def test_a_corrupt_video_is_an_error_or_counts_for_nothing(root: Path, tmp_path:
     (broken / "left" / "0.avi").write_bytes(b"no video")
     table = type(table)(broken, table.paths, table.labels, table.class_names, table.splits)
     with pytest.raises(CorruptVideoError, match=r"left/0\.avi cannot be decoded.*--data\.skip_corrupt true"):
-        TestClips(table, [0], OPTIONS)[0]
+        VideoClips(table, [0], OPTIONS, views=(1, 1))[0]
     with pytest.raises(CorruptVideoError, match="cannot be decoded"):
-        TrainClips(table, [0], OPTIONS)[0, 0]
+        VideoClips(table, [0], OPTIONS)[0, 0]
     for sample in (
-        TestClips(table, [0], OPTIONS, skip_corrupt=True, clips=2)[0],
-        TrainClips(table, [0], OPTIONS, skip_corrupt=True)[0, 0],
+        VideoClips(table, [0], OPTIONS, skip_corrupt=True, views=(2, 1))[0],
+        VideoClips(table, [0], OPTIONS, skip_corrupt=True)[0, 0],
     ):
         assert sample["label"] == -1
         assert sample["index"] == 0
@@ -81,7 +81,7 @@ def test_a_corrupt_video_is_an_error_or_counts_for_nothing(root: Path, tmp_path:
 def test_the_cache_changes_nothing_and_decodes_once(root: Path, tmp_path: Path, monkeypatch) -> None:
     table = read_video_table(root)
     plain = [train(root)[epoch, i]["video"] for epoch in (0, 1) for i in range(6)]
-    views = [TestClips(table, range(6), OPTIONS, clips=2, crops=3)[i]["video"] for i in range(6)]
+    views = [VideoClips(table, range(6), OPTIONS, views=(2, 3))[i]["video"] for i in range(6)]
     decode = Mock(wraps=clip_cache.read_clip)
     monkeypatch.setattr(clip_cache, "read_clip", decode)
     monkeypatch.setattr(video_clips, "read_clip", Mock(side_effect=AssertionError("around the cache")))
@@ -93,7 +93,7 @@ def test_the_cache_changes_nothing_and_decodes_once(root: Path, tmp_path: Path, 
         )
     )
     assert decode.call_count == 6
-    cached = TestClips(table, range(6), OPTIONS, ClipCache(tmp_path / "cache", 2**30), clips=2, crops=3)
+    cached = VideoClips(table, range(6), OPTIONS, ClipCache(tmp_path / "cache", 2**30), views=(2, 3))
     for _ in range(2):
         assert all(torch.equal(a, cached[i]["video"]) for i, a in enumerate(views))
     assert decode.call_count == 12  # other frames are kept for evaluation

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from replora.datasets.common.labelled_files import FileTableError
+from replora.datasets.common.labeled_files import FileTableError
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
 from replora.datasets.video.folder import read_video_table
 from replora.datasets.video.hmdb51 import film_of, read_hmdb51
@@ -70,15 +70,15 @@ def test_what_can_be_wrong_with_ssv2(labels: Path, tmp_path: Path) -> None:
             read_ssv2(labels, check_sizes=False)
 
     train.write_text(json.dumps([{**items[0], "template": "Foldin [something]"}, *items[1:]]))
-    refused(r"entry 0 has the template 'Foldin something', which is no class\. Did you mean 'Folding something'")
+    refused(r"entry 0 has the template 'Foldin something', which is not a class\. Did you mean 'Folding something'")
     train.write_text(json.dumps([{"id": "1"}]))
     refused(r"entry 0 has no `id` and `template`")
     train.write_text(json.dumps([{**items[0], "id": "../1"}]))
-    refused(r"the id '\.\./1', which is no name of a file")
+    refused(r"the id '\.\./1', which is not a file name")
     train.write_text(json.dumps([*items, {**items[0], "id": "1010"}]))
-    refused(r"the video '1010' is listed for training too")
+    refused(r"the video '1010' is also a training video")
     train.write_text(json.dumps([*items, {**items[0], "template": items[1]["template"]}]))
-    refused(r"entry 9 is the video '1001' again")
+    refused(r"entry 9 repeats the video '1001'")
     train.write_text("[")
     refused("is not JSON")
     train.write_text(json.dumps([*items, {**items[0], "id": "7"}]))
@@ -91,7 +91,7 @@ def test_what_can_be_wrong_with_ssv2(labels: Path, tmp_path: Path) -> None:
 
 def test_ssv2_without_videos(labels: Path) -> None:
     (labels / "videos").rename(labels / "elsewhere")
-    with pytest.raises(DatasetNotFoundError, match=r"holds none of the 15 videos; looked for 1001\.webm"):
+    with pytest.raises(DatasetNotFoundError, match=r"contains none of the 15 videos; looked for 1001\.webm"):
         read_ssv2(labels, check_sizes=False)
 
 
@@ -148,7 +148,7 @@ def test_names_without_a_film_are_told(tmp_path: Path, caplog: pytest.LogCapture
     lists.write_text(lists.read_text() + "mine.avi 1\n")
     write_avi(root / "videos" / "wave" / "mine.avi")
     read_hmdb51(root, check_sizes=False)
-    assert "1 of 6 names, such as wave/mine.avi, do not tell their film" in caplog.text
+    assert "1 of 6 names, such as wave/mine.avi, do not contain their film" in caplog.text
 
 
 def test_what_can_be_wrong_with_hmdb51(hmdb51: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_what_can_be_wrong_with_hmdb51(hmdb51: Path, tmp_path: Path) -> None:
     lists = tmp_path / "testTrainMulti_7030_splits"
     lists.mkdir()
     (lists / "wave_test_split1.txt").write_text("a.avi 1\nb.avi 3\n")
-    with pytest.raises(ListFileError, match=r"wave_test_split1\.txt, line 2: 'b\.avi 3' is not a file's name"):
+    with pytest.raises(ListFileError, match=r"wave_test_split1\.txt, line 2: 'b\.avi 3' is not a file name"):
         read_hmdb51(tmp_path, check_sizes=False)
     (lists / "wave_test_split1.txt").write_text("a.avi 2\nb.avi 1\na.avi 1\n")
     with pytest.raises(ListFileError, match=r"line 3: a\.avi is listed twice"):

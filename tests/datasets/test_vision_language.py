@@ -142,11 +142,11 @@ def test_features_that_are_missing_or_wrong(tmp_path):
     folder = FeatureFolder(tmp_path, 4)
     assert folder.read("a").shape == (3, 4)
     with pytest.raises(FeatureError, match=r"1 files of features are missing .*: z"):
-        folder.require(["a", "z"])
+        folder.check_names(["a", "z"])
     with pytest.raises(FeatureError, match=r"shape \(3, 5\), but \(n, 4\) was expected"):
         folder.read("b")
     for name in "cde":
-        with pytest.raises(FeatureError, match=f"{name}\\.(h5|npz) is damaged"):
+        with pytest.raises(FeatureError, match=f"{name}\\.(h5|npz) is corrupt"):
             folder.read(name)
 
 
@@ -164,7 +164,7 @@ def test_errors_name_file_and_record(tmp_path):
     with pytest.raises(RecordError, match=r"record 0: 'img1' is missing"):
         image_text_records(tmp_path, "nlvr2", "train")
     file.write_text("[")
-    with pytest.raises(RecordError, match="damaged"):
+    with pytest.raises(RecordError, match="corrupt"):
         image_text_records(tmp_path, "nlvr2", "train")
     with pytest.raises(UnknownTaskError, match="Did you mean 'vqa'"):
         vl_task("vqav2")
@@ -174,15 +174,15 @@ def test_the_first_file_is_read_before_the_training_and_sets_the_shape(tmp_path)
     for name, shape in (("a", (3, 4)), ("b", (2, 4))):
         write_npz(tmp_path / f"{name}.npz", np.ones(shape, np.float32))
     with pytest.raises(FeatureError, match=r"a\.npz holds features of shape \(3, 4\), but \(n, 5\)"):
-        FeatureFolder(tmp_path, 5).require("ba")
+        FeatureFolder(tmp_path, 5).check_names("ba")
     with pytest.raises(FeatureError, match=r"a\.npz holds features of shape \(3, 4\), but \(49, 4\)"):
-        FeatureFolder(tmp_path, 4, count=49).require("ab")
+        FeatureFolder(tmp_path, 4, count=49).check_names("ab")
     images = FeatureFolder(tmp_path, 4)
-    images.require("ab")
+    images.check_names("ab")
     with pytest.raises(FeatureError, match=r"b\.npz holds features of shape \(2, 4\), but \(3, 4\)"):
         images.read("b")
     videos = FeatureFolder(tmp_path, 4, frames=8)
-    videos.require("ab")
+    videos.check_names("ab")
     assert videos.read("b").shape == (8, 4)
 
 
@@ -241,7 +241,7 @@ def test_files_that_are_damaged_or_of_another_form(root, tmp_path):
     file = copy / "video" / "ann" / SUBTITLES
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0], lines[1][:-4]]))
-    with pytest.raises(RecordError, match=r"tv_subtitles\.jsonl, line 2 is damaged"):
+    with pytest.raises(RecordError, match=r"tv_subtitles\.jsonl, line 2 is corrupt"):
         video_text_records(copy, "tvqa", "train")
     file.write_bytes(b'{"vid_name": "\xff\xfe"}\n')
     with pytest.raises(RecordError, match=r"tv_subtitles\.jsonl is not UTF-8 text \('utf-8' codec"):

@@ -93,7 +93,7 @@ def test_averages_refuse_an_incomplete_or_unknown_row() -> None:
     del incomplete["kitti"]
     with pytest.raises(RepLoRAError, match="need all 19 tasks; 1 are missing: kitti"):
         vtab_averages(incomplete)
-    with pytest.raises(RepLoRAError, match=r"'citti' is none of the 19.*Did you mean 'kitti'"):
+    with pytest.raises(RepLoRAError, match=r"'citti' is not one of the 19.*Did you mean 'kitti'"):
         vtab_averages(incomplete | {"citti": 1.0})
 
 
@@ -162,7 +162,7 @@ def test_list_files_are_identified_by_a_hash(home: Path) -> None:
 
 
 def test_unknown_task_names_the_nearest_and_the_remedy() -> None:
-    with pytest.raises(UnknownTaskError, match=r"'eurosta' is none.*Did you mean 'eurosat'\?.*num_classes=\.\.\."):
+    with pytest.raises(UnknownTaskError, match=r"'eurosta' is not one.*Did you mean 'eurosat'\?.*num_classes=\.\.\."):
         vtab_task("eurosta")
 
 
@@ -181,7 +181,7 @@ def test_num_classes_must_agree_with_the_table() -> None:
 
 @pytest.mark.parametrize("name", ["../leaves", "a/b", "..", "", "C:\\x"])
 def test_task_is_no_path(name: str) -> None:
-    with pytest.raises(UnknownTaskError, match=r"is a path\. A task is the name of one folder"):
+    with pytest.raises(UnknownTaskError, match=r"is a path\. A task is the name of a folder"):
         vtab_task(name, 3)
 
 
@@ -192,12 +192,12 @@ def test_missing_root_and_folder_say_what_is_there(home: Path, tmp_path: Path) -
         VTAB(tmp_path, "cifar", "test")
     message = str(error.value)
     assert "a folder cifar or cifar100 in" in message
-    assert "vtab-1k holds eurosat" in message
+    assert "vtab-1k contains eurosat" in message
     assert "cifar/{train800,val200,train800val200,test}.txt" in message
     assert "--data.root" in message
     assert "REPLORA_DATA" in message
     assert "get_vtab1k.py" in message
-    with pytest.raises(DatasetNotFoundError, match=f"give the folder above it, {home.parent}"):
+    with pytest.raises(DatasetNotFoundError, match=f"use its parent folder, {home.parent}"):
         VTAB(home, "eurosat", "test")
     with pytest.raises(DatasetNotFoundError) as error:
         VTAB(tmp_path, "leaves", "test", num_classes=3)
@@ -220,9 +220,9 @@ def test_wrong_count(home: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("images/train800/000000.jpg", "line 2: .* is not a path, a space and a whole number"),
-        ("images/train800/000000.jpg 1.0", "is not a path, a space and a whole number"),
-        ("7", "is not a path, a space and a whole number"),
+        ("images/train800/000000.jpg", "line 2: .* is not a path, a space and an integer"),
+        ("images/train800/000000.jpg 1.0", "is not a path, a space and an integer"),
+        ("7", "is not a path, a space and an integer"),
         ("images/train800/000000.jpg 10", r"line 2: label 10, but eurosat has 10 classes \(labels 0 to 9\)"),
         ("images/train800/000000.jpg -1", "label -1"),
         ("/etc/passwd 1", "line 2: the path '/etc/passwd' leaves the data"),

@@ -42,11 +42,11 @@ def test_real_sizes(tmp_path: Path) -> None:
     assert check(tmp_path, "kitti", check_sizes=True).problems == []
     lines = (home / "test.txt").read_text().splitlines(keepends=True)
     (home / "test.txt").write_text("".join(lines[1:]))
-    assert check(tmp_path, "kitti", check_sizes=True).problems == ["test.txt lists 710 images, 711 are expected."]
+    assert check(tmp_path, "kitti", check_sizes=True).problems == ["test.txt lists 710 images, but 711 are expected."]
     label_zero = [line.rsplit(" ", 1)[0] + " 0\n" for line in lines]
     (home / "test.txt").write_text("".join(label_zero))
     report = check(tmp_path, "kitti", check_sizes=True)
-    assert report.problems == ["test.txt has no image of 3 of the 4 classes (labels 1, 2, 3): the labels are wrong"]
+    assert report.problems == ["test.txt has no images of 3 of the 4 classes (labels 1, 2, 3): the labels are wrong"]
     assert report.classes_seen == 1
 
 
@@ -62,7 +62,7 @@ def test_aliases_are_noted(tmp_path: Path) -> None:
     home = write_vtab_task(tmp_path, "cifar")
     report = check(tmp_path, "cifar")
     assert report.folder == home
-    assert report.notes == [f"{home.parent / 'cifar100'} holds the task once more and is not used"]
+    assert report.notes == [f"{home.parent / 'cifar100'} contains the same task and is not used"]
 
 
 def test_images_that_cannot_be_decoded_are_counted_and_named(home: Path) -> None:
@@ -123,7 +123,7 @@ def test_track_asked_for(home: Path) -> None:
 def test_formats_must_be_those_of_the_track(home: Path) -> None:
     with Image.open(home / "images/test/000000.jpg") as image:
         image.save(home / "images/test/000000.jpg", "PNG")
-    assert check(home.parent).problems == ["the images have several formats: JPEG, PNG"]
+    assert check(home.parent).problems == ["the images have different formats: JPEG, PNG"]
     shutil.rmtree(home)
     home = write_vtab_task(home.parent.parent, "eurosat")
     write_marker(home, VTAB_TASKS["eurosat"], "clean", "test", {})

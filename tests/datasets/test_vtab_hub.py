@@ -88,7 +88,7 @@ def test_repository_without_the_tasks(tmp_path: Path, repository: Path) -> None:
 
 def test_track_must_be_the_one_asked(tmp_path: Path, repository: Path) -> None:
     write_vtab(repository, ["kitti"])
-    with pytest.raises(PrepareError, match="as in the track archive; asked for was --track clean"):
+    with pytest.raises(PrepareError, match="as in the track archive; --track clean was requested"):
         take(tmp_path / "data", "kitti", track="clean")
     assert not (tmp_path / "data" / "kitti").exists()
 

@@ -27,7 +27,7 @@ def above(value: float) -> float:
 def test_clevr_count() -> None:
     assert [clevr_count(objects) for objects in range(3, 11)] == list(range(8))
     for objects in (0, 2, 11):
-        with pytest.raises(LabelError, match=f"3 to 10 objects, this one {objects}"):
+        with pytest.raises(LabelError, match=f"3 to 10 objects, but this one has {objects}"):
             clevr_count(objects)
 
 
@@ -132,5 +132,5 @@ def test_plain_labels_stay_inside_the_table(task: str) -> None:
     classes = VTAB_TASKS[task].num_classes
     assert [label_of(task, {"label": np.int64(label)}) for label in (0, classes - 1)] == [0, classes - 1]
     for label in (-1, classes):
-        with pytest.raises(LabelError, match=f"labels 0 to {classes - 1}, this example has {label}"):
+        with pytest.raises(LabelError, match=f"labels 0 to {classes - 1}, but this example has {label}"):
             label_of(task, {"label": np.int64(label)})

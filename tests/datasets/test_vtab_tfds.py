@@ -18,7 +18,7 @@ from replora.datasets.vtab.dataset import VTAB, VTAB_TASKS, lists_sha256, vtab_t
 from replora.datasets.vtab.labels import label_of
 from replora.datasets.vtab.tfds import SLICES, rgb
 from replora.datasets.vtab.tracks import Track
-from tests.fake_tfds import CATALOGUE, example, install
+from tests.fake_tfds import CATALOG, example, install
 
 
 def build(root: Path, *tasks: str, check_sizes: bool = False, track: Track | None = None) -> list[str]:
@@ -31,7 +31,7 @@ def failure(root: Path, *tasks: str, check_sizes: bool = False) -> str:
     """Why the first of the tasks could not be built."""
     report, *_ = prepare_vtab(root, list(tasks), from_tfds=True, check_sizes=check_sizes)
     assert report.state == "missing"
-    assert "an interrupted build is kept" in report.notes[0]
+    assert "contains an interrupted build" in report.notes[0]
     return report.problems[0]
 
 
@@ -48,14 +48,14 @@ def test_all_19_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track: Tr
         assert marker["sizes"] == {"train800": 5, "val200": 5, "train800val200": 10, "test": 5}
         assert marker["lists_sha256"] == lists_sha256(tmp_path / name)
         data_set = SLICES[name].builder.partition(":")[0]
-        assert marker["source"] == f"tensorflow_datasets {data_set}/{CATALOGUE[data_set][0]}"
+        assert marker["source"] == f"tensorflow_datasets {data_set}/{CATALOG[data_set][0]}"
         assert marker["versions"]["pillow"]
 
 
 @pytest.mark.parametrize("task", VTAB_TASKS)
 def test_slices_have_the_sizes_of_the_table(task: str) -> None:
     """By the real sizes of the data sets: 800, 200 and the test size of the table, none of them out of range."""
-    slices, sizes = SLICES[task], CATALOGUE[SLICES[task].builder.partition(":")[0]][1]
+    slices, sizes = SLICES[task], CATALOG[SLICES[task].builder.partition(":")[0]][1]
     for split in ("train800", "val200", "test"):
         name, start, end = re.fullmatch(r"(\w+)(?:\[(\d*%?):(\d*)\])?", slices.of(split)).groups()  # type: ignore[union-attr]
         size = sizes[name]
@@ -119,14 +119,14 @@ def test_real_size_and_a_count_that_is_wrong(tmp_path: Path, monkeypatch: pytest
     assert [len(VTAB(tmp_path, "kitti", split)) for split in ("train800", "val200", "test")] == [800, 200, 711]
     fake.limit = 799
     problem = failure(tmp_path, "dtd", check_sizes=True)
-    assert "train[:800] of dtd/3.0.1 has 799 images, train800 of dtd has 800" in problem
+    assert "train[:800] of dtd/3.0.1 has 799 images, but train800 of dtd has 800" in problem
     assert not (tmp_path / "dtd").exists()
 
 
 def test_interruption_leaves_nothing_that_looks_whole_and_continues(tmp_path: Path, monkeypatch) -> None:
     fake = install(monkeypatch, fail_at=19)  # in the test images of kitti
     problem = failure(tmp_path, "kitti", "dtd")
-    assert "could not give kitti/3.2.0, test: RuntimeError: InvalidArgumentError: cannot decode" in problem
+    assert "could not provide kitti/3.2.0, test: RuntimeError: InvalidArgumentError: cannot decode" in problem
     kept = [path.name for path in tmp_path.iterdir() if path.name.startswith(".kitti")]
     assert kept == [".kitti-archive-kitti-3.2.0.partial"]
     assert (tmp_path / "dtd" / "prepared.json").exists()

@@ -35,7 +35,7 @@ def batch(folder):
     return data.collate(data.items)
 
 
-def test_loss_is_the_mean_over_labelled_tokens(folder, batch):
+def test_loss_is_the_mean_over_labeled_tokens(folder, batch):
     module = language_module(folder).eval()
     loss, count = module._loss(batch)
     terms = []
@@ -128,6 +128,8 @@ def test_it_learns_and_its_results_say_how_well(folder, tmp_path):
     assert [(a["task"], a["index"]) for a in answers] == sorted((TASKS[i % 2], i) for i in range(8))
     for answer in answers:
         best = max(range(4), key=answer["log_likelihoods"].__getitem__)
+        by_length = [a / b for a, b in zip(answer["log_likelihoods"], answer["option_lengths"], strict=True)]
+        assert answer["predicted_norm"] == answer["options"][max(range(4), key=by_length.__getitem__)]
         assert answer["right"]
         assert answer["predicted"] == answer["options"][best] == answer["answer"]
 

@@ -3,13 +3,17 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from datetime import timedelta
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Timer
 
 import replora
 from lightning_modules import PredictionWriter, ResultsWriter
 from lightning_modules.callbacks import results_writer
+from lightning_modules.callbacks.final_validation import FinalValidation
 from replora import results
 from replora.results import ResultsError, read_results, record_evaluation, record_fit, stored, weights_source
 from tests.lightning_modules.helpers import StopBefore, StopError, TinyImages, module, trainer
@@ -271,3 +275,30 @@ def test_a_later_verb_keeps_what_a_sweep_wrote(tmp_path):
     results.write_json(file, read_results(file) | {"sweep": {"name": "s"}})
     record_evaluation(file, MODEL, {}, evaluation())
     assert read_results(file)["sweep"] == {"name": "s"}
+
+
+class StopInSecondEpoch(Callback):
+    def on_train_batch_end(self, trainer, *_arguments):
+        trainer.should_stop = trainer.current_epoch == 1
+
+
+@pytest.mark.parametrize("interval", [1, 2, 4])
+@pytest.mark.parametrize("stop", ["max_time", "callback", "max_epochs", "max_steps"])
+def test_every_end_of_a_fit_is_validated(tmp_path, monkeypatch, interval, stop):
+    elapsed = itertools.chain([0.0], itertools.repeat(100.0))  # when the fit starts, and after a batch
+    monkeypatch.setattr(Timer, "time_elapsed", lambda *_: next(elapsed))
+    options = {
+        "max_time": {"max_time": timedelta(seconds=10), "max_epochs": 5},
+        "callback": {"max_epochs": 5},
+        "max_epochs": {"max_epochs": 3},
+        "max_steps": {"max_epochs": 5, "max_steps": 1},
+    }[stop]
+    callbacks = [FinalValidation(), *([StopInSecondEpoch()] if stop == "callback" else [])]
+    writer = ResultsWriter(tmp_path)
+    epochs = options.pop("max_epochs")
+    fit = trainer(tmp_path, epochs, (writer, *callbacks), check_val_every_n_epoch=interval, **options)
+    fit.fit(module(adapter=ADAPTER), Described())
+    last = {"max_time": 1, "callback": 2, "max_epochs": 3, "max_steps": 1}[stop]
+    history = read_results(tmp_path)["fit"]["history"]["val/loss"]
+    assert history[-1][0] == last
+    assert fit.check_val_every_n_epoch == interval

@@ -113,3 +113,16 @@ def test_right_answers_in_few_bytes(tmp_path):
     file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert right_answers(file, ["acc", "acc_norm"]) == {"boolq": {"acc": "011", "acc_norm": "101"}}
     assert right_answers(file, ["accuracy", "unparsed"]) == {"boolq": {"accuracy": "011"}}
+
+
+@pytest.mark.parametrize(
+    ("entry", "status"),
+    [
+        ({"fit": {"partial": ["limit_train_batches=2"]}}, "partial: limit_train_batches=2"),
+        ({"fit": {"partial": [], "diverged": True}}, "diverged"),
+    ],
+)
+def test_a_row_says_whether_its_run_is_partial_or_diverged(tmp_path, entry, status):
+    run = write(tmp_path, "a", {"boolq": 300})
+    run.write_text(json.dumps(json.loads(run.read_text()) | entry))
+    assert f"| replora, {status} | 1,234,567 |" in commonsense_table([run])

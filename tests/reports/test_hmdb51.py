@@ -64,3 +64,29 @@ def test_splits_with_any_other_option_have_no_mean() -> None:
 def test_what_has_no_mean(results: dict[str, Any], message: str) -> None:
     with pytest.raises(SplitsError, match=message):
         hmdb51_accuracies(results)
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [("data.root", (True, "a", "b")), ("data.num_workers", (True, 1, 2)), ("seed_everything", (False, 0, 1))],
+)
+def test_splits_are_compared_by_what_the_options_mean(option: str, values: tuple[bool, Any, Any]) -> None:
+    """Harmless options may differ; a seed may not, because splits are averaged within one."""
+    may_differ, one, other = values
+    three = {
+        name: result(split, 0.5) | {"configuration": {"data.split": split, option: other if split == 2 else one}}
+        for split, name in enumerate("abc", start=1)
+    }
+    if may_differ:
+        assert "mean of three splits" in hmdb51_accuracies(three)
+    else:
+        with pytest.raises(SplitsError, match=f"b and a differ in {option}"):
+            hmdb51_accuracies(three)
+
+
+def test_splits_with_other_class_names_have_no_mean() -> None:
+    three = {name: result(split, 0.5, class_names=["a", "b"]) for split, name in enumerate("abc", start=1)}
+    assert "mean of three splits" in hmdb51_accuracies(three)
+    three["b"]["data"]["class_names"] = ["b", "a"]
+    with pytest.raises(SplitsError, match=r"b and a differ in data\.class_names"):
+        hmdb51_accuracies(three)

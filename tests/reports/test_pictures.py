@@ -105,7 +105,8 @@ def test_confusion_of_few_and_many_classes(classes, tmp_path):
 
 def test_confusion_counts(tmp_path):
     run = predicted_run(tmp_path / "run", 3, [(0, 0), (0, 1), (0, 1), (2, 2), (-1, 1)])
-    counts, names = _confusion(run)
+    counts, names, status = _confusion(run)
+    assert status is None
     assert counts.tolist() == [[1, 2, 0], [0, 0, 0], [0, 0, 1]]
     assert names == ["class 0", "class 1", "class 2"]
     assert "2 of 3   class 0 (0)  →  class 1 (1)" in _most_confused(counts, names)

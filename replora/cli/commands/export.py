@@ -52,6 +52,7 @@ def merge(
     license: str = "unknown",
     import_module: str | None = None,
     force: bool = False,
+    dtype: Literal["keep", "float32"] = "keep",
 ) -> None:
     """Fold a trained adapter into its backbone, and write the model for timm or transformers.
 
@@ -70,6 +71,7 @@ def merge(
         license: License of the merged model for its card, an identifier of the Hugging Face hub such as apache-2.0.
         import_module: Python module that defines the run's LightningModule, if it is your own.
         force: Whether to use an adapter whose training diverged.
+        dtype: Data type of the written weights: `keep` that of the backbone, or write `float32`, without rounding.
     """
     # Only here: the light verbs of the command line do not wait for torch.
     from replora import export as deployment
@@ -77,8 +79,13 @@ def merge(
 
     runs.import_module(import_module)
     out = out or _beside(source, "merged")
-    difference = deployment.merge(deployment.load_trained(source, base, checkpoint, force), out, license)
+    trained = deployment.load_trained(source, base, checkpoint, force)
+    if dtype == "float32":
+        trained.model.float()
+    difference = deployment.merge(trained, out, license)
     print(f"merged and unmerged outputs differ by at most {difference:.1e} of their size")
+    if difference > 1e-3:
+        print("this is the rounding of 16-bit weights; --dtype float32 writes the sums without it")
     print(f"model: {out}")
 
 

@@ -24,7 +24,8 @@ def predict_files(
     """Classify image or video files with a trained run.
 
     Reads the run's fit.yaml and adapter.safetensors, merges the adapter into the backbone, and treats files as the
-    run's evaluation does. Writes one line per file: path, class and probabilities.
+    run's evaluation does. Writes one line per file: path, class and probabilities. Predictions and the contact sheet of
+    a partial or diverged run say so.
 
     Args:
         run: Directory of the run.
@@ -43,6 +44,7 @@ def predict_files(
     """
     # Only here: the light verbs of the command line do not wait for torch.
     from replora import inference, runs
+    from replora.adapters.state import read_metadata
     from replora.datasets.common.files import printable
 
     runs.import_module(import_module)
@@ -52,7 +54,8 @@ def predict_files(
     predictor = inference.load_predictor(run, checkpoint, device, force)
     with progress_bar("predict", len(paths), progress) as advance:
         found = inference.classify(predictor, paths, batch_size, skip_corrupt, advance)
-    inference.write(out, found, predictor.class_names, top_k)
+    status = runs.status_of_adapter(read_metadata(run / "adapter.safetensors"))
+    inference.write(out, found, predictor.class_names, top_k, status)
     print(f"{len(found.paths):,} predictions are in {out}")
     for path, reason in found.skipped.items():
         print(f"skipped: {printable(path)}: {reason}")
@@ -63,5 +66,6 @@ def predict_files(
 
         best = found.probabilities.max(dim=1)
         names = [predictor.class_names[i] for i in best.indices.tolist()]
-        draw(contact_sheet, found.pictures, names, best.values.tolist(), [printable(path.name) for path in found.paths])
+        sources = [printable(path.name) for path in found.paths]
+        draw(contact_sheet, found.pictures, names, best.values.tolist(), sources, status=status)
         print(f"contact sheet: {contact_sheet}")

@@ -1,4 +1,4 @@
-"""Unpack zip and tar files from strangers: nothing outside the folder, no links, nothing that is not a file."""
+"""Unpacking of untrusted zip and tar files: no links or devices, and nothing outside the target folder."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def is_archive(file: Path) -> bool:
-    """Whether the name is that of a zip or tar file."""
+    """Whether a file has the suffix of a zip or tar file."""
     return file.name.lower().endswith(SUFFIXES)
 
 
 def unpack(archive: Path, into: Path, advance: Callable[[], object] = lambda: None) -> None:
-    """Unpack all of an archive; every name is checked before the first file is written.
+    """Unpack an archive, after checking the names of all members.
 
     Args:
-        archive: a zip or tar file.
-        into: the folder for its content; made if absent.
-        advance: called after each file.
+        archive: Zip or tar file.
+        into: Folder for the content. It is created if it does not exist.
+        advance: Function that is called after each file.
 
     Raises:
-        PrepareError: a member is a link or a device, its path leaves the folder, the archive is damaged, or its content
-            is larger than the free space.
+        PrepareError: A member is a link or a device, or its path leaves the folder; or the archive is corrupt or larger
+            than the free space.
     """
     try:
         if archive.name.lower().endswith(".zip"):
             _unpack_zip(archive, into, advance)
         else:
             _unpack_tar(archive, into, advance)
-    # NotImplementedError and RuntimeError: a zip file that is encrypted or compressed in a way Python does not know.
+    # RuntimeError: the zip file is encrypted, or its compression is not supported by Python.
     except (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError) as error:
         raise PrepareError(f"{archive} cannot be unpacked: {error}. Delete it and download it again.") from error
 
@@ -84,11 +84,11 @@ def _check_space(archive: Path, into: Path, needed: int) -> None:
     free = shutil.disk_usage(into).free
     if needed > free:
         raise PrepareError(
-            f"{archive} needs {needed / 2**30:,.1f} GiB unpacked, {into} has {free / 2**30:,.1f} GiB left."
+            f"{archive} needs {needed / 2**30:,.1f} GiB when unpacked, but {into} has {free / 2**30:,.1f} GiB left."
         )
 
 
 def _write(content: IO[bytes], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("xb") as target:  # a name that comes twice is an error
+    with file.open("xb") as target:  # a repeated name raises an error
         shutil.copyfileobj(content, target, 2**20)

@@ -1,7 +1,6 @@
-"""Random changes of training examples that need no state: each follows from (seed, epoch, example) alone.
+"""Augmentation without state: each change follows from (seed, epoch, example) alone.
 
-So a resumed run sees the examples of an uninterrupted one, and several processes those of one process, with any number
-of loader workers.
+A resumed run therefore sees the same examples as an uninterrupted one, with any number of processes and loader workers.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class RandomCropFlip:
-    """A random square, mirrored or not; what VPT trains on (`src/data/transforms.py`: RandomCrop, horizontal flip).
+    """Random crop and horizontal flip, the training augmentation of VPT (`src/data/transforms.py`).
 
     Args:
-        size: height and width of the square, in pixels.
-        flip: the probability of mirroring left and right, in [0, 1].
+        size: Height and width of the crop, in pixels.
+        flip: Probability of a horizontal flip, in [0, 1].
     """
 
     def __init__(self, size: int, flip: float = 0.5) -> None:
@@ -40,9 +39,9 @@ class RandomCropFlip:
 
 
 class PerEpoch:
-    """A training set that is asked for by (epoch, position), which the training sampler then yields.
+    """A training set that is indexed by (epoch, position), as the training sampler yields them.
 
-    A sampler of others, as Lightning's for `overfit_batches`, yields the position alone: then it is always epoch 0.
+    Other samplers, such as Lightning's for `overfit_batches`, yield the position alone, which means epoch 0.
     """
 
     @staticmethod
@@ -51,18 +50,18 @@ class PerEpoch:
 
 
 def generator_of(seed: int, epoch: int, index: int) -> torch.Generator:
-    """What the random changes of example `index` in `epoch` are drawn from."""
+    """The generator for the augmentation of example `index` in `epoch`."""
     key = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(key) >> 1)
 
 
 class Augmented(Dataset[ImageSample], PerEpoch):
-    """`dataset` with each image changed.
+    """`dataset` with an augmentation of each image.
 
     Args:
-        dataset: the images before the change.
-        augmentation: the change.
-        seed: of all changes.
+        dataset: Original images.
+        augmentation: Augmentation of one image.
+        seed: Random seed (>= 0) of the augmentation.
     """
 
     def __init__(self, dataset: Dataset[ImageSample], augmentation: Augmentation, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""CSV files of paths, labels and splits, as spreadsheets and other projects write them."""
+"""CSV files of paths, labels and splits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
-from replora.datasets.common.labelled_files import FileKind, FileSplit, FileTableError, split_of_name
+from replora.datasets.common.labeled_files import FileKind, FileSplit, FileTableError, split_of_name
 from replora.datasets.common.paths import listed_path, missing_files
 from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import ListFileError
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 Named = dict[PurePosixPath, tuple[str, FileSplit | None]]  # path -> class, split
 
 SEPARATORS = (",", ";", "\t")
-# Meaning of a column -> what it may be called, upper and lower case alike; the meaning's own name comes first.
+# Meaning of a column -> accepted names, without regard to case; the meaning itself comes first.
 COLUMNS = {
     "path": (
         *("path", "file", "filename", "file_name", "filepath", "file_path", "relative_path", "rel_path"),
@@ -34,15 +34,15 @@ COLUMNS = {
 
 
 def read_csv(file: Path, kind: FileKind) -> Named:
-    """Read a list of files with their classes, and their splits if it has them.
+    """Read a list of files with their classes and, optionally, splits.
 
     Args:
-        file: Text with `,`, `;` or tabs between the columns, which the first line names (`COLUMNS`).
-        kind: Of the files.
+        file: Text file with columns separated by `,`, `;` or tabs. The first line names the columns (`COLUMNS`).
+        kind: Kind of the listed files.
 
     Raises:
-        FileTableError: A column is missing or there twice, or a line has no label, an unknown split, or a path again.
-        ListFileError: It is no text, a path leaves the data, or a file is missing.
+        FileTableError: A column is missing or ambiguous, or a line has no label, an unknown split, or a repeated path.
+        ListFileError: The file is not text, a path leaves the data, or a listed file is missing.
     """
     text = read_text(file, ListFileError)
     try:
@@ -65,8 +65,8 @@ def _read(file: Path, text: str, kind: FileKind) -> Named:
         where = f"{file}, line {number}"
         if any(cells[len(columns) :]):
             raise FileTableError(
-                f"{where} has {len(cells)} cells, but the first line {len(columns)}. Put quotation marks around a cell "
-                f"that holds the separator {separator!r}."
+                f"{where} has {len(cells)} cells, but the first line has {len(columns)}. Quote each cell that "
+                f"contains the separator {separator!r}."
             )
         values = {meaning: cells[at] if at < len(cells) else "" for meaning, at in place.items()}
         path = listed_path(values["path"], where, file.parent)
@@ -76,21 +76,21 @@ def _read(file: Path, text: str, kind: FileKind) -> Named:
         if split and split_of_name(split) is None:
             raise FileTableError(f"{where}: there is no split {split!r}. {nearest(split, get_args(FileSplit))}")
         if path in named:
-            raise FileTableError(f"{where}: {path} is listed twice. It has one label and one split.")
+            raise FileTableError(f"{where}: {path} is listed twice. Keep one label and one split for each path.")
         named[path] = (label, split_of_name(split) if split else None)
     if not named:
         raise FileTableError(f"{file} lists no {kind.name}.")
     if missing := missing_files(file.parent, named, kind.folders):
         listed = ", ".join(map(str, missing[:3]))
         raise ListFileError(
-            f"{file}: {len(missing):,} of {len(named):,} {kind.name}s are missing, the first: {listed}. Paths are "
-            f"relative to {file.parent.resolve()}."
+            f"{file}: {len(missing):,} of {len(named):,} {kind.name}s are missing, the first: {listed}. Paths "
+            f"are relative to {file.parent.resolve()}."
         )
     partly = Counter(split is None for _, split in named.values())
     if len(partly) == 2:
         raise FileTableError(
-            f"{file}: {partly[True]:,} of {len(named):,} {kind.name}s have no split and the others do. Fill the column "
-            f"{columns[place['split']]!r} in every line, or leave it out."
+            f"{file}: {partly[True]:,} of {len(named):,} {kind.name}s have no split, but the others do. Fill the "
+            f"column {columns[place['split']]!r} in every line, or remove it."
         )
     return named
 
@@ -102,7 +102,7 @@ def _first_line(text: str, home: Path) -> tuple[str, list[str], bool]:
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         cells = [cell.strip() for cell in next((line for line in lines if any(map(str.strip, line))), [])]
         known = sum(any(_plain(cell) in COLUMNS[meaning] for cell in cells) for meaning in ("path", "label"))
-        # A first line that is no header names a file already, with its label. (*) Path.exists raises for odd names.
+        # Without a header, the first line names a file and its label. (*) Path.exists raises for invalid names.
         if not known and len(cells) in (2, 3) and cells[0] and os.path.exists(home / cells[0]):  # noqa: PTH110 (*)
             return separator, ["path", "label", "split"][: len(cells)], False
         if best is None or known > best[0]:
@@ -123,14 +123,14 @@ def _meanings(file: Path, columns: list[str], rows: list[list[str]]) -> dict[str
         if len(found) > 1:
             raise FileTableError(
                 f"{file} has {len(found)} columns that may be the {meaning}: "
-                f"{', '.join(repr(columns[i]) for i in found)}. Call the one to use {meaning!r}."
+                f"{', '.join(repr(columns[i]) for i in found)}. Rename the right one to {meaning!r}."
             )
         if found:
             place[meaning] = found[0]
         elif meaning != "split":
             raise FileTableError(
                 f"{file} has no column {meaning!r}; its first line names {', '.join(map(repr, columns)) or 'none'}. "
-                f"{nearest(meaning, columns) if columns else ''} The first line has to be: path,label"
+                f"{nearest(meaning, columns) if columns else ''} The first line must be: path,label"
             )
     if any(columns[at] != meaning for meaning, at in place.items()):
         log.warning("%s: %s", file, ", ".join(f"{columns[at]!r} is the {meaning}" for meaning, at in place.items()))

@@ -1,4 +1,4 @@
-"""Files of the same content in two splits: what is tested was trained on."""
+"""Detection of files with the same content in two splits."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from replora.datasets.common.in_memory import usable_cpus
 
 log = logging.getLogger(__name__)
 
-END = 4096  # bytes that are compared before whole files are
+END = 4096  # bytes to compare before complete files are hashed
 
 
 def across_splits(files: Sequence[Path], splits: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of files with equal bytes that are in different splits; few files are read whole.
+    """Pairs of files with equal content in different splits; few files are read completely.
 
     Args:
-        files: The files; those that cannot be read, and folders, are passed over.
-        splits: The split of each.
+        files: Files to compare. Folders and files that cannot be read are ignored.
+        splits: Split of each file.
 
     Returns:
-        Positions: for each file that repeats an earlier one of another split, the earlier one and itself.
+        For each file that repeats an earlier one of another split, the positions of both, the earlier one first.
     """
     suspects = list(range(len(files)))
     groups: list[list[int]] = [suspects]
@@ -49,14 +49,14 @@ def across_splits(files: Sequence[Path], splits: Sequence[str]) -> list[tuple[in
     )
 
 
-def tell_duplicates(home: Path, files: Sequence[Path], splits: Sequence[str]) -> None:
-    """Log how many files are in two splits by content, with an example, if any are."""
+def log_duplicates(home: Path, files: Sequence[Path], splits: Sequence[str]) -> None:
+    """Log how many files have copies in another split, with an example, if any have."""
     pairs = across_splits(files, splits)
     if pairs:
         one, other = pairs[0]
         log.warning(
-            "%s: %s files repeat the content of one in another split, such as %s (%s) and %s (%s): what is tested was "
-            "trained on. Remove the copies, or put copies of one file into one split.",
+            "%s: %s files are copies of a file in another split, such as %s (%s) and %s (%s). A model would be tested "
+            "on what it was trained on. Remove the copies, or move all copies of a file to one split.",
             *(printable(home), f"{len(pairs):,}", printable(files[one]), splits[one]),
             *(printable(files[other]), splits[other]),
         )
@@ -66,7 +66,7 @@ def _read(reads: Callable[[Path], Hashable]) -> Callable[[Path], Hashable]:
     def read(file: Path) -> Hashable:
         try:
             return reads(file)
-        except OSError:  # its reader says what is wrong
+        except OSError:  # reported when the file is used
             return None
 
     return read

@@ -1,10 +1,10 @@
-"""Finding custom files with a class each.
+"""Custom files with one class each.
 
-    root/cat/a.jpg  root/dog/b.png                          no splits: they are made
-    root/train/cat/a.jpg  root/val/...  root/test/...       val and test may be absent; names as of `split_of_name`
-    list.csv of the columns path,label                      relative to the file; a column `split` may be added
+    root/cat/a.jpg  root/dog/b.png                          without splits, which are then made
+    root/train/cat/a.jpg  root/val/...  root/test/...       val and test are optional; names as in `split_of_name`
+    list.csv with the columns path,label                    relative to the file; a column `split` is optional
 
-What the files are says a `FileKind`: images in `image/folder.py`, videos in `video/folder.py`.
+The kind of files is a `FileKind`: images in `image/folder.py`, videos in `video/folder.py`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 from replora.datasets.common.csv_list import Named, read_csv
-from replora.datasets.common.files import LeftOut, is_unicode, printable, subfolders, tell_left_out
-from replora.datasets.common.labelled_files import FileKind, FileSplit, FileTable, FileTableError, split_of_name
-from replora.datasets.common.paths import stay_inside
+from replora.datasets.common.files import LeftOut, is_unicode, log_left_out, printable, subfolders
+from replora.datasets.common.labeled_files import FileKind, FileSplit, FileTable, FileTableError, split_of_name
+from replora.datasets.common.paths import check_inside
 from replora.datasets.errors import DatasetNotFoundError
 from replora.errors import nearest
 
@@ -29,14 +29,14 @@ def read_file_table(root: Path, kind: FileKind) -> FileTable:
     """Scan a folder of class folders, or read a CSV file of paths and labels.
 
     Args:
-        root: The folder, or the file.
-        kind: Of the files.
+        root: Folder or CSV file.
+        kind: Kind of files to find.
 
     Raises:
         DatasetNotFoundError: `root` does not exist, or a folder in it cannot be listed.
-        FileTableError: There is no file, a class without one, one class alone, no column of labels, a class that only
-            validation or test files have, folders that may be splits or classes, or a name that is not UTF-8.
-        ListFileError: A path of the CSV file, or a link, leaves the data, or a file is missing.
+        FileTableError: There is no file or only one class, a class has no (training) file, the CSV file has no labels,
+            folders may be splits or classes, or a name is not UTF-8.
+        ListFileError: A path of the CSV file or a link leaves the data, or a file is missing.
     """
     root = Path(root).expanduser()
     left_out: LeftOut = Counter()
@@ -45,22 +45,20 @@ def read_file_table(root: Path, kind: FileKind) -> FileTable:
     elif root.is_file():
         home, named = root.parent, read_csv(root, kind)
     else:
-        raise DatasetNotFoundError(
-            f"There is no folder and no CSV file {root} (looked in {Path.cwd()}). {kind.layout}."
-        )
+        raise DatasetNotFoundError(f"There is no folder or CSV file {root} (looked in {Path.cwd()}). {kind.layout}.")
     if odd := [path for path in named if not is_unicode(str(path))]:
         raise FileTableError(
             f"{printable(root)}: {len(odd):,} of {len(named):,} {kind.name}s have names that are not UTF-8, such as "
             f"{printable(str(odd[0]))}. Rename them, for example: convmv -r -f latin1 -t utf8 --notest ROOT"
         )
-    tell_left_out(root, left_out)
-    # One name may be written in two ways, as by macOS and Linux.
+    log_left_out(root, left_out)
+    # macOS and Linux may encode the same name in different ways.
     named = {path: (unicodedata.normalize("NFC", name), split) for path, (name, split) in sorted(named.items())}
     class_names = sorted({name for name, _ in named.values()})
     if len(class_names) < 2:
         raise FileTableError(
-            f"{root} holds {len(named):,} {kind.name}s of one class alone, {class_names[0]!r}; telling classes apart "
-            f"needs two. {kind.layout}."
+            f"{root} holds {len(named):,} {kind.name}s of one class alone, {class_names[0]!r}, but "
+            f"classification needs two. {kind.layout}."
         )
     trained = {name for name, split in named.values() if split in (None, "train")}
     if untrained := [name for name in class_names if name not in trained]:
@@ -80,32 +78,32 @@ def _scan(root: Path, kind: FileKind, left_out: LeftOut) -> Named:
     splits = {name: split for name in folders if (split := split_of_name(name))}
     others = [name for name in folders if name not in splits]
     inside = {name: set(subfolders(root / name)) for name in splits}
-    # `train` may also be a class, beside `car`. It is a split where it has folders and all beside it are splits, or
-    # one of them has folders of the same names.
+    # `train` may also be a class, next to `car`. It is a split if it has folders, and either all other folders are
+    # splits or one of them has folders of the same names.
     shared = any(inside[one] & inside[other] for one, other in combinations(splits, 2))
     has_train = any(split == "train" and inside[name] for name, split in splits.items())
     if not (shared or (has_train and not others)):
         if len(splits) > 1:
             log.warning(
-                "%s: the folders %s have no folders of the same names, so they are taken for classes, not for splits",
+                "%s: the folders %s contain no folders of the same names, so they are classes, not splits",
                 printable(root),
                 " and ".join(splits),
             )
         return _scan_classes(root, root, None, kind, left_out)
     if not has_train:
         raise FileTableError(
-            f"{root}: {' and '.join(splits)} hold folders of the same names, as splits do, but there is no folder "
-            "`train` of such folders. Rename one to train, or the folders if they are classes."
+            f"{root}: {' and '.join(splits)} contain folders of the same names, as splits do, but there is no "
+            "folder `train`. Rename one of them to train or, if they are classes, rename the folders."
         )
     twice = [name for name, split in splits.items() if list(splits.values()).count(split) > 1]
     if twice:
-        raise FileTableError(f"{root}: the folders {' and '.join(twice)} mean the same split. Put them into one.")
+        raise FileTableError(f"{root}: the folders {' and '.join(twice)} mean the same split. Merge them.")
     classes = set().union(*inside.values())
     for name in others:
         if alike := classes & set(subfolders(root / name)):
             raise FileTableError(
-                f"{root}: beside {', '.join(splits)}, the folder {name!r} holds the class {min(alike)!r} too, and its "
-                "name is not that of a split. Call it train, val or test, or move it elsewhere."
+                f"{root}: the folder {name!r} next to {', '.join(splits)} contains the class {min(alike)!r} too, but "
+                "its name is not that of a split. Rename it to train, val or test, or move it elsewhere."
             )
         unused = len(kind.find(root / name, Counter()))
         left_out[f"{kind.name}s in {name}/, which is no split"] += unused
@@ -120,7 +118,7 @@ def _scan_classes(root: Path, parent: Path, split: FileSplit | None, kind: FileK
     if not classes:
         files = kind.find(parent, Counter())
         found = f"{len(files):,} {kind.name}s but no folders" if files else f"no folders and no {kind.name}s"
-        raise FileTableError(f"{parent} has {found} in it, so the classes are not known. {kind.layout}. {kind.hint}")
+        raise FileTableError(f"{parent} contains {found}, so the classes are unknown. {kind.layout}. {kind.hint}")
     named: Named = {}
     home = root.resolve()
     for name in classes:
@@ -130,14 +128,14 @@ def _scan_classes(root: Path, parent: Path, split: FileSplit | None, kind: FileK
             listed = ", ".join(f"{count:,} {what}" for what, count in unused.most_common())
             raise FileTableError(
                 f"The class folder {printable(parent / name)} has no {kind.name}s (files ending in "
-                f"{', '.join(kind.suffixes)}), but {listed}. Convert these, or remove the folder."
+                f"{', '.join(kind.suffixes)}), but {listed}. Convert these files, or remove the folder."
             )
         if not files:
             unused["empty class folder"] += 1
         left_out.update(unused)
         for file in files:
-            stay_inside(file, home)
+            check_inside(file, home)
             named[PurePosixPath(file.relative_to(root).as_posix())] = (name, split)
     if not named:
-        raise FileTableError(f"{parent} has folders, but no {kind.name}s in them. {kind.layout}.")
+        raise FileTableError(f"The folders in {parent} contain no {kind.name}s. {kind.layout}.")
     return named

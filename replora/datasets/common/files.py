@@ -1,4 +1,4 @@
-"""The files in a folder that belong to a data set, and what is left out, counted."""
+"""Listing of the files of a data set, with counts of what is left out."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from replora.datasets.errors import DatasetNotFoundError
 
 log = logging.getLogger(__name__)
 
-# Folders that file servers, operating systems and programs put beside files of others; all with a dot in front as well.
+# Folders created by file servers, operating systems and programs. Names that begin with a dot are foreign as well.
 FOREIGN = {
     *("__macosx", "@eadir", "#recycle", "@recycle", "@__thumb", "@tmp", "#snapshot", "$recycle.bin"),
     *("system volume information", "lost+found", "__pycache__"),
 }
-# Folders of small copies; a class may be called like these, so they count only inside the folder of a class.
+# Folders of small copies. A class may have such a name, so they are left out only inside the folder of a class.
 PREVIEWS = {"thumbs", "thumbnails", "_thumbs", "_thumbnails"}
 
 LeftOut = Counter[str]  # what was left out, such as `.heic` or `broken link` -> how often
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or none of the user's own."""
+    """Whether a file or folder of this name is hidden, or was created by a system rather than the user."""
     return name.startswith(".") or name.lower() in FOREIGN
 
 
 def printable(path: Path | str) -> str:
-    """A path for messages and text files; bytes that are not UTF-8 are written like `\\xe9`."""
+    """A path for messages and text files. Bytes that are not UTF-8 are escaped like `\\xe9`."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def is_unicode(path: Path | str) -> bool:
-    """Whether a path can be written as UTF-8, as every list and record of a run is."""
+    """Whether a path can be encoded as UTF-8, like every list and record of a run."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -46,12 +46,7 @@ def walk(folder: Path, left_out: LeftOut, above: tuple[Path, ...] = ()) -> Itera
     """The folders in `folder`, itself first, each with its files in alphabetical order.
 
     Links to folders are followed, except to one that holds the link. Hidden, foreign and preview folders, hidden files
-    and broken links are left out.
-
-    Args:
-        folder: Where to look.
-        left_out: Counts what is left out.
-        above: The folders that lead here.
+    and broken links are left out, and counted in `left_out`. `above` are the parent folders of the walk.
 
     Raises:
         DatasetNotFoundError: A folder cannot be listed.
@@ -79,14 +74,9 @@ def walk(folder: Path, left_out: LeftOut, above: tuple[Path, ...] = ()) -> Itera
 
 
 def files_of(folder: Path, suffixes: Iterable[str], left_out: LeftOut) -> list[Path]:
-    """The files in `folder` and the folders inside it that end in one of `suffixes`, in any case, sorted.
+    """The files below `folder` that end in one of `suffixes` (lower case, with the dot), in any case, sorted.
 
-    Args:
-        folder, left_out: As of `walk`; other files are counted by their suffix.
-        suffixes: In lower case, with the dot.
-
-    Raises:
-        DatasetNotFoundError: As `walk` says.
+    Other files are counted in `left_out` by their suffix.
     """
     known = set(suffixes)
     found = []
@@ -99,8 +89,8 @@ def files_of(folder: Path, suffixes: Iterable[str], left_out: LeftOut) -> list[P
     return sorted(found)
 
 
-def tell_left_out(where: Path, left_out: LeftOut) -> None:
-    """Log what was left out, the most frequent first, if anything was."""
+def log_left_out(where: Path, left_out: LeftOut) -> None:
+    """Log what was left out, in descending order of frequency."""
     if left_out:
         listed = ", ".join(f"{count:,} {name}" for name, count in left_out.most_common())
         log.warning("%s: left out: %s", printable(where), listed)
@@ -128,6 +118,5 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return sorted(opened, key=lambda entry: entry.name)
     except OSError as error:
         raise DatasetNotFoundError(
-            f"The folder {printable(folder)} cannot be listed ({error.strerror}). Give yourself the permission to read "
-            "it, or remove it."
+            f"The folder {printable(folder)} cannot be listed ({error.strerror}). Change its permissions, or remove it."
         ) from error

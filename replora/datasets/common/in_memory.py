@@ -1,4 +1,4 @@
-"""Decode a small data set once and keep it in memory: 1,000 images of 224 x 224 are 144 MiB."""
+"""In-memory cache of a small, decoded data set: 1,000 images of 224 x 224 need 144 MiB."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 class InMemory(ImageDataset):
-    """All samples of `dataset`, decoded now, by threads, into one uint8 tensor.
+    """All samples of `dataset`, decoded at construction into one uint8 tensor.
 
     Args:
-        dataset: an image data set, or a `torch.utils.data.Subset` of one; every image has the same shape.
+        dataset: Image data set, or a `torch.utils.data.Subset` of one. All images have the same shape.
 
     Raises:
-        CorruptImageError: one of the images cannot be decoded.
+        CorruptImageError: An image cannot be decoded.
     """
 
     def __init__(self, dataset: Dataset[ImageSample]) -> None:
@@ -38,20 +38,20 @@ class InMemory(ImageDataset):
 
         with ThreadPoolExecutor(min(16, usable_cpus())) as threads:
             for _ in threads.map(decode, range(count)):
-                pass  # a failed decode is raised here, and what still waits is cancelled
+                pass  # an error of decoding is raised here and cancels the rest
 
     def __getitem__(self, position: int) -> ImageSample:
-        """The sample; its image is a view of the cache, to be copied before it is changed."""
+        """The sample. Its image is a view of the cache: copy it before changing it."""
         return {"image": self.images[position], "label": self.labels[position], "index": self.indices[position]}
 
 
 def in_memory(dataset: Dataset[ImageSample], max_bytes: int, name: str = "data") -> Dataset[ImageSample]:
-    """`dataset` held in memory if its decoded images fit into `max_bytes`, else unchanged (read from disk every epoch).
+    """`dataset` in memory if its decoded images fit into `max_bytes`; otherwise `dataset` itself.
 
     Args:
-        dataset: the data set.
-        max_bytes: the bound on the decoded images, in bytes; 0 holds nothing.
-        name: what the log calls the data set.
+        dataset: Image data set.
+        max_bytes: Largest size of the decoded images, in bytes (>= 0).
+        name: Name of the data set in the log.
     """
     count = len(dataset)  # type: ignore[arg-type]
     needed = count * dataset[0]["image"].nbytes
@@ -60,8 +60,8 @@ def in_memory(dataset: Dataset[ImageSample], max_bytes: int, name: str = "data")
         return InMemory(dataset)
     log.log(
         logging.WARNING if max_bytes else logging.INFO,
-        "%s: %s images need %s decoded, the cache has %s left: they are read from disk every epoch "
-        "(raise cache_bytes to hold them in memory)",
+        "%s: %s decoded images need %s, but the cache has %s left; they are read from disk every epoch "
+        "(increase cache_bytes to keep them in memory)",
         name,
         f"{count:,}",
         mebibytes(needed),
@@ -71,12 +71,12 @@ def in_memory(dataset: Dataset[ImageSample], max_bytes: int, name: str = "data")
 
 
 def mebibytes(count: int) -> str:
-    """A number of bytes for people to read."""
+    """A number of bytes as text."""
     return f"{count / 2**20:,.1f} MiB"
 
 
 def usable_cpus() -> int:
-    """The CPU cores that this process may use (a cluster often grants fewer than the machine has)."""
+    """The number of CPU cores that this process may use, which may be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Paths that a data set names: inside its folder, and there."""
+"""Paths in the lists of a data set."""
 
 from __future__ import annotations
 
@@ -12,73 +12,67 @@ ALLOWED = "REPLORA_ALLOWED_ROOTS"
 
 
 def inner_path(text: str, where: str) -> PurePosixPath:
-    """The relative path that `text` writes, with `/` or with backslashes.
-
-    Args:
-        text: the path.
-        where: file and line or key, for the error.
+    """`text`, written with `/` or backslashes, as a relative path. `where` is file and line or key, for the error.
 
     Raises:
-        ListFileError: it is empty, absolute or has `..`.
+        ListFileError: The path is empty or absolute, or contains `..`.
     """
     windows = PureWindowsPath(text)  # splits at / and at \, knows drives
     if not text.strip() or windows.anchor or ".." in windows.parts:
-        raise ListFileError(f"{where}: the path {text!r} leaves the data. Paths are relative, without `..`.")
+        raise ListFileError(f"{where}: the path {text!r} leaves the data. Paths must be relative and without `..`.")
     return PurePosixPath(windows.as_posix())
 
 
-def missing_files(folder: Path, paths: Iterable[PurePosixPath], folders: bool = False) -> list[PurePosixPath]:
-    """Those of `paths` that are no files in `folder`. Each folder is listed once, not one call a file.
+def missing_files(
+    folder: Path, paths: Iterable[PurePosixPath], folders: bool = False, root: Path | None = None
+) -> list[PurePosixPath]:
+    """Those of `paths` that are not files in `folder`. Each folder is listed once, instead of one call per file.
 
     Args:
-        folder: where to look.
-        paths: relative to it.
-        folders: take a folder for a file, as for videos of single images.
+        folder: Folder of the files.
+        paths: Paths relative to `folder`.
+        folders: Whether a folder counts as a file, like a video of single images.
+        root: Folder that links must not leave. Default: `folder`.
 
     Raises:
-        ListFileError: a link leads out of `folder`.
+        ListFileError: A link leaves `folder` and `root`.
     """
-    home = folder.resolve()
+    homes = [place.resolve() for place in (folder, root) if place is not None]
     files: dict[PurePosixPath, set[str]] = {}
     missing: list[PurePosixPath] = []
     for path in paths:
         if path.parent not in files:
-            files[path.parent] = _files_in(folder / path.parent, home, folders)
+            files[path.parent] = _files_in(folder / path.parent, homes, folders)
         if path.name not in files[path.parent]:
             missing.append(path)
     return missing
 
 
-def stay_inside(path: Path, home: Path) -> None:
-    """Raise if `path`, its links followed, is not in `home` (resolved).
+def check_inside(path: Path, *homes: Path) -> None:
+    """Check that `path` is inside one of `homes` (resolved paths) after its links are followed.
 
     Raises:
-        ListFileError: it is not.
+        ListFileError: `path` is outside.
     """
     target = path.resolve()
-    if not target.is_relative_to(home) and not is_allowed(target):
+    if not any(map(target.is_relative_to, homes)) and not is_allowed(target):
         raise ListFileError(
-            f"{path} is a link that leaves the data ({target} is not inside {home}). Copy the files there, or allow "
-            f"the folder that it leads to: {ALLOWED}={target.parent}"
+            f"{path} is a link that leaves the data ({target} is not inside {' or '.join(map(str, homes))}). Copy the "
+            f"files there, or allow the folder that it leads to: {ALLOWED}={target.parent}"
         )
 
 
 def is_allowed(target: Path) -> bool:
-    """Whether the user allows data in the folder of `target`: the environment variable REPLORA_ALLOWED_ROOTS names it.
+    """Whether the environment variable REPLORA_ALLOWED_ROOTS allows data at `target`.
 
-    Several folders are separated as in PATH. Links of a Hugging Face cache, of DVC and of git-annex need this.
+    It names folders, separated as in PATH. The links of a Hugging Face cache, of DVC and of git-annex need it.
     """
     roots = [Path(root).expanduser().resolve() for root in os.environ.get(ALLOWED, "").split(os.pathsep) if root]
     return any(target.is_relative_to(root) for root in roots)
 
 
 def listed_path(text: str, where: str, home: Path) -> PurePosixPath:
-    """As `inner_path`; an absolute path is accepted too if it is inside `home`, or where `is_allowed` says.
-
-    Args:
-        text, where: as of `inner_path`.
-        home: what relative paths are relative to.
-    """
+    """Same as `inner_path`, but also accepts absolute paths that are inside `home` or allowed (`is_allowed`)."""
     path = Path(text)
     if not path.is_absolute() or ".." in path.parts or "\0" in text:
         return inner_path(text, where)
@@ -88,20 +82,20 @@ def listed_path(text: str, where: str, home: Path) -> PurePosixPath:
     return PurePosixPath(path.as_posix()) if is_allowed(path.resolve()) else inner_path(text, where)
 
 
-def _files_in(directory: Path, home: Path, folders: bool) -> set[str]:
-    if not os.path.isdir(directory):  # noqa: PTH112 (Path.is_dir raises for names that are too long or hold a NUL)
+def _files_in(directory: Path, homes: list[Path], folders: bool) -> set[str]:
+    if not os.path.isdir(directory):  # noqa: PTH112 (Path.is_dir raises for names that are too long or contain NUL)
         return set()
-    stay_inside(directory, home)
+    check_inside(directory, *homes)
     names = set()
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.is_file() or (folders and entry.is_dir()):
                 names.add(entry.name)
                 if entry.is_symlink():
-                    stay_inside(Path(entry.path), home)
+                    check_inside(Path(entry.path), *homes)
     return names
 
 
 def data_root(root: str | os.PathLike[str] | None) -> Path:
-    """The folder of the data: `root`, else the environment variable REPLORA_DATA, else `data`; `~` is expanded."""
+    """The folder of the data: `root`, else the environment variable REPLORA_DATA, else `data`. `~` is expanded."""
     return Path(root or os.environ.get("REPLORA_DATA") or "data").expanduser()

@@ -1,11 +1,11 @@
-"""Which training images are used when only some may be.
+"""Stratified, nested subsets of the training images.
 
-Everything follows from one fixed order of all images, which depends on the seed and the labels only:
+They follow from one order of all images, which depends on the seed and the labels only:
 
-1. within a class, images are ranked by SHA-256 of (seed, class, position): the same on every machine, in every process
-   and with every version of numpy or torch;
-2. the order begins with the first image of every class, the classes ranked by SHA-256 of (seed, class);
-3. then image j = 1, 2, ... of a class with n_c images follows at time (2j + 1) / (2 n_c), ties in the order of step 2.
+1. Within a class, images are ranked by SHA-256 of (seed, class, position), which is the same on every machine and in
+   every process, with every version of numpy or torch.
+2. The order begins with the first image of every class, the classes ranked by SHA-256 of (seed, class).
+3. Then image j = 1, 2, ... of a class with n_c images follows at time (2j + 1) / (2 n_c), ties in the order of step 2.
 
 Step 3 is Sainte-Laguë's rule for sharing seats in proportion, so every prefix of the order is stratified; and because
 every fraction is a prefix of the same order, a smaller subset lies inside each larger one of the same seed.
@@ -27,33 +27,33 @@ log = logging.getLogger(__name__)
 def subsample_indices(
     labels: Sequence[int], fraction: float | None = None, shots: int | None = None, seed: int = 0
 ) -> list[int]:
-    """The positions of the chosen images.
+    """The positions of a subset.
 
-    `fraction` takes `max(1, round(fraction * n))` of the n images (the decimal as written, halves rounded up): in
-    proportion to the classes, with at least one image of each class that is present while that number suffices. With
-    fewer images than classes, as many classes get one image each. `shots` takes that many images of each class that is
-    present. Neither takes all.
+    `fraction` takes `max(1, round(fraction * n))` of the n images (the decimal as written, halves rounded up), in
+    proportion to the classes, with at least one image of each class that is present if that number is large enough;
+    otherwise as many classes get one image each. `shots` takes that many images of each class that is present. Without
+    either, all images are taken.
 
-    Subsets of one seed are nested: `fraction=0.1` lies inside `fraction=0.3`, and `shots=k` inside `shots=k+1`.
+    Subsets of one seed are nested: `fraction=0.1` is part of `fraction=0.3`, and `shots=k` of `shots=k+1`.
 
     Args:
-        labels: the class of every training image.
-        fraction: in (0, 1].
-        shots: images per class, at least 1; excludes `fraction`.
-        seed: any integer.
+        labels: Class of each training image.
+        fraction: Fraction of the images, in (0, 1].
+        shots: Images per class (>= 1), instead of `fraction`.
+        seed: Random seed; any integer.
 
     Returns:
         Sorted positions in `labels`, each at most once.
 
     Raises:
-        SubsetError: an option is out of its range, both were given, or a class has fewer images than `shots`.
+        SubsetError: An option is out of its range, both are given, or a class has fewer images than `shots`.
     """
     check_subset_options(fraction, shots)
     if shots is not None:
         return sorted(position for ranked in _shots_per_class(labels, shots, seed) for position in ranked)
     if fraction is None or not labels:
         return list(range(len(labels)))
-    # Fraction(repr) is the decimal that the user wrote: 0.145 of 100 is 14.5, which no float product tells for sure.
+    # Fraction(repr) is the decimal that the user wrote: 0.145 of 100 is 14.5, which a product of floats may miss.
     size = max(1, math.floor(Fraction(repr(float(fraction))) * len(labels) + Fraction(1, 2)))
     classes = len(set(labels))
     if size < classes:
@@ -69,26 +69,28 @@ def subsample_indices(
 
 
 def check_subset_options(fraction: float | None, shots: int | None) -> None:
-    """Refuse options that no training set could satisfy.
+    """Check the options of a subset before the training set is known.
 
     Raises:
-        SubsetError: as `subsample_indices` says.
+        SubsetError: An option is out of its range, or both are given.
     """
     if fraction is not None and shots is not None:
         raise SubsetError(
-            f"Both train_fraction={fraction} and shots={shots} were given, and they contradict each other: "
-            "keep one (train_fraction takes a part of all examples, shots a number of examples per class). Where a "
+            f"Both train_fraction={fraction} and shots={shots} were given, but they contradict each other. "
+            "Keep one: train_fraction takes a part of all examples, shots a number of examples per class. If a "
             f"configuration sets the fraction: --data.shots {shots} --data.train_fraction 1.0"
         )
     # NaN fails the comparison as well.
     if fraction is not None and not 0 < fraction <= 1:
-        raise SubsetError(f"train_fraction={fraction} is not in (0, 1]: 0.1 takes a tenth of the examples, 1.0 all.")
+        raise SubsetError(
+            f"train_fraction={fraction} is not in (0, 1]: 0.1 takes a tenth of the examples, 1.0 takes all."
+        )
     if shots is not None and (not isinstance(shots, int) or shots < 1):
-        raise SubsetError(f"shots={shots} is not a whole number of examples per class of at least 1.")
+        raise SubsetError(f"shots={shots} is not a whole number of examples per class (>= 1).")
 
 
 def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
-    """All positions in the order that the head of this file defines; each prefix is stratified."""
+    """All positions in the order that the docstring of this file defines; each prefix is stratified."""
     timed: list[tuple[float, int, int]] = []
     for class_rank, ranked in enumerate(_ranked_classes(labels, seed)):
         count = len(ranked)
@@ -104,16 +106,16 @@ def _shots_per_class(labels: Sequence[int], shots: int, seed: int) -> list[list[
     short = sorted((labels[ranked[0]], len(ranked)) for ranked in classes if len(ranked) < shots)
     if short:
         listed = ", ".join(f"class {label} has {count}" for label, count in short[:10])
-        more = f" and {len(short) - 10} further classes have too few" if len(short) > 10 else ""
+        more = f" and {len(short) - 10} more classes have too few" if len(short) > 10 else ""
         raise SubsetError(
             f"shots={shots} asks for {shots} examples of every class, but {listed}{more}. "
-            f"At most shots={min(count for _, count in short)} is possible here; train_fraction needs no equal numbers."
+            f"Use at most shots={min(count for _, count in short)}, or train_fraction, which needs no equal numbers."
         )
     return [ranked[:shots] for ranked in classes]
 
 
 def _ranked_classes(labels: Sequence[int], seed: int) -> list[list[int]]:
-    """One list of positions per class: classes in their seeded order, positions in theirs."""
+    """The positions of each class in their seeded order; the classes in theirs."""
     classes: dict[int, list[int]] = {}
     for position, label in enumerate(labels):
         classes.setdefault(int(label), []).append(position)

@@ -1,17 +1,18 @@
-"""Text and JSON files of users: any Unicode encoding that names itself, and one error for whatever is wrong."""
+"""Reading of text and JSON files in any Unicode encoding."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from replora.datasets.common.files import printable
 from replora.errors import RepLoRAError
 
-# UTF-32 first: its mark begins as that of UTF-16 does.
+# UTF-32 comes first, because its mark begins with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -20,20 +21,19 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
-
-# Encoding -> what a text in it has: kana; two Chinese characters in a row, which Western text does not give; anything.
+# Encoding -> a pattern of its texts: kana; two Chinese characters in a row, which Western text does not give; anything.
 _LETTERS = {"shift_jis": "[\u3040-\u30ff]", "gb18030": "[\u4e00-\u9fff]{2}", "cp1252": ""}
 
 
 def read_text(file: Path, error: type[RepLoRAError]) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; lines end in `\n`.
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. All line ends become newlines.
 
     Args:
-        file: The file.
-        error: What to raise where it holds no such text.
+        file: File to read.
+        error: Type of the error to raise if the file is not such a text.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     content = file.read_bytes()
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
@@ -46,7 +46,7 @@ def read_text(file: Path, error: type[RepLoRAError]) -> str:
 
 
 def _guess(content: bytes) -> str | None:
-    """An encoding that is none of Unicode's own and fits, or None; every file fits the last one."""
+    """A likely encoding that is not Unicode, or None for a binary file."""
     if b"\0" in content[:4096]:
         return None
     for name, letters in _LETTERS.items():
@@ -58,11 +58,27 @@ def _guess(content: bytes) -> str | None:
     return None
 
 
-def parse_json(text: str) -> Any:
-    """The value that a JSON text holds.
+def read_json(
+    file: Path, error: type[RepLoRAError], remedy: str = "", parse: Callable[[str], Any] | None = None
+) -> Any:
+    """The value of a JSON file.
 
     Raises:
-        ValueError: It is no JSON, is nested too deeply, has a number of thousands of digits, or half a character.
+        OSError: The file cannot be read.
+        error: The file is not JSON; the message ends with `remedy`.
+    """
+    text = read_text(file, error)
+    try:
+        return (parse or parse_json)(text)
+    except ValueError as wrong:
+        raise error(f"{file} is not JSON ({wrong}). {remedy}".rstrip()) from wrong
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: The text is not JSON, is nested too deeply, or has thousands of digits or half a character.
     """
     try:
         content = json.loads(text)
@@ -72,15 +88,15 @@ def parse_json(text: str) -> Any:
         try:
             json.dumps(content, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise ValueError(r"a string holds half of a character, a lone \ud800 to \udfff") from None
+            raise ValueError(r"a string contains half of a character, a lone \ud800 to \udfff") from None
     return content
 
 
 def parse_json_or_lines(text: str) -> Any:
-    """The value that a JSON text holds, or the list of those of a text with one per line.
+    """The value of a JSON text, or the list of values of a text with one JSON value per line.
 
     Raises:
-        ValueError: As `parse_json` says.
+        ValueError: The text is neither.
     """
     try:
         return parse_json(text)
@@ -94,13 +110,13 @@ def parse_json_or_lines(text: str) -> Any:
 
 
 def parse_json_lines(text: str) -> list[Any]:
-    """The values of a text with one JSON value per line, blank lines left out.
+    """The values of a text with one JSON value per line. Blank lines are ignored.
 
     Raises:
-        ValueError: A line is none; the message names it.
+        ValueError: A line is not JSON; the message names it.
     """
     values = []
-    # str.splitlines would also cut at U+2028, U+0085 and others, which may stand inside a string.
+    # str.splitlines would also split at U+2028, U+0085 and others, which may occur inside a string.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:

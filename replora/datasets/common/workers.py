@@ -1,4 +1,4 @@
-"""What a process that loads data must do before it loads any."""
+"""Setup of loader processes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, TextIO
 
 
 def release_streams() -> None:
-    """Give a forked process standard streams and log handlers that share no lock with the process it was forked from.
+    """Give a forked process standard streams and log handlers that share no lock with its parent process.
 
     While rich shows a progress bar, `sys.stdout` and `sys.stderr` are its own, and writing to them takes the lock of
     the display. A thread of the main process may hold that lock, or the one inside a stream, at the moment of the fork;
-    no one releases the copy in the new process, and the first warning there would wait for ever.
+    nothing releases the copy in the new process, and its first warning would wait forever.
     """
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
@@ -35,7 +35,7 @@ def release_streams() -> None:
 
 
 def _number(stream: Any) -> int | None:
-    """The file descriptor of a stream, if it has one."""
+    """The file descriptor of a stream, or None."""
     try:
         return int(stream.fileno())
     except (AttributeError, OSError, ValueError):
@@ -43,7 +43,7 @@ def _number(stream: Any) -> int | None:
 
 
 def _reopened(stream: Any) -> TextIO:
-    """A stream of its own to the same file, written line by line, which leaves the file descriptor open."""
+    """A new, line-buffered stream to the same file, which leaves the file descriptor open."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     raw = os.fdopen(stream.fileno(), "wb", buffering=io.DEFAULT_BUFFER_SIZE, closefd=False)
     return io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace", line_buffering=True)

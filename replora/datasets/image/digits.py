@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a task like those of VTAB-1K: no download, 800 + 200 + 797 images."""
+"""scikit-learn's handwritten digits as a task like those of VTAB-1K: 800 + 200 + 797 images, without a download."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Literal
 import numpy as np
 
 from replora.datasets.common.subsample import stratified_order
-from replora.datasets.image.grayscale import GreyImages
+from replora.datasets.image.grayscale import GrayImages
 from replora.datasets.image.read import Interpolation
 
 
-class Digits(GreyImages):
-    """1,797 grey images of 8 x 8 pixels, ten classes (Alpaydin and Kaynak 1998, UCI, as shipped by scikit-learn).
+class Digits(GrayImages):
+    """1,797 gray images of 8 x 8 pixels, ten classes (Alpaydin and Kaynak 1998, UCI, as shipped by scikit-learn).
 
     The splits are fixed and stratified: the first 800 images of a stratified order with seed 0 are `train`, the next
     200 `val`, both together `trainval`, and the remaining 797 `test`.
 
     Args:
         split: `train`, `val`, `trainval` or `test`.
-        image_size: height and width of the images given, in pixels.
-        interpolation: the filter that enlarges them.
+        image_size: Height and width of the images, in pixels (>= 1).
+        interpolation: Filter that resizes an image.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class Digits(GreyImages):
         image_size: int = 32,
         interpolation: Interpolation = "bicubic",
     ) -> None:
-        from sklearn.datasets import load_digits  # slow to import, needed here only
+        from sklearn.datasets import load_digits  # slow to import and needed only here
 
         digits = load_digits()
         order = stratified_order(digits.target.tolist(), seed=0)
         chosen = {"train": order[:800], "val": order[800:1000], "trainval": order[:1000], "test": order[1000:]}[split]
         levels = np.rint(digits.images[chosen] * (255 / 16))  # 0 .. 16 -> 0 .. 255
-        grey = np.clip(levels, 0, 255).astype(np.uint8)  # (N, 8, 8)
+        gray = np.clip(levels, 0, 255).astype(np.uint8)  # (N, 8, 8)
         labels = digits.target[chosen].tolist()
-        super().__init__(grey, labels, [str(name) for name in digits.target_names], image_size, interpolation)
+        super().__init__(gray, labels, [str(name) for name in digits.target_names], image_size, interpolation)

@@ -1,6 +1,6 @@
-"""Fashion-MNIST as a task like those of VTAB-1K: 800 + 200 of its training images, and its whole test set.
+"""Fashion-MNIST as a task like those of VTAB-1K: 800 + 200 of its training images, and its complete test set.
 
-Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747; MIT licence. Debian ships the four files as `dataset-fashion-mnist`.
+Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747; MIT license. Debian ships the four files as `dataset-fashion-mnist`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from replora.datasets.common.subsample import stratified_order
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
-from replora.datasets.image.grayscale import GreyImages, GreyPixels
+from replora.datasets.image.grayscale import GrayImages, GrayPixels
 from replora.datasets.image.read import Interpolation
 
 CLASSES = (
@@ -26,22 +26,22 @@ SIZES = {"train": 60_000, "t10k": 10_000}
 SIDE = 28
 
 
-class FashionMNIST(GreyImages):
-    """Grey images of 28 x 28 pixels, ten kinds of clothes.
+class FashionMNIST(GrayImages):
+    """Gray images of 28 x 28 pixels, ten kinds of clothes.
 
     In a stratified order of the 60,000 training images with seed 0, the first 800 are `train`, the next 200 `val`, both
-    together `trainval`; `test` is the 10,000 test images. The rest of the training images is not used.
+    together `trainval`; `test` is the 10,000 test images. The other training images are not used.
 
     Args:
         split: `train`, `val`, `trainval` or `test`.
-        root: a folder with the four files `train-images-idx3-ubyte.gz` ... `t10k-labels-idx1-ubyte.gz`, itself or in
-            `fashion-mnist/` or `FashionMNIST/raw/` (torchvision's). Else Debian's own folder is used.
-        image_size: height and width of the images given, in pixels.
-        interpolation: the filter that resizes them.
+        root: Folder with the four files `train-images-idx3-ubyte.gz` ... `t10k-labels-idx1-ubyte.gz`, directly or in
+            `fashion-mnist/` or `FashionMNIST/raw/` (torchvision's). Debian's folder is used otherwise.
+        image_size: Height and width of the images, in pixels (>= 1).
+        interpolation: Filter that resizes an image.
 
     Raises:
-        DatasetNotFoundError: the files are nowhere.
-        ListFileError: a file is damaged, or another one.
+        DatasetNotFoundError: The files are not found.
+        ListFileError: A file is corrupt or another data set.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class FashionMNIST(GreyImages):
     ) -> None:
         folder, part = _folder(root), "t10k" if split == "test" else "train"
         count = SIZES[part]
-        grey = _read(folder / f"{part}-images-idx3-ubyte.gz", (count, SIDE, SIDE))
+        gray = _read(folder / f"{part}-images-idx3-ubyte.gz", (count, SIDE, SIDE))
         every_label = _read(folder / f"{part}-labels-idx1-ubyte.gz", (count,))
         if every_label.max() >= len(CLASSES):
             raise ListFileError(f"{folder}: the label {every_label.max()} is out of range; it must be 0 to 9.")
@@ -61,8 +61,8 @@ class FashionMNIST(GreyImages):
         if split != "test":
             order = stratified_order(labels, seed=0)
             chosen = {"train": order[:800], "val": order[800:1000], "trainval": order[:1000]}[split]
-            grey, labels = grey[chosen], [labels[position] for position in chosen]
-        super().__init__(grey, labels, list(CLASSES), image_size, interpolation)
+            gray, labels = gray[chosen], [labels[position] for position in chosen]
+        super().__init__(gray, labels, list(CLASSES), image_size, interpolation)
 
 
 def _folder(root: Path) -> Path:
@@ -72,18 +72,18 @@ def _folder(root: Path) -> Path:
             return place
     looked = ", ".join(str(place) for place in places)
     raise DatasetNotFoundError(
-        f"Fashion-MNIST is not there: no train-images-idx3-ubyte.gz in {looked}. On Debian and Ubuntu: apt install "
-        "dataset-fashion-mnist. Elsewhere take the four .gz files of github.com/zalandoresearch/fashion-mnist and name "
-        "their folder: --data.root, or the environment variable REPLORA_DATA."
+        f"Fashion-MNIST was not found: no train-images-idx3-ubyte.gz in {looked}. On Debian and Ubuntu: apt install "
+        "dataset-fashion-mnist. Elsewhere download the four .gz files of github.com/zalandoresearch/fashion-mnist and "
+        "set their folder with --data.root or the environment variable REPLORA_DATA."
     )
 
 
-def _read(path: Path, shape: tuple[int, ...]) -> GreyPixels:
+def _read(path: Path, shape: tuple[int, ...]) -> GrayPixels:
     """A file in the IDX format of MNIST: magic number, lengths as big-endian int32, then bytes."""
     try:
         content = gzip.decompress(path.read_bytes())
     except FileNotFoundError:
-        raise DatasetNotFoundError(f"There is no {path}, but there is another of the four files.") from None
+        raise DatasetNotFoundError(f"There is no {path}, but there are others of the four files.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise ListFileError(f"{path} cannot be read: {error}. Copy it again from its source.") from error
     header = np.array([0x0800 + len(shape), *shape], dtype=">i4").tobytes()

@@ -1,7 +1,7 @@
-"""FGVC: five fine-grained data sets with the splits of VPT (Jia et al. 2022, arXiv 2203.12119).
+"""FGVC, five fine-grained data sets with the splits of VPT (Jia et al. 2022, arXiv 2203.12119).
 
-VPT's `src/data/datasets/json_dataset.py` reads, in the folder of each data set, `train.json`, `val.json` and
-`test.json`, each a table {path of an image: class}. The paths are relative to a folder of images:
+VPT's `src/data/datasets/json_dataset.py` reads `train.json`, `val.json` and `test.json` in the folder of each data set,
+each a table {path of an image: class}. The paths are relative to a folder of images:
 
     CUB_200_2011/{train,val,test}.json   images/001.Black_footed_Albatross/Black_Footed_Albatross_0001_796111.jpg
     nabirds/{train,val,test}.json        images/0295/a_bird.jpg
@@ -9,23 +9,23 @@ VPT's `src/data/datasets/json_dataset.py` reads, in the folder of each data set,
     StanfordDogs/{train,val,test}.json   Images/n02085620-Chihuahua/n02085620_10074.jpg
     StanfordCars/{train,val,test}.json   car_ims/000001.jpg
 
-VPT numbers the classes of each split file anew, so that a class without a validation image would shift the labels
-behind it. Here the classes of `train.json` are numbered once, in ascending order, for all three.
+VPT numbers the classes of each split file separately, so a class without a validation image would shift the labels
+after it. Here the classes of `train.json` are numbered once, in ascending order, for all three files.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from replora.datasets.common.list_folder import find_folder, hash_lists
 from replora.datasets.common.paths import inner_path, missing_files
-from replora.datasets.common.text_files import parse_json, read_text
+from replora.datasets.common.text_files import read_json
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
-from replora.datasets.image.read import Interpolation, read_image, read_uncropped
-from replora.datasets.samples import ImageDataset, ImageSample
+from replora.datasets.image.image_files import ImageFiles
+from replora.datasets.image.read import Interpolation
 from replora.errors import nearest
 
 FGVCSplit = Literal["train", "val", "trainval", "test"]
@@ -46,12 +46,10 @@ class FGVCTask:
     train_size: int
     val_size: int
     test_size: int
-    folders: tuple[str, ...]
-    """What its folder may be called, besides `name`; upper and lower case are the same."""
+    folders: tuple[str, ...]  # names that its folder may have besides `name`, without regard to case
     image_roots: tuple[str, ...]
-    """The folders that the paths may be relative to; the one where most images of the training list are is used."""
-    images: str
-    """Where the images come from."""
+    """Folders that the paths may be relative to; the one with most images of the split is used."""
+    images: str  # source of the images
 
     def size(self, split: FGVCSplit) -> int:
         """The number of images of a split."""
@@ -59,59 +57,32 @@ class FGVCTask:
         return self.train_size + self.val_size if split == "trainval" else sizes[split]
 
 
-# Classes: VPT's configurations. Sizes: VPT's table of data sets; train + val and test are the official ones, the
-# validation images being 10 % of the official training images, and the official ones for the flowers.
+# Classes: VPT's configurations. Sizes: VPT's table of data sets. train + val and test are the official splits; val is
+# 10 % of the official training images, and the official validation set of the flowers.
 FGVC_TASKS: dict[str, FGVCTask] = {
     task.name: task
     for task in (
         FGVCTask(
-            "cub_200_2011",
-            200,
-            5_394,
-            600,
-            5_794,
-            ("CUB-200-2011", "cub200", "cub"),
-            ("images", ""),
+            *("cub_200_2011", 200, 5_394, 600, 5_794, ("CUB-200-2011", "cub200", "cub"), ("images", "")),
             "CUB_200_2011.tgz of https://www.vision.caltech.edu/datasets/cub_200_2011/",
         ),
         FGVCTask(
-            "nabirds",
-            555,
-            21_536,
-            2_393,
-            24_633,
-            ("nabirds-dataset",),
-            ("images", ""),
+            *("nabirds", 555, 21_536, 2_393, 24_633, ("nabirds-dataset",), ("images", "")),
             "nabirds.tar.gz of https://dl.allaboutbirds.org/nabirds",
         ),
         FGVCTask(
-            "oxford_flowers",
-            102,
-            1_020,
-            1_020,
-            6_149,
+            *("oxford_flowers", 102, 1_020, 1_020, 6_149),
             ("OxfordFlower", "OxfordFlowers", "oxford_flowers102", "flowers102", "flowers"),
             ("", "jpg", "images"),
             "102flowers.tgz of https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
         ),
         FGVCTask(
-            "stanford_dogs",
-            120,
-            10_800,
-            1_200,
-            8_580,
-            ("StanfordDogs", "stanford-dogs", "dogs"),
+            *("stanford_dogs", 120, 10_800, 1_200, 8_580, ("StanfordDogs", "stanford-dogs", "dogs")),
             ("Images", "images", ""),
             "images.tar of http://vision.stanford.edu/aditya86/ImageNetDogs/",
         ),
         FGVCTask(
-            "stanford_cars",
-            196,
-            7_329,
-            815,
-            8_041,
-            ("StanfordCars", "stanford-cars", "cars"),
-            ("",),
+            *("stanford_cars", 196, 7_329, 815, 8_041, ("StanfordCars", "stanford-cars", "cars"), ("",)),
             "car_ims.tgz of the Stanford Cars data set (one folder of 16,185 images, 000001.jpg to 016185.jpg)",
         ),
     )
@@ -119,42 +90,37 @@ FGVC_TASKS: dict[str, FGVCTask] = {
 
 
 def fgvc_task(name: str) -> FGVCTask:
-    """The data set of this name.
-
-    Raises:
-        UnknownTaskError: it is none of the five.
-    """
+    """The data set of this name. Raises UnknownTaskError if there is no such data set."""
     if name in FGVC_TASKS:
         return FGVC_TASKS[name]
     for task in FGVC_TASKS.values():
         if name.lower() in map(str.lower, (task.name, *task.folders)):
             raise UnknownTaskError(
-                f"The data set {name!r} is called {task.name!r} here: ask for {task.name!r}. Its folder may keep the "
-                "name."
+                f"The data set {name!r} is called {task.name!r} here. Use {task.name!r}; its folder may keep the name."
             )
-    raise UnknownTaskError(f"{name!r} is none of the five FGVC data sets. {nearest(name, FGVC_TASKS)}")
+    raise UnknownTaskError(f"{name!r} is not one of the five FGVC data sets. {nearest(name, FGVC_TASKS)}")
 
 
-class FGVC(ImageDataset):
+class FGVC(ImageFiles):
     """One split of one data set.
 
-    Everything but the pixels is checked here: folder, split files, that each class of the split is one of `train.json`,
-    that no path leaves the data, that every image is there and how many there are.
+    The constructor checks everything except the pixels: the folder, the split files, the classes, the paths, and the
+    existence and number of the images.
 
     Args:
-        root: the folder that holds the folders of the data sets, or its parent if it is called `fgvc`.
-        task: one of `FGVC_TASKS`.
+        root: Folder that holds the folders of the data sets, or its parent if it is called `fgvc`.
+        task: Name of the data set, one of `FGVC_TASKS`.
         split: `train`, `val`, `trainval` (both) or `test`.
-        image_size: height and width of the images given, in pixels.
-        interpolation: the resize filter.
-        cropped: cut out the middle; otherwise the images keep their shape, the shorter side being 256/224 of
-            `image_size`, for an augmentation to cut from.
-        check_sizes: compare the numbers of images and classes with the table.
+        image_size: Height and width of the images, in pixels (>= 1).
+        interpolation: Filter that resizes an image.
+        cropped: Whether to crop the center. Otherwise images keep their aspect ratio, with a shorter side of 256/224 of
+            `image_size`, for an augmentation that crops.
+        check_sizes: Whether to compare the numbers of images and classes with the table.
 
     Raises:
-        UnknownTaskError: no such data set.
-        DatasetNotFoundError: no such folder or split file.
-        ListFileError: what a split file says cannot be right.
+        UnknownTaskError: There is no such data set.
+        DatasetNotFoundError: A folder or split file is missing.
+        ListFileError: A split file is invalid.
     """
 
     def __init__(
@@ -172,66 +138,43 @@ class FGVC(ImageDataset):
         self.task = fgvc_task(task)
         self.split = split
         self.image_size = image_size
-        self.interpolation: Interpolation = interpolation
-        self.cropped = cropped
+        self.interpolation = interpolation
+        self.framing = "crop" if cropped else None
         self.folder = find_fgvc_folder(Path(root), self.task)
-        train = _read_split(self.folder / "train.json")
+        names = ("train", "val") if split == "trainval" else (split,)
+        files = {name: self.folder / f"{name}.json" for name in SPLIT_FILES}
+        splits = {n: _read_split(file) for n, file in files.items() if n in ("train", *names) or file.is_file()}
+        train = splits["train"]
         classes = self._number_classes(train, check_sizes)
         self.class_names = _class_names(train, classes, self.task.num_classes)
-        names = ("train", "val") if split == "trainval" else (split,)
         entries: dict[PurePosixPath, int] = {}
         for name in names:
-            file = self.folder / f"{name}.json"
-            found = train if name == "train" else _read_split(file)
-            if unknown := sorted(set(found.values()) - classes.keys()):
+            if unknown := sorted(set(splits[name].values()) - classes.keys()):
                 raise ListFileError(
-                    f"{file} has {len(unknown)} classes that train.json does not have, the first: {unknown[0]}. "
-                    "The files belong to different splits; take all three from one source."
+                    f"{files[name]} has {len(unknown)} classes that train.json does not have, the first: {unknown[0]}. "
+                    "The files belong to different splits. Take all three from one source."
                 )
-            if twice := entries.keys() & found.keys():
-                raise ListFileError(f"{file} lists images of train.json again, the first: {min(twice)}.")
-            entries |= {path: classes[key] for path, key in found.items()}
-        self._check_disjoint(names, entries, train)
-        self.image_root = self._find_images(list(train), list(entries))
+            if twice := entries.keys() & splits[name].keys():
+                raise ListFileError(f"{files[name]} lists images of train.json again, the first: {min(twice)}.")
+            entries |= {path: classes[key] for path, key in splits[name].items()}
+        for name in splits.keys() - set(names):
+            if shared := entries.keys() & splits[name].keys():
+                raise ListFileError(
+                    f"{self.folder}: {len(shared):,} images are in {split} and in {name}.json, the first: "
+                    f"{min(shared)}. Take the three files from one source. {SPLIT_SOURCES}"
+                )
+        self.home = self._find_images(list(train), list(entries))
         self.paths = list(entries)
         self.labels = list(entries.values())
         if check_sizes and len(self) != self.task.size(split):
             raise ListFileError(
                 f"{split} of {self.folder} has {len(self):,} images, but that of {self.task.name} has "
-                f"{self.task.size(split):,}: these are not VPT's splits. check_sizes=False uses them all the same; "
-                "results are then not comparable."
+                f"{self.task.size(split):,}: these are not VPT's splits. check_sizes=False accepts them, but then "
+                "results are not comparable."
             )
 
-    def __getitem__(self, index: int) -> ImageSample:
-        """The sample: uint8 (3, image_size, image_size), or (3, H, W) where it is not cropped.
-
-        Raises:
-            CorruptImageError: the file cannot be decoded.
-        """
-        index = range(len(self))[index]
-        path = self.image_root / self.paths[index]
-        if self.cropped:
-            image = read_image(path, self.image_size, self.interpolation, "crop")
-        else:
-            image = read_uncropped(path, self.image_size, self.interpolation)
-        return {"image": image, "label": self.labels[index], "index": index}
-
-    def _check_disjoint(
-        self, names: tuple[str, ...], entries: dict[PurePosixPath, int], train: dict[PurePosixPath, int]
-    ) -> None:
-        """No image of this split is in another split file."""
-        for name in SPLIT_FILES:
-            file = self.folder / f"{name}.json"
-            if name in names or not file.is_file():
-                continue
-            if shared := entries.keys() & (train if name == "train" else _read_split(file)).keys():
-                raise ListFileError(
-                    f"{self.folder}: {len(shared):,} images are in {self.split} and in {name}.json, the first: "
-                    f"{min(shared)}. Take the three files from one source. {SPLIT_SOURCES}"
-                )
-
     def _number_classes(self, train: dict[PurePosixPath, int], check_sizes: bool) -> dict[int, int]:
-        """Class in the file -> label in 0 .. num_classes - 1, from the training images alone."""
+        """Class in the file -> label in 0 .. num_classes - 1, from the training images."""
         found = sorted(set(train.values()))
         expected = self.task.num_classes
         if len(found) > expected or (check_sizes and len(found) < expected):
@@ -242,7 +185,7 @@ class FGVC(ImageDataset):
         return {key: label for label, key in enumerate(found)}
 
     def _find_images(self, train: list[PurePosixPath], wanted: list[PurePosixPath]) -> Path:
-        """The folder that the paths are relative to; every image of this split is in it."""
+        """The folder that the paths are relative to, which holds every image of this split."""
         roots = [self.folder / name for name in self.task.image_roots]
         missing = [missing_files(root, wanted) for root in roots]
         best = min(range(len(roots)), key=lambda i: len(missing[i]))
@@ -251,11 +194,11 @@ class FGVC(ImageDataset):
         listed = ", ".join(map(str, missing[best][:3]))
         raise ListFileError(
             f"{self.folder}: {len(missing[best]):,} of {len(wanted):,} images of {self.split!r} are missing in "
-            f"{roots[best]}, the first: {listed}. {self._hint(train)}The images are those of {self.task.images}."
+            f"{roots[best]}, the first: {listed}. {self._hint(train)}The images come from {self.task.images}."
         )
 
     def _hint(self, train: list[PurePosixPath]) -> str:
-        """Stanford Cars exists in a second numbering, whose files must not be renamed to the first."""
+        """A warning about the second numbering of Stanford Cars, whose files must not be renamed to the first."""
         if self.task.name != "stanford_cars":
             return ""
         other = [name for name in ("cars_train", "cars_test") if (self.folder / name).is_dir()]
@@ -267,84 +210,48 @@ class FGVC(ImageDataset):
             return ""
         seen = f"folders {' and '.join(other)}" if other else "file names of 5 digits"
         return (
-            f"There are {seen}: the copy on Kaggle, which counts training and test images apart, in 5 digits. Its "
-            "00001.jpg is another car than 000001.jpg of the split files, so do not rename the files. "
+            f"There are {seen}: this is the copy on Kaggle, which numbers training and test images separately, in 5 "
+            "digits. Its 00001.jpg is not the car 000001.jpg of the split files, so do not rename the files. "
         )
 
 
 def find_fgvc_folder(root: Path, task: FGVCTask) -> Path:
-    """The folder of a data set in `root` or in `root/fgvc`, under a name it is known by, in upper or lower case.
-
-    Raises:
-        DatasetNotFoundError: with what is there instead, the layout expected and where it comes from.
-    """
-    root = root.expanduser()
-    names = [name.lower() for name in (task.name, *task.folders)]
-    parents = [root, *(entry for entry in _folders(root) if entry.name.lower() == "fgvc")]
-    for parent in parents:
-        there = {entry.name.lower(): entry for entry in _folders(parent)}
-        for name in names:
-            if name in there:
-                return there[name]
-    if not root.is_dir():
-        found = f"{root} is not a folder" if root.exists() else f"the folder {root} does not exist"
-    elif (root / "train.json").is_file():
-        found = f"{root} is itself the folder of a data set: give the folder above it, {root.resolve().parent}"
-    else:
-        held = ", ".join(entry.name for parent in parents for entry in _folders(parent))
-        found = f"{root} holds the folders {held}" if held else f"{root} holds no folders"
-    raise DatasetNotFoundError(
-        f"The data of {task.name!r} were not found.\n"
-        f"  asked for: a folder {' or '.join((task.name, *task.folders))} in {root} or in {root / 'fgvc'}\n"
-        f"  found:     {found}\n"
-        f"  expected:  {task.name}/{{train,val,test}}.json, each {{path: class}}, and the images in "
-        f"{task.name}/{task.image_roots[0] or 'the folders that the paths name'}\n"
-        f"  remedy:    give the folder above {task.name} as root (--data.root, or the environment variable "
-        f"REPLORA_DATA)\n"
-        f"  source:    {SPLIT_SOURCES}; images: {task.images}"
+    """The folder of a data set in `root` or in `root/fgvc`, see `find_folder`."""
+    layout = (
+        f"{task.name}/{{train,val,test}}.json, each {{path: class}}, and the images in "
+        f"{task.name}/{task.image_roots[0] or 'the folders of the paths'}"
     )
+    source = f"{SPLIT_SOURCES}; images: {task.images}"
+    return find_folder(root, (task.name, *task.folders), "fgvc", ["train.json"], layout, source)
 
 
 def splits_sha256(folder: Path) -> str:
-    """SHA-256 over the three split files: which images and labels a result is about."""
-    digest = hashlib.sha256()
-    for name in SPLIT_FILES:
-        file = folder / f"{name}.json"
-        if file.is_file():
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
-def _folders(parent: Path) -> list[Path]:
-    return sorted(entry for entry in parent.iterdir() if entry.is_dir()) if parent.is_dir() else []
+    """SHA-256 of the three split files, which identifies the images and labels of a result."""
+    return hash_lists(folder, [f"{name}.json" for name in SPLIT_FILES])
 
 
 def _read_split(file: Path) -> dict[PurePosixPath, int]:
-    """Path -> class as the file writes it."""
+    """Path -> class as in the file."""
     try:
-        content = parse_json(read_text(file, ListFileError))
+        content = read_json(file, ListFileError, f"Download it again. {SPLIT_SOURCES}")
     except OSError as error:
         there = ", ".join(sorted(path.name for path in file.parent.glob("*.json"))) or "none"
         raise DatasetNotFoundError(
             f"The split file {file} cannot be read ({error.strerror}); JSON files found there: {there}. Put "
             f"train.json, val.json and test.json into {file.parent}. {SPLIT_SOURCES}"
         ) from error
-    except ListFileError:
-        raise
-    except ValueError as error:
-        raise ListFileError(f"{file} is not JSON ({error}). Download it again. {SPLIT_SOURCES}") from error
     if not isinstance(content, dict) or not content:
         raise ListFileError(f"{file} is not a table {{path: class}} with at least one image. {SPLIT_SOURCES}")
     entries: dict[PurePosixPath, int] = {}
     for path, key in content.items():
         if isinstance(key, bool) or not re.fullmatch(r"-?[0-9]{1,18}", str(key)):
-            raise ListFileError(f"{file}: the class of {path!r} is {key!r}, not a whole number.")
+            raise ListFileError(f"{file}: the class of {path!r} is {key!r}, not an integer.")
         entries[inner_path(path, str(file))] = int(key)
     return entries
 
 
 def _class_names(train: dict[PurePosixPath, int], classes: dict[int, int], count: int) -> list[str]:
-    """The folder of each class where every class has one of its own, else the number that the file gives it."""
+    """The name of each class's folder if every class has one folder, else the class's number in the file."""
     folders: dict[int, set[str]] = {}
     for path, key in train.items():
         folders.setdefault(key, set()).add(path.parent.name)

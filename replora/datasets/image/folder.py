@@ -1,4 +1,4 @@
-"""Custom images: a folder with a folder for each class, or a CSV file of paths and labels (`file_table.py`)."""
+"""Custom images: a folder with a folder for each class, or a CSV file of paths and labels."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path, PurePosixPath
 from replora.datasets.common.file_table import read_file_table
 from replora.datasets.common.files import LeftOut, files_of, printable
 from replora.datasets.common.in_memory import usable_cpus
-from replora.datasets.common.labelled_files import FileKind, FileTable
+from replora.datasets.common.labeled_files import FileKind, FileTable
 from replora.datasets.errors import CorruptImageError
-from replora.datasets.image.read import IMAGE_SUFFIXES, Interpolation, check_header, read_image, read_uncropped
-from replora.datasets.samples import ImageDataset, ImageSample
+from replora.datasets.image.image_files import ImageFiles
+from replora.datasets.image.read import IMAGE_SUFFIXES, Interpolation, check_header
 
 
 def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
-    """The image files in `folder` and the folders inside it, as `files_of` says."""
+    """The image files below `folder`, see `files_of`."""
     return files_of(folder, IMAGE_SUFFIXES, left_out)
 
 
@@ -25,31 +25,29 @@ IMAGES = FileKind(
 
 
 def read_image_table(root: Path) -> FileTable:
-    """Scan a folder of class folders, or read a CSV file of paths and labels, and look at every image's first bytes.
-
-    Args:
-        root: the folder, or the file.
+    """The table of a folder or CSV file (`read_file_table`), after a check of every image's header.
 
     Raises:
-        RepLoRAError: as `read_file_table` says.
-        CorruptImageError: files are no images as far as their first bytes tell; all are named.
+        CorruptImageError: Files have no header of an image; the message names them.
     """
     table = read_file_table(root, IMAGES)
-    _require_readable(table.home, table.paths)
+    _check_readable(table.home, table.paths)
     return table
 
 
-class ImageFolder(ImageDataset):
-    """The images of one or more splits; photos are turned as their EXIF orientation says.
+class ImageFolder(ImageFiles):
+    """The images of one or more splits, rotated by their EXIF orientation.
 
     Args:
-        table: from `read_image_table`.
-        positions: which of its images, in this order.
-        image_size: height and width of the images given, in pixels.
-        interpolation: the resize filter.
-        cropped: cut out the middle; otherwise the images keep their shape, the shorter side being 256/224 of
-            `image_size`, for an augmentation to cut from.
+        table: Table from `read_image_table`.
+        positions: Positions of the images in the table, in order.
+        image_size: Height and width of the images, in pixels (>= 1).
+        interpolation: Filter that resizes an image.
+        cropped: Whether to crop the center. Otherwise images keep their aspect ratio, with a shorter side of 256/224 of
+            `image_size`, for an augmentation that crops.
     """
+
+    upright = True
 
     def __init__(
         self,
@@ -64,32 +62,18 @@ class ImageFolder(ImageDataset):
         self.paths = [table.paths[i] for i in positions]
         self.labels = [table.labels[i] for i in positions]
         self.image_size = image_size
-        self.interpolation: Interpolation = interpolation
-        self.cropped = cropped
-
-    def __getitem__(self, index: int) -> ImageSample:
-        """The sample: uint8 (3, image_size, image_size), or (3, H, W) where it is not cropped.
-
-        Raises:
-            CorruptImageError: the file cannot be decoded.
-        """
-        index = range(len(self))[index]
-        path = self.home / self.paths[index]
-        if self.cropped:
-            image = read_image(path, self.image_size, self.interpolation, "crop", upright=True)
-        else:
-            image = read_uncropped(path, self.image_size, self.interpolation, upright=True)
-        return {"image": image, "label": self.labels[index], "index": index}
+        self.interpolation = interpolation
+        self.framing = "crop" if cropped else None
 
 
-def _require_readable(home: Path, paths: list[PurePosixPath]) -> None:
+def _check_readable(home: Path, paths: list[PurePosixPath]) -> None:
     with ThreadPoolExecutor(min(16, usable_cpus())) as threads:
         reasons = list(threads.map(lambda path: check_header(home / path), paths))
-    damaged = [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
-    if damaged:
-        listed = "\n  ".join(f"{printable(home / path)}: {reason}" for path, reason in damaged[:20])
-        more = f"\n  and {len(damaged) - 20:,} more" if len(damaged) > 20 else ""
+    corrupt = [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
+    if corrupt:
+        listed = "\n  ".join(f"{printable(home / path)}: {reason}" for path, reason in corrupt[:20])
+        more = f"\n  and {len(corrupt) - 20:,} more" if len(corrupt) > 20 else ""
         raise CorruptImageError(
-            f"{len(damaged):,} of {len(paths):,} images cannot be read:\n  {listed}{more}\nRepair them as said, copy "
-            "damaged ones again from their source, or remove them."
+            f"{len(corrupt):,} of {len(paths):,} images cannot be read:\n  {listed}{more}\nFix them as said, copy "
+            "corrupt files again from their source, or remove them."
         )

@@ -1,10 +1,10 @@
-"""White shapes on black, drawn on this machine from the factors of dSprites, and two tasks of VTAB-1K on them.
+"""White shapes on black, generated from the factors of dSprites, for two tasks of VTAB-1K.
 
 dSprites (Matthey et al. 2017, github.com/google-deepmind/dsprites-dataset) has 3 shapes x 6 scales x 40 orientations x
-32 x 32 positions in 64 x 64 pixels. Here the same factors are drawn, by another program: shapes and sizes differ in
-detail, so figures are not comparable with those on dSprites. The classes are VTAB-1K's: of `location`, 16 columns of
-two positions each; of `orientation`, 16 sectors, floor(orientation / 2.5). As there, a square looks the same after a
-quarter of a turn and an ellipse after half a turn, so no method can be right about every orientation.
+32 x 32 positions in 64 x 64 pixels. Shapes and sizes differ here in detail, so results are not comparable with
+those on dSprites. The classes are VTAB-1K's: 16 columns of two positions each for `location`, and 16 sectors,
+floor(orientation / 2.5), for `orientation`. As in dSprites, a square looks the same after a quarter turn and an ellipse
+after half a turn, so no method can recognize every orientation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from replora.datasets.image.grayscale import GreyImages, GreyPixels
+from replora.datasets.image.grayscale import GrayImages, GrayPixels
 from replora.datasets.image.read import Interpolation
 
 Corners = np.ndarray[Any, np.dtype[np.float64]]  # (K, 2): x to the right, y down
@@ -24,17 +24,17 @@ SHAPES = ("square", "ellipse", "heart")
 SCALES, ORIENTATIONS, POSITIONS = 6, 40, 32
 CLASSES = 16
 COUNTS = {"train": 800, "val": 200, "test": 2_000}
-FINER = 4  # drawn this much larger; a pixel is white where at least half of it is
+FINER = 4  # factor of supersampling; a pixel is white if at least half of it is covered
 
 
-class Sprites(GreyImages):
-    """Shapes at random factors: 800 + 200 + 2,000 images that are the same on every machine (up to Pillow's drawing).
+class Sprites(GrayImages):
+    """Shapes with random factors: 800 + 200 + 2,000 images, the same on every machine (up to Pillow's drawing).
 
     Args:
         split: `train`, `val`, `trainval` or `test`.
-        task: `location` (the column of the shape's centre) or `orientation`.
-        image_size: height and width of the images given, in pixels.
-        interpolation: the filter that resizes them.
+        task: `location` (the column of the shape's center) or `orientation`.
+        image_size: Height and width of the images, in pixels (>= 1).
+        interpolation: Filter that resizes an image.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Sprites(GreyImages):
     ) -> None:
         parts = ["train", "val"] if split == "trainval" else [split]
         factors = np.concatenate([_factors(part) for part in parts])  # (N, 5)
-        grey = np.stack([draw(*row) for row in factors.tolist()])
+        gray = np.stack([draw(*row) for row in factors.tolist()])
         labels = factors[:, 3] // 2 if task == "location" else (factors[:, 2] / 2.5).astype(int)
-        super().__init__(grey, labels.tolist(), [str(number) for number in range(CLASSES)], image_size, interpolation)
+        super().__init__(gray, labels.tolist(), [str(number) for number in range(CLASSES)], image_size, interpolation)
 
 
 def _factors(part: str) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
@@ -57,24 +57,24 @@ def _factors(part: str) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
     return rng.integers(0, [len(SHAPES), SCALES, ORIENTATIONS, POSITIONS, POSITIONS], (COUNTS[part], 5))
 
 
-def draw(shape: int, scale: int, orientation: int, x: int, y: int) -> GreyPixels:
+def draw(shape: int, scale: int, orientation: int, x: int, y: int) -> GrayPixels:
     """One image.
 
     Args:
-        shape: 0 to 2, of `SHAPES`.
-        scale: 0 to 5, from half size to full size.
-        orientation: 0 to 39, from 0 to one whole turn; the two ends look alike, as in dSprites.
-        x, y: 0 to 31, the place of the centre; the shape is in the image at every one.
+        shape: Index into `SHAPES`, 0 to 2.
+        scale: Size, from 0 (half size) to 5 (full size).
+        orientation: Rotation, from 0 (none) to 39 (a full turn, which looks like none, as in dSprites).
+        x, y: Position of the center, 0 to 31. The shape is completely inside the image at every position.
 
     Returns:
         uint8 (64, 64), 0 or 255.
     """
-    radius = 0.5 + 0.5 * scale / (SCALES - 1)  # of 1
+    radius = 0.5 + 0.5 * scale / (SCALES - 1)  # relative to full size
     angle = 2 * np.pi * orientation / (ORIENTATIONS - 1)
     outline = _outline(SHAPES[shape]) * radius * 12  # pixels
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    centre = 14 + np.array([x, y]) * (36 / (POSITIONS - 1))
-    corners = (outline @ turn + centre) * FINER
+    center = 14 + np.array([x, y]) * (36 / (POSITIONS - 1))
+    corners = (outline @ turn + center) * FINER
     canvas = Image.new("L", (SIDE * FINER, SIDE * FINER))
     ImageDraw.Draw(canvas).polygon([(float(u), float(v)) for u, v in corners], fill=255)
     covered = np.asarray(canvas, dtype=np.float32).reshape(SIDE, FINER, SIDE, FINER).mean(axis=(1, 3))
@@ -91,5 +91,5 @@ def _outline(shape: str) -> Corners:
         return np.stack([np.cos(t), 0.5 * np.sin(t)], axis=1)
     across = 16 * np.sin(t) ** 3
     down = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-    heart = np.stack([across, down], axis=1)  # a well-known curve
+    heart = np.stack([across, down], axis=1)  # the standard heart curve
     return heart * float(1 / np.linalg.norm(heart, axis=1).max())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from replora.datasets.common.in_memory import usable_cpus
-from replora.datasets.common.labelled_files import FileSplit
+from replora.datasets.common.labeled_files import FileSplit
 from replora.datasets.errors import CorruptImageError
 from replora.datasets.image.fgvc import FGVC, FGVCSplit, FGVCTask
 from replora.datasets.image.folder import ImageFolder, read_image_table

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from replora.datasets.common.in_memory import usable_cpus
-from replora.datasets.common.labelled_files import FileSplit, FileTable
+from replora.datasets.common.labeled_files import FileSplit, FileTable
 from replora.datasets.errors import CorruptVideoError
 from replora.datasets.prepare.images import DataReport
 from replora.datasets.video.decode import count_frames

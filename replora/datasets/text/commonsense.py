@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from replora.datasets.common.text_files import parse_json_or_lines, read_text
+from replora.datasets.common.text_files import parse_json_or_lines, read_json
 from replora.datasets.errors import DatasetNotFoundError, RecordError, UnknownTaskError
 from replora.errors import nearest
 
@@ -28,60 +28,47 @@ UNION_FILE = "commonsense_170k.json"
 UNION_SIZE = 170_420
 OUTPUT = "the correct answer is "
 FORMAT = "Answer format: "
-FOLDERS = ("", "commonsense", "dataset")  # where the folders of the tasks are, below the root
+FOLDERS = ("", "commonsense", "dataset")  # places of the tasks' folders below the root
 
-# These share a template, and a union file does not say which of them a record is of.
+# These share a template, so the task of their records in a union file is unknown.
 MIXED_TASKS = ("social_i_qa", "ARC-Easy", "ARC-Challenge", "openbookqa")
 MIXED = f"{', '.join(MIXED_TASKS[:-1])} and {MIXED_TASKS[-1]}"
 
 
 @dataclass(frozen=True)
 class CommonsenseTask:
-    """One task: its sizes and the template of its instructions.
+    """One task: its sizes and the template of its instructions."""
 
-    Attributes:
-        name: Name of the task and its folder.
-        train_size: Records of `train.json`.
-        test_size: Records of `test.json`.
-        lead: What an instruction begins with, before the question.
-        word: What an option is called (`Answer1: ...`, label `answer1`); empty where the answer is true or false.
-        counts: How many options there may be.
-        between: What stands between two options.
-        after: What stands behind the last option.
-    """
-
-    name: str
-    train_size: int
-    test_size: int
-    lead: str
+    name: str  # name of the task and its folder
+    train_size: int  # records of `train.json`
+    test_size: int  # records of `test.json`
+    lead: str  # beginning of an instruction, before the question
+    # name of an option (`Answer1: ...`, label `answer1`); empty if the answer is true or false
     word: str = "Answer"
-    counts: tuple[int, ...] = (4,)
-    between: str = " "
-    after: str = "\n\n"
+    counts: tuple[int, ...] = (4,)  # possible numbers of options
+    between: str = " "  # separator of two options
+    after: str = "\n\n"  # text after the last option
 
     def labels(self, count: int = 2) -> tuple[str, ...]:
-        """The answers that a question with `count` options may have."""
+        """The labels of a question with `count` options."""
         if not self.word:
             return ("true", "false")
         return tuple(f"{self.word.lower()}{number}" for number in range(1, count + 1))
 
     def instruction(self, question: str, options: Sequence[str] = ()) -> str:
-        """The text of a record, from the question and the options of the original data set.
-
-        This is the recipe by which the files were made: applied to what `parse` finds it gives the record back.
-        """
+        """The instruction of a question and its options, which is the inverse of `parse`."""
         if not self.word:
             return f"{self.lead}{question}?\n\n{FORMAT}{'/'.join(self.labels())}"
         listed = self.between.join(f"{self.word}{i}: {text}" for i, text in enumerate(options, 1))
         return f"{self.lead}{question}\n\n{listed}{self.after}{FORMAT}{'/'.join(self.labels(len(options)))}"
 
     def parse(self, instruction: str) -> Question:
-        """The question and the options, read out of an instruction.
+        """The question and the options of an instruction.
 
-        Where the words that begin an option occur twice, the first place counts; `prepare commonsense` counts those.
+        If the words that begin an option occur twice, the first ones count (`prepare commonsense` reports them).
 
         Raises:
-            RecordError: The instruction is not of this task's form.
+            RecordError: The instruction does not have the form of this task.
         """
         body, _, listed = instruction.rpartition(FORMAT)
         labels = tuple(listed.split("/"))
@@ -111,40 +98,24 @@ class CommonsenseTask:
 
 @dataclass(frozen=True)
 class Question:
-    """What an instruction asks.
+    """The question of an instruction."""
 
-    Attributes:
-        text: The question, as the original data set has it.
-        options: Their texts; none where the answer is true or false.
-        labels: What the options are called.
-        ambiguous: Whether the words that begin an option occur in the question or in an option as well.
-    """
-
-    text: str
-    options: tuple[str, ...]
-    labels: tuple[str, ...]
-    ambiguous: bool = False
+    text: str  # question of the original data set
+    options: tuple[str, ...]  # texts of the options; empty if the answer is true or false
+    labels: tuple[str, ...]  # labels of the options
+    ambiguous: bool = False  # whether the words that begin an option occur elsewhere too
 
 
 @dataclass(frozen=True)
 class CommonsenseRecord:
-    """One record of a file.
+    """One record of a file."""
 
-    Attributes:
-        task: The task's name; `MIXED` for a record of a union file that may be of four tasks.
-        index: Its position in the file.
-        instruction: Question, options and answer format.
-        answer: The label of the right option.
-        output: What the model is taught to say.
-        file: Where it was read.
-    """
-
-    task: str
-    index: int
-    instruction: str
-    answer: str
-    output: str
-    file: str
+    task: str  # name of the task; `MIXED` for a record of a union file that may be of four tasks
+    index: int  # position in the file
+    instruction: str  # question, options and answer format
+    answer: str  # the label of the right option
+    output: str  # text to learn
+    file: str  # file of the record
 
     @property
     def question(self) -> Question:
@@ -180,11 +151,7 @@ COMMONSENSE_TASKS: dict[str, CommonsenseTask] = {
         ),
         CommonsenseTask("social_i_qa", 33_410, 1_954, _QUESTION, counts=(3,)),
         CommonsenseTask(
-            "hellaswag",
-            39_905,
-            10_042,
-            "Please choose the correct ending to complete the given sentence: ",
-            "Ending",
+            "hellaswag", 39_905, 10_042, "Please choose the correct ending to complete the given sentence: ", "Ending"
         ),
         CommonsenseTask(
             "winogrande",
@@ -201,23 +168,15 @@ COMMONSENSE_TASKS: dict[str, CommonsenseTask] = {
     )
 }
 _MIXED_TASK = CommonsenseTask(
-    MIXED,
-    sum(COMMONSENSE_TASKS[name].train_size for name in MIXED_TASKS),
-    0,
-    _QUESTION,
-    counts=(3, 4, 5),
+    MIXED, sum(COMMONSENSE_TASKS[name].train_size for name in MIXED_TASKS), 0, _QUESTION, counts=(3, 4, 5)
 )
 
 
 def commonsense_task(name: str) -> CommonsenseTask:
-    """The task of this name.
-
-    Raises:
-        UnknownTaskError: It is none of the eight.
-    """
+    """The task of this name. Raises UnknownTaskError if there is no such task."""
     if name in COMMONSENSE_TASKS:
         return COMMONSENSE_TASKS[name]
-    raise UnknownTaskError(f"{name!r} is none of the eight commonsense tasks. {nearest(name, COMMONSENSE_TASKS)}")
+    raise UnknownTaskError(f"{name!r} is not one of the eight commonsense tasks. {nearest(name, COMMONSENSE_TASKS)}")
 
 
 # --- files
@@ -227,15 +186,15 @@ def find_task_file(root: Path, task: str, split: CommonsenseSplit) -> Path:
     """`train.json` or `test.json` of a task.
 
     Args:
-        root: The folder of the tasks' folders, or its parent where it is called `commonsense` or `dataset`.
-        task: Its name.
-        split: Which file.
+        root: Folder of the tasks' folders, or its parent if it is called `commonsense` or `dataset`.
+        task: Name of the task.
+        split: `train` or `test`.
 
     Raises:
-        DatasetNotFoundError: It is not there; the message says what is.
+        DatasetNotFoundError: The file is not found; the message names those that are.
     """
-    for file in _places(root, task, split):
-        if file.is_file():
+    for folder in FOLDERS:
+        if (file := root / folder / task / f"{split}.json").is_file():
             return file
     present = [
         name for name in COMMONSENSE_TASKS if any((root / f / name / f"{split}.json").is_file() for f in FOLDERS)
@@ -249,37 +208,31 @@ def find_task_file(root: Path, task: str, split: CommonsenseSplit) -> Path:
 
 
 def read_task(root: Path, task: str, split: CommonsenseSplit, check_size: bool = True) -> list[CommonsenseRecord]:
-    """All records of a task, each checked.
-
-    Args:
-        root: As for `find_task_file`.
-        task: Its name.
-        split: `train` or `test`.
-        check_size: Compare the number of records with the table.
+    """All records of a task, each checked, from the file of `find_task_file`.
 
     Raises:
-        DatasetNotFoundError: The file is not there.
-        RecordError: The file is damaged, has another number of records, or one of them is not of the task's form.
+        RecordError: The file is corrupt, `check_size` is set and its number of records is not that of the table, or a
+            record does not have the form of the task.
     """
     file, known = find_task_file(root, task, split), commonsense_task(task)
     records = read_records(file, task)
     expected = known.train_size if split == "train" else known.test_size
     if check_size and len(records) != expected:
         raise RecordError(
-            f"{file} has {len(records):,} records, {expected:,} are expected. Get it again (replora-cli prepare "
-            "commonsense --help), or allow data made smaller on purpose with --data.check_sizes false."
+            f"{file} has {len(records):,} records, but {expected:,} are expected. Get it again (replora-cli prepare "
+            "commonsense --help), or use smaller data with --data.check_sizes false."
         )
     return records
 
 
 def read_union(file: Path, check_size: bool = True) -> list[CommonsenseRecord]:
-    """All records of a file that holds the training sets of all tasks, each checked.
+    """All records of a file with the training sets of all tasks, each checked.
 
-    The task of a record is told by its template; `MIXED` stands for the four tasks that share one.
+    The task of a record follows from its template; `MIXED` stands for the four tasks that share one.
 
     Raises:
-        DatasetNotFoundError: The file is not there.
-        RecordError: The file is damaged, its size or that of a task is another one, or a record has no known form.
+        DatasetNotFoundError: The file is not found.
+        RecordError: The file is corrupt, has another number of records, or a record has no known form.
     """
     if not file.is_file():
         raise DatasetNotFoundError(
@@ -292,21 +245,17 @@ def read_union(file: Path, check_size: bool = True) -> list[CommonsenseRecord]:
     wrong = [f"{task}: {n:,} instead of {expected[task]:,}" for task, n in found.items() if n != expected[task]]
     if check_size and (wrong or len(records) != UNION_SIZE):
         raise RecordError(
-            f"{file} has {len(records):,} records, {UNION_SIZE:,} are expected ({'; '.join(wrong)}). WinoGrande counts "
-            "with all six of its subsets. Get the file again, or allow it with --data.check_sizes false."
+            f"{file} has {len(records):,} records, but {UNION_SIZE:,} are expected ({'; '.join(wrong)}). WinoGrande "
+            "counts with all six of its subsets. Get the file again, or allow it with --data.check_sizes false."
         )
     return records
 
 
 def read_records(file: Path, task: str | None) -> list[CommonsenseRecord]:
-    """The records of one file, each checked.
-
-    Args:
-        file: JSON.
-        task: Their task; None for a union file.
+    """The records of a JSON file, each checked; `task` is None for a union file.
 
     Raises:
-        RecordError: The file is damaged, or a record is not of the form of its task.
+        RecordError: The file is corrupt, or a record does not have the form of its task.
     """
     records = []
     for index, entry in enumerate(load_entries(file)):
@@ -321,33 +270,31 @@ def load_entries(file: Path) -> list[Any]:
     """The list in a JSON file, or the records of one with a record per line.
 
     Raises:
-        RecordError: The file is no JSON, or not a list with something in it.
+        RecordError: The file is not JSON or not a list of records.
     """
     try:
-        entries = parse_json_or_lines(read_text(file, RecordError))
-    except RecordError:
-        raise
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{file} cannot be read as JSON ({error}). Get it again.") from error
+        entries = read_json(file, RecordError, "Get it again.", parse_json_or_lines)
+    except OSError as error:
+        raise RecordError(f"{file} cannot be read ({error}).") from error
     if not isinstance(entries, list) or not entries:
-        raise RecordError(f"{file} is not a list of records, or an empty one. Get it again.")
+        raise RecordError(f"{file} is not a list of records, or is empty. Get it again.")
     return entries
 
 
 def check_entry(file: Path, index: int, entry: Any, task: str | None) -> tuple[CommonsenseRecord | None, str]:
     """An entry as a record, or None and what is wrong with it."""
     if not isinstance(entry, dict):
-        return None, "it is no table"
+        return None, "it is not a table"
     for key in ("instruction", "input", "output", "answer"):
         if not isinstance(entry.get(key), str):
-            return None, f"{key!r} is missing or no text"
+            return None, f"{key!r} is missing or not a text"
     if entry["input"]:
         return None, "'input' should be empty"
     if entry["output"] != f"{OUTPUT}{entry['answer']}":
         return None, f"'output' should be {OUTPUT!r} followed by 'answer'"
     name = task or _task_by_template(entry["instruction"])
     if name is None:
-        return None, "it begins as no task does"
+        return None, "it begins like no task"
     record = CommonsenseRecord(name, index, entry["instruction"], entry["answer"], entry["output"], str(file))
     try:
         labels = _template(name).parse(record.instruction).labels
@@ -359,7 +306,7 @@ def check_entry(file: Path, index: int, entry: Any, task: str | None) -> tuple[C
 
 
 def record_error(file: str, index: int, fault: str, entry: Any) -> RecordError:
-    """The error about one record: where it is, what is wrong, how it begins."""
+    """The error of one record: its place, its fault and its beginning."""
     text = json.dumps(entry, ensure_ascii=False) if not isinstance(entry, str) else repr(entry)
     shown = text if len(text) <= 400 else f"{text[:300]} ... {text[-90:]}"
     return RecordError(f"{file}, record {index} (counted from 0): {fault}. It is: {shown}")
@@ -371,15 +318,11 @@ def duplicate_count(records: Iterable[CommonsenseRecord]) -> int:
 
 
 def files_sha256(files: Iterable[Path]) -> str:
-    """One SHA-256 over the contents of several files, in hexadecimal."""
+    """SHA-256 of the contents of files, in hexadecimal."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _places(root: Path, task: str, split: CommonsenseSplit) -> list[Path]:
-    return [root / folder / task / f"{split}.json" for folder in FOLDERS]
 
 
 def _template(name: str) -> CommonsenseTask:

@@ -1,11 +1,27 @@
-"""What language data sets give: batches of token ids to train on, and questions with options to evaluate on."""
+"""The samples of language data sets: texts for training, and questions with options for evaluation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypedDict
 
+import numpy as np
 from torch import Tensor
+
+from replora.datasets.samples import PADDING_INDEX
+
+
+class TextRow(NamedTuple):
+    """One training text: its index in the union, its tokens and the first token with a loss."""
+
+    position: int
+    ids: Sequence[int] | np.ndarray
+    loss_from: int
+
+    def padding(self) -> TextRow:
+        """A text without loss, of one token: attention over no token is not a number."""
+        return TextRow(PADDING_INDEX, self.ids[:1], 1)
 
 
 class TextBatch(TypedDict):
@@ -17,26 +33,20 @@ class TextBatch(TypedDict):
     index: Tensor  # int64 (B,): position in the union of the tasks, before any subset was taken; -1 for padding rows
 
 
-@dataclass  # not frozen: Lightning's bf16-true copies what is in a batch field by field
+@dataclass  # not frozen: Lightning's bf16-true copies the fields of samples
 class ChoiceItem:
-    """One question of an evaluation; an evaluation batch is a list of them.
+    """One question of an evaluation; an evaluation batch is a list of them."""
 
-    Attributes:
-        index: Position in the file of its task; -1 for what fills up the share of a process, which nothing may count.
-        task: Name of a task of `replora.datasets.text.commonsense.COMMONSENSE_TASKS`.
-        prompt: What the model reads.
-        prompt_ids: Its tokens.
-        options: What is scored or parsed: the labels (`answer1`, `true`, ...), or the texts of the options.
-        option_ids: For each option the tokens that follow `prompt_ids`, fixed words before the option included.
-        option_lengths: Characters of what follows the prompt for each option, at least 1; for `acc_norm`.
-        answer: Position of the right option.
-    """
-
-    index: int
-    task: str
-    prompt: str
-    prompt_ids: list[int]
-    options: list[str]
+    index: int  # position in the file of its task; -1 for padding, which nothing counts
+    task: str  # name of a task of `COMMONSENSE_TASKS`
+    prompt: str  # input of the model
+    prompt_ids: list[int]  # tokens of the prompt
+    options: list[str]  # labels (`answer1`, `true`, ...) or texts of the options, to score or parse
+    # tokens that follow `prompt_ids` for each option, including fixed words before the option
     option_ids: list[list[int]]
-    option_lengths: list[int]
-    answer: int
+    option_lengths: list[int]  # characters that follow the prompt for each option (>= 1), for `acc_norm`
+    answer: int  # position of the right option
+
+    def padding(self) -> ChoiceItem:
+        """The question as padding."""
+        return replace(self, index=PADDING_INDEX)

@@ -2,16 +2,16 @@
 
 `llm_adapters` is byte for byte what LLM-Adapters and DoRA train and evaluate with (finetune.py and
 commonsense_evaluate.py of https://github.com/AGI-Edgerunners/LLM-Adapters and https://github.com/NVlabs/DoRA): lines
-indented by 16 spaces, and three differences between training and evaluation: two spaces or one behind "request.", 16
+indented by 16 spaces, and three differences between training and evaluation: two spaces or one after "request.", 16
 spaces or none in the line before "### Response:", and the evaluation's text ends with 16 spaces, which most tokenizers
 read as a token that training never shows. The loss is on every token, texts are cut at `cutoff`.
 
 `clean` has one text for both, loss on the answer and the end token alone, and leaves rows out that are too long.
 
 `cloze` does not show the options: `Question: ...\\nAnswer:`, followed by the text of an option, which is what is
-learnt and scored. BoolQ's answers are " yes" and " no". In WinoGrande the option fills the blank: the model reads
-`Sentence: ` and the words before the blank, and the option with all words behind it is scored (what Trinh and Le 2018,
-arXiv 1806.02847, call full scoring; lm-evaluation-harness scores the words behind the option alone).
+learned and scored. BoolQ's answers are " yes" and " no". In WinoGrande the option fills the blank: the model reads
+`Sentence: ` and the words before the blank, and the option with all words after it is scored (what Trinh and Le 2018,
+arXiv 1806.02847, call full scoring; lm-evaluation-harness scores the words after the option alone).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from replora.datasets.samples import NO_LOSS
 from replora.datasets.text.commonsense import OUTPUT, CommonsenseRecord, commonsense_task, record_error
 from replora.datasets.text.items import ChoiceItem, TextBatch
+from replora.errors import RepLoRAError
 
 Preset = Literal["llm_adapters", "clean", "cloze"]
 
@@ -53,15 +54,7 @@ _ANSWERS = {
 
 
 def parse_answer(task: str, text: str) -> str:
-    """The label of the first answer in what a model wrote, or "" if there is none.
-
-    Args:
-        task: One of the eight; its labels alone are looked for, with their small letters.
-        text: What follows the prompt.
-
-    Raises:
-        UnknownTaskError: There is no such task.
-    """
+    """The first label of `task`, in lower case, in the output of a model, or "" if there is none."""
     found = re.search(_ANSWERS[commonsense_task(task).word], text)
     return found[0] if found else ""
 
@@ -71,26 +64,19 @@ def parse_answer(task: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class ChoiceText:
-    """A question as text.
+    """A question as text."""
 
-    Attributes:
-        prompt: What the model reads.
-        options: Labels, or in `cloze` the options' texts.
-        continuations: What follows the prompt for each option.
-        answer: Position of the right option.
-    """
-
-    prompt: str
-    options: tuple[str, ...]
-    continuations: tuple[str, ...]
-    answer: int
+    prompt: str  # what the model reads
+    options: tuple[str, ...]  # labels, or in `cloze` the options' texts
+    continuations: tuple[str, ...]  # what follows the prompt for each option
+    answer: int  # position of the right option
 
 
 def training_text(record: CommonsenseRecord, preset: Preset) -> tuple[str, str]:
     """Prompt and answer; the training text is the one followed by the other.
 
     Raises:
-        RecordError: The record has not the form of its task.
+        RecordError: The record does not have the form of its task.
     """
     if preset == "llm_adapters":
         return _LLM_ADAPTERS_TRAINING.format(record.instruction), record.output
@@ -102,7 +88,7 @@ def choice_text(record: CommonsenseRecord, preset: Preset) -> ChoiceText:
     """The question of an evaluation, with what the model might say.
 
     Raises:
-        RecordError: The record has not the form of its task.
+        RecordError: The record does not have the form of its task.
     """
     question = record.question
     answer = question.labels.index(record.answer)
@@ -121,12 +107,12 @@ def choice_text(record: CommonsenseRecord, preset: Preset) -> ChoiceText:
 
 def _filled_blank(record: CommonsenseRecord, answer: int) -> ChoiceText:
     question = record.question
-    before, blank, behind = question.text.partition(_BLANK)
+    before, blank, after = question.text.partition(_BLANK)
     if not blank:
         raise record_error(record.file, record.index, f"the sentence has no blank {_BLANK!r}", record.instruction)
     options = tuple(option.strip() for option in question.options)
     prompt = _CLOZE_SENTENCE.format(before).rstrip()
-    return ChoiceText(prompt, options, tuple(f" {option}{behind}" for option in options), answer)
+    return ChoiceText(prompt, options, tuple(f" {option}{after}" for option in options), answer)
 
 
 # --- tokens
@@ -134,62 +120,53 @@ def _filled_blank(record: CommonsenseRecord, answer: int) -> ChoiceText:
 
 @dataclass(frozen=True)
 class TrainingTokens:
-    """One training text.
+    """One training text."""
 
-    Attributes:
-        ids: Its tokens.
-        loss_from: The first token with a loss.
-        whole: Whether nothing of the text was cut off.
-    """
-
-    ids: list[int]
-    loss_from: int
-    whole: bool
+    ids: list[int]  # its tokens
+    loss_from: int  # the first token with a loss
+    complete: bool  # whether the text was not truncated
 
 
 def training_tokens(
     tokenizer: Any, records: Sequence[CommonsenseRecord], preset: Preset, cutoff: int = CUTOFF
 ) -> list[TrainingTokens]:
-    """Training texts as tokens, none longer than `cutoff`.
+    """Training texts as tokens, at most `cutoff` (>= 2) of each.
 
-    `llm_adapters`: loss on all tokens; an end token where the text is shorter than `cutoff`; longer texts lose their
+    `llm_adapters`: loss on all tokens, and an end token if the text is shorter than `cutoff`; longer texts lose their
     end, which is the answer. `clean`: loss on the answer and the end token. `cloze`: loss on the option, no end token.
-    Under these two a text that is not whole is for the caller to leave out.
-
-    Args:
-        tokenizer: A tokenizer of transformers.
-        records: What to train on.
-        preset: Which text.
-        cutoff: At least 2.
+    The caller leaves out incomplete texts of the last two.
 
     Raises:
-        RecordError: A record has not the form of its task.
+        RecordError: A record does not have the form of its task.
     """
     if not records:
         return []
     texts = [training_text(record, preset) for record in records]
-    wholes = _encode(tokenizer, [prompt + answer for prompt, answer in texts])
+    full = _encode(tokenizer, [prompt + answer for prompt, answer in texts])
     end = [] if preset == "cloze" else [tokenizer.eos_token_id]
+    if end == [None]:
+        raise RepLoRAError(
+            f"The preset {preset!r} ends a text with the tokenizer's end token, and this tokenizer has none. Set "
+            "eos_token in its tokenizer_config.json, or --data.preset cloze."
+        )
     if preset == "llm_adapters":
-        return [
-            TrainingTokens((ids + end if len(ids) < cutoff else ids)[:cutoff], 0, len(ids) <= cutoff) for ids in wholes
-        ]
+        ended = [ids + end if len(ids) < cutoff and ids[-1:] != end else ids for ids in full]
+        return [TrainingTokens(ids[:cutoff], 0, len(ids) <= cutoff) for ids in ended]
     prompts = _encode(tokenizer, [prompt for prompt, _ in texts])
     return [
         TrainingTokens((ids + end)[:cutoff], _shared([prompt, ids]), len(ids + end) <= cutoff)
-        for prompt, ids in zip(prompts, wholes, strict=True)
+        for prompt, ids in zip(prompts, full, strict=True)
     ]
 
 
 def choice_items(tokenizer: Any, records: Sequence[CommonsenseRecord], preset: Preset) -> list[ChoiceItem]:
-    """Questions as tokens, whole whatever their length.
+    """Questions as tokens, without truncation.
 
-    Where a prompt's last token would be another one with the option behind it, the prompt ends before it, so that
-    prompt and option together are exactly the tokens of the training text. Not so under `llm_adapters`: there the
-    prompt is what the model is given to continue, and the options follow it as texts of their own.
+    If the option changes the last token of a prompt, the prompt ends before that token, so that prompt and option are
+    exactly the tokens of the training text. Under `llm_adapters` the options are separate texts after the prompt.
 
     Raises:
-        RecordError: A record has not the form of its task.
+        RecordError: A record does not have the form of its task.
     """
     if not records:
         return []
@@ -200,8 +177,8 @@ def choice_items(tokenizer: Any, records: Sequence[CommonsenseRecord], preset: P
         alone = dict(zip(said, _encode(tokenizer, said, special=False), strict=True))
         joined = [[ids + alone[said] for said in text.continuations] for ids, text in zip(prompts, texts, strict=True)]
     else:
-        wholes = iter(_encode(tokenizer, [text.prompt + said for text in texts for said in text.continuations]))
-        joined = [[next(wholes) for _ in text.continuations] for text in texts]
+        full = iter(_encode(tokenizer, [text.prompt + said for text in texts for said in text.continuations]))
+        joined = [[next(full) for _ in text.continuations] for text in texts]
     items = []
     for record, text, prompt, options in zip(records, texts, prompts, joined, strict=True):
         start = _shared([prompt, *options])
@@ -221,12 +198,9 @@ def choice_items(tokenizer: Any, records: Sequence[CommonsenseRecord], preset: P
 
 
 def collate(rows: Sequence[tuple[int, Sequence[int], int]], pad_id: int, multiple: int = 1) -> TextBatch:
-    """Training texts as a batch, padded on the left to the longest.
+    """Training texts as a batch, padded with `pad_id` on the left to a multiple of `multiple` tokens.
 
-    Args:
-        rows: Index, tokens and the first token with a loss, of each of B texts.
-        pad_id: What fills up the tokens; it is masked.
-        multiple: The length T of the batch is a multiple of it.
+    `rows` are `TextRow`s: index, tokens and the first token with a loss.
     """
     longest = max(len(ids) for _, ids, _ in rows)
     length = -(-longest // multiple) * multiple
@@ -242,10 +216,10 @@ def collate(rows: Sequence[tuple[int, Sequence[int], int]], pad_id: int, multipl
 
 
 def _encode(tokenizer: Any, texts: list[str], special: bool = True) -> list[list[int]]:
-    """Token ids of each text, with the tokens that begin one and without one that ends it."""
-    encoded = tokenizer(texts, add_special_tokens=special, padding=False, truncation=False, verbose=False)
-    end = tokenizer.eos_token_id
-    return [ids[:-1] if ids and ids[-1] == end else ids for ids in encoded["input_ids"]]
+    """Token ids of each text, with the tokens that begin one and without one that the tokenizer puts at its end."""
+    options = {"add_special_tokens": special, "padding": False, "truncation": False, "verbose": False}
+    ends = tokenizer(["a"], **options)["input_ids"][0][-1:] == [tokenizer.eos_token_id]
+    return [ids[:-1] if ends else ids for ids in tokenizer(texts, **options)["input_ids"]]
 
 
 def _shared(sequences: Sequence[Sequence[int]]) -> int:

@@ -1,4 +1,4 @@
-"""Get the commonsense files from the Hugging Face hub: a copy of them, or made anew from the original data sets."""
+"""The commonsense files from the Hugging Face hub: a copy, or rebuilt from the original data sets."""
 
 from __future__ import annotations
 
@@ -15,29 +15,22 @@ from replora.datasets.text.commonsense import OUTPUT, UNION_FILE, CommonsenseSpl
 from replora.datasets.vtab.hub import download_repository
 from replora.io import replace_text
 
-# Where the hub keeps every public data set as <configuration>/<split>/*.parquet.
+# Branch in which the hub keeps every public data set as <configuration>/<split>/*.parquet.
 PARQUET_BRANCH = "refs/convert/parquet"
 
 
 @dataclass(frozen=True)
 class Original:
-    """The original data set of a task.
+    """The original data set of a task."""
 
-    Attributes:
-        repository: On the hub.
-        configurations: Whose records the training set holds, one after another; the test set has those of the first.
-        test_split: What the original calls the split that is the test set here.
-        read: A row of it -> question, options, position of the right option.
-    """
-
-    repository: str
-    configurations: tuple[str, ...]
-    test_split: str
-    read: Callable[[dict[str, Any]], tuple[str, list[str], int]]
+    repository: str  # on the hub
+    read: Callable[[dict[str, Any]], tuple[str, list[str], int]]  # row -> question, options, right option's position
+    configurations: tuple[str, ...] = ("default",)  # of the training set, in order; the test set is of the first one
+    test_split: str = "validation"  # the split of the original that is the test set here
 
 
 def _choices(question: str) -> Callable[[dict[str, Any]], tuple[str, list[str], int]]:
-    """Of AI2's data sets, whose options are lettered or numbered."""
+    """The reader of AI2's data sets, whose options are lettered or numbered."""
 
     def read(row: dict[str, Any]) -> tuple[str, list[str], int]:
         labels = list(row["choices"]["label"])
@@ -47,50 +40,35 @@ def _choices(question: str) -> Callable[[dict[str, Any]], tuple[str, list[str], 
 
 
 ORIGINALS = {
-    "boolq": Original(
-        "google/boolq",
-        ("default",),
-        "validation",
-        lambda row: (row["question"], [], 0 if row["answer"] else 1),  # without its passage
-    ),
-    "piqa": Original(
-        "baber/piqa",
-        ("default",),
-        "validation",
-        lambda row: (row["goal"], [row["sol1"], row["sol2"]], int(row["label"])),
-    ),
+    "boolq": Original("google/boolq", lambda row: (row["question"], [], 0 if row["answer"] else 1)),  # no passage
+    "piqa": Original("baber/piqa", lambda row: (row["goal"], [row["sol1"], row["sol2"]], int(row["label"]))),
     "social_i_qa": Original(
         "allenai/social_i_qa",
-        ("default",),
-        "validation",
         lambda row: (
             f"{row['context']} {row['question']}",
-            [row["answerA"], row["answerB"], row["answerC"]],
+            [row[f"answer{letter}"] for letter in "ABC"],
             int(row["label"]) - 1,
         ),
     ),
     "hellaswag": Original(
         "Rowan/hellaswag",
-        ("default",),
-        "validation",
         lambda row: (f"{row['activity_label']}: {row['ctx']}", list(row["endings"]), int(row["label"])),
     ),
     "winogrande": Original(
         "allenai/winogrande",
-        tuple(f"winogrande_{size}" for size in ("xl", "l", "m", "s", "xs", "debiased")),
-        "validation",
         lambda row: (row["sentence"], [row["option1"], row["option2"]], int(row["answer"]) - 1),
+        tuple(f"winogrande_{size}" for size in ("xl", "l", "m", "s", "xs", "debiased")),
     ),
-    "ARC-Easy": Original("allenai/ai2_arc", ("ARC-Easy",), "test", _choices("question")),
-    "ARC-Challenge": Original("allenai/ai2_arc", ("ARC-Challenge",), "test", _choices("question")),
-    "openbookqa": Original("allenai/openbookqa", ("main",), "test", _choices("question_stem")),
+    "ARC-Easy": Original("allenai/ai2_arc", _choices("question"), ("ARC-Easy",), "test"),
+    "ARC-Challenge": Original("allenai/ai2_arc", _choices("question"), ("ARC-Challenge",), "test"),
+    "openbookqa": Original("allenai/openbookqa", _choices("question_stem"), ("main",), "test"),
 }
 
 
 def rebuild(root: Path, task: str, split: CommonsenseSplit) -> None:
-    """Make a file of a task from its original data set: `root/<task>/<split>.json`.
+    """Make `root/<task>/<split>.json` from the original data set.
 
-    The records are those of LLM-Adapters; their order within a training set may be another one.
+    The records are those of LLM-Adapters; their order within a training set may differ.
 
     Raises:
         PrepareError: A package is missing, the download fails, or a row is not as expected.
@@ -114,7 +92,7 @@ def make_entry(task: str, row: dict[str, Any]) -> dict[str, str]:
     """A row of an original data set as a record of a task's file.
 
     Raises:
-        PrepareError: A column is missing, or the answer is none of the options.
+        PrepareError: A column is missing, or the answer is not one of the options.
     """
     template = commonsense_task(task)
     try:
@@ -135,12 +113,7 @@ def make_entry(task: str, row: dict[str, Any]) -> dict[str, str]:
 
 
 def install_copy(root: Path, repository: str, tasks: list[str]) -> list[Path]:
-    """Take files from a repository that has them: `<task>/<split>.json` anywhere, or one file with the whole union.
-
-    Files that `root` has are left as they are.
-
-    Returns:
-        What was written.
+    """Copy the files of a repository that `root` lacks, `<task>/<split>.json` or the union, and return them.
 
     Raises:
         PrepareError: The download fails, or there is no such file in it.
@@ -165,14 +138,14 @@ def install_copy(root: Path, repository: str, tasks: list[str]) -> list[Path]:
         raise PrepareError(
             f"{repository} has nothing that {root} lacks of {', '.join(tasks)}: neither <task>/train.json and "
             f"test.json, nor {UNION_FILE}, nor train*.parquet. It has: {names or 'nothing'}. The download is kept in "
-            f"{download.folder}; delete it if it is of no use."
+            f"{download.folder}; delete it if you do not need it."
         )
     shutil.rmtree(download.folder, ignore_errors=True)
     return written
 
 
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a copy in parquet; some call the instruction `query` and leave the empty input out or null."""
+    """A row of a copy in parquet. In some the instruction is `query`, and the input is missing or null."""
     instruction = row.get("instruction", row.get("query"))
     kept = {key: row.get(key) for key in ("output", "answer")}
     return {"instruction": instruction, "input": row.get("input") or "", **kept}
@@ -184,11 +157,7 @@ def write_entries(file: Path, entries: list[Any]) -> None:
 
 
 def read_parquet(file: Path) -> list[dict[str, Any]]:
-    """The rows of a parquet file.
-
-    Raises:
-        PrepareError: pyarrow is not installed, or the file is damaged.
-    """
+    """The rows of a parquet file. Raises PrepareError if pyarrow is not installed, or the file is corrupt."""
     try:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:

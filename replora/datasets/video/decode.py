@@ -1,7 +1,7 @@
-"""One clip on disk -> some of its frames: a video file through PyAV, or a folder of numbered images.
+"""Frames of a clip: a video file, decoded by PyAV, or a folder of numbered images.
 
-Frames are counted by decoding. What a container reports is no number to index by: WebM reports none, AVI with
-packed B-frames one too many. Clips last seconds, so they are decoded from the start, and frames picked by number.
+Frames are counted by decoding, because the counts of containers are unreliable: WebM reports none, and AVI with packed
+B-frames reports one too many. Clips last seconds, so they are decoded from the start.
 """
 
 from __future__ import annotations
@@ -27,24 +27,22 @@ from replora.errors import RepLoRAError
 if TYPE_CHECKING:
     import av
 
-# What FFmpeg reads of the formats that hold videos.
+# Suffixes of the video formats that FFmpeg reads.
 VIDEO_SUFFIXES = (
     *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts", ".mts", ".m2ts"),
     *(".3gp", ".3g2", ".ogv", ".vob", ".mpe", ".m2v", ".asf", ".f4v", ".divx", ".mxf", ".dv", ".y4m", ".mjpeg"),
 )
-AGAIN = "Copy or download this file again"
-# How videos of the benchmarks are found when they were encoded again.
-REENCODED = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+AGAIN = "Copy or download this file again."
 
-# Decoded frames that wait until the clip's length is known, in bytes; a longer clip is decoded a second time.
+# Bytes of decoded frames to hold until the number of frames is known; a longer clip is decoded twice.
 HELD_BYTES = 256 * 2**20
-# A clip was cut off if it has less than this part of the frames that its header states, or of the seconds: fewer of
-# these, because a last frame may be meant to stay for long.
-WHOLE, WHOLE_SECONDS = 0.95, 0.8
-# Steps and seconds from one frame to the next by which a video of constant rate has lost frames in between.
+# A clip is truncated if it has less than this part of the frames or seconds in its header. The bound of the seconds is
+# lower, because the last frame may be shown for long.
+COMPLETE, COMPLETE_SECONDS = 0.95, 0.8
+# Steps and seconds between two frames from which on a video of constant rate has lost frames.
 LOST_STEPS, LOST_SECONDS = 5, 0.5
 
-# Number of frames of a clip -> positions of those wanted.
+# Number of frames of a clip -> positions of the requested frames.
 Choice = Callable[[int], Sequence[int]]
 
 
@@ -53,20 +51,19 @@ class MissingDecoderError(RepLoRAError):
 
 
 def read_clip(path: Path, choose: Choice, short_side: int | None = None) -> Tensor:
-    """Decode a clip and give the frames that `choose` wants, in its order; a frame may be wanted twice.
+    """Decode a clip and return the frames that `choose` requests, in its order; a frame may be requested twice.
 
     Args:
-        path: a video file, or a folder of images whose names end in numbers.
-        choose: is called once with the number of frames of the clip.
-        short_side: height or width, whichever is smaller, of the frames given, in pixels (bilinear, antialiased);
-            None leaves them as they are.
+        path: Video file, or folder of images whose names end in numbers.
+        choose: Function that is called once with the number of frames of the clip and returns positions.
+        short_side: Shorter side of the frames, in pixels (bilinear, antialiased). Default: that of the clip.
 
     Returns:
         uint8 (T, 3, H, W).
 
     Raises:
-        CorruptVideoError: the file cannot be decoded, ends early, has no frames, one with damaged parts or a gap; of a
-            folder an image cannot be read or is missing in between.
+        CorruptVideoError: The file cannot be decoded, is truncated, or has no frames, a corrupt frame or a gap; or an
+            image of the folder cannot be read or is missing.
         MissingDecoderError: PyAV is not installed.
     """
     frames = _read_folder(path, choose) if path.is_dir() else _read_video(path, choose)
@@ -74,10 +71,10 @@ def read_clip(path: Path, choose: Choice, short_side: int | None = None) -> Tens
 
 
 def count_frames(path: Path) -> int:
-    """How many frames a clip has, by decoding all of them.
+    """The number of frames of a clip, by decoding all of them.
 
     Raises:
-        CorruptVideoError, MissingDecoderError: as `read_clip` says.
+        CorruptVideoError, MissingDecoderError: Same as in `read_clip`.
     """
     if path.is_dir():
         files = _numbered_images(path)
@@ -91,7 +88,7 @@ def frames_every(path: Path, seconds: float) -> Iterator[np.ndarray[Any, np.dtyp
     """The first frame at or after each multiple of `seconds` of a video file, each uint8 (H, W, 3).
 
     Raises:
-        CorruptVideoError, MissingDecoderError: as `read_clip` says; the first only at the end of a video that was cut.
+        CorruptVideoError, MissingDecoderError: Same as in `read_clip`; a truncated video is detected at its end.
     """
     found = 0
     for number, frame in enumerate(_decode(path)):
@@ -102,9 +99,9 @@ def frames_every(path: Path, seconds: float) -> Iterator[np.ndarray[Any, np.dtyp
 
 
 def resize(frames: Tensor, short_side: int) -> Tensor:
-    """uint8 (T, 3, H, W) -> uint8 (T, 3, h, w), min(h, w) = `short_side`, the longer side rounded down.
+    """uint8 (T, 3, H, W) -> uint8 (T, 3, h, w), min(h, w) = `short_side`, with the longer side rounded down.
 
-    Of frames whose longer side is more than `MAX_RATIO` times the shorter one, the middle is taken first.
+    If the longer side is more than `MAX_RATIO` times the shorter one, the frames are first cropped to their middle.
     """
     longest = MAX_RATIO * min(frames.shape[-2:])
     top, left = (max(0, side - longest) // 2 for side in frames.shape[-2:])
@@ -117,14 +114,7 @@ def resize(frames: Tensor, short_side: int) -> Tensor:
 
 
 def clip_files(folder: Path, left_out: LeftOut) -> list[Path]:
-    """The clips in `folder` and the folders inside it: video files, and folders of images (`is_clip`).
-
-    Args:
-        folder, left_out: as of `files_of`.
-
-    Raises:
-        DatasetNotFoundError: a folder cannot be listed.
-    """
+    """The clips below `folder`, as in `files_of`: video files, and folders of images (`is_clip`)."""
     found = []
     for home, files in walk(folder, left_out):
         if home != folder and _holds_frames(files):
@@ -138,29 +128,24 @@ def clip_files(folder: Path, left_out: LeftOut) -> list[Path]:
 
 
 def is_clip(path: Path) -> bool:
-    """Whether `path` is a video file, or a folder that directly holds images and no videos, beside which they are
-    previews."""
+    """Whether `path` is a video file, or a folder of images without videos (next to videos, images are previews)."""
     if not path.is_dir():
         return _is_video(path) and path.is_file()
     return _holds_frames([entry for entry in path.iterdir() if entry.is_file()])
 
 
 def _holds_frames(files: list[Path]) -> bool:
-    """Whether the files of a folder are the frames of a clip; a GIF may be an image or a video and does not count."""
+    """Whether the files of a folder are the frames of a clip. A GIF may be an image or a video and does not count."""
     firm = [file for file in files if file.suffix.lower() != ".gif"]
     return any(map(_is_image, firm)) and not any(map(_is_video, firm))
 
 
-def require_decoder() -> None:
-    """Raise where no video file could be decoded.
-
-    Raises:
-        MissingDecoderError: PyAV is not installed.
-    """
+def check_decoder() -> None:
+    """Check that video files can be decoded. Raises MissingDecoderError if PyAV is not installed."""
     if importlib.util.find_spec("av") is None:
         raise MissingDecoderError(
-            'Video files are decoded by PyAV, which is not installed: pip install "replora[video]", or pip install av, '
-            "which brings FFmpeg along. Folders of images instead of video files need nothing."
+            'PyAV decodes video files, but it is not installed: pip install "replora[video]", or pip install av, which '
+            "includes FFmpeg. Folders of images instead of video files do not need it."
         )
 
 
@@ -168,7 +153,6 @@ def require_decoder() -> None:
 
 
 def _read_video(path: Path, choose: Choice) -> Tensor:
-    shown = printable(path)
     held: list[Any] = []
     count = size = 0
     for frame in _decode(path):
@@ -186,10 +170,9 @@ def _read_video(path: Path, choose: Choice) -> Tensor:
             pixels[number] = _rgb(path, frame)
             if len(pixels) == len(chosen):
                 break
-    first = pixels[wanted[0]].shape
-    if any(image.shape != first for image in pixels.values()):
-        raise CorruptVideoError(f"The video {shown} changes its size on the way. Encode it again at one size.")
-    return torch.from_numpy(np.stack([pixels[number] for number in wanted])).permute(0, 3, 1, 2).contiguous()
+    if any(image.shape != pixels[wanted[0]].shape for image in pixels.values()):
+        raise CorruptVideoError(f"The video {printable(path)} changes its size. Encode it again with one size.")
+    return _stack([pixels[number] for number in wanted])
 
 
 def _decode(path: Path) -> Iterator[av.VideoFrame]:
@@ -198,75 +181,75 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
     One thread: FFmpeg's frame threads may hang when a loader process ends (github.com/pytorch/vision, issue 9010), and
     loader processes fill the cores anyway.
     """
-    require_decoder()
+    check_decoder()
     import av
 
     shown = printable(path)
-    count = damaged = 0
+    count = corrupt = 0
     times: list[float] = []
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise CorruptVideoError(f"The file {shown} holds no video.")
+                raise CorruptVideoError(f"The file {shown} contains no video.")
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
                 count += 1
-                if frame.is_corrupt and not damaged:  # FFmpeg has made up what it could not read
-                    damaged = count
+                if frame.is_corrupt and not corrupt:  # FFmpeg concealed what it could not read
+                    corrupt = count
                 if frame.time is not None:
                     times.append(frame.time)
                 yield frame
             length, stated = _length(container, stream), stream.frames
             rate = float(stream.average_rate or 0)
             end = times[-1] - times[0] + (1 / rate if rate else 0) if times else length
-            # MP4 that was trimmed without encoding it anew states frames that it does not show; its seconds are right.
-            if "mov" in container.format.name and end >= WHOLE * length:
+            # MP4 that was trimmed without re-encoding states frames that it does not show; its seconds are correct.
+            if "mov" in container.format.name and end >= COMPLETE * length:
                 stated = 0
-            # Other formats list their frames; in Matroska and WebM one that is lost leaves no trace but its time.
+            # Other formats list their frames; in Matroska and WebM only the times show a lost frame.
             lost = _gap(times) if "matroska" in container.format.name else None
     except CorruptVideoError:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
-        remedy = "Give yourself the permission to read it" if isinstance(error, PermissionError) else AGAIN
-        raise CorruptVideoError(f"The video {shown} cannot be decoded: {_reason(path, error)}. {remedy}.") from error
+        remedy = "Change its permissions." if isinstance(error, PermissionError) else AGAIN
+        raise CorruptVideoError(f"The video {shown} cannot be decoded: {_reason(path, error)}. {remedy}") from error
     if not count:
-        raise CorruptVideoError(f"The video {shown} holds no frame. Copy or download this file again.")
-    if _cut_off(count, stated, end, length):
+        raise CorruptVideoError(f"The video {shown} contains no frame. {AGAIN}")
+    if _is_truncated(count, stated, end, length):
         raise CorruptVideoError(
-            f"The video {shown} ends after {count:,} frames ({end:.1f} seconds); its header says "
-            f"{f'{stated:,} frames' if stated else f'{length:.1f} seconds'}, so it was cut off. Copy or download this "
-            "file again."
+            f"The video {shown} ends after {count:,} frames ({end:.1f} seconds), but its header states "
+            f"{f'{stated:,} frames' if stated else f'{length:.1f} seconds'}, so it is truncated. {AGAIN}"
         )
-    if damaged:
+    if corrupt:
         raise CorruptVideoError(
-            f"The video {shown} is damaged: parts of its frame {damaged:,} of {count:,} cannot be decoded. Copy or "
-            "download this file again."
+            f"The video {shown} is corrupt: parts of its frame {corrupt:,} of {count:,} cannot be decoded. {AGAIN}"
         )
     if lost is not None:
         raise CorruptVideoError(
-            f"The video {shown} has no frames from second {lost[0]:.1f} to {lost[1]:.1f}, and regular ones elsewhere, "
-            "so some are lost. Copy or download this file again."
+            f"The video {shown} has no frames from second {lost[0]:.1f} to {lost[1]:.1f}, but regular ones elsewhere, "
+            f"so frames are lost. {AGAIN}"
         )
 
 
-def _cut_off(count: int, stated: int, end: float, length: float) -> bool:
+def _is_truncated(count: int, stated: int, end: float, length: float) -> bool:
     """Whether `count` frames that end at second `end` are too few for a header of `stated` frames and `length` seconds.
 
-    A frame or two are no sign: packed B-frames in AVI are counted twice.
+    A difference of one or two frames is accepted: AVI counts packed B-frames twice.
     """
-    too_few = stated - count > 2 and count < WHOLE * stated
-    return too_few or (end < WHOLE_SECONDS * length and length - end > 0.5)
+    too_few = stated - count > 2 and count < COMPLETE * stated
+    return too_few or (end < COMPLETE_SECONDS * length and length - end > 0.5)
 
 
 def _gap(times: Sequence[float]) -> tuple[float, float] | None:
-    """The seconds between which frames are lost; None in a video of varying rate, where a pause may be meant."""
+    """The seconds between which frames are lost, or None. A video of variable rate may contain pauses."""
     steps = [after - before for before, after in pairwise(times)]
     if not steps:
         return None
     usual = sorted(steps)[len(steps) // 2]
-    if sum(abs(step - usual) < 0.1 * usual + 0.002 for step in steps) < 0.9 * len(steps):  # stored in milliseconds
+    if sum(abs(step - usual) < 0.1 * usual + 0.002 for step in steps) < 0.9 * len(
+        steps
+    ):  # times are stored in milliseconds
         return None
     longest = max(range(len(steps)), key=lambda i: steps[i])
     if steps[longest] < max(LOST_STEPS * usual, LOST_SECONDS):
@@ -275,9 +258,9 @@ def _gap(times: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _length(container: Any, stream: Any) -> float:
-    """The seconds of video that the header states; 0 if it states none.
+    """The seconds of video in the header, or 0 if it states none.
 
-    The file's own length is that of its longest stream, which may be the sound.
+    The length of the file is that of its longest stream, which may be the sound.
     """
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
@@ -288,7 +271,7 @@ def _length(container: Any, stream: Any) -> float:
 
 
 def _rgb(path: Path, frame: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """(H, W, 3), upright, transparent pixels on white."""
+    """A frame as (H, W, 3), upright, with transparent pixels on white."""
     try:
         pixels: np.ndarray[Any, np.dtype[np.uint8]] = frame.to_ndarray(format="rgb24")
         if any(component.is_alpha for component in frame.format.components):
@@ -314,25 +297,30 @@ def _read_folder(folder: Path, choose: Choice) -> Tensor:
     files = _numbered_images(folder)
     wanted = list(choose(len(files)))
     pixels = {number: _image(files[number]) for number in set(wanted)}
-    first = pixels[wanted[0]].shape
-    if odd := [files[number] for number, image in pixels.items() if image.shape != first]:
-        raise CorruptVideoError(f"The image {odd[0]} has another size than those beside it. Extract the clip again.")
-    return torch.from_numpy(np.stack([pixels[number] for number in wanted])).permute(0, 3, 1, 2).contiguous()
+    if odd := [files[number] for number, image in pixels.items() if image.shape != pixels[wanted[0]].shape]:
+        raise CorruptVideoError(
+            f"The image {odd[0]} has another size than the other images of its clip. Extract the clip again."
+        )
+    return _stack([pixels[number] for number in wanted])
+
+
+def _stack(images: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def _numbered_images(folder: Path) -> list[Path]:
-    """The images of a clip by number; a gap means that frames are lost."""
+    """The images of a clip in the order of their numbers, which must have no gap."""
     shown = printable(folder)
     images = [path for path in folder.iterdir() if _is_image(path) and path.is_file()]
-    files = [path for path in images if path.suffix.lower() != ".gif"] or images  # a GIF beside frames shows them all
+    files = [path for path in images if path.suffix.lower() != ".gif"] or images  # a GIF next to frames shows them all
     if not files:
-        raise CorruptVideoError(f"The folder {shown} holds no images, so it is no clip.")
+        raise CorruptVideoError(f"The folder {shown} contains no images, so it is not a clip.")
     numbers: dict[int, Path] = {}
     for file in files:
         digits = re.search(r"(\d+)$", file.stem)
         if digits is None or int(digits[1]) in numbers:
             raise CorruptVideoError(
-                f"The image {printable(file)} has no number of its own at the end of its name. Frames are named like "
+                f"The image {printable(file)} has no unique number at the end of its name. Frames are named like "
                 "frame_00001.jpg."
             )
         numbers[int(digits[1])] = file
@@ -340,8 +328,8 @@ def _numbered_images(folder: Path) -> list[Path]:
     if high - low + 1 != len(numbers):
         lost = next(number for number in range(low, high) if number not in numbers)
         raise CorruptVideoError(
-            f"The folder {shown} holds images {low} to {high}, but number {lost} is missing ({len(numbers):,} are "
-            "there). Extract the clip again."
+            f"The folder {shown} contains images {low} to {high}, but number {lost} is missing ({len(numbers):,} "
+            "found). Extract the clip again."
         )
     return [numbers[number] for number in sorted(numbers)]
 
@@ -355,7 +343,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _image(file: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """(H, W, 3)."""
+    """An image as (H, W, 3)."""
     try:
         return np.array(open_rgb(file))
     except CorruptImageError as error:

@@ -1,4 +1,4 @@
-"""Decode once: the frames of clips in a folder, for every process, epoch and run, up to a number of bytes."""
+"""A cache of decoded frames in a folder, shared by processes, epochs and runs, of bounded size."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from replora.datasets.video.decode import Choice, read_clip
 from replora.errors import RepLoRAError
 from replora.io import replacing
 
-PIXELS = 2  # raised when frames of the same file become other pixels: 2 turns videos upright
+PIXELS = 2  # incremented when the same file yields other pixels; 2 turns videos upright
 EVERY_FRAME = "every frame"
-# The folder's size is looked up again when a process has written this part of `max_bytes`, because others write too:
-# filling a cache takes at most 1 / RESCAN looks, shared by all processes, however many files it has.
+# A process measures the folder again when it has written this part of `max_bytes`, because others write too. Filling a
+# cache takes at most 1 / RESCAN measurements over all processes.
 RESCAN = 1 / 256
-STALE = 3600.0  # seconds after which a file that is still being written belongs to a process that was killed
+STALE = 3600.0  # age in seconds of an unfinished file that a killed process left behind
 WRITING = re.compile(r"[0-9a-f]{32}\.safetensors.+\.tmp")
 
 
@@ -33,40 +33,40 @@ class CacheError(RepLoRAError):
 
 
 class ClipCache:
-    """Reads clips as `read_clip` does, and keeps their frames.
+    """Read clips like `read_clip`, and keep their frames.
 
-    The frames are kept at their final shorter side and uncompressed, so what is read later equals what was decoded. A
-    file is found by path, size and date of its clip, or of each image of a folder: another clip is never taken for it.
+    Frames are kept uncompressed at their final shorter side, so cached and decoded frames are equal. The key of a clip
+    is its path, size and date, or those of each image of a folder.
 
     Args:
-        folder: where; made if absent.
-        max_bytes: what does not fit into this many bytes is decoded each time. Each process that writes may exceed it
-            by 1/256 and a clip.
+        folder: Folder of the cache. It is created if it does not exist.
+        max_bytes: Largest size of the cache, in bytes. Clips that do not fit are decoded each time. Each process may
+            exceed it by 1/256 and one clip.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
         self._used = 0
-        self._written: int | None = None  # by this process since the last look at the folder
+        self._written: int | None = None  # bytes written by this process since it measured the folder
 
     def read(self, path: Path, choose: Choice, short_side: int, keep: str) -> Tensor:
-        """The frames that `choose` wants: uint8 (T, 3, h, w).
+        """The frames that `choose` requests, uint8 (T, 3, h, w).
 
         Args:
-            path, choose, short_side: as of `read_clip`.
-            keep: `EVERY_FRAME`, so that other ones can be chosen later; else a name of what `choose` wants, the same
-                for every clip of this length, and that alone is kept.
+            path, choose, short_side: Same as in `read_clip`.
+            keep: `EVERY_FRAME` to keep all frames for other requests; otherwise a key of what `choose` requests, to
+                keep these frames only.
 
         Raises:
-            CorruptVideoError: the clip cannot be decoded.
-            CacheError: the folder cannot be written.
+            CorruptVideoError: The clip cannot be decoded.
+            CacheError: The folder cannot be written.
         """
         file = self.folder / f"{_key(path, short_side, keep)}.safetensors"
         kept = _read(file, choose)
         if kept is not None:
             return kept
-        if self._room() <= 0:  # then not even for a moment: all frames of a clip are many
+        if self._room() <= 0:  # then do not hold all frames of a clip
             return read_clip(path, choose, short_side)
         length: list[int] = []
         wanted: list[int] = []
@@ -85,7 +85,7 @@ class ClipCache:
         return frames[[row[number] for number in wanted]]
 
     def _room(self) -> int:
-        """Bytes that may still be written."""
+        """The number of bytes that may still be written."""
         if self._written is None or self._written > RESCAN * self.max_bytes:
             self._used, self._written = _size(self.folder), 0
         return self.max_bytes - self._used - self._written
@@ -96,14 +96,14 @@ class ClipCache:
                 save_file({"frames": frames}, temporary, {"count": str(count), "numbers": json.dumps(numbers)})
         except OSError as error:
             raise CacheError(
-                f"Decoded clips cannot be written to {self.folder} ({error.strerror or error}). Make room there, lower "
-                "--data.cache_bytes, or decode every time: --data.cache_dir null"
+                f"Decoded clips cannot be written to {self.folder} ({error.strerror or error}). Free some space, "
+                "decrease --data.cache_bytes, or disable the cache: --data.cache_dir null"
             ) from error
         self._written = (self._written or 0) + frames.nbytes
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files in a folder, to which other processes write; what a killed one left is deleted."""
+    """The bytes of a folder that other processes write to. Unfinished files of killed processes are deleted."""
     if not folder.is_dir():
         return 0
     total = 0
@@ -115,13 +115,13 @@ def _size(folder: Path) -> int:
                     Path(entry.path).unlink()
                 else:
                     total += state.st_size
-            except FileNotFoundError:  # another process has finished it, or deleted it
+            except FileNotFoundError:  # another process renamed or deleted it
                 continue
     return total
 
 
 def _read(file: Path, choose: Choice) -> Tensor | None:
-    """The frames out of a file; None if there is none, or none that is whole."""
+    """The frames of a file, or None if it does not exist or is incomplete."""
     try:
         with safe_open(file, "pt") as content:
             header = content.metadata()
@@ -133,13 +133,13 @@ def _read(file: Path, choose: Choice) -> Tensor | None:
 
 
 def _key(path: Path, short_side: int, keep: str) -> str:
-    """What decides over the frames of a file: of a folder of images every one of them, whose content may change."""
+    """Hash of everything that the frames of a clip depend on."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         states = [(file.name, file.stat()) for file in files]
         listed = " ".join(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states)
         identity = f"{path.resolve()} {listed}"
     except OSError:
-        identity = str(path)  # its reader says what is wrong
+        identity = str(path)  # the error is raised when the clip is read
     key = f"{identity} {short_side} {keep} {PIXELS}"
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -1,10 +1,10 @@
 """HMDB51 (Kuehne et al. 2011) with its three official splits.
 
-    testTrainMulti_7030_splits/brush_hair_test_split1.txt   a line a video: NAME.avi and 1 (train), 2 (test), 0 (unused)
+    testTrainMulti_7030_splits/brush_hair_test_split1.txt   lines of NAME.avi and 1 (train), 2 (test), 0 (unused)
     videos/brush_hair/NAME.avi                              51 folders, named as the classes
 
-A split has 70 training and 30 test videos of each class. Clips of one film stay together, also when `val` is taken from
-the training videos: clips of one scene in both would make it too easy.
+A split has 70 training and 30 test videos per class. Clips of one film stay together, also when `val` is taken from the
+training videos, because clips of one scene are too similar.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from replora.datasets.common.labelled_files import FileSplit, FileTable
-from replora.datasets.common.paths import missing_files
+from replora.datasets.common.labeled_files import FileSplit, FileTable
 from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
-from replora.datasets.video.decode import REENCODED
+from replora.datasets.video.listed_videos import listed_videos
 
 log = logging.getLogger(__name__)
 
@@ -40,26 +39,26 @@ def read_hmdb51(root: Path, split: OfficialSplit = 1, check_sizes: bool = True) 
     """The videos of one official split with their classes; no video is opened.
 
     Args:
-        root: the folder of the lists' folder and the videos' folder.
-        split: which of the three.
-        check_sizes: require 51 classes with 70 and 30 videos.
+        root: Folder that contains the folders of the lists and of the videos.
+        split: Number of the official split: 1, 2 or 3.
+        check_sizes: Whether to require 51 classes with 70 and 30 videos each.
 
     Returns:
-        The official training videos as `train`, the official test videos as `test`; the unused ones are left out.
+        The official training videos as `train` and the official test videos as `test`, without unused ones.
 
     Raises:
-        DatasetNotFoundError: the lists or the videos are not there.
-        ListFileError: a list is damaged, has another size, or names videos that are missing.
+        DatasetNotFoundError: The lists or the videos are not found.
+        ListFileError: A list is corrupt or has the wrong size, or listed videos are missing.
     """
     root = Path(root).expanduser()
     if split not in (1, 2, 3):
-        raise ListFileError(f"split={split}: HMDB51 has the official splits 1, 2 and 3.")
+        raise ListFileError(f"split={split} does not exist. HMDB51 has the official splits 1, 2 and 3.")
     lists = _find_lists(root, split)
     class_names = sorted(lists)
     if check_sizes and len(class_names) != CLASSES:
         raise ListFileError(
             f"{next(iter(lists.values())).parent} has lists of {len(class_names)} classes for split {split}, but "
-            f"HMDB51 has {CLASSES}. For data made smaller on purpose: --data.check_sizes false. {SOURCE}"
+            f"HMDB51 has {CLASSES}. To use smaller data: --data.check_sizes false. {SOURCE}"
         )
     videos: dict[PurePosixPath, tuple[int, FileSplit]] = {}
     for label, name in enumerate(class_names):
@@ -71,23 +70,20 @@ def read_hmdb51(root: Path, split: OfficialSplit = 1, check_sizes: bool = True) 
                     f"{lists[name]} lists {found} videos for {part}, but a split of HMDB51 has {expected}. {SOURCE}"
                 )
         videos |= {PurePosixPath(name, file): (label, part) for file, part in listed.items()}
-    if not videos:
-        raise ListFileError(f"The lists of split {split} in {root} name no video. {SOURCE}")
-    home, paths = _find_videos(root, list(videos))
-    if alone := [path for path in paths if film_of(path) == path.name]:
+    table = listed_videos(root, VIDEO_FOLDERS, videos, class_names, SOURCE)
+    if alone := [path for path in table.paths if film_of(path) == path.name]:
         log.warning(
-            "%s of %s names, such as %s, do not tell their film: clips of one film may be in both train and val",
-            *(f"{len(alone):,}", f"{len(paths):,}", alone[0]),
+            "%s of %s names, such as %s, do not contain their film: clips of one film may be in both train and val",
+            *(f"{len(alone):,}", f"{len(table.paths):,}", alone[0]),
         )
-    labels, splits = [label for label, _ in videos.values()], [part for _, part in videos.values()]
-    return FileTable(home, paths, labels, class_names, list(splits))
+    return table
 
 
 def film_of(path: PurePosixPath) -> str:
-    """The film that a clip is from: `FILM_brush_hair_u_nm_np1_ba_goo_0.avi` -> `FILM`.
+    """The film of a clip: `FILM_brush_hair_u_nm_np1_ba_goo_0.avi` -> `FILM`.
 
-    A name without its class, or with the class written otherwise, is cut before the six labels and the number at its
-    end; a name without these is a film of its own.
+    A name that does not contain its class is cut before the six labels and the number at its end; a name without these
+    is its own film.
     """
     film, found, _ = path.name.partition(f"_{path.parent.name}_")
     if found:
@@ -101,15 +97,12 @@ def _find_lists(root: Path, split: int) -> dict[str, Path]:
     ending = f"_test_split{split}.txt"
     for folder in LIST_FOLDERS:
         home = root / folder
-        lists = (
-            {path.name.removesuffix(ending): path for path in sorted(home.glob(f"*{ending}"))} if home.is_dir() else {}
-        )
-        if lists:
+        if lists := {path.name.removesuffix(ending): path for path in sorted(home.glob(f"*{ending}"))}:
             return lists
     raise DatasetNotFoundError(
         f"{root} has no lists CLASS{ending}, neither there nor in {', '.join(LIST_FOLDERS[:-1])} (looked in "
-        f"{Path.cwd()}). Give the folder that holds {LIST_FOLDERS[0]} and videos as --data.root, or as the environment "
-        f"variable REPLORA_DATA. {SOURCE}"
+        f"{Path.cwd()}). Set --data.root or the environment variable REPLORA_DATA to the folder that contains "
+        f"{LIST_FOLDERS[0]} and videos. {SOURCE}"
     )
 
 
@@ -123,37 +116,11 @@ def _read_list(file: Path) -> dict[str, FileSplit]:
             continue
         name, _, part = line.strip().rpartition(" ")
         if part not in parts or not name or "/" in name:
-            raise ListFileError(f"{file}, line {number}: {line!r} is not a file's name and 0, 1 or 2. {SOURCE}")
+            raise ListFileError(f"{file}, line {number}: {line!r} is not a file name and 0, 1 or 2. {SOURCE}")
         if name.strip() in seen:
-            raise ListFileError(f"{file}, line {number}: {name.strip()} is listed twice. It is in one split. {SOURCE}")
+            raise ListFileError(f"{file}, line {number}: {name.strip()} is listed twice. {SOURCE}")
         seen.add(name.strip())
         own = parts[part]
         if own is not None:
             listed[name.strip()] = own
     return listed
-
-
-def _find_videos(root: Path, paths: list[PurePosixPath]) -> tuple[Path, list[PurePosixPath]]:
-    """The folder of the classes' folders, and the path of each video, which may end otherwise than in `.avi`.
-
-    Without an ending it is a folder of frames.
-    """
-    endings = [paths, *([path.with_suffix(ending) for path in paths] for ending in (*REENCODED, ""))]
-    best: tuple[int, str] | None = None
-    for name in VIDEO_FOLDERS:
-        home = root / name
-        for candidates in endings:
-            missing = missing_files(home, candidates, folders=not candidates[0].suffix)
-            if not missing:
-                return home, candidates
-            if len(missing) < len(paths) and (best is None or len(missing) < best[0]):
-                best = (
-                    len(missing),
-                    f"{len(missing):,} of {len(paths):,} videos are missing in {home}: {missing[0]}, ...",
-                )
-    if best is not None:
-        raise ListFileError(f"{best[1]} Unpack the archive of every class. {SOURCE}")
-    raise DatasetNotFoundError(
-        f"{root} holds none of the {len(paths):,} videos; looked for {paths[0]} in "
-        f"{', '.join(name or 'the folder itself' for name in VIDEO_FOLDERS)}. {SOURCE}"
-    )

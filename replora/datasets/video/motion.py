@@ -1,8 +1,8 @@
-"""Clips whose class is the direction of a motion, made on this machine: no single frame tells it.
+"""Generated clips whose class is the direction of a motion, which no single frame shows.
 
-A patch of coloured squares moves over a still background of coloured squares, 2 or 3 pixels a frame. It starts anywhere
-and comes in again on the other side, so frame t alone is distributed alike in all four classes. The clips are MPEG-4 in
-AVI, as HMDB51's, and the same on every machine up to the encoder's version.
+A patch of colored squares moves over a still background of colored squares, 2 or 3 pixels per frame. It starts anywhere
+and wraps around, so each frame alone has the same distribution in all four classes. The clips are MPEG-4 in AVI, like
+HMDB51's, and the same on every machine up to the version of the encoder.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from replora.datasets.common.labelled_files import FileTable
+from replora.datasets.common.labeled_files import FileTable
 from replora.datasets.errors import PrepareError
-from replora.datasets.video.decode import require_decoder
+from replora.datasets.video.decode import check_decoder
 from replora.datasets.video.folder import read_video_table
 from replora.io import cache_folder
 
@@ -25,29 +25,25 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 DIRECTIONS = {"down": (0, 1), "left": (-1, 0), "right": (1, 0), "up": (0, -1)}  # x, y; y grows downwards
 PER_CLASS = {"train": 100, "val": 25, "test": 100}
-SIZE, FRAMES, SQUARE = 32, 10, 4  # pixels, frames of a clip, pixels of a coloured square
-VERSION = 1  # part of the folder's name: raise it when what is written changes
+SIZE, FRAMES, SQUARE = 32, 10, 4  # pixels, frames of a clip, pixels of a colored square
+VERSION = 1  # part of the folder's name; incremented when the clips change
 
 
 def read_motion(root: Path | None = None) -> FileTable:
-    """The clips, which are made at the first call; several processes may call it at once.
-
-    Args:
-        root: their folder; by default in `replora.io.cache_folder()`.
+    """The clips in `root` (default: in `replora.io.cache_folder()`). The first call creates them, concurrent calls too.
 
     Raises:
-        PrepareError: the clips cannot be written.
+        PrepareError: The clips cannot be written.
         MissingDecoderError: PyAV is not installed.
-        RepLoRAError: `root` holds something else.
     """
     folder = cache_folder() / f"motion-{VERSION}" if root is None else Path(root).expanduser()
     if not folder.is_dir():
-        require_decoder()
+        check_decoder()
         try:
             _make(folder)
         except OSError as error:
             raise PrepareError(
-                f"The clips of the demonstration cannot be written to {folder} ({error.strerror or error}). Name "
+                f"The clips of the demonstration cannot be written to {folder} ({error.strerror or error}). Set "
                 "another folder: --data.root, or the environment variable REPLORA_CACHE."
             ) from error
     return read_video_table(folder)
@@ -67,7 +63,7 @@ def _make(folder: Path) -> None:
         try:
             temporary.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster
+            if not folder.is_dir():  # otherwise another process was faster
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -90,21 +86,16 @@ def motion_frames(direction: str, rng: np.random.Generator) -> Iterator[Pixels]:
 
 
 def write_video(
-    file: Path,
-    frames: Iterator[Pixels],
-    codec: str = "mpeg4",
-    rate: int = 10,
-    options: dict[str, str] | None = None,
+    file: Path, frames: Iterator[Pixels], codec: str = "mpeg4", rate: int = 10, options: dict[str, str] | None = None
 ) -> None:
-    """Encode frames as a video file; its ending tells the container.
+    """Encode frames, uint8 (H, W, 3) with even H and W, as a video file, whose suffix determines the container.
 
     Args:
-        file: where; its folder exists.
-        frames: uint8 (H, W, 3), H and W even.
-        codec: FFmpeg's name of an encoder.
-        rate: frames a second.
-        options: of the encoder; by default high quality and each frame by itself, so that no trace of a frame is in
-            another one.
+        file: File to write, in an existing folder.
+        frames: Frames.
+        codec: Name of an encoder of FFmpeg.
+        rate: Frames per second.
+        options: Options of the encoder. Default: high quality, and no frame depends on another one.
     """
     import av
 
@@ -120,7 +111,7 @@ def write_video(
 
 
 def _squares(side: int, rng: np.random.Generator) -> Pixels:
-    """(side, side, 3) of coloured squares."""
+    """Colored squares, (side, side, 3)."""
     count = -(-side // SQUARE)
-    colours = rng.integers(0, 256, (count, count, 3), dtype=np.uint8)
-    return colours.repeat(SQUARE, axis=0).repeat(SQUARE, axis=1)[:side, :side]
+    colors = rng.integers(0, 256, (count, count, 3), dtype=np.uint8)
+    return colors.repeat(SQUARE, axis=0).repeat(SQUARE, axis=1)[:side, :side]

@@ -1,13 +1,13 @@
-"""Which frames and which part of them make a clip: `ClipOptions`, at random in training and fixed elsewhere.
+"""Sampling of clips: frames and crops, at random in training and fixed in evaluation.
 
-With n frames in the file and T wanted:
+With n frames in the file and T requested ones:
 
     dense     T frames, `stride` apart. Training starts anywhere; view k of K starts at k (n - span) / (K - 1), and a
-              single view in the middle, with span = (T - 1) stride + 1.
-    uniform   the file in T equal segments, one frame of each (TSN, Wang et al. 2016). Training takes any frame of a
-              segment; view k of K the one at (2 k + 1) / (2 K) of it.
+              single view is in the middle, with span = (T - 1) stride + 1.
+    uniform   one frame of each of T equal segments (TSN, Wang et al. 2016). Training takes any frame of a segment; view
+              k of K takes the one at (2 k + 1) / (2 K) of it.
 
-Where the file is too short, dense clips repeat its last frame and uniform ones repeat frames in between.
+If the file is too short, dense clips repeat its last frame and uniform clips repeat frames in between.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from replora.errors import RepLoRAError, nearest
 Sampling = Literal["dense", "uniform"]
 TrainCrop = Literal["multi_scale", "random", "centre"]
 
-# The crops of TSN, as V-PETL trains on: sides as parts of the shorter side, neighbours in this list at most; at one of
-# 13 places, given in quarters of the free width and height.
+# The crops of TSN, which V-PETL trains on. The two sides are parts of the shorter side, at most one step apart in this
+# list. The 13 places are in quarters of the free width and height.
 SCALES = (1.0, 0.875, 0.75, 0.66)
 PLACES = (
     (0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3),
@@ -33,27 +33,28 @@ PLACES = (
 
 
 class ClipError(RepLoRAError):
-    """An option of the clips is out of its range, or contradicts another one."""
+    """An option of the clips is out of its range or contradicts another one."""
 
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """What a clip is.
+    """Options of the clips.
 
     Args:
-        num_frames: frames of a clip, at least 1.
+        num_frames: Number of frames in a clip (>= 1).
         sampling: `dense` takes frames `stride` apart, `uniform` one frame of each of `num_frames` equal segments.
-        stride: distance of two frames of a dense clip, at least 1.
-        image_size: height and width of the clips, in pixels.
-        short_side: shorter side of the frames before they are cropped, in pixels; `image_size` by default.
-        crop: of the training clips. `multi_scale`: a rectangle of 0.66 to 1 times the shorter side, resized (TSN);
-            `random`: a square anywhere; `centre`.
-        flip: probability in [0, 1] of mirroring a training clip left and right.
-        test_clips: clips in time that the test takes of each video and averages, at least 1.
-        test_crops: squares that the test takes of each of these: 1 in the middle, or 3 along the longer side.
+        stride: Distance between two frames of a dense clip, in frames (>= 1).
+        image_size: Height and width of the clips, in pixels (>= 1).
+        short_side: Shorter side of the frames before the crop, in pixels. Default: `image_size`.
+        crop: Crop of the training clips. `multi_scale`: a rectangle with sides of 0.66 to 1 times the shorter side,
+            resized (TSN); `random`: a random square; `centre`: the square in the middle.
+        flip: Probability of a horizontal flip of a training clip, in [0, 1].
+        test_clips: Number of clips in time that a test averages for each video (>= 1).
+        test_crops: Number of squares that a test takes of each of these clips: 1 in the middle, or 3 along the longer
+            side.
 
     Raises:
-        ClipError: an option is out of its range.
+        ClipError: An option is out of its range.
     """
 
     num_frames: int = 8
@@ -69,7 +70,7 @@ class ClipOptions:
     def __post_init__(self) -> None:
         for name in ("num_frames", "stride", "image_size", "test_clips"):
             if getattr(self, name) < 1:
-                raise ClipError(f"clips.{name}={getattr(self, name)} is too small: it is at least 1.")
+                raise ClipError(f"clips.{name}={getattr(self, name)} is too small; it must be at least 1.")
         for name, choices in (("sampling", get_args(Sampling)), ("crop", get_args(TrainCrop))):
             if getattr(self, name) not in choices:
                 value = getattr(self, name)
@@ -77,7 +78,7 @@ class ClipOptions:
         if not 0 <= self.flip <= 1:
             raise ClipError(f"clips.flip={self.flip} is not in [0, 1].")
         if self.test_crops not in (1, 3):
-            raise ClipError(f"clips.test_crops={self.test_crops}: 1 takes the middle, 3 take the whole longer side.")
+            raise ClipError(f"clips.test_crops={self.test_crops} must be 1 (the middle) or 3 (along the longer side).")
         if self.side < self.image_size:
             raise ClipError(
                 f"clips.short_side={self.side} is smaller than the crop, clips.image_size={self.image_size}."
@@ -103,7 +104,7 @@ def random_frames(options: ClipOptions, count: int, generator: torch.Generator) 
 
 
 def view_frames(options: ClipOptions, count: int, clip: int, clips: int) -> list[int]:
-    """The frames of view `clip` of `clips`, for evaluation: `num_frames` ascending positions."""
+    """`num_frames` ascending positions of view `clip` of `clips`, for evaluation."""
     if options.sampling == "dense":
         free = max(count - _span(options), 0)
         return _dense(options, count, free // 2 if clips == 1 else clip * free // (clips - 1))
@@ -111,7 +112,7 @@ def view_frames(options: ClipOptions, count: int, clip: int, clips: int) -> list
 
 
 def random_crop(options: ClipOptions, frames: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 (T, 3, H, W), its shorter side `options.side` -> uint8 (T, 3, image_size, image_size); one crop for all."""
+    """uint8 (T, 3, H, W) with shorter side `options.side` -> uint8 (T, 3, image_size, image_size), one crop for all."""
     size = options.image_size
     height, width = frames.shape[-2:]
     if options.crop == "multi_scale":
@@ -133,10 +134,10 @@ def random_crop(options: ClipOptions, frames: Tensor, generator: torch.Generator
 
 
 def view_crops(options: ClipOptions, frames: Tensor, crops: int) -> list[Tensor]:
-    """The 1 or 3 squares (T, 3, image_size, image_size) of frames (T, 3, H, W) that are not cropped yet.
+    """The 1 or 3 squares (T, 3, image_size, image_size) of frames (T, 3, H, W).
 
-    Three of them lie at both ends and in the middle of the longer side. (V-PETL cuts out the middle first, so its three
-    crops are one and the same.)
+    Three squares are at both ends and in the middle of the longer side. (V-PETL first crops the middle, so its three
+    crops are equal.)
     """
     return _squares(frames, options.image_size, crops)
 
@@ -145,10 +146,10 @@ def _squares(frames: Tensor, size: int, crops: int) -> list[Tensor]:
     height, width = frames.shape[-2:]
     parts = [(1, 2)] if crops == 1 else [(0, 2), (1, 2), (2, 2)]
     found = []
-    for part, whole in parts:
-        # Along the longer side; always in the middle of the shorter one.
-        top = (height - size) * part // whole if height > width else (height - size) // 2
-        left = (width - size) * part // whole if width >= height else (width - size) // 2
+    for part, total in parts:
+        # Along the longer side, and in the middle of the shorter one.
+        top = (height - size) * part // total if height > width else (height - size) // 2
+        left = (width - size) * part // total if width >= height else (width - size) // 2
         found.append(frames[..., top : top + size, left : left + size])
     return found
 
@@ -168,7 +169,7 @@ def _uniform(options: ClipOptions, count: int, at: list[float]) -> list[int]:
 
 
 def _fitted(side: int, size: int) -> int:
-    """Sides within 3 pixels of the crop's size are taken as that size, as TSN does: no resizing by a pixel."""
+    """Replace a side within 3 pixels of the crop's size by that size, like TSN, to avoid resizing by a pixel."""
     return size if abs(side - size) < 3 else side
 
 

@@ -12,17 +12,16 @@ published number is one of the validation set: here that is the split `test`, an
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from replora.datasets.common.labelled_files import FileSplit, FileTable
-from replora.datasets.common.paths import missing_files
-from replora.datasets.common.text_files import parse_json, read_text
+from replora.datasets.common.labeled_files import FileSplit, FileTable
+from replora.datasets.common.text_files import read_json
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
-from replora.datasets.video.decode import REENCODED
+from replora.datasets.video.listed_videos import listed_videos
 from replora.errors import nearest
 
 CLASSES = 174
-SIZES: dict[str, int] = {"train": 168_913, "validation": 24_777}
+SIZES = {"train": 168_913, "validation": 24_777}
+SPLITS: dict[str, FileSplit] = {"train": "train", "validation": "test"}
 # The official names, and those of the later archive.
 LIST_NAMES = ("something-something-v2-{}.json", "{}.json")
 LIST_FOLDERS = ("", "labels", "annotations")
@@ -34,45 +33,43 @@ def read_ssv2(root: Path, check_sizes: bool = True) -> FileTable:
     """Training and validation videos with their classes; no video is opened.
 
     Args:
-        root: the folder of the lists and of the folder of videos (`20bn-something-something-v2`, `videos`), or of
+        root: Folder that contains the lists and the folder of videos (`20bn-something-something-v2`, `videos`), or of
             frames (`frames/{id}/00001.jpg`).
-        check_sizes: compare the number of classes and videos with the official ones.
+        check_sizes: Whether to compare the numbers of classes and videos with the official ones.
 
     Returns:
-        The official training videos as `train`, the official validation videos as `test`.
+        The official training videos as `train` and the official validation videos as `test`.
 
     Raises:
-        DatasetNotFoundError: a list or the folder of videos is not there.
-        ListFileError: a list is damaged, has a template without class, or names videos that are missing.
+        DatasetNotFoundError: A list or the folder of videos is not found.
+        ListFileError: A list is corrupt or contains an unknown template, or listed videos are missing.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
         raise DatasetNotFoundError(
-            f"There is no folder {root} (looked in {Path.cwd()}). Give the folder that holds "
-            f"{LIST_NAMES[0].format('labels')} as --data.root, or as the environment variable REPLORA_DATA. {SOURCE}"
+            f"There is no folder {root} (looked in {Path.cwd()}). Set --data.root or the environment variable "
+            f"REPLORA_DATA to the folder that contains {LIST_NAMES[0].format('labels')}. {SOURCE}"
         )
     class_of = _read_classes(_find_list(root, "labels"))
     if check_sizes and len(class_of) != CLASSES:
         raise ListFileError(
             f"{_find_list(root, 'labels')} has {len(class_of):,} classes, but Something-Something-V2 has {CLASSES}. "
-            f"For data made smaller on purpose: --data.check_sizes false. {SOURCE}"
+            f"To use smaller data: --data.check_sizes false. {SOURCE}"
         )
-    videos: dict[str, tuple[int, FileSplit]] = {}
-    for name, split in (("train", "train"), ("validation", "test")):
+    videos: dict[PurePosixPath, tuple[int, FileSplit]] = {}
+    for name, split in SPLITS.items():
         file = _find_list(root, name)
         listed = _read_list(file, class_of)
         if check_sizes and len(listed) != SIZES[name]:
             raise ListFileError(
-                f"{file} lists {len(listed):,} videos, but the official list has {SIZES[name]:,}. For data made "
-                f"smaller on purpose: --data.check_sizes false. {SOURCE}"
+                f"{file} lists {len(listed):,} videos, but the official list has {SIZES[name]:,}. To use "
+                f"smaller data: --data.check_sizes false. {SOURCE}"
             )
-        if twice := sorted(set(listed) & set(videos)):
-            raise ListFileError(f"{file}: the video {twice[0]!r} is listed for training too.")
-        videos |= {number: (label, split) for number, label in listed.items()}  # type: ignore[misc]
-    home, paths = _find_videos(root, list(videos))
+        if twice := sorted(listed.keys() & videos.keys()):
+            raise ListFileError(f"{file}: the video {twice[0].stem!r} is also a training video.")
+        videos |= {path: (label, split) for path, label in listed.items()}
     class_names = sorted(class_of, key=lambda template: class_of[template])
-    labels, splits = [label for label, _ in videos.values()], [split for _, split in videos.values()]
-    return FileTable(home, paths, labels, class_names, list(splits))
+    return listed_videos(root, VIDEO_FOLDERS, videos, class_names, SOURCE)
 
 
 def _find_list(root: Path, name: str) -> Path:
@@ -89,18 +86,9 @@ def _find_list(root: Path, name: str) -> Path:
     )
 
 
-def _read_json(file: Path) -> Any:
-    try:
-        return parse_json(read_text(file, ListFileError))
-    except ListFileError:
-        raise
-    except ValueError as error:
-        raise ListFileError(f"{file} is not JSON ({error}). Download it again. {SOURCE}") from error
-
-
 def _read_classes(file: Path) -> dict[str, int]:
     """Template without brackets -> class."""
-    content = _read_json(file)
+    content = read_json(file, ListFileError, f"Download it again. {SOURCE}")
     try:
         class_of = {str(template): int(number) for template, number in content.items()}
     except (AttributeError, TypeError, ValueError) as error:
@@ -110,49 +98,24 @@ def _read_classes(file: Path) -> dict[str, int]:
     return class_of
 
 
-def _read_list(file: Path, class_of: dict[str, int]) -> dict[str, int]:
-    """Id of a video -> class."""
-    content = _read_json(file)
-    listed: dict[str, int] = {}
+def _read_list(file: Path, class_of: dict[str, int]) -> dict[PurePosixPath, int]:
+    """Name of a video, `{id}.webm` -> class."""
+    content = read_json(file, ListFileError, f"Download it again. {SOURCE}")
+    listed: dict[PurePosixPath, int] = {}
     for position, item in enumerate(content if isinstance(content, list) else [None]):
         try:
             number, template = str(item["id"]), item["template"].replace("[", "").replace("]", "")
         except (TypeError, KeyError, AttributeError) as error:
             raise ListFileError(f"{file}: entry {position} has no `id` and `template`. {SOURCE}") from error
         if not number.isalnum():
-            raise ListFileError(f"{file}: entry {position} has the id {number!r}, which is no name of a file.")
+            raise ListFileError(f"{file}: entry {position} has the id {number!r}, which is not a file name.")
         if template not in class_of:
             raise ListFileError(
-                f"{file}: entry {position} has the template {template!r}, which is no class. "
+                f"{file}: entry {position} has the template {template!r}, which is not a class. "
                 f"{nearest(template, class_of)} Take the lists from one source."
             )
-        if number in listed:
-            raise ListFileError(f"{file}: entry {position} is the video {number!r} again. It has one class. {SOURCE}")
-        listed[number] = class_of[template]
+        path = PurePosixPath(f"{number}.webm")
+        if path in listed:
+            raise ListFileError(f"{file}: entry {position} repeats the video {number!r}. {SOURCE}")
+        listed[path] = class_of[template]
     return listed
-
-
-def _find_videos(root: Path, numbers: list[str]) -> tuple[Path, list[PurePosixPath]]:
-    """The folder of the videos, and the path of each: `{id}.webm`, encoded again, or a folder `{id}` of frames."""
-    best: tuple[int, str] | None = None
-    for name in VIDEO_FOLDERS:
-        home = root / name
-        if not home.is_dir():
-            continue
-        for suffix in (".webm", *REENCODED, ""):
-            paths = [PurePosixPath(f"{number}{suffix}") for number in numbers]
-            missing = missing_files(home, paths, folders=not suffix)
-            if not missing:
-                return home, paths
-            if len(missing) < len(numbers) and (best is None or len(missing) < best[0]):
-                best = (
-                    len(missing),
-                    f"{len(missing):,} of {len(numbers):,} videos are missing in {home}: {missing[0]}, ...",
-                )
-    if best is not None:
-        raise ListFileError(f"{best[1]} Unpack all parts of the archive. {SOURCE}")
-    raise DatasetNotFoundError(
-        f"{root} holds none of the {len(numbers):,} videos; looked for {numbers[0]}.webm, as .mp4 and others too, and "
-        f"for a folder of frames {numbers[0]}, in "
-        f"{', '.join(name or 'the folder itself' for name in VIDEO_FOLDERS)}. {SOURCE}"
-    )

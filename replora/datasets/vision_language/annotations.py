@@ -1,30 +1,27 @@
-"""Reading the annotation files of the vision-and-language tasks, with errors that name file and record."""
+"""Annotation files of the vision-and-language tasks, with errors that name file and record."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from replora.datasets.common.text_files import parse_json_lines, parse_json_or_lines, read_text
 from replora.datasets.errors import DatasetNotFoundError, RecordError
+from replora.datasets.vision_language.tasks import VLRecord
 from replora.errors import RepLoRAError
 
 
 def read_json(file: Path, layout: str) -> Any:
-    """The content of a JSON file, or of a file of one JSON object a line (`.jsonl`) as a list.
-
-    Args:
-        file: The file.
-        layout: What the data's folder must look like, for the error.
+    """The content of a JSON file, or a list for a file with one JSON object per line. `layout` is for the error.
 
     Raises:
-        DatasetNotFoundError: There is no such file.
-        RecordError: It is damaged.
+        DatasetNotFoundError: The file is not found.
+        RecordError: The file is corrupt.
     """
     if not file.is_file():
-        raise DatasetNotFoundError(f"There is no {file}. The folder of the data (--data.root) holds {layout}")
+        raise DatasetNotFoundError(f"There is no {file}. The data folder (--data.root) must contain {layout}")
     try:
         text = read_text(file, RecordError)
         return parse_json_lines(text) if file.suffix == ".jsonl" else parse_json_or_lines(text)
@@ -34,7 +31,7 @@ def read_json(file: Path, layout: str) -> Any:
         line, found, reason = str(error).partition(": ")
         where = f"{file}, {line}" if found and line.startswith("line ") else str(file)
         raise RecordError(
-            f"{where} is damaged: {reason if where != str(file) else error}. Copy the file again."
+            f"{where} is corrupt: {reason if where != str(file) else error}. Copy the file again."
         ) from error
 
 
@@ -43,7 +40,7 @@ def read_records(file: Path, layout: str, fields: tuple[str, ...]) -> list[dict[
 
     Raises:
         DatasetNotFoundError: There is no such file.
-        RecordError: It is damaged, or a record lacks a field.
+        RecordError: The file is corrupt, or a record lacks a field.
     """
     records = read_json(file, layout)
     if not isinstance(records, list):
@@ -57,11 +54,7 @@ def read_records(file: Path, layout: str, fields: tuple[str, ...]) -> list[dict[
 
 @contextmanager
 def reading(file: Path, number: int, record: Any) -> Iterator[None]:
-    """Around what makes something of a record.
-
-    Raises:
-        RecordError: That failed; it names file and record.
-    """
+    """Turn an error of the body into one that names file and record. Raises RecordError if the record is invalid."""
     try:
         yield
     except RepLoRAError:
@@ -69,6 +62,15 @@ def reading(file: Path, number: int, record: Any) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise RecordError(f"{file}, record {number}: {reason} in {record!r:.200}") from error
+
+
+def build(found: Iterable[tuple[Path, int, Any]], make: Callable[[int, Any], list[VLRecord]]) -> list[VLRecord]:
+    """The records that `make` builds from an index and an entry, for entries with their file and number in it."""
+    records: list[VLRecord] = []
+    for file, number, item in found:
+        with reading(file, number, item):
+            records += make(len(records), item)
+    return records
 
 
 def words(record: Mapping[str, Any], name: str) -> str:
@@ -79,7 +81,7 @@ def words(record: Mapping[str, Any], name: str) -> str:
 
 
 def scores(record: Mapping[str, Any], name: str = "label") -> dict[str, float]:
-    """A field that must be answers with a score in [0, 1] each."""
+    """A field that must map answers to scores in [0, 1]."""
     found = {str(answer): float(score) for answer, score in record[name].items()}
     if wrong := [score for score in found.values() if not 0 <= score <= 1]:
         raise ValueError(f"{name!r} has the score {wrong[0]}, which is not in [0, 1],")

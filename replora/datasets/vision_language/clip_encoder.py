@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from replora.datasets.common.files import LeftOut, files_of, tell_left_out
+from replora.datasets.common.files import LeftOut, files_of, log_left_out
 from replora.datasets.errors import CorruptImageError, CorruptVideoError, DatasetNotFoundError
 from replora.datasets.image.read import IMAGE_SUFFIXES, read_image
 from replora.datasets.video.decode import VIDEO_SUFFIXES, frames_every
@@ -43,17 +43,11 @@ TIMM_NAMES: dict[EncoderName, str] = {
 
 @dataclass(frozen=True)
 class ClipEncoder:
-    """One of CLIP's image encoders.
+    """One of CLIP's image encoders."""
 
-    Attributes:
-        name: `rn101` or `vit_b32`.
-        encode: Normalized images (B, 3, 224, 224) -> (B, 49, 2048) or (B, 512).
-        device: Where it computes.
-    """
-
-    name: EncoderName
-    encode: Callable[[Tensor], Tensor]
-    device: torch.device
+    name: EncoderName  # `rn101` or `vit_b32`
+    encode: Callable[[Tensor], Tensor]  # normalized images (B, 3, 224, 224) -> (B, 49, 2048) or (B, 512)
+    device: torch.device  # device of the encoder
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> np.ndarray:
@@ -76,11 +70,11 @@ def load_encoder(name: EncoderName, checkpoint: Path | None = None, device: str 
 
     Args:
         name: `rn101` or `vit_b32`.
-        checkpoint: timm's `.safetensors` file of it; by default the weights are fetched from the hub.
-        device: `auto` is the first GPU if there is one.
+        checkpoint: timm's `.safetensors` file of the encoder. Default: it is downloaded from the hub.
+        device: Device; `auto` is the first GPU, if there is one.
 
     Raises:
-        RepLoRAError: The weights are not available or are those of another model.
+        RepLoRAError: The weights are not available or belong to another model.
     """
     import timm
 
@@ -105,16 +99,16 @@ def encoder_of(name: EncoderName, model: nn.Module) -> Callable[[Tensor], Tensor
 
 
 def find_sources(folder: Path, name: EncoderName) -> dict[str, Path]:
-    """Name of the features -> image or video file, of a folder and those inside.
+    """Name of the features -> image or video file below `folder`.
 
     Raises:
-        DatasetNotFoundError: There is no such folder, or nothing in it.
-        FeatureError: Two files have one name.
+        DatasetNotFoundError: The folder is not found or contains no such files.
+        FeatureError: Two files have the same name.
     """
     kind, suffixes = ("images", IMAGE_SUFFIXES) if name == "rn101" else ("videos", VIDEO_SUFFIXES)
     left_out: LeftOut = Counter()
     files = files_of(folder, suffixes, left_out) if folder.is_dir() else []
-    tell_left_out(folder, left_out)
+    log_left_out(folder, left_out)
     if not files:
         raise DatasetNotFoundError(f"There are no {kind} in {folder} ({', '.join(suffixes)}).")
     sources: dict[str, Path] = {}
@@ -126,19 +120,19 @@ def find_sources(folder: Path, name: EncoderName) -> dict[str, Path]:
 
 
 def missing_features(sources: Mapping[str, Path], out: Path, name: EncoderName) -> dict[str, Path]:
-    """Those of `sources` whose features are not in `out` yet, or are damaged."""
+    """Those of `sources` whose features are missing in `out`, or are corrupt."""
     if not out.is_dir():
         return dict(sources)
     folder = FeatureFolder(out, FEATURE_SIZES[name])
 
-    def whole(source: str) -> bool:
+    def complete(source: str) -> bool:
         try:
             features = folder.read(source)
         except FeatureError:
             return False
         return name != "rn101" or len(features) == GRID
 
-    return {source: file for source, file in sources.items() if not whole(source)}
+    return {source: file for source, file in sources.items() if not complete(source)}
 
 
 def extract(
@@ -149,20 +143,18 @@ def extract(
     batch_size: int = 32,
     advance: Callable[[int], Any] = lambda _: None,
 ) -> dict[str, str]:
-    """Write the features of images (`rn101`) or videos (`vit_b32`), each file whole or not at all.
-
-    A source that cannot be read is left out, and the others go on.
+    """Write the features of images (`rn101`) or videos (`vit_b32`), each file atomically.
 
     Args:
         sources: Name of the features -> file.
-        out: The folder to write.
-        encoder: The encoder.
-        seconds: Between two frames of a video.
-        batch_size: Images or frames at once.
-        advance: Called with the number of files done since the last call.
+        out: Folder of the features.
+        encoder: Encoder of the features.
+        seconds: Seconds between two frames of a video (> 0).
+        batch_size: Images or frames per batch (>= 1).
+        advance: Function that is called with the number of files completed since the last call.
 
     Returns:
-        Name -> what is wrong with it, of those that were left out.
+        Name -> error, of the sources that cannot be read, which are left out.
 
     Raises:
         FeatureError: Features have a wrong shape, or PyAV is not installed.
@@ -193,12 +185,7 @@ def extract(
 
 
 def video_frames(file: Path, seconds: float) -> Iterator[Tensor]:
-    """The first frame at or after each multiple of `seconds`, uint8 (3, 224, 224).
-
-    Raises:
-        MissingDecoderError: PyAV is not installed.
-        CorruptVideoError: The file cannot be decoded, was cut off, or has no frame.
-    """
+    """The first frame at or after each multiple of `seconds` (see `frames_every`), uint8 (3, 224, 224)."""
     for pixels in frames_every(file, seconds):
         yield _framed(torch.from_numpy(pixels).permute(2, 0, 1))
 
@@ -226,11 +213,7 @@ def batched(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def check_options(seconds: float, batch_size: int) -> None:
-    """Refuse options out of their range.
-
-    Raises:
-        RepLoRAError: One is.
-    """
+    """Check that the options are in their range. Raises RepLoRAError if an option is out of its range."""
     if not seconds > 0:
         raise RepLoRAError(f"seconds: {seconds} is out of range. It must be a number above 0.")
     if batch_size < 1:

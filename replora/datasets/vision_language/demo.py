@@ -1,4 +1,4 @@
-"""Scenes of colored shapes, with questions and captions: vision and language without a download.
+"""Generated scenes of colored shapes with questions and captions, without a download.
 
 A scene is a 4 x 4 grid of cells, two of which hold a shape. Its features are its pixels, cell by cell, so that a model
 must learn to see. Everything follows from (seed, split, index); no scene is in two splits.
@@ -37,28 +37,9 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 PLACES = ("left of", "right of", "above", "below")
 WORDS = [
-    *COLORS,
-    *SHAPES,
-    "yes",
-    "no",
-    *[
-        "a",
-        "the",
-        "and",
-        "of",
-        "is",
-        "there",
-        "what",
-        "color",
-        "shape",
-        "left",
-        "right",
-        "above",
-        "below",
-        "picture",
-        "with",
-    ],
-]
+    *COLORS, *SHAPES, "yes", "no", "a", "the", "and", "of", "is", "there", "what", "color", "shape",
+    "left", "right", "above", "below", "picture", "with",
+]  # fmt: skip
 
 SIDE = 4  # cells
 CELL = 8  # pixels
@@ -69,17 +50,11 @@ FOLDS = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}  # of ten
 
 @dataclass(frozen=True)
 class Scene:
-    """Two shapes of different kind and color, in different rows and columns or in one of them.
+    """Two shapes of different kind and color, in different rows and columns or in one of them."""
 
-    Attributes:
-        shapes: Their kinds.
-        colors: Their colors.
-        cells: (row, column) of each, counted from the top left.
-    """
-
-    shapes: tuple[str, str]
-    colors: tuple[str, str]
-    cells: tuple[tuple[int, int], tuple[int, int]]
+    shapes: tuple[str, str]  # their kinds
+    colors: tuple[str, str]  # their colors
+    cells: tuple[tuple[int, int], tuple[int, int]]  # (row, column) of each, counted from the top left
 
     def relations(self) -> list[str]:
         """How the first lies to the second."""
@@ -125,7 +100,7 @@ def demo_scenes(split: Split, seed: int = 0) -> dict[str, Scene]:
 
 
 def demo_records(task: str, split: Split, scenes: dict[str, Scene], seed: int = 0) -> list[VLRecord]:
-    """Records of the task `vqa` (a question a scene) or `coco` (captions), in the form of those benchmarks."""
+    """Records of the task `vqa` (one question per scene) or `coco` (captions), in the form of those benchmarks."""
     random = np.random.default_rng((seed, 10 + list(SCENES).index(split)))
     records: list[VLRecord] = []
     for name, scene in scenes.items():

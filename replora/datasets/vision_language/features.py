@@ -25,11 +25,11 @@ EXTRACT = "replora-cli prepare clip-features"
 
 
 class FeatureError(RepLoRAError):
-    """A file of features is missing, damaged or of another shape than expected."""
+    """A file of features is missing, corrupt or of another shape than expected."""
 
 
 class FeatureSource(Protocol):
-    """Where features are."""
+    """A source of features."""
 
     def read(self, name: str) -> Tensor:
         """The features (n, feature_size) of one image or video, float32."""
@@ -37,13 +37,14 @@ class FeatureSource(Protocol):
 
 
 class FeatureFolder:
-    """Features of a folder.
+    """The features in a folder.
 
     Args:
-        folder: The folder.
-        feature_size: Width that they must have.
-        frames: For videos: the number of vectors that each gets, see `resized`. None keeps all.
-        count: Vectors that each file holds, where `frames` is None; by default those of the first that is required.
+        folder: Folder of the files.
+        feature_size: Required width of the features.
+        frames: Number of vectors to resize each video to, see `resized`. Default: all are kept.
+        count: Required number of vectors in each file, if `frames` is None. Default: that of the first file in
+            `check_names`.
 
     Raises:
         DatasetNotFoundError: There is no such folder.
@@ -56,15 +57,15 @@ class FeatureFolder:
         self.count = count
         if not folder.is_dir():
             raise DatasetNotFoundError(
-                f"There is no folder of features {folder}. VL-Adapter's own CLIP features are no longer to be had; "
+                f"There is no folder of features {folder}. VL-Adapter's own CLIP features are no longer available; "
                 f"extract them from the images or videos: {EXTRACT} SOURCE {folder}"
             )
 
-    def require(self, names: Iterable[str]) -> None:
-        """Refuse names without a file, and read the first: all others must have its shape.
+    def check_names(self, names: Iterable[str]) -> None:
+        """Check that each name has a file, and read the first one, whose shape all others must have.
 
         Raises:
-            FeatureError: There are such, or the first is damaged or of another shape than expected.
+            FeatureError: A file is missing, or the first one is corrupt or of another shape than expected.
         """
         names = sorted(set(names))
         with os.scandir(self.folder) as entries:
@@ -73,8 +74,8 @@ class FeatureFolder:
         if missing:
             raise FeatureError(
                 f"{len(missing):,} files of features are missing in {self.folder}: {', '.join(missing[:3])}"
-                f"{', ...' if len(missing) > 3 else ''} (as .h5 or .npz; {len(there):,} are there). Extract them with "
-                f"{EXTRACT}, which goes on where it stopped."
+                f"{', ...' if len(missing) > 3 else ''} (as .h5 or .npz; {len(there):,} found). Extract them with "
+                f"{EXTRACT}, which continues an interrupted extraction."
             )
         if names:
             first = self.read(names[0])
@@ -84,7 +85,7 @@ class FeatureFolder:
         """The features (n, feature_size) of one image or video, float32.
 
         Raises:
-            FeatureError: The file is missing, damaged, or of another shape than expected.
+            FeatureError: The file is missing, corrupt, or of another shape than expected.
         """
         file = next((f for f in (self.folder / f"{name}{suffix}" for suffix in SUFFIXES) if f.is_file()), None)
         if file is None:
@@ -94,36 +95,36 @@ class FeatureFolder:
         except (OSError, KeyError, ValueError, EOFError) as error:
             if isinstance(error, RepLoRAError):
                 raise
-            raise FeatureError(f"{file} is damaged or holds no features of {name!r}: {error}") from error
+            raise FeatureError(f"{file} is corrupt or contains no features of {name!r}: {error}") from error
         if array.ndim != 2 or array.shape[1] != self.feature_size or len(array) == 0:
             raise FeatureError(
                 f"{file} holds features of shape {array.shape}, but (n, {self.feature_size}) was expected. Set "
-                f"--data.feature_size and --model.feature_size to their width, or extract them anew with {EXTRACT}."
+                f"--data.feature_size and --model.feature_size to their width, or extract them again with {EXTRACT}."
             )
         if self.count not in (None, len(array)):
             raise FeatureError(
                 f"{file} holds features of shape {array.shape}, but ({self.count}, {self.feature_size}) was expected, "
-                f"as every image of a folder has as many. Delete it and extract it anew with {EXTRACT}."
+                f"as every image of a folder has as many. Delete it and extract it again with {EXTRACT}."
             )
         features = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
         return features if self.frames is None else resized(features, self.frames)
 
 
 def resized(features: Tensor, count: int) -> Tensor:
-    """T vectors (T, D) -> (count, D): zeros behind a shorter video, adaptive max-pooling of a longer one."""
+    """T vectors (T, D) -> (count, D), by zero padding of shorter videos and adaptive max-pooling of longer ones."""
     if len(features) <= count:
         return F.pad(features, (0, 0, 0, count - len(features)))
     return F.adaptive_max_pool1d(features.T, count).T.contiguous()
 
 
 def write_h5(file: Path, name: str, features: np.ndarray) -> None:
-    """Write one image's features so that `FeatureFolder` reads them, whole or not at all."""
+    """Write one image's features atomically, in the layout of `FeatureFolder`."""
     with replacing(file) as temporary, _h5py().File(temporary, "w") as content:
         content.create_dataset(f"{name}/features", data=features)
 
 
 def write_npz(file: Path, features: np.ndarray) -> None:
-    """Write one video's features so that `FeatureFolder` reads them, whole or not at all."""
+    """Write one video's features atomically, in the layout of `FeatureFolder`."""
     with replacing(file) as temporary, temporary.open("wb") as stream:
         np.savez(stream, features=features)
 

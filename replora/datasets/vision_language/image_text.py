@@ -9,18 +9,17 @@ COCO/dataset_coco.json                                                          
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from replora.datasets.errors import DatasetNotFoundError, RecordError
-from replora.datasets.vision_language.annotations import read_json, read_records, reading, scores, words
+from replora.datasets.vision_language.annotations import build, read_json, read_records, reading, scores, words
 from replora.datasets.vision_language.tasks import VLRecord
 
 ImageTextSplit = Literal["train", "val", "trainval", "test", "submit"]
 TRAINING = ("train", "trainval")
 CLIP_FEATURES = "data_clip_RN101_att"
-GRID = 49  # vectors of each image in a folder of that name
+GRID = 49  # vectors per image in a folder of that name
 LAYOUT = "vqa/, GQA/, nlvr/, COCO/ and VG/ as docs/vision_language.md lists them."
 # GQA has no validation of its own here: VL-Adapter trains on train + valid, and watches and reports testdev, which is
 # never trained on.
@@ -53,38 +52,32 @@ def image_text_records(root: Path, task: str, split: ImageTextSplit) -> list[VLR
 
     Raises:
         DatasetNotFoundError: A file is missing.
-        RecordError: A file is damaged, or a record lacks what it needs.
+        RecordError: A file is corrupt, or a record is incomplete.
     """
     return _READERS[task](root, split)
 
 
 def feature_folder(root: Path, task: str, split: ImageTextSplit, features: str = CLIP_FEATURES) -> Path:
-    """Where the features of a task's images are."""
+    """The folder with the features of a task's images."""
     home = {"vqa": "COCO", "coco": "COCO", "nlvr2": "nlvr", "gqa": "VG" if split in TRAINING else "GQA"}[task]
     return root / home / "clip_features" / features
 
 
 def _vqa(root: Path, split: ImageTextSplit) -> list[VLRecord]:
-    found = _read(root / "vqa", "vqa", split, ("img_id", "question_id", "sent"))
     human = {} if split in TRAINING else _human_answers(root / "vqa")
-    records = []
-    for index, (file, number, item) in enumerate(found):
-        with reading(file, number, item):
-            label = scores(item) if "label" in item else {}
-            question = int(item["question_id"])
-            truth = None
-            if human:
-                if question not in human:
-                    raise ValueError(
-                        f"question {question} is not in the annotations of val2014 and train2014, which hold the ten "
-                        "human answers that the metric compares with; it is"
-                    )
-                truth = {"answers": human[question], "scores": label}
-            image = (words(item, "img_id"),)
-            records.append(
-                VLRecord(index, question, words(item, "sent"), image, tuple(label), tuple(label.values()), truth)
+
+    def make(index: int, item: Any) -> list[VLRecord]:
+        label, question = scores(item) if "label" in item else {}, int(item["question_id"])
+        if human and question not in human:
+            raise ValueError(
+                f"question {question} is not in the annotations of val2014 and train2014, which hold the ten human "
+                "answers of the metric; it is"
             )
-    return records
+        truth = {"answers": human[question], "scores": label} if human else None
+        image, answers = (words(item, "img_id"),), tuple(label)
+        return [VLRecord(index, question, words(item, "sent"), image, answers, tuple(label.values()), truth)]
+
+    return build(_read(root / "vqa", "vqa", split, ("img_id", "question_id", "sent")), make)
 
 
 def _human_answers(folder: Path) -> dict[int, list[str]]:
@@ -93,8 +86,8 @@ def _human_answers(folder: Path) -> dict[int, list[str]]:
     present = [file for file in files if file.is_file()]
     if not present:
         raise DatasetNotFoundError(
-            f"There is no {files[0]}. The metric of VQAv2 compares with ten human answers a question, which it holds; "
-            "it is part of https://visualqa.org/download.html."
+            f"There is no {files[0]}. It contains ten human answers to each question, which the metric of VQAv2 needs, "
+            "and is part of https://visualqa.org/download.html."
         )
     answers: dict[int, list[str]] = {}
     for file in present:
@@ -105,54 +98,45 @@ def _human_answers(folder: Path) -> dict[int, list[str]]:
 
 
 def _gqa(root: Path, split: ImageTextSplit) -> list[VLRecord]:
-    needed = ("img_id", "question_id", "sent")
-    found = _read(root / "GQA", "gqa", split, needed if split == "submit" else (*needed, "label"))
-    records = []
-    for index, (file, number, item) in enumerate(found):
-        with reading(file, number, item):
-            question, sentence, image = str(item["question_id"]), words(item, "sent"), (str(item["img_id"]),)
-            if split == "submit":
-                records.append(VLRecord(index, question, sentence, image))
-                continue
-            label = scores(item)
-            records.append(VLRecord(index, question, sentence, image, tuple(label), tuple(label.values()), label))
-    return records
+    def make(index: int, item: Any) -> list[VLRecord]:
+        question, sentence, image = str(item["question_id"]), words(item, "sent"), (str(item["img_id"]),)
+        if split == "submit":
+            return [VLRecord(index, question, sentence, image)]
+        label = scores(item)
+        return [VLRecord(index, question, sentence, image, tuple(label), tuple(label.values()), label)]
+
+    needed = ("img_id", "question_id", "sent", *(() if split == "submit" else ("label",)))
+    return build(_read(root / "GQA", "gqa", split, needed), make)
 
 
 def _nlvr2(root: Path, split: ImageTextSplit) -> list[VLRecord]:
-    found = _read(root / "nlvr", "nlvr2", split, ("identifier", "img0", "img1", "label", "sent"))
-    records = []
-    for index, (file, number, item) in enumerate(found):
-        with reading(file, number, item):
-            label, sentence = item["label"], words(item, "sent")
-            if label not in (0, 1):
-                raise ValueError(f"the label {label!r} is neither 0 nor 1")
-            answer = ("true" if label else "false",)
-            images = (words(item, "img0"), words(item, "img1"))
-            name = words(item, "identifier")
-            records.append(VLRecord(index, name, sentence, images, answer, (1.0,), bool(label), int(label)))
-    return records
+    def make(index: int, item: Any) -> list[VLRecord]:
+        label, images = item["label"], (words(item, "img0"), words(item, "img1"))
+        if label not in (0, 1):
+            raise ValueError(f"the label {label!r} is neither 0 nor 1")
+        text, answer = words(item, "sent"), ("true" if label else "false",)
+        return [VLRecord(index, words(item, "identifier"), text, images, answer, (1.0,), bool(label), int(label))]
+
+    return build(_read(root / "nlvr", "nlvr2", split, ("identifier", "img0", "img1", "label", "sent")), make)
 
 
 def _coco(root: Path, split: ImageTextSplit) -> list[VLRecord]:
-    """A record a caption in training, a record an image with all its captions elsewhere."""
+    """One record per caption in training, one per image with all its captions otherwise."""
+
+    def make(index: int, item: Any) -> list[VLRecord]:
+        if item["split"] not in COCO_SPLITS[split]:
+            return []
+        image = (words(item, "filename").split(".")[0],)
+        captions = [words(sentence, "raw").strip() for sentence in item["sentences"]]
+        if not captions:
+            raise ValueError("'sentences' is empty")
+        image_id = int(item.get("cocoid", item.get("imgid", index)))
+        if split not in TRAINING:
+            return [VLRecord(index, image_id, "", image, tuple(captions[:1]), (1.0,), captions)]
+        return [VLRecord(index + i, image_id, "", image, (c,), (1.0,), [c]) for i, c in enumerate(captions)]
+
     file = root / "COCO" / "dataset_coco.json"
-    records: list[VLRecord] = []
-    for number, item in enumerate(_entries(file, "images")):
-        with reading(file, number, item):
-            if item["split"] not in COCO_SPLITS[split]:
-                continue
-            image = (words(item, "filename").split(".")[0],)
-            captions = [words(sentence, "raw").strip() for sentence in item["sentences"]]
-            if not captions:
-                raise ValueError("'sentences' is empty")
-            image_id = int(item.get("cocoid", item.get("imgid", len(records))))
-            if split in TRAINING:
-                for caption in captions:
-                    records.append(VLRecord(len(records), image_id, "", image, (caption,), (1.0,), [caption]))
-            else:
-                records.append(VLRecord(len(records), image_id, "", image, tuple(captions[:1]), (1.0,), captions))
-    return records
+    return build(((file, number, item) for number, item in enumerate(_entries(file, "images"))), make)
 
 
 def _read(folder: Path, task: str, split: ImageTextSplit, fields: tuple[str, ...]) -> list[tuple[Path, int, Any]]:
@@ -172,9 +156,4 @@ def _entries(file: Path, name: str) -> list[Any]:
     return list(content[name])
 
 
-_READERS: dict[str, Callable[[Path, ImageTextSplit], list[VLRecord]]] = {
-    "vqa": _vqa,
-    "gqa": _gqa,
-    "nlvr2": _nlvr2,
-    "coco": _coco,
-}
+_READERS = {"vqa": _vqa, "gqa": _gqa, "nlvr2": _nlvr2, "coco": _coco}

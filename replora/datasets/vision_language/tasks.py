@@ -1,4 +1,4 @@
-"""What the vision-and-language tasks have in common: their table, their records, and how a record becomes a sample.
+"""The vision-and-language tasks: their table, records and samples.
 
 Prompts, lengths and losses are those of VL-Adapter (github.com/ylsung/VL_adapter, VL-T5/src), which DoRA uses as well.
 `gpa: ` is its own spelling of the prompt of GQA, and each prompt ends with a space.
@@ -25,33 +25,20 @@ Prompts = Literal["vl_adapter", "none"]
 
 @dataclass(frozen=True)
 class VLTask:
-    """One task and how VL-Adapter puts it to the model.
+    """One task and how VL-Adapter puts it to the model."""
 
-    Attributes:
-        name: In options, metrics and files.
-        kind: What an answer is: of VQA, of GQA, true or false (`nlvr2`), a sentence, or one of several choices.
-        prompt: Words that name the task to the model.
-        video: Whether it is about videos; then the prompt is behind the text, else before it.
-        max_text: Most tokens of the text, prompt, `<s>` and `</s>` included; None for all.
-        max_target: The same for the answer.
-        images: Images a sample.
-        batch_share: Its batch size as (a, b), int(batch_size * a / b).
-        beams: Number of beams of the generation.
-        mean_over: Whether the loss is the mean of the samples' means, or of all tokens of the batch.
-        metric: The one that the published tables show.
-    """
-
-    name: str
-    kind: VLKind
-    prompt: str
-    video: bool
-    max_text: int | None
-    max_target: int | None
-    images: int = 1
-    batch_share: tuple[int, int] = (1, 1)
-    beams: int = 1
+    name: str  # name in options, metrics and files
+    kind: VLKind  # kind of the answers: of VQA, of GQA, true or false (`nlvr2`), a sentence, or one of several choices
+    prompt: str  # prompt that names the task to the model
+    video: bool  # whether the task is about videos. The prompt then follows the text instead of preceding it
+    max_text: int | None  # largest number of tokens of the text, including prompt, `<s>` and `</s>`, or None
+    max_target: int | None  # largest number of tokens of the answer, or None
+    images: int = 1  # images per sample
+    batch_share: tuple[int, int] = (1, 1)  # batch size of the task as (a, b), int(batch_size * a / b)
+    beams: int = 1  # number of beams of the generation
+    # whether the loss is the mean over the samples' means or over all tokens of the batch
     mean_over: Literal["samples", "tokens"] = "samples"
-    metric: str = "accuracy"
+    metric: str = "accuracy"  # metric of the published tables
 
 
 VL_TASKS = {
@@ -73,30 +60,20 @@ VIDEO_TASKS = tuple(name for name, task in VL_TASKS.items() if task.video)
 
 @dataclass(frozen=True)
 class VLRecord:
-    """One question, or one image or clip to describe.
+    """One question, or one image or clip to describe."""
 
-    Attributes:
-        index: Position in the list of its split.
-        id: As the benchmark calls it: question id, identifier, image id or clip id.
-        text: What the model reads, without the prompt.
-        images: Names of the features of its images, or of its video.
-        answers: What may be learned; empty where the answer is hidden.
-        weights: Weights of the answers: one is drawn in proportion, and its weight multiplies the loss.
-        truth: What the metric compares with: ten human answers and the scores of answers (`vqa`), scores (`gqa`), a
-            label (`nlvr2`), sentences (`caption`), a number (`choice`); None where it is hidden.
-        stratum: Fractions of the training set keep the shares of the strata.
-        about: Entries that a submission repeats.
-    """
-
-    index: int
-    id: int | str
-    text: str
-    images: tuple[str, ...]
-    answers: tuple[str, ...] = ()
+    index: int  # position in the list of its split
+    id: int | str  # id in the benchmark: question id, identifier, image id or clip id
+    text: str  # input text without the prompt
+    images: tuple[str, ...]  # names of the features of its images, or of its video
+    answers: tuple[str, ...] = ()  # answers to learn; empty if the answer is hidden
+    # weights of the answers. One is drawn in proportion, and its weight multiplies the loss
     weights: tuple[float, ...] = ()
+    # reference of the metric: ten human answers and the scores of answers (`vqa`), scores (`gqa`), a label
+    # (`nlvr2`), sentences (`caption`), a number (`choice`); or None if it is hidden
     truth: Any = None
-    stratum: int = 0
-    about: dict[str, Any] = field(default_factory=dict)
+    stratum: int = 0  # stratum of the record; fractions of the training set are stratified
+    about: dict[str, Any] = field(default_factory=dict)  # fields that are copied to a submission
 
 
 class VLSample(TypedDict):
@@ -123,11 +100,7 @@ class VLBatch(TypedDict):
 
 
 def vl_task(name: str) -> VLTask:
-    """The task of this name.
-
-    Raises:
-        UnknownTaskError: There is none.
-    """
+    """The task of this name. Raises UnknownTaskError if there is none."""
     if name not in VL_TASKS:
         raise UnknownTaskError(f"tasks: there is no task {name!r}. {nearest(name, VL_TASKS)}")
     return VL_TASKS[name]
@@ -144,8 +117,8 @@ class VLDataset(Dataset[VLSample]):
 
     Args:
         task: The task.
-        records: The records, all of a split or those chosen of them.
-        features: Where the features of their images are.
+        records: Records of a split or of a subset.
+        features: Source of the features of their images.
         prompts: Whether the task's prompt is part of the text.
         seed: Random seed for the draw of answers.
     """

@@ -14,11 +14,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from replora.datasets.vision_language.annotations import read_records, reading, words
+from replora.datasets.vision_language.annotations import build, read_records, reading, words
 from replora.datasets.vision_language.tasks import VLRecord
 
 VideoTextSplit = Literal["train", "val", "test"]
-FRAMES = 64  # vectors that each video gets
+FRAMES = 64  # vectors per video
 FRAME_SECONDS = 1.5  # between two vectors of VALUE's features
 CLIP_VIT = "clip-vit"
 LAYOUT = "video/ann/ and video/vis_features/ as docs/vision_language.md lists them."
@@ -35,33 +35,31 @@ FILES = {
 def video_text_records(root: Path, task: str, split: VideoTextSplit) -> list[VLRecord]:
     """The records of a task and split, in the order of the files.
 
-    Captions: a record a description in training, a record a clip with all its descriptions elsewhere.
+    Captions: one record per description in training, one per clip with all its descriptions otherwise.
 
     Raises:
         DatasetNotFoundError: A file is missing.
-        RecordError: A file is damaged, a record lacks what it needs, or a video has no subtitles.
+        RecordError: A file is corrupt, a record is incomplete, or a video has no subtitles.
     """
     annotations = root / "video" / "ann"
     file = annotations / task / f"{FILES[task][split]}.jsonl"
     is_choice = task in CHOICES
     needed = ("qid", "q", "ts", "vid_name") if is_choice else ("vid_name", "clip_id")
-    found = read_records(file, LAYOUT, needed)
     subtitles = _subtitles(annotations / f"{CHANNELS[task]}_subtitles.jsonl")
-    records: list[VLRecord] = []
-    for number, item in enumerate(found):
-        with reading(file, number, item):
-            if words(item, "vid_name") not in subtitles:
-                raise ValueError(f"the video {item['vid_name']!r} has no subtitles; it is")
-            spoken = f"[Subs] {subtitles[item['vid_name']]}"
-            if is_choice:
-                records.append(_choice(task, len(records), item, spoken, split))
-            else:
-                records += _clip(task, len(records), item, spoken, split)
-    return records
+
+    def make(index: int, item: Any) -> list[VLRecord]:
+        if words(item, "vid_name") not in subtitles:
+            raise ValueError(f"the video {item['vid_name']!r} has no subtitles; it is")
+        spoken = f"[Subs] {subtitles[item['vid_name']]}"
+        if is_choice:
+            return [_choice(task, index, item, spoken, split)]
+        return _clip(task, index, item, spoken, split)
+
+    return build(((file, number, item) for number, item in enumerate(read_records(file, LAYOUT, needed))), make)
 
 
 def feature_folder(root: Path, task: str, features: str = CLIP_VIT) -> Path:
-    """Where the features of a task's videos are."""
+    """The folder with the features of a task's videos."""
     return root / "video" / "vis_features" / CHANNELS[task] / features
 
 
@@ -97,7 +95,7 @@ def _clip(task: str, index: int, item: dict[str, Any], spoken: str, split: Video
 
 
 def _subtitles(file: Path) -> dict[str, str]:
-    """Video -> all it says, in one line."""
+    """Video -> its subtitles in one line."""
     said: dict[str, str] = {}
     for number, item in enumerate(read_records(file, LAYOUT, ("vid_name", "sub"))):
         with reading(file, number, item):

@@ -1,6 +1,6 @@
-"""VTAB-1K (Zhai et al. 2019, arXiv 1910.04867): 19 tasks of 1,000 training images, read from the archive's folders.
+"""VTAB-1K (Zhai et al. 2019, arXiv 1910.04867): 19 tasks with 1,000 training images each, in the archive's layout.
 
-The archive is what NOAH's `data/vtab-source/get_vtab1k.py` writes, and what most published rows were measured on:
+NOAH's `data/vtab-source/get_vtab1k.py` writes the archive, and most published rows were measured on it:
 
     vtab-1k/<folder>/train800.txt  val200.txt  train800val200.txt  test.txt     lines: images/train800/000000.jpg 7
     vtab-1k/<folder>/images/{train800,val200,train800val200,test}/%06d.jpg      JPEG of quality 75
@@ -8,25 +8,25 @@ The archive is what NOAH's `data/vtab-source/get_vtab1k.py` writes, and what mos
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, TypedDict, get_args
 
-from replora.datasets.common.paths import ALLOWED, is_allowed
+from replora.datasets.common.list_folder import find_folder, hash_lists, listed
+from replora.datasets.common.paths import inner_path, missing_files
 from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
-from replora.datasets.image.read import Interpolation, read_image
-from replora.datasets.samples import ImageDataset, ImageSample
+from replora.datasets.image.image_files import ImageFiles
+from replora.datasets.image.read import Interpolation
 from replora.errors import RepLoRAError, nearest
 
 VTABSplit = Literal["train800", "val200", "train800val200", "test"]
 VTABGroup = Literal["natural", "specialized", "structured"]
 
 SPLITS: tuple[VTABSplit, ...] = get_args(VTABSplit)
+LISTS = [f"{split}.txt" for split in SPLITS]
 
 ARCHIVE_SOURCES = (
     "Build the archive with data/vtab-source/get_vtab1k.py of https://github.com/ZhangYuanhan-AI/NOAH, or download it "
@@ -37,25 +37,22 @@ ARCHIVE_SOURCES = (
 
 @dataclass(frozen=True)
 class VTABTask:
-    """A data set in the archive layout: one of the 19, or another one, whose group, sizes and rule are not known."""
+    """A data set in the archive's layout: one of the 19 tasks, or a custom one without group, sizes and rule."""
 
-    name: str
-    """Its name here, which is the folder that the archive's generator writes."""
+    name: str  # name of the task and of its folder in the archive
     group: VTABGroup | None
     num_classes: int
     test_size: int | None = None
-    label_rule: str = ""
-    """How the label follows from the original annotation."""
-    aliases: tuple[str, ...] = ()
-    """What other code calls the task; accepted as the name of its folder."""
+    label_rule: str = ""  # how the label follows from the original annotation
+    aliases: tuple[str, ...] = ()  # names of the task in other code, which its folder may have
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The names that the folder may have; the first one found is used."""
+        """Names that the folder may have; the first one found is used."""
         return (self.name, *self.aliases)
 
     def size(self, split: VTABSplit) -> int | None:
-        """The number of images of a split, None for a data set outside the 19."""
+        """The number of images of a split, or None for a custom data set."""
         if self.test_size is None:
             return None
         return {"train800": 800, "val200": 200, "train800val200": 1000, "test": self.test_size}[split]
@@ -75,32 +72,22 @@ VTAB_TASKS: dict[str, VTABTask] = _table(
     VTABTask("oxford_iiit_pet", "natural", 37, 3_669, "breed", ("oxford_pet", "pets", "pet")),
     VTABTask("svhn", "natural", 10, 26_032, "digit of the cropped house number, without the extra set"),
     VTABTask("sun397", "natural", 397, 21_750, "scene, random split of TFDS"),
-    VTABTask("patch_camelyon", "specialized", 2, 32_768, "tumour tissue or none", ("camelyon",)),
+    VTABTask("patch_camelyon", "specialized", 2, 32_768, "tumor tissue or none", ("camelyon",)),
     VTABTask("eurosat", "specialized", 10, 5_400, "land use, RGB bands"),
     VTABTask("resisc45", "specialized", 45, 6_300, "scene from above"),
     VTABTask(
-        "diabetic_retinopathy",
-        "specialized",
-        5,
-        42_670,
+        *("diabetic_retinopathy", "specialized", 5, 42_670),
         "grade 0..4 (btgraham-300); always answering the largest class scores about 73.6 %",
         ("retinopathy",),
     ),
     VTABTask("clevr_count", "structured", 8, 15_000, "number of objects minus 3 (3..10 -> 0..7)"),
     VTABTask(
-        "clevr_dist",
-        "structured",
-        6,
-        15_000,
-        "distance of the closest object, bin edges 8.0, 8.5, 9.0, 9.5, 10.0",
+        *("clevr_dist", "structured", 6, 15_000, "distance of the closest object, bin edges 8.0, 8.5, 9.0, 9.5, 10.0"),
         ("clevr_distance",),
     ),
     VTABTask("dmlab", "structured", 6, 22_735, "{close, far, very far} x {positive, negative reward}"),
     VTABTask(
-        "kitti",
-        "structured",
-        4,
-        711,
+        *("kitti", "structured", 4, 711),
         "distance of the closest car, van or truck: bin edges 8 m and 20 m; class 3 = no vehicle",
     ),
     VTABTask("dsprites_loc", "structured", 16, 73_728, "floor(label_x_position / 2)", ("dsprites_position",)),
@@ -111,57 +98,55 @@ VTAB_TASKS: dict[str, VTABTask] = _table(
 
 
 def vtab_task(name: str, num_classes: int | None = None) -> VTABTask:
-    """The task of this name, or, with `num_classes`, a data set outside the 19 in the folder of this name.
+    """The task of this name or, with `num_classes`, a custom data set in the folder of this name.
 
     Raises:
-        UnknownTaskError: not one of the 19 and without `num_classes`, or `num_classes` is not that of the table.
+        UnknownTaskError: The name is not one of the 19, without `num_classes`, or `num_classes` contradicts the table.
     """
     if task := VTAB_TASKS.get(name):
         if num_classes not in (None, task.num_classes):
             raise UnknownTaskError(
                 f"num_classes={num_classes} was given for the task {name!r}, which has {task.num_classes} classes. "
-                "Leave num_classes out for the 19 tasks of VTAB-1K, or name a data set of your own differently."
+                "Leave num_classes out for the 19 tasks of VTAB-1K, or rename the custom data set."
             )
         return task
     for known in VTAB_TASKS.values():
         if name in known.aliases:
             raise UnknownTaskError(
-                f"The task {name!r} is called {known.name!r} here: ask for {known.name!r}. The folder may keep the "
-                f"name {name!r}, it is found all the same."
+                f"The task {name!r} is called {known.name!r} here. Use {known.name!r}; the folder may keep the name "
+                f"{name!r}."
             )
     if num_classes is None:
         raise UnknownTaskError(
-            f"{name!r} is none of the 19 tasks of VTAB-1K. {nearest(name, VTAB_TASKS)} A data set outside the 19 in "
-            f"the same layout works by naming its folder and its number of classes: task={name!r} and num_classes=..."
+            f"{name!r} is not one of the 19 tasks of VTAB-1K. {nearest(name, VTAB_TASKS)} For a custom data set in "
+            f"the same layout, set its folder and its number of classes: task={name!r} and num_classes=..."
         )
     if num_classes < 1:
-        raise UnknownTaskError(f"num_classes={num_classes} was given for {name!r}: at least one class is needed.")
+        raise UnknownTaskError(f"num_classes={num_classes} was given for {name!r}, but at least one class is needed.")
     if name in ("", ".", "..") or PureWindowsPath(name).name != name:
-        raise UnknownTaskError(
-            f"task={name!r} is a path. A task is the name of one folder; the path to it belongs into root."
-        )
+        raise UnknownTaskError(f"task={name!r} is a path. A task is the name of a folder; set the path to it as root.")
     return VTABTask(name, None, num_classes)
 
 
-class VTAB(ImageDataset):
+class VTAB(ImageFiles):
     """One split of one task.
 
-    Everything but the pixels is checked here: that the folder and the list file exist, that each line is a path and a
-    label of the task, that no path leaves the data, that every image is there and how many there are.
+    The constructor checks everything except the pixels: the folder, the list file, its paths and labels, and the
+    existence and number of the images.
 
     Args:
-        root: the folder that holds the folders of the tasks, or its parent if it is called `vtab-1k`.
-        task: one of `VTAB_TASKS`, or the folder of another data set in the same layout.
-        split: the list file, without `.txt`.
-        num_classes: for a data set outside the 19 only.
-        image_size: height and width of the images given, in pixels.
-        interpolation: the resize filter.
-        check_sizes: compare the number of images with the table (the 19 tasks only).
+        root: Folder that holds the folders of the tasks, or its parent if it is called `vtab-1k`.
+        task: One of `VTAB_TASKS`, or the folder of a custom data set in the same layout.
+        split: Name of the list file without `.txt`.
+        num_classes: Number of classes (>= 1) of a custom data set.
+        image_size: Height and width of the images, in pixels (>= 1).
+        interpolation: Filter that resizes an image.
+        check_sizes: Whether to compare the number of images with the table (the 19 tasks only).
 
     Raises:
-        UnknownTaskError: see `vtab_task`.
-        DatasetNotFoundError: no such folder or list file.
-        ListFileError: what the list file says cannot be right.
+        UnknownTaskError: The task is unknown or contradicts the table, see `vtab_task`.
+        DatasetNotFoundError: The folder or the list file is missing.
+        ListFileError: The list file is invalid.
     """
 
     def __init__(
@@ -179,43 +164,39 @@ class VTAB(ImageDataset):
         self.task = vtab_task(task, num_classes)
         self.split = split
         self.image_size = image_size
-        self.interpolation: Interpolation = interpolation
+        self.interpolation = interpolation
         self.class_names = [str(label) for label in range(self.task.num_classes)]
-        self.folder = find_task_folder(Path(root), self.task)
-        self.list_file = self.folder / f"{split}.txt"
+        self.folder = self.home = find_task_folder(Path(root), self.task)
+        self.list_file = self.home / f"{split}.txt"
         entries = _read_list(self.list_file, self.task)
         self.paths = [path for path, _ in entries.values()]
         self.labels = [label for _, label in entries.values()]
         self._check_disjoint()
         if check_sizes:
             self._check_size()
-        _check_images(self.list_file, {line: path for line, (path, _) in entries.items()}, Path(root).expanduser())
-
-    def __getitem__(self, index: int) -> ImageSample:
-        """The sample; `index` is the position in the list file.
-
-        Raises:
-            CorruptImageError: the file cannot be decoded.
-        """
-        index = range(len(self))[index]
-        image = read_image(self.folder / self.paths[index], self.image_size, self.interpolation)
-        return {"image": image, "label": self.labels[index], "index": index}
+        if missing := missing_files(self.home, self.paths, root=Path(root).expanduser()):
+            line_of = {path: line for line, (path, _) in reversed(entries.items())}
+            first = ", ".join(f"{path} (line {line_of[path]})" for path in missing[:3])
+            raise ListFileError(
+                f"{self.list_file}: {len(missing):,} of {len(self):,} images are missing in {self.home}, the first: "
+                f"{first}. Copy or extract the folder again from its source."
+            )
 
     def _check_disjoint(self) -> None:
-        """No image of this split is in the list of one that is evaluated on others, or trained on."""
+        """Check that no image is both in a list that is trained on and in one that is evaluated."""
         others = {"train800": ("val200", "test"), "val200": ("train800", "test"), "train800val200": ("test",)}
         for name in others.get(self.split, ("train800", "val200", "train800val200")):
-            file = self.folder / f"{name}.txt"
+            file = self.home / f"{name}.txt"
             if not file.is_file():
                 continue
             try:
-                listed = {path for path, _ in _read_list(file, self.task).values()}
-            except ListFileError:  # told where that list is used
+                other = {path for path, _ in _read_list(file, self.task).values()}
+            except ListFileError:  # reported when that list is used
                 continue
-            if shared := listed & set(self.paths):
+            if shared := other & set(self.paths):
                 raise ListFileError(
-                    f"{self.list_file} and {file.name} share {len(shared):,} images, the first: {min(shared)}. What is "
-                    "tested must not be trained on: copy or extract the lists again from their source."
+                    f"{self.list_file} and {file.name} share {len(shared):,} images, the first: {min(shared)}. A model "
+                    "must not be trained on test images. Copy or extract the lists again from their source."
                 )
 
     def _check_size(self) -> None:
@@ -223,56 +204,27 @@ class VTAB(ImageDataset):
         if expected is not None and len(self) != expected:
             raise ListFileError(
                 f"{self.list_file} lists {len(self):,} images, but {self.split} of {self.task.name} has {expected:,}: "
-                "the copy is incomplete or another data set. check_sizes=False uses it all the same; its results are "
-                "then not those of VTAB-1K."
+                "the copy is incomplete or another data set. check_sizes=False accepts it, but its results are then "
+                "not those of VTAB-1K."
             )
 
 
 def find_task_folder(root: Path, task: VTABTask) -> Path:
-    """The folder of a task in `root` or in `root/vtab-1k`, under its name or an alias.
-
-    Raises:
-        DatasetNotFoundError: with what is there instead, the layout expected and where the archive comes from.
-    """
-    root = root.expanduser()
-    for parent in (root, root / "vtab-1k"):
-        for name in task.folders:
-            if (parent / name).is_dir():
-                return parent / name
-    if not root.is_dir():
-        found = f"{root} is not a folder" if root.exists() else f"the folder {root} does not exist"
-    elif _is_task_folder(root):
-        found = f"{root} is itself the folder of a task: give the folder above it, {root.resolve().parent}"
-    else:
-        found = "; ".join(
-            f"{parent} holds {_listed(sorted(entry.name for entry in parent.iterdir() if entry.is_dir()))}"
-            for parent in (root, root / "vtab-1k")
-            if parent.is_dir()
-        )
-    source = "" if task.group is None else f"\n  source:    {ARCHIVE_SOURCES}"
-    raise DatasetNotFoundError(
-        f"The data of the task {task.name!r} were not found.\n"
-        f"  asked for: a folder {' or '.join(task.folders)} in {root} or in {root / 'vtab-1k'}\n"
-        f"  found:     {found}\n"
-        f"  expected:  {task.name}/{{{','.join(SPLITS)}}}.txt with lines like `images/train800/000000.jpg 7`, and the "
-        f"images they name in {task.name}/images/\n"
-        f"  remedy:    give the folder above {task.name} as root (--data.root, or the environment variable "
-        f"REPLORA_DATA){source}"
+    """The folder of a task in `root` or in `root/vtab-1k`, see `find_folder`."""
+    layout = (
+        f"{task.name}/{{{','.join(SPLITS)}}}.txt with lines like `images/train800/000000.jpg 7`, and the listed images "
+        f"in {task.name}/images/"
     )
+    return find_folder(root, task.folders, "vtab-1k", LISTS, layout, "" if task.group is None else ARCHIVE_SOURCES)
 
 
 def lists_sha256(folder: Path) -> str:
-    """SHA-256 over the list files of a task, in the order of `SPLITS`: which images and labels a result is about."""
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        path = folder / f"{split}.txt"
-        if path.is_file():
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
+    """SHA-256 of the list files of a task, which identifies the images and labels of a result."""
+    return hash_lists(folder, LISTS)
 
 
 class VTABAverages(TypedDict):
-    """The averages that papers print; `mean_of_groups` and `mean_of_tasks` differ by about two points."""
+    """The averages in papers; `mean_of_groups` and `mean_of_tasks` differ by about two points."""
 
     natural: float
     specialized: float
@@ -282,19 +234,16 @@ class VTABAverages(TypedDict):
 
 
 def vtab_averages(per_task: Mapping[str, float]) -> VTABAverages:
-    """Group means of the 19 accuracies, the mean of the three groups, and the plain mean of the 19.
+    """Group means of the 19 accuracies in any unit, the mean of the three groups, and the mean of all 19.
 
     NOAH, FacT, SSF, RepAdapter and Adapter+ print the mean of the three groups; some tables print the mean of the 19.
 
-    Args:
-        per_task: task -> accuracy, in any unit.
-
     Raises:
-        RepLoRAError: a task is missing or unknown (a mean over fewer tasks cannot be compared).
+        RepLoRAError: A task is missing or unknown.
     """
     unknown = [name for name in per_task if name not in VTAB_TASKS]
     if unknown:
-        raise RepLoRAError(f"{unknown[0]!r} is none of the 19 tasks of VTAB-1K. {nearest(unknown[0], VTAB_TASKS)}")
+        raise RepLoRAError(f"{unknown[0]!r} is not one of the 19 tasks of VTAB-1K. {nearest(unknown[0], VTAB_TASKS)}")
     missing = [name for name in VTAB_TASKS if name not in per_task]
     if missing:
         raise RepLoRAError(
@@ -318,14 +267,14 @@ def _mean(values: list[float]) -> float:
 
 
 def _read_list(list_file: Path, task: VTABTask) -> dict[int, tuple[PurePosixPath, int]]:
-    """Line number -> path and label, blank lines left out."""
+    """Line number -> path and label, without blank lines."""
     try:
         text = read_text(list_file, ListFileError)
     except OSError as error:
         there = sorted(path.name for path in list_file.parent.glob("*.txt"))
         raise DatasetNotFoundError(
-            f"The list file {list_file} cannot be read ({error.strerror}); list files found there: {_listed(there)}. "
-            f"A task needs {', '.join(f'{split}.txt' for split in SPLITS)}."
+            f"The list file {list_file} cannot be read ({error.strerror}); list files found there: {listed(there)}. "
+            f"A task needs {', '.join(LISTS)}."
         ) from error
     entries: dict[int, tuple[PurePosixPath, int]] = {}
     for number, line in enumerate(text.split("\n"), start=1):
@@ -334,7 +283,7 @@ def _read_list(list_file: Path, task: VTABTask) -> dict[int, tuple[PurePosixPath
         matched = re.fullmatch(r"(.*\S)\s+(-?[0-9]{1,18})", line.strip())
         if matched is None:
             raise ListFileError(
-                f"{list_file}, line {number}: {line.strip()!r} is not a path, a space and a whole number, "
+                f"{list_file}, line {number}: {line.strip()!r} is not a path, a space and an integer "
                 "like `images/train800/000000.jpg 7`."
             )
         path, label = matched[1], int(matched[2])
@@ -343,59 +292,7 @@ def _read_list(list_file: Path, task: VTABTask) -> dict[int, tuple[PurePosixPath
                 f"{list_file}, line {number}: label {label}, but {task.name} has {task.num_classes} classes "
                 f"(labels 0 to {task.num_classes - 1})."
             )
-        windows = PureWindowsPath(path)  # splits at / and at \, knows drives
-        if windows.anchor or ".." in windows.parts:
-            raise ListFileError(
-                f"{list_file}, line {number}: the path {path!r} leaves the data. Paths are relative to "
-                f"{list_file.parent}, without `..`."
-            )
-        entries[number] = PurePosixPath(windows.as_posix()), label
+        entries[number] = inner_path(path, f"{list_file}, line {number}"), label
     if not entries:
-        raise ListFileError(f"{list_file} lists no image. Copy or extract it again from its source.")
+        raise ListFileError(f"{list_file} lists no images. Copy or extract it again from its source.")
     return entries
-
-
-def _check_images(list_file: Path, paths: dict[int, PurePosixPath], root: Path) -> None:
-    """Every image is a file, inside the data. Each folder is listed once: one call for 73,728 files, not one a file."""
-    folder = list_file.parent
-    allowed = (folder.resolve(), root.resolve())
-    files: dict[PurePosixPath, set[str]] = {}
-    missing: list[tuple[int, PurePosixPath]] = []
-
-    def stay_inside(path: Path) -> None:
-        target = path.resolve()
-        if not any(target.is_relative_to(parent) for parent in allowed) and not is_allowed(target):
-            raise ListFileError(
-                f"{list_file}: {path} is a link that leaves the data ({target} is not inside {allowed[-1]}). "
-                "Copy the images there, give the folder that holds both as root, or allow it: "
-                f"{ALLOWED}={target.parent}"
-            )
-
-    for line, path in paths.items():
-        if path.parent not in files:
-            files[path.parent] = set()
-            directory = folder / path.parent
-            if directory.is_dir():
-                stay_inside(directory)
-                with os.scandir(directory) as entries:
-                    for entry in entries:
-                        if entry.is_file():
-                            files[path.parent].add(entry.name)
-                            if entry.is_symlink():
-                                stay_inside(Path(entry.path))
-        if path.name not in files[path.parent]:
-            missing.append((line, path))
-    if missing:
-        first = ", ".join(f"{path} (line {line})" for line, path in missing[:3])
-        raise ListFileError(
-            f"{list_file}: {len(missing):,} of {len(paths):,} images are missing in {folder}, the first: {first}. "
-            "Copy or extract the folder again from its source."
-        )
-
-
-def _is_task_folder(folder: Path) -> bool:
-    return any((folder / f"{split}.txt").is_file() for split in SPLITS)
-
-
-def _listed(names: list[str]) -> str:
-    return (", ".join(names[:30]) + (", ..." if len(names) > 30 else "")) or "nothing"

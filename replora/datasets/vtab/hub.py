@@ -1,4 +1,4 @@
-"""Take VTAB-1K tasks from a data set repository of the Hugging Face hub: folders in the layout, or archives of them."""
+"""VTAB-1K tasks from a data set repository of the Hugging Face hub, as folders or as archives of folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from replora.datasets.vtab.tracks import Track, image_format, track_of_format, w
 
 @dataclass(frozen=True)
 class Download:
-    """The files of a repository, in a hidden folder that is kept until its tasks are installed."""
+    """The files of a repository in a hidden folder, which is deleted when its tasks are installed."""
 
     folder: Path
     repository: str
@@ -33,17 +33,17 @@ def install_tasks(
     track: Track | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> None:
-    """Move what a download has of `tasks` to `root/<task>`, each as a whole; archives are unpacked first.
+    """Move the tasks of a download to `root/<task>`, after unpacking its archives.
 
     Args:
-        root: the folder of the tasks.
-        download: from `download_repository` with the same root; deleted at the end.
-        tasks: which; none of them is in `root` yet.
-        track: what the images are. By default by their format: JPEG `archive`, PNG `clean`.
-        advance: called after each file unpacked.
+        root: Folder of the tasks.
+        download: Download with the same root. It is deleted at the end.
+        tasks: Tasks to install. None of them is in `root` yet.
+        track: Track of the images. Default: by their format, JPEG for `archive` and PNG for `clean`.
+        advance: Function that is called after each unpacked file.
 
     Raises:
-        PrepareError: an archive is damaged or unsafe, or the repository has none of the tasks.
+        PrepareError: An archive is corrupt or unsafe, or the repository has none of the tasks.
     """
     here = download.folder
     unpacked = here.with_name(here.name + "-unpacked")
@@ -58,7 +58,7 @@ def install_tasks(
             f"{download.repository} has none of {', '.join(task.name for task in tasks)}: neither folders with "
             f"{', '.join(f'{split}.txt' for split in SPLITS)} nor such folders in {', '.join(SUFFIXES)} files. It has: "
             f"{', '.join(path.relative_to(here).as_posix() for path in files[:20]) or 'nothing'}. "
-            f"The download is kept in {here}; delete it if it is of no use."
+            f"The download is kept in {here}; delete it if you do not need it."
         )
     source = f"huggingface.co/datasets/{download.repository}@{download.commit}"
     for task, folder in dict(found).items():
@@ -71,19 +71,19 @@ def install_tasks(
 def download_repository(
     root: Path, repository: str, revision: str | None = None, patterns: list[str] | None = None
 ) -> Download:
-    """The files of a data set repository, into a hidden folder of `root`; after an interruption it continues.
+    """Download a data set repository to a hidden folder of `root`, or continue an interrupted download.
 
     Args:
-        root: the folder of the tasks.
-        repository: OWNER/NAME.
-        revision: branch, tag or commit; the newest by default.
-        patterns: which files, such as `*.parquet`; all by default.
+        root: Folder of the tasks.
+        repository: Name of the repository, OWNER/NAME.
+        revision: Branch, tag or commit. Default: the newest.
+        patterns: Patterns of the files, such as `*.parquet`. Default: all files.
 
     Raises:
-        PrepareError: the name is none, huggingface_hub is not installed, or the download fails.
+        PrepareError: The name is invalid, huggingface_hub is not installed, or the download fails.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repository):
-        raise PrepareError(f"--hub {repository}: a repository is named OWNER/NAME, such as XiN0919/VTAB-1k.")
+        raise PrepareError(f"--hub {repository}: the name of a repository is OWNER/NAME, such as XiN0919/VTAB-1k.")
     try:
         hub: Any = importlib.import_module("huggingface_hub")
     except ImportError as error:
@@ -100,14 +100,14 @@ def download_repository(
     except Exception as error:
         raise PrepareError(
             f"{repository} could not be downloaded from the Hugging Face hub: {type(error).__name__}: {error}\n"
-            f"Check the name and the connection, or download it by hand and unpack it into {root}. Starting again "
-            "continues here."
+            f"Check the name and the connection, or download it yourself and unpack it into {root}. The same "
+            "command continues the download."
         ) from error
     return Download(folder, repository, commit)
 
 
 def _task_folders(*roots: Path) -> dict[str, Path]:
-    """Name -> folder with the four list files and no link inside, at any depth."""
+    """Name -> folder with the four list files, at any depth. Raises PrepareError if such a folder contains a link."""
     found: dict[str, Path] = {}
     for root in roots:
         for directory, names, files in os.walk(root):
@@ -121,17 +121,17 @@ def _task_folders(*roots: Path) -> dict[str, Path]:
     return found
 
 
-def _track(folder: Path, task: VTABTask, asked: Track | None) -> Track:
-    """The track of the images, by the first of the test list."""
+def _track(folder: Path, task: VTABTask, requested: Track | None) -> Track:
+    """The track of the images, by the first image of the test list."""
     lines = (folder / "test.txt").read_text(encoding="utf-8-sig", errors="replace").strip()
     first = lines.split("\n")[0].rpartition(" ")[0]
     image = folder / first
     if not first or ".." in image.parts or not image.is_relative_to(folder) or not image.is_file():
-        raise PrepareError(f"{folder / 'test.txt'} begins with {first!r}, which is no image of {folder}.")
+        raise PrepareError(f"{folder / 'test.txt'} begins with {first!r}, which is not an image of {folder}.")
     track = track_of_format(image_format(image))
-    if track is None or asked not in (None, track):
+    if track is None or requested not in (None, track):
         raise PrepareError(
             f"{image} of {task.name} is {image_format(image) or 'neither JPEG nor PNG'}"
-            + (f", as in the track {track}; asked for was --track {asked}." if track else ".")
+            + (f", as in the track {track}; --track {requested} was requested." if track else ".")
         )
     return track

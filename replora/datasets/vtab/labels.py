@@ -1,7 +1,7 @@
-"""How the labels of the 19 tasks follow from the annotations of the original data sets.
+"""Label rules: how the labels of the 19 tasks follow from the annotations of the original data sets.
 
-The rules and the bin edges are those of google-research/task_adaptation, `data/{clevr,kitti,dsprites,smallnorb}.py`.
-All bins are open below and closed above: a distance of exactly 8.0 belongs to the bin that ends at 8.0.
+The rules and bin edges are those of google-research/task_adaptation, `data/{clevr,kitti,dsprites,smallnorb}.py`.
+Bins are open below and closed above: a distance of exactly 8.0 belongs to the bin that ends at 8.0.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from replora.datasets.vtab.dataset import VTAB_TASKS
 
 CLEVR_EDGES = (8.0, 8.5, 9.0, 9.5, 10.0)
 CLEVR_FARTHEST = 100.0
-KITTI_EDGES = (8.0, 20.0)  # metres
-KITTI_NEAREST, KITTI_FARTHEST = -100.0, 999.0  # metres
+KITTI_EDGES = (8.0, 20.0)  # meters
+KITTI_NEAREST, KITTI_FARTHEST = -100.0, 999.0  # meters
 KITTI_VEHICLES = (0, 1, 2)  # Car, Van, Truck among the types of TFDS
 NO_VEHICLE = 3
 
 
 def clevr_count(objects: int) -> int:
     """3 to 10 objects -> 0 to 7."""
-    return _within(objects - 3, 8, f"CLEVR scenes have 3 to 10 objects, this one {objects}")
+    return _within(objects - 3, 8, f"CLEVR scenes have 3 to 10 objects, but this one has {objects}")
 
 
 def clevr_distance(depths: Sequence[float]) -> int:
@@ -36,7 +36,7 @@ def clevr_distance(depths: Sequence[float]) -> int:
 
 
 def kitti_distance(types: Sequence[int], depths: Sequence[float]) -> int:
-    """Type and depth (metres ahead of the camera) of all objects -> bin 0 to 2 of the nearest car, van or truck.
+    """Type and depth (meters ahead of the camera) of all objects -> bin 0 to 2 of the nearest car, van or truck.
 
     Without any vehicle the label is 3.
     """
@@ -57,11 +57,11 @@ def dsprites_location(x_position: int) -> int:
 
 
 def dsprites_orientation(orientation: int) -> int:
-    """40 orientations -> 16 classes, of three and two by turns: floor(orientation / 2.5)."""
+    """40 orientations -> 16 classes, alternately of three and two: floor(orientation / 2.5)."""
     return 2 * _within(orientation, 40, f"dSprites has orientations 0 to 39, not {orientation}") // 5
 
 
-# An example of TensorFlow Datasets, as NumPy -> its label. Tasks that are not here use the feature `label`.
+# An example of TensorFlow Datasets as NumPy -> its label. Other tasks use the feature `label`.
 _RULES: dict[str, Callable[[Mapping[str, Any]], int]] = {
     "clevr_count": lambda example: clevr_count(len(example["objects"]["size"])),
     "clevr_dist": lambda example: clevr_distance([float(xyz[2]) for xyz in example["objects"]["pixel_coords"]]),
@@ -76,19 +76,14 @@ _RULES: dict[str, Callable[[Mapping[str, Any]], int]] = {
 
 
 def label_of(task: str, example: Mapping[str, Any]) -> int:
-    """The label of one example.
-
-    Args:
-        task: one of the 19.
-        example: an example of TensorFlow Datasets with NumPy values: `objects` of CLEVR and KITTI are a dict of arrays
-            with one row an object.
+    """The label of an example of TensorFlow Datasets as NumPy; `objects` of CLEVR and KITTI are arrays of objects.
 
     Raises:
-        LabelError: the annotation is outside what the rule knows, or the label outside the task's classes.
+        LabelError: The annotation is outside the range of the rule, or the label is not one of the task's classes.
     """
     label = _RULES[task](example) if task in _RULES else int(example["label"])
     classes = VTAB_TASKS[task].num_classes
-    return _within(label, classes, f"{task} has labels 0 to {classes - 1}, this example has {label}")
+    return _within(label, classes, f"{task} has labels 0 to {classes - 1}, but this example has {label}")
 
 
 def _within(value: int, count: int, message: str) -> int:

@@ -1,7 +1,7 @@
-"""Write VTAB-1K tasks from TensorFlow Datasets, which only this file imports.
+"""VTAB-1K tasks from TensorFlow Datasets, which only this file imports.
 
-The slices are those of google-research/task_adaptation, `data/*.py`. A slice is positional in the order of TFDS and has
-no seed: train800 is the start of the training part, val200 the start of the validation part.
+The slices are those of google-research/task_adaptation, `data/*.py`. They are positions in the order of TFDS, without a
+seed: train800 is the start of the training part, val200 the start of the validation part.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ VERSIONS = ("tensorflow-datasets", "tensorflow", "pillow", "numpy", "replora")
 
 @dataclass(frozen=True)
 class Slices:
-    """Where the images of a task are in TensorFlow Datasets."""
+    """The slices of a task in TensorFlow Datasets."""
 
-    builder: str
-    """Name, configuration and version, as `tfds.builder` takes them; without a version the newest."""
+    builder: str  # name, configuration and version for `tfds.builder`; without a version, the newest
     val: str = "validation[:200]"
     test: str = "test"
     train: str = "train[:800]"
@@ -55,7 +54,7 @@ SLICES: dict[str, Slices] = {
     "caltech101": Slices("caltech101:3.*.*", "train[2754:2954]"),
     "dtd": Slices("dtd:3.*.*"),
     "oxford_flowers102": Slices("oxford_flowers102:2.*.*"),
-    # Published rows used 3.2.0, which TFDS 4.9.10 no longer offers; 4.0.0 mends some images, their number is the same.
+    # Published rows used 3.2.0, which TFDS 4.9.10 no longer offers. 4.0.0 fixes some images; their number is the same.
     "oxford_iiit_pet": Slices("oxford_iiit_pet", "train[2944:3144]"),
     "svhn": Slices("svhn_cropped:3.*.*", "train[65931:66131]"),
     "sun397": Slices("sun397/tfds:4.*.*"),
@@ -75,30 +74,22 @@ SLICES: dict[str, Slices] = {
 
 
 def import_tfds() -> Any:
-    """The package `tensorflow_datasets`.
-
-    Raises:
-        PrepareError: it is not installed, or TensorFlow is not.
-    """
+    """The package `tensorflow_datasets`. Raises PrepareError if the package or TensorFlow is not installed."""
     try:
         importlib.import_module("tensorflow")
         return importlib.import_module("tensorflow_datasets")
     except ImportError as error:
         raise PrepareError(
             f"Building VTAB-1K needs TensorFlow Datasets, which cannot be imported here ({error}). Install it with: "
-            'pip install "replora[tfds]"  (or, beside an installed replora: pip install tensorflow tensorflow-datasets)'
+            'pip install "replora[tfds]"  (or, if replora is installed: pip install tensorflow tensorflow-datasets)'
         ) from error
 
 
 def open_builder(task: VTABTask, data_dir: Path | None = None) -> Any:
-    """The TFDS builder of a task, its data downloaded.
-
-    Args:
-        task: one of the 19.
-        data_dir: where TensorFlow Datasets keeps its data; its own default if None.
+    """The TFDS builder of a task, after its data are downloaded to `data_dir` (default: that of TensorFlow Datasets).
 
     Raises:
-        PrepareError: TensorFlow Datasets is absent or cannot give the data.
+        PrepareError: TensorFlow Datasets is not installed or cannot provide the data.
     """
     tfds = import_tfds()
     name = SLICES[task.name].builder
@@ -118,22 +109,22 @@ def build_task(
 ) -> Path:
     """Write `root/<task>` with its four lists, its images and the record of how they were made.
 
-    Everything is written into a hidden folder beside it, which takes the task's name when it is whole. After an
-    interruption the splits that were finished are kept.
+    Everything is written to a hidden folder, which is renamed to the task when it is complete. Complete splits are kept
+    after an interruption.
 
     Args:
-        root: the folder of the tasks; made if absent.
-        task: one of the 19.
-        track: `archive` writes JPEG of quality 75 with 4:2:0 chroma, `clean` lossless PNG.
-        builder: from `open_builder`.
-        check_sizes: compare the number of images with the table.
-        advance: called with the number of images that were finished since the last call.
+        root: Folder of the tasks. It is created if it does not exist.
+        task: One of the 19 tasks.
+        track: `archive` writes JPEG of quality 75 with 4:2:0 chroma, `clean` writes lossless PNG.
+        builder: Builder from `open_builder`.
+        check_sizes: Whether to compare the number of images with the table.
+        advance: Function that is called with the number of images written since the last call.
 
     Returns:
         The folder of the task.
 
     Raises:
-        PrepareError: TensorFlow Datasets cannot give the images, or a split has the wrong number of them.
+        PrepareError: TensorFlow Datasets cannot provide the images, or a split has the wrong number of them.
     """
     tfds = import_tfds()
     slices = SLICES[task.name]
@@ -151,9 +142,10 @@ def build_task(
         count = len(list_file.read_text(encoding="utf-8").splitlines())
         if check_sizes and count != task.size(split):
             raise PrepareError(
-                f"{slices.of(split)} of {name} has {count:,} images, {split} of {task.name} has {task.size(split):,}: "
-                f"another version of the data set, or an incomplete one.{sun397_note(task, count)} What was written is "
-                f"kept in {partial}; --check_sizes false accepts it, its results are then not those of VTAB-1K."
+                f"{slices.of(split)} of {name} has {count:,} images, but {split} of {task.name} has "
+                f"{task.size(split):,}. The data set is incomplete or another version.{sun397_note(task, count)} The "
+                f"written images are kept in {partial}. --check_sizes false accepts them, but their results are then "
+                "not those of VTAB-1K."
             )
     with _write_errors(partial):
         _join(partial, suffix)
@@ -162,7 +154,7 @@ def build_task(
     advance(task.size("train800val200") or 0)
     folder = root / task.name
     if folder.exists():
-        raise PrepareError(f"{folder} appeared while {partial} was written. Move one of them away and start again.")
+        raise PrepareError(f"{folder} was created while {partial} was written. Remove one of them and try again.")
     return partial.rename(folder)
 
 
@@ -174,7 +166,7 @@ def _write_split(
     track: Track,
     advance: Callable[[int], object],
 ) -> None:
-    """The images of a split, then its list: a list that exists is whole."""
+    """Write the images of a split, then its list: a list that exists is complete."""
     suffix = TRACKS[track].suffix
     with _write_errors(home):
         (home / "images" / split).mkdir(parents=True, exist_ok=True)
@@ -201,7 +193,7 @@ def _write_split(
 
 
 def _join(home: Path, suffix: str) -> None:
-    """train800val200: the images of train800, then those of val200, once more, as in the archive."""
+    """Write train800val200, copies of the images of train800 and then val200, as in the archive."""
     if (home / "train800val200.txt").exists():
         return
     (home / "images" / "train800val200").mkdir(parents=True, exist_ok=True)
@@ -233,7 +225,7 @@ def rgb(task: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def save_image(pixels: NDArray[np.uint8], file: Path, track: Track) -> None:
-    """Write uint8 (H, W, 3) as the track wants it."""
+    """Write uint8 (H, W, 3) in the format of a track."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if TRACKS[track].image_format == "PNG":
         image.save(file, "PNG")
@@ -243,25 +235,25 @@ def save_image(pixels: NDArray[np.uint8], file: Path, track: Track) -> None:
 
 @contextmanager
 def _write_errors(path: Path) -> Iterator[None]:
-    """A full disk or a folder without permission, as an error of ours."""
+    """Turn an `OSError` of writing into a `PrepareError`."""
     try:
         yield
     except OSError as error:
-        raise PrepareError(f"{path} cannot be written: {error}. Starting again continues here.") from error
+        raise PrepareError(f"{path} cannot be written: {error}. The same command continues from here.") from error
 
 
 @contextmanager
 def _tfds_errors(what: str) -> Iterator[None]:
-    """Whatever TensorFlow Datasets raises, as one error that names what was being read; ours pass unchanged."""
+    """Turn any error of TensorFlow Datasets into a `PrepareError` that names what was being read."""
     try:
         yield
     except RepLoRAError:
         raise
     except Exception as error:
         raise PrepareError(
-            f"TensorFlow Datasets could not give {what}: {type(error).__name__}: {error}\nSome data sets "
-            "(diabetic_retinopathy_detection, resisc45) must be downloaded by hand first; --tfds_dir names the folder "
-            "that TensorFlow Datasets uses. Starting again continues here."
+            f"TensorFlow Datasets could not provide {what}: {type(error).__name__}: {error}\nSome data sets "
+            "(diabetic_retinopathy_detection, resisc45) must be downloaded by hand first; --tfds_dir is the folder of "
+            "TensorFlow Datasets. The same command continues from here."
         ) from error
 
 

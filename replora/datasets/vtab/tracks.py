@@ -1,6 +1,6 @@
-"""The two tracks of VTAB-1K, and the file in a task's folder that records which of them its images belong to.
+"""The two tracks of VTAB-1K, and the record of a task's track in its folder.
 
-Numbers of the two tracks are not comparable: on `cifar` they differ by more than ten points for the same method.
+Results of the two tracks are not comparable: on `cifar` they differ by more than ten points for the same method.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TrackOptions:
-    """What distinguishes a track, besides where its numbers may be compared."""
+    """The options of a track."""
 
     image_format: ImageFormat
     suffix: str
@@ -43,23 +43,19 @@ TRACKS: dict[Track, TrackOptions] = {
 
 
 def track_options(track: str) -> TrackOptions:
-    """The options of a track.
-
-    Raises:
-        TrackError: there is no such track.
-    """
+    """The options of a track. Raises TrackError if there is no such track."""
     if track not in get_args(Track):
         raise TrackError(f"track={track!r} is not an option. {nearest(track, TRACKS)}")
     return TRACKS[track]  # type: ignore[index]
 
 
 def track_of_format(image_format: str | None) -> Track | None:
-    """The track whose images have this format."""
+    """The track whose images have this format, or None."""
     return next((track for track, options in TRACKS.items() if options.image_format == image_format), None)
 
 
 def image_format(file: Path) -> ImageFormat | None:
-    """JPEG or PNG by the file's first bytes, whatever its name; None for anything else."""
+    """JPEG or PNG by the file's first bytes, or None for any other format."""
     with file.open("rb") as stream:
         start = stream.read(8)
     if start.startswith(b"\xff\xd8\xff"):
@@ -68,14 +64,14 @@ def image_format(file: Path) -> ImageFormat | None:
 
 
 def write_marker(folder: Path, task: VTABTask, track: Track, source: str, versions: dict[str, str]) -> None:
-    """Record in a task's folder how its images were made: the last file of a task that is written.
+    """Record how the images of a task were made. This is the last file of a task to be written.
 
     Args:
-        folder: the folder of the task, with its four list files.
-        task: which.
-        track: which.
-        source: where the images come from, with version or commit.
-        versions: of the packages that wrote the images.
+        folder: Folder of the task, with its four list files.
+        task: The task.
+        track: Track of the images.
+        source: Source of the images, with version or commit.
+        versions: Versions of the packages that wrote the images.
     """
     content = {
         "format": FORMAT,
@@ -92,10 +88,10 @@ def write_marker(folder: Path, task: VTABTask, track: Track, source: str, versio
 
 
 def read_marker(folder: Path) -> dict[str, Any] | None:
-    """What `write_marker` recorded; None for a folder that was not prepared here.
+    """The record of `write_marker`, or None if the folder was not prepared here.
 
     Raises:
-        TrackError: the record is damaged.
+        TrackError: The record is corrupt.
     """
     file = folder / MARKER
     try:
@@ -109,18 +105,20 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def require_track(folder: Path, image: Path, task: VTABTask, track: Track) -> None:
-    """Refuse the images of one track where the other was asked for.
+def check_track(folder: Path, image: Path, task: VTABTask, track: Track) -> None:
+    """Check that the images of a task are of the requested track.
+
+    Their track is that of the record or, without one, follows from the format of `image`; custom data sets may have any
+    format.
 
     Args:
-        folder: the folder of the task. Its record says what it holds; without one, the format of `image` does, for the
-            19 tasks only (a custom data set may have any format).
-        image: one of its images.
-        task: which.
-        track: what was asked for.
+        folder: Folder of the task.
+        image: One of its images.
+        task: The task.
+        track: Requested track.
 
     Raises:
-        TrackError: they do not agree.
+        TrackError: The images are of the other track.
     """
     marker = read_marker(folder)
     if marker is not None:
@@ -131,8 +129,8 @@ def require_track(folder: Path, image: Path, task: VTABTask, track: Track) -> No
         return
     if found is not None and found != track:
         raise TrackError(
-            f"The track {track!r} was asked for, but {folder} holds {task.name} of the track {found!r} ({evidence} "
-            f"{found!r}). Results of the two cannot be compared. Use these images with track={found!r} (--data.track "
+            f"The track {track!r} was requested, but {folder} contains {task.name} of the track {found!r} ({evidence} "
+            f"{found!r}). Results of the two are not comparable. Use these images with track={found!r} (--data.track "
             f"{found}), or make the others in another folder: replora-cli prepare vtab --root DIR --tasks {task.name} "
             f"--from_tfds true --track {track}"
         )

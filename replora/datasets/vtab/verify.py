@@ -1,4 +1,4 @@
-"""Is a copy of a VTAB-1K task whole? Lists, counts, labels, every image, and that the training lists agree."""
+"""Verification of a VTAB-1K task: its lists, sizes, labels and images, and the agreement of its training lists."""
 
 from __future__ import annotations
 
@@ -25,27 +25,23 @@ Result = TypeVar("Result")
 
 @dataclass
 class TaskReport:
-    """What was found of one task."""
+    """The result of the verification of one task."""
 
     task: VTABTask
     track_wanted: Track | None = None
     folder: Path | None = None
-    track: Track | None = None
-    """As recorded when the task was prepared, else by the format of the images."""
+    track: Track | None = None  # track of the record or, without one, of the format of the images
     sizes: dict[VTABSplit, int] = field(default_factory=dict)
-    classes_seen: int = 0
-    """In the test list."""
-    problems: list[str] = field(default_factory=list)
-    """What makes the copy unusable, each with its reason."""
-    notes: list[str] = field(default_factory=list)
-    """What is worth knowing all the same."""
+    classes_seen: int = 0  # number of classes in the test list
+    problems: list[str] = field(default_factory=list)  # reasons why the copy is unusable
+    notes: list[str] = field(default_factory=list)  # remarks
 
     @property
     def name(self) -> str:
         return self.task.name
 
     def columns(self) -> dict[str, str]:
-        """Heading -> cell of the table that `prepare` prints."""
+        """Heading -> cell in the table of `prepare`."""
         sizes: dict[str, str] = {split: f"{self.sizes[split]:,}" if split in self.sizes else "-" for split in SPLITS}
         classes = f"{self.classes_seen}/{self.task.num_classes}" if self.folder else "-"
         return {"track": self.track or "-", **sizes, "classes": classes}
@@ -68,13 +64,13 @@ class _Decoded:
 
 
 class TaskCheck:
-    """The check of one task: the lists when it is made, the images when it is run.
+    """The verification of one task: of the lists at construction, of the images in `run`.
 
     Args:
-        root: as for `VTAB`.
-        task: which.
-        track: what the images must be; None accepts both tracks.
-        check_sizes: compare the number of images with the table, and demand every class among the test images.
+        root: Folder of the tasks, as for `VTAB`.
+        task: The task.
+        track: Required track. Default: both are accepted.
+        check_sizes: Whether to compare the number of images with the table and to require every class in the test list.
     """
 
     def __init__(self, root: Path, task: VTABTask, track: Track | None = None, check_sizes: bool = True) -> None:
@@ -84,7 +80,7 @@ class TaskCheck:
             folder = self.report.folder = find_task_folder(root, task)
         except DatasetNotFoundError:
             for partial in root.glob(f".{task.name}-*.partial"):
-                self.report.notes.append(f"an interrupted build is kept in {partial}; the same command continues it")
+                self.report.notes.append(f"{partial} contains an interrupted build; the same command continues it")
             return
         self._note_names(folder)
         for split in SPLITS:
@@ -102,7 +98,7 @@ class TaskCheck:
             self.report.classes_seen = task.num_classes - len(unseen)
             if check_sizes and len(test) == task.size("test") and unseen:
                 self.report.problems.append(
-                    f"test.txt has no image of {len(unseen)} of the {task.num_classes} classes (labels "
+                    f"test.txt has no images of {len(unseen)} of the {task.num_classes} classes (labels "
                     f"{', '.join(map(str, unseen[:5]))}{', ...' if len(unseen) > 5 else ''}): the labels are wrong"
                 )
         self._check_marker(folder)
@@ -112,11 +108,7 @@ class TaskCheck:
         return len(self._files())
 
     def run(self, advance: Callable[[], object] = lambda: None) -> TaskReport:
-        """Decode every image.
-
-        Args:
-            advance: called after each.
-        """
+        """Decode every image, and call `advance` after each."""
         folder = self.report.folder
         if folder is None:
             return self.report
@@ -126,10 +118,10 @@ class TaskCheck:
             for path, result in zip(files, in_threads(threads, _decode, (folder / p for p in files)), strict=True):
                 decoded[path] = result
                 advance()
-        damaged = [f"{path} ({result.error})" for path, result in decoded.items() if result.error]
-        if damaged:
+        corrupt = [f"{path} ({result.error})" for path, result in decoded.items() if result.error]
+        if corrupt:
             self.report.problems.append(
-                f"{len(damaged):,} of {len(decoded):,} images cannot be decoded, the first: {'; '.join(damaged[:3])}"
+                f"{len(corrupt):,} of {len(decoded):,} images cannot be decoded, the first: {'; '.join(corrupt[:3])}"
             )
         self._check_formats({result.image_format for result in decoded.values() if not result.error})
         self._check_training_lists(decoded)
@@ -145,12 +137,12 @@ class TaskCheck:
             self.report.notes.append(f"found under its other name {folder.name}")
         for other in task.folders:
             if other != folder.name and (folder.parent / other).is_dir():
-                self.report.notes.append(f"{folder.parent / other} holds the task once more and is not used")
+                self.report.notes.append(f"{folder.parent / other} contains the same task and is not used")
 
     def _wrong_size(self, dataset: VTAB) -> str:
         task, expected = self.report.task, dataset.task.size(dataset.split)
         note = sun397_note(task, len(dataset))
-        return f"{dataset.split}.txt lists {len(dataset):,} images, {expected:,} are expected.{note}"
+        return f"{dataset.split}.txt lists {len(dataset):,} images, but {expected:,} are expected.{note}"
 
     def _check_marker(self, folder: Path) -> None:
         try:
@@ -171,7 +163,7 @@ class TaskCheck:
         if len(formats) == 1:
             report.track = report.track or track_of_format(next(iter(formats)))
         elif formats:
-            report.problems.append(f"the images have several formats: {_names(formats)}")
+            report.problems.append(f"the images have different formats: {_names(formats)}")
         if report.track is None:
             return
         expected = TRACKS[report.track].image_format
@@ -179,7 +171,7 @@ class TaskCheck:
             report.problems.append(f"images of the track {report.track} are {expected}; found: {_names(formats)}")
 
     def _check_training_lists(self, decoded: dict[PurePosixPath, _Decoded]) -> None:
-        """train800val200 holds the images of train800 and val200, with the same labels, in any order."""
+        """Check that train800val200 has the images and labels of train800 and val200, in any order."""
         counts: dict[VTABSplit, Counter[tuple[bytes, int]]] = {
             split: Counter(
                 (decoded[path].digest, label) for path, label in zip(dataset.paths, dataset.labels, strict=True)
@@ -199,7 +191,7 @@ class TaskCheck:
             self.report.notes.append(f"{shared} images are both in train800 and in val200")
 
     def _note_tested_training_images(self, decoded: dict[PurePosixPath, _Decoded]) -> None:
-        """Some of the original data sets hold an image twice, so this alone makes a copy not unusable."""
+        """Note test images that are also training images: some original data sets contain copies."""
         test, train = self._splits.get("test"), self._splits.get("train800val200")
         if test is None or train is None:
             return
@@ -211,7 +203,7 @@ class TaskCheck:
 
 
 def sun397_note(task: VTABTask, count: int) -> str:
-    """A sentence to append where the test images of SUN397 are one too few."""
+    """An explanation if SUN397 lacks one test image, else an empty text."""
     if task.name == "sun397" and count == 21_749:
         return " Some versions of TensorFlow cannot decode sun_aophkoiosslinihb.jpg, which is then left out."
     return ""
@@ -220,7 +212,7 @@ def sun397_note(task: VTABTask, count: int) -> str:
 def in_threads(
     threads: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 256
 ) -> Iterator[Result]:
-    """`map` in threads that takes only `ahead` items at a time: what waits does not fill the memory."""
+    """`map` in threads that takes at most `ahead` items at a time, to bound the memory."""
     source = iter(items)
     while chunk := list(islice(source, ahead)):
         yield from threads.map(function, chunk)
@@ -234,7 +226,7 @@ def _decode(file: Path) -> _Decoded:
             return _Decoded(image.format, digest)
     except MemoryError:
         raise
-    except Exception as error:  # damaged files make Pillow raise almost anything
+    except Exception as error:  # Pillow raises almost any error for corrupt files
         empty = file.is_file() and file.stat().st_size == 0
         return _Decoded(None, b"", "the file is empty" if empty else str(error).replace(f" {str(file)!r}", ""))
 

@@ -6,17 +6,15 @@ are never in one table with ours.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from replora.datasets.vtab.dataset import VTAB_TASKS
 from replora.reports.render.document import Block, Heading, Paragraph, Table
 from replora.reports.runs import Group, Size
 from replora.reports.scores import Scores
+from replora.reports.sections.published import published, published_blocks
 from replora.reports.tasks import BENCHMARKS
 
 
@@ -52,38 +50,14 @@ def benchmark_section(group: Group, prefix: str) -> list[Block]:
 
 
 def _published(benchmark: str, group: Group, prefix: str) -> list[Block]:
-    if reason := _other_setting(benchmark, group):
-        return [Paragraph(f"Published rows are left out: {reason}.")]
-    track = group.conditions.get("track")
     columns = _columns(benchmark)
-    blocks: list[Block] = []
-    for table in published()[benchmark]["tables"]:
-        if table.get("track") not in (None, track):
-            continue
-        rows = [
-            [
-                row["method"],
-                *_row(benchmark, columns, dict(zip(columns, row["accuracies"], strict=True))),
-                row["selection"],
-                row["source"],
-            ]
-            for row in table["rows"]
-        ]
-        headings = ["method", *columns, *_averages(benchmark), "selection", "source"]
-        blocks.append(Table(f"{prefix}{benchmark}_published", table["caption"], headings, rows))
-    return [Heading(3, "Published rows (not ours)"), *blocks] if blocks else []
 
+    def cells(row: dict[str, Any]) -> list[str]:
+        return _row(benchmark, columns, dict(zip(columns, row["accuracies"], strict=True)))
 
-def _other_setting(benchmark: str, group: Group) -> str:
-    """Why the runs cannot stand beside the published rows, which are of ViT-B/16 at 224 pixels on all training data."""
-    if benchmark not in ("vtab", "fgvc"):
-        return ""
-    backbone, size = str(group.conditions.get("backbone")), group.conditions.get("image_size", 224)
-    if not backbone.startswith("vit_base_patch16_224") or size != 224:
-        return f"they are of ViT-B/16 at 224 pixels, these runs of {backbone} at {size}"
-    if not any(run.size == Size(shots=False, amount=1.0) for run in group.final):
-        return "they are of all training data, these runs of parts of it"
-    return ""
+    headings = [*columns, *_averages(benchmark)]
+    blocks = published_blocks(benchmark, [group], headings, cells, f"{prefix}{benchmark}_published")
+    return [Heading(3, "Published rows (not ours)"), *blocks] if any(isinstance(b, Table) for b in blocks) else blocks
 
 
 def _means(scores: Scores, method: str, size: Size) -> tuple[dict[str, float], dict[str, int]]:
@@ -145,10 +119,3 @@ def _amount(size: Size) -> str:
     if size.shots:
         return f"{size.amount:g} training examples a class"
     return "all training data" if size.amount == 1 else f"{size} of the training data"
-
-
-@cache
-def published() -> dict[str, Any]:
-    """The content of `published.json`: benchmark -> its tables."""
-    content: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
-    return content

@@ -12,7 +12,7 @@ from typing import Any
 
 from replora.errors import RepLoRAError, nearest
 from replora.evaluation.significance import sign_test
-from replora.results import read_results, weights_source
+from replora.results import read_results, status_of, weights_source
 
 # Short names of the tasks, in the order of the published tables.
 COLUMNS = {
@@ -122,6 +122,8 @@ def _row(content: dict[str, Any], metric: str) -> str:
     numbers = [f"{counts['adapter_trained']:,}", f"{counts['adapter_deployed']:,}"]
     if weights_source(test) == UNTRAINED:
         name, numbers = "untuned", ["0", "0"]
+    status = status_of(content, test.get("partial", []))
+    name += "" if status == "complete" else f", {status}"
     cells = [_cell(test["tasks"].get(task), metric) for task in COLUMNS]
     return f"| {' | '.join([name, *numbers, *cells])} | {100 * test['mean'][metric]:.1f} |"
 

@@ -43,9 +43,9 @@ def learning_curve_section(group: Group, folder: Path, prefix: str) -> list[Bloc
 
 
 def _mean_curve(runs: list[Run], name: str) -> dict[float, Mean]:
-    """Epoch -> mean over the runs that have a value for it."""
+    """Epoch -> mean over the runs that have a value for it; a run that diverged is in no mean."""
     points: dict[float, list[float]] = {}
-    for run in runs:
+    for run in (run for run in runs if not run.diverged):
         for epoch, value in run.results.get("fit", {}).get("history", {}).get(name, []):
             if value is not None:
                 points.setdefault(float(epoch), []).append(value)

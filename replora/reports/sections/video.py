@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from replora.errors import RepLoRAError
-from replora.identity import differing, differing_options
+from replora.identity import differing_settings
 from replora.reports.render.document import Block, Heading, Paragraph, Table
 from replora.reports.runs import Group, Run
-from replora.reports.sections.benchmarks import published
+from replora.reports.sections.published import published_blocks
 
 BENCHMARKS = {"SSv2": "Something-Something-V2", "HMDB51": "HMDB51"}
 SPLIT_1, MEAN = "split 1", "mean of three splits"
@@ -22,21 +22,12 @@ class SplitsError(RepLoRAError):
 
 def video_section(groups: Sequence[Group]) -> list[Block]:
     """HMDB51 over the groups of its splits, then published rows; empty without runs on a video benchmark."""
-    if not {group.conditions["dataset"] for group in groups} & set(BENCHMARKS):
+    of_benchmarks = [group for group in groups if group.conditions["dataset"] in BENCHMARKS]
+    if not of_benchmarks:
         return []
-    tables = [
-        Table(
-            f"videos_published_{number}",
-            table["caption"],
-            ["method", "parameters", *BENCHMARKS.values(), "selection", "source"],
-            [
-                [row["method"], row["parameters"], *(f"{value:.2f}" for value in row["accuracies"]), *_origin(row)]
-                for row in table["rows"]
-            ],
-        )
-        for number, table in enumerate(published()["videos"]["tables"], start=1)
-    ]
-    return [*_hmdb51(groups), Heading(2, "Published rows on videos (not ours)"), *tables]
+    columns = ["parameters", *BENCHMARKS.values()]
+    rows = published_blocks("videos", of_benchmarks, columns, _published_cells, "videos_published")
+    return [*_hmdb51(groups), Heading(2, "Published rows on videos (not ours)"), *rows]
 
 
 def _hmdb51(groups: Sequence[Group]) -> list[Block]:
@@ -74,8 +65,8 @@ def _mean(found: list[dict[str, float]], column: str) -> str:
     return f"{100 * statistics.fmean(values):.2f}" if values and len(values) == len(found) else ""
 
 
-def _origin(row: dict[str, Any]) -> tuple[str, str]:
-    return row["selection"], row["source"]
+def _published_cells(row: dict[str, Any]) -> list[str]:
+    return [row["parameters"], *(f"{value:.2f}" for value in row["accuracies"])]
 
 
 def hmdb51_accuracies(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -103,10 +94,7 @@ def hmdb51_accuracies(results: Mapping[str, Mapping[str, Any]]) -> dict[str, flo
         )
     first = results[by_split[1]]
     for name in by_split.values():
-        found = list(differing(results[name], first, "splits"))
-        one, other = (content.get("configuration", {}) for content in (results[name], first))
-        if one and other:  # format 1 has none
-            found += [option for option in differing_options(one, other) if option != "data.split"]
+        found = differing_settings(results[name], first, "splits", varied=["data.split"], ignored=["harmless"])
         if found:
             raise SplitsError(f"{name} and {by_split[1]} differ in {', '.join(found)}, so they have no mean.")
     accuracy = {split: float(results[name]["test"]["metrics"]["test/accuracy"]) for split, name in by_split.items()}
