@@ -197,7 +197,7 @@ REFUSED: dict[str, Zoo] = {
 
 
 def _peft(method: str) -> Callable[[Zoo], replora.AdapterConfig]:
-    options: dict[str, Any] = {"oft_block_size": 2} if method == "oft" else {}
+    options: dict[str, Any] = {f"{method}_block_size": 2} if method in ("oft", "boft") else {}
     return lambda zoo: replora.PeftMethodConfig(
         method,
         rank=2,
@@ -210,6 +210,6 @@ def _peft(method: str) -> Callable[[Zoo], replora.AdapterConfig]:
 METHODS: dict[str, Callable[[Zoo], replora.AdapterConfig]] = {
     "RepLoRA": lambda zoo: replora.RepLoRAConfig(rank=2, hidden=4, alpha=6.0, targets=zoo.targets, blocks=zoo.blocks),
     "LoRA": lambda zoo: replora.LoRAConfig(rank=2, alpha=6.0, targets=zoo.targets, blocks=zoo.blocks),
-    **{f"peft's {method}": _peft(method) for method in ("lora", "dora", "ia3", "oft", "loha", "lokr", "hra")},
+    **{f"peft's {method}": _peft(method) for method in ("lora", "dora", "ia3", "oft", "boft", "loha", "lokr", "hra")},
 }
 OURS = ("RepLoRA", "LoRA")

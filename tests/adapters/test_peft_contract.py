@@ -48,11 +48,11 @@ REFUSALS = [
         methods=OF_PEFT,
     ),
     Refusal(
-        "a subclass of `nn.Linear` with PEFT's HRA",
-        "PEFT's HRA computes with the weight alone and would leave out what a subclass of `nn.Linear` adds.",
+        "a subclass of `nn.Linear` with PEFT's HRA or BOFT",
+        "These compute with the weight alone and would leave out what a subclass of `nn.Linear` adds.",
         "peft takes first for an nn.Linear",
         models=("subclass of linear",),
-        methods=("peft's hra",),
+        methods=("peft's hra", "peft's boft"),
     ),
     Refusal(
         "merging into a subclass of `nn.Linear` with a forward of its own",
