@@ -15,7 +15,7 @@ from replora.adapters.config import (
 )
 from replora.adapters.low_rank.factors import FactorBank
 from replora.adapters.low_rank.layer import SetAside, WeightUpdate, check_not_merged
-from replora.adapters.low_rank.threads import Lock, MergedBlocks, Passes, Switch
+from replora.adapters.low_rank.threads import Lock, MergedBlocks, Switch
 from replora.adapters.model_methods import replace_methods, restore_methods
 from replora.adapters.wrappers import is_compiled, plain_name, unwrap
 from replora.errors import RepLoRAError
@@ -38,7 +38,6 @@ class Adapters(nn.Module):
         trained_as: Method, options and parameter counts of the training, if the adapter was read from a deployed file.
         peft_called: Name of each layer of the `peft` library -> whether it has been called.
         aside: While a layer of the `peft` library is merged, by its name: its frozen parameters.
-        passes: The forward passes that run.
         blocks: The open `replora.merged`.
         targets_verified: Whether every target is known to affect the output.
         without_gradient: Name of a quantized layer that gives no gradient to its input, so the model cannot train.
@@ -63,14 +62,17 @@ class Adapters(nn.Module):
         self.without_gradient: str | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._frozen_norms: list[nn.Module] = []
-        self.passes = Passes()
-        self.lock = Lock()  # of merging and of switching off
         self.switch = Switch()
         self.blocks = MergedBlocks()
 
     def forward(self, x: Any) -> Any:
         """The identity: a model that calls all of its children in turn, like `nn.Sequential`, calls this one too."""
         return x
+
+    @property
+    def lock(self) -> Lock:
+        """Of merging and of switching off."""
+        return self.switch.lock
 
     @property
     def merged(self) -> bool:
@@ -97,8 +99,6 @@ class Adapters(nn.Module):
         restore_methods(model)
 
     def _before_forward(self, model: nn.Module, _inputs: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self.passes.begin()
         if self.updates and getattr(model, "_is_replica", False):
             raise RepLoRAError(
                 "nn.DataParallel runs copies of the model, which would all read the factors of the first device. "
@@ -123,8 +123,6 @@ class Adapters(nn.Module):
             bank.open()
 
     def _after_forward(self, model: nn.Module, _inputs: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self.passes.end()
         for bank in self.factor_banks():
             bank.close()
         if (

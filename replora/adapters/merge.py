@@ -36,7 +36,7 @@ def merge(model: nn.Module, *, force: bool = False) -> nn.Module:
             overflows); or the adapter is switched off by `disabled`. Then nothing is changed.
     """
     adapters = adapters_of(model)
-    with adapters.passes.held(), adapters.lock:
+    with adapters.lock:
         _merge(unwrap(model), adapters, force)
     return model
 
@@ -56,10 +56,11 @@ def _merge(model: nn.Module, adapters: Adapters, force: bool) -> None:
         if cast(PeftMethodConfig, adapters.config).method not in MULTIPLYING:
             check_merge_keeps_outputs(layer.get_base_layer(), name)
     try:
-        for update in adapters.updates:
-            update.merge()
-            if not force:
-                update.check_finite()
+        with adapters.switch.changing():
+            for update in adapters.updates:
+                update.merge()
+                if not force:
+                    update.check_finite()
         if layers:
             merge_peft(model, adapters.aside, force)
     except BaseException:  # an interrupt as well
@@ -74,7 +75,7 @@ def unmerge(model: nn.Module) -> nn.Module:
         RepLoRAError: A block of `replora.merged` is open, in this thread or another.
     """
     adapters = adapters_of(model)
-    with adapters.passes.held(), adapters.lock:
+    with adapters.lock:
         if adapters.blocks.count:
             raise RepLoRAError("The adapter is merged by `with replora.merged(model)`. Leave that block to unmerge it.")
         _unmerge(unwrap(model), adapters)
@@ -82,8 +83,9 @@ def unmerge(model: nn.Module) -> nn.Module:
 
 
 def _unmerge(model: nn.Module, adapters: Adapters) -> None:
-    for update in adapters.updates:
-        update.unmerge()
+    with adapters.switch.changing():
+        for update in adapters.updates:
+            update.unmerge()
     if isinstance(adapters.config, PeftMethodConfig):
         unmerge_peft(model, adapters.aside)
 
@@ -102,7 +104,7 @@ def merge_and_unload(model: nn.Module, *, force: bool = False) -> nn.Module:
     """
     adapters = adapters_of(model)
     inner = unwrap(model)
-    with adapters.passes.held(), adapters.lock:
+    with adapters.lock:
         _merge(inner, adapters, force)
         frozen = [p for aside in adapters.aside.values() for p in aside.frozen.values()]
         frozen += [update.base_before_merge for update in adapters.updates if update.base_before_merge is not None]
@@ -122,8 +124,7 @@ def merged(model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
     """`with replora.merged(model): evaluate(model)` runs at the frozen backbone's own speed.
 
     Blocks may stand one inside another and be open in several threads at once: the first merges and the last unmerges,
-    unless `merge` was called before. While one is open, the model is merged in all threads. Entering and leaving wait
-    for the passes that other threads run at that time.
+    unless `merge` was called before. While one is open, the model is merged in all threads.
 
     Args:
         model: A model with an adapter.
@@ -136,7 +137,7 @@ def merged(model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
     blocks = adapters.blocks
     entered = False
     try:
-        with adapters.passes.held(), adapters.lock:
+        with adapters.lock:
             if not blocks.count:
                 blocks.stays = adapters.merged
             _merge(unwrap(model), adapters, force)
@@ -144,7 +145,7 @@ def merged(model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
             entered = True
         yield model
     finally:
-        with adapters.passes.held(), adapters.lock:
+        with adapters.lock:
             blocks.count -= entered
             if not blocks.count and not blocks.stays:
                 _unmerge(unwrap(model), adapters)

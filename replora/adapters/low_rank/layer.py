@@ -150,6 +150,9 @@ class WeightUpdate:
         """The output of the frozen `linear` for input `x`, updated."""
         if not torch.compiler.is_compiling():
             self.called = True
+        return self.switch.steadily(lambda: self._call(linear, x, training))
+
+    def _call(self, linear: nn.Linear, x: Tensor, training: bool) -> Tensor:
         if self.merged or not self.enabled:
             return linear(x)  # type: ignore[no-any-return]
         pieces = self.pieces(compute_dtype(x))
@@ -162,6 +165,9 @@ class WeightUpdate:
         """The weight as other code should see it: updated."""
         if not torch.compiler.is_compiling():
             self.read = True
+        return self.switch.steadily(self._weight)
+
+    def _weight(self) -> Tensor:
         if self.merged or not self.enabled:
             return self.base
         self.check_mergeable()

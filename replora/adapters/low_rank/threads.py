@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 
 class PerThread(threading.local):
@@ -29,56 +30,6 @@ class Lock:
 
     def __exit__(self, *_error: object) -> None:
         self._lock.release()
-
-    def __reduce__(self) -> Any:
-        return type(self), ()
-
-
-class Passes:
-    """The forward passes that run, in all threads: merging waits for those of other threads, and new ones for it."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._running: dict[int, int] = {}  # thread -> passes inside one another
-        self._changing: int | None = None
-
-    def begin(self) -> None:
-        """A pass begins in this thread."""
-        here = threading.get_ident()
-        with self._condition:
-            if here not in self._running:
-                self._condition.wait_for(lambda: self._changing in (None, here))
-            self._running[here] = self._running.get(here, 0) + 1
-
-    def end(self) -> None:
-        """It is over, or has failed before it began."""
-        here = threading.get_ident()
-        with self._condition:
-            if self._running.get(here, 0) > 1:
-                self._running[here] -= 1
-            else:
-                self._running.pop(here, None)
-            if self._changing is not None:
-                self._condition.notify_all()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """No other thread runs a pass inside. A thread that is in one itself does not wait: nor could others for it."""
-        here = threading.get_ident()
-        if here in self._running or self._changing == here:
-            yield
-            return
-        with self._condition:
-            self._condition.wait_for(lambda: self._changing is None)
-            self._changing = here
-        try:
-            with self._condition:
-                self._condition.wait_for(lambda: not self._running)
-            yield
-        finally:
-            with self._condition:
-                self._changing = None
-                self._condition.notify_all()
 
     def __reduce__(self) -> Any:
         return type(self), ()
@@ -107,14 +58,17 @@ class Switch:
     """Whether an adapter is switched on: not in the threads that are inside `replora.disabled`.
 
     Attributes:
+        lock: Of merging and of switching off.
         disabled: How many such blocks are open, in all threads together.
         layers: The layers of the `peft` library that the first of them has switched off, for all threads.
     """
 
     def __init__(self) -> None:
+        self.lock = Lock()
         self.disabled = 0
         self.layers: list[Any] = []
         self._here = _Depth()
+        self._version = 0  # odd while the weights change
 
     def enter(self) -> None:
         """A block of `disabled` begins in this thread. The caller holds the adapter's lock."""
@@ -131,6 +85,28 @@ class Switch:
         if not self.disabled:
             return True
         return not (self._here.disabled or (not torch.compiler.is_compiling() and in_autograd_thread()))
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Inside, weights change from frozen to merged or back. The caller holds the lock."""
+        self._version += 1
+        try:
+            yield
+        finally:
+            self._version += 1
+
+    def steadily(self, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` gives while no weights change, in whichever thread: again if they did meanwhile."""
+        if torch.compiler.is_compiling():
+            return compute()
+        while True:
+            before = self._version
+            if before % 2:
+                with self.lock:
+                    continue
+            result = compute()
+            if self._version == before:
+                return result
 
     def __reduce__(self) -> Any:
         return type(self), ()
