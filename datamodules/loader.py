@@ -11,9 +11,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from replora.datasets.common.augment import PerEpoch
 from replora.datasets.common.workers import release_streams
-from replora.datasets.errors import LoaderWorkerError
+from replora.datasets.errors import CorruptImageError, LoaderWorkerError
 from replora.datasets.samples import PADDING_INDEX
 from replora.errors import RepLoRAError
+
+# What else can be done about an image that cannot be read.
+LEAVE_OUT = " Or leave such images out, counted in the results: --data.skip_corrupt true"
 
 
 class EpochLoader(DataLoader[Any]):
@@ -32,7 +35,8 @@ class EpochLoader(DataLoader[Any]):
         except RepLoRAError as error:
             # The error of a loader process contains its traceback; the message comes last.
             message = str(error).rpartition(f"{type(error).__qualname__}: ")[2].strip()
-            raise type(error)(message) from error
+            remedy = LEAVE_OUT if isinstance(error, CorruptImageError) else ""
+            raise type(error)(f"{message}{remedy}") from error
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise

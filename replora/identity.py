@@ -85,6 +85,7 @@ FIELDS = (
     Field("data.interpolation", "table", "data.interpolation"),
     Field("data.framing", "table", "data.framing"),
     Field("data.upright", "table", "data.upright"),
+    Field("data.background", "table", "data.background"),
     Field("data.normalization", "table splits", "data.normalization"),
     Field("data.cutoff", "table", "data.cutoff"),
     Field("data.test_items", "table", "data.test_items"),
@@ -144,6 +145,7 @@ OPTIONS: dict[str, Kind] = {
     "data.check_sizes": "harmless",
     # Where the data and the weights lie: lists, classes and fingerprints say what they are.
     "data.root": "harmless",
+    "data.allowed_roots": "harmless",
     "data.union_file": "harmless",
     "model.checkpoint": "harmless",
     # Each example is measured once, whatever the batch.

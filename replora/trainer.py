@@ -179,6 +179,7 @@ class TrainerCLI(LightningCLI):
         )
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
         parser.link_arguments("data.init_args.clips.num_frames", "model.init_args.num_frames")
+        parser.link_arguments("data.init_args.image_size", "model.init_args.image_size")
         parser.link_arguments("model.init_args.revision", "data.init_args.revision")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -369,8 +370,9 @@ def _check_arguments(arguments: list[str]) -> None:
         value = value if equals else " ".join(arguments[position + 1 : position + 2])
         if option in ("--model.num_classes", "--model.init_args.num_classes"):
             raise RepLoRAError("The number of classes is the data's. For a custom dataset: --data.num_classes.")
-        if option in ("--model.num_frames", "--model.init_args.num_frames"):
-            raise RepLoRAError("The number of frames is the data's: --data.clips.num_frames.")
+        if option.startswith("--model.") and option.endswith((".num_frames", ".image_size")):
+            frames = "The number of frames is the data's: --data.clips.num_frames."
+            raise RepLoRAError(f"{frames} So is the size of images: --data.image_size.")
         if option in bases and value.isidentifier():
             known = [cls.__name__ for cls in concrete_subclasses(bases[option])]
             if value not in known:

@@ -304,6 +304,9 @@ def _usage(model: nn.Module, base: str | None) -> str:
     if known := architecture(model):
         classes = getattr(model, "num_classes", None)
         options = f"num_classes={'...' if classes is None else classes}"
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        if size and tuple(size) != tuple(model.pretrained_cfg["input_size"][1:]):  # type: ignore[index]
+            options += f", img_size={size[0]}"
         if base:
             build = (
                 f'import timm\n\nbase = timm.create_model("{base.removeprefix("timm/")}", pretrained=True, {options})'
