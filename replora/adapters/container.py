@@ -14,7 +14,8 @@ from replora.adapters.config import (
     RepLoRAConfig,
 )
 from replora.adapters.low_rank.factors import FactorBank
-from replora.adapters.low_rank.layer import SetAside, WeightUpdate, check_not_merged
+from replora.adapters.low_rank.frozen_layers import SetAside, check_not_merged
+from replora.adapters.low_rank.layer import WeightUpdate
 from replora.adapters.low_rank.threads import Lock, MergedBlocks, Switch
 from replora.adapters.model_methods import replace_methods, restore_methods
 from replora.adapters.wrappers import is_compiled, plain_name, unwrap

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from replora.adapters.config import BitFitConfig, FullConfig, PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of
 from replora.adapters.inject import remove
-from replora.adapters.low_rank.layer import check_merge_keeps_outputs, check_mergeable
+from replora.adapters.low_rank.frozen_layers import check_merge_keeps_outputs, check_mergeable
 from replora.adapters.peft_methods import MULTIPLYING, merge_peft, peft_layers, unmerge_peft
 from replora.adapters.weight_tying import declare_untied, shared_with
 from replora.adapters.wrappers import unwrap

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters
-from replora.adapters.low_rank.frozen_layers import computes_by_weight
-from replora.adapters.low_rank.layer import SetAside, check_finite, take_base_names
+from replora.adapters.low_rank.frozen_layers import SetAside, check_finite, computes_by_weight, take_base_names
 from replora.adapters.targets import Target
 from replora.adapters.wrappers import aliases_of, is_wrapper, plain_name
 from replora.errors import RepLoRAError, nearest

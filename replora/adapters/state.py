@@ -42,7 +42,7 @@ from replora.adapters.container import Adapters, adapters_of, describe, listed, 
 from replora.adapters.fingerprint import check_base_weights
 from replora.adapters.inject import inject
 from replora.adapters.low_rank.factors import FactorBank
-from replora.adapters.low_rank.layer import MERGEABLE, check_not_merged
+from replora.adapters.low_rank.frozen_layers import MERGEABLE, check_not_merged
 from replora.adapters.wrappers import plain_keys, plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 from replora.io import replacing

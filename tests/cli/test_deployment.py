@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 import replora
-from replora.adapters.low_rank.layer import SetAside
+from replora.adapters.low_rank.frozen_layers import SetAside
 from replora.adapters.peft_methods import peft_layers
 from replora.adapters.state import read_metadata
 from replora.cli.main import main

@@ -1,6 +1,11 @@
-"""What a frozen layer must be like to be adapted, to be merged into, and to let gradients through."""
+"""Frozen layers: which can be adapted, merged into and differentiated, and where their weights are while merged."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,3 +98,121 @@ def stops_gradients(model: nn.Module) -> str | None:
             if not y.requires_grad or torch.autograd.grad(y, x, allow_unused=True)[0] is None:
                 return str(name)
     return None
+
+
+# What an update can be added to. Narrower floats (float8) hold scaled values and would round the update away.
+MERGEABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_mergeable(weight: Tensor, name: str) -> None:
+    """Raise if nothing can be added to the frozen `weight` of the layers `name`.
+
+    Raises:
+        RepLoRAError: It is quantized, not in memory, or sharded.
+    """
+    if hasattr(weight, "device_mesh"):
+        raise RepLoRAError(
+            f"The frozen weight of {name} is sharded over processes, each of which holds a part. Merge in one process, "
+            "from the saved adapter: replora-cli merge."
+        )
+    if weight.dtype not in MERGEABLE or is_tensor_subclass(weight):
+        kind = type(weight).__name__ if is_tensor_subclass(weight) else weight.dtype
+        raise RepLoRAError(
+            f"The frozen weight of {name} is quantized ({kind}), and an update cannot be added to it without rounding. "
+            "Load the backbone in 16 or 32 bit to merge."
+        )
+    if weight.is_meta:
+        raise RepLoRAError(
+            f"The frozen weight of {name} is not in memory (a device map offloads it, or the model has shapes only), "
+            "so no update can be added to it. Load the whole backbone on the CPU to merge."
+        )
+
+
+def check_merge_keeps_outputs(layer: nn.Module, name: str) -> None:
+    """Refuse to merge into a layer that computes something else from its weight than a linear layer does.
+
+    Raises:
+        RepLoRAError: It does.
+    """
+    if not computes_by_weight(layer):
+        raise RepLoRAError(
+            f"{name} is a {type(layer).__name__}, whose forward computes something else than x W^T + bias, so an "
+            "updated weight would not give the outputs of the adapter. Use the adapter without merging it."
+        )
+
+
+def check_finite(merged: Tensor, frozen: Tensor, name: str) -> None:
+    """Refuse a weight of the layers `name` that is not finite since it was merged.
+
+    Raises:
+        RepLoRAError: It is not, and the frozen one was.
+    """
+    if not bool(merged.isfinite().all()) and bool(frozen.isfinite().all()):
+        raise RepLoRAError(
+            f"The merged weight of {name} has values that are not finite. Either the training diverged, or the sum "
+            f"does not fit into {str(merged.dtype).removeprefix('torch.')}: load the backbone in 32 bit then. "
+            "force=True merges all the same."
+        )
+
+
+class SetAside:
+    """The frozen parameters of a module while others, which hold an update, stand in their place.
+
+    State dicts have the frozen ones, so what is saved does not depend on merging. Nothing can be loaded meanwhile.
+    """
+
+    def __init__(self, owner: nn.Module, frozen: Mapping[str, nn.Parameter]) -> None:
+        self.owner, self.frozen = owner, dict(frozen)
+        hooked: Any = owner
+        self._hooks = [
+            hooked.register_state_dict_post_hook(partial(self._save_frozen)),
+            hooked.register_load_state_dict_pre_hook(check_not_merged),
+        ]
+
+    def put_back(self) -> None:
+        """Put the frozen parameters back, bit for bit; they follow the device and dtype of what stands there."""
+        for hook in self._hooks:
+            hook.remove()
+        for name, frozen in self.frozen.items():
+            there = self.owner._parameters[name]
+            if there is not None and (there.dtype, there.device) != (frozen.dtype, frozen.device):
+                frozen.data = frozen.data.to(there.device, there.dtype)
+            self.owner._parameters[name] = frozen
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Inside, the frozen parameters stand in their places, and may be replaced there."""
+        there = {name: self.owner._parameters[name] for name in self.frozen}
+        self.owner._parameters.update(self.frozen)
+        try:
+            yield
+        finally:
+            self.frozen = {name: cast(nn.Parameter, self.owner._parameters[name]) for name in there}
+            self.owner._parameters.update(there)
+
+    def drop(self) -> None:
+        """Forget the frozen parameters: what stands there is the module's own from now on."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _save_frozen(self, owner: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+        for name, frozen in self.frozen.items():
+            if f"{prefix}{name}" in state:
+                graph = state[f"{prefix}{name}"] is owner._parameters[name]  # keep_vars=True
+                state[f"{prefix}{name}"] = frozen if graph else frozen.detach()
+
+
+def check_not_merged(*_hook_arguments: Any) -> None:
+    """Refuse to load a state while the adapter is merged; a hook of `load_state_dict`.
+
+    Raises:
+        RepLoRAError: Always.
+    """
+    raise RepLoRAError("The adapter is merged into the backbone. Call replora.unmerge before loading another state.")
+
+
+def take_base_names(state: dict[str, Any], prefix: str, inside: str) -> None:
+    """Rename the tensors of a wrapped layer at `prefix` that have the plain model's names, to load them into it."""
+    for key in ("weight", "bias"):
+        if f"{prefix}{key}" in state and f"{prefix}{inside}.{key}" not in state:
+            state[f"{prefix}{inside}.{key}"] = state.pop(f"{prefix}{key}")
