@@ -112,5 +112,5 @@ def test_an_embedding_is_refused_by_name(entry: str) -> None:
 @pytest.mark.parametrize("entry", ["patch_embed.proj", "*.proj_conv", "proj_conv"])
 def test_a_convolution_is_refused_by_name(entry: str) -> None:
     model = nn.ModuleDict({"patch_embed": nn.ModuleDict({"proj": nn.Conv2d(3, 4, 2), "proj_conv": nn.Conv2d(3, 4, 2)})})
-    with pytest.raises(replora.TargetNotFoundError, match="matches only modules that cannot be adapted.*: Conv2d"):
+    with pytest.raises(replora.TargetNotFoundError, match=r"matches only modules that cannot be adapted.*: Conv2d"):
         replora.inject(model, replora.RepLoRAConfig(targets=[entry]))
