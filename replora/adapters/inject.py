@@ -29,7 +29,13 @@ from replora.adapters.fingerprint import describe_base, in_head
 from replora.adapters.labels import match_classes
 from replora.adapters.low_rank.factors import build_factors
 from replora.adapters.low_rank.frozen_layers import check_adaptable, stops_gradients
-from replora.adapters.low_rank.layer import AdaptedLinear, AdaptedMultiheadAttention, FactorView, WeightUpdate
+from replora.adapters.low_rank.layer import (
+    AdaptedLinear,
+    AdaptedMultiheadAttention,
+    FactorView,
+    WeightUpdate,
+    is_linear,
+)
 from replora.adapters.peft_methods import inject_peft, remove_peft
 from replora.adapters.targets import Target, find_targets
 from replora.adapters.verify import verify_targets
@@ -50,7 +56,7 @@ def inject(
     """Adapt `model` in place, freeze the rest and return it. Load pre-trained weights before, not after.
 
     Args:
-        model: Any model with `nn.Linear` or `nn.MultiheadAttention`.
+        model: Any model with `nn.Linear`, transformers' `Conv1D` or `nn.MultiheadAttention`.
         config: The method: `RepLoRAConfig`, `LoRAConfig`, `FullConfig`, `LinearProbeConfig`, `BitFitConfig` or
             `PeftMethodConfig`.
         also_train: Names of submodules that train as a whole and are saved with the adapter, such as `("head",)`.
@@ -259,7 +265,7 @@ def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAC
     aliases = aliases_of(model)  # each of them must lead to what is adapted
     for (name, attribute), pairs in views.items():
         module, names = model.get_submodule(name), [target.name for target, _ in pairs]
-        if isinstance(module, nn.Linear):
+        if is_linear(module):
             adapted: nn.Module = AdaptedLinear(module)
             for alias in aliases[id(module)]:
                 model.set_submodule(alias, adapted)

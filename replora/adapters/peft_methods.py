@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters
 from replora.adapters.low_rank.frozen_layers import SetAside, check_finite, computes_by_weight, take_base_names
+from replora.adapters.low_rank.layer import is_conv1d
 from replora.adapters.targets import Target
 from replora.adapters.wrappers import aliases_of, is_wrapper, plain_name
 from replora.errors import RepLoRAError, nearest
@@ -69,7 +70,7 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, 
     aliases = aliases_of(model)
     modules = list(layers)
     real = {plain_name(name): name for name, module in model.named_modules() if not is_wrapper(module)}
-    own = peft_config(config, [real[name] for name in modules])
+    own = peft_config(config, [real[name] for name in modules], transposed=any(map(is_conv1d, layers.values())))
     try:
         peft.inject_adapter_in_model(own, model)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -146,8 +147,14 @@ def remove_peft(model: nn.Module) -> None:
         model.set_submodule(name, layer.get_base_layer())
 
 
-def peft_config(config: PeftMethodConfig, modules: list[str]) -> Any:
-    """The configuration of `config` in `peft`, for exactly the modules of these names."""
+def peft_config(config: PeftMethodConfig, modules: list[str], *, transposed: bool) -> Any:
+    """The configuration of `config` in `peft`, for exactly the modules of these names.
+
+    Args:
+        config: The method.
+        modules: Names of the modules.
+        transposed: Whether there is a `Conv1D` of transformers among them, whose weight is (in, out).
+    """
     import peft
 
     class_name, argument = _CLASSES[config.method]
@@ -162,6 +169,8 @@ def peft_config(config: PeftMethodConfig, modules: list[str]) -> Any:
     for option in config.options:
         if option not in known:
             raise RepLoRAError(f"options: {class_name} of peft has no {option!r}. {nearest(option, known)}")
+    if transposed and "fan_in_fan_out" in known:
+        arguments["fan_in_fan_out"] = True
     # One regular expression that matches these full names and nothing else.
     arguments["target_modules"] = "|".join(re.escape(name) for name in modules)
     return cls(**arguments | config.options)

@@ -1,14 +1,16 @@
 """The modules that stand where a frozen projection stood.
 
-`AdaptedLinear` wraps an `nn.Linear`. Called, it adds the low-rank update to the output. Some attention modules never
-call their projection but read its `weight` (torchvision's Swin, timm's SwinV2, BEiT and EVA02,
+`AdaptedLinear` wraps an `nn.Linear`, or the `Conv1D` of transformers, which stores its weight transposed. Called, it
+adds the low-rank update to the output. Some attention modules never call their projection but read its `weight`
+(torchvision's Swin, timm's SwinV2, BEiT and EVA02,
 `nn.MultiheadAttention.out_proj`): therefore its `weight` *is* the updated weight, and such modules are adapted exactly.
 `nn.MultiheadAttention` keeps q, k and v in parameters of its own; `AdaptedMultiheadAttention` updates those.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +31,76 @@ from replora.adapters.low_rank.ops import (
 from replora.adapters.low_rank.threads import Switch
 
 
+class Interleaved(NamedTuple):
+    """Of every `period` rows those from `first` to `last` - 1: the queries of each head in a fused projection."""
+
+    first: int
+    last: int
+    period: int
+
+
+Rows = tuple[int, int] | Interleaved
+
+
+def row_count(rows: Rows, outputs: int) -> int:
+    """How many of `outputs` rows they are."""
+    first, last, period = _repeated(rows, outputs)
+    return outputs // period * (last - first)
+
+
+def rows_of(weight: Tensor, rows: Rows | None) -> Tensor:
+    """A view of those rows (out, ...), as (periods, rows in each, ...)."""
+    first, last, period = _repeated(rows, len(weight))
+    return weight.view(-1, period, *weight.shape[1:])[:, first:last]
+
+
+def stacked(pieces: Sequence[tuple[Tensor, Tensor, Rows | None]], outputs: int) -> tuple[Tensor, Tensor]:
+    """One A (sum of ranks, in) and B (out, sum of ranks) that are the same update as all pieces together."""
+    spread = []
+    for _, B, rows in pieces:
+        first, last, period = _repeated(rows, outputs)
+        spread.append(F.pad(B.view(-1, last - first, B.shape[1]), (0, 0, first, period - last)).flatten(0, 1))
+    return torch.cat([A for A, _, _ in pieces]), torch.cat(spread, 1)
+
+
+def _repeated(rows: Rows | None, outputs: int) -> Interleaved:
+    return rows if isinstance(rows, Interleaved) else Interleaved(*(rows or (0, outputs)), outputs)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is the linear layer of GPT-2 in transformers, whose weight is (in, out)."""
+    # By name: transformers is not imported for it.
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `AdaptedLinear` can wrap a module."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def features(linear: Any) -> tuple[int, int]:
+    """(in, out) of a linear layer."""
+    return (linear.nx, linear.nf) if is_conv1d(linear) else (linear.in_features, linear.out_features)
+
+
 class FactorView:
     """Where one target finds its A and B: a slot of one group in a bank, acting on some rows of a weight."""
 
-    def __init__(self, bank: FactorBank, group: int, slot: int, rows: tuple[int, int] | None) -> None:
+    def __init__(self, bank: FactorBank, group: int, slot: int, rows: Rows | None) -> None:
         self.bank, self.group, self.slot, self.rows = bank, group, slot, rows
 
-    def piece(self, dtype: torch.dtype | None = None) -> Piece:
+    def factors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """A and B in `dtype`, or in that of the bank."""
-        return Piece(*self.bank.factors_of(self.group, self.slot, dtype), self.rows)
+        A, B = self.bank.factors_of(self.group, self.slot, dtype)
+        return A, B
 
 
 class WeightUpdate:
     """The low-rank update of one frozen weight matrix of one module.
 
     Attributes:
+        transposed: Whether the weight is stored as (in, out).
+        interleaved: Whether the rows of an update repeat for each head.
         enabled: Whether the update is added; False in a thread that is inside `disabled()`.
         aside: While the update is merged, what holds the frozen weight.
         called, read: Whether the module was called, or its weight read by other code, since injection.
@@ -62,6 +119,8 @@ class WeightUpdate:
         self.owner, self.attribute, self.names = owner, attribute, names
         self.views, self.scale, self.dropout = views, scale, dropout
         self.switch = switch
+        self.transposed = is_conv1d(owner)
+        self.interleaved = any(isinstance(view.rows, Interleaved) for view in views)
         self.called = self.read = False
         self.aside: SetAside | None = None
 
@@ -71,7 +130,7 @@ class WeightUpdate:
 
     @property
     def base(self) -> Tensor:
-        """The frozen weight (out, in), which holds the update while it is merged."""
+        """The frozen weight as it is stored, which holds the update while it is merged."""
         return cast(Tensor, self.owner._parameters[self.attribute])
 
     @property
@@ -84,21 +143,35 @@ class WeightUpdate:
         return self.aside is not None
 
     def pieces(self, dtype: torch.dtype | None = None) -> list[Piece]:
-        return [view.piece(dtype) for view in self.views]
+        """The updates of the weight's rows; a single one of all rows where some are interleaved."""
+        pieces = [(*view.factors(dtype), view.rows) for view in self.views]
+        if self.interleaved:
+            return [Piece(*stacked(pieces, self.shape[0]), None)]
+        return [Piece(A, B, cast(tuple[int, int] | None, rows)) for A, B, rows in pieces]
 
-    def on_call(self, linear: nn.Linear, x: Tensor, training: bool) -> Tensor:
+    def turned(self, weight: Tensor) -> Tensor:
+        """A view of the frozen weight as (out, in), or of such a one as it is stored."""
+        return weight.T if self.transposed else weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the frozen weight."""
+        inputs, outputs = features(self.owner) if is_linear(self.owner) else self.base.shape[::-1]
+        return outputs, inputs
+
+    def on_call(self, linear: nn.Module, x: Tensor, training: bool) -> Tensor:
         """The output of the frozen `linear` for input `x`, updated."""
         if not torch.compiler.is_compiling():
             self.called = True
         return self.switch.steadily(lambda: self._call(linear, x, training))
 
-    def _call(self, linear: nn.Linear, x: Tensor, training: bool) -> Tensor:
+    def _call(self, linear: nn.Module, x: Tensor, training: bool) -> Tensor:
         if self.merged or not self.enabled:
             return linear(x)  # type: ignore[no-any-return]
         pieces = self.pieces(compute_dtype(x))
         dropping = training and self.dropout > 0
         if not dropping and acts_by_weight_and_bias(linear, x):
-            return updated_linear(x, linear.weight, linear.bias, pieces, self.scale)
+            return updated_linear(x, self.turned(self.base), cast(Tensor | None, linear.bias), pieces, self.scale)
         return add_update_to_output(linear(x), F.dropout(x, self.dropout, training), pieces, self.scale)
 
     def on_weight(self) -> Tensor:
@@ -111,7 +184,7 @@ class WeightUpdate:
         if self.merged or not self.enabled:
             return self.base
         self.check_mergeable()
-        return add_update_to_weight(self.base, self.pieces(), self.scale)
+        return self.turned(add_update_to_weight(self.turned(self.base), self.pieces(), self.scale))
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -123,7 +196,9 @@ class WeightUpdate:
             return
         self.check_mergeable()
         pieces = [Piece(A.float(), B.float(), rows) for A, B, rows in self.pieces()]
-        merged = add_update_to_weight(self.base.float(), pieces, self.scale).to(self.base.dtype)
+        merged = self.turned(add_update_to_weight(self.turned(self.base.float()), pieces, self.scale)).to(
+            self.base.dtype
+        )
         self.aside = SetAside(self.owner, {self.attribute: cast(nn.Parameter, self.base)})
         self.owner._parameters[self.attribute] = nn.Parameter(merged, requires_grad=False)
 
@@ -154,9 +229,9 @@ class WeightUpdate:
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen `nn.Linear` plus its update: y = W0 x + bias + scale * B A dropout(x), (..., in) to (..., out)."""
+    """A frozen linear layer plus its update: y = W0 x + bias + scale * B A dropout(x), (..., in) to (..., out)."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Module) -> None:
         super().__init__()
         self.linear = linear
         self.training = linear.training
@@ -171,7 +246,7 @@ class AdaptedLinear(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        return self.linear.bias
+        return cast(Tensor | None, self.linear.bias)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         take_base_names(state_dict, prefix, "linear")
@@ -179,24 +254,24 @@ class AdaptedLinear(nn.Module):
 
     @property
     def in_features(self) -> int:
-        return self.linear.in_features
+        return features(self.linear)[0]
 
     @property
     def out_features(self) -> int:
-        return self.linear.out_features
+        return features(self.linear)[1]
 
 
-def acts_by_weight_and_bias(linear: nn.Linear, x: Tensor) -> bool:
+def acts_by_weight_and_bias(linear: nn.Module, x: Tensor) -> bool:
     """Whether calling the frozen `linear` is no more than x W0^T + bias, so that a faster operator may do it instead.
 
     Not so for subclasses (quantized layers), for hooks (a user's, or those that bring offloaded weights), for weights
     that are shared out among processes, where weight or bias train, and under tracing, the transforms of `torch.func`
     or differentiation in forward mode.
     """
-    weight, bias = linear.weight, linear.bias
+    weight, bias = cast(Tensor, linear.weight), cast(Tensor | None, linear.bias)
     hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
     return (
-        type(linear) is nn.Linear
+        (type(linear) is nn.Linear or is_conv1d(linear))
         and "forward" not in linear.__dict__
         and not any(hooks)
         and not has_any_global_hook()  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ from replora.adapters.container import Adapters, adapters_of, describe
 from replora.adapters.fingerprint import architecture, base_name
 from replora.adapters.labels import class_count
 from replora.adapters.low_rank.frozen_layers import computes_by_weight
-from replora.adapters.low_rank.layer import AdaptedLinear, WeightUpdate
+from replora.adapters.low_rank.layer import AdaptedLinear, is_conv1d, stacked
 from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.peft_methods import peft_config, peft_layers
 from replora.adapters.state import check_finite, check_in_memory
@@ -140,10 +140,10 @@ def _plain_lora(
         for name, module in model.named_modules()
         if isinstance(module, AdaptedLinear)
     }
-    stacked = {names[id(update.owner)]: _stacked(update) for update in adapters.updates}
-    rank = max(len(A) for A, _ in stacked.values())
+    pairs = {names[id(u.owner)]: stacked(u.pieces(torch.float32), u.shape[0]) for u in adapters.updates}
+    rank = max(len(A) for A, _ in pairs.values())
     tensors: dict[str, Tensor] = {}
-    for name, (A, B) in stacked.items():
+    for name, (A, B) in pairs.items():
         missing = rank - len(A)
         tensors[f"{PREFIX}{name}.lora_A.weight"] = F.pad(A, (0, 0, 0, missing))
         tensors[f"{PREFIX}{name}.lora_B.weight"] = F.pad(B, (0, missing))
@@ -151,7 +151,8 @@ def _plain_lora(
         r=rank,
         lora_alpha=_plain_number(config.scale * rank),
         lora_dropout=config.dropout,
-        target_modules=_shortest_targets(model, list(stacked), adapters.also_train),
+        fan_in_fan_out=any(update.transposed for update in adapters.updates),
+        target_modules=_shortest_targets(model, list(pairs), adapters.also_train),
     )
     return lora, tensors
 
@@ -159,19 +160,6 @@ def _plain_lora(
 def _plain_number(alpha: float) -> float:
     """As people write it: 8, not 8.0."""
     return int(alpha) if float(alpha).is_integer() else alpha
-
-
-def _stacked(update: WeightUpdate) -> tuple[Tensor, Tensor]:
-    """One A (sum of ranks, in) and B (out, sum of ranks) for all pieces of a weight, float32."""
-    pieces = update.pieces()
-    A = torch.cat([piece.A for piece in pieces]).float()
-    B = torch.zeros(update.base.shape[0], len(A), device=A.device)
-    column = 0
-    for piece in pieces:
-        first, last = piece.rows or (0, len(B))
-        B[first:last, column : column + len(piece.A)] = piece.B.float()
-        column += len(piece.A)
-    return A, B
 
 
 def _check_weights_not_read(model: nn.Module, adapters: Adapters, example: Any) -> None:
@@ -217,7 +205,8 @@ def _own_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig) ->
     """The adapter of a method that `peft` itself injected."""
     import peft
 
-    own = peft_config(config, adapters.targets)
+    transposed = any(is_conv1d(layer.get_base_layer()) for layer in peft_layers(model).values())
+    own = peft_config(config, adapters.targets, transposed=transposed)
     head = set(adapters.head)
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in head}
     model.peft_config = {"default": own}  # type: ignore[assignment]

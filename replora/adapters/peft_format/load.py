@@ -20,7 +20,7 @@ from replora.adapters.container import Adapters, adapters_of
 from replora.adapters.fingerprint import in_head
 from replora.adapters.inject import inject
 from replora.adapters.low_rank.factors import FactorBank, FactorPairs
-from replora.adapters.low_rank.layer import AdaptedLinear
+from replora.adapters.low_rank.layer import AdaptedLinear, rows_of
 from replora.adapters.peft_format.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE, PeftFormatError
 from replora.adapters.state import adapter_state
 from replora.adapters.weight_tying import UNTIE, shared_with
@@ -34,7 +34,6 @@ _DEFAULT_ALPHA = 8  # PEFT's, where a folder names none
 _EXTRAS: dict[str, Any] = {
     "bias": "none",
     "lora_bias": False,
-    "fan_in_fan_out": False,
     "trainable_token_indices": None,
     "target_parameters": None,
     "layer_replication": None,
@@ -285,14 +284,14 @@ def _fitted(
     for name, update in layers.items():
         A, B = pairs[name]
         used = torch.zeros_like(B, dtype=torch.bool)
-        if (A.shape[1], B.shape[0]) != (update.base.shape[1], update.base.shape[0]):
+        if (B.shape[0], A.shape[1]) != update.shape:
             raise PeftFormatError(
                 f"{folder}: {name} is of a layer {A.shape[1]} -> {B.shape[0]}, but the model's is "
-                f"{update.base.shape[1]} -> {update.base.shape[0]}."
+                f"{update.shape[1]} -> {update.shape[0]}."
             )
         for view in update.views:
-            first, last = view.rows or (0, len(B))
-            columns = B[first:last].ne(0).any(dim=0)
+            own_rows = rows_of(B, view.rows).flatten(0, 1)
+            columns = own_rows.ne(0).any(dim=0)
             if view.rows is None:  # all but the zeros that fill up a lower rank
                 columns |= A.ne(0).any(dim=1)
             rank = int(columns.sum())
@@ -300,10 +299,10 @@ def _fitted(
                 raise PeftFormatError(
                     f"{folder}: {name} has rank {rank}, more than the model's adapter ({view.bank.rank})."
                 )
-            used[first:last] = True
+            rows_of(used, view.rows).fill_(True)
             own_A, own_B = place[id(view.bank)][view.slot]
             own_A[view.group, :rank] = A[columns].to(own_A)
-            own_B[view.group, :, :rank] = (B[first:last][:, columns] * (scales[name] / update.scale)).to(own_B)
+            own_B[view.group, :, :rank] = (own_rows[:, columns] * (scales[name] / update.scale)).to(own_B)
         if bool(B[~used].any()):
             raise PeftFormatError(
                 f"{folder} changes rows of {name} that the model's adapter leaves alone: it is a joint update of the "
