@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 import replora
-from tests.adapters.tiny_models import hf_bart, hf_llama, tied_llama, timm_vit, tokens
+from tests.adapters.tiny_models import hf_bart, hf_gpt2, hf_llama, tied_llama, timm_vit, tokens
 
 
 class Zoo(NamedTuple):
@@ -174,11 +174,13 @@ ZOO: dict[str, Zoo] = {
     "subclass of linear": Zoo(with_own_linear, rows, ("first",)),
     "beside a GRU": Zoo(Recurrent, rows, ("first",)),
     "beside embeddings": Zoo(Embedded, ids, ("last",), ("embedding",)),
+    "Conv1D of transformers": Zoo(Embedded, ids, ("mix", "last")),
     "beside a Conv2d": Zoo(lambda: Convolved(2), rows, ("widen",)),
     "nn.MultiheadAttention": Zoo(Attentive, rows, ("q", "v"), ("last",)),
     "ViT": Zoo(timm_vit, picture, ("q", "v"), ("head",)),
     "LLaMA": Zoo(hf_llama, tokens, ("q", "v")),
     "LLaMA with tied head": Zoo(tied_llama, tokens, ("q", "lm_head")),
+    "GPT-2": Zoo(hf_gpt2, tokens, ("q", "v")),
     "BART": Zoo(hf_bart, tokens, ("q", "v")),
     "BERT classifier": Zoo(classifier, tokens, ("q", "v"), ("classifier",)),
 }

@@ -100,7 +100,11 @@ REFUSALS = [
 ]
 # Model -> why injection refuses to adapt it, and what the error says.
 AT_INJECTION = dict.fromkeys(
-    REFUSED, ("Only `nn.Linear` and `nn.MultiheadAttention` can be adapted.", "only modules that cannot be adapted")
+    REFUSED,
+    (
+        "Only `nn.Linear`, `Conv1D` of transformers and `nn.MultiheadAttention` can be adapted.",
+        "only modules that cannot be adapted",
+    ),
 ) | {"head that is a target": ("A layer trains as a whole or by an adapter, not both.", "which trains as a whole")}
 OF_TRANSFORMERS = ("trains_on_frozen_inputs", "takes_embeddings", "ties_weights_again", "writes_a_model", "generates")
 # What PEFT tests and this package does not have -> why.
