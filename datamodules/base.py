@@ -294,7 +294,7 @@ class BaseDataModule(LightningDataModule, ABC):
         batch_size: int | None,
         sampler: DistributedSampler[Any] | None = None,
         drop_last: bool = False,
-    ) -> DataLoader[Any]:
+    ) -> EpochLoader:
         """Create a loader. If `batch_size` is None, the sampler yields complete batches."""
         workers, source = self.num_workers, dataset.dataset if isinstance(dataset, PaddedDataset) else dataset
         if workers is None:

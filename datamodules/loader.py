@@ -15,9 +15,6 @@ from replora.datasets.errors import CorruptImageError, LoaderWorkerError
 from replora.datasets.samples import PADDING_INDEX
 from replora.errors import RepLoRAError
 
-# What else can be done about an image that cannot be read.
-LEAVE_OUT = " Or leave such images out, counted in the results: --data.skip_corrupt true"
-
 
 class EpochLoader(DataLoader[Any]):
     """A loader whose epoch begins with its first batch, not with `iter()`.
@@ -29,13 +26,15 @@ class EpochLoader(DataLoader[Any]):
         LoaderWorkerError: A loader process was killed, for example because memory ran out.
     """
 
+    corrupt_image_remedy = ""  # what else can be done about an image that cannot be read
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
             yield from super().__iter__()
         except RepLoRAError as error:
             # The error of a loader process contains its traceback; the message comes last.
             message = str(error).rpartition(f"{type(error).__qualname__}: ")[2].strip()
-            remedy = LEAVE_OUT if isinstance(error, CorruptImageError) else ""
+            remedy = self.corrupt_image_remedy if isinstance(error, CorruptImageError) else ""
             raise type(error)(f"{message}{remedy}") from error
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):

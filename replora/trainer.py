@@ -38,7 +38,7 @@ from replora.config_files import find_config
 from replora.errors import RepLoRAError, nearest
 from replora.identity import flat_options
 from replora.recipes import changed_options
-from replora.results import DivergedError, read_results
+from replora.results import UNTRAINED, DivergedError, read_results
 from replora.run_directory import check_unused, create_unique, last_checkpoint, locked
 from replora.runs import concrete_subclasses
 
@@ -58,9 +58,6 @@ IGNORED_MESSAGES = (
     *("Tip: ", "TPU available", "Loading `train_dataloader` to estimate", "For seamless cloud logging"),
     "callbacks returned in `LightningModule.configure_callbacks` will override",  # in a test after a fit
 )
-
-
-UNTRAINED = "untrained"  # value of --ckpt_path to measure a model before any training
 
 
 class PackagedConfigFile(ActionConfigFile):

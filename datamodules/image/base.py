@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from datamodules.base import BaseDataModule, Split, at_least, one_of
-from datamodules.loader import LEAVE_OUT
+from datamodules.loader import EpochLoader
 from replora.datasets.common.augment import Augmentation, Augmented
 from replora.datasets.common.in_memory import InMemory, in_memory
 from replora.datasets.common.subsample import subsample_indices
@@ -22,6 +22,8 @@ from replora.datasets.image.skip_corrupt import SkipCorrupt
 from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, ImageBatch, ImageDataset, ImageSample
 
 log = logging.getLogger(__name__)
+
+LEAVE_OUT = " Or leave such images out, counted in the results: --data.skip_corrupt true"
 
 Normalization = Literal["imagenet", "half", "none"]
 
@@ -154,6 +156,11 @@ class ImageDataModule(BaseDataModule):
             return in_memory(dataset, self.cache_bytes - held, name=split)
         except CorruptImageError as error:
             raise CorruptImageError(f"{error}{LEAVE_OUT}") from error
+
+    def _loader(self, *arguments: Any, **options: Any) -> EpochLoader:
+        loader = super()._loader(*arguments, **options)
+        loader.corrupt_image_remedy = LEAVE_OUT
+        return loader
 
     def _needs_workers(self, dataset: Dataset[Any]) -> bool:
         return not isinstance(dataset, InMemory)

@@ -14,6 +14,7 @@ from replora.reports.grouping import group_runs
 from replora.reports.render.document import Block, Heading, Paragraph, Table, write_document
 from replora.reports.runs import Group, ReportError, Run, read_runs
 from replora.reports.sections.benchmarks import benchmark_section
+from replora.reports.sections.commonsense import commonsense_section
 from replora.reports.sections.learning_curves import learning_curve_section
 from replora.reports.sections.learning_rates import learning_rate_section
 from replora.reports.sections.low_data import low_data_section
@@ -67,6 +68,7 @@ def write_report(sources: Sequence[Path], folder: Path, trials: Collection[str] 
         prefix = f"{number}_" if len(groups) > 1 else ""
         blocks += [Heading(2, group.title), *(_conditions(group, prefix))]
         blocks += benchmark_section(group, prefix)
+        blocks += commonsense_section(group, prefix)
         blocks += low_data_section(group, folder, prefix)
         blocks += validation_section(group, prefix)
         blocks += learning_rate_section(group, folder, prefix)

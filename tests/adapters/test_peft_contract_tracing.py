@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
@@ -56,25 +55,25 @@ def test_a_traced_model_gives_the_outputs_of_the_adapter(model_name: str, method
     assert not torch.allclose(got, base, atol=1e-4)
 
 
-def exported(model: Logits) -> bytes:
-    file = io.BytesIO()
+def exported(model: Logits, folder: Path) -> Path:
+    file = folder / "model.onnx"
     with torch.no_grad():
-        torch.onnx.export(model, (model.example,), file, dynamo=False, input_names=["x"])
-    return file.getvalue()
+        torch.onnx.export(model, (model.example,), str(file), dynamo=False, input_names=["x"])
+    return file
 
 
 @pytest.mark.parametrize("model_name", MODELS)
-def test_an_exported_model_gives_them_too(model_name: str) -> None:
+def test_an_exported_model_gives_them_too(model_name: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     try:
-        exported(Logits(*build(model_name)))
+        exported(Logits(*build(model_name)), tmp_path)
     except (torch.onnx.errors.UnsupportedOperatorError, TypeError) as error:
         pytest.skip(f"the plain model cannot be exported either: {error}")
     for method in ("replora", "lora"):
         model = disturbed(model_name, method)
         with torch.no_grad():
             want = model(model.example)
-        session = runtime.InferenceSession(exported(model), providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(exported(model, tmp_path), providers=["CPUExecutionProvider"])
         got = torch.from_numpy(session.run(None, {"x": model.example.numpy()})[0])
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
