@@ -118,7 +118,7 @@ WITHOUT_COUNTERPART = {
     "offloaded",
     "pickled files (`.bin`)": "adapters are safetensors files alone",
     "conversion of other methods to LoRA": "RepLoRA's A and B are LoRA without a conversion",
-    "classes of one's own in place of PEFT's layers": "`replora.inject` wraps a subclass of `nn.Linear` as it is",
+    "custom classes in place of PEFT's layers": "`replora.inject` wraps a subclass of `nn.Linear` as it is",
     "targets by default for each model": "the roles `q` and `v` are the default for every model",
 }
 

@@ -79,7 +79,7 @@ def test_weight_decay_leaves_diagonals_alone(own: bool, optim: str, tmp_path: Pa
     assert any(".mlp_A.U" in name for name in moved)
 
 
-def test_a_model_that_the_trainer_makes_anew_keeps_the_groups(tmp_path: Path) -> None:
+def test_a_model_that_the_trainer_makes_again_keeps_the_groups(tmp_path: Path) -> None:
     made = []
 
     def init() -> nn.Module:

@@ -26,7 +26,7 @@ _UNDO: dict[type, str] = {
 
 
 def check_adaptable(module: nn.Module, attribute: str, name: str) -> None:
-    """Refuse a weight that is no parameter of its own, because other tensors give it anew in each pass.
+    """Refuse a weight that is no parameter of its own, because each pass computes it from others.
 
     Args:
         module: The layer.
