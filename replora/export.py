@@ -309,9 +309,9 @@ def _is_sum(update: WeightUpdate) -> bool:
     """Whether a merged weight is W0 + scale * B A, rounded to its type."""
     assert update.base_before_merge is not None
     exact = torch.promote_types(update.base.dtype, torch.float32)
-    want = add_update_to_weight(update.base_before_merge.to(exact), update.pieces(exact), update.scale)
+    want = add_update_to_weight(update.turned(update.base_before_merge.to(exact)), update.pieces(exact), update.scale)
     eps, largest = torch.finfo(update.base.dtype).eps, float(want.abs().max())
-    return torch.allclose(update.base.to(exact), want, rtol=eps, atol=1e-5 * largest + 1e-7)
+    return torch.allclose(update.turned(update.base.to(exact)), want, rtol=eps, atol=1e-5 * largest + 1e-7)
 
 
 def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
