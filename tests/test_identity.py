@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from replora.identity import (
     FIELDS,
@@ -125,10 +125,8 @@ def test_each_new_option_of_a_datamodule_or_module_says_what_earlier_runs_did() 
 
 
 def defaults(cls: type) -> dict[str, Any]:
-    """The defaults of a class's options, those that it hands on to its base included."""
-    found: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        if "__init__" in vars(base) and base.__module__.startswith(("datamodules", "lightning_modules")):
-            parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
-            found |= {p.name: p.default for p in parameters if p.default is not p.empty}
-    return found
+    """The defaults of the options that the command line has for a class."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(cls, "given", fail_untyped=False, instantiate=False)
+    found = parser.get_defaults(skip_validation=True).given
+    return {name: value for name, value in found.as_dict().items() if not isinstance(value, dict)}
