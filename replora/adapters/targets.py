@@ -119,10 +119,18 @@ def _named(entry: str, modules: dict[str, nn.Module], by_role: list[Target]) -> 
     if entry in known:
         return [known[entry]]
     linear = {name: module for name, module in modules.items() if is_linear(module)}
-    by_end = [name for name in linear if name == entry or name.endswith(f".{entry}")]
-    if by_end:
+    if by_end := [name for name in linear if _ends_with(name, entry)]:
         return [known.get(name) or _whole(name, linear[name]) for name in by_end]
-    return [_whole(name, module) for name, module in linear.items() if fnmatch.fnmatch(name, entry)]
+    if matched := [_whole(name, module) for name, module in linear.items() if fnmatch.fnmatch(name, entry)]:
+        return matched
+    # An attention module by its name: all that its input projection holds.
+    attention = {name for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
+    named = {name for name in attention if _ends_with(name, entry) or fnmatch.fnmatch(name, entry)}
+    return [target for target in by_role if target.module in named]
+
+
+def _ends_with(name: str, entry: str) -> bool:
+    return name == entry or name.endswith(f".{entry}")
 
 
 def _targets_of(name: str, module: nn.Module, modules: dict[str, nn.Module]) -> list[Target]:

@@ -165,3 +165,15 @@ def test_lora_is_replora_with_free_factors_and_its_repr_can_be_evaluated() -> No
     assert lora != replora.LoRAConfig(rank=8, targets=("q",))
     for config in (lora, replora.RepLoRAConfig(hidden=3), replora.PeftMethodConfig(method="ia3")):
         assert eval(repr(config), vars(replora).copy()) == config
+
+
+@pytest.mark.parametrize("entry", ["self_attn", "layers.0.self_attn", "*.self_attn"])
+@pytest.mark.parametrize("kdim", [None, 12])
+def test_an_attention_module_by_its_name_means_its_input_projections(entry: str, kdim: int | None) -> None:
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    layer.self_attn = torch.nn.MultiheadAttention(16, 2, kdim=kdim, batch_first=True)
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList([layer])
+    found = replora.find_targets(model, [entry])
+    assert found == replora.find_targets(model, ["q", "k", "v"])
+    assert [target.role for target in found] == ["q", "k", "v"]
