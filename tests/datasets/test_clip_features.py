@@ -23,7 +23,7 @@ from replora.datasets.vision_language.clip_encoder import (
     missing_features,
     video_frames,
 )
-from replora.datasets.vision_language.features import FeatureError, FeatureFolder
+from replora.datasets.vision_language.features import FeatureError, FeatureFolder, write_h5, write_npz
 from replora.errors import RepLoRAError
 from tests.fake_videos import write_frames
 
@@ -218,3 +218,18 @@ def test_why_weights_do_not_load_is_said_at_once(tmp_path, monkeypatch):
     with pytest.raises(RepLoRAError, match=r"could not be loaded \(no network\)\. Fetch its model\.safetensors"):
         clip_features.load_encoder("vit_b32")
     assert len(tries) == 1
+
+
+@pytest.mark.parametrize("suffix", ["npz", "h5"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e39])
+def test_features_that_are_not_finite_are_named(tmp_path, suffix, number):
+    array = np.zeros((49, 2048), np.float64)
+    array[7, 3] = number
+    if suffix == "h5":
+        pytest.importorskip("h5py")
+        write_h5(tmp_path / "a.h5", "a", array)
+    else:
+        write_npz(tmp_path / "a.npz", array)
+    with pytest.raises(FeatureError, match=rf"a\.{suffix} holds numbers that are not finite, in 1 of its 49 .*: 7"):
+        FeatureFolder(tmp_path, 2048).read("a")
+    assert missing_features({"a": tmp_path / "a.png"}, tmp_path, "rn101"), "extracted again"
