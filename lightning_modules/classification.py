@@ -86,7 +86,7 @@ class ClassificationModule(AdaptedModule):
         counted = int((label != PADDING_LABEL).sum())
         if not counted:  # their mean would be 0 / 0
             loss = logits.sum() * 0
-        self.require_finite(loss, batch_idx)
+        self.check_finite(loss, batch_idx)
         self.train_metrics.update(logits, label)
         self.train_loss.update(loss.detach(), counted)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]

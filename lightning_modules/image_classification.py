@@ -122,11 +122,11 @@ class ImageClassification(ClassificationModule):
         self.counts_skipped = getattr(datamodule, "skip_corrupt", False)
         size = getattr(datamodule, "image_size", None)
         if size is not None:
-            self._require_size(size, size)
+            self._check_size(size, size)
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalized images (B, 3, H, W) -> logits (B, num_classes)."""
-        self._require_size(*image.shape[-2:])
+        self._check_size(*image.shape[-2:])
         logits: Tensor = self.model(image)
         return logits
 
@@ -134,7 +134,7 @@ class ImageClassification(ClassificationModule):
         logits: Tensor = self(batch["image"])
         return logits
 
-    def _require_size(self, height: int, width: int) -> None:
+    def _check_size(self, height: int, width: int) -> None:
         size = self.backbone.input_size
         if not self.backbone.any_size and (height, width) != (size, size):
             raise RepLoRAError(

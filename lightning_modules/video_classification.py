@@ -109,11 +109,11 @@ class VideoClassification(ClassificationModule):
         super().setup(stage)
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if (clips := getattr(datamodule, "clips", None)) is not None:
-            self._require_shape(clips.num_frames, clips.image_size, clips.image_size)
+            self._check_shape(clips.num_frames, clips.image_size, clips.image_size)
 
     def forward(self, video: Tensor) -> Tensor:
         """Normalized clips (B, 3, T, H, W) -> logits (B, num_classes)."""
-        self._require_shape(*video.shape[-3:])
+        self._check_shape(*video.shape[-3:])
         logits: Tensor = self.model(video)
         return logits
 
@@ -124,7 +124,7 @@ class VideoClassification(ClassificationModule):
             return cast(Tensor, views[0])
         return averaged(torch.stack(views), self.average_views)
 
-    def _require_shape(self, frames: int, height: int, width: int) -> None:
+    def _check_shape(self, frames: int, height: int, width: int) -> None:
         b = self.backbone
         if b.num_frames is not None and frames != b.num_frames:
             raise RepLoRAError(

@@ -1,4 +1,4 @@
-"""What the image benchmarks share: the in-memory cache, augmentation and normalisation."""
+"""What the image benchmarks share: the in-memory cache, augmentation and normalization."""
 
 from __future__ import annotations
 
@@ -185,6 +185,6 @@ class ImageDataModule(BaseDataModule):
         return self.trainer.precision_plugin.convert_input(normalized) if self.trainer else normalized
 
     def denormalize(self, image: Tensor) -> Tensor:
-        """The inverse, for pictures: normalised (..., 3, H, W) -> uint8 of this shape."""
+        """The inverse, for pictures: normalized (..., 3, H, W) -> uint8 of this shape."""
         pixels = image.float() * self._std.to(image.device) + self._mean.to(image.device)
         return pixels.mul_(255).round_().clamp_(0, 255).to(torch.uint8)

@@ -187,7 +187,7 @@ def _conditions(group: Group, prefix: str) -> list[Block]:
                 f"{sum(seconds) / len(seconds):.1f}" if seconds else "",
             ]
         )
-    columns = ["method", "options", "trained", "deployed", "head", "runs (final + selection)", "seconds a fit"]
+    columns = ["method", "options", "trained", "deployed", "head", "runs (final + selection)", "seconds per fit"]
     caption = "Methods: parameters that train and that remain beside the backbone"
     return [Paragraph(f"All runs: {shared}."), *_skipped(group), Table(f"{prefix}methods", caption, columns, rows)]
 

@@ -39,7 +39,7 @@ class Size:
     amount: float
 
     def __str__(self) -> str:
-        return f"{self.amount:g} a class" if self.shots else f"{100 * self.amount:g} %"
+        return f"{self.amount:g} per class" if self.shots else f"{100 * self.amount:g} %"
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def test_archive_is_jpeg_of_quality_75_with_halved_chroma(tmp_path: Path, monkey
     assert written == (tmp_path / "pillow's defaults.jpg").read_bytes()
 
 
-def test_colours() -> None:
+def test_colors() -> None:
     mask = np.array([[[0], [1]]], np.uint8)
     assert rgb("dsprites_ori", mask).tolist() == [[[0] * 3, [255] * 3]]
     assert rgb("smallnorb_azi", mask + np.uint8(6)).tolist() == [[[6] * 3, [7] * 3]]

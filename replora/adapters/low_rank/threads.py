@@ -58,7 +58,7 @@ class Switch:
     """Whether an adapter is switched on: not in the threads that are inside `replora.disabled`.
 
     Attributes:
-        lock: Of merging and of switching off.
+        lock: Held while merging and while switching off.
         disabled: How many such blocks are open, in all threads together.
         layers: The layers of the `peft` library that the first of them has switched off, for all threads.
     """

@@ -121,7 +121,7 @@ def prepare_images(
 
     Args:
         root: The folder or the CSV file; `--root` may be omitted.
-        val_fraction: As of the data module: the part that becomes `val` where there is none, in [0, 1).
+        val_fraction: Fraction of the training part, in [0, 1), that becomes `val` if there is none, as in training.
         test_fraction: The same for `test`.
         split_seed: Which images these are.
         unreadable: File to write, if there are files that cannot be read: all of them, each with its reason.
@@ -215,7 +215,7 @@ def prepare_videos(
 
     Args:
         root: The folder or the CSV file; `--root` may be omitted.
-        val_fraction: As of the data module: the part that becomes `val` where there is none, in [0, 1).
+        val_fraction: Fraction of the training part, in [0, 1), that becomes `val` if there is none, as in training.
         test_fraction: The same for `test`.
         split_seed: Which videos these are.
         decode: Decode every video to its end; false checks that they are there.

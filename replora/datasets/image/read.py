@@ -166,7 +166,7 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
 
     Args:
         path: The file.
-        upright: As of `ImageReader`.
+        upright: Whether to follow the rotation in EXIF, as in `ImageReader`.
 
     Raises:
         CorruptImageError: As `ImageReader.read` says.

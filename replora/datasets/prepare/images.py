@@ -15,7 +15,7 @@ from replora.datasets.errors import CorruptImageError
 from replora.datasets.image.fgvc import FGVC, FGVCSplit, FGVCTask
 from replora.datasets.image.folder import read_image_table
 from replora.datasets.image.read import ImageReader
-from replora.datasets.prepare.report import DataReport, Labelled
+from replora.datasets.prepare.report import DataReport, Labeled
 from replora.datasets.vtab.verify import in_threads
 from replora.errors import RepLoRAError
 from replora.progress import progress_bar
@@ -31,7 +31,7 @@ def check_fgvc(root: Path, tasks: list[FGVCTask], check_sizes: bool) -> list[Dat
 def check_image_folder(root: Path, val_fraction: float, test_fraction: float, seed: int) -> list[DataReport]:
     """Check every image of a folder of class folders or of a CSV file, and show the splits that a run would make."""
 
-    def read() -> Labelled:
+    def read() -> Labeled:
         table = read_image_table(root, skip_corrupt=True)
         assigned = table.assign(val_fraction, test_fraction, seed)
         return [
@@ -42,9 +42,9 @@ def check_image_folder(root: Path, val_fraction: float, test_fraction: float, se
     return [_check(root.name, read)]
 
 
-def _fgvc_images(root: Path, task: FGVCTask, check_sizes: bool) -> Labelled:
+def _fgvc_images(root: Path, task: FGVCTask, check_sizes: bool) -> Labeled:
     splits: tuple[FGVCSplit, ...] = ("train", "val", "test")
-    found: Labelled = []
+    found: Labeled = []
     for split in splits:
         data = FGVC(root, task.name, split, check_sizes=check_sizes)
         found += [
@@ -54,7 +54,7 @@ def _fgvc_images(root: Path, task: FGVCTask, check_sizes: bool) -> Labelled:
     return found
 
 
-def _check(name: str, read: Callable[[], Labelled]) -> DataReport:
+def _check(name: str, read: Callable[[], Labeled]) -> DataReport:
     report = DataReport(name)
     try:
         images = read()

@@ -11,7 +11,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.table import Table
 
-Labelled = list[tuple[Path, str, str]]  # file, class and split
+Labeled = list[tuple[Path, str, str]]  # file, class and split
 NAMED = 20  # classes or files that a line names
 
 
@@ -70,7 +70,7 @@ class DataReport:
         """Heading -> cell of the table."""
         return {"classes": str(self.classes or "-"), **counts(self.sizes, ("train", "val", "test"))}
 
-    def describe_files(self, files: Labelled) -> None:
+    def describe_files(self, files: Labeled) -> None:
         """Count the files of each split and class."""
         of_split = Counter(split for _, _, split in files)
         self.sizes = {split: of_split[split] for split in ("train", "val", "test") if split in of_split}

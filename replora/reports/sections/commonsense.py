@@ -51,7 +51,7 @@ def commonsense_table(runs: Sequence[Path], metric: str | None = None) -> str:
             metric was not measured.
     """
     contents = {str(run): read_results(Path(run)) for run in runs}
-    _require_one_kind(contents)
+    _check_one_kind(contents)
     first = next(iter(contents.values()))["test"]
     known = list(first["mean"])
     chosen = metric or ("acc_norm" if "acc_norm" in known else known[0])
@@ -156,7 +156,7 @@ def _in_order(tasks: dict[str, Any]) -> dict[str, Any]:
     return {task: tasks[task] for task in COLUMNS if task in tasks}
 
 
-def _require_one_kind(contents: dict[str, dict[str, Any]]) -> None:
+def _check_one_kind(contents: dict[str, dict[str, Any]]) -> None:
     """Check that the runs have the same prompts, evaluation, backbone and questions."""
     if not contents:
         raise CommonsenseTableError("There is no run to make a table of.")
