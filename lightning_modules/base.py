@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import replora
 from lightning_modules.callbacks.merged_evaluation import MergedEvaluation
 from lightning_modules.predictors import Predictor
-from lightning_modules.schedule import WarmupCosine, WarmupLinear
+from lightning_modules.schedule import WarmupCosine, WarmupLinear, scale_rates
 from replora.adapters.container import adapters_of
 from replora.backbones.backbone import Backbone
 from replora.errors import RepLoRAError
@@ -168,8 +168,16 @@ class AdaptedModule(LightningModule, ABC):
         self.trainer.fit_loop.setup_data()  # with max_steps alone, the batches have not been counted yet
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         optimizer = self.make_optimizer(self.parameter_groups())
+        scale_rates(optimizer, self.schedule.lr_base_size, self._total_batch())
         scheduler = self.schedule.scheduler(optimizer, max(steps_per_epoch, 1), max(int(total), 1))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule.per}}
+
+    def _total_batch(self) -> int:
+        """Examples per optimizer step, in all processes."""
+        batch_size: int = getattr(self.trainer.datamodule, "batch_size", 0)  # type: ignore[attr-defined]
+        if self.schedule.lr_base_size is not None and not batch_size:
+            raise RepLoRAError("schedule.lr_base_size needs the batch size of a datamodule. Set the lr itself instead.")
+        return batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups of the optimizer: matrices with weight decay, vectors without."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -70,6 +70,9 @@ class WarmupCosine:
         min_lr: Learning rate at the end of the run, from 0 to the `lr` of the optimizer.
         per: When the rate changes: `step` for every optimizer step, `epoch` for once per epoch, exactly as in the
             public VTAB-1K code.
+        lr_base_size: Examples per optimizer step that the optimizer's `lr` stands for: the peak is `lr` x total batch /
+            `lr_base_size`, where the total batch is that of all devices, nodes and accumulated batches. Default: the
+            peak is `lr`, whatever the batch.
 
     Raises:
         RepLoRAError: An option is out of its range.
@@ -79,8 +82,10 @@ class WarmupCosine:
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     per: Literal["step", "epoch"] = "step"
+    lr_base_size: int | None = None
 
     def __post_init__(self) -> None:
+        _check_base_size(self.lr_base_size)
         for option in ("warmup_epochs", "warmup_lr", "min_lr"):
             value = getattr(self, option)
             if value < 0:
@@ -97,8 +102,8 @@ class WarmupCosine:
         for group in optimizer.param_groups:
             if group["lr"] < self.min_lr:
                 raise RepLoRAError(
-                    f"The optimizer's lr {group['lr']:g} is below schedule.min_lr {self.min_lr:g}: the rate would rise "
-                    "to the end. Lower --model.schedule.min_lr or raise --model.optimizer.lr."
+                    f"The peak learning rate {group['lr']:g} is below schedule.min_lr {self.min_lr:g}: the rate would "
+                    "rise to the end. Lower --model.schedule.min_lr or raise --model.optimizer.lr."
                 )
         if self.per == "step":
             warmup, total = round(self.warmup_epochs * steps_per_epoch), total_steps
@@ -129,6 +134,9 @@ class WarmupLinear:
     Args:
         warmup_steps: Length of the warm-up in optimizer steps (>= 0), clipped to the run with a warning.
         warmup_fraction: Length of the warm-up as a fraction of the run, in [0, 1], instead of in steps.
+        lr_base_size: Examples per optimizer step that the optimizer's `lr` stands for: the peak is `lr` x total batch /
+            `lr_base_size`, where the total batch is that of all devices, nodes and accumulated batches. Default: the
+            peak is `lr`, whatever the batch.
 
     Raises:
         RepLoRAError: An option is out of its range.
@@ -136,8 +144,10 @@ class WarmupLinear:
 
     warmup_steps: int = 100
     warmup_fraction: float | None = None
+    lr_base_size: int | None = None
 
     def __post_init__(self) -> None:
+        _check_base_size(self.lr_base_size)
         if self.warmup_fraction is not None and not 0 <= self.warmup_fraction <= 1:
             raise RepLoRAError(
                 f"schedule.warmup_fraction: {self.warmup_fraction} is out of range. It must be a number in [0, 1]."
@@ -163,6 +173,20 @@ class WarmupLinear:
                 "warm-up is clipped to the run, so the rate never decays. Shorten it: --model.schedule.warmup_steps"
             )
         return ScheduleLR(optimizer, partial(_line, warmup, total_steps))
+
+
+def scale_rates(optimizer: Optimizer, base_size: int | None, total_batch: int) -> None:
+    """Multiply the rate of each parameter group by `total_batch / base_size` and log it; None changes nothing."""
+    if base_size is None:
+        return
+    for group in optimizer.param_groups:
+        base, group["lr"] = group["lr"], group["lr"] * total_batch / base_size
+    rank_zero_info(f"learning rate: {base:g} x total batch {total_batch:,} / {base_size:,} = {group['lr']:g}")
+
+
+def _check_base_size(size: int | None) -> None:
+    if size is not None and size < 1:
+        raise RepLoRAError(f"schedule.lr_base_size: {size} is out of range. It must be at least 1, usually 256.")
 
 
 def _line(warmup: int, total: int, count: int, peak: float) -> float:

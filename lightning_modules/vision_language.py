@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -250,9 +250,11 @@ class VisionLanguage(AdaptedModule):
 
     def on_validation_epoch_start(self) -> None:
         self.answers = {}
+        self.trainer.validate_loop.verbose = False  # Lightning's table repeats all metrics for each task's loader
 
     def on_test_epoch_start(self) -> None:
         self.answers = {}
+        self.trainer.test_loop.verbose = False
 
     def on_predict_epoch_start(self) -> None:
         self.answers = {}
@@ -340,6 +342,7 @@ class VisionLanguage(AdaptedModule):
         split = self.datamodule.split_of(verb)
         published: list[float] = []
         counts: dict[str, int] = {}
+        lines: list[str] = []
         for name, part in self.datamodule.parts(split).items():
             task, said = vl_task(name), self.answers.get(name, {})
             scores = score_answers(task, part.records, said, self.caption_tokenizer)
@@ -348,7 +351,9 @@ class VisionLanguage(AdaptedModule):
                 self.log_dict(logged, sync_dist=True)  # equal on all processes, which Lightning cannot know
                 published.append(scores[task.metric])
                 counts[name] = len(said)
+                lines.append(f"{name} {', '.join(f'{metric} {value:.4f}' for metric, value in scores.items())}")
         if published:
+            rank_zero_info(f"{split}: {'; '.join(lines)}; score {sum(published) / len(published):.4f}")
             self.log(f"{stage}/score", sum(published) / len(published), prog_bar=True, sync_dist=True)
         found: dict[str, Any] = {"split": split, "answers": counts}
         if any(vl_task(name).kind == "caption" for name in counts):

@@ -52,6 +52,14 @@ class VideoTextDataModule(VisionLanguageDataModule):
         self.features = features
         self.predict_split = predict_split
 
+    def _check_protocol(self, stage: str | None) -> None:
+        if stage == "test":
+            raise ProtocolError(
+                "A test was requested, but the answers of VALUE's test splits were never published. Measure this model "
+                "with `validate`, or write answers to the test with `predict` and --data.predict_split test."
+            )
+        super()._check_protocol(stage)
+
     def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureFolder]:
         assert split != "trainval"  # no protocol here trains on both
         records = video_text_records(self.root, task, split)

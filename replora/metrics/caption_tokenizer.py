@@ -24,6 +24,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -54,10 +55,10 @@ class CaptionTokenizer:
 
 
 def caption_tokenizer(name: TokenizerName = "auto") -> CaptionTokenizer:
-    """The tokenizer of this name; `auto` is Stanford's if Java and pycocoevalcap are installed.
+    """The tokenizer of this name; `auto` is Stanford's if Java runs it and pycocoevalcap is installed.
 
     Raises:
-        CaptionTokenizerError: `ptb_java` was requested, and Java or the package is missing.
+        CaptionTokenizerError: `ptb_java` was requested, and Java or the package is missing, or Java does not run.
     """
     if name not in ("auto", "ptb_java", "approximate"):
         known = ("auto", "ptb_java", "approximate")
@@ -70,7 +71,24 @@ def caption_tokenizer(name: TokenizerName = "auto") -> CaptionTokenizer:
             f"caption_tokenizer: ptb_java needs {' and '.join(lacking)}, which are not installed. Install a Java "
             'runtime and pip install "replora[vl]", or set --model.caption_tokenizer approximate.'
         )
+    try:
+        _check_java(shutil.which("java"))
+    except CaptionTokenizerError as error:
+        if name == "ptb_java":
+            raise
+        log.warning("Captions are tokenized approximately: %s", error)
+        return CaptionTokenizer("approximate", tokenize_approximately)
     return CaptionTokenizer("ptb_java", _tokenize_by_java)
+
+
+@cache
+def _check_java(java: str | None) -> None:  # noqa: ARG001
+    """Run the tokenizer once for each `java`: macOS has one that only says that there is no Java.
+
+    Raises:
+        CaptionTokenizerError: It fails.
+    """
+    _tokenize_by_java(["a"])
 
 
 def tokenize_approximately(sentences: Sequence[str]) -> list[str]:
@@ -96,15 +114,20 @@ def _tokenize_by_java(sentences: Sequence[str]) -> list[str]:
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
         command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8", str(file)]
-        done = subprocess.run(command, capture_output=True, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, check=False)
+        except OSError as error:
+            raise CaptionTokenizerError(_java_failed(len(lines), str(error))) from error
     found = done.stdout.decode("utf-8", errors="replace").split("\n")[: len(lines)]
     if done.returncode or len(found) < len(lines):
         reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
-        raise CaptionTokenizerError(
-            f"Java could not tokenize {len(lines):,} captions ({reason}). --model.caption_tokenizer approximate needs "
-            "no Java."
-        )
+        raise CaptionTokenizerError(_java_failed(len(lines), reason))
     return [" ".join(token for token in line.split(" ") if token and token not in _DROPPED) for line in found]
+
+
+def _java_failed(captions: int, reason: str) -> str:
+    remedy = "--model.caption_tokenizer approximate needs no Java."
+    return f"Java could not tokenize {captions:,} captions ({reason}). {remedy}"
 
 
 def _jar() -> Path | None:

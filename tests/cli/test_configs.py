@@ -255,6 +255,7 @@ def test_groups_are_laid_over_each_other(capsys):
         "warmup_lr": 1e-6,
         "min_lr": 1e-5,
         "per": "epoch",
+        "lr_base_size": None,
     }
     assert config["trainer"]["strategy"] == "ddp"
     assert config["trainer"]["max_epochs"] == 100
@@ -278,8 +279,8 @@ def test_the_video_configurations_are_the_recipe_of_the_published_rows(name):
         for key, value in recipe[part]["init_args"].items():
             assert config[part]["init_args"][key] == value, key
     assert recipe["trainer"] == config["trainer"]
-    optimizer = recipe["model"]["init_args"]["optimizer"]["init_args"]
-    assert optimizer["lr"] == 0.1 * recipe["data"]["init_args"]["batch_size"] / 256
+    assert recipe["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.1
+    assert recipe["model"]["init_args"]["schedule"]["lr_base_size"] == 256
 
 
 def test_a_local_file_comes_before_the_packaged_one(tmp_path, monkeypatch):

@@ -66,6 +66,8 @@ def test_ssv2_from_prepare_to_predict(ssv2: Path, tmp_path: Path, capsys: pytest
     main(["predict", f"--config={run / 'fit.yaml'}"])
     content = read_results(run)
     data = content["data"]
+    batch = content["fit"]["batch"]["per_process"]
+    assert content["fit"]["optimizer"]["lr"] == pytest.approx(0.1 * batch / 256)
     assert (data["task"], data["reported_on"]) == ("ssv2", "the official validation set")
     assert data["recipe"] == "v_petl, changed: batch_size, clips.image_size, clips.num_frames, max_epochs"
     assert (data["clips"]["test_clips"], data["clips"]["test_crops"], data["clips"]["flip"]) == (4, 3, 0.0)

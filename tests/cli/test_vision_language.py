@@ -46,9 +46,15 @@ def options(home: Path, config: str, *more: str) -> list[str]:
     return [f"--config={config}", f"--model.backbone={home / 'bart'}", f"--data.root={home / 'data'}", *SMALL, *more]
 
 
-def test_image_tasks_from_training_to_submission(home, tmp_path):
+def test_image_tasks_from_training_to_submission(home, tmp_path, caplog, capsys):
     run = tmp_path / "run"
-    main(["fit", *options(home, "image_text.yaml"), "--trainer.max_epochs=1", f"--run_dir={run}"])
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        main(["fit", *options(home, "image_text.yaml"), "--trainer.max_epochs=1", f"--run_dir={run}"])
+    for split in ("val", "test"):  # one line for all tasks, and no table of Lightning for each of their loaders
+        lines = [text for text in caplog.messages if text.startswith(f"{split}: vqa accuracy ")]
+        assert len(lines) == 1
+        assert all(words in lines[0] for words in ("gqa accuracy", "nlvr2 accuracy", "coco cider", "score"))
+    assert "DataLoader" not in capsys.readouterr().out
     found = read_results(run)
     metrics = {
         "accuracy/vqa",

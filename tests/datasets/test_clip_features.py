@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from replora.cli import main as cli
 from replora.datasets.errors import CorruptVideoError, DatasetNotFoundError
+from replora.datasets.video import decode
 from replora.datasets.vision_language import clip_encoder as clip_features
 from replora.datasets.vision_language.clip_encoder import (
     FEATURE_SIZES,
@@ -21,8 +23,9 @@ from replora.datasets.vision_language.clip_encoder import (
     missing_features,
     video_frames,
 )
-from replora.datasets.vision_language.features import FeatureError, FeatureFolder
+from replora.datasets.vision_language.features import FeatureError, FeatureFolder, write_h5, write_npz
 from replora.errors import RepLoRAError
+from tests.fake_videos import write_frames
 
 
 @pytest.mark.parametrize(("name", "shape"), [("rn101", (2, 49, 2048)), ("vit_b32", (2, 512))])
@@ -88,6 +91,8 @@ def test_what_cannot_be_extracted(tmp_path):
     with pytest.raises(FeatureError, match="have one name"):
         find_sources(folder, "rn101")
     with pytest.raises(DatasetNotFoundError, match="no videos"):
+        find_sources(tmp_path / "none", "vit_b32")
+    with pytest.raises(FeatureError, match="x is a folder of frames"):
         find_sources(folder, "vit_b32")
     (folder / "x" / "a.png").write_bytes(b"damaged")
     unread = extract({"a": folder / "x" / "a.png"}, tmp_path / "out", means("rn101"))
@@ -145,7 +150,7 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(tmp_path, monkeyp
     assert "2 new files of features" in printed.out
     assert "1 of 3 files have no features" in printed.err
     assert "b.png" in printed.err
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.h5", "c.h5"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.h5", "c.h5", "extraction.json"]
 
 
 def test_through_the_command_line(tmp_path, monkeypatch, capsys):
@@ -160,3 +165,71 @@ def test_through_the_command_line(tmp_path, monkeypatch, capsys):
     assert "2 of them are done" in printed
     with pytest.raises(SystemExit):
         cli.main([*command, "--batch_size", "0"])
+
+
+def test_folders_of_frames_need_their_rate(tmp_path):
+    for clip in ("s01/clip_00", "s01/clip_01"):
+        write_frames(tmp_path / "frames" / clip, count=12)
+    with pytest.raises(FeatureError, match=r"clip_00 is a folder of frames\. .*--fps 3"):
+        find_sources(tmp_path / "frames", "vit_b32")
+    sources = find_sources(tmp_path / "frames", "vit_b32", fps=3)
+    assert list(sources) == ["clip_00", "clip_01"]
+    out = tmp_path / "features"
+    assert extract(sources, out, means("vit_b32"), seconds=1.5, fps=3) == {}
+    folder = FeatureFolder(out, 512)
+    found = folder.read("clip_01")
+    assert len(found) == 3  # frames 0, 5 and 9 of 4 seconds
+    with pytest.raises(RepLoRAError, match="fps: 0 is out of range"):
+        clip_features.check_options(1.5, 1, 0)
+
+
+def test_one_folder_holds_one_extraction(tmp_path):
+    options = {"encoder": "vit_b32", "seconds": 1.5, "fps": None}
+    clip_features.check_same_extraction(tmp_path / "out", options)
+    clip_features.check_same_extraction(tmp_path / "out", options)
+    for name, value in {"seconds": 2.0, "fps": 3.0, "encoder": "rn101"}.items():
+        with pytest.raises(FeatureError, match=rf"{name} .* there, {value} here"):
+            clip_features.check_same_extraction(tmp_path / "out", options | {name: value})
+
+
+@pytest.mark.parametrize("shift", [0.0, 10.0])
+def test_times_count_from_the_first_frame_and_a_pause_is_no_burst(tmp_path, monkeypatch, shift):
+    times = [shift + i / 10 for i in range(50)] + [shift + 15 + i / 10 for i in range(20)]
+    monkeypatch.setattr(decode, "_decode", lambda _: iter([SimpleNamespace(time=time) for time in times]))
+    monkeypatch.setattr(decode, "_rgb", lambda _, frame: frame.time - shift)
+    found = list(decode.frames_every(tmp_path / "a.mkv", 1.5))
+    assert found == pytest.approx([0, 1.5, 3, 4.5, 15, 16.5])
+
+
+def test_why_weights_do_not_load_is_said_at_once(tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(RepLoRAError, match=r"Error\(s\) in loading state_dict for \w+: (Missing|Unexpected) key"):
+        clip_features.load_encoder("vit_b32", tmp_path / "other.safetensors")
+    tries = []
+
+    def unreachable(url, **_):
+        tries.append(url)
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(RepLoRAError, match=r"could not be loaded \(no network\)\. Fetch its model\.safetensors"):
+        clip_features.load_encoder("vit_b32")
+    assert len(tries) == 1
+
+
+@pytest.mark.parametrize("suffix", ["npz", "h5"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e39])
+def test_features_that_are_not_finite_are_named(tmp_path, suffix, number):
+    array = np.zeros((49, 2048), np.float64)
+    array[7, 3] = number
+    if suffix == "h5":
+        pytest.importorskip("h5py")
+        write_h5(tmp_path / "a.h5", "a", array)
+    else:
+        write_npz(tmp_path / "a.npz", array)
+    with pytest.raises(FeatureError, match=rf"a\.{suffix} holds numbers that are not finite, in 1 of its 49 .*: 7"):
+        FeatureFolder(tmp_path, 2048).read("a")
+    assert missing_features({"a": tmp_path / "a.png"}, tmp_path, "rn101"), "extracted again"

@@ -184,6 +184,36 @@ def test_a_trimmed_mp4_is_whole(tmp_path: Path) -> None:
     assert count_frames(trimmed) < 40
 
 
+@pytest.mark.parametrize("ending", ["mkv", "webm", "avi", "mp4", "mov", "ts", "flv", "asf", "3gp"])
+def test_segments_of_a_video_are_complete(ending: str, tmp_path: Path) -> None:
+    """As `ffmpeg -f segment` cuts them, which keeps the times of the whole video."""
+    import av
+
+    codec = {"webm": "libvpx-vp9", "flv": "flv"}.get(ending, "mpeg4")
+    whole = tmp_path / f"whole.{ending}"
+    write_video(whole, frames_of(0, 120, size=(48, 64)), codec, 30, {"g": "15"})
+    pattern = str(tmp_path / f"part_%d.{ending}")
+    with av.open(str(whole)) as source, av.open(pattern, "w", "segment", {"segment_time": "1"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    parts = sorted(tmp_path.glob("part_*"))
+    assert len(parts) >= 3
+    assert 110 < sum(map(count_frames, parts)) <= 120
+    for part in parts:
+        assert len(list(videos.frames_every(part, 0.25))) == -(-count_frames(part) * 4 // 30), part
+
+
+@pytest.mark.parametrize("ending", ["mkv", "avi"])
+def test_a_truncated_segment_is_found(ending: str) -> None:
+    stated = {"mkv": 0, "avi": 3090}[ending]
+    begin = 100
+    assert videos._is_truncated(30, stated and stated - 30 * begin, 1.0, 103.0 - begin)
+    assert not videos._is_truncated(90, stated and stated - 30 * begin, 3.0, 103.0 - begin)
+
+
 @pytest.mark.parametrize("ending", ["webm", "mkv"])
 def test_sound_may_be_longer_than_the_pictures(ending: str, tmp_path: Path) -> None:
     import av

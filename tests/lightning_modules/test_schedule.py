@@ -7,7 +7,7 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from lightning_modules.schedule import WarmupCosine, WarmupLinear
+from lightning_modules.schedule import WarmupCosine, WarmupLinear, scale_rates
 from replora.errors import RepLoRAError
 
 
@@ -115,7 +115,7 @@ def test_options_are_checked(options, message):
 
 
 def test_a_rate_below_the_final_one_is_refused():
-    with pytest.raises(RepLoRAError, match=r"lr 1e-06 is below schedule.min_lr 1e-05"):
+    with pytest.raises(RepLoRAError, match=r"rate 1e-06 is below schedule.min_lr 1e-05"):
         WarmupCosine().scheduler(optimizer(1e-6), 1, 10)
 
 
@@ -138,3 +138,21 @@ def test_linear_warmup_longer_than_the_run_is_clipped():
     assert [scheduler.rate(count, 1.0) for count in (0, 4, 8)] == [0, 0.5, 0]
     with pytest.raises(RepLoRAError, match=r"schedule\.warmup_steps: -1 is negative"):
         WarmupLinear(-1)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "accumulated", "peak"),
+    [(16, 1, 1, 0.00625), (16, 8, 1, 0.05), (4, 1, 4, 0.00625), (16, 2, 16, 0.2)],
+)
+def test_a_rate_per_256_examples_follows_the_total_batch(batch_size, world_size, accumulated, peak):
+    schedule = WarmupCosine(warmup_epochs=0, warmup_lr=0.0, min_lr=0.0, lr_base_size=256)
+    opt = optimizer(0.1, 0.2)
+    scale_rates(opt, schedule.lr_base_size, batch_size * world_size * accumulated)
+    schedule.scheduler(opt, 1, 10)
+    assert [group["initial_lr"] for group in opt.param_groups] == pytest.approx([peak, 2 * peak])
+    for kind in (WarmupCosine, WarmupLinear):
+        unscaled = optimizer(0.1)
+        scale_rates(unscaled, kind().lr_base_size, batch_size)
+        assert unscaled.param_groups[0]["lr"] == 0.1
+        with pytest.raises(RepLoRAError, match="lr_base_size: 0 is out of range"):
+            kind(lr_base_size=0)

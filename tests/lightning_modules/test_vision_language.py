@@ -247,6 +247,11 @@ def test_options_out_of_range(home):
             kind(tokenizer=str(home / "bart"), root=home / "data", **options)
     with pytest.raises(ProtocolError, match="never published"):
         VideoTextDataModule(tokenizer=str(home / "bart"), root=home / "data", protocol="holdout")
+    data = VideoTextDataModule(tokenizer=str(home / "bart"), root=home / "data", feature_size=6)
+    with pytest.raises(ProtocolError, match="never published") as refusal:
+        data.setup("test")
+    assert "final" not in str(refusal.value), "which these tasks refuse"
+    assert "`validate`" in str(refusal.value)
 
 
 def test_batch_sizes_and_fractions(home):

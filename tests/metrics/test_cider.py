@@ -114,3 +114,18 @@ def test_a_tokenizer_that_is_not_there(monkeypatch):
         caption_tokenizer("ptb_java")
     with pytest.raises(CaptionTokenizerError, match="Did you mean 'ptb_java'"):
         caption_tokenizer("ptb")
+
+
+@pytest.mark.parametrize(
+    ("java", "reason"),
+    [("#!/bin/sh\necho The operation needs a Java Runtime. >&2\nexit 1\n", "Runtime"), ("", "xec format|no output")],
+)
+def test_a_java_that_does_not_run_is_found_before_training(tmp_path, monkeypatch, java, reason):
+    pytest.importorskip("pycocoevalcap")
+    stub = tmp_path / "java"
+    stub.write_text(java)
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert caption_tokenizer("auto").name == "approximate"
+    with pytest.raises(CaptionTokenizerError, match=f"Java could not tokenize .*({reason})"):
+        caption_tokenizer("ptb_java")

@@ -275,6 +275,7 @@ def prepare_clip_features(
     encoder: Literal["rn101", "vit_b32"] = "rn101",
     checkpoint: Path | None = None,
     seconds: float = 1.5,
+    fps: float | None = None,
     batch_size: int = 32,
     device: str = "auto",
     progress: bool = True,
@@ -294,22 +295,25 @@ def prepare_clip_features(
         encoder: rn101, CLIP ResNet-101's last grid, as VL-Adapter uses it for images; vit_b32, CLIP ViT-B/32's
             embedding, as VALUE uses it for videos.
         checkpoint: The encoder's weights as a timm .safetensors file; by default they are fetched from the hub.
-        seconds: Time between two frames of a video, above 0.
+        seconds: Time between two frames of a video, above 0. The folder records it, and takes no other later.
+        fps: Frames per second of folders of numbered images, which hold no times: 3 for TVQA's.
         batch_size: Images or frames at once, at least 1.
         device: cpu, cuda, cuda:1, ...; auto is the first GPU if there is one.
         progress: Show a progress bar.
     """
     from replora.datasets.vision_language import clip_encoder as clip_features
 
-    clip_features.check_options(seconds, batch_size)
-    names = clip_features.find_sources(source.expanduser(), encoder)
+    clip_features.check_options(seconds, batch_size, fps)
+    names = clip_features.find_sources(source.expanduser(), encoder, fps)
+    options = {"encoder": encoder} | ({"seconds": seconds, "fps": fps} if encoder == "vit_b32" else {})
+    clip_features.check_same_extraction(out.expanduser(), options)
     missing = clip_features.missing_features(names, out.expanduser(), encoder)
     print(f"{len(names):,} in {source}, {len(names) - len(missing):,} of them are done")
     if not missing:
         return
     model = clip_features.load_encoder(encoder, checkpoint, device)
     with progress_bar(encoder, len(missing), progress) as advance:
-        unread = clip_features.extract(missing, out.expanduser(), model, seconds, batch_size, advance)
+        unread = clip_features.extract(missing, out.expanduser(), model, seconds, batch_size, advance, fps)
     print(f"{len(missing) - len(unread):,} new files of features are in {out}")
     if unread:
         raise RepLoRAError(

@@ -7,6 +7,7 @@ B-frames reports one too many. Clips last seconds, so they are decoded from the 
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -84,18 +85,27 @@ def count_frames(path: Path) -> int:
     return sum(1 for _ in _decode(path))
 
 
-def frames_every(path: Path, seconds: float) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-    """The first frame at or after each multiple of `seconds` of a video file, each uint8 (H, W, 3).
+def frames_every(path: Path, seconds: float, fps: float | None = None) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """The first frame at or after each multiple of `seconds` from the first frame on, each uint8 (H, W, 3).
+
+    Each frame is returned once: a pause that contains several multiples gives one frame.
+
+    Args:
+        path: Video file, or folder of images whose names end in numbers.
+        seconds: Seconds between two frames (> 0).
+        fps: Frames per second (> 0) of a folder of images. A video file has its own times.
 
     Raises:
         CorruptVideoError, MissingDecoderError: Same as in `read_clip`; a truncated video is detected at its end.
     """
-    found = 0
-    for number, frame in enumerate(_decode(path)):
-        time = frame.time if frame.time is not None else number / 25
-        if time >= found * seconds:
-            found += 1
-            yield _rgb(path, frame)
+    start, following = None, 0
+    for number, frame in enumerate(_numbered_images(path) if path.is_dir() else _decode(path)):
+        time = number / (fps or 25) if isinstance(frame, Path) or frame.time is None else frame.time
+        start = time if start is None else start
+        passed = math.floor((time - start) / seconds + 1e-6)  # differences of times are rounded
+        if passed >= following:
+            following = passed + 1
+            yield _image(frame) if isinstance(frame, Path) else _rgb(path, frame)
 
 
 def resize(frames: Tensor, short_side: int) -> Tensor:
@@ -194,7 +204,8 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             stream.codec_context.thread_count = 1
-            for frame in container.decode(stream):
+            frames: Iterator[av.VideoFrame] = container.decode(stream)
+            for frame in _beside_the_second(frames) if container.format.name == "avi" else frames:
                 count += 1
                 if frame.is_corrupt and not corrupt:  # FFmpeg concealed what it could not read
                     corrupt = count
@@ -207,6 +218,9 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
             # MP4 that was trimmed without re-encoding states frames that it does not show; its seconds are correct.
             if "mov" in container.format.name and end >= COMPLETE * length:
                 stated = 0
+            # What `ffmpeg -f segment` cuts keeps the times of the whole video, from whose start these headers count.
+            absolute = any(name in container.format.name for name in ("matroska", "avi", "asf"))
+            begin = times[0] if times and absolute else 0.0
             # Other formats list their frames; in Matroska and WebM only the times show a lost frame.
             lost = _gap(times) if "matroska" in container.format.name else None
     except CorruptVideoError:
@@ -216,7 +230,7 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
         raise CorruptVideoError(f"The video {shown} cannot be decoded: {_reason(path, error)}. {remedy}") from error
     if not count:
         raise CorruptVideoError(f"The video {shown} contains no frame. {AGAIN}")
-    if _is_truncated(count, stated, end, length):
+    if _is_truncated(count, stated - round(begin * rate), end, length - begin if begin < length else length):
         raise CorruptVideoError(
             f"The video {shown} ends after {count:,} frames ({end:.1f} seconds), but its header states "
             f"{f'{stated:,} frames' if stated else f'{length:.1f} seconds'}, so it is truncated. {AGAIN}"
@@ -230,6 +244,15 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
             f"The video {shown} has no frames from second {lost[0]:.1f} to {lost[1]:.1f}, but regular ones elsewhere, "
             f"so frames are lost. {AGAIN}"
         )
+
+
+def _beside_the_second(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """The frames of an AVI, the first one a step before the second: in a segment of a video FFmpeg puts it at 0."""
+    first, second = next(frames, None), next(frames, None)
+    if first is not None and second is not None and first.pts is not None and second.pts is not None:
+        first.pts = max(first.pts, second.pts - 1)
+    yield from (frame for frame in (first, second) if frame is not None)
+    yield from frames
 
 
 def _is_truncated(count: int, stated: int, end: float, length: float) -> bool:

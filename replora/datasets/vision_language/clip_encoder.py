@@ -11,6 +11,7 @@ is CLIP's own.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,13 +27,16 @@ from torch.nn import functional as F
 from replora.datasets.common.files import LeftOut, files_of, log_left_out
 from replora.datasets.errors import CorruptImageError, CorruptVideoError, DatasetNotFoundError
 from replora.datasets.image.read import IMAGE_SUFFIXES, ImageReader
-from replora.datasets.video.decode import VIDEO_SUFFIXES, frames_every
+from replora.datasets.video.decode import VIDEO_SUFFIXES, clip_files, frames_every
 from replora.datasets.vision_language.features import FeatureError, FeatureFolder, write_h5, write_npz
 from replora.datasets.vision_language.image_text import GRID
 from replora.errors import RepLoRAError
+from replora.io import replace_text
 
 EncoderName = Literal["rn101", "vit_b32"]
 SIZE = 224
+WEIGHTS = "model.safetensors"
+RECORD = "extraction.json"  # file with the options of an extraction, beside its features
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's own
 FEATURE_SIZES: dict[EncoderName, int] = {"rn101": 2048, "vit_b32": 512}
 TIMM_NAMES: dict[EncoderName, str] = {
@@ -80,15 +84,32 @@ def load_encoder(name: EncoderName, checkpoint: Path | None = None, device: str 
 
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     try:
+        if checkpoint is None:
+            _check_reachable(f"timm/{TIMM_NAMES[name]}")
         model = timm.create_model(TIMM_NAMES[name], pretrained=checkpoint is None)
         if checkpoint is not None:
             model.load_state_dict(load_file(checkpoint))
     except Exception as error:  # the hub's client and safetensors raise their own errors
         raise RepLoRAError(
-            f"The weights of {TIMM_NAMES[name]} could not be loaded ({str(error).splitlines()[0]}). Fetch its "
+            f"The weights of {TIMM_NAMES[name]} could not be loaded ({_first_line(error)}). Fetch its "
             f"model.safetensors from huggingface.co/timm/{TIMM_NAMES[name]} and give it with --checkpoint."
         ) from error
     return ClipEncoder(name, encoder_of(name, model.eval().to(chosen)), chosen)
+
+
+def _check_reachable(repository: str) -> None:
+    """Try the hub once, because timm's download tries for a minute without a network."""
+    import huggingface_hub  # the extra `vl`
+
+    if not isinstance(huggingface_hub.try_to_load_from_cache(repository, WEIGHTS), str):
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, WEIGHTS), timeout=10)
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of an error, with those after it while it ends in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    last = next((i for i, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    return " ".join(lines[: last + 1]).rstrip(".")
 
 
 def encoder_of(name: EncoderName, model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -98,25 +119,57 @@ def encoder_of(name: EncoderName, model: nn.Module) -> Callable[[Tensor], Tensor
     return model
 
 
-def find_sources(folder: Path, name: EncoderName) -> dict[str, Path]:
-    """Name of the features -> image or video file below `folder`.
+def find_sources(folder: Path, name: EncoderName, fps: float | None = None) -> dict[str, Path]:
+    """Name of the features -> image, video file or folder of frames below `folder`.
+
+    Args:
+        folder: Folder to search.
+        name: Encoder: `rn101` takes images, `vit_b32` videos.
+        fps: Frames per second of folders of frames, which need it.
 
     Raises:
         DatasetNotFoundError: The folder is not found or contains no such files.
-        FeatureError: Two files have the same name.
+        FeatureError: Two sources have the same name, or folders of frames have no `fps`.
     """
     kind, suffixes = ("images", IMAGE_SUFFIXES) if name == "rn101" else ("videos", VIDEO_SUFFIXES)
     left_out: LeftOut = Counter()
-    files = files_of(folder, suffixes, left_out) if folder.is_dir() else []
+    found: list[Path] = []
+    if folder.is_dir():
+        found = files_of(folder, suffixes, left_out) if name == "rn101" else clip_files(folder, left_out)
     log_left_out(folder, left_out)
-    if not files:
+    if not found:
         raise DatasetNotFoundError(f"There are no {kind} in {folder} ({', '.join(suffixes)}).")
     sources: dict[str, Path] = {}
-    for file in files:
-        if file.stem in sources:
-            raise FeatureError(f"{file} and {sources[file.stem]} have one name, and their features would too.")
-        sources[file.stem] = file
+    for path in found:
+        if fps is None and path.is_dir():
+            raise FeatureError(
+                f"{path} is a folder of frames. Give their number per second, such as --fps 3 for TVQA's."
+            )
+        source = path.name if path.is_dir() else path.stem
+        if source in sources:
+            raise FeatureError(f"{path} and {sources[source]} have one name, and their features would too.")
+        sources[source] = path
     return sources
+
+
+def check_same_extraction(out: Path, options: Mapping[str, Any]) -> None:
+    """Record the options of an extraction in its folder, or check them against the record of an earlier one.
+
+    Raises:
+        FeatureError: The features in the folder were extracted with other options.
+    """
+    file = out / RECORD
+    if not file.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        replace_text(file, json.dumps(options, indent=2) + "\n")
+        return
+    recorded = json.loads(file.read_text(encoding="utf-8"))
+    if differing := [name for name in options if recorded.get(name) != options[name]]:
+        listed = ", ".join(f"{name} {recorded.get(name)} there, {options[name]} here" for name in differing)
+        raise FeatureError(
+            f"The features in {out} were extracted with other options ({listed}; {file}). Give the same options, or "
+            "another folder."
+        )
 
 
 def missing_features(sources: Mapping[str, Path], out: Path, name: EncoderName) -> dict[str, Path]:
@@ -142,6 +195,7 @@ def extract(
     seconds: float = 1.5,
     batch_size: int = 32,
     advance: Callable[[int], Any] = lambda _: None,
+    fps: float | None = None,
 ) -> dict[str, str]:
     """Write the features of images (`rn101`) or videos (`vit_b32`), each file atomically.
 
@@ -152,6 +206,7 @@ def extract(
         seconds: Seconds between two frames of a video (> 0).
         batch_size: Images or frames per batch (>= 1).
         advance: Function that is called with the number of files completed since the last call.
+        fps: Frames per second of folders of frames (> 0).
 
     Returns:
         Name -> error, of the sources that cannot be read, which are left out.
@@ -164,7 +219,7 @@ def extract(
     if encoder.name == "vit_b32":
         for name, file in sources.items():
             try:
-                frames = batched(video_frames(file, seconds), batch_size)
+                frames = batched(video_frames(file, seconds, fps), batch_size)
                 write_npz(out / f"{name}.npz", np.concatenate([encoder(torch.stack(few)) for few in frames]))
             except CorruptVideoError as error:
                 unread[name] = str(error)
@@ -184,9 +239,9 @@ def extract(
     return unread
 
 
-def video_frames(file: Path, seconds: float) -> Iterator[Tensor]:
+def video_frames(file: Path, seconds: float, fps: float | None = None) -> Iterator[Tensor]:
     """The first frame at or after each multiple of `seconds` (see `frames_every`), uint8 (3, 224, 224)."""
-    for pixels in frames_every(file, seconds):
+    for pixels in frames_every(file, seconds, fps):
         yield _framed(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
@@ -212,9 +267,11 @@ def batched(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def check_options(seconds: float, batch_size: int) -> None:
+def check_options(seconds: float, batch_size: int, fps: float | None = None) -> None:
     """Check that the options are in their range. Raises RepLoRAError if an option is out of its range."""
     if not seconds > 0:
         raise RepLoRAError(f"seconds: {seconds} is out of range. It must be a number above 0.")
+    if fps is not None and not fps > 0:
+        raise RepLoRAError(f"fps: {fps} is out of range. It must be a number above 0.")
     if batch_size < 1:
         raise RepLoRAError(f"batch_size: {batch_size} is out of range. It must be at least 1.")

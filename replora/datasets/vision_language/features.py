@@ -85,7 +85,7 @@ class FeatureFolder:
         """The features (n, feature_size) of one image or video, float32.
 
         Raises:
-            FeatureError: The file is missing, corrupt, or of another shape than expected.
+            FeatureError: The file is missing, corrupt, of another shape than expected, or not finite.
         """
         file = next((f for f in (self.folder / f"{name}{suffix}" for suffix in SUFFIXES) if f.is_file()), None)
         if file is None:
@@ -106,7 +106,14 @@ class FeatureFolder:
                 f"{file} holds features of shape {array.shape}, but ({self.count}, {self.feature_size}) was expected, "
                 f"as every image of a folder has as many. Delete it and extract it again with {EXTRACT}."
             )
-        features = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        with np.errstate(over="ignore"):  # beyond float32: infinite, which is checked
+            features = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        if not torch.isfinite(features).all():
+            bad = (~torch.isfinite(features)).any(dim=1).nonzero().flatten().tolist()
+            raise FeatureError(
+                f"{file} holds numbers that are not finite, in {len(bad):,} of its {len(features):,} vectors (first: "
+                f"{bad[0]}). Delete it and extract it again with {EXTRACT}."
+            )
         return features if self.frames is None else resized(features, self.frames)
 
 
