@@ -69,6 +69,7 @@ FIELDS = (
     Field("sweep.name", "table", label="sweep"),
     Field("data.dataset", "table splits"),
     Field("backbone", "run splits"),
+    Field("backbone.published", ""),
     Field("backbone.name", "run checkpoint table splits", "model.backbone", "backbone"),
     Field("backbone.fingerprint", "run checkpoint table splits"),
     Field("method", "run checkpoint splits"),
