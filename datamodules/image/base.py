@@ -13,9 +13,12 @@ from torch.utils.data import Dataset, Subset
 from datamodules.base import BaseDataModule, Split, at_least, one_of
 from replora.datasets.common.augment import Augmentation, Augmented
 from replora.datasets.common.in_memory import InMemory, in_memory
-from replora.datasets.common.subsample import subsample_indices
+from replora.datasets.common.subsample import places_within, subsample_indices
+from replora.datasets.errors import SubsetError
 from replora.datasets.image.read import Framing, Interpolation
 from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, ImageBatch, ImageDataset, ImageSample
+
+SubsetRule = Literal["within_final", "by_split"]
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,9 @@ class ImageDataModule(BaseDataModule):
         interpolation: Filter that resizes an image.
         normalization: `imagenet` subtracts ImageNet's mean and divides by its standard deviation; `half` maps pixels to
             [-1, 1]; `none` to [0, 1].
+        subset_rule: What a fraction or shots of `train` is under `tune` and `holdout`. `within_final` takes the part of
+            the subset of `final` that is not validation, so that options are selected on images that are trained on
+            later. `by_split` draws a subset of its own: the rule of runs whose files do not have this option.
         options: Options of `BaseDataModule`.
 
     Raises:
@@ -75,6 +81,7 @@ class ImageDataModule(BaseDataModule):
         image_size: int = 224,
         interpolation: Interpolation = "bicubic",
         normalization: Normalization = "imagenet",
+        subset_rule: SubsetRule = "within_final",
         **options: Any,
     ) -> None:
         super().__init__(
@@ -84,6 +91,8 @@ class ImageDataModule(BaseDataModule):
         at_least(0, cache_bytes=cache_bytes)
         one_of(get_args(Interpolation), interpolation=interpolation)
         one_of(get_args(Normalization), normalization=normalization)
+        one_of(get_args(SubsetRule), subset_rule=subset_rule)
+        self.subset_rule: SubsetRule = subset_rule
         self.cache_bytes = cache_bytes
         self.image_size = image_size
         self.interpolation: Interpolation = interpolation
@@ -97,7 +106,10 @@ class ImageDataModule(BaseDataModule):
         """All images of a split, not decoded yet; raises on whatever is wrong with them."""
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"num_classes": self.num_classes, **self.preprocessing()}
+        described = super().describe() | {"num_classes": self.num_classes, **self.preprocessing()}
+        if self._is_subset() and self.train_split == "train":  # elsewhere both rules give the same images
+            described["subset_rule"] = self.subset_rule
+        return described
 
     def preprocessing(self) -> dict[str, Any]:
         """What turns an image file into an input of the evaluation, as JSON values."""
@@ -118,7 +130,7 @@ class ImageDataModule(BaseDataModule):
         dataset = full = self.build_dataset(split)
         names = [str(path) for path in getattr(full, "paths", [])] or [f"{split}/{i}" for i in range(len(full))]
         if split == self.train_split:
-            self.train_indices = subsample_indices(full.labels, self._fraction, self.shots, self.subset_seed)
+            self.train_indices = self._subset(full)
             if len(self.train_indices) < len(full):
                 dataset = Subset(full, self.train_indices)
         classes = self.own_classes
@@ -131,6 +143,26 @@ class ImageDataModule(BaseDataModule):
             return dataset
         held = sum(other.images.nbytes for other in self._splits.values() if isinstance(other, InMemory))
         return in_memory(dataset, self.cache_bytes - held, name=split)
+
+    def _is_subset(self) -> bool:
+        return self._fraction is not None or self.shots is not None
+
+    def _subset(self, full: ImageDataset) -> list[int]:
+        """The positions of the training subset in `train_split`."""
+        options = (self._fraction, self.shots, self.subset_seed)
+        if not self._is_subset() or self.train_split != "train" or self.subset_rule == "by_split":
+            return subsample_indices(full.labels, *options)
+        both = self.build_dataset("trainval")
+        places = places_within(full.labels, both.labels, getattr(full, "paths", []), getattr(both, "paths", []))
+        chosen = set(subsample_indices(both.labels, *options))
+        found = [position for position, place in enumerate(places) if place in chosen]
+        if not found:
+            raise SubsetError(
+                f"The protocol {self.protocol!r} has nothing to train on: the subset of `final` has {len(chosen)} "
+                "images, all of them of the validation. Use a larger --data.train_fraction or --data.shots, or another "
+                "--data.subset_seed."
+            )
+        return found
 
     def _needs_workers(self, dataset: Dataset[Any]) -> bool:
         return not isinstance(dataset, InMemory)
