@@ -99,7 +99,7 @@ FIELDS = (
     Field("data.train_fraction", "cell splits", "data.train_fraction"),
     Field("data.shots", "cell splits", "data.shots"),
     Field("data.subset_seed", "splits", "data.subset_seed"),
-    Field("data.subset_rule", "run stage method splits", label="subset rule"),
+    Field("data.subset_rule", "stage method splits", label="subset rule"),
     Field("data.val_fraction", "splits", "data.val_fraction"),
     Field("data.split_seed", "table splits", "data.split_seed", "split seed"),
     Field("fit.optimizer", "splits"),

@@ -34,7 +34,7 @@ from datamodules import BaseDataModule
 from lightning_modules import AdaptedModule, FinalValidation, LastCheckpoint, ResultsWriter
 from lightning_modules.callbacks.results_writer import best_checkpoint, trained_classes
 from replora.adapters.config import AdapterConfig
-from replora.config_files import find_config
+from replora.config_files import find_config, former_defaults
 from replora.errors import RepLoRAError, nearest
 from replora.identity import flat_options
 from replora.recipes import changed_options
@@ -74,6 +74,8 @@ class PackagedConfigFile(ActionConfigFile):
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
         if isinstance(values, str) and "\n" not in values:
             _point_to_folder(cfg, Path(values))
+            for name, value in former_defaults(Path(values)).items():
+                cfg[name] = value
 
 
 def _point_to_folder(options: Any, file: Path) -> None:

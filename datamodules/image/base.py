@@ -59,7 +59,7 @@ class ImageDataModule(BaseDataModule):
         interpolation: Filter that resizes an image.
         normalization: `imagenet` subtracts ImageNet's mean and divides by its standard deviation; `half` maps pixels to
             [-1, 1]; `none` to [0, 1].
-        subset_rule: What a fraction or shots of `train` is under `tune` and `holdout`. `within_final` takes the part of
+        subset_rule: What a fraction or shots of `train` is under `tune`. `within_final` takes the part of
             the subset of `final` that is not validation, so that options are selected on images that are trained on
             later. `by_split` draws a subset of its own: the rule of runs whose files do not have this option.
         options: Options of `BaseDataModule`.
@@ -107,7 +107,7 @@ class ImageDataModule(BaseDataModule):
 
     def describe(self) -> dict[str, Any]:
         described = super().describe() | {"num_classes": self.num_classes, **self.preprocessing()}
-        if self._is_subset() and self.train_split == "train":  # elsewhere both rules give the same images
+        if self._within_final():
             described["subset_rule"] = self.subset_rule
         return described
 
@@ -144,13 +144,15 @@ class ImageDataModule(BaseDataModule):
         held = sum(other.images.nbytes for other in self._splits.values() if isinstance(other, InMemory))
         return in_memory(dataset, self.cache_bytes - held, name=split)
 
-    def _is_subset(self) -> bool:
-        return self._fraction is not None or self.shots is not None
+    def _within_final(self) -> bool:
+        """Whether the subset is the part of that of `final`; elsewhere both rules give the same images."""
+        subset = self._fraction is not None or self.shots is not None
+        return subset and self.protocol == "tune" and self.subset_rule == "within_final"
 
     def _subset(self, full: ImageDataset) -> list[int]:
         """The positions of the training subset in `train_split`."""
         options = (self._fraction, self.shots, self.subset_seed)
-        if not self._is_subset() or self.train_split != "train" or self.subset_rule == "by_split":
+        if not self._within_final():
             return subsample_indices(full.labels, *options)
         both = self.build_dataset("trainval")
         places = places_within(full.labels, both.labels, getattr(full, "paths", []), getattr(both, "paths", []))
@@ -158,7 +160,7 @@ class ImageDataModule(BaseDataModule):
         found = [position for position, place in enumerate(places) if place in chosen]
         if not found:
             raise SubsetError(
-                f"The protocol {self.protocol!r} has nothing to train on: the subset of `final` has {len(chosen)} "
+                f"The protocol 'tune' has nothing to train on: the subset of `final` has {len(chosen)} "
                 "images, all of them of the validation. Use a larger --data.train_fraction or --data.shots, or another "
                 "--data.subset_seed."
             )
