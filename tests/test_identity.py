@@ -82,3 +82,9 @@ def test_options_are_compared_by_their_meaning(option: str, one: object, other: 
     if same and isinstance(one, str) != isinstance(other, str):
         assert compared_options(first) == compared_options(second)
         assert configuration_sha256(first) == configuration_sha256(second)
+
+
+def test_rules_of_subsets_are_not_mixed() -> None:
+    new, former = {"data": {"subset_rule": "within_final"}}, {"data": {}}
+    for comparison in ("stage", "method", "splits"):
+        assert differing(new, former, comparison) == {"data.subset_rule": ("within_final", None)}

@@ -23,7 +23,12 @@ OPTIONS = {
     for name, value in flat_options(yaml.safe_load((FORMER / "vtab_lora.yaml").read_text("utf-8"))).items()
 }
 
-OF_NO_OPTION = ("data.dataset", "data.recipe", "data.class_names")  # fields that no option sets alone
+OF_NO_OPTION = (
+    "data.subset_rule",
+    "data.dataset",
+    "data.recipe",
+    "data.class_names",
+)  # fields that no option sets alone
 
 
 def other(option: str) -> Any:
