@@ -24,7 +24,7 @@ Split = Literal["train", "val", "trainval", "test"]
 # What may change a measurement in addition to the list of the split, among the entries of `describe`.
 IDENTITY = (
     *("dataset", "task", "group", "track", "protocol", "official_split", "root"),
-    *("image_size", "interpolation", "framing", "upright", "normalization", "clips", "skip_corrupt"),
+    *("image_size", "interpolation", "framing", "upright", "background", "normalization", "clips", "skip_corrupt"),
     *("preset", "tokenizer", "cutoff", "test_items", "prompts", "truncation_side", "feature_size"),
 )
 Protocol = Literal["tune", "final", "holdout"]
@@ -294,7 +294,7 @@ class BaseDataModule(LightningDataModule, ABC):
         batch_size: int | None,
         sampler: DistributedSampler[Any] | None = None,
         drop_last: bool = False,
-    ) -> DataLoader[Any]:
+    ) -> EpochLoader:
         """Create a loader. If `batch_size` is None, the sampler yields complete batches."""
         workers, source = self.num_workers, dataset.dataset if isinstance(dataset, PaddedDataset) else dataset
         if workers is None:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from replora.datasets.common.augment import PerEpoch
 from replora.datasets.common.workers import release_streams
-from replora.datasets.errors import LoaderWorkerError
+from replora.datasets.errors import CorruptImageError, LoaderWorkerError
 from replora.datasets.samples import PADDING_INDEX
 from replora.errors import RepLoRAError
 
@@ -26,13 +26,16 @@ class EpochLoader(DataLoader[Any]):
         LoaderWorkerError: A loader process was killed, for example because memory ran out.
     """
 
+    corrupt_image_remedy = ""  # what else can be done about an image that cannot be read
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
             yield from super().__iter__()
         except RepLoRAError as error:
             # The error of a loader process contains its traceback; the message comes last.
             message = str(error).rpartition(f"{type(error).__qualname__}: ")[2].strip()
-            raise type(error)(message) from error
+            remedy = self.corrupt_image_remedy if isinstance(error, CorruptImageError) else ""
+            raise type(error)(f"{message}{remedy}") from error
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise

@@ -178,7 +178,7 @@ class AdaptedModule(LightningModule, ABC):
         key = (seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
 
-    def require_finite(self, loss: Tensor, batch_idx: int) -> None:
+    def check_finite(self, loss: Tensor, batch_idx: int) -> None:
         """Stop the run at the first loss that is not a number.
 
         Raises:

@@ -234,7 +234,7 @@ class CausalLanguageModel(AdaptedModule):
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         loss, count = self._loss(batch)
-        self.require_finite(loss, batch_idx)
+        self.check_finite(loss, batch_idx)
         tokens = int(batch["attention_mask"][batch["index"] >= 0].sum())
         self._processed += tokens
         self.train_loss.update(loss.detach(), count)

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.base import AdaptedModule
@@ -34,7 +34,8 @@ class ClassificationModule(AdaptedModule):
     """A backbone with an adapter and a fresh classification head, on batches with `label` and `index`.
 
     Logged: `loss`, `accuracy` and, for validation and test, `mean_class_accuracy`, each with the prefix `train/`,
-    `val/` or `test/`. A subclass implements `logits_of`.
+    `val/` or `test/`; where `counts_skipped` is set, also `skipped`, the examples that could not be read and are not in
+    the other numbers. A subclass implements `logits_of`.
 
     Args:
         built: Backbone.
@@ -45,6 +46,8 @@ class ClassificationModule(AdaptedModule):
     Raises:
         RepLoRAError: `label_smoothing` is out of its range.
     """
+
+    counts_skipped = False  # whether `skipped` is logged
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class ClassificationModule(AdaptedModule):
         self.test_metrics = evaluation.clone(prefix="test/")
         # Lightning's mean over processes rounds their numbers of examples; torchmetrics' does not.
         self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
+        self.train_skipped, self.val_skipped, self.test_skipped = SumMetric(), SumMetric(), SumMetric()
 
     def writers(self, verb: str, run_dir: Path) -> list[Callback]:
         return [PredictionWriter(run_dir)] if verb == "predict" else []
@@ -76,12 +80,13 @@ class ClassificationModule(AdaptedModule):
         """Logits (B, num_classes) of a batch."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self._count_skipped(batch, self.train_skipped, "train/skipped")
         logits, label = self.logits_of(batch), batch["label"]
         loss = F.cross_entropy(logits, label, ignore_index=PADDING_LABEL, label_smoothing=self.label_smoothing)
         counted = int((label != PADDING_LABEL).sum())
         if not counted:  # their mean would be 0 / 0
             loss = logits.sum() * 0
-        self.require_finite(loss, batch_idx)
+        self.check_finite(loss, batch_idx)
         self.train_metrics.update(logits, label)
         self.train_loss.update(loss.detach(), counted)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -93,12 +98,20 @@ class ClassificationModule(AdaptedModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self._evaluate(batch, self.val_metrics, self.val_loss, "val/")
+        self._count_skipped(batch, self.val_skipped, "val/skipped")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self._evaluate(batch, self.test_metrics, self.test_loss, "test/")
+        self._count_skipped(batch, self.test_skipped, "test/skipped")
 
     def predict_step(self, batch: Any, batch_idx: int) -> ClassPredictions:  # noqa: ARG002
         return {"index": batch["index"], "probabilities": self.logits_of(batch).float().softmax(dim=-1)}
+
+    def _count_skipped(self, batch: Any, skipped: SumMetric, name: str) -> None:
+        if self.counts_skipped:
+            # Padding has index -1 and does not count.
+            skipped.update(((batch["label"] == PADDING_LABEL) & (batch["index"] >= 0)).sum())
+            self.log(name, skipped, on_step=False, on_epoch=True)
 
     def _evaluate(self, batch: Any, metrics: MetricCollection, mean_loss: MeanMetric, prefix: str) -> None:
         logits, label = self.logits_of(batch), batch["label"]

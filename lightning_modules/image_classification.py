@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_modules.classification import ClassificationModule
@@ -25,7 +26,8 @@ class ImageClassification(ClassificationModule):
     """A pre-trained image backbone with an adapter and a fresh classification head.
 
     Batches are `replora.datasets.ImageBatch`es of normalized images. Logged: `loss`, `accuracy` and, for validation and
-    test, `mean_class_accuracy`, each with the prefix `train/`, `val/` or `test/`.
+    test, `mean_class_accuracy`, each with the prefix `train/`, `val/` or `test/`; where the data skip images that
+    cannot be read, also their number, `skipped`.
 
     Args:
         num_classes: Number of classes. The command line takes it from the data.
@@ -33,6 +35,8 @@ class ImageClassification(ClassificationModule):
         pretrained: Whether to start from the backbone's published weights, which the first use downloads.
         checkpoint: File of weights to start from instead: Google's `.npz`, `.safetensors`, `.pth`, `.pt` or `.bin`.
         drop_path_rate: Probability in [0, 1) of skipping the deepest residual branch in training; linear over depth.
+        image_size: Height and width of the images, in pixels. The command line takes it from the data. Where the
+            backbone was made for another size, its position embedding is resampled. Default: the backbone's own size.
         label_smoothing: Weight in [0, 1) of the uniform distribution in the training target.
         adapter: Adaptation method: `RepLoRAConfig` (RepLoRA, its ablations, LoRA), `FullConfig`, `LinearProbeConfig`,
             `BitFitConfig`, or `PeftMethodConfig` for another method of the peft library.
@@ -56,6 +60,7 @@ class ImageClassification(ClassificationModule):
         pretrained: bool = True,
         checkpoint: Path | None = None,
         drop_path_rate: float = 0.0,
+        image_size: int | None = None,
         label_smoothing: float = 0.0,
         adapter: AdapterConfig = DEFAULT_ADAPTER,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=1e-4),
@@ -69,6 +74,7 @@ class ImageClassification(ClassificationModule):
             pretrained=pretrained,
             checkpoint=checkpoint,
             drop_path_rate=drop_path_rate,
+            image_size=image_size,
         )
         super().__init__(built, num_classes, label_smoothing, adapter, optimizer, schedule)
         if gradient_checkpointing:
@@ -88,17 +94,39 @@ class ImageClassification(ClassificationModule):
             num_classes=len(data["class_names"]),
             pretrained=options.get("pretrained", True),
             checkpoint=checkpoint,
+            image_size=data["image_size"],
         )
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        if (made_for := self.backbone.resampled_from) is not None:
+            described["backbone"]["resampled"] = {"from": made_for, "to": self.backbone.input_size}
+        return described
+
+    def _identity(self) -> dict[str, Any]:
+        size = {} if self.backbone.any_size else {"image_size": self.backbone.input_size}
+        return super()._identity() | size
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if (made_for := self.backbone.resampled_from) is not None:
+            size = self.backbone.input_size
+            rank_zero_info(
+                f"{self.backbone.name} was made for images of {made_for} x {made_for} pixels; its position embedding "
+                f"is resampled for {size} x {size}"
+            )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        size = getattr(getattr(self.trainer, "datamodule", None), "image_size", None)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        self.counts_skipped = getattr(datamodule, "skip_corrupt", False)
+        size = getattr(datamodule, "image_size", None)
         if size is not None:
-            self._require_size(size, size)
+            self._check_size(size, size)
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalized images (B, 3, H, W) -> logits (B, num_classes)."""
-        self._require_size(*image.shape[-2:])
+        self._check_size(*image.shape[-2:])
         logits: Tensor = self.model(image)
         return logits
 
@@ -106,10 +134,10 @@ class ImageClassification(ClassificationModule):
         logits: Tensor = self(batch["image"])
         return logits
 
-    def _require_size(self, height: int, width: int) -> None:
+    def _check_size(self, height: int, width: int) -> None:
         size = self.backbone.input_size
         if not self.backbone.any_size and (height, width) != (size, size):
             raise RepLoRAError(
                 f"{self.backbone.name} takes images of {size} x {size} pixels, but the data gives {height} x {width}. "
-                f"Set --data.image_size {size}."
+                f"Set --data.image_size {size}; in Python, ImageClassification(image_size={height}) resamples it."
             )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from replora.backbones.video import Average, averaged
 from replora.datasets.common.files import LeftOut
 from replora.datasets.image.folder import image_files
-from replora.datasets.image.read import IMAGE_SUFFIXES, Framing, Interpolation, read_image
+from replora.datasets.image.read import IMAGE_SUFFIXES, ImageReader
 from replora.datasets.video.dataset import views
 from replora.datasets.video.decode import VIDEO_SUFFIXES, clip_files, is_clip, read_clip
 from replora.datasets.video.sampling import ClipOptions
@@ -85,16 +85,17 @@ class Predictor(ABC):
 
 @dataclass(frozen=True)
 class ImagePredictor(Predictor):
-    """Predictor for image files. `read` returns (3, image_size, image_size)."""
+    """Predictor for image files. `read` returns (3, image_size, image_size).
+
+    Attributes:
+        reader: What makes a tensor of a file.
+    """
 
     file_kind = "image"
     suffixes = IMAGE_SUFFIXES
     batch_size = 64
 
-    image_size: int
-    interpolation: Interpolation
-    framing: Framing
-    upright: bool
+    reader: ImageReader
 
     @classmethod
     def from_run(cls, model: nn.Module, data: dict[str, Any], options: dict[str, Any], device: torch.device) -> Self:  # noqa: ARG003
@@ -104,10 +105,14 @@ class ImagePredictor(Predictor):
             mean=_channels(data["normalization"]["mean"], 3, device),
             std=_channels(data["normalization"]["std"], 3, device),
             device=device,
-            image_size=data["image_size"],
-            interpolation=data["interpolation"],
-            framing=data["framing"],
-            upright=data["upright"],
+            reader=ImageReader(
+                data["image_size"],
+                data["interpolation"],
+                data["framing"],
+                data["upright"],
+                data.get("background", "white"),  # runs of earlier releases do not name it
+                tuple(data["normalization"]["mean"]),
+            ),
         )
 
     find = staticmethod(image_files)
@@ -121,7 +126,7 @@ class ImagePredictor(Predictor):
         )
 
     def read(self, path: Path) -> Tensor:
-        return read_image(path, self.image_size, self.interpolation, self.framing, self.upright)
+        return self.reader.read(path)
 
     @torch.inference_mode()
     def probabilities(self, batch: Tensor) -> Tensor:

@@ -8,14 +8,13 @@ from typing import Any, cast, get_args
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from torchmetrics import MetricCollection, SumMetric
 
 from lightning_modules.classification import ClassificationModule
 from lightning_modules.predictors import VideoPredictor
 from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig, RepLoRAConfig
 from replora.backbones.video import Average, VideoBackbone, averaged, build_video_backbone, checkpoint_gradients
-from replora.datasets.samples import PADDING_LABEL, VideoBatch
+from replora.datasets.samples import VideoBatch
 from replora.errors import RepLoRAError, nearest
 
 DEFAULT_ADAPTER = RepLoRAConfig()
@@ -56,6 +55,7 @@ class VideoClassification(ClassificationModule):
     """
 
     predictor = VideoPredictor
+    counts_skipped = True
     backbone: VideoBackbone
 
     def __init__(
@@ -92,7 +92,6 @@ class VideoClassification(ClassificationModule):
         if compile:
             self.model.compile()  # in place, so names in checkpoints do not change
         self.average_views: Average = average_views
-        self.train_skipped, self.val_skipped, self.test_skipped = SumMetric(), SumMetric(), SumMetric()
 
     @classmethod
     def build_backbone(cls, options: dict[str, Any], data: dict[str, Any], checkpoint: Path | None) -> VideoBackbone:
@@ -110,11 +109,11 @@ class VideoClassification(ClassificationModule):
         super().setup(stage)
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if (clips := getattr(datamodule, "clips", None)) is not None:
-            self._require_shape(clips.num_frames, clips.image_size, clips.image_size)
+            self._check_shape(clips.num_frames, clips.image_size, clips.image_size)
 
     def forward(self, video: Tensor) -> Tensor:
         """Normalized clips (B, 3, T, H, W) -> logits (B, num_classes)."""
-        self._require_shape(*video.shape[-3:])
+        self._check_shape(*video.shape[-3:])
         logits: Tensor = self.model(video)
         return logits
 
@@ -125,18 +124,7 @@ class VideoClassification(ClassificationModule):
             return cast(Tensor, views[0])
         return averaged(torch.stack(views), self.average_views)
 
-    def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:
-        self.train_skipped.update(_skipped(batch))
-        self.log("train/skipped", self.train_skipped, on_step=False, on_epoch=True)
-        return super().training_step(batch, batch_idx)
-
-    def _evaluate(self, batch: VideoBatch, metrics: MetricCollection, mean_loss: Any, prefix: str) -> None:
-        super()._evaluate(batch, metrics, mean_loss, prefix)
-        skipped = self.val_skipped if prefix == "val/" else self.test_skipped
-        skipped.update(_skipped(batch))
-        self.log(f"{prefix}skipped", skipped)
-
-    def _require_shape(self, frames: int, height: int, width: int) -> None:
+    def _check_shape(self, frames: int, height: int, width: int) -> None:
         b = self.backbone
         if b.num_frames is not None and frames != b.num_frames:
             raise RepLoRAError(
@@ -148,8 +136,3 @@ class VideoClassification(ClassificationModule):
                 f"{b.name} takes frames of {b.input_size} x {b.input_size} pixels, but the data gives {height} x "
                 f"{width}. Set --data.clips.image_size {b.input_size}."
             )
-
-
-def _skipped(batch: VideoBatch) -> Tensor:
-    """Number of videos in a batch that could not be decoded; padding has index -1 and does not count."""
-    return ((batch["label"] == PADDING_LABEL) & (batch["index"] >= 0)).sum()

@@ -197,7 +197,7 @@ class VisionLanguage(AdaptedModule):
 
     def training_step(self, batch: VLBatch, batch_idx: int) -> Tensor:
         loss, weight = self._loss(batch)
-        self.require_finite(loss, batch_idx)
+        self.check_finite(loss, batch_idx)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         task_loss = cast(MeanMetric, self.task_losses[batch["task"]])
         for mean in (self.train_loss, task_loss):

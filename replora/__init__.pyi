@@ -8,7 +8,7 @@ from .adapters.config import (
     RepLoRAConfig,
 )
 from .adapters.container import DeadTargetError, Description, ParameterCounts, describe, parameter_counts
-from .adapters.inject import inject, parameter_groups, remove
+from .adapters.inject import inject, parameter_groups, remove, use_parameter_groups
 from .adapters.merge import disabled, merge, merge_and_unload, merged, unmerge
 from .adapters.multi_adapter import adapter_names, delete_adapter, set_adapter
 from .adapters.peft_format.export import PeftFormatError, export_peft
@@ -64,4 +64,5 @@ __all__ = [
     "save_adapter",
     "set_adapter",
     "unmerge",
+    "use_parameter_groups",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from replora.adapters.peft_format.export import CONFIG_FILE, export_peft, librar
 from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.state import HEADER, read_adapter, read_metadata, save_adapter
 from replora.adapters.verify import outputs_on_example
-from replora.backbones.vision import VIT_NANO, build_vision_backbone
+from replora.backbones.vision import VIT_NANO, build_vision_backbone, image_size_of
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
 from replora.datasets.image.read import short_side
 from replora.errors import RepLoRAError, nearest
@@ -113,7 +114,8 @@ def _from_file(source: Path, base: str | None, checkpoint: Path | None, force: b
             f"transformers, or a timm model.{kind} (A run's directory needs no --base.)"
         )
     if _is_timm(base):
-        model, base = _load_timm(base.removeprefix("timm/"), state, checkpoint)
+        size = json.loads(metadata.get("data", "{}")).get("image_size")
+        model, base = _load_timm(base.removeprefix("timm/"), state, checkpoint, size)
     else:
         model = load_transformers(base, heads, recorded.get("class"))
     check_base_weights(model, recorded, heads, str(source))
@@ -136,7 +138,9 @@ def _is_timm(base: str) -> bool:
     return not Path(base).is_dir() and (name == VIT_NANO or ("/" not in name and timm.is_model(name)))
 
 
-def _load_timm(name: str, state: dict[str, Tensor], checkpoint: Path | None) -> tuple[nn.Module, str]:
+def _load_timm(
+    name: str, state: dict[str, Tensor], checkpoint: Path | None, image_size: int | None
+) -> tuple[nn.Module, str]:
     """A timm model with as many classes as the head in an adapter's `state`, and what to call it."""
     import timm
 
@@ -147,7 +151,7 @@ def _load_timm(name: str, state: dict[str, Tensor], checkpoint: Path | None) -> 
         raise ExportError(
             f"--base {name}: the adapter file has no head ({layer!r}) for this timm model. {_FROM_PYTHON}"
         )
-    built = build_vision_backbone(name, num_classes=len(weight), checkpoint=checkpoint)
+    built = build_vision_backbone(name, num_classes=len(weight), checkpoint=checkpoint, image_size=image_size)
     from_hub = built.weights.startswith("timm/")
     return built.model, (timm_weights(built.model) if from_hub else None) or name
 
@@ -305,9 +309,9 @@ def _is_sum(update: WeightUpdate) -> bool:
     """Whether a merged weight is W0 + scale * B A, rounded to its type."""
     assert update.base_before_merge is not None
     exact = torch.promote_types(update.base.dtype, torch.float32)
-    want = add_update_to_weight(update.base_before_merge.to(exact), update.pieces(exact), update.scale)
+    want = add_update_to_weight(update.turned(update.base_before_merge.to(exact)), update.pieces(exact), update.scale)
     eps, largest = torch.finfo(update.base.dtype).eps, float(want.abs().max())
-    return torch.allclose(update.base.to(exact), want, rtol=eps, atol=1e-5 * largest + 1e-7)
+    return torch.allclose(update.turned(update.base.to(exact)), want, rtol=eps, atol=1e-5 * largest + 1e-7)
 
 
 def _save(model: Any, trained: Trained, folder: Path) -> tuple[str, str]:
@@ -356,37 +360,44 @@ def _copy_processors(base: str | None, folder: Path) -> None:
             warnings.warn(f"{name} of {base} was not copied ({error}). Copy its files by hand.", stacklevel=2)
 
 
-def _is_vit_nano(model: nn.Module) -> bool:
-    """Whether the model has the class of `vit_nano` and its shapes, with any head."""
-    nano = build_vit_nano()
+def _is_vit_nano(model: Any) -> bool:
+    """Whether the model has the class of `vit_nano` and its shapes, with any head and any size of images."""
+    nano: Any = build_vit_nano()
+    if type(model) is not type(nano) or getattr(model, "pretrained_cfg", None):
+        return False
+    nano.set_input_size(img_size=model.patch_embed.img_size)
     shapes = [{n: p.shape for n, p in m.named_parameters() if not in_head(n, ("head",))} for m in (model, nano)]
-    return type(model) is type(nano) and shapes[0] == shapes[1] and not getattr(model, "pretrained_cfg", None)
+    return shapes[0] == shapes[1]
 
 
 def _save_timm(model: Any, trained: Trained, folder: Path) -> None:
     import timm
 
     config: dict[str, Any] = {}
+    size = image_size_of(model)
     if not getattr(model, "pretrained_cfg", None):  # vit_nano, which timm does not know by name
         model.pretrained_cfg = {
             "architecture": "vit_tiny_patch16_224",
-            "input_size": (3, VIT_NANO_ARCHITECTURE["img_size"], VIT_NANO_ARCHITECTURE["img_size"]),
+            "input_size": (3, size, size),
             "fixed_input_size": True,
             "mean": VIT_NANO_MEAN,
             "std": VIT_NANO_STD,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         }
-        config["model_args"] = dict(VIT_NANO_ARCHITECTURE)
+        config["model_args"] = {**VIT_NANO_ARCHITECTURE, "img_size": size}
+    if size not in (None, model.pretrained_cfg["input_size"][-1]):  # resampled for other images
+        config.setdefault("model_args", {})["img_size"] = size
     if trained.data:
         size = trained.data["image_size"]
-        squash = trained.data["framing"] == "squash"
+        framing = trained.data["framing"]
         config["label_names"] = trained.data["class_names"]
         config["pretrained_cfg"] = {
             "input_size": (3, size, size),
             "interpolation": trained.data["interpolation"],
-            "crop_mode": "squash" if squash else "center",
-            "crop_pct": 1.0 if squash else size / short_side(size),
+            "crop_mode": {"crop": "center", "pad": "border", "squash": "squash"}[framing],
+            # timm rounds size / crop_pct down.
+            "crop_pct": math.nextafter(size / short_side(size), 0) if framing == "crop" else 1.0,
             "mean": tuple(trained.data["normalization"]["mean"]),
             "std": tuple(trained.data["normalization"]["std"]),
         }

@@ -86,6 +86,7 @@ FIELDS = (
     Field("data.interpolation", "table", "data.interpolation"),
     Field("data.framing", "table", "data.framing"),
     Field("data.upright", "table", "data.upright"),
+    Field("data.background", "table", "data.background"),
     Field("data.normalization", "table splits", "data.normalization"),
     Field("data.cutoff", "table", "data.cutoff"),
     Field("data.test_items", "table", "data.test_items"),
@@ -146,6 +147,7 @@ OPTIONS: dict[str, Kind] = {
     "data.check_sizes": "harmless",
     # Where the data and the weights lie: lists, classes and fingerprints say what they are.
     "data.root": "harmless",
+    "data.allowed_roots": "harmless",
     "data.union_file": "harmless",
     "model.checkpoint": "harmless",
     # Each example is measured once, whatever the batch.
@@ -163,6 +165,14 @@ OPTIONS: dict[str, Kind] = {
     "model.optimizer.lr": "axis",
     "model.optimizer.weight_decay": "axis",
 }
+# Options that earlier runs do not have, and their values that mean what those runs did; None for every value. An option
+# whose default is None needs no entry.
+ADDED: dict[str, tuple[Any, ...] | None] = {
+    "data.framing": ("crop", "squash"),  # of two runs that both have it, and in the field of the results, these differ
+    "data.background": ("white",),
+    "data.skip_corrupt": (False,),
+    "model.image_size": None,  # it follows data.image_size
+}
 
 
 def option_kind(option: str) -> Kind:
@@ -171,7 +181,7 @@ def option_kind(option: str) -> Kind:
     Args:
         option: Dotted name, with or without `init_args`. What the table does not know is a setting.
     """
-    name = option.replace(".init_args", "")
+    name = _plain(option)
     best = max((known for known in OPTIONS if name == known or name.startswith(f"{known}.")), key=len, default=None)
     return "setting" if best is None else OPTIONS[best]
 
@@ -212,13 +222,31 @@ def differing_options(
     names = sorted(first.keys() | second.keys())
     compared = [name for name in names if option_kind(name) not in ignored]
     different = [name for name in compared if _meaning(name, first.get(name)) != _meaning(name, second.get(name))]
-    return {name: (first.get(name), second.get(name)) for name in different}
+    return {
+        name: (first.get(name), second.get(name))
+        for name in different
+        if (name in first and name in second) or not _as_before(name, {**first, **second}[name])
+    }
+
+
+def _as_before(option: str, value: Any) -> bool:
+    """Whether a value means what runs did that do not have the option."""
+    values = ADDED.get(_plain(option), ())
+    return values is None or value in values
+
+
+def _plain(option: str) -> str:
+    return option.replace(".init_args", "")
 
 
 def setting_options(results: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run, other than seeds, that can change a number; none in results of format 1."""
     options: Mapping[str, Any] = results.get("configuration", {})
-    return {name: _meaning(name, value) for name, value in options.items() if option_kind(name) in ("setting", "axis")}
+    return {
+        name: _meaning(name, value)
+        for name, value in options.items()
+        if option_kind(name) in ("setting", "axis") and (value,) != ADDED.get(_plain(name))
+    }
 
 
 def options_beside_fields(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +257,7 @@ def options_beside_fields(results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in setting_options(results).items()
-        if not any(f"{name.replace('.init_args', '')}.".startswith(f"{option}.") for option in recorded)
+        if not any(f"{_plain(name)}.".startswith(f"{option}.") for option in recorded)
     }
 
 

@@ -118,6 +118,9 @@ def status_of(results: Mapping[str, Any], partial: Iterable[str] = ()) -> str:
     return f"partial: {'; '.join(reasons)}" if reasons else "complete"
 
 
+UNTRAINED = "untrained"  # source of the weights of a model that nothing trained
+
+
 def weights_source(evaluation: dict[str, Any]) -> str:
     """Where the weights of an evaluation came from, in words: "last epoch", "untrained", or a checkpoint."""
     weights = evaluation["weights"]

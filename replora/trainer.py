@@ -38,7 +38,7 @@ from replora.config_files import find_config, former_defaults
 from replora.errors import RepLoRAError, nearest
 from replora.identity import flat_options
 from replora.recipes import changed_options
-from replora.results import DivergedError, read_results
+from replora.results import UNTRAINED, DivergedError, read_results
 from replora.run_directory import check_unused, create_unique, last_checkpoint, locked
 from replora.runs import concrete_subclasses
 
@@ -58,9 +58,6 @@ IGNORED_MESSAGES = (
     *("Tip: ", "TPU available", "Loading `train_dataloader` to estimate", "For seamless cloud logging"),
     "callbacks returned in `LightningModule.configure_callbacks` will override",  # in a test after a fit
 )
-
-
-UNTRAINED = "untrained"  # value of --ckpt_path to measure a model before any training
 
 
 class PackagedConfigFile(ActionConfigFile):
@@ -181,6 +178,7 @@ class TrainerCLI(LightningCLI):
         )
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
         parser.link_arguments("data.init_args.clips.num_frames", "model.init_args.num_frames")
+        parser.link_arguments("data.init_args.image_size", "model.init_args.image_size")
         parser.link_arguments("model.init_args.revision", "data.init_args.revision")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -371,8 +369,9 @@ def _check_arguments(arguments: list[str]) -> None:
         value = value if equals else " ".join(arguments[position + 1 : position + 2])
         if option in ("--model.num_classes", "--model.init_args.num_classes"):
             raise RepLoRAError("The number of classes is the data's. For a custom dataset: --data.num_classes.")
-        if option in ("--model.num_frames", "--model.init_args.num_frames"):
-            raise RepLoRAError("The number of frames is the data's: --data.clips.num_frames.")
+        if option.startswith("--model.") and option.endswith((".num_frames", ".image_size")):
+            frames = "The number of frames is the data's: --data.clips.num_frames."
+            raise RepLoRAError(f"{frames} So is the size of images: --data.image_size.")
         if option in bases and value.isidentifier():
             known = [cls.__name__ for cls in concrete_subclasses(bases[option])]
             if value not in known:

@@ -46,7 +46,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
 def run(arguments: list[str], file: Path) -> None:
     """Execute one run and write its measurements to `file`, without the location of the data on this machine."""
     from replora.cli.main import main as replora_cli
-    from replora.reports.sections.commonsense import right_answers
+    from replora.reports.answers import right_answers
     from replora.results import read_results, stored, write_json
 
     verb, *options = arguments

@@ -313,7 +313,7 @@ def test_a_run_whose_loader_dies_keeps_its_checkpoint_and_resumes(tmp_path, caps
     with pytest.raises(SystemExit) as stopped:
         fit(tmp_path, *options, *callback(KillLoader))
     assert stopped.value.code == 2
-    assert "A process that loads data died" in capsys.readouterr().err
+    assert "A loader process died" in capsys.readouterr().err
     assert last(tmp_path)["global_step"] == 5
     fit(tmp_path, *options, "--ckpt_path=last")
     assert_equal_runs(whole, tmp_path)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import get_args
+import importlib
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import yaml
+from jsonargparse import ArgumentParser
 
 from replora.identity import (
     FIELDS,
@@ -14,11 +18,14 @@ from replora.identity import (
     configuration_sha256,
     differing,
     differing_options,
+    flat_options,
     is_compared,
     setting_options,
     table_conditions,
 )
 
+FORMER = Path(__file__).parent / "cli" / "former"
+LINKED = ("tokenizer", "revision", "num_frames", "num_classes")  # they follow others, and no file holds them
 RUN = {
     "backbone": {"name": "vit", "fingerprint": "1a", "weights": "a.bin"},
     "method": "lora",
@@ -88,3 +95,44 @@ def test_rules_of_subsets_are_not_mixed() -> None:
     new, former = {"data": {"subset_rule": "within_final"}}, {"data": {}}
     for comparison in ("stage", "method", "splits"):
         assert differing(new, former, comparison) == {"data.subset_rule": ("within_final", None)}
+
+
+def test_a_run_from_before_an_option_equals_one_with_what_it_did_then() -> None:
+    before = {"data.init_args.image_size": 224, "model.lr": 0.1}
+    now = before | {"data.init_args.framing": "squash", "data.init_args.background": "white"}
+    now |= {"data.init_args.skip_corrupt": False, "model.init_args.image_size": 224}
+    assert differing_options(before, now) == differing_options(now, before) == {}
+    assert setting_options({"configuration": now}).keys() - setting_options({"configuration": before}).keys() <= {
+        "data.init_args.framing",  # a field of the results shows it
+        "model.init_args.image_size",
+    }
+    for name, value in {"framing": "pad", "background": "black", "skip_corrupt": True}.items():
+        other = now | {f"data.init_args.{name}": value}
+        assert differing_options(before, other) == {f"data.init_args.{name}": (None, value)}
+        assert list(differing_options(now, other)) == [f"data.init_args.{name}"]
+    crop = now | {"data.init_args.framing": "crop"}
+    assert list(differing_options(now, crop)) == ["data.init_args.framing"]
+
+
+def test_each_new_option_of_a_datamodule_or_module_says_what_earlier_runs_did() -> None:
+    """A checkpoint and a sweep from before an option go on with it."""
+    former = [flat_options(yaml.safe_load(file.read_text("utf-8"))) for file in sorted(FORMER.glob("*.yaml"))]
+    for options in former:
+        for section in ("data", "model"):
+            class_path = options[f"{section}.class_path"]
+            module, _, name = class_path.rpartition(".")
+            cls = getattr(importlib.import_module(module), name)
+            for option, default in defaults(cls).items():
+                if option in LINKED:
+                    continue
+                full = f"{section}.init_args.{option}"
+                if not any(known == full or known.startswith(f"{full}.") for known in options):
+                    assert differing_options(options, options | {full: default}) == {}, f"{full} of {class_path}"
+
+
+def defaults(cls: type) -> dict[str, Any]:
+    """The defaults of the options that the command line has for a class."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(cls, "given", fail_untyped=False, instantiate=False)
+    found = parser.get_defaults(skip_validation=True).given
+    return {name: value for name, value in found.as_dict().items() if not isinstance(value, dict)}

@@ -1,9 +1,10 @@
-"""What the image benchmarks share: the in-memory cache, augmentation and normalisation."""
+"""What the image benchmarks share: the in-memory cache, augmentation and normalization."""
 
 from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,16 +12,20 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from datamodules.base import BaseDataModule, Split, at_least, one_of
+from datamodules.loader import EpochLoader
 from replora.datasets.common.augment import Augmentation, Augmented
 from replora.datasets.common.in_memory import InMemory, in_memory
 from replora.datasets.common.subsample import places_within, subsample_indices
-from replora.datasets.errors import SubsetError
-from replora.datasets.image.read import Framing, Interpolation
+from replora.datasets.errors import CorruptImageError, SubsetError
+from replora.datasets.image.read import Framing, ImageReader, Interpolation
+from replora.datasets.image.skip_corrupt import SkipCorrupt
 from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, ImageBatch, ImageDataset, ImageSample
 
 SubsetRule = Literal["within_final", "by_split"]
 
 log = logging.getLogger(__name__)
+
+LEAVE_OUT = " Or leave such images out, counted in the results: --data.skip_corrupt true"
 
 Normalization = Literal["imagenet", "half", "none"]
 
@@ -57,11 +62,18 @@ class ImageDataModule(BaseDataModule):
             augmented, are read from disk every epoch.
         image_size: Height and width of the images, in pixels (>= 1).
         interpolation: Filter that resizes an image.
+        framing: How an image becomes a square: `crop` cuts out the middle, `pad` adds margins, `squash` ignores the
+            aspect ratio.
+        background: Color behind transparent pixels: a name of CSS such as `white`, or RRGGBB in hexadecimal digits.
         normalization: `imagenet` subtracts ImageNet's mean and divides by its standard deviation; `half` maps pixels to
             [-1, 1]; `none` to [0, 1].
         subset_rule: What a fraction or shots of `train` is under `tune`. `within_final` takes the part of
             the subset of `final` that is not validation, so that options are selected on images that are trained on
             later. `by_split` draws a subset of its own: the rule of runs whose files do not have this option.
+        skip_corrupt: Whether to leave out images that cannot be read and count them in the results, instead of stopping
+            at the first one.
+        allowed_roots: Folders outside `root` where links and absolute paths may lead, one or a list, besides those of
+            the environment variable REPLORA_ALLOWED_ROOTS.
         options: Options of `BaseDataModule`.
 
     Raises:
@@ -71,7 +83,6 @@ class ImageDataModule(BaseDataModule):
 
     num_classes: int
     class_names: list[str]
-    framing: Framing = "squash"  # how an image of the evaluation becomes a square
     upright: bool = False  # whether photos are turned as their EXIF orientation says
     augmentation: Augmentation | None = None
 
@@ -80,8 +91,12 @@ class ImageDataModule(BaseDataModule):
         cache_bytes: int = 2 * 2**30,
         image_size: int = 224,
         interpolation: Interpolation = "bicubic",
+        framing: Framing = "squash",
+        background: str = "white",
         normalization: Normalization = "imagenet",
         subset_rule: SubsetRule = "within_final",
+        skip_corrupt: bool = False,
+        allowed_roots: list[Path] | Path | None = None,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -90,14 +105,17 @@ class ImageDataModule(BaseDataModule):
         at_least(1, image_size=image_size)
         at_least(0, cache_bytes=cache_bytes)
         one_of(get_args(Interpolation), interpolation=interpolation)
+        one_of(get_args(Framing), framing=framing)
         one_of(get_args(Normalization), normalization=normalization)
         one_of(get_args(SubsetRule), subset_rule=subset_rule)
         self.subset_rule: SubsetRule = subset_rule
         self.cache_bytes = cache_bytes
         self.image_size = image_size
-        self.interpolation: Interpolation = interpolation
         self.normalization: Normalization = normalization
+        self.skip_corrupt = skip_corrupt
+        self.allowed_roots = allowed_roots
         mean, std = NORMALIZATIONS[normalization]
+        self.reader = ImageReader(image_size, interpolation, framing, self.upright, background, mean)
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
 
@@ -106,7 +124,8 @@ class ImageDataModule(BaseDataModule):
         """All images of a split, not decoded yet; raises on whatever is wrong with them."""
 
     def describe(self) -> dict[str, Any]:
-        described = super().describe() | {"num_classes": self.num_classes, **self.preprocessing()}
+        skipping = {"skip_corrupt": True} if self.skip_corrupt else {}  # else absent, as in earlier results
+        described = super().describe() | {"num_classes": self.num_classes, **self.preprocessing(), **skipping}
         if self._within_final():
             described["subset_rule"] = self.subset_rule
         return described
@@ -116,10 +135,11 @@ class ImageDataModule(BaseDataModule):
         mean, std = NORMALIZATIONS[self.normalization]
         return {
             "image_size": self.image_size,
-            "interpolation": self.interpolation,
-            "framing": self.framing,
+            "interpolation": self.reader.interpolation,
+            "framing": self.reader.framing,
             "upright": self.upright,
             "normalization": {"name": self.normalization, "mean": list(mean), "std": list(std)},
+            **({} if self.reader.background == "white" else {"background": self.reader.background}),  # as above
         }
 
     def padding_of(self, sample: ImageSample) -> ImageSample:
@@ -127,12 +147,13 @@ class ImageDataModule(BaseDataModule):
 
     def build_split(self, split: Split) -> Dataset[ImageSample]:
         dataset: Dataset[ImageSample]
-        dataset = full = self.build_dataset(split)
+        full = self.build_dataset(split)
+        dataset = usable = SkipCorrupt(full, self.image_size) if self.skip_corrupt else full
         names = [str(path) for path in getattr(full, "paths", [])] or [f"{split}/{i}" for i in range(len(full))]
         if split == self.train_split:
             self.train_indices = self._subset(full)
             if len(self.train_indices) < len(full):
-                dataset = Subset(full, self.train_indices)
+                dataset = Subset(usable, self.train_indices)
         classes = self.own_classes
         used = self.train_indices if split == self.train_split else None
         self.lists.add(split, names, [classes[label] for label in full.labels], used)
@@ -142,7 +163,15 @@ class ImageDataModule(BaseDataModule):
             log.info("test: %s images, read from disk as they are needed", f"{len(full):,}")
             return dataset
         held = sum(other.images.nbytes for other in self._splits.values() if isinstance(other, InMemory))
-        return in_memory(dataset, self.cache_bytes - held, name=split)
+        try:
+            return in_memory(dataset, self.cache_bytes - held, name=split)
+        except CorruptImageError as error:
+            raise CorruptImageError(f"{error}{LEAVE_OUT}") from error
+
+    def _loader(self, *arguments: Any, **options: Any) -> EpochLoader:
+        loader = super()._loader(*arguments, **options)
+        loader.corrupt_image_remedy = LEAVE_OUT
+        return loader
 
     def _within_final(self) -> bool:
         """Whether the subset is the part of that of `final`; elsewhere both rules give the same images."""
@@ -189,6 +218,6 @@ class ImageDataModule(BaseDataModule):
         return self.trainer.precision_plugin.convert_input(normalized) if self.trainer else normalized
 
     def denormalize(self, image: Tensor) -> Tensor:
-        """The inverse, for pictures: normalised (..., 3, H, W) -> uint8 of this shape."""
+        """The inverse, for pictures: normalized (..., 3, H, W) -> uint8 of this shape."""
         pixels = image.float() * self._std.to(image.device) + self._mean.to(image.device)
         return pixels.mul_(255).round_().clamp_(0, 255).to(torch.uint8)

@@ -33,7 +33,7 @@ class DigitsDataModule(ImageDataModule):
         self.class_names = [str(digit) for digit in range(10)]
 
     def build_dataset(self, split: Split) -> Digits:
-        return Digits(split, self.image_size, self.interpolation)
+        return Digits(split, self.reader)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"task": "digits", "source": "scikit-learn"}

@@ -8,9 +8,9 @@ from typing import Any
 from datamodules.base import Split
 from datamodules.image.base import ImageDataModule
 from replora.datasets.common.augment import RandomCropFlip
-from replora.datasets.common.paths import data_root
+from replora.datasets.common.paths import allowing, data_root
 from replora.datasets.image.fgvc import FGVC, fgvc_task, find_fgvc_folder, splits_sha256
-from replora.datasets.image.read import Interpolation
+from replora.datasets.image.read import Framing, Interpolation
 
 
 class FGVCDataModule(ImageDataModule):
@@ -30,13 +30,13 @@ class FGVCDataModule(ImageDataModule):
         check_sizes: Whether to compare the numbers of images and classes with the published ones.
         augment: Whether to train on random, mirrored crops instead of the middle of each image.
         interpolation: Filter that resizes an image.
+        framing: How an image becomes a square: `crop` cuts out the middle, `pad` adds margins, `squash` ignores the
+            aspect ratio. Training with `augment` cuts a random square of a slightly larger one.
         options: Options of `ImageDataModule`.
 
     Raises:
         UnknownTaskError: The task is none of the five.
     """
-
-    framing = "crop"
 
     def __init__(
         self,
@@ -45,10 +45,12 @@ class FGVCDataModule(ImageDataModule):
         check_sizes: bool = True,
         augment: bool = True,
         interpolation: Interpolation = "bilinear",
+        framing: Framing = "crop",
         **options: Any,
     ) -> None:
         super().__init__(
             interpolation=interpolation,
+            framing=framing,
             **options,
         )
         self.root = data_root(root)
@@ -60,15 +62,15 @@ class FGVCDataModule(ImageDataModule):
             self.augmentation = RandomCropFlip(self.image_size)
 
     def build_dataset(self, split: Split) -> FGVC:
-        dataset = FGVC(
-            self.root,
-            self.task.name,
-            split,
-            self.image_size,
-            self.interpolation,
-            cropped=split != self.train_split or self.augmentation is None,
-            check_sizes=self.check_sizes,
-        )
+        with allowing(self.allowed_roots):
+            dataset = FGVC(
+                self.root,
+                self.task.name,
+                split,
+                self.reader,
+                cropped=split != self.train_split or self.augmentation is None,
+                check_sizes=self.check_sizes,
+            )
         if self._own_classes is None:  # else they are those of the run that is measured
             self.class_names = dataset.class_names
         return dataset

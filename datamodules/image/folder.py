@@ -10,8 +10,9 @@ from datamodules.base import Protocol, Split, at_least
 from datamodules.image.base import ImageDataModule, Normalization
 from replora.datasets.common.augment import RandomCropFlip
 from replora.datasets.common.labeled_files import FileTableError
+from replora.datasets.common.paths import allowing
 from replora.datasets.image.folder import ImageFolder, read_image_table
-from replora.datasets.image.read import Interpolation
+from replora.datasets.image.read import Framing, Interpolation
 
 TrainAugmentation = Literal["crop_flip", "crop", "none"]
 
@@ -33,6 +34,8 @@ class ImageFolderDataModule(ImageDataModule):
         protocol: `tune` trains on train and validates on val; `final` trains on train and val and tests; `holdout`
             trains on train, validates on val and tests.
         interpolation: Filter that resizes an image.
+        framing: How an image becomes a square: `crop` cuts out the middle, `pad` adds margins, `squash` ignores the
+            aspect ratio. Training with an augmentation cuts a random square of a slightly larger one.
         normalization: `imagenet`, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
         options: Options of `ImageDataModule`.
 
@@ -41,7 +44,6 @@ class ImageFolderDataModule(ImageDataModule):
             be read.
     """
 
-    framing = "crop"
     upright = True
 
     def __init__(
@@ -53,18 +55,21 @@ class ImageFolderDataModule(ImageDataModule):
         augmentation: TrainAugmentation = "crop_flip",
         protocol: Protocol = "holdout",
         interpolation: Interpolation = "bilinear",
+        framing: Framing = "crop",
         normalization: Normalization = "half",
         **options: Any,
     ) -> None:
         super().__init__(
             protocol=protocol,
             interpolation=interpolation,
+            framing=framing,
             normalization=normalization,
             **options,
         )
         at_least(0, split_seed=split_seed)
         self.root = root
-        self.table = read_image_table(root)
+        with allowing(self.allowed_roots):
+            self.table = read_image_table(root, self.skip_corrupt)
         self.split_of = self.table.assign(val_fraction, test_fraction, split_seed)
         self.num_classes = len(self.table.class_names)
         self.class_names = self.table.class_names
@@ -82,7 +87,7 @@ class ImageFolderDataModule(ImageDataModule):
                 "it images, or a fraction above 0 (--data.val_fraction, --data.test_fraction)."
             )
         cropped = split != self.train_split or self.augmentation is None
-        return ImageFolder(self.table, positions, self.image_size, self.interpolation, cropped)
+        return ImageFolder(self.table, positions, self.reader, cropped)
 
     def describe(self) -> dict[str, Any]:
         listed = zip(self.table.paths, self.table.labels, self.split_of, strict=True)

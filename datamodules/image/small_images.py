@@ -52,10 +52,8 @@ class SmallImagesDataModule(ImageDataModule):
 
     def build_dataset(self, split: Split) -> GrayImages:
         if self.task == "fashion_mnist":
-            return FashionMNIST(split, self.root, self.image_size, self.interpolation)
-        return Sprites(
-            split, "location" if self.task == "sprites_location" else "orientation", self.image_size, self.interpolation
-        )
+            return FashionMNIST(split, self.root, self.reader)
+        return Sprites(split, "location" if self.task == "sprites_location" else "orientation", self.reader)
 
     def describe(self) -> dict[str, Any]:
         source = "Fashion-MNIST" if self.task == "fashion_mnist" else "drawn"

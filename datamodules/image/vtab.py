@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.base import Split
 from datamodules.image.base import ImageDataModule, Normalization
-from replora.datasets.common.paths import data_root
+from replora.datasets.common.paths import allowing, data_root
 from replora.datasets.image.read import Interpolation
 from replora.datasets.vtab.dataset import VTAB, VTABSplit, find_task_folder, lists_sha256, vtab_task
 from replora.datasets.vtab.tracks import Track, check_track, read_marker, track_options
@@ -68,15 +68,15 @@ class VTABDataModule(ImageDataModule):
         self.track: Track = track
 
     def build_dataset(self, split: Split) -> VTAB:
-        dataset = VTAB(
-            self.root,
-            self.task.name,
-            LIST_FILES[split],
-            num_classes=self.num_classes,
-            image_size=self.image_size,
-            interpolation=self.interpolation,
-            check_sizes=self.check_sizes,
-        )
+        with allowing(self.allowed_roots):
+            dataset = VTAB(
+                self.root,
+                self.task.name,
+                LIST_FILES[split],
+                num_classes=self.num_classes,
+                reader=self.reader,
+                check_sizes=self.check_sizes,
+            )
         check_track(dataset.folder, dataset.folder / dataset.paths[0], self.task, self.track)
         return dataset
 

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from datamodules.base import BaseDataModule, Split, at_least, one_of
 from datamodules.image.base import NORMALIZATIONS, Normalization
 from replora.datasets.common.labeled_files import FileTable, FileTableError
+from replora.datasets.common.paths import allowing
 from replora.datasets.common.subsample import subsample_indices
 from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, VideoBatch, VideoSample
 from replora.datasets.video.dataset import VideoClips
@@ -41,6 +42,8 @@ class VideoDataModule(BaseDataModule):
         normalization: `imagenet`, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
         skip_corrupt: Whether to leave out videos that cannot be decoded and count them in the results, instead of
             stopping at the first one.
+        allowed_roots: Folders outside `root` where links and absolute paths may lead, one or a list, besides those of
+            the environment variable REPLORA_ALLOWED_ROOTS.
         cache_dir: Folder for decoded frames, so that each video is decoded once. Default: none.
         cache_bytes: Bound on this folder, in bytes (>= 0).
         recipe: Recipe that the configuration follows. The results name it with the options that differ from it;
@@ -59,6 +62,7 @@ class VideoDataModule(BaseDataModule):
         split_seed: int = 0,
         normalization: Normalization = "imagenet",
         skip_corrupt: bool = False,
+        allowed_roots: list[Path] | Path | None = None,
         cache_dir: Path | None = None,
         cache_bytes: int = 50 * 2**30,
         recipe: Recipe = "own",
@@ -76,7 +80,8 @@ class VideoDataModule(BaseDataModule):
         self.cache = None if cache_dir is None else ClipCache(Path(cache_dir).expanduser(), cache_bytes)
         self.recipe: Recipe = recipe
         self.recipe_changes: list[str] = []  # options that are not the recipe's; the command line compares them
-        self.table = self.read_table()
+        with allowing(allowed_roots):
+            self.table = self.read_table()
         self.class_names = self.table.class_names
         self.num_classes = len(self.class_names)
         groups = [self.group_of(path) for path in self.table.paths]

@@ -22,6 +22,7 @@ from replora.adapters.fingerprint import state_sha256
 from replora.errors import RepLoRAError
 from replora.identity import compared_options, configuration_sha256
 from replora.results import (
+    UNTRAINED,
     check_same_run,
     describe_training_data,
     environment_info,
@@ -34,7 +35,6 @@ from replora.results import (
 from replora.resuming import check_resumed
 
 HISTORY = 50  # maximum number of epochs that a results file keeps of each metric
-UNTRAINED = "untrained"
 
 
 @runtime_checkable

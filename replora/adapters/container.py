@@ -14,7 +14,8 @@ from replora.adapters.config import (
     RepLoRAConfig,
 )
 from replora.adapters.low_rank.factors import FactorBank
-from replora.adapters.low_rank.layer import SetAside, WeightUpdate, check_not_merged
+from replora.adapters.low_rank.frozen_layers import SetAside, check_not_merged
+from replora.adapters.low_rank.layer import WeightUpdate
 from replora.adapters.low_rank.threads import Lock, MergedBlocks, Switch
 from replora.adapters.model_methods import replace_methods, restore_methods
 from replora.adapters.wrappers import is_compiled, plain_name, unwrap
@@ -40,6 +41,7 @@ class Adapters(nn.Module):
         aside: While a layer of the `peft` library is merged, by its name: its frozen parameters.
         blocks: The open `replora.merged`.
         targets_verified: Whether every target is known to affect the output.
+        without_gradient: Name of a quantized layer that gives no gradient to its input, so the model cannot train.
     """
 
     def __init__(self, config: AdapterConfig) -> None:
@@ -58,15 +60,20 @@ class Adapters(nn.Module):
         self.peft_called: dict[str, bool] = {}
         self.aside: dict[str, SetAside] = {}
         self.targets_verified = False
+        self.without_gradient: str | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._frozen_norms: list[nn.Module] = []
-        self.lock = Lock()  # of merging and of switching off
         self.switch = Switch()
         self.blocks = MergedBlocks()
 
     def forward(self, x: Any) -> Any:
         """The identity: a model that calls all of its children in turn, like `nn.Sequential`, calls this one too."""
         return x
+
+    @property
+    def lock(self) -> Lock:
+        """Of merging and of switching off."""
+        return self.switch.lock
 
     @property
     def merged(self) -> bool:
@@ -98,6 +105,12 @@ class Adapters(nn.Module):
                 "nn.DataParallel runs copies of the model, which would all read the factors of the first device. "
                 "Start one process for each GPU, with DistributedDataParallel (torchrun, or the Trainer's strategy: "
                 "ddp), or let this one see a single GPU: CUDA_VISIBLE_DEVICES=0."
+            )
+        if self.without_gradient and model.training and torch.is_grad_enabled():
+            raise RepLoRAError(
+                f"{self.without_gradient} is quantized such that it gives no gradient to its input, so nothing before "
+                "it can train. Quantize the weights alone, as torchao's Int8WeightOnlyConfig does, or load the "
+                "backbone in 16 or 32 bit; model.eval() uses the adapter as it is."
             )
         for norm in self._frozen_norms:
             norm.training = False  # a frozen batch norm keeps the statistics it was trained with

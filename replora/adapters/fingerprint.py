@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from replora.adapters.container import Adapters
-from replora.adapters.low_rank.layer import MERGEABLE
+from replora.adapters.low_rank.frozen_layers import MERGEABLE
 from replora.adapters.wrappers import plain_name
 from replora.errors import RepLoRAError
 

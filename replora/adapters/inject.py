@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from replora.adapters.config import (
     AdapterConfig,
@@ -27,12 +28,19 @@ from replora.adapters.container import Adapters, adapters_of, device_of, train_o
 from replora.adapters.fingerprint import describe_base, in_head
 from replora.adapters.labels import match_classes
 from replora.adapters.low_rank.factors import build_factors
-from replora.adapters.low_rank.layer import AdaptedLinear, AdaptedMultiheadAttention, FactorView, WeightUpdate
+from replora.adapters.low_rank.frozen_layers import check_adaptable, stops_gradients
+from replora.adapters.low_rank.layer import (
+    AdaptedLinear,
+    AdaptedMultiheadAttention,
+    FactorView,
+    WeightUpdate,
+    is_linear,
+)
 from replora.adapters.peft_methods import inject_peft, remove_peft
 from replora.adapters.targets import Target, find_targets
 from replora.adapters.verify import verify_targets
 from replora.adapters.weight_tying import check_not_tied
-from replora.adapters.wrappers import is_wrapper, plain_name, unwrap
+from replora.adapters.wrappers import aliases_of, is_wrapper, plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 
 
@@ -48,7 +56,7 @@ def inject(
     """Adapt `model` in place, freeze the rest and return it. Load pre-trained weights before, not after.
 
     Args:
-        model: Any model with `nn.Linear` or `nn.MultiheadAttention`.
+        model: Any model with `nn.Linear`, transformers' `Conv1D` or `nn.MultiheadAttention`.
         config: The method: `RepLoRAConfig`, `LoRAConfig`, `FullConfig`, `LinearProbeConfig`, `BitFitConfig` or
             `PeftMethodConfig`.
         also_train: Names of submodules that train as a whole and are saved with the adapter, such as `("head",)`.
@@ -79,6 +87,8 @@ def _checked(model: nn.Module) -> nn.Module:
         raise RepLoRAError(f"The model already carries {present.config.name!r}. Call replora.remove(model) first.")
     if isinstance(model, DistributedDataParallel):
         raise RepLoRAError("DistributedDataParallel knows only what it was made with. Inject into model.module first.")
+    if lazy := next((name for name, p in model.named_parameters() if is_lazy(p)), None):
+        raise RepLoRAError(f"{lazy} has no shape yet: its module is lazy. Run the model once before replora.inject.")
     if of_peft := next((type(m).__name__ for m in model.modules() if type(m).__module__.startswith("peft.")), None):
         raise RepLoRAError(
             f"The model carries an adapter of the peft library already ({of_peft}). Inject into the plain model: "
@@ -97,6 +107,7 @@ def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[st
     adapters = Adapters(config)
     adapters.also_train = also_train
     adapters.base = describe_base(model, also_train)
+    adapters.without_gradient = stops_gradients(model)
     adapters.required_grad = {plain_name(name) for name, p in model.named_parameters() if p.requires_grad}
     adapters.backbone_count = sum(p.numel() for p in model.parameters() if id(p) not in head_tensors)
     model.replora = adapters
@@ -111,7 +122,7 @@ def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[st
             adapters._frozen_norms = _frozen_batch_norms(model)
         adapters.hook_onto(model)
         adapters.targets_verified = not (check and isinstance(config, RepLoRAConfig | PeftMethodConfig))
-        if not adapters.targets_verified:
+        if not adapters.targets_verified and adapters.without_gradient is None:
             verify_targets(model, adapters, example)
     except BaseException:
         remove(model)
@@ -148,8 +159,40 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+def use_parameter_groups(trainer: Any) -> Any:
+    """Let a Trainer of transformers decay what `parameter_groups` decays, and return it.
+
+        trainer = replora.use_parameter_groups(Trainer(model, arguments, train_dataset=train_dataset))
+        trainer.train()
+
+    Its own rule goes by the names of parameters, so a `weight_decay` above 0 would pull RepLoRA's diagonals to 0. The
+    optimizer, its options and the schedule stay those of the arguments.
+
+    Args:
+        trainer: A `transformers.Trainer`, or a subclass such as TRL's, with a model that carries an adapter.
+
+    Raises:
+        RepLoRAError: The model carries no adapter, or the trainer has an optimizer already.
+    """
+    if trainer.optimizer is not None:
+        raise RepLoRAError(
+            "The trainer has an optimizer already, whose groups stay as they are. Create it with "
+            "replora.parameter_groups(model), or leave it to the trainer: optimizers=(None, None)."
+        )
+    groups = parameter_groups(trainer.model)
+    decayed = {id(p) for group in groups if "weight_decay" not in group for p in group["params"]}
+    names = {plain_name(name) for name, p in unwrap(trainer.model).named_parameters() if id(p) in decayed}
+
+    def get_decay_parameter_names(model: nn.Module) -> list[str]:
+        every = [name for name, _ in model.named_parameters()]
+        return [name for name in every if plain_name(name).removeprefix("module.") in names]
+
+    trainer.get_decay_parameter_names = get_decay_parameter_names
+    return trainer
+
+
 def _submodules(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
-    known = {plain_name(name): module for name, module in model.named_modules()}
+    known = {plain_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
     for name in names:
         if not name or name not in known:
             raise RepLoRAError(
@@ -162,7 +205,7 @@ def _apply(model: nn.Module, adapters: Adapters, heads: Sequence[nn.Module]) -> 
     """Change the model as the method asks, and return the identities of the tensors that train, heads aside."""
     config = adapters.config
     if isinstance(config, RepLoRAConfig):
-        _add_low_rank_updates(model, adapters, config, find_targets(model, config.targets, config.blocks, skip=heads))
+        _add_low_rank_updates(model, adapters, config, _adaptable_targets(model, config, heads))
         return {id(p) for p in adapters.banks.parameters()}
     if isinstance(config, FullConfig):
         adapters.targets = ["all parameters"]
@@ -178,11 +221,22 @@ def _apply(model: nn.Module, adapters: Adapters, heads: Sequence[nn.Module]) -> 
             raise RepLoRAError("linear_probe trains the head alone: name it, as in also_train=['head'].")
         return set()
     if isinstance(config, PeftMethodConfig):
-        return inject_peft(model, adapters, config, find_targets(model, config.targets, config.blocks, skip=heads))
+        return inject_peft(model, adapters, config, _adaptable_targets(model, config, heads))
     raise RepLoRAError(f"{type(config).__name__} is not a method that inject knows. {nearest('', _METHODS)}")
 
 
 _METHODS = ["RepLoRAConfig", "LoRAConfig", "FullConfig", "LinearProbeConfig", "BitFitConfig", "PeftMethodConfig"]
+
+
+def _adaptable_targets(
+    model: nn.Module, config: RepLoRAConfig | PeftMethodConfig, heads: Sequence[nn.Module]
+) -> list[Target]:
+    targets = find_targets(model, config.targets, config.blocks, skip=heads)
+    for target in targets:
+        module = model.get_submodule(target.module)
+        if not is_wrapper(module):
+            check_adaptable(module, target.attribute, target.name)
+    return targets
 
 
 def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAConfig, targets: list[Target]) -> None:
@@ -208,13 +262,10 @@ def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAC
                 view = FactorView(bank, group, slot, target.rows)
                 views.setdefault((target.module, target.attribute), []).append((target, view))
 
-    # A module may have several names in a model; each of them must lead to what is adapted.
-    aliases: dict[int, list[str]] = {}
-    for alias, module in model.named_modules(remove_duplicate=False):
-        aliases.setdefault(id(module), []).append(alias)
+    aliases = aliases_of(model)  # each of them must lead to what is adapted
     for (name, attribute), pairs in views.items():
         module, names = model.get_submodule(name), [target.name for target, _ in pairs]
-        if isinstance(module, nn.Linear):
+        if is_linear(module):
             adapted: nn.Module = AdaptedLinear(module)
             for alias in aliases[id(module)]:
                 model.set_submodule(alias, adapted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from replora.adapters.config import BitFitConfig, FullConfig, PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of
 from replora.adapters.inject import remove
-from replora.adapters.low_rank.layer import check_mergeable
-from replora.adapters.peft_methods import merge_peft, peft_layers, unmerge_peft
+from replora.adapters.low_rank.frozen_layers import check_merge_keeps_outputs, check_mergeable
+from replora.adapters.peft_methods import MULTIPLYING, merge_peft, peft_layers, unmerge_peft
 from replora.adapters.weight_tying import declare_untied, shared_with
 from replora.adapters.wrappers import unwrap
 from replora.errors import RepLoRAError
@@ -30,8 +31,9 @@ def merge(model: nn.Module, *, force: bool = False) -> nn.Module:
         force: Merge even if the sums are not finite.
 
     Raises:
-        RepLoRAError: A frozen weight is quantized, or offloaded from memory; a sum is not finite (the training diverged
-            or a 16-bit weight overflows); or the adapter is switched off by `disabled`. Then nothing is changed.
+        RepLoRAError: A frozen weight is quantized, or offloaded from memory; a layer is of a class that computes
+            something else than a linear layer; a sum is not finite (the training diverged or a 16-bit weight
+            overflows); or the adapter is switched off by `disabled`. Then nothing is changed.
     """
     adapters = adapters_of(model)
     with adapters.lock:
@@ -47,14 +49,18 @@ def _merge(model: nn.Module, adapters: Adapters, force: bool) -> None:
         raise RepLoRAError("The adapter is switched off by replora.disabled. Leave that block before merging.")
     for update in adapters.updates:
         update.check_mergeable()
+        check_merge_keeps_outputs(update.owner, ", ".join(update.names))
     layers = peft_layers(model) if isinstance(adapters.config, PeftMethodConfig) else {}
     for name, layer in layers.items():
         check_mergeable(layer.get_base_layer().weight, name)
+        if cast(PeftMethodConfig, adapters.config).method not in MULTIPLYING:
+            check_merge_keeps_outputs(layer.get_base_layer(), name)
     try:
-        for update in adapters.updates:
-            update.merge()
-            if not force:
-                update.check_finite()
+        with adapters.switch.changing():
+            for update in adapters.updates:
+                update.merge()
+                if not force:
+                    update.check_finite()
         if layers:
             merge_peft(model, adapters.aside, force)
     except BaseException:  # an interrupt as well
@@ -77,8 +83,9 @@ def unmerge(model: nn.Module) -> nn.Module:
 
 
 def _unmerge(model: nn.Module, adapters: Adapters) -> None:
-    for update in adapters.updates:
-        update.unmerge()
+    with adapters.switch.changing():
+        for update in adapters.updates:
+            update.unmerge()
     if isinstance(adapters.config, PeftMethodConfig):
         unmerge_peft(model, adapters.aside)
 

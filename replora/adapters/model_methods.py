@@ -1,4 +1,4 @@
-"""Two methods of a model, `generate` and `save_pretrained`, which need to know of its adapter."""
+"""Methods of a transformers model which need to know of its adapter: of generation, saving and its vocabulary."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import replora
 from replora.adapters.config import BitFitConfig, FullConfig
 from replora.adapters.low_rank.layer import AdaptedLinear
 from replora.adapters.wrappers import plain_name
+from replora.errors import RepLoRAError
 
 if TYPE_CHECKING:
     from replora.adapters.container import Adapters
@@ -72,6 +73,53 @@ class SavePretrained(_Method):
         return result
 
 
+class TieWeights(_Method):
+    """`tie_weights`, which sees the frozen layers: the parameters that it shares are theirs."""
+
+    name = "tie_weights"
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        wrapped = [
+            (name, self.model.get_submodule(name), f"{name}.{inside}") for name, inside in _adapted_layers(self.model)
+        ]
+        asides = [*self.adapters.aside.values(), *(u.aside for u in self.adapters.updates if u.aside is not None)]
+        with self.adapters.lock, ExitStack() as stack:
+            for aside in asides:
+                stack.enter_context(aside.shown())
+            for name, layer, inside in wrapped:
+                stack.callback(self.model.set_submodule, name, layer)
+                self.model.set_submodule(name, self.model.get_submodule(inside))
+            return self.own(*args, **options)
+
+
+class ResizeTokenEmbeddings(_Method):
+    """`resize_token_embeddings`, which cannot change the shape of an adapted layer."""
+
+    name = "resize_token_embeddings"
+
+    def __call__(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *args: Any, **options: Any
+    ) -> Any:
+        adapted = {name for name, _ in _adapted_layers(self.model)}
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        name = next((name for name, module in self.model.named_modules() if module is head), "")
+        if name not in adapted:
+            return self.own(new_num_tokens, pad_to_multiple_of, *args, **options)
+        table: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        size = len(table.weight) if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of:
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size != len(table.weight):
+            raise RepLoRAError(
+                f"{name} is adapted, so the vocabulary cannot change from {len(table.weight)} to {size} tokens. Call "
+                "resize_token_embeddings before replora.inject."
+            )
+        return table
+
+
+_METHODS: tuple[type[_Method], ...] = (Generate, SavePretrained, TieWeights, ResizeTokenEmbeddings)
+
+
 def base_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state of the adapted `model`, its frozen tensors under the names that they have in the plain one."""
     inner = {f"{plain_name(name)}.": attribute for name, attribute in _adapted_layers(model)}
@@ -89,23 +137,23 @@ def _adapted_layers(model: nn.Module) -> list[tuple[str, str]]:
     """Name of each wrapped layer, and of its attribute that holds the frozen one."""
     return [
         (name, "linear" if isinstance(module, AdaptedLinear) else "base_layer")
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, AdaptedLinear) or hasattr(module, "base_layer")
     ]
 
 
 def replace_methods(model: nn.Module, adapters: Adapters) -> None:
-    """Let the model's `generate` and `save_pretrained` know of the adapter."""
+    """Let these methods of the model know of the adapter."""
     # What trains the backbone's own parameters is saved with them.
     apart = not isinstance(adapters.config, FullConfig | BitFitConfig)
-    for method in (Generate, *((SavePretrained,) if apart else ())):
-        if callable(getattr(model, method.name, None)):
+    for method in _METHODS:
+        if (apart or method is not SavePretrained) and callable(getattr(model, method.name, None)):
             setattr(model, method.name, method(model, adapters))
 
 
 def restore_methods(model: nn.Module) -> None:
     """Undo `replace_methods`."""
-    for method in (Generate, SavePretrained):
+    for method in _METHODS:
         if isinstance(own := model.__dict__.get(method.name), _Method):
             del model.__dict__[method.name]
             model.__dict__ |= own.replaced

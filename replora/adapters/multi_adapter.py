@@ -11,7 +11,7 @@ of the model's `state_dict` or parameters. It moves to the model's device when `
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,7 +136,7 @@ def added(model: nn.Module, name: str, heads: dict[str, dict[str, Tensor]]) -> I
     before = registry.active
     if name in adapter_names(model):
         raise RepLoRAError(f"There is an adapter {name!r} on this model already. Choose another name, or delete it.")
-    fresh = {head: _shaped(model, registry, head, state) for head, state in heads.items()}
+    fresh = _shaped(model, registry, heads)
     check_not_tied(model, heads)
     detach(model)
     for head, module in fresh.items():
@@ -166,7 +166,7 @@ def detach(model: nn.Module) -> None:
     _check_separable(adapters)
     inactive = InactiveAdapter(adapters)
     adapters.unhook(model)
-    layers = peft_layers(model) if adapters.peft_called else {}
+    layers = peft_layers(model, aliases=True) if adapters.peft_called else {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, AdaptedLinear):
             inactive.layers[name] = module
@@ -226,16 +226,32 @@ def _check_separable(adapters: Adapters) -> None:
         raise RepLoRAError("The active adapter is merged into the backbone. Call replora.unmerge first.")
 
 
-def _shaped(model: nn.Module, registry: AdapterRegistry, head: str, state: dict[str, Tensor]) -> nn.Module:
-    """A copy of the backbone's module `head` whose tensors have the shapes of `state`."""
-    try:
-        module = copy.deepcopy(registry.heads.get(head) or model.get_submodule(head))
-    except AttributeError as error:
-        known = [name for name, _ in model.named_modules() if name]
-        raise RepLoRAError(
-            f"The adapter trains {head!r}, which {type(model).__name__} does not have. {nearest(head, known)}"
-        ) from error
-    own = module.state_dict()
+def _shaped(
+    model: nn.Module, registry: AdapterRegistry, heads: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, nn.Module]:
+    """Copies of the backbone's modules `heads` whose tensors have the shapes of their states.
+
+    Weights that these modules share are shared by their copies, and a state has them under the first of their names.
+    """
+    own: dict[str, nn.Module] = {}
+    for head in heads:
+        try:
+            own[head] = registry.heads.get(head) or model.get_submodule(head)
+        except AttributeError as error:
+            known = [name for name, _ in model.named_modules() if name]
+            raise RepLoRAError(
+                f"The adapter trains {head!r}, which {type(model).__name__} does not have. {nearest(head, known)}"
+            ) from error
+    copies: dict[str, nn.Module] = copy.deepcopy(own)
+    given = {id(t) for h in heads for name, t in copies[h].state_dict(keep_vars=True).items() if name in heads[h]}
+    return {head: _with_shapes(model, head, copies[head], state, given) for head, state in heads.items()}
+
+
+def _with_shapes(
+    model: nn.Module, head: str, module: nn.Module, state: Mapping[str, Tensor], given: Container[int]
+) -> nn.Module:
+    """The module, or a linear layer in its place with as many outputs as the state has."""
+    own = {n: t for n, t in module.state_dict(keep_vars=True).items() if n in state or id(t) not in given}
     if {name: tensor.shape for name, tensor in own.items()} == {name: tensor.shape for name, tensor in state.items()}:
         return module
     if type(module) is nn.Linear and own.keys() == state.keys() and state["weight"].shape[1] == module.in_features:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters
-from replora.adapters.low_rank.layer import SetAside, check_finite, take_base_names
+from replora.adapters.low_rank.frozen_layers import SetAside, check_finite, computes_by_weight, take_base_names
+from replora.adapters.low_rank.layer import is_conv1d
 from replora.adapters.targets import Target
-from replora.adapters.wrappers import is_wrapper, plain_name
+from replora.adapters.wrappers import aliases_of, is_wrapper, plain_name
 from replora.errors import RepLoRAError, nearest
 
 # Method -> (config class in peft, our option -> its argument)
@@ -28,6 +29,10 @@ _CLASSES: dict[str, tuple[str, dict[str, str]]] = {
     "lokr": ("LoKrConfig", {"rank": "r", "alpha": "alpha", "dropout": "module_dropout"}),
     "hra": ("HRAConfig", {"rank": "r"}),
 }
+
+
+_BY_WEIGHT = ("hra", "boft")  # do not call the frozen layer, but compute with its weight
+MULTIPLYING = ("ia3", "oft")  # change the input or the output of the layer, and add nothing to it
 
 
 def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, targets: list[Target]) -> set[int]:
@@ -55,13 +60,20 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, 
             f"{config.method}: peft cannot train on {offloaded[0]}, which a device map offloads: its matrices would "
             "have no values there. Load the backbone without offloading; RepLoRAConfig trains on offloaded layers too."
         )
+    odd = [name for name, layer in layers.items() if config.method in _BY_WEIGHT and not computes_by_weight(layer)]
+    if odd:
+        raise RepLoRAError(
+            f"{config.method}: peft takes {odd[0]} for an nn.Linear, but it is a {type(layers[odd[0]]).__name__}, "
+            "which computes something else. Choose a method that calls the layer as it is, such as dora."
+        )
     before = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    aliases = aliases_of(model)
     modules = list(layers)
     real = {plain_name(name): name for name, module in model.named_modules() if not is_wrapper(module)}
-    own = peft_config(config, [real[name] for name in modules])
+    own = peft_config(config, [real[name] for name in modules], transposed=any(map(is_conv1d, layers.values())))
     try:
         peft.inject_adapter_in_model(own, model)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise RepLoRAError(f"{config.method}: peft refuses: {error}") from error
     added = [p for p in model.parameters() if id(p) not in before]
     for parameter in added:
@@ -69,6 +81,8 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, 
             parameter.data = parameter.data.float()
     adapters.targets = modules
     for name, layer in peft_layers(model).items():
+        for alias in aliases[id(layer.get_base_layer())]:  # peft knows only the first name of a layer
+            model.set_submodule(alias, layer)
         adapters.peft_called[name] = False
         layer.train(layer.get_base_layer().training)
         layer.register_load_state_dict_pre_hook(_take_base_names)
@@ -85,11 +99,12 @@ def _note_call(called: dict[str, bool], name: str, _layer: nn.Module, _inputs: A
     called[name] = True
 
 
-def peft_layers(model: nn.Module) -> dict[str, Any]:
-    """The layers that `peft` put into the model, by name."""
+def peft_layers(model: nn.Module, *, aliases: bool = False) -> dict[str, Any]:
+    """The layers that `peft` put into the model, by name; with `aliases`, by each of the names that one may have."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    modules = model.named_modules(remove_duplicate=not aliases)
+    return {name: module for name, module in modules if isinstance(module, BaseTunerLayer)}
 
 
 def peft_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -128,12 +143,18 @@ def unmerge_peft(model: nn.Module, aside: dict[str, SetAside]) -> None:
 
 def remove_peft(model: nn.Module) -> None:
     """Put the frozen layers back where `peft` wrapped them."""
-    for name, layer in peft_layers(model).items():
+    for name, layer in peft_layers(model, aliases=True).items():
         model.set_submodule(name, layer.get_base_layer())
 
 
-def peft_config(config: PeftMethodConfig, modules: list[str]) -> Any:
-    """The configuration of `config` in `peft`, for exactly the modules of these names."""
+def peft_config(config: PeftMethodConfig, modules: list[str], *, transposed: bool) -> Any:
+    """The configuration of `config` in `peft`, for exactly the modules of these names.
+
+    Args:
+        config: The method.
+        modules: Names of the modules.
+        transposed: Whether there is a `Conv1D` of transformers among them, whose weight is (in, out).
+    """
     import peft
 
     class_name, argument = _CLASSES[config.method]
@@ -148,6 +169,8 @@ def peft_config(config: PeftMethodConfig, modules: list[str]) -> Any:
     for option in config.options:
         if option not in known:
             raise RepLoRAError(f"options: {class_name} of peft has no {option!r}. {nearest(option, known)}")
+    if transposed and "fan_in_fan_out" in known:
+        arguments["fan_in_fan_out"] = True
     # One regular expression that matches these full names and nothing else.
     arguments["target_modules"] = "|".join(re.escape(name) for name in modules)
     return cls(**arguments | config.options)

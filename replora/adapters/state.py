@@ -42,7 +42,7 @@ from replora.adapters.container import Adapters, adapters_of, describe, listed, 
 from replora.adapters.fingerprint import check_base_weights
 from replora.adapters.inject import inject
 from replora.adapters.low_rank.factors import FactorBank
-from replora.adapters.low_rank.layer import MERGEABLE, check_not_merged
+from replora.adapters.low_rank.frozen_layers import MERGEABLE, check_not_merged
 from replora.adapters.wrappers import plain_keys, plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 from replora.io import replacing
@@ -290,7 +290,8 @@ def _differing(adapters: Adapters, description: Mapping[str, Any]) -> list[str]:
     Tensors of equal names and shapes may belong to another activation, another alpha or other layers.
     """
     saved = config_of(description)
-    if type(saved) is not type(adapters.config):
+    low_rank = isinstance(saved, RepLoRAConfig) and isinstance(adapters.config, RepLoRAConfig)  # LoRAConfig is one, too
+    if type(saved) is not type(adapters.config) and not low_rank:
         return [f"method: {saved.name} in the file, {adapters.config.name} here"]
     # Through JSON, as the file's own options went.
     found, here = (json.loads(json.dumps(acting_options(config))) for config in (saved, adapters.config))

@@ -18,34 +18,11 @@ from typing import Literal
 
 from torch import nn
 
+from replora.adapters.low_rank.layer import Rows, features, is_linear, row_count
+from replora.adapters.roles import ROLES, roles_of
 from replora.adapters.wrappers import plain_name
 from replora.errors import RepLoRAError, nearest
 
-ROLES = ("q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down")
-
-# Full name of a projection -> its role; "group" is the module that holds the group. The first match counts.
-_ROLE_NAMES = [
-    ("q", r"(?P<group>.*attention)\.(attention|self)\.query"),
-    ("k", r"(?P<group>.*attention)\.(attention|self)\.key"),
-    ("v", r"(?P<group>.*attention)\.(attention|self)\.value"),
-    ("out", r"(?P<group>.*attention)\.output\.dense"),
-    ("q", r"(?P<group>.*)\.(q_proj|query_proj|query|q_lin|to_q|wq|q)"),
-    ("k", r"(?P<group>.*)\.(k_proj|key_proj|key|k_lin|to_k|wk|k)"),
-    ("v", r"(?P<group>.*)\.(v_proj|value_proj|value|v_lin|to_v|wv|v)"),
-    ("out", r"(?P<group>.*(attn|attention)[^.]*)\.(out_proj|o_proj|proj|out_lin|to_out\.0|wo)"),
-    ("fc1", r"(?P<group>.*)\.intermediate\.dense"),
-    ("fc2", r"(?P<group>.*)\.output\.dense"),
-    ("fc1", r"(?P<group>.*\bmlp)\.0"),
-    ("fc2", r"(?P<group>.*\bmlp)\.3"),
-    ("fc1", r"(?P<group>.*)\.(fc1|lin1)"),
-    ("fc2", r"(?P<group>.*)\.(fc2|lin2)"),
-    ("gate", r"(?P<group>.*)\.gate_proj"),
-    ("up", r"(?P<group>.*)\.up_proj"),
-    ("down", r"(?P<group>.*)\.down_proj"),
-]
-_FUSED_QKV = re.compile(r"(?P<group>.*)\.(qkv|qkv_proj|Wqkv)")
-# Small networks beside the attention proper, which happen to use the same names.
-_NOT_A_TARGET = re.compile(r".*\b(meta_mlp|cpb_mlp)\b.*")
 # The part of a name up to its last numbered component: `blocks.3`, `layers.1.blocks.0`, `layers.encoder_layer_7`.
 _BLOCK = re.compile(r"(?P<block>.*?(^|[._])\d+)(?=\.(?!.*(^|[._])\d+(\.|$))|$)")
 
@@ -63,7 +40,7 @@ class Target:
         attribute: Which parameter of the module: `weight`, or `in_proj_weight` and the like.
         role: One of `ROLES`, or the module's own name where a pattern chose it.
         group: Name of the module that holds its group.
-        rows: First and last + 1 row of the matrix, None for the whole matrix.
+        rows: First and last + 1 row of the matrix, `Interleaved` if they repeat for each head; None for all rows.
         shape: (in, out) of the adapted rows.
     """
 
@@ -71,7 +48,7 @@ class Target:
     attribute: str
     role: str
     group: str
-    rows: tuple[int, int] | None
+    rows: Rows | None
     shape: tuple[int, int]
 
     def __str__(self) -> str:
@@ -107,7 +84,7 @@ def find_targets(
     """
     skipped = {id(inner) for module in skip for inner in module.modules()}
     modules = {plain_name(name): m for name, m in model.named_modules() if name and id(m) not in skipped}
-    by_role = [target for name, module in modules.items() for target in _roles_of(name, module, modules)]
+    by_role = [target for name, module in modules.items() for target in _targets_of(name, module, modules)]
 
     chosen: list[Target] = []
     for entry in wanted:
@@ -141,46 +118,24 @@ def _named(entry: str, modules: dict[str, nn.Module], by_role: list[Target]) -> 
     known = {target.name: target for target in by_role}
     if entry in known:
         return [known[entry]]
-    linear = {name: module for name, module in modules.items() if _is_linear(module)}
+    linear = {name: module for name, module in modules.items() if is_linear(module)}
     by_end = [name for name in linear if name == entry or name.endswith(f".{entry}")]
     if by_end:
         return [known.get(name) or _whole(name, linear[name]) for name in by_end]
     return [_whole(name, module) for name, module in linear.items() if fnmatch.fnmatch(name, entry)]
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)
-
-
-def _roles_of(name: str, module: nn.Module, modules: dict[str, nn.Module]) -> list[Target]:
-    """The roles that one module plays: three for a fused projection, one for a plain one, none for most."""
-    if _NOT_A_TARGET.fullmatch(name):
-        return []
+def _targets_of(name: str, module: nn.Module, modules: dict[str, nn.Module]) -> list[Target]:
+    """The targets that one module holds: a role each."""
     if isinstance(module, nn.MultiheadAttention):
         return _multihead_attention_targets(name, module)
-    if not isinstance(module, nn.Linear):
+    if not is_linear(module):
         return []
-    if fused := _FUSED_QKV.fullmatch(name):
-        width = module.out_features // 3
-        if _holds_three_equal_parts(module, fused["group"], modules):
-            parts = [("q", 0), ("k", width), ("v", 2 * width)]
-            shape = (module.in_features, width)
-            return [Target(name, "weight", role, fused["group"], (a, a + width), shape) for role, a in parts]
-        return []
-    for role, pattern in _ROLE_NAMES:
-        if match := re.fullmatch(pattern, name):
-            return [Target(name, "weight", role, match["group"], None, (module.in_features, module.out_features))]
-    return []
-
-
-def _holds_three_equal_parts(qkv: nn.Linear, attention: str, modules: dict[str, nn.Module]) -> bool:
-    """Whether q, k and v are equal thirds: not so with fewer key than query heads, where thirds would be wrong rows."""
-    inner = {qkv.in_features}
-    for name in ("proj", "out_proj", "o_proj"):
-        projection = modules.get(f"{attention}.{name}")
-        if isinstance(projection, nn.Linear):
-            inner = {projection.in_features}
-    return qkv.out_features in {3 * width for width in inner}
+    inputs, outputs = features(module)
+    return [
+        Target(name, "weight", role, group, rows, (inputs, outputs if rows is None else row_count(rows, outputs)))
+        for role, group, rows in roles_of(name, module, modules)
+    ]
 
 
 def _multihead_attention_targets(name: str, module: nn.MultiheadAttention) -> list[Target]:
@@ -193,9 +148,8 @@ def _multihead_attention_targets(name: str, module: nn.MultiheadAttention) -> li
 
 
 def _whole(name: str, module: nn.Module) -> Target:
-    assert isinstance(module, nn.Linear)
     parent, _, own = name.rpartition(".")
-    return Target(name, "weight", own, parent or name, None, (module.in_features, module.out_features))
+    return Target(name, "weight", own, parent or name, None, features(module))
 
 
 def _block_of(name: str) -> str:
@@ -205,7 +159,7 @@ def _block_of(name: str) -> str:
 
 def _block_numbers(modules: dict[str, nn.Module]) -> dict[str, int]:
     """Block name -> index, for every numbered module that holds an attention or MLP role."""
-    groups = [t.group for name, module in modules.items() for t in _roles_of(name, module, modules)]
+    groups = [t.group for name, module in modules.items() for t in _targets_of(name, module, modules)]
     names = dict.fromkeys(_block_of(group) for group in groups if _block_of(group))
     return {name: i for i, name in enumerate(names)}
 
@@ -223,14 +177,21 @@ def _check_no_overlap(targets: list[Target]) -> None:
 
 def _nothing_found(entry: str, model: nn.Module, modules: dict[str, nn.Module], by_role: list[Target]) -> str:
     where = type(model).__name__
-    others = sorted({type(m).__name__ for name, m in modules.items() if fnmatch.fnmatch(name, entry)})
+    whole = [name for name in map(plain_name, dict(model.named_modules())) if name and name not in modules]
+    if inside := [n for n in whole if n == entry or n.endswith(f".{entry}") or fnmatch.fnmatch(n, entry)]:
+        return (
+            f"targets: {entry!r} matches {inside[0]} alone, which trains as a whole (also_train). Name it in one of "
+            "the two options."
+        )
+    kinds = {type(m) for name, m in modules.items() if name.endswith(f".{entry}") or fnmatch.fnmatch(name, entry)}
+    others = sorted(kind.__name__ if kind.__name__ != "Linear" else f"{kind.__module__}.Linear" for kind in kinds)
     if others:
         return (
             f"targets: {entry!r} matches only modules that cannot be adapted in {where}: {', '.join(others)}. "
-            "nn.Linear and nn.MultiheadAttention can be."
+            "nn.Linear, transformers' Conv1D and nn.MultiheadAttention can be."
         )
     roles = list(dict.fromkeys(target.role for target in by_role))
-    linear = [name for name, m in modules.items() if _is_linear(m)]
+    linear = [name for name, m in modules.items() if is_linear(m)]
     if not linear and not roles:
         return f"targets: {entry!r} matches nothing: {where} has no nn.Linear and no nn.MultiheadAttention."
     known = f"Roles found in it: {', '.join(roles) or 'none'}."

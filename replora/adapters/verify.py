@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters, DeadTargetError, check_targets_used, listed
+from replora.adapters.low_rank.frozen_layers import is_tensor_subclass
 from replora.adapters.peft_methods import peft_parameters
 
 
@@ -45,7 +46,8 @@ def verify_targets(model: nn.Module, adapters: Adapters, example: Any = None) ->
             return  # a generated input that the model does not accept verifies nothing
         check_targets_used(adapters)
         generator = torch.Generator().manual_seed(0)
-        total = sum((o.float() * torch.randn(o.shape, generator=generator).to(o.device)).sum() for o in outputs)
+        # 64 times the derivative: small ones would be lost in float16.
+        total = 64 * sum((o.float() * torch.randn(o.shape, generator=generator).to(o.device)).sum() for o in outputs)
         dead = (
             _without_gradient(model, adapters, total)
             if isinstance(total, Tensor) and total.requires_grad
@@ -153,7 +155,8 @@ def _without_zeros(model: nn.Module, adapters: Adapters) -> Iterator[None]:
     Heads, and the last norm of a residual branch, often start at 0 in a model that is not trained yet.
     """
     own = {id(p) for p in adapters.parameters()}
-    zeros = [p for p in model.parameters() if id(p) not in own and p.is_floating_point() and not bool(p.any())]
+    plain = [p for p in model.parameters() if p.is_floating_point() and not is_tensor_subclass(p)]
+    zeros = [p for p in plain if id(p) not in own and not bool(p.any())]
     if isinstance(adapters.config, PeftMethodConfig):
         zeros = [p for p in zeros if not p.requires_grad]
     generator = torch.Generator().manual_seed(0)

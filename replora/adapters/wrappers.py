@@ -34,6 +34,14 @@ def plain_name(name: str) -> str:
     return _INSIDE.sub("", f"{name}.").removesuffix(".")
 
 
+def aliases_of(model: nn.Module) -> dict[int, list[str]]:
+    """All names of each module, by its identity: a model may use one module in several places."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return names
+
+
 def plain_keys(state: Mapping[str, Tensor], known: Container[str]) -> dict[str, Tensor]:
     """A state without the parts of its keys that wrappers put there; `known` are the names of the model itself."""
     plain = {plain_name(key): tensor for key, tensor in state.items()}

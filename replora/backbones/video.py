@@ -96,7 +96,7 @@ def build_video_backbone(
             `MCG-NJU/videomae-base-finetuned-kinetics`.
         num_classes: Outputs of the new head, at least 1.
         pretrained: Whether to load the published weights. Not used with `checkpoint`.
-        checkpoint: For a Swin: weights in torchvision's or in the original release's names, `.pth`, `.pt` or
+        checkpoint: Weights of a Swin in torchvision's or in the original release's names, `.pth`, `.pt` or
             `.safetensors`. Its head is left out; the rest must fit, except for the length of the attention's window in
             time, which is then that of the file (16 in the Something-Something models, 8 elsewhere).
         drop_path_rate: Probability in [0, 1) of skipping the deepest residual branch in training; it grows linearly

@@ -20,6 +20,7 @@ from replora.cli.commands.export import export, merge
 from replora.cli.commands.plot import plot
 from replora.cli.commands.predict import predict_files
 from replora.cli.commands.prepare import (
+    name_root,
     prepare_clip_features,
     prepare_commonsense,
     prepare_fgvc,
@@ -108,7 +109,8 @@ def run(arguments: list[str]) -> None:
         from jsonargparse import auto_cli
 
         components: Any = COMMANDS[verb]
-        options = _list_files(arguments[1:], LISTS[verb]) if verb in LISTS else arguments[1:]
+        options = name_root(arguments[1:]) if verb == "prepare" else arguments[1:]
+        options = _list_files(options, LISTS[verb]) if verb in LISTS else options
         auto_cli(components, args=options, prog=f"replora-cli {verb}")
     elif verb in TRAINER_VERBS:
         launch(arguments)

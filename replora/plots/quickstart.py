@@ -129,7 +129,7 @@ def draw(runs: list[Path], file: Path) -> None:
 
 def _draw_predictions(figure: Any, run: Path, method: str, columns: int = 10) -> None:
     """Draw two rows of test images: the first ones, and the first mistakes."""
-    digits = Digits("test", image_size=32)
+    digits = Digits("test")
     with (run / "predictions.csv").open(newline="", encoding="utf-8") as stream:
         predictions = list(csv.DictReader(stream))
     mistakes = [p for p in predictions if p["label"] != p["predicted"]]

@@ -17,7 +17,7 @@ from replora.identity import (
     options_beside_fields,
     table_conditions,
 )
-from replora.reports.runs import Group, ReportError, Run, Size, is_run, partial_measurement
+from replora.reports.runs import UNTUNED, Group, ReportError, Run, Size, is_run, partial_measurement
 from replora.results import status_of
 
 METHOD_NAMES = {
@@ -28,6 +28,7 @@ METHOD_NAMES = {
     "bitfit": "BitFit",
     "linear_probe": "linear probe",
     "full": "full fine-tuning",
+    UNTUNED: UNTUNED,
 }
 BATCH_OPTIONS = {"data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes"}
 CLASSES_SHOWN = 40  # greatest length of class names that a title lists

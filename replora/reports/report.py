@@ -14,6 +14,7 @@ from replora.reports.grouping import group_runs
 from replora.reports.render.document import Block, Heading, Paragraph, Table, write_document
 from replora.reports.runs import Group, ReportError, Run, read_runs
 from replora.reports.sections.benchmarks import benchmark_section
+from replora.reports.sections.commonsense import commonsense_section
 from replora.reports.sections.learning_curves import learning_curve_section
 from replora.reports.sections.learning_rates import learning_rate_section
 from replora.reports.sections.low_data import low_data_section
@@ -67,6 +68,7 @@ def write_report(sources: Sequence[Path], folder: Path, trials: Collection[str] 
         prefix = f"{number}_" if len(groups) > 1 else ""
         blocks += [Heading(2, group.title), *(_conditions(group, prefix))]
         blocks += benchmark_section(group, prefix)
+        blocks += commonsense_section(group, prefix)
         blocks += low_data_section(group, folder, prefix)
         blocks += validation_section(group, prefix)
         blocks += learning_rate_section(group, folder, prefix)
@@ -185,7 +187,7 @@ def _conditions(group: Group, prefix: str) -> list[Block]:
                 f"{sum(seconds) / len(seconds):.1f}" if seconds else "",
             ]
         )
-    columns = ["method", "options", "trained", "deployed", "head", "runs (final + selection)", "seconds a fit"]
+    columns = ["method", "options", "trained", "deployed", "head", "runs (final + selection)", "seconds per fit"]
     caption = "Methods: parameters that train and that remain beside the backbone"
     return [Paragraph(f"All runs: {shared}."), *_skipped(group), Table(f"{prefix}methods", caption, columns, rows)]
 

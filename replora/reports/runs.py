@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
-from replora.results import ResultsError, read_results, status_of, with_own_measurements
+from replora.reports.answers import with_right_answers
+from replora.results import UNTRAINED, ResultsError, read_results, status_of, weights_source, with_own_measurements
 
 # Order of the methods in tables; other methods follow by name.
-METHOD_ORDER = ("full fine-tuning", "linear probe", "BitFit", "LoRA", "DoRA", "linear", "RepLoRA")
+UNTUNED = "untuned"  # the method of a test of weights that nothing trained
+METHOD_ORDER = (UNTUNED, "full fine-tuning", "linear probe", "BitFit", "LoRA", "DoRA", "linear", "RepLoRA")
 # Runs are compared by the first of these metrics that they have; `score` is the mean over tasks with different metrics.
 HEADLINES = ("accuracy", "acc_norm", "acc", "score")
 REQUIRED = ("backbone", "options", "parameters", "data")  # of a run with a method
@@ -37,7 +39,7 @@ class Size:
     amount: float
 
     def __str__(self) -> str:
-        return f"{self.amount:g} a class" if self.shots else f"{100 * self.amount:g} %"
+        return f"{self.amount:g} per class" if self.shots else f"{100 * self.amount:g} %"
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,11 @@ def read_runs(sources: Sequence[Path], skipped: list[str] | None = None) -> list
 
 
 def _with_place(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The results with their place, the answers that lie beside them, and the method that they really are of."""
+    if "fit" not in content and "test" in content and weights_source(content["test"]) == UNTRAINED:
+        parameters = content.get("parameters", {}) | {"adapter_trained": 0, "adapter_deployed": 0}
+        content = {**content, "method": UNTUNED, "options": {}, "parameters": parameters}
+    content = with_right_answers(content, file.parent)
     return {**content, "file": str(file.parent if file.name == "results.json" else file)}
 
 

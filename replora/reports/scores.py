@@ -100,7 +100,7 @@ class Scores:
         """Label of the axis of `place`."""
         if self.counted:
             return "training examples"
-        return "training examples a class" if self.shots else "part of the training data (%)"
+        return "training examples per class" if self.shots else "part of the training data (%)"
 
     def name(self, size: Size) -> str:
         """Name of a size in tables: `10 % (80)`."""

@@ -103,7 +103,7 @@ def compare_paired(units: Sequence[Sequence[float]]) -> Comparison:
     and `permutation_test` never returns less than 2 / (n + 1) where it samples.
 
     Args:
-        units: For each unit the differences of its pairs.
+        units: Differences of the pairs of each unit.
 
     Raises:
         ValueError: There is no unit, or a unit without a difference.

@@ -27,7 +27,7 @@ METHODS: dict[str, replora.AdapterConfig] = {
 }
 LOW_RANK = ["replora", "replora_unshared", "linear", "lora"]
 # peft adapts only layers that are called one by one.
-PEFT_MODELS = ["timm_vit", "timm_swin", "hf_vit", "hf_llama", "hf_bart"]
+PEFT_MODELS = ["timm_vit", "timm_swin", "hf_vit", "hf_llama", "hf_gpt2", "hf_bart"]
 PAIRS = [
     *product(MODELS, LOW_RANK),
     *product(PEFT_MODELS, ["dora"]),

@@ -45,6 +45,49 @@ def test_each_may_merge(model_name: str, method: str) -> None:
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
+@pytest.mark.parametrize("method", ["replora", "lora"])
+@pytest.mark.parametrize("model_name", FAMILIES)
+def test_one_may_merge_while_another_runs(model_name: str, method: str) -> None:
+    model, tiny = adapted(model_name, method)
+    disturb(model)
+    inputs = tiny.inputs()
+    with torch.no_grad():
+        want = call(model, inputs)
+
+    def work(number: int) -> list[torch.Tensor]:
+        outputs = []
+        for _ in range(20):
+            with torch.no_grad(), nullcontext() if number % 2 else replora.merged(model):
+                outputs.append(call(model, inputs))
+        return outputs
+
+    for output in in_threads(work):
+        torch.testing.assert_close(output, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [replora.merge, replora.unmerge])
+@pytest.mark.parametrize("method", ["replora", "lora"])
+@pytest.mark.parametrize("model_name", ["timm_vit", "hf_llama"])
+def test_a_layer_that_runs_while_another_thread_merges_runs_again(model_name: str, method: str, change) -> None:
+    model, tiny = adapted(model_name, method)
+    disturb(model)
+    owners = [update.owner for update in model.replora.updates]
+    pending = iter(owners[::2])
+
+    def between(*_: object) -> None:
+        """After the layer has seen whether it is merged, and before it reads its weight."""
+        if next(pending, None) is not None:
+            in_threads(lambda _: [change(model) and torch.zeros(1)], 1)
+
+    with torch.no_grad():
+        want = call(model, tiny.inputs())
+        if change is replora.unmerge:
+            replora.merge(model)
+        for owner in owners:
+            owner.register_forward_pre_hook(between)
+        torch.testing.assert_close(call(model, tiny.inputs()), want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("model_name", FAMILIES)
 def test_each_may_switch_the_adapter_off(model_name: str) -> None:
     model, tiny = adapted(model_name, "replora")

@@ -161,6 +161,15 @@ def hf_llama() -> nn.Module:
     )
 
 
+def hf_gpt2() -> nn.Module:
+    """Its linear layers are transformers' `Conv1D`, and its output layer is not tied."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_embd=24, n_layer=2, n_head=2, vocab_size=50, n_positions=16, tie_word_embeddings=False)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    return GPT2LMHeadModel(config)
+
+
 def tied_llama() -> nn.Module:
     """Its output layer is the table of its embedding."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -230,5 +239,6 @@ MODELS: dict[str, TinyModel] = {
         "classifier",
     ),
     "hf_llama": TinyModel(hf_llama, tokens, "model.norm"),
+    "hf_gpt2": TinyModel(hf_gpt2, tokens, "transformer.ln_f"),
     "hf_bart": TinyModel(hf_bart, tokens, "model.decoder.layernorm_embedding"),
 }

@@ -262,3 +262,27 @@ def test_a_run_that_is_stopped_inside_an_epoch_goes_on_exactly(home, finished, t
     main(["fit", *options(home), f"--run_dir={tmp_path}", "--ckpt_path=last"])
     assert_equal_runs(finished, tmp_path)
     assert answers(finished) == answers(tmp_path)
+
+
+def test_the_report_compares_runs_with_the_untuned_model(home, finished, tmp_path):
+    main(["test", *options(home), "--ckpt_path=untrained", f"--run_dir={tmp_path / 'untuned'}"])
+    main(["report", str(finished), str(tmp_path / "untuned"), f"--out={tmp_path / 'report'}"])
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "| untuned |  | 0 | 0 | 0 | 1 + 0 |  |" in page  # nothing of the adapter that it was not trained with
+    methods = {line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")}
+    assert {"| untuned", "| RepLoRA"} <= methods
+    assert not [name for name in methods if "model." in name or "data." in name]
+    with (tmp_path / "report" / "untuned.csv").open(newline="") as stream:
+        rows = {row["task"]: row for row in csv.DictReader(stream)}
+    before, after = (
+        {(a["task"], a["index"]): a["right_norm"] for a in answers(run)} for run in (tmp_path / "untuned", finished)
+    )
+    for task, name in {"boolq": "BoolQ", "ARC-Easy": "ARC-e", "openbookqa": "OBQA"}.items():
+        of_task = [key for key in before if key[0] == task]
+        assert int(rows[name]["gained"]) == sum(after[key] and not before[key] for key in of_task)
+        assert int(rows[name]["lost"]) == sum(before[key] and not after[key] for key in of_task)
+    # The answers of another test that lie beside the results are not taken for those of this one.
+    file = tmp_path / "untuned" / "predictions.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    main(["report", str(finished), str(tmp_path / "untuned"), f"--out={tmp_path / 'again'}"])
+    assert not (tmp_path / "again" / "untuned.csv").exists()

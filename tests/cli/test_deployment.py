@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 import replora
+from replora.adapters.low_rank.frozen_layers import SetAside
 from replora.adapters.peft_methods import peft_layers
 from replora.adapters.state import read_metadata
 from replora.cli.main import main
@@ -315,9 +316,8 @@ def test_in_16_bits_too_an_update_that_is_not_merged_is_found(
     else:
         updates = model.replora.updates
         for update in {"all": updates, "one": updates[-1:], "none": []}[forgotten]:
-            monkeypatch.setattr(
-                update, "merge", lambda update=update: setattr(update, "base_before_merge", update.base)
-            )
+            aside = SetAside(update.owner, {"weight": update.base})
+            monkeypatch.setattr(update, "merge", lambda update=update, aside=aside: setattr(update, "aside", aside))
     if forgotten == "none":
         assert merge(Trained(model, None), tmp_path / "out") < 0.05
         return

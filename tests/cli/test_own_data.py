@@ -136,4 +136,4 @@ def test_mistakes_end_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     error = refused(capsys, "fit", "--config=image_folder.yaml", *options)
     assert "needs the split 'val'" in error
     assert json.dumps(error).count("--data.val_fraction") == 1
-    assert "none of the five" in refused(capsys, "fit", "--config=fgvc.yaml", *TINY, "--data.task=cubs")
+    assert "not one of the five" in refused(capsys, "fit", "--config=fgvc.yaml", *TINY, "--data.task=cubs")

@@ -213,7 +213,7 @@ def test_random_weights_are_those_of_the_seed(tmp_path: Path) -> None:
     predictor = inference.load_predictor(run)
     assert torch.equal(torch.get_rng_state(), state)
     assert predictor.class_names == [str(digit) for digit in range(10)]
-    assert (predictor.framing, predictor.image_size) == ("squash", 32)
+    assert (predictor.reader.framing, predictor.reader.image_size) == ("squash", 32)
     data = json.loads(read_metadata(run / "adapter.safetensors")["data"])
     assert data["normalization"]["name"] == "half"
     assert not data["upright"]

@@ -16,6 +16,12 @@ from tests.fake_data import write_vtab, write_vtab_task
 from tests.fake_tfds import install
 
 
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path_factory, monkeypatch):
+    """Lists of unreadable files go into the working directory."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 def prepare(*arguments: str) -> int:
     """The exit status."""
     try:
@@ -29,7 +35,7 @@ def test_check_of_a_whole_copy(tmp_path, capsys):
     write_vtab(tmp_path)
     assert prepare(f"--root={tmp_path}", "--check_sizes=false") == 0
     shown = capsys.readouterr()
-    assert "19 of 19 tasks are whole" in shown.out
+    assert "19 of 19 tasks are complete" in shown.out
     for task in VTAB_TASKS.values():
         [line] = [line for line in shown.out.splitlines() if line.startswith(f"{task.name} ")]
         assert line.split()[1:6] == ["archive", "16", "8", "24", "8"]
@@ -44,7 +50,7 @@ def test_check_that_fails_ends_with_status_1_and_commands_to_copy(tmp_path, caps
     shown = capsys.readouterr().out
     assert "problem: dtd: train800.txt lists 16 images, but 800 are expected." in shown
     assert "problem: dtd: 1 of 56 images cannot be decoded" in shown
-    assert "0 of 2 tasks are whole" in shown
+    assert "0 of 2 tasks are complete" in shown
     assert f"rm -r {home}" in shown
     assert f"replora-cli prepare vtab --root {tmp_path} --tasks dtd,kitti --from_tfds true" in shown
 
@@ -53,7 +59,7 @@ def test_root_comes_from_the_environment_and_tasks_may_be_a_list(tmp_path, monke
     write_vtab(tmp_path, ["dtd", "kitti"])
     monkeypatch.setenv("REPLORA_DATA", str(tmp_path))
     assert prepare("--tasks=[dtd, kitti]", "--check_sizes=false") == 0
-    assert "2 of 2 tasks are whole" in capsys.readouterr().out
+    assert "2 of 2 tasks are complete" in capsys.readouterr().out
     assert prepare("--tasks=dtd", "--track=clean", "--check_sizes=false") == 1
     assert "Of the track archive, not clean: dtd" in capsys.readouterr().out
 

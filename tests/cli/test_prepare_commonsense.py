@@ -30,8 +30,8 @@ def test_whole_files_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     write_commonsense(tmp_path)
     assert prepare(f"--root={tmp_path}", "--check_sizes=false") == 0
     shown = capsys.readouterr().out
-    assert rows(shown) == {task: ["12", "0", "6", "0", "whole"] for task in COMMONSENSE_TASKS}
-    assert f"8 of 8 tasks are whole in {tmp_path}; 96 training records of 170,420." in shown
+    assert rows(shown) == {task: ["12", "0", "6", "0", "complete"] for task in COMMONSENSE_TASKS}
+    assert f"8 of 8 tasks are complete in {tmp_path}; 96 training records of 170,420." in shown
 
 
 def test_a_partial_folder_is_told_and_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,12 +55,12 @@ def test_faults_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     file.write_text(json.dumps(content))
     assert prepare(f"--root={tmp_path}", "--tasks=openbookqa") == 1
     shown = capsys.readouterr().out
-    assert rows(shown)["openbookqa"] == ["12", "1", "6", "1", "damaged"]
-    assert f"2 of 12 records are damaged, the first: {file}, record 4" in shown
+    assert rows(shown)["openbookqa"] == ["12", "1", "6", "1", "corrupt"]
+    assert f"2 of 12 records are corrupt, the first: {file}, record 4" in shown
     assert f"{file} has 12 records, 4,957 are expected" in shown
     file.write_text("[")
     assert prepare(f"--root={tmp_path}", "--tasks=openbookqa", "--check_sizes=false") == 1
-    assert f"{file} cannot be read as JSON" in capsys.readouterr().out
+    assert f"{file} is not JSON" in capsys.readouterr().out
 
 
 def test_unknown_task_and_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

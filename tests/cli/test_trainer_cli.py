@@ -295,7 +295,7 @@ def test_wrong_checkpoints(run, tmp_path, capsys):
         (["--model.backbone=vit_nanno"], "Did you mean 'vit_nano'"),
         (["--model.schedule.per=batch"], "'batch'"),
         (["--model.drop_path_rate=1.5"], "drop_path_rate: 1.5 is out of range"),
-        (["--data.image_size=64"], "Set --data.image_size 32"),
+        (["--data.image_size=33"], "Set --data.image_size 32"),
         (["--data.protocol=best"], "'best'"),
         (["--trainer.max_epochs=-1"], "set --trainer.max_epochs"),
         (["--model.checkpoint=nowhere.npz"], "there is no file 'nowhere.npz'"),

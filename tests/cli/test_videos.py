@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_ssv2_from_prepare_to_predict(ssv2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["prepare", "ssv2", "--root", str(ssv2), "--check_sizes", "false"])
-    assert "whole" in capsys.readouterr().out
+    assert "complete" in capsys.readouterr().out
     run = tmp_path / "run"
     main(["fit", "--config=ssv2.yaml", *TINY, f"--data.root={ssv2}", "--data.check_sizes=false", f"--run_dir={run}"])
     main(["test", f"--config={run / 'fit.yaml'}"])
@@ -113,7 +113,7 @@ def test_options_are_chosen_on_training_videos(ssv2: Path, tmp_path: Path, capsy
 def test_hmdb51_from_prepare_to_predict(split: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_hmdb51(tmp_path / "data", classes=("brush_hair", "wave"), films=3)
     main(["prepare", "hmdb51", "--root", str(root), "--check_sizes", "false"])
-    assert capsys.readouterr().out.count("whole") == 3
+    assert capsys.readouterr().out.count("complete") == 3
     run = tmp_path / "run"
     options = [f"--data.root={root}", "--data.check_sizes=false", f"--data.split={split}", f"--run_dir={run}"]
     main(["fit", "--config=hmdb51.yaml", *TINY, *options])
@@ -160,9 +160,11 @@ def test_a_corrupt_video_stops_the_run_or_counts_for_nothing(
     root = write_ssv2(tmp_path / "data", train=3, validation=3)
     (root / "20bn-something-something-v2" / "1005.webm").write_bytes(b"damaged")
     (root / "20bn-something-something-v2" / "1002.webm").write_bytes(b"damaged")
+    listed = tmp_path / "unreadable.txt"
     with pytest.raises(SystemExit) as stopped:
-        main(["prepare", "ssv2", "--root", str(root), "--check_sizes", "false"])
+        main(["prepare", "ssv2", "--root", str(root), "--check_sizes", "false", "--unreadable", str(listed)])
     assert stopped.value.code == 1
+    assert len(listed.read_text("utf-8").splitlines()) == 2
     printed = capsys.readouterr().out
     assert "2 of 6 videos cannot be decoded" in printed
     assert "1005.webm" in printed

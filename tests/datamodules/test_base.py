@@ -315,7 +315,7 @@ def test_workers_give_the_same_batches() -> None:
     assert list(epochs(made(batch_size=50, num_workers=1, cache_bytes=0))) == plain
 
 
-# --- normalisation
+# --- normalization
 
 
 def image_batch() -> ImageBatch:
@@ -324,7 +324,7 @@ def image_batch() -> ImageBatch:
 
 
 @pytest.mark.parametrize("name", NORMALIZATIONS)
-def test_normalisation_is_that_of_torchvision_to_the_bit(name: str) -> None:
+def test_normalization_is_that_of_torchvision_to_the_bit(name: str) -> None:
     batch = image_batch()
     original = batch["image"].clone()
     data = CountingDataModule(normalization=name)  # type: ignore[arg-type]
@@ -338,7 +338,7 @@ def test_normalisation_is_that_of_torchvision_to_the_bit(name: str) -> None:
     assert found["label"] is batch["label"]
 
 
-def test_normalisation_happens_once() -> None:
+def test_normalization_happens_once() -> None:
     data = CountingDataModule()
     once = data.on_after_batch_transfer(image_batch(), 0)
     assert data.on_after_batch_transfer(once, 0) is once

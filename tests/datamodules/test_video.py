@@ -56,7 +56,7 @@ def test_splits_and_views(root: Path) -> None:
     assert len(final._splits["trainval"]) == 12
 
 
-def test_batches_are_normalised_and_follow_the_epoch(root: Path) -> None:
+def test_batches_are_normalized_and_follow_the_epoch(root: Path) -> None:
     module = made(root)
     loader = module.train_dataloader()
     batches = [next(iter(loader))]
@@ -66,11 +66,11 @@ def test_batches_are_normalised_and_follow_the_epoch(root: Path) -> None:
     assert batches[0]["video"].dtype == torch.uint8
     assert not torch.equal(batches[0]["video"], batches[1]["video"])
     assert torch.equal(next(iter(made(root).train_dataloader()))["video"], batches[0]["video"])
-    normalised = module.on_after_batch_transfer(batches[0], 0)["video"]
+    normalized = module.on_after_batch_transfer(batches[0], 0)["video"]
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = (batches[0]["video"].permute(0, 1, 3, 4, 5, 2) / 255 - mean) / std
-    assert torch.allclose(normalised.permute(0, 1, 3, 4, 5, 2), expected, atol=1e-5)
-    assert module.on_after_batch_transfer({"video": normalised}, 0)["video"] is normalised
+    assert torch.allclose(normalized.permute(0, 1, 3, 4, 5, 2), expected, atol=1e-5)
+    assert module.on_after_batch_transfer({"video": normalized}, 0)["video"] is normalized
 
 
 def test_few_videos_are_stratified_and_recorded(root: Path) -> None:

@@ -33,7 +33,7 @@ def test_every_task_gives_batches(archive: Path, task: str) -> None:
 
 def test_defaults_are_the_preprocessing_of_the_archive() -> None:
     data = VTABDataModule()
-    assert (data.track, data.image_size, data.interpolation, data.normalization) == (
+    assert (data.track, data.image_size, data.reader.interpolation, data.normalization) == (
         "archive",
         224,
         "bicubic",
@@ -44,9 +44,9 @@ def test_defaults_are_the_preprocessing_of_the_archive() -> None:
 
 def test_track_gives_the_defaults_that_are_not_given() -> None:
     data = VTABDataModule(track="clean")
-    assert (data.interpolation, data.normalization) == ("bilinear", "half")
+    assert (data.reader.interpolation, data.normalization) == ("bilinear", "half")
     data = VTABDataModule(track="clean", normalization="imagenet")  # as in VPT
-    assert (data.interpolation, data.normalization) == ("bilinear", "imagenet")
+    assert (data.reader.interpolation, data.normalization) == ("bilinear", "imagenet")
     with pytest.raises(TrackError, match=r"track='clear' is not an option\. Did you mean 'clean'"):
         VTABDataModule(track="clear")  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ from torchvision.transforms import v2 as transforms
 
 from datamodules.loader import TrainSampler
 from replora.datasets.common.augment import Augmented, RandomCropFlip
-from replora.datasets.image.read import read_image, read_uncropped, short_side
+from replora.datasets.image.read import ImageReader, short_side
 from replora.datasets.samples import ImageDataset, ImageSample
 
 
@@ -97,7 +97,7 @@ def test_middle_crop_is_that_of_torchvision(tmp_path: Path, shape: tuple[int, in
         transforms.PILToTensor(),
     ]
     expected = transforms.Compose(steps)(Image.open(tmp_path / "image.png"))
-    assert torch.equal(read_image(tmp_path / "image.png", 21, interpolation, "crop"), expected)  # type: ignore[arg-type]
-    uncropped = read_uncropped(tmp_path / "image.png", 21)
+    assert torch.equal(ImageReader(21, interpolation, "crop").read(tmp_path / "image.png"), expected)  # type: ignore[arg-type]
+    uncropped = ImageReader(21, framing="crop").read_uncropped(tmp_path / "image.png")
     assert min(uncropped.shape[1:]) == short_side(21) == 24
     assert short_side(224) == 256

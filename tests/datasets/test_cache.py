@@ -9,6 +9,7 @@ from torch.utils.data import Subset
 
 from replora.datasets.common.in_memory import InMemory, in_memory
 from replora.datasets.errors import CorruptImageError
+from replora.datasets.image.read import ImageReader
 from replora.datasets.samples import ImageSample
 from replora.datasets.vtab.dataset import VTAB
 from tests.fake_data import write_vtab_task
@@ -19,7 +20,7 @@ IMAGE_BYTES = 3 * 8 * 8
 @pytest.fixture
 def dataset(tmp_path: Path) -> VTAB:
     write_vtab_task(tmp_path, "dtd")
-    return VTAB(tmp_path, "dtd", "train800", image_size=8, check_sizes=False)
+    return VTAB(tmp_path, "dtd", "train800", reader=ImageReader(8), check_sizes=False)
 
 
 def same(a: ImageSample, b: ImageSample) -> bool:

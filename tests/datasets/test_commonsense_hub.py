@@ -144,7 +144,7 @@ def test_all_tasks_are_rebuilt(hub: Path, tmp_path: Path) -> None:
         write_original(hub, task)
     root = tmp_path / "data"
     reports = prepare_commonsense(root, from_originals=True, check_sizes=False)
-    assert {report.name: report.state for report in reports} == dict.fromkeys(COMMONSENSE_TASKS, "whole")
+    assert {report.name: report.state for report in reports} == dict.fromkeys(COMMONSENSE_TASKS, "complete")
     sizes = {report.name: (report.sizes["train"], report.sizes["test"]) for report in reports}
     # WinoGrande's training set is its six subsets.
     assert sizes == dict.fromkeys(COMMONSENSE_TASKS, (2, 2)) | {"winogrande": (12, 2)}

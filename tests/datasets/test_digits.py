@@ -10,6 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from replora.datasets.image.digits import Digits
+from replora.datasets.image.read import ImageReader
 
 
 @pytest.mark.parametrize(("split", "size"), [("train", 800), ("val", 200), ("trainval", 1000), ("test", 797)])
@@ -30,7 +31,7 @@ def test_splits_are_disjoint_and_cover_all() -> None:
 
 
 def test_sample() -> None:
-    sample = Digits("val", image_size=24)[-1]
+    sample = Digits("val", reader=ImageReader(24))[-1]
     assert sample["image"].shape == (3, 24, 24)
     assert sample["image"].dtype == torch.uint8
     assert torch.equal(sample["image"][0], sample["image"][2])

@@ -78,3 +78,29 @@ def test_copies_among_the_images_of_vtab_are_noted(tmp_path: Path) -> None:
         (folder / f"{split}.txt").write_text("".join(f"images/a/{name}.jpg 0\n" for name in names))
     report = TaskCheck(tmp_path, vtab_task("patch_camelyon"), check_sizes=False).run()
     assert "1 of 2 test images have the pixels of an image in train800val200" in report.notes
+
+
+@pytest.mark.parametrize("again", ["images/a/2.jpg", "./images/a/2.jpg", "images//a/2.jpg", r"images\a\2.jpg"])
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("split", ["train800", "val200", "train800val200", "test"])
+def test_a_list_of_vtab_has_an_image_once(tmp_path: Path, split: str, label: int, again: str) -> None:
+    folder = tmp_path / "patch_camelyon"
+    write_image_folder(folder / "images", ["a"], 4)
+    (folder / f"{split}.txt").write_text(f"images/a/2.jpg 0\n\nimages/a/3.jpg 0\n{again} {label}\n")
+    with pytest.raises(ListFileError, match=rf"{split}\.txt, line 4: .*2\.jpg is listed twice; line 1 has it already"):
+        VTAB(tmp_path, "patch_camelyon", split)  # type: ignore[arg-type]
+    if split == "test":
+        report = TaskCheck(tmp_path, vtab_task("patch_camelyon"), check_sizes=False).run()
+        assert any("is listed twice" in problem for problem in report.problems)
+
+
+@pytest.mark.parametrize("again", ["./a/0.jpg", "a//0.jpg", r"a\\0.jpg", "a/0.jpg"])
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_list_of_fgvc_has_an_image_once(tmp_path: Path, split: str, label: int, again: str) -> None:
+    folder = tmp_path / "cub_200_2011"
+    write_image_folder(folder / "images", ["a", "b"], 2)
+    (folder / "train.json").write_text(json.dumps({"a/1.jpg": 0, "b/1.jpg": 1}))
+    (folder / f"{split}.json").write_text(f'{{"a/0.jpg": 0, "b/0.jpg": 1, "{again}": {label}}}')
+    with pytest.raises(ListFileError, match=rf"{split}\.json .*a/0\.jpg'? twice"):
+        FGVC(tmp_path, "cub_200_2011", split, check_sizes=False)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import torch
 
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
 from replora.datasets.image.fgvc import FGVC, FGVC_TASKS, fgvc_task
+from replora.datasets.image.read import ImageReader
 from tests.fake_data import write_fgvc_task
 
 
@@ -21,7 +22,7 @@ def rewrite(file: Path, change: Callable[[dict[str, int]], dict[str, int]]) -> N
 
 
 def made(root: Path, task: str = "cub_200_2011", split: str = "train", **options: bool) -> FGVC:
-    return FGVC(root, task, split, image_size=14, **{"check_sizes": False} | options)  # type: ignore[arg-type]
+    return FGVC(root, task, split, reader=ImageReader(14, "bilinear", "crop"), **{"check_sizes": False} | options)  # type: ignore[arg-type]
 
 
 def test_table() -> None:

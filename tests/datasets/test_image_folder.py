@@ -10,6 +10,7 @@ from PIL import Image
 from replora.datasets.common.labeled_files import FileTableError
 from replora.datasets.errors import CorruptImageError, DatasetNotFoundError, ListFileError
 from replora.datasets.image.folder import ImageFolder, read_image_table
+from replora.datasets.image.read import ImageReader
 from tests.fake_data import write_image_folder
 
 
@@ -27,10 +28,11 @@ def test_folder_of_class_folders(tmp_path: Path) -> None:
     table = read_image_table(tmp_path)
     assert table.class_names == ["cat", "dog", "eel"]
     assert Counter(table.labels) == {0: 10, 1: 11, 2: 10}
-    dataset = ImageFolder(table, [0, 30], image_size=14)
+    dataset = ImageFolder(table, [0, 30], reader=ImageReader(14, "bilinear", "crop", True))
     assert dataset[1]["image"].shape == (3, 14, 14)
     assert [dataset[i]["label"] for i in range(2)] == [0, 2]
-    assert min(ImageFolder(table, [0], image_size=14, cropped=False)[0]["image"].shape[1:]) == 16
+    uncropped = ImageFolder(table, [0], ImageReader(14, "bilinear", "crop", True), cropped=False)
+    assert min(uncropped[0]["image"].shape[1:]) == 16
 
 
 def test_splits_are_stratified_and_follow_from_the_paths(tmp_path: Path) -> None:
@@ -153,7 +155,8 @@ def test_photos_are_upright(tmp_path: Path) -> None:
     halves.save(tmp_path / "a" / "0.jpg", exif=exif, quality=95)
     table = read_image_table(tmp_path)
     for cropped in (True, False):
-        image = ImageFolder(table, [0], image_size=28, cropped=cropped)[0]["image"].float()
+        dataset = ImageFolder(table, [0], ImageReader(28, "bilinear", "crop", True), cropped)
+        image = dataset[0]["image"].float()
         assert image[:, :8].mean() < 20 < 200 < image[:, -8:].mean()
 
 

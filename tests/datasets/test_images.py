@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from replora.datasets.errors import CorruptImageError
-from replora.datasets.image.read import read_image
+from replora.datasets.image.read import ImageReader
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_equals_torchvision(picture: Path, interpolation: str, size: int) -> Non
     with Image.open(picture) as image:
         resized = functional.resize(image.convert("RGB"), [size, size], InterpolationMode(interpolation))
     expected = functional.pil_to_tensor(resized)
-    found = read_image(picture, size, interpolation)  # type: ignore[arg-type]
+    found = ImageReader(size, interpolation).read(picture)  # type: ignore[arg-type]
     assert found.dtype == torch.uint8
     assert found.is_contiguous()
     assert torch.equal(found, expected)
@@ -36,7 +36,7 @@ def test_equals_torchvision(picture: Path, interpolation: str, size: int) -> Non
 def test_any_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "image.tiff"
     Image.new(mode, (5, 7)).save(path)
-    assert read_image(path, 8).shape == (3, 8, 8)
+    assert ImageReader(8).read(path).shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize("keep", [0.99, 0.2])
@@ -44,7 +44,7 @@ def test_truncated_file_is_named(picture: Path, keep: float) -> None:
     data = picture.read_bytes()
     picture.write_bytes(data[: int(keep * len(data))])
     with pytest.raises(CorruptImageError, match=r"picture\.jpg cannot be read: .*[Tt]runcated.* Copy or"):
-        read_image(picture, 8)
+        ImageReader(8).read(picture)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_truncated_file_is_named(picture: Path, keep: float) -> None:
 def test_file_without_an_image_is_named(picture: Path, content: bytes, message: str) -> None:
     picture.write_bytes(content)
     with pytest.raises(CorruptImageError, match=rf"picture\.jpg cannot be read: .*{message}"):
-        read_image(picture, 8)
+        ImageReader(8).read(picture)
 
 
 def test_broken_png_and_absent_file(tmp_path: Path) -> None:
@@ -63,6 +63,6 @@ def test_broken_png_and_absent_file(tmp_path: Path) -> None:
     data[45:60] = b"x" * 15
     path.write_bytes(data)
     with pytest.raises(CorruptImageError, match=r"image\.png cannot be read"):
-        read_image(path, 8)
+        ImageReader(8).read(path)
     with pytest.raises(CorruptImageError, match="No such file"):
-        read_image(tmp_path / "absent.png", 8)
+        ImageReader(8).read(tmp_path / "absent.png")

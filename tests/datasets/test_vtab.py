@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from replora.datasets.errors import CorruptImageError, DatasetNotFoundError, ListFileError, UnknownTaskError
+from replora.datasets.image.read import ImageReader
 from replora.datasets.vtab.dataset import VTAB, VTAB_TASKS, lists_sha256, vtab_averages, vtab_task
 from replora.errors import RepLoRAError
 from tests.fake_data import write_vtab, write_vtab_task
@@ -21,7 +22,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def eurosat(home: Path, split: str = "train800", **options: object) -> VTAB:
-    return VTAB(home.parent, "eurosat", split, image_size=8, **({"check_sizes": False} | options))  # type: ignore[arg-type]
+    return VTAB(home.parent, "eurosat", split, reader=ImageReader(8), **({"check_sizes": False} | options))  # type: ignore[arg-type]
 
 
 def row(numbers: str) -> dict[str, float]:
@@ -109,7 +110,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_task_is_read_from_its_folder(archive: Path, task: str) -> None:
     sizes = {"train800": 16, "val200": 8, "train800val200": 24, "test": 8}
     for split, size in sizes.items():
-        dataset = VTAB(archive, task, split, image_size=8, check_sizes=False)  # type: ignore[arg-type]
+        dataset = VTAB(archive, task, split, reader=ImageReader(8), check_sizes=False)  # type: ignore[arg-type]
         assert len(dataset) == size
         assert {0, VTAB_TASKS[task].num_classes - 1} <= set(dataset.labels)
         assert len(dataset.class_names) == VTAB_TASKS[task].num_classes

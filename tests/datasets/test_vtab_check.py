@@ -30,7 +30,7 @@ def test_whole(tmp_path: Path, image_format) -> None:
     decoded = []
     task_check = TaskCheck(tmp_path, vtab_task("eurosat"), check_sizes=False)
     report = task_check.run(lambda: decoded.append(1))
-    assert (report.state, report.problems, report.notes) == ("whole", [], [])
+    assert (report.state, report.problems, report.notes) == ("complete", [], [])
     assert report.sizes == {"train800": 20, "val200": 12, "train800val200": 32, "test": 12}
     assert report.track == ("archive" if image_format == "JPEG" else "clean")
     assert report.classes_seen == 10
@@ -58,7 +58,7 @@ def test_missing(tmp_path: Path) -> None:
 def test_aliases_are_noted(tmp_path: Path) -> None:
     write_vtab_task(tmp_path, "cifar", folder="cifar100")
     report = check(tmp_path, "cifar")
-    assert (report.state, report.notes) == ("whole", ["found under its other name cifar100"])
+    assert (report.state, report.notes) == ("complete", ["found under its other name cifar100"])
     home = write_vtab_task(tmp_path, "cifar")
     report = check(tmp_path, "cifar")
     assert report.folder == home
@@ -108,11 +108,11 @@ def test_image_in_training_and_validation_is_noted(home: Path) -> None:
         _, *rest = (home / f"{split}.txt").read_text().splitlines(keepends=True)
         (home / f"{split}.txt").write_text("".join([f"images/{split}/000000.jpg {label}\n", *rest]))
     report = check(home.parent)
-    assert (report.state, report.notes) == ("whole", ["1 images are both in train800 and in val200"])
+    assert (report.state, report.notes) == ("complete", ["1 images are both in train800 and in val200"])
 
 
 def test_track_asked_for(home: Path) -> None:
-    assert check(home.parent, track="archive").state == "whole"
+    assert check(home.parent, track="archive").state == "complete"
     report = check(home.parent, track="clean")
     assert (report.state, report.problems) == ("other track", [])
     shown = remedy([report], home.parent)
@@ -133,8 +133,8 @@ def test_formats_must_be_those_of_the_track(home: Path) -> None:
 def test_lists_changed_after_the_record(home: Path) -> None:
     write_marker(home, VTAB_TASKS["eurosat"], "archive", "test", {})
     assert check(home.parent).problems == []
-    with (home / "test.txt").open("a") as lines:
-        lines.write("images/test/000000.jpg 1\n")
+    first, *rest = (home / "test.txt").read_text().splitlines(keepends=True)
+    (home / "test.txt").write_text("".join([f"{first.split()[0]} {(int(first.split()[1]) + 1) % 10}\n", *rest]))
     [problem] = check(home.parent).problems
     assert "the list files were changed" in problem
     (home / "prepared.json").write_text("[]")
@@ -152,7 +152,7 @@ def test_all_19_are_checked_by_default(tmp_path: Path) -> None:
     assert [report.task.name for report in reports] == list(VTAB_TASKS)
     assert [report.state for report in reports].count("missing") == 18
     shown = remedy(reports, tmp_path)
-    assert "1 of 19 tasks are whole" in shown
+    assert "1 of 19 tasks are complete" in shown
     assert f"replora-cli prepare vtab --root {tmp_path} --tasks cifar,caltech101,oxford_flowers102," in shown
     assert all(word in shown for word in ("--from_tfds true", "--hub OWNER/NAME", "get_vtab1k.py"))
 

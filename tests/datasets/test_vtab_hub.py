@@ -53,7 +53,7 @@ def test_whole_copy(tmp_path: Path, repository: Path, archive: str | None) -> No
         (repository / archive).parent.mkdir(exist_ok=True)
         pack(folder, repository / archive)
     root = tmp_path / "data"
-    assert [report.state for report in take(root, "cifar", "kitti", "dtd")] == ["whole", "whole", "missing"]
+    assert [report.state for report in take(root, "cifar", "kitti", "dtd")] == ["complete", "complete", "missing"]
     assert sorted(path.name for path in root.iterdir()) == ["cifar", "kitti"]
     marker = json.loads((root / "cifar" / "prepared.json").read_text())
     assert (marker["track"], marker["source"]) == ("archive", "huggingface.co/datasets/someone/vtab@abc123")
@@ -63,20 +63,20 @@ def test_one_archive_for_each_task(tmp_path: Path, repository: Path) -> None:
     folder = write_vtab(repository, ["svhn", "dtd"])
     for task in ("svhn", "dtd"):
         pack(folder / task, repository / f"{task}.tar.gz")
-    assert [report.state for report in take(tmp_path / "data", "svhn", "dtd")] == ["whole", "whole"]
+    assert [report.state for report in take(tmp_path / "data", "svhn", "dtd")] == ["complete", "complete"]
 
 
 def test_what_is_there_already_is_not_downloaded(tmp_path: Path, repository: Path) -> None:
     write_vtab(tmp_path, ["dtd"])
-    assert take(tmp_path, "dtd")[0].state == "whole"  # the repository is empty
+    assert take(tmp_path, "dtd")[0].state == "complete"  # the repository is empty
     assert repository.exists()
 
 
 def test_damaged_copy_is_reported(tmp_path: Path, repository: Path) -> None:
     folder = write_vtab(repository, ["kitti"])
-    (folder / "kitti/images/val200/000002.jpg").write_bytes(b"damaged")
+    (folder / "kitti/images/val200/000002.jpg").write_bytes(b"corrupt")
     [report] = take(tmp_path / "data", "kitti")
-    assert report.state == "damaged"
+    assert report.state == "corrupt"
     assert "1 of 56 images cannot be decoded" in report.problems[0]
 
 

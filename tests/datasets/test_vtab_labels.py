@@ -1,4 +1,4 @@
-"""The label rules on hand-made examples, at every edge of every bin."""
+"""The label rules on handmade examples, at every edge of every bin."""
 
 from __future__ import annotations
 

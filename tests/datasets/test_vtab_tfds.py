@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from replora.datasets.errors import PrepareError
+from replora.datasets.image.read import ImageReader
 from replora.datasets.prepare.vtab import prepare_vtab
 from replora.datasets.vtab.dataset import VTAB, VTAB_TASKS, lists_sha256, vtab_task
 from replora.datasets.vtab.labels import label_of
@@ -38,7 +39,7 @@ def failure(root: Path, *tasks: str, check_sizes: bool = False) -> str:
 @pytest.mark.parametrize("track", ["archive", "clean"])
 def test_all_19_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track: Track) -> None:
     install(monkeypatch, limit=5)
-    assert build(tmp_path, track=track) == ["whole"] * 19
+    assert build(tmp_path, track=track) == ["complete"] * 19
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(VTAB_TASKS)
     for name in VTAB_TASKS:
         assert len(VTAB(tmp_path, name, "train800val200", check_sizes=False)) == 10
@@ -103,7 +104,7 @@ def test_archive_is_jpeg_of_quality_75_with_halved_chroma(tmp_path: Path, monkey
     assert written == (tmp_path / "pillow's defaults.jpg").read_bytes()
 
 
-def test_colours() -> None:
+def test_colors() -> None:
     mask = np.array([[[0], [1]]], np.uint8)
     assert rgb("dsprites_ori", mask).tolist() == [[[0] * 3, [255] * 3]]
     assert rgb("smallnorb_azi", mask + np.uint8(6)).tolist() == [[[6] * 3, [7] * 3]]
@@ -115,7 +116,7 @@ def test_colours() -> None:
 
 def test_real_size_and_a_count_that_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = install(monkeypatch, limit=None)
-    assert build(tmp_path, "kitti", check_sizes=True, track="clean") == ["whole"]
+    assert build(tmp_path, "kitti", check_sizes=True, track="clean") == ["complete"]
     assert [len(VTAB(tmp_path, "kitti", split)) for split in ("train800", "val200", "test")] == [800, 200, 711]
     fake.limit = 799
     problem = failure(tmp_path, "dtd", check_sizes=True)
@@ -134,12 +135,12 @@ def test_interruption_leaves_nothing_that_looks_whole_and_continues(tmp_path: Pa
     assert not (tmp_path / kept[0] / "test.txt").exists()
     before = (tmp_path / kept[0] / "images/train800/000003.jpg").stat().st_mtime_ns
     fake.asked = []
-    assert build(tmp_path, "dtd", "kitti") == ["whole", "whole"]
+    assert build(tmp_path, "dtd", "kitti") == ["complete", "complete"]
     assert fake.asked == ["kitti: test"]
     assert (tmp_path / "kitti/images/train800/000003.jpg").stat().st_mtime_ns == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dtd", "kitti"]
     fake.asked = []
-    assert build(tmp_path, "dtd", "kitti") == ["whole", "whole"]
+    assert build(tmp_path, "dtd", "kitti") == ["complete", "complete"]
     assert fake.asked == []
 
 
@@ -154,14 +155,14 @@ def test_full_disk_is_said_and_survived(tmp_path: Path, monkeypatch: pytest.Monk
         problem = failure(tmp_path, "kitti")
         assert re.search(r"00000\d\.jpg cannot be written: .*No space left", problem)
     assert not (tmp_path / "kitti").exists()
-    assert build(tmp_path, "kitti") == ["whole"]
+    assert build(tmp_path, "kitti") == ["complete"]
 
 
 def test_other_track_is_not_taken_for_the_one_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     build(tmp_path, "kitti", track="archive")
     assert build(tmp_path, "kitti", track="clean") == ["other track"]
-    assert build(tmp_path / "clean", "kitti", track="clean") == ["whole"]
+    assert build(tmp_path / "clean", "kitti", track="clean") == ["complete"]
 
 
 def test_without_tfds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +180,6 @@ def test_two_sources_are_one_too_many(tmp_path: Path) -> None:
 def test_built_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     build(tmp_path, "dsprites_ori", track="clean")
-    sample = VTAB(tmp_path, "dsprites_ori", "test", image_size=8, check_sizes=False)[0]
+    sample = VTAB(tmp_path, "dsprites_ori", "test", reader=ImageReader(8), check_sizes=False)[0]
     assert sample["image"].dtype == torch.uint8
     assert vtab_task("dsprites_ori").num_classes > sample["label"] >= 0

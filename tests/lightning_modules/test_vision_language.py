@@ -47,7 +47,9 @@ def module_of(home: Path, **options) -> VisionLanguage:
 
 def batch_of(home: Path, task: str, count: int = 3, split: str = "train", **options):
     kind = ImageTextDataModule if task in ImageTextDataModule.known_tasks else VideoTextDataModule
-    data = kind(str(home / "bart"), home / "data", tasks=[task], feature_size=6, num_workers=0, **options)
+    data = kind(
+        tokenizer=str(home / "bart"), root=home / "data", tasks=[task], feature_size=6, num_workers=0, **options
+    )
     data._build(split)
     part = data.parts(split)[task]
     return data.collate([part.sample(i) for i in range(count)])
@@ -121,7 +123,7 @@ def test_lengths_and_the_side_that_is_cut(home):
     assert batch["input_ids"][0, [0, -1]].tolist() == [0, 2]
     texts = {}
     for side in ("right", "left"):
-        data = VideoTextDataModule(bart, home / "data", feature_size=6, truncation_side=side)
+        data = VideoTextDataModule(tokenizer=bart, root=home / "data", feature_size=6, truncation_side=side)
         sample = {"task": "tvc", "index": 0, "weight": 1.0, "features": torch.zeros(1, 64, 6)}
         batch = data.collate([{**sample, "text": "a" + "b" * 600 + "c", "target": "a" + "b" * 20 + "c"}])
         text, target = (batch[key][0].tolist() for key in ("input_ids", "labels"))
@@ -235,35 +237,35 @@ def test_options_out_of_range(home):
             {"tasks": ["vqa"], "task_fractions": {"coco": 0.5}},
             "task_fractions: there is no task 'coco'",
         ),
-        (VideoTextDataModule, {"tasks": []}, "names none"),
+        (VideoTextDataModule, {"tasks": []}, "is empty or names a task twice"),
         (ImageTextDataModule, {"predict_split": "submit"}, "a split of GQA alone"),
-        (ImageTextDataModule, {"truncation_side": "left"}, "where the name of its task is"),
+        (ImageTextDataModule, {"truncation_side": "left"}, "which is the name of its task"),
         (ImageTextDataModule, {"task_batch_sizes": {"nlvr2": -4}}, "task_batch_sizes.nlvr2=-4 is too small"),
         (ImageTextDataModule, {"task_batch_sizes": {"vqa": 0}}, "task_batch_sizes.vqa=0 is too small"),
     ):
         with pytest.raises(RepLoRAError, match=message):
-            kind(str(home / "bart"), home / "data", **options)
+            kind(tokenizer=str(home / "bart"), root=home / "data", **options)
     with pytest.raises(ProtocolError, match="never published"):
-        VideoTextDataModule(str(home / "bart"), home / "data", protocol="holdout")
+        VideoTextDataModule(tokenizer=str(home / "bart"), root=home / "data", protocol="holdout")
 
 
 def test_batch_sizes_and_fractions(home):
-    data = ImageTextDataModule(str(home / "bart"), home / "data")
+    data = ImageTextDataModule(tokenizer=str(home / "bart"), root=home / "data")
     assert data.task_batch_sizes == {"vqa": 500, "gqa": 833, "nlvr2": 166, "coco": 416}
-    assert ImageTextDataModule("x", batch_size=300).task_batch_sizes == {
+    assert ImageTextDataModule(batch_size=300).task_batch_sizes == {
         "vqa": 300,
         "gqa": 500,
         "nlvr2": 100,
         "coco": 250,
     }
     options = {"feature_size": 6, "train_fraction": 0.5, "task_fractions": {"vqa": 1.0, "coco": 0.1}}
-    data = ImageTextDataModule(str(home / "bart"), home / "data", **options)
+    data = ImageTextDataModule(tokenizer=str(home / "bart"), root=home / "data", **options)
     data.setup("fit")
     sizes = data.describe()["split_sizes"]["train"]
     assert sizes == {"vqa": 8, "gqa": 4, "nlvr2": 4, "coco": 4}
     labels = [record.truth for record in data.parts("train")["nlvr2"].records]
     assert labels.count(True) == 2, "stratified"
-    final = ImageTextDataModule(str(home / "bart"), home / "data", feature_size=6, protocol="final")
+    final = ImageTextDataModule(tokenizer=str(home / "bart"), root=home / "data", feature_size=6, protocol="final")
     final.setup("fit")
     sizes = final.describe()["split_sizes"]["trainval"]
     assert sizes == {"vqa": 11, "gqa": 8, "nlvr2": 12, "coco": 55}, "GQA's validation is its test"
@@ -284,4 +286,4 @@ def test_the_demo_trains_on_both_splits_under_final(monkeypatch):
 def test_wrong_features_are_found_before_the_first_batch(home):
     for kind in (ImageTextDataModule, VideoTextDataModule):
         with pytest.raises(RepLoRAError, match=r"holds features of shape \(.*, 6\), but \(n, 7\) was expected"):
-            kind(str(home / "bart"), home / "data", feature_size=7).setup("fit")
+            kind(tokenizer=str(home / "bart"), root=home / "data", feature_size=7).setup("fit")

@@ -34,7 +34,7 @@ def test_each_answer_is_left_out_once(said, matching, accuracy):
         ("wi-fi", "wi fi"),
     ],
 )
-def test_predictions_are_normalised_as_by_the_official_script(text, expected):
+def test_predictions_are_normalized_as_by_the_official_script(text, expected):
     assert normalize_answer(text) == expected
 
 

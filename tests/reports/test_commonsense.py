@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from replora.evaluation.choice_counts import accuracies
-from replora.reports.sections.commonsense import CommonsenseTableError, commonsense_table, right_answers
+from replora.reports.answers import right_answers
+from replora.reports.sections.commonsense import CommonsenseTableError, commonsense_table
 
 
 def write(folder: Path, name: str, right: dict[str, int], /, **changes: Any) -> Path:

@@ -310,7 +310,7 @@ def test_one_size_is_a_picture_of_dots(tmp_path):
 
 
 def test_many_methods_have_room(tmp_path):
-    """Dots with error bars, and a panel a method; captions say what is left out."""
+    """Dots with error bars, and one panel per method; captions say what is left out."""
     contents = [
         result(f"method {number}", 0.5, size=size, stage=stage, rate=rate)
         for number in range(8)
@@ -322,7 +322,7 @@ def test_many_methods_have_room(tmp_path):
     write_report([write(tmp_path / "runs", contents)], tmp_path / "out")
     words = (tmp_path / "out" / "report.md").read_text()
     assert "4 of 5 sizes are shown." in words
-    assert "a panel a method, 4 of 5 sizes" in words
+    assert "one panel per method, 4 of 5 sizes" in words
     with Image.open(tmp_path / "out" / "learning_rate.png") as picture:
         assert picture.height > picture.width / 2, "three rows of panels"
 
@@ -437,7 +437,7 @@ def test_the_order_of_the_results_does_not_matter(tmp_path):
 def test_shots_are_not_parts():
     (group,) = group_runs([result(), result(data={"shots": 5})])
     assert sorted(run.size for run in group.runs) == [Size(False, 1.0), Size(True, 5.0)]
-    assert str(Size(True, 5.0)) == "5 a class"
+    assert str(Size(True, 5.0)) == "5 per class"
 
 
 def test_no_results(tmp_path):

@@ -22,6 +22,9 @@ OPTIONS = {
     name.replace(".init_args", ""): value
     for name, value in flat_options(yaml.safe_load((FORMER / "vtab_lora.yaml").read_text("utf-8"))).items()
 }
+# Options that came later.
+OPTIONS |= {"data.framing": "squash", "data.background": "white", "data.skip_corrupt": False}
+OPTIONS |= {"data.allowed_roots": None, "model.image_size": 224}
 
 OF_NO_OPTION = (
     "data.subset_rule",

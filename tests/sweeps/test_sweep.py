@@ -85,7 +85,7 @@ def test_a_killed_sweep_goes_on_without_repeating_anything(tmp_path):
 
 
 def test_failures_do_not_stop_the_others(tmp_path):
-    """One size asks for more images a class than there are: its trials fail, the others end, the exit status is 2."""
+    """One size asks for more images per class than there are: its trials fail, the others end, the exit status is 2."""
     methods = {"LoRA": {"configs": ["adapter/lora.yaml"]}}
     write_sweep(
         tmp_path / "s.yaml", methods=methods, select=None, sizes={"data.shots": [1, 5000]}, final={"seeds": [0]}

@@ -1,16 +1,16 @@
 """The modules that stand where a frozen projection stood.
 
-`AdaptedLinear` wraps an `nn.Linear`. Called, it adds the low-rank update to the output. Some attention modules never
-call their projection but read its `weight` (torchvision's Swin, timm's SwinV2, BEiT and EVA02,
+`AdaptedLinear` wraps an `nn.Linear`, or the `Conv1D` of transformers, which stores its weight transposed. Called, it
+adds the low-rank update to the output. Some attention modules never call their projection but read its `weight`
+(torchvision's Swin, timm's SwinV2, BEiT and EVA02,
 `nn.MultiheadAttention.out_proj`): therefore its `weight` *is* the updated weight, and such modules are adapted exactly.
 `nn.MultiheadAttention` keeps q, k and v in parameters of its own; `AdaptedMultiheadAttention` updates those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from replora.adapters.low_rank.factors import FactorBank
+from replora.adapters.low_rank.frozen_layers import SetAside, check_finite, check_mergeable, take_base_names
 from replora.adapters.low_rank.ops import (
     Piece,
     add_update_to_output,
@@ -28,71 +29,80 @@ from replora.adapters.low_rank.ops import (
     updated_linear,
 )
 from replora.adapters.low_rank.threads import Switch
-from replora.errors import RepLoRAError
+
+
+class Interleaved(NamedTuple):
+    """Of every `period` rows those from `first` to `last` - 1: the queries of each head in a fused projection."""
+
+    first: int
+    last: int
+    period: int
+
+
+Rows = tuple[int, int] | Interleaved
+
+
+def row_count(rows: Rows, outputs: int) -> int:
+    """How many of `outputs` rows they are."""
+    first, last, period = _repeated(rows, outputs)
+    return outputs // period * (last - first)
+
+
+def rows_of(weight: Tensor, rows: Rows | None) -> Tensor:
+    """A view of those rows (out, ...), as (periods, rows in each, ...)."""
+    first, last, period = _repeated(rows, len(weight))
+    return weight.view(-1, period, *weight.shape[1:])[:, first:last]
+
+
+def stacked(pieces: Sequence[tuple[Tensor, Tensor, Rows | None]], outputs: int) -> tuple[Tensor, Tensor]:
+    """One A (sum of ranks, in) and B (out, sum of ranks) that are the same update as all pieces together."""
+    spread = []
+    for _, B, rows in pieces:
+        first, last, period = _repeated(rows, outputs)
+        spread.append(F.pad(B.view(-1, last - first, B.shape[1]), (0, 0, first, period - last)).flatten(0, 1))
+    return torch.cat([A for A, _, _ in pieces]), torch.cat(spread, 1)
+
+
+def _repeated(rows: Rows | None, outputs: int) -> Interleaved:
+    return rows if isinstance(rows, Interleaved) else Interleaved(*(rows or (0, outputs)), outputs)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is the linear layer of GPT-2 in transformers, whose weight is (in, out)."""
+    # By name: transformers is not imported for it.
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `AdaptedLinear` can wrap a module."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def features(linear: Any) -> tuple[int, int]:
+    """(in, out) of a linear layer."""
+    return (linear.nx, linear.nf) if is_conv1d(linear) else (linear.in_features, linear.out_features)
 
 
 class FactorView:
     """Where one target finds its A and B: a slot of one group in a bank, acting on some rows of a weight."""
 
-    def __init__(self, bank: FactorBank, group: int, slot: int, rows: tuple[int, int] | None) -> None:
+    def __init__(self, bank: FactorBank, group: int, slot: int, rows: Rows | None) -> None:
         self.bank, self.group, self.slot, self.rows = bank, group, slot, rows
 
-    def piece(self, dtype: torch.dtype | None = None) -> Piece:
+    def factors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """A and B in `dtype`, or in that of the bank."""
-        return Piece(*self.bank.factors_of(self.group, self.slot, dtype), self.rows)
-
-
-class SetAside:
-    """The frozen parameters of a module while others, which hold an update, stand in their place.
-
-    State dicts have the frozen ones, so what is saved does not depend on merging. Nothing can be loaded meanwhile.
-    """
-
-    def __init__(self, owner: nn.Module, frozen: Mapping[str, nn.Parameter]) -> None:
-        self.owner, self.frozen = owner, dict(frozen)
-        hooked: Any = owner
-        self._hooks = [
-            hooked.register_state_dict_post_hook(partial(self._save_frozen)),
-            hooked.register_load_state_dict_pre_hook(check_not_merged),
-        ]
-
-    def put_back(self) -> None:
-        """Put the frozen parameters back, bit for bit; they follow the device and dtype of what stands there."""
-        for hook in self._hooks:
-            hook.remove()
-        for name, frozen in self.frozen.items():
-            there = self.owner._parameters[name]
-            if there is not None and (there.dtype, there.device) != (frozen.dtype, frozen.device):
-                frozen.data = frozen.data.to(there.device, there.dtype)
-            self.owner._parameters[name] = frozen
-
-    def drop(self) -> None:
-        """Forget the frozen parameters: what stands there is the module's own from now on."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _save_frozen(self, owner: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-        for name, frozen in self.frozen.items():
-            if f"{prefix}{name}" in state:
-                graph = state[f"{prefix}{name}"] is owner._parameters[name]  # keep_vars=True
-                state[f"{prefix}{name}"] = frozen if graph else frozen.detach()
-
-
-def check_not_merged(*_hook_arguments: Any) -> None:
-    """Refuse to load a state while the adapter is merged; a hook of `load_state_dict`.
-
-    Raises:
-        RepLoRAError: Always.
-    """
-    raise RepLoRAError("The adapter is merged into the backbone. Call replora.unmerge before loading another state.")
+        A, B = self.bank.factors_of(self.group, self.slot, dtype)
+        return A, B
 
 
 class WeightUpdate:
     """The low-rank update of one frozen weight matrix of one module.
 
     Attributes:
+        transposed: Whether the weight is stored as (in, out).
+        interleaved: Whether the rows of an update repeat for each head.
         enabled: Whether the update is added; False in a thread that is inside `disabled()`.
-        base_before_merge: The frozen weight while the update is merged, else None.
+        aside: While the update is merged, what holds the frozen weight.
         called, read: Whether the module was called, or its weight read by other code, since injection.
     """
 
@@ -109,9 +119,10 @@ class WeightUpdate:
         self.owner, self.attribute, self.names = owner, attribute, names
         self.views, self.scale, self.dropout = views, scale, dropout
         self.switch = switch
+        self.transposed = is_conv1d(owner)
+        self.interleaved = any(isinstance(view.rows, Interleaved) for view in views)
         self.called = self.read = False
-        self.base_before_merge: nn.Parameter | None = None
-        self._aside: SetAside | None = None
+        self.aside: SetAside | None = None
 
     @property
     def enabled(self) -> bool:
@@ -119,36 +130,61 @@ class WeightUpdate:
 
     @property
     def base(self) -> Tensor:
-        """The frozen weight (out, in), which holds the update while it is merged."""
+        """The frozen weight as it is stored, which holds the update while it is merged."""
         return cast(Tensor, self.owner._parameters[self.attribute])
 
     @property
+    def base_before_merge(self) -> nn.Parameter | None:
+        """The frozen weight while the update is merged, else None."""
+        return self.aside.frozen[self.attribute] if self.aside is not None else None
+
+    @property
     def merged(self) -> bool:
-        return self.base_before_merge is not None
+        return self.aside is not None
 
     def pieces(self, dtype: torch.dtype | None = None) -> list[Piece]:
-        return [view.piece(dtype) for view in self.views]
+        """The updates of the weight's rows; a single one of all rows where some are interleaved."""
+        pieces = [(*view.factors(dtype), view.rows) for view in self.views]
+        if self.interleaved:
+            return [Piece(*stacked(pieces, self.shape[0]), None)]
+        return [Piece(A, B, cast(tuple[int, int] | None, rows)) for A, B, rows in pieces]
 
-    def on_call(self, linear: nn.Linear, x: Tensor, training: bool) -> Tensor:
+    def turned(self, weight: Tensor) -> Tensor:
+        """A view of the frozen weight as (out, in), or of such a one as it is stored."""
+        return weight.T if self.transposed else weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the frozen weight."""
+        inputs, outputs = features(self.owner) if is_linear(self.owner) else self.base.shape[::-1]
+        return outputs, inputs
+
+    def on_call(self, linear: nn.Module, x: Tensor, training: bool) -> Tensor:
         """The output of the frozen `linear` for input `x`, updated."""
         if not torch.compiler.is_compiling():
             self.called = True
+        return self.switch.steadily(lambda: self._call(linear, x, training))
+
+    def _call(self, linear: nn.Module, x: Tensor, training: bool) -> Tensor:
         if self.merged or not self.enabled:
             return linear(x)  # type: ignore[no-any-return]
         pieces = self.pieces(compute_dtype(x))
         dropping = training and self.dropout > 0
         if not dropping and acts_by_weight_and_bias(linear, x):
-            return updated_linear(x, linear.weight, linear.bias, pieces, self.scale)
+            return updated_linear(x, self.turned(self.base), cast(Tensor | None, linear.bias), pieces, self.scale)
         return add_update_to_output(linear(x), F.dropout(x, self.dropout, training), pieces, self.scale)
 
     def on_weight(self) -> Tensor:
         """The weight as other code should see it: updated."""
         if not torch.compiler.is_compiling():
             self.read = True
+        return self.switch.steadily(self._weight)
+
+    def _weight(self) -> Tensor:
         if self.merged or not self.enabled:
             return self.base
         self.check_mergeable()
-        return add_update_to_weight(self.base, self.pieces(), self.scale)
+        return self.turned(add_update_to_weight(self.turned(self.base), self.pieces(), self.scale))
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -160,23 +196,23 @@ class WeightUpdate:
             return
         self.check_mergeable()
         pieces = [Piece(A.float(), B.float(), rows) for A, B, rows in self.pieces()]
-        merged = add_update_to_weight(self.base.float(), pieces, self.scale).to(self.base.dtype)
-        base = cast(nn.Parameter, self.base)
-        self._aside = SetAside(self.owner, {self.attribute: base})
-        self.base_before_merge = base
+        merged = self.turned(add_update_to_weight(self.turned(self.base.float()), pieces, self.scale)).to(
+            self.base.dtype
+        )
+        self.aside = SetAside(self.owner, {self.attribute: cast(nn.Parameter, self.base)})
         self.owner._parameters[self.attribute] = nn.Parameter(merged, requires_grad=False)
 
     def unmerge(self) -> None:
         """Put the frozen weight back, bit for bit."""
-        if self._aside is not None:
-            self._aside.put_back()
-        self.base_before_merge = self._aside = None
+        if self.aside is not None:
+            self.aside.put_back()
+        self.aside = None
 
     def keep_merged(self) -> None:
         """Forget the frozen weight: the merged one is the module's own from now on."""
-        if self._aside is not None:
-            self._aside.drop()
-        self.base_before_merge = self._aside = None
+        if self.aside is not None:
+            self.aside.drop()
+        self.aside = None
 
     def check_finite(self) -> None:
         """Refuse a merged weight with NaN or infinity, where the frozen one has none.
@@ -192,58 +228,10 @@ class WeightUpdate:
         check_mergeable(self.base, ", ".join(self.names))
 
 
-# What an update can be added to. Narrower floats (float8) hold scaled values and would round the update away.
-MERGEABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def check_mergeable(weight: Tensor, name: str) -> None:
-    """Raise if nothing can be added to the frozen `weight` of the layers `name`.
-
-    Raises:
-        RepLoRAError: It is quantized, not in memory, or sharded.
-    """
-    if hasattr(weight, "device_mesh"):
-        raise RepLoRAError(
-            f"The frozen weight of {name} is sharded over processes, each of which holds a part. Merge in one process, "
-            "from the saved adapter: replora-cli merge."
-        )
-    if weight.dtype not in MERGEABLE:
-        raise RepLoRAError(
-            f"The frozen weight of {name} is quantized ({weight.dtype}), and an update cannot be added to it without "
-            "rounding. Load the backbone in 16 or 32 bit to merge."
-        )
-    if weight.is_meta:
-        raise RepLoRAError(
-            f"The frozen weight of {name} is not in memory (a device map offloads it, or the model has shapes only), "
-            "so no update can be added to it. Load the whole backbone on the CPU to merge."
-        )
-
-
-def check_finite(merged: Tensor, frozen: Tensor, name: str) -> None:
-    """Refuse a weight of the layers `name` that is not finite since it was merged.
-
-    Raises:
-        RepLoRAError: It is not, and the frozen one was.
-    """
-    if not bool(merged.isfinite().all()) and bool(frozen.isfinite().all()):
-        raise RepLoRAError(
-            f"The merged weight of {name} has values that are not finite. Either the training diverged, or the sum "
-            f"does not fit into {str(merged.dtype).removeprefix('torch.')}: load the backbone in 32 bit then. "
-            "force=True merges all the same."
-        )
-
-
-def take_base_names(state: dict[str, Any], prefix: str, inside: str) -> None:
-    """Rename the tensors of a wrapped layer at `prefix` that have the plain model's names, to load them into it."""
-    for key in ("weight", "bias"):
-        if f"{prefix}{key}" in state and f"{prefix}{inside}.{key}" not in state:
-            state[f"{prefix}{inside}.{key}"] = state.pop(f"{prefix}{key}")
-
-
 class AdaptedLinear(nn.Module):
-    """A frozen `nn.Linear` plus its update: y = W0 x + bias + scale * B A dropout(x), (..., in) to (..., out)."""
+    """A frozen linear layer plus its update: y = W0 x + bias + scale * B A dropout(x), (..., in) to (..., out)."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Module) -> None:
         super().__init__()
         self.linear = linear
         self.training = linear.training
@@ -258,7 +246,7 @@ class AdaptedLinear(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        return self.linear.bias
+        return cast(Tensor | None, self.linear.bias)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         take_base_names(state_dict, prefix, "linear")
@@ -266,33 +254,38 @@ class AdaptedLinear(nn.Module):
 
     @property
     def in_features(self) -> int:
-        return self.linear.in_features
+        return features(self.linear)[0]
 
     @property
     def out_features(self) -> int:
-        return self.linear.out_features
+        return features(self.linear)[1]
 
 
-def acts_by_weight_and_bias(linear: nn.Linear, x: Tensor) -> bool:
+def acts_by_weight_and_bias(linear: nn.Module, x: Tensor) -> bool:
     """Whether calling the frozen `linear` is no more than x W0^T + bias, so that a faster operator may do it instead.
 
     Not so for subclasses (quantized layers), for hooks (a user's, or those that bring offloaded weights), for weights
-    that are shared out among processes, where weight or bias train, and under the transforms of `torch.func` or
-    differentiation in forward mode.
+    that are shared out among processes, where weight or bias train, and under tracing, the transforms of `torch.func`
+    or differentiation in forward mode.
     """
-    weight, bias = linear.weight, linear.bias
+    weight, bias = cast(Tensor, linear.weight), cast(Tensor | None, linear.bias)
     hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
     return (
-        type(linear) is nn.Linear
+        (type(linear) is nn.Linear or is_conv1d(linear))
         and "forward" not in linear.__dict__
         and not any(hooks)
         and not has_any_global_hook()  # type: ignore[no-untyped-call]
         and type(weight) in (nn.Parameter, Tensor)
         and (weight.dtype == compute_dtype(x) or autocast_dtype(x.device.type) is not None)
         and not (weight.requires_grad or (bias is not None and bias.requires_grad))
-        and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
+        and (torch.compiler.is_compiling() or not (torch._C._are_functorch_transforms_active() or is_tracing()))
         and forward_ad._current_level < 0
     )
+
+
+def is_tracing() -> bool:
+    """Whether `torch.jit.trace` (or an export by it, as ONNX's) records operators: it knows no autograd functions."""
+    return torch._C._get_tracing_state() is not None
 
 
 class AdaptedMultiheadAttention(nn.MultiheadAttention):

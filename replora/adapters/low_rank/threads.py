@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 
 class PerThread(threading.local):
@@ -55,14 +58,17 @@ class Switch:
     """Whether an adapter is switched on: not in the threads that are inside `replora.disabled`.
 
     Attributes:
+        lock: Held while merging and while switching off.
         disabled: How many such blocks are open, in all threads together.
         layers: The layers of the `peft` library that the first of them has switched off, for all threads.
     """
 
     def __init__(self) -> None:
+        self.lock = Lock()
         self.disabled = 0
         self.layers: list[Any] = []
         self._here = _Depth()
+        self._version = 0  # odd while the weights change
 
     def enter(self) -> None:
         """A block of `disabled` begins in this thread. The caller holds the adapter's lock."""
@@ -79,6 +85,28 @@ class Switch:
         if not self.disabled:
             return True
         return not (self._here.disabled or (not torch.compiler.is_compiling() and in_autograd_thread()))
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Inside, weights change from frozen to merged or back. The caller holds the lock."""
+        self._version += 1
+        try:
+            yield
+        finally:
+            self._version += 1
+
+    def steadily(self, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` gives while no weights change, in whichever thread: again if they did meanwhile."""
+        if torch.compiler.is_compiling():
+            return compute()
+        while True:
+            before = self._version
+            if before % 2:
+                with self.lock:
+                    continue
+            result = compute()
+            if self._version == before:
+                return result
 
     def __reduce__(self) -> Any:
         return type(self), ()

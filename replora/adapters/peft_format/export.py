@@ -26,13 +26,14 @@ from replora.adapters.config import PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of, describe
 from replora.adapters.fingerprint import architecture, base_name
 from replora.adapters.labels import class_count
-from replora.adapters.low_rank.layer import AdaptedLinear, WeightUpdate
+from replora.adapters.low_rank.frozen_layers import computes_by_weight
+from replora.adapters.low_rank.layer import AdaptedLinear, is_conv1d, stacked
 from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.peft_methods import peft_config, peft_layers
 from replora.adapters.state import check_finite, check_in_memory
 from replora.adapters.verify import outputs_on_example
 from replora.adapters.weight_tying import shared_with
-from replora.adapters.wrappers import plain_name, unwrap
+from replora.adapters.wrappers import aliases_of, plain_name, unwrap
 from replora.errors import RepLoRAError
 from replora.io import new_folder
 
@@ -83,6 +84,7 @@ def export_peft(
     adapters = adapters_of(model)
     _check_no_trained_parts(adapters)
     _check_targets_not_tied(model, adapters)
+    _check_layers_suit_peft(model)
     if isinstance(adapters.config, RepLoRAConfig):
         config, tensors = _plain_lora(model, adapters, adapters.config, example)
     elif isinstance(adapters.config, PeftMethodConfig):
@@ -138,10 +140,10 @@ def _plain_lora(
         for name, module in model.named_modules()
         if isinstance(module, AdaptedLinear)
     }
-    stacked = {names[id(update.owner)]: _stacked(update) for update in adapters.updates}
-    rank = max(len(A) for A, _ in stacked.values())
+    pairs = {names[id(u.owner)]: stacked(u.pieces(torch.float32), u.shape[0]) for u in adapters.updates}
+    rank = max(len(A) for A, _ in pairs.values())
     tensors: dict[str, Tensor] = {}
-    for name, (A, B) in stacked.items():
+    for name, (A, B) in pairs.items():
         missing = rank - len(A)
         tensors[f"{PREFIX}{name}.lora_A.weight"] = F.pad(A, (0, 0, 0, missing))
         tensors[f"{PREFIX}{name}.lora_B.weight"] = F.pad(B, (0, missing))
@@ -149,7 +151,8 @@ def _plain_lora(
         r=rank,
         lora_alpha=_plain_number(config.scale * rank),
         lora_dropout=config.dropout,
-        target_modules=_shortest_targets(model, list(stacked), adapters.also_train),
+        fan_in_fan_out=any(update.transposed for update in adapters.updates),
+        target_modules=_shortest_targets(model, list(pairs), adapters.also_train),
     )
     return lora, tensors
 
@@ -157,19 +160,6 @@ def _plain_lora(
 def _plain_number(alpha: float) -> float:
     """As people write it: 8, not 8.0."""
     return int(alpha) if float(alpha).is_integer() else alpha
-
-
-def _stacked(update: WeightUpdate) -> tuple[Tensor, Tensor]:
-    """One A (sum of ranks, in) and B (out, sum of ranks) for all pieces of a weight, float32."""
-    pieces = update.pieces()
-    A = torch.cat([piece.A for piece in pieces]).float()
-    B = torch.zeros(update.base.shape[0], len(A), device=A.device)
-    column = 0
-    for piece in pieces:
-        first, last = piece.rows or (0, len(B))
-        B[first:last, column : column + len(piece.A)] = piece.B.float()
-        column += len(piece.A)
-    return A, B
 
 
 def _check_weights_not_read(model: nn.Module, adapters: Adapters, example: Any) -> None:
@@ -215,7 +205,8 @@ def _own_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig) ->
     """The adapter of a method that `peft` itself injected."""
     import peft
 
-    own = peft_config(config, adapters.targets)
+    transposed = any(is_conv1d(layer.get_base_layer()) for layer in peft_layers(model).values())
+    own = peft_config(config, adapters.targets, transposed=transposed)
     head = set(adapters.head)
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in head}
     model.peft_config = {"default": own}  # type: ignore[assignment]
@@ -253,6 +244,23 @@ def _check_targets_not_tied(model: nn.Module, adapters: Adapters) -> None:
             )
 
 
+def _check_layers_suit_peft(model: nn.Module) -> None:
+    """PEFT adapts a layer under the first of its names alone, and merges as if each were a plain linear layer."""
+    for names in aliases_of(model).values():
+        layer: Any = model.get_submodule(names[0])
+        frozen = layer.linear if isinstance(layer, AdaptedLinear) else getattr(layer, "base_layer", None)
+        if frozen is not None and names[1:]:
+            raise PeftFormatError(
+                f"{names[0]} is used as {', '.join(names[1:])} as well, and PEFT would adapt only the first of these. "
+                f"{_MERGE_INSTEAD}"
+            )
+        if frozen is not None and not computes_by_weight(frozen):
+            raise PeftFormatError(
+                f"{names[0]} is a {type(frozen).__name__}, whose forward computes something else than x W^T + bias: a "
+                "merge in PEFT would change the outputs. Use the adapter with this package (replora.save_adapter)."
+            )
+
+
 def _check_head_names(model: nn.Module, adapters: Adapters) -> None:
     """PEFT finds `modules_to_save` by the end of a name, and leaves layers alone that have the name on their way."""
     for head in adapters.also_train:
@@ -285,6 +293,9 @@ def _usage(model: nn.Module, base: str | None) -> str:
     if known := architecture(model):
         classes = getattr(model, "num_classes", None)
         options = f"num_classes={'...' if classes is None else classes}"
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        if size and tuple(size) != tuple(model.pretrained_cfg["input_size"][1:]):  # type: ignore[index]
+            options += f", img_size={size[0]}"
         if base:
             build = (
                 f'import timm\n\nbase = timm.create_model("{base.removeprefix("timm/")}", pretrained=True, {options})'

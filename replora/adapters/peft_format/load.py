@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from replora.adapters.container import Adapters, adapters_of
 from replora.adapters.fingerprint import in_head
 from replora.adapters.inject import inject
 from replora.adapters.low_rank.factors import FactorBank, FactorPairs
-from replora.adapters.low_rank.layer import AdaptedLinear
+from replora.adapters.low_rank.layer import AdaptedLinear, rows_of
 from replora.adapters.peft_format.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE, PeftFormatError
 from replora.adapters.state import adapter_state
 from replora.adapters.weight_tying import UNTIE, shared_with
-from replora.adapters.wrappers import plain_name, unwrap
+from replora.adapters.wrappers import aliases_of, plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
 
 # Initializations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
@@ -33,7 +34,6 @@ _DEFAULT_ALPHA = 8  # PEFT's, where a folder names none
 _EXTRAS: dict[str, Any] = {
     "bias": "none",
     "lora_bias": False,
-    "fan_in_fan_out": False,
     "trainable_token_indices": None,
     "target_parameters": None,
     "layer_replication": None,
@@ -67,6 +67,7 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | No
     folder = Path(folder)
     config, tensors = _read_folder(folder)
     pairs, scales, rest = _lora_pairs(folder, config, tensors)
+    _check_one_name(model, folder, pairs)
     if name is None and isinstance(getattr(model, "replora", None), Adapters):
         rest = _without_the_models_own(model, folder, rest, adapters_of(model).also_train)
         before = {key: tensor.clone() for key, tensor in adapter_state(model).items()}
@@ -106,6 +107,17 @@ def _fill(
         bank.assign(found)
     for tensor, value in state:
         tensor.copy_(value)
+
+
+def _check_one_name(model: nn.Module, folder: Path, layers: Iterable[str]) -> None:
+    """PEFT adapts a layer under one of its names, and leaves it frozen where the model uses it under another."""
+    for names in aliases_of(model).values():
+        for name in set(layers).intersection(map(plain_name, names)) if names[1:] else ():
+            others = ", ".join(other for other in map(plain_name, names) if other != name)
+            raise PeftFormatError(
+                f"{folder} adapts {name}, which {type(model).__name__} uses as {others} as well, but PEFT has adapted "
+                "only that one. Use the folder with the peft library."
+            )
 
 
 def _without_the_models_own(
@@ -272,14 +284,14 @@ def _fitted(
     for name, update in layers.items():
         A, B = pairs[name]
         used = torch.zeros_like(B, dtype=torch.bool)
-        if (A.shape[1], B.shape[0]) != (update.base.shape[1], update.base.shape[0]):
+        if (B.shape[0], A.shape[1]) != update.shape:
             raise PeftFormatError(
                 f"{folder}: {name} is of a layer {A.shape[1]} -> {B.shape[0]}, but the model's is "
-                f"{update.base.shape[1]} -> {update.base.shape[0]}."
+                f"{update.shape[1]} -> {update.shape[0]}."
             )
         for view in update.views:
-            first, last = view.rows or (0, len(B))
-            columns = B[first:last].ne(0).any(dim=0)
+            own_rows = rows_of(B, view.rows).flatten(0, 1)
+            columns = own_rows.ne(0).any(dim=0)
             if view.rows is None:  # all but the zeros that fill up a lower rank
                 columns |= A.ne(0).any(dim=1)
             rank = int(columns.sum())
@@ -287,10 +299,10 @@ def _fitted(
                 raise PeftFormatError(
                     f"{folder}: {name} has rank {rank}, more than the model's adapter ({view.bank.rank})."
                 )
-            used[first:last] = True
+            rows_of(used, view.rows).fill_(True)
             own_A, own_B = place[id(view.bank)][view.slot]
             own_A[view.group, :rank] = A[columns].to(own_A)
-            own_B[view.group, :, :rank] = (B[first:last][:, columns] * (scales[name] / update.scale)).to(own_B)
+            own_B[view.group, :, :rank] = (own_rows[:, columns] * (scales[name] / update.scale)).to(own_B)
         if bool(B[~used].any()):
             raise PeftFormatError(
                 f"{folder} changes rows of {name} that the model's adapter leaves alone: it is a joint update of the "
@@ -316,6 +328,14 @@ def _head_state(
             f"Only in the model: {_few(own.keys() - rest.keys())}. Of another shape: {_few(set(wrong))}. Name "
             "them with also_train, and give the model as many classes."
         )
+    places: dict[int, str] = {}
+    for name, tensor in own.items():
+        first = places.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+        if not torch.equal(rest[first], rest[name]):
+            raise PeftFormatError(
+                f"{folder} has different values for {first} and {name}, which {type(model).__name__} shares. Untie "
+                f"them before the import: {UNTIE.partition(': ')[2]}."
+            )
     return [(own[name], rest[name]) for name in own]
 
 

@@ -9,10 +9,44 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from replora.datasets.prepare.report import Report
+    from replora.datasets.prepare.report import DataReport, Report
 from replora.datasets.common.paths import data_root
 from replora.errors import RepLoRAError
+from replora.io import replace_text
 from replora.progress import progress_bar
+
+
+def name_root(arguments: list[str]) -> list[str]:
+    """`images photos` -> `images --root=photos`: a check takes the place of the data in both forms.
+
+    Args:
+        arguments: Arguments behind `prepare`.
+
+    Raises:
+        RepLoRAError: Two different places are given.
+    """
+    if not arguments or arguments[0] == "clip-features":  # which reads from one place and writes to another
+        return arguments
+    named: list[str] = []  # what --root says
+    plain: list[int] = []  # positions of arguments that are neither options nor their values
+    position = 1
+    while position < len(arguments):
+        option, equals, value = arguments[position].partition("=")
+        follows = option.startswith("-") and not equals and option not in ("-h", "--help", "--print_config")
+        if option == "--root":
+            named += [value] if equals else arguments[position + 1 : position + 2]
+        elif not option.startswith("-"):
+            plain.append(position)
+        position += 2 if follows else 1
+    if not plain:
+        return arguments
+    place = arguments[plain[0]]
+    if other := [name for name in named if Path(name).expanduser().absolute() != Path(place).expanduser().absolute()]:
+        raise RepLoRAError(
+            f"prepare {arguments[0]}: two places are given for the data, {place} and --root {other[0]}. Give one of "
+            "them."
+        )
+    return [*arguments[: plain[0]], f"--root={place}", *arguments[plain[0] + 1 :]]
 
 
 def prepare_vtab(
@@ -23,14 +57,16 @@ def prepare_vtab(
     track: Literal["archive", "clean"] | None = None,
     tfds_dir: Path | None = None,
     check_sizes: bool = True,
+    unreadable: Path = Path("unreadable.txt"),
 ) -> None:
     """Check a copy of VTAB-1K, image by image; with --from_tfds or --hub get what is missing first.
 
     Prints a table, everything that is wrong and how to fix it. The exit status is 1 if something is wrong. A task is
-    written beside its place and moved there when it is whole; after an interruption the same command continues.
+    written beside its place and moved there when it is complete; after an interruption the same command continues.
 
     Args:
-        root: The folder of the tasks. Default: the environment variable REPLORA_DATA, else `data`.
+        root: The folder of the tasks; `--root` may be omitted. Default: the environment
+            variable REPLORA_DATA, else `data`.
         tasks: Names separated by commas, such as dtd,kitti. Default: all 19.
         from_tfds: Build what is missing from TensorFlow Datasets (pip install "replora[tfds]").
         hub: Take what is missing from this data set repository of the Hugging Face hub, as OWNER/NAME.
@@ -38,46 +74,64 @@ def prepare_vtab(
             Default: archive. For a check: what the images must be. Default: either.
         tfds_dir: Where TensorFlow Datasets keeps its data. Default: its own.
         check_sizes: Compare the number of images with the table; false for data made smaller on purpose.
+        unreadable: File to write, if there are files that cannot be read: all of them, each with its reason.
     """
     from replora.datasets.prepare.vtab import prepare_vtab as prepare
     from replora.datasets.prepare.vtab import remedy
 
     home = data_root(root)
     reports = prepare(home, _names(tasks), from_tfds, hub, track, tfds_dir, check_sizes)
-    _print_or_exit(reports, "task", remedy(reports, home))
+    _print_or_exit(reports, "task", remedy(reports, home), unreadable=unreadable)
 
 
-def prepare_fgvc(root: Path | None = None, tasks: list[str] | str | None = None, check_sizes: bool = True) -> None:
+def prepare_fgvc(
+    root: Path | None = None,
+    tasks: list[str] | str | None = None,
+    check_sizes: bool = True,
+    unreadable: Path = Path("unreadable.txt"),
+) -> None:
     """Check the five FGVC data sets: split files, classes, sizes and every image.
 
     Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
 
     Args:
-        root: The folder of the data sets. Default: the environment variable REPLORA_DATA, else `data`.
+        root: The folder of the data sets; `--root` may be omitted. Default: the environment
+            variable REPLORA_DATA, else `data`.
         tasks: Names separated by commas, such as nabirds,stanford_cars. Default: all five.
         check_sizes: Compare the number of images with VPT's splits; false for data made smaller on purpose.
+        unreadable: File to write, if there are files that cannot be read: all of them, each with its reason.
     """
     from replora.datasets.image.fgvc import FGVC_TASKS, fgvc_task
     from replora.datasets.prepare.images import check_fgvc
 
     chosen = [fgvc_task(name) for name in _names(tasks) or FGVC_TASKS]
-    _print_or_exit(check_fgvc(data_root(root), chosen, check_sizes))
+    _print_or_exit(_note_small_tests(check_fgvc(data_root(root), chosen, check_sizes)), unreadable=unreadable)
 
 
-def prepare_images(root: Path, val_fraction: float = 0.1, test_fraction: float = 0.1, split_seed: int = 0) -> None:
+def prepare_images(
+    root: Path | None = None,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    split_seed: int = 0,
+    unreadable: Path = Path("unreadable.txt"),
+) -> None:
     """Check a folder of class folders, or a CSV file of path,label: every image, and the splits that a run makes.
 
     Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
 
     Args:
-        root: The folder or the CSV file.
-        val_fraction: As of the data module: the part that becomes `val` where there is none, in [0, 1).
+        root: The folder or the CSV file; `--root` may be omitted.
+        val_fraction: Fraction of the training part, in [0, 1), that becomes `val` if there is none, as in training.
         test_fraction: The same for `test`.
         split_seed: Which images these are.
+        unreadable: File to write, if there are files that cannot be read: all of them, each with its reason.
     """
     from replora.datasets.prepare.images import check_image_folder
 
-    _print_or_exit(check_image_folder(root.expanduser(), val_fraction, test_fraction, split_seed))
+    _print_or_exit(
+        _note_small_tests(check_image_folder(_given(root, "images"), val_fraction, test_fraction, split_seed)),
+        unreadable=unreadable,
+    )
 
 
 def prepare_commonsense(
@@ -93,7 +147,8 @@ def prepare_commonsense(
     wrong and how to fix it. The exit status is 1 if something is wrong or missing.
 
     Args:
-        root: The folder of the tasks' folders. Default: the environment variable REPLORA_DATA, else `data`.
+        root: The folder of the tasks' folders; `--root` may be omitted. Default: the environment
+            variable REPLORA_DATA, else `data`.
         tasks: Names separated by commas, such as ARC-Easy,boolq. Default: all eight.
         rebuild: Make what is missing from the original data sets on the Hugging Face hub (pip install pyarrow).
         hub: Take what is missing from this data set repository of the Hugging Face hub, as OWNER/NAME: the files of the
@@ -108,62 +163,110 @@ def prepare_commonsense(
     _print_or_exit(reports, "task", remedy(reports, home))
 
 
-def prepare_ssv2(root: Path | None = None, check_sizes: bool = True, decode: bool = True) -> None:
+def prepare_ssv2(
+    root: Path | None = None, check_sizes: bool = True, decode: bool = True, unreadable: Path = Path("unreadable.txt")
+) -> None:
     """Check Something-Something-V2: the official lists, classes, sizes and every video.
 
     Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
 
     Args:
-        root: The folder of the lists and the videos. Default: the environment variable REPLORA_DATA, else `data`.
+        root: The folder of the lists and the videos; `--root` may be omitted. Default: the environment
+            variable REPLORA_DATA, else `data`.
         check_sizes: Compare the numbers of classes and videos with the official ones; false for data made smaller.
         decode: Decode every video to its end, which takes hours for all of them; false checks that they are there.
+        unreadable: File to write, if there are files that cannot be read: all of them, each with its reason.
     """
     from replora.datasets.prepare.videos import check_ssv2
 
-    _print_or_exit(check_ssv2(data_root(root), check_sizes, decode))
+    _print_or_exit(check_ssv2(data_root(root), check_sizes, decode), unreadable=unreadable)
 
 
-def prepare_hmdb51(root: Path | None = None, check_sizes: bool = True, decode: bool = True) -> None:
+def prepare_hmdb51(
+    root: Path | None = None, check_sizes: bool = True, decode: bool = True, unreadable: Path = Path("unreadable.txt")
+) -> None:
     """Check HMDB51: the three official splits, classes, sizes and every video.
 
     Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
 
     Args:
-        root: The folder of the lists and the videos. Default: the environment variable REPLORA_DATA, else `data`.
+        root: The folder of the lists and the videos; `--root` may be omitted. Default: the environment
+            variable REPLORA_DATA, else `data`.
         check_sizes: Compare the numbers of classes and videos with the official ones; false for data made smaller.
         decode: Decode every video to its end; false checks that they are there.
+        unreadable: File to write, if there are files that cannot be read: all of them, each with its reason.
     """
     from replora.datasets.prepare.videos import check_hmdb51
 
-    _print_or_exit(check_hmdb51(data_root(root), check_sizes, decode))
+    _print_or_exit(check_hmdb51(data_root(root), check_sizes, decode), unreadable=unreadable)
 
 
 def prepare_videos(
-    root: Path, val_fraction: float = 0.1, test_fraction: float = 0.1, split_seed: int = 0, decode: bool = True
+    root: Path | None = None,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    split_seed: int = 0,
+    decode: bool = True,
+    unreadable: Path = Path("unreadable.txt"),
 ) -> None:
     """Check a folder of class folders, or a CSV file of path,label: every video, and the splits that a run makes.
 
     Prints a table and everything that is wrong. The exit status is 1 if something is wrong.
 
     Args:
-        root: The folder or the CSV file.
-        val_fraction: As of the data module: the part that becomes `val` where there is none, in [0, 1).
+        root: The folder or the CSV file; `--root` may be omitted.
+        val_fraction: Fraction of the training part, in [0, 1), that becomes `val` if there is none, as in training.
         test_fraction: The same for `test`.
         split_seed: Which videos these are.
         decode: Decode every video to its end; false checks that they are there.
+        unreadable: File to write, if there are files that cannot be read: all of them, each with its reason.
     """
     from replora.datasets.prepare.videos import check_video_folder
 
-    _print_or_exit(check_video_folder(root.expanduser(), val_fraction, test_fraction, split_seed, decode))
+    _print_or_exit(
+        _note_small_tests(check_video_folder(_given(root, "videos"), val_fraction, test_fraction, split_seed, decode)),
+        unreadable=unreadable,
+    )
 
 
-def _print_or_exit(reports: Sequence[Report], heading: str = "data set", remedy: str = "") -> None:
-    """Print what was found; exit with status 1 if something is wrong or missing."""
+def _given(root: Path | None, word: str) -> Path:
+    """The place of custom data, which has no default."""
+    if root is None:
+        raise RepLoRAError(
+            f"prepare {word} needs a folder of class folders, or a CSV file of path,label: replora-cli prepare {word} "
+            "ROOT"
+        )
+    return root.expanduser()
+
+
+def _print_or_exit(
+    reports: Sequence[Report], heading: str = "data set", remedy: str = "", unreadable: Path | None = None
+) -> None:
+    """Print what was found and list unreadable files; exit with status 1 if something is wrong or missing."""
     from replora.datasets.prepare.report import print_reports
 
     print_reports(reports, heading, remedy)
-    if any(report.state != "whole" for report in reports):
+    if unreadable is not None and (lines := [line for report in reports for line in report.unreadable]):
+        replace_text(unreadable, "".join(f"{line}\n" for line in lines))
+        print(f"all {len(lines):,} files that cannot be read: {unreadable}")
+    if any(report.state != "complete" for report in reports):
         sys.exit(1)
+
+
+def _note_small_tests(reports: list[DataReport]) -> list[DataReport]:
+    """Add what a test set of few files can tell: with 100, an accuracy of 90 % may be one of 83 to 94 %."""
+    from replora.evaluation.significance import wilson_interval
+
+    for report in reports:
+        count = report.sizes.get("test", 0)
+        right = round(0.9 * count)
+        low, high = wilson_interval(right, count)
+        if count and high - low > 0.1:
+            report.notes.append(
+                f"{count:,} test files are few: an accuracy of {right / count:.1%} ({right} of {count}) would have a "
+                f"95 % confidence interval from {low:.1%} to {high:.1%} (Wilson)"
+            )
+    return reports
 
 
 def prepare_clip_features(

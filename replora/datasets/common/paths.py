@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from replora.datasets.errors import ListFileError
 
 ALLOWED = "REPLORA_ALLOWED_ROOTS"
+_allowed: ContextVar[tuple[Path, ...]] = ContextVar("allowed", default=())
 
 
 def inner_path(text: str, where: str) -> PurePosixPath:
@@ -58,17 +61,36 @@ def check_inside(path: Path, *homes: Path) -> None:
     if not any(map(target.is_relative_to, homes)) and not is_allowed(target):
         raise ListFileError(
             f"{path} is a link that leaves the data ({target} is not inside {' or '.join(map(str, homes))}). Copy the "
-            f"files there, or allow the folder that it leads to: {ALLOWED}={target.parent}"
+            f"files there, or {how_to_allow(target)}"
         )
 
 
-def is_allowed(target: Path) -> bool:
-    """Whether the environment variable REPLORA_ALLOWED_ROOTS allows data at `target`.
+@contextmanager
+def allowing(roots: list[Path] | Path | None) -> Iterator[None]:
+    """Allow data in further folders while the lists of a data set are read: the option `--data.allowed_roots`."""
+    further = () if roots is None else (roots,) if isinstance(roots, Path) else tuple(roots)
+    token = _allowed.set((*_allowed.get(), *further))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
 
-    It names folders, separated as in PATH. The links of a Hugging Face cache, of DVC and of git-annex need it.
+
+def is_allowed(target: Path) -> bool:
+    """Whether `allowing` or the environment variable REPLORA_ALLOWED_ROOTS allows data at `target`.
+
+    The variable names folders, separated as in PATH. The links of a Hugging Face cache, of DVC and git-annex need it.
     """
-    roots = [Path(root).expanduser().resolve() for root in os.environ.get(ALLOWED, "").split(os.pathsep) if root]
-    return any(target.is_relative_to(root) for root in roots)
+    named = [Path(root) for root in os.environ.get(ALLOWED, "").split(os.pathsep) if root]
+    return any(target.is_relative_to(root.expanduser().resolve()) for root in (*_allowed.get(), *named))
+
+
+def how_to_allow(target: Path) -> str:
+    """The remedy for a path that leaves the data, as the end of a sentence."""
+    return (
+        f"allow the folder that it leads to: --data.allowed_roots {target.parent} in a run, or the environment "
+        f"variable {ALLOWED}={target.parent}"
+    )
 
 
 def listed_path(text: str, where: str, home: Path) -> PurePosixPath:
@@ -79,7 +101,11 @@ def listed_path(text: str, where: str, home: Path) -> PurePosixPath:
     for root in (home.absolute(), home.resolve()):
         if path.is_relative_to(root) and path != root:
             return PurePosixPath(path.relative_to(root).as_posix())
-    return PurePosixPath(path.as_posix()) if is_allowed(path.resolve()) else inner_path(text, where)
+    if is_allowed(path.resolve()):
+        return PurePosixPath(path.as_posix())
+    raise ListFileError(
+        f"{where}: the path {text!r} leaves the data. Make it relative, without `..`, or {how_to_allow(path)}"
+    )
 
 
 def _files_in(directory: Path, homes: list[Path], folders: bool) -> set[str]:

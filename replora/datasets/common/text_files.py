@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,14 @@ def read_json(
         raise error(f"{file} is not JSON ({wrong}). {remedy}".rstrip()) from wrong
 
 
-def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+def parse_json(text: str, unique: bool = False) -> Any:
+    """The value of a JSON text. `unique` forbids repeated keys of a table, of which Python keeps the last value.
 
     Raises:
         ValueError: The text is not JSON, is nested too deeply, or has thousands of digits or half a character.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if re.search(r"\\u[dD][89abAB]", text) or re.search(r"\\u[dD][c-fC-F]", text):
@@ -90,6 +91,14 @@ def parse_json(text: str) -> Any:
         except UnicodeEncodeError:
             raise ValueError(r"a string contains half of a character, a lone \ud800 to \udfff") from None
     return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"a table has {twice!r} twice")
+    return table
 
 
 def parse_json_or_lines(text: str) -> Any:

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 
 from replora.datasets.common.subsample import stratified_order
-from replora.datasets.image.grayscale import GrayImages
-from replora.datasets.image.read import Interpolation
+from replora.datasets.image.grayscale import READER, GrayImages
+from replora.datasets.image.read import ImageReader
 
 
 class Digits(GrayImages):
@@ -19,15 +19,13 @@ class Digits(GrayImages):
 
     Args:
         split: `train`, `val`, `trainval` or `test`.
-        image_size: Height and width of the images, in pixels (>= 1).
-        interpolation: Filter that resizes an image.
+        reader: Reader of the images.
     """
 
     def __init__(
         self,
         split: Literal["train", "val", "trainval", "test"],
-        image_size: int = 32,
-        interpolation: Interpolation = "bicubic",
+        reader: ImageReader = READER,
     ) -> None:
         from sklearn.datasets import load_digits  # slow to import and needed only here
 
@@ -37,4 +35,4 @@ class Digits(GrayImages):
         levels = np.rint(digits.images[chosen] * (255 / 16))  # 0 .. 16 -> 0 .. 255
         gray = np.clip(levels, 0, 255).astype(np.uint8)  # (N, 8, 8)
         labels = digits.target[chosen].tolist()
-        super().__init__(gray, labels, [str(name) for name in digits.target_names], image_size, interpolation)
+        super().__init__(gray, labels, [str(name) for name in digits.target_names], reader)

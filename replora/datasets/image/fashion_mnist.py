@@ -14,8 +14,8 @@ import numpy as np
 
 from replora.datasets.common.subsample import stratified_order
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
-from replora.datasets.image.grayscale import GrayImages, GrayPixels
-from replora.datasets.image.read import Interpolation
+from replora.datasets.image.grayscale import READER, GrayImages, GrayPixels
+from replora.datasets.image.read import ImageReader
 
 CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -36,8 +36,7 @@ class FashionMNIST(GrayImages):
         split: `train`, `val`, `trainval` or `test`.
         root: Folder with the four files `train-images-idx3-ubyte.gz` ... `t10k-labels-idx1-ubyte.gz`, directly or in
             `fashion-mnist/` or `FashionMNIST/raw/` (torchvision's). Debian's folder is used otherwise.
-        image_size: Height and width of the images, in pixels (>= 1).
-        interpolation: Filter that resizes an image.
+        reader: Reader of the images.
 
     Raises:
         DatasetNotFoundError: The files are not found.
@@ -48,8 +47,7 @@ class FashionMNIST(GrayImages):
         self,
         split: Literal["train", "val", "trainval", "test"],
         root: Path,
-        image_size: int = 32,
-        interpolation: Interpolation = "bicubic",
+        reader: ImageReader = READER,
     ) -> None:
         folder, part = _folder(root), "t10k" if split == "test" else "train"
         count = SIZES[part]
@@ -62,7 +60,7 @@ class FashionMNIST(GrayImages):
             order = stratified_order(labels, seed=0)
             chosen = {"train": order[:800], "val": order[800:1000], "trainval": order[:1000]}[split]
             gray, labels = gray[chosen], [labels[position] for position in chosen]
-        super().__init__(gray, labels, list(CLASSES), image_size, interpolation)
+        super().__init__(gray, labels, list(CLASSES), reader)
 
 
 def _folder(root: Path) -> Path:

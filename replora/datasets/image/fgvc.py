@@ -17,19 +17,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from replora.datasets.common.list_folder import find_folder, hash_lists
 from replora.datasets.common.paths import inner_path, missing_files
-from replora.datasets.common.text_files import read_json
+from replora.datasets.common.text_files import parse_json, read_json
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
 from replora.datasets.image.image_files import ImageFiles
-from replora.datasets.image.read import Interpolation
+from replora.datasets.image.read import ImageReader
 from replora.errors import nearest
 
 FGVCSplit = Literal["train", "val", "trainval", "test"]
 SPLIT_FILES = ("train", "val", "test")
+READER = ImageReader(interpolation="bilinear", framing="crop")
 
 SPLIT_SOURCES = (
     "VPT's split files: https://drive.google.com/drive/folders/1mnvxTkYxmOr2W9QjcgS64UBpoJ4UmKaM, or "
@@ -111,10 +113,8 @@ class FGVC(ImageFiles):
         root: Folder that holds the folders of the data sets, or its parent if it is called `fgvc`.
         task: Name of the data set, one of `FGVC_TASKS`.
         split: `train`, `val`, `trainval` (both) or `test`.
-        image_size: Height and width of the images, in pixels (>= 1).
-        interpolation: Filter that resizes an image.
-        cropped: Whether to crop the center. Otherwise images keep their aspect ratio, with a shorter side of 256/224 of
-            `image_size`, for an augmentation that crops.
+        reader: Reader of the images.
+        cropped: Whether to return squares; otherwise larger images, for an augmentation that crops.
         check_sizes: Whether to compare the numbers of images and classes with the table.
 
     Raises:
@@ -128,8 +128,7 @@ class FGVC(ImageFiles):
         root: str | Path,
         task: str,
         split: FGVCSplit,
-        image_size: int = 224,
-        interpolation: Interpolation = "bilinear",
+        reader: ImageReader = READER,
         cropped: bool = True,
         check_sizes: bool = True,
     ) -> None:
@@ -137,9 +136,8 @@ class FGVC(ImageFiles):
             raise DatasetNotFoundError(f"FGVC has no split {split!r}. {nearest(split, get_args(FGVCSplit))}")
         self.task = fgvc_task(task)
         self.split = split
-        self.image_size = image_size
-        self.interpolation = interpolation
-        self.framing = "crop" if cropped else None
+        self.reader = reader
+        self.cropped = cropped
         self.folder = find_fgvc_folder(Path(root), self.task)
         names = ("train", "val") if split == "trainval" else (split,)
         files = {name: self.folder / f"{name}.json" for name in SPLIT_FILES}
@@ -233,7 +231,9 @@ def splits_sha256(folder: Path) -> str:
 def _read_split(file: Path) -> dict[PurePosixPath, int]:
     """Path -> class as in the file."""
     try:
-        content = read_json(file, ListFileError, f"Download it again. {SPLIT_SOURCES}")
+        content = read_json(
+            file, ListFileError, f"Download it again. {SPLIT_SOURCES}", partial(parse_json, unique=True)
+        )
     except OSError as error:
         there = ", ".join(sorted(path.name for path in file.parent.glob("*.json"))) or "none"
         raise DatasetNotFoundError(
@@ -246,7 +246,10 @@ def _read_split(file: Path) -> dict[PurePosixPath, int]:
     for path, key in content.items():
         if isinstance(key, bool) or not re.fullmatch(r"-?[0-9]{1,18}", str(key)):
             raise ListFileError(f"{file}: the class of {path!r} is {key!r}, not an integer.")
-        entries[inner_path(path, str(file))] = int(key)
+        inner = inner_path(path, str(file))
+        if inner in entries:
+            raise ListFileError(f"{file} lists {inner} twice. An image has one class. {SPLIT_SOURCES}")
+        entries[inner] = int(key)
     return entries
 
 

@@ -11,7 +11,7 @@ from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.labeled_files import FileKind, FileTable
 from replora.datasets.errors import CorruptImageError
 from replora.datasets.image.image_files import ImageFiles
-from replora.datasets.image.read import IMAGE_SUFFIXES, Interpolation, check_header
+from replora.datasets.image.read import IMAGE_SUFFIXES, ImageReader, check_header
 
 
 def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
@@ -24,46 +24,44 @@ IMAGES = FileKind(
 )
 
 
-def read_image_table(root: Path) -> FileTable:
-    """The table of a folder or CSV file (`read_file_table`), after a check of every image's header.
+READER = ImageReader(interpolation="bilinear", framing="crop", upright=True)
+
+
+def read_image_table(root: Path, skip_corrupt: bool = False) -> FileTable:
+    """The table of a folder or CSV file (`read_file_table`), after a check of every header unless `skip_corrupt`.
 
     Raises:
-        CorruptImageError: Files have no header of an image; the message names them.
+        CorruptImageError: Files have no header of an image; the message names 20 of them.
     """
     table = read_file_table(root, IMAGES)
-    _check_readable(table.home, table.paths)
+    if not skip_corrupt:
+        _check_readable(table.home, table.paths)
     return table
 
 
 class ImageFolder(ImageFiles):
-    """The images of one or more splits, rotated by their EXIF orientation.
+    """The images of one or more splits.
 
     Args:
         table: Table from `read_image_table`.
         positions: Positions of the images in the table, in order.
-        image_size: Height and width of the images, in pixels (>= 1).
-        interpolation: Filter that resizes an image.
-        cropped: Whether to crop the center. Otherwise images keep their aspect ratio, with a shorter side of 256/224 of
-            `image_size`, for an augmentation that crops.
+        reader: Reader of the images.
+        cropped: Whether to return squares; otherwise larger images, for an augmentation that crops.
     """
-
-    upright = True
 
     def __init__(
         self,
         table: FileTable,
         positions: list[int],
-        image_size: int = 224,
-        interpolation: Interpolation = "bilinear",
+        reader: ImageReader = READER,
         cropped: bool = True,
     ) -> None:
         self.home = table.home
         self.class_names = table.class_names
         self.paths = [table.paths[i] for i in positions]
         self.labels = [table.labels[i] for i in positions]
-        self.image_size = image_size
-        self.interpolation = interpolation
-        self.framing = "crop" if cropped else None
+        self.reader = reader
+        self.cropped = cropped
 
 
 def _check_readable(home: Path, paths: list[PurePosixPath]) -> None:
@@ -75,5 +73,6 @@ def _check_readable(home: Path, paths: list[PurePosixPath]) -> None:
         more = f"\n  and {len(corrupt) - 20:,} more" if len(corrupt) > 20 else ""
         raise CorruptImageError(
             f"{len(corrupt):,} of {len(paths):,} images cannot be read:\n  {listed}{more}\nFix them as said, copy "
-            "corrupt files again from their source, or remove them."
+            "corrupt files again from their source, or remove them. Or skip them, counted in the results: "
+            f"--data.skip_corrupt true. All of them are listed by: replora-cli prepare images {printable(home)}"
         )

@@ -2,7 +2,7 @@
 
 Every mode of Pillow becomes 8-bit RGB by one of these rules, or is refused:
 
-    transparent pixels     composited on white; an image whose alpha is opaque everywhere keeps its colors
+    transparent pixels     composited on a color, white by default; an image that is opaque everywhere keeps its colors
     16-bit gray            the high byte, as Pillow itself reads 16-bit color
     32-bit integer, float  refused: the range of their values is not known
     all others             `Image.convert("RGB")`
@@ -10,22 +10,25 @@ Every mode of Pillow becomes 8-bit RGB by one of these rules, or is refused:
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageColor
 from torch import Tensor
 
 from replora.datasets.common.files import printable
 from replora.datasets.errors import CorruptImageError
+from replora.errors import RepLoRAError, nearest
 
 Interpolation = Literal["bilinear", "bicubic"]
-# How an image becomes a square: its aspect ratio ignored, or the middle cut out at the ratio 224 : 256.
-Framing = Literal["squash", "crop"]
+# How an image becomes a square: the middle cut out at the ratio 224 : 256, margins added, or its aspect ratio ignored.
+Framing = Literal["crop", "pad", "squash"]
 
 # What Pillow reads of the formats that hold photos and drawings.
 IMAGE_SUFFIXES = (
@@ -51,59 +54,95 @@ _TURNS = {
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def read_image(
-    path: Path,
-    size: int,
-    interpolation: Interpolation = "bicubic",
-    framing: Framing = "squash",
-    upright: bool = False,
-) -> Tensor:
-    """Read an image as an RGB square.
+@dataclass(frozen=True)
+class ImageReader:
+    """How an image file becomes an RGB square.
 
-    Equal, pixel for pixel, to torchvision on a PIL image: `Resize((size, size), interpolation)` with `squash`;
-    `Resize(s, interpolation)` and `CenterCrop(size)` with `crop`, where s is `short_side(size)`.
+    Equal, pixel for pixel, to torchvision and timm on a PIL image:
 
-    Args:
-        path: an image file of any format that Pillow reads.
-        size: height and width of the result, in pixels.
-        interpolation: the resize filter; both filters are antialiased when they make an image smaller.
-        framing: `squash` ignores the aspect ratio, `crop` keeps it and loses the borders.
-        upright: turn photos as their EXIF orientation says; the loaders of the benchmarks do not.
+        squash   `Resize((image_size, image_size), interpolation)` of torchvision
+        crop     `Resize(short_side(image_size), interpolation)` and `CenterCrop(image_size)` of torchvision
+        pad      `ResizeKeepRatio(image_size, longest=1)` and `CenterCropOrPad(image_size, fill)` of timm, its `border`
 
-    Returns:
-        uint8 (3, size, size).
+    Attributes:
+        image_size: Height and width of the result, in pixels.
+        interpolation: Filter that resizes an image; both filters are antialiased when they make it smaller.
+        framing: `crop` keeps the aspect ratio and loses the borders, `pad` keeps both and adds margins, `squash`
+            ignores the aspect ratio.
+        upright: Whether to turn photos as their EXIF orientation says; the loaders of the benchmarks do not.
+        background: Color behind transparent pixels, a name of CSS or RRGGBB in hexadecimal digits.
+        mean: Color of the margins, R, G and B in [0, 1]: the mean that normalization subtracts, so that they become
+            about 0.
 
     Raises:
-        CorruptImageError: the file is absent, empty, truncated, not an image, or of 32-bit integers or floats.
-    """
-    if framing == "squash":
-        return _read(path, lambda image: square_tensor(image, size, interpolation), upright)
-    image = read_uncropped(path, size, interpolation, upright)
-    top, left = (round((side - size) / 2) for side in image.shape[1:])
-    return image[:, top : top + size, left : left + size].contiguous()
-
-
-def read_uncropped(path: Path, size: int, interpolation: Interpolation = "bicubic", upright: bool = False) -> Tensor:
-    """Read an image as RGB, its shorter side resized to `short_side(size)`, for a crop of `size` to be cut out.
-
-    Args:
-        path, size, interpolation, upright: as of `read_image`.
-
-    Returns:
-        uint8 (3, H, W), min(H, W) = short_side(size).
-
-    Raises:
-        CorruptImageError: as `read_image` says.
+        RepLoRAError: There is no such color.
     """
 
-    def convert(image: Image.Image) -> Tensor:
-        short = short_side(size)
+    image_size: int = 224
+    interpolation: Interpolation = "bicubic"
+    framing: Framing = "squash"
+    upright: bool = False
+    background: str = "white"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        color = str(self.background)  # of `#FFFFFF` on the command line, where # begins a comment, None is left
+        if not (re.fullmatch("[0-9a-fA-F]{6}", color) or color.lower() in ImageColor.colormap):
+            raise RepLoRAError(
+                f"background={self.background!r} is no color: give a name of CSS, or RRGGBB in hexadecimal digits. "
+                f"{nearest(color, ImageColor.colormap)}"
+            )
+
+    def read(self, path: Path) -> Tensor:
+        """Read an image file of any format that Pillow reads; returns uint8 (3, image_size, image_size).
+
+        Raises:
+            CorruptImageError: The file is absent, empty, truncated, not an image, or of 32-bit integers or floats.
+        """
+        return _read(path, self.frame, self.upright, self._color)
+
+    def read_uncropped(self, path: Path) -> Tensor:
+        """Read an image file larger than `read` does, for a square of `image_size` to be cut out.
+
+        Returns:
+            uint8 (3, H, W) with min(H, W) = short_side(image_size); a square unless the framing is `crop`.
+
+        Raises:
+            CorruptImageError: As `read` says.
+        """
+        return _read(path, self._uncropped, self.upright, self._color)
+
+    def frame(self, image: Image.Image) -> Tensor:
+        """An RGB image of any shape -> uint8 (3, image_size, image_size)."""
+        if self.framing != "crop":
+            return _tensor(self._square(image, self.image_size))
+        large, size = self._uncropped(image), self.image_size
+        top, left = (round((side - size) / 2) for side in large.shape[1:])
+        return large[:, top : top + size, left : left + size].contiguous()
+
+    @property
+    def _color(self) -> str:
+        return self.background if self.background.lower() in ImageColor.colormap else f"#{self.background}"
+
+    def _uncropped(self, image: Image.Image) -> Tensor:
+        short = short_side(self.image_size)
+        if self.framing != "crop":
+            return _tensor(self._square(image, short))
         width, height = image.size
         # As torchvision: the longer side is rounded down.
         shape = (short, short * height // width) if width <= height else (short * width // height, short)
-        return _tensor(image.resize(shape, _FILTERS[interpolation]))
+        return _tensor(image.resize(shape, _FILTERS[self.interpolation]))
 
-    return _read(path, convert, upright)
+    def _square(self, image: Image.Image, side: int) -> Image.Image:
+        if self.framing == "squash":
+            return image.resize((side, side), _FILTERS[self.interpolation])
+        longest = max(image.size) / side
+        width, height = (max(1, round(length / longest)) for length in image.size)  # as timm
+        fill = tuple(round(255 * value) for value in self.mean)
+        square = Image.new("RGB", (side, side), fill)
+        place = ((side - width) // 2, (side - height) // 2)
+        square.paste(image.resize((width, height), _FILTERS[self.interpolation]), place)
+        return square
 
 
 def short_side(size: int) -> int:
@@ -126,23 +165,24 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
     """Decode an image file as 8-bit RGB, at its own size (see `MAX_RATIO`).
 
     Args:
-        path, upright: as of `read_image`.
+        path: The file.
+        upright: Whether to follow the rotation in EXIF, as in `ImageReader`.
 
     Raises:
-        CorruptImageError: as `read_image` says.
+        CorruptImageError: As `ImageReader.read` says.
     """
-    return _read(path, lambda image: image, upright)
+    return _read(path, lambda image: image, upright, "white")
 
 
 Converted = TypeVar("Converted")
 
 
-def _read(path: Path, convert: Callable[[Image.Image], Converted], upright: bool) -> Converted:
+def _read(path: Path, convert: Callable[[Image.Image], Converted], upright: bool, background: str) -> Converted:
     try:
         with Image.open(path) as image:
             if problem := _unknown_range(image):
                 raise CorruptImageError(f"The image {printable(path)} cannot be used: {problem}.")
-            return convert(to_rgb(_bounded(_decoded(image, upright))))
+            return convert(to_rgb(_bounded(_decoded(image, upright)), background))
     except (CorruptImageError, MemoryError):
         raise
     except Exception as error:  # damaged files make Pillow raise almost anything: struct.error, TypeError, KeyError
@@ -191,15 +231,15 @@ def _bounded(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB, by the rules above."""
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """An image of any mode as 8-bit RGB, by the rules above; `background` is behind transparent pixels."""
     if image.mode.startswith("I"):  # `I` and the byte orders of `I;16`
         gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return Image.fromarray(gray).convert("RGB")
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         if layered.getchannel("A").getextrema() != (255, 255):
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layered).convert("RGB")
+            return Image.alpha_composite(Image.new("RGBA", image.size, background), layered).convert("RGB")
     return image.convert("RGB")
 
 
@@ -221,11 +261,6 @@ def _remedy(error: BaseException) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return "Make it smaller."
     return "Copy or extract this file again from its source."
-
-
-def square_tensor(image: Image.Image, size: int, interpolation: Interpolation) -> Tensor:
-    """A PIL image of any shape -> uint8 (3, size, size)."""
-    return _tensor(image.convert("RGB").resize((size, size), _FILTERS[interpolation]))
 
 
 def _tensor(image: Image.Image) -> Tensor:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from replora.datasets.image.grayscale import GrayImages, GrayPixels
-from replora.datasets.image.read import Interpolation
+from replora.datasets.image.grayscale import READER, GrayImages, GrayPixels
+from replora.datasets.image.read import ImageReader
 
 Corners = np.ndarray[Any, np.dtype[np.float64]]  # (K, 2): x to the right, y down
 
@@ -33,22 +33,20 @@ class Sprites(GrayImages):
     Args:
         split: `train`, `val`, `trainval` or `test`.
         task: `location` (the column of the shape's center) or `orientation`.
-        image_size: Height and width of the images, in pixels (>= 1).
-        interpolation: Filter that resizes an image.
+        reader: Reader of the images.
     """
 
     def __init__(
         self,
         split: Literal["train", "val", "trainval", "test"],
         task: Literal["location", "orientation"],
-        image_size: int = 32,
-        interpolation: Interpolation = "bicubic",
+        reader: ImageReader = READER,
     ) -> None:
         parts = ["train", "val"] if split == "trainval" else [split]
         factors = np.concatenate([_factors(part) for part in parts])  # (N, 5)
         gray = np.stack([draw(*row) for row in factors.tolist()])
         labels = factors[:, 3] // 2 if task == "location" else (factors[:, 2] / 2.5).astype(int)
-        super().__init__(gray, labels.tolist(), [str(number) for number in range(CLASSES)], image_size, interpolation)
+        super().__init__(gray, labels.tolist(), [str(number) for number in range(CLASSES)], reader)
 
 
 def _factors(part: str) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:

@@ -40,6 +40,7 @@ class CommonsenseReport:
         missing: Splits that are not there.
         problems: What makes a file unusable, each with its reason.
         notes: What is worth knowing all the same.
+        unreadable: Every file that cannot be read; records are counted instead.
     """
 
     name: str
@@ -49,6 +50,7 @@ class CommonsenseReport:
     missing: list[CommonsenseSplit] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
     def columns(self) -> dict[str, str]:
         """Heading -> cell of the table."""
@@ -64,10 +66,10 @@ class CommonsenseReport:
     def state(self) -> str:
         """The verdict."""
         if self.problems:
-            return "damaged"
+            return "corrupt"
         if len(self.missing) == len(SPLITS):
             return "missing"
-        return f"no {self.missing[0]}.json" if self.missing else "whole"
+        return f"no {self.missing[0]}.json" if self.missing else "complete"
 
 
 def prepare_commonsense(
@@ -144,7 +146,7 @@ def check_task(root: Path, task: str, check_sizes: bool = True) -> CommonsenseRe
         if faults:
             index, fault = faults[0]
             first = record_error(str(file), index, fault, entries[index])
-            report.problems.append(f"{len(faults):,} of {len(entries):,} records are damaged, the first: {first}")
+            report.problems.append(f"{len(faults):,} of {len(entries):,} records are corrupt, the first: {first}")
         known = commonsense_task(task)
         expected = known.train_size if split == "train" else known.test_size
         if check_sizes and len(entries) != expected:
@@ -186,15 +188,17 @@ def _is_there(root: Path, task: str, split: CommonsenseSplit) -> bool:
 def remedy(reports: list[CommonsenseReport], root: Path) -> str:
     """What to do about the reports, with the commands to copy."""
     tasks = [report for report in reports if report.name in COMMONSENSE_TASKS]
-    whole = [report.name for report in tasks if report.state == "whole"]
+    complete = [report.name for report in tasks if report.state == "complete"]
     trained = [report for report in tasks if "train" in report.sizes and not report.problems]
     count = sum(report.sizes["train"] for report in trained)
-    lines = [f"{len(whole)} of {len(tasks)} tasks are whole in {root}; {count:,} training records of {UNION_SIZE:,}."]
-    if damaged := [report.name for report in reports if report.problems]:
-        lines.append(f"Damaged: {', '.join(damaged)}. Move the named files away, then get them again.")
-    if usable := [report.name for report in trained if report.state == "whole"]:
-        lines.append(f'To use what is whole: --data.tasks "[{", ".join(usable)}]"')
-    if lacking := [report.name for report in tasks if report.state != "whole"]:
+    lines = [
+        f"{len(complete)} of {len(tasks)} tasks are complete in {root}; {count:,} training records of {UNION_SIZE:,}."
+    ]
+    if corrupt := [report.name for report in reports if report.problems]:
+        lines.append(f"Corrupt: {', '.join(corrupt)}. Move the named files away, then get them again.")
+    if usable := [report.name for report in trained if report.state == "complete"]:
+        lines.append(f'To use the complete tasks: --data.tasks "[{", ".join(usable)}]"')
+    if lacking := [report.name for report in tasks if report.state != "complete"]:
         command = f"replora-cli prepare commonsense --root {shlex.quote(str(root))} --tasks {','.join(lacking)}"
         lines += [
             f"To get {', '.join(lacking)}:",

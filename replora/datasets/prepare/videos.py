@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
 
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.labeled_files import FileSplit, FileTable
 from replora.datasets.errors import CorruptVideoError
-from replora.datasets.prepare.images import DataReport
+from replora.datasets.prepare.report import DataReport
 from replora.datasets.video.decode import count_frames
 from replora.datasets.video.folder import read_video_table
 from replora.datasets.video.hmdb51 import OfficialSplit, read_hmdb51
@@ -18,8 +17,6 @@ from replora.datasets.video.ssv2 import read_ssv2
 from replora.datasets.vtab.verify import in_threads
 from replora.errors import RepLoRAError
 from replora.progress import progress_bar
-
-NAMED = 20  # damaged videos that a report names
 
 
 def check_ssv2(root: Path, check_sizes: bool, decode: bool) -> list[DataReport]:
@@ -43,26 +40,29 @@ def check_video_folder(
     root: Path, val_fraction: float, test_fraction: float, seed: int, decode: bool
 ) -> list[DataReport]:
     """Check a folder of class folders or a CSV file, and show the splits that a run would make."""
-    report, table = _read(root.name, lambda: read_video_table(root))
-    if table is not None:
-        _count(report, table.assign(val_fraction, test_fraction, seed))
+    report, table = _read(
+        root.name, lambda: read_video_table(root), lambda table: table.assign(val_fraction, test_fraction, seed)
+    )
     return [_checked(report, table, decode)]
 
 
-def _read(name: str, read: Callable[[], FileTable]) -> tuple[DataReport, FileTable | None]:
+def _official(table: FileTable) -> list[FileSplit]:
+    return [split or "train" for split in table.splits]
+
+
+def _read(
+    name: str, read: Callable[[], FileTable], assign: Callable[[FileTable], list[FileSplit]] = _official
+) -> tuple[DataReport, FileTable | None]:
     report = DataReport(name)
     try:
         table = read()
+        splits = assign(table)
     except RepLoRAError as error:
         report.problems.append(str(error))
         return report, None
-    report.classes = len(table.class_names)
-    _count(report, [split or "train" for split in table.splits])
+    names = [table.class_names[label] for label in table.labels]
+    report.describe_files(list(zip(map(table.home.joinpath, table.paths), names, splits, strict=True)))
     return report, table
-
-
-def _count(report: DataReport, splits: list[FileSplit]) -> None:
-    report.sizes = {split: splits.count(split) for split in get_args(FileSplit) if split in splits}
 
 
 def _checked(report: DataReport, table: FileTable | None, decode: bool, seen: set[Path] | None = None) -> DataReport:
@@ -72,7 +72,6 @@ def _checked(report: DataReport, table: FileTable | None, decode: bool, seen: se
     seen = set() if seen is None else seen
     videos = [path for path in (table.home / path for path in table.paths) if path not in seen]
     seen.update(videos)
-    faults = []
     with (
         progress_bar(f"decode {report.name}", len(videos)) as advance,
         ThreadPoolExecutor(min(16, usable_cpus())) as threads,
@@ -80,13 +79,8 @@ def _checked(report: DataReport, table: FileTable | None, decode: bool, seen: se
         for fault in in_threads(threads, _fault, videos):
             advance()
             if fault:
-                faults.append(fault)
-    if faults:
-        listed = "\n  ".join(faults[:NAMED]) + (f"\n  and {len(faults) - NAMED:,} more" if len(faults) > NAMED else "")
-        report.problems.append(
-            f"{len(faults):,} of {len(videos):,} videos cannot be decoded:\n  {listed}\n  A run stops at such a video; "
-            "--data.skip_corrupt true leaves them out and counts them."
-        )
+                report.unreadable.append(fault)
+    report.name_unreadable(len(videos), "videos cannot be decoded")
     return report
 
 

@@ -108,14 +108,14 @@ def _is_there(root: Path, task: VTABTask) -> bool:
 
 def remedy(reports: list[TaskReport], root: Path) -> str:
     """What to do about the reports, with the commands to copy."""
-    whole = [report for report in reports if report.state == "whole"]
-    lines = [f"{len(whole)} of {len(reports)} tasks are whole in {root}."]
-    damaged = [report for report in reports if report.state == "damaged"]
-    todo = [report for report in reports if report.state in ("missing", "damaged")]
-    if damaged:
-        folders = " ".join(shlex.quote(str(report.folder)) for report in damaged)
+    complete = [report for report in reports if report.state == "complete"]
+    lines = [f"{len(complete)} of {len(reports)} tasks are complete in {root}."]
+    corrupt = [report for report in reports if report.state == "corrupt"]
+    todo = [report for report in reports if report.state in ("missing", "corrupt")]
+    if corrupt:
+        folders = " ".join(shlex.quote(str(report.folder)) for report in corrupt)
         lines.append(
-            f"Damaged: {_names(damaged)}. Move them away or delete them, then get them again:\n  rm -r {folders}"
+            f"Corrupt: {_names(corrupt)}. Move them away or delete them, then get them again:\n  rm -r {folders}"
         )
     other = [report for report in reports if report.state == "other track"]
     if other:

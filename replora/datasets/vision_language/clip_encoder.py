@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from replora.datasets.common.files import LeftOut, files_of, log_left_out
 from replora.datasets.errors import CorruptImageError, CorruptVideoError, DatasetNotFoundError
-from replora.datasets.image.read import IMAGE_SUFFIXES, read_image
+from replora.datasets.image.read import IMAGE_SUFFIXES, ImageReader
 from replora.datasets.video.decode import VIDEO_SUFFIXES, frames_every
 from replora.datasets.vision_language.features import FeatureError, FeatureFolder, write_h5, write_npz
 from replora.datasets.vision_language.image_text import GRID
@@ -174,7 +174,7 @@ def extract(
         images: dict[str, Tensor] = {}
         for name in few_names:
             try:
-                images[name] = read_image(sources[name], SIZE)
+                images[name] = ImageReader(SIZE).read(sources[name])
             except CorruptImageError as error:
                 unread[name] = str(error)
         if images:

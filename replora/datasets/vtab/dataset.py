@@ -19,7 +19,7 @@ from replora.datasets.common.paths import inner_path, missing_files
 from replora.datasets.common.text_files import read_text
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
 from replora.datasets.image.image_files import ImageFiles
-from replora.datasets.image.read import Interpolation
+from replora.datasets.image.read import ImageReader
 from replora.errors import RepLoRAError, nearest
 
 VTABSplit = Literal["train800", "val200", "train800val200", "test"]
@@ -27,6 +27,7 @@ VTABGroup = Literal["natural", "specialized", "structured"]
 
 SPLITS: tuple[VTABSplit, ...] = get_args(VTABSplit)
 LISTS = [f"{split}.txt" for split in SPLITS]
+READER = ImageReader()
 
 ARCHIVE_SOURCES = (
     "Build the archive with data/vtab-source/get_vtab1k.py of https://github.com/ZhangYuanhan-AI/NOAH, or download it "
@@ -139,8 +140,7 @@ class VTAB(ImageFiles):
         task: One of `VTAB_TASKS`, or the folder of a custom data set in the same layout.
         split: Name of the list file without `.txt`.
         num_classes: Number of classes (>= 1) of a custom data set.
-        image_size: Height and width of the images, in pixels (>= 1).
-        interpolation: Filter that resizes an image.
+        reader: Reader of the images.
         check_sizes: Whether to compare the number of images with the table (the 19 tasks only).
 
     Raises:
@@ -155,16 +155,14 @@ class VTAB(ImageFiles):
         task: str,
         split: VTABSplit,
         num_classes: int | None = None,
-        image_size: int = 224,
-        interpolation: Interpolation = "bicubic",
+        reader: ImageReader = READER,
         check_sizes: bool = True,
     ) -> None:
         if split not in SPLITS:
             raise DatasetNotFoundError(f"VTAB-1K has no split {split!r}. {nearest(split, SPLITS)}")
         self.task = vtab_task(task, num_classes)
         self.split = split
-        self.image_size = image_size
-        self.interpolation = interpolation
+        self.reader = reader
         self.class_names = [str(label) for label in range(self.task.num_classes)]
         self.folder = self.home = find_task_folder(Path(root), self.task)
         self.list_file = self.home / f"{split}.txt"
@@ -175,7 +173,7 @@ class VTAB(ImageFiles):
         if check_sizes:
             self._check_size()
         if missing := missing_files(self.home, self.paths, root=Path(root).expanduser()):
-            line_of = {path: line for line, (path, _) in reversed(entries.items())}
+            line_of = {path: line for line, (path, _) in entries.items()}
             first = ", ".join(f"{path} (line {line_of[path]})" for path in missing[:3])
             raise ListFileError(
                 f"{self.list_file}: {len(missing):,} of {len(self):,} images are missing in {self.home}, the first: "
@@ -277,6 +275,7 @@ def _read_list(list_file: Path, task: VTABTask) -> dict[int, tuple[PurePosixPath
             f"A task needs {', '.join(LISTS)}."
         ) from error
     entries: dict[int, tuple[PurePosixPath, int]] = {}
+    lines: dict[PurePosixPath, int] = {}  # path -> its line
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -292,7 +291,13 @@ def _read_list(list_file: Path, task: VTABTask) -> dict[int, tuple[PurePosixPath
                 f"{list_file}, line {number}: label {label}, but {task.name} has {task.num_classes} classes "
                 f"(labels 0 to {task.num_classes - 1})."
             )
-        entries[number] = inner_path(path, f"{list_file}, line {number}"), label
+        inner = inner_path(path, f"{list_file}, line {number}")
+        if (first := lines.setdefault(inner, number)) != number:
+            raise ListFileError(
+                f"{list_file}, line {number}: {path} is listed twice; line {first} has it already. An image has one "
+                "label: copy or extract the list again from its source."
+            )
+        entries[number] = inner, label
     if not entries:
         raise ListFileError(f"{list_file} lists no images. Copy or extract it again from its source.")
     return entries

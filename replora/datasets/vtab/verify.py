@@ -35,6 +35,7 @@ class TaskReport:
     classes_seen: int = 0  # number of classes in the test list
     problems: list[str] = field(default_factory=list)  # reasons why the copy is unusable
     notes: list[str] = field(default_factory=list)  # remarks
+    unreadable: list[str] = field(default_factory=list)  # images that cannot be decoded, with the reasons
 
     @property
     def name(self) -> str:
@@ -47,13 +48,13 @@ class TaskReport:
         return {"track": self.track or "-", **sizes, "classes": classes}
 
     @property
-    def state(self) -> Literal["whole", "missing", "damaged", "other track"]:
+    def state(self) -> Literal["complete", "missing", "corrupt", "other track"]:
         """The verdict."""
         if self.folder is None:
             return "missing"
         if self.problems:
-            return "damaged"
-        return "whole" if self.track_wanted in (None, self.track) else "other track"
+            return "corrupt"
+        return "complete" if self.track_wanted in (None, self.track) else "other track"
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class TaskCheck:
                 advance()
         corrupt = [f"{path} ({result.error})" for path, result in decoded.items() if result.error]
         if corrupt:
+            self.report.unreadable = [f"{folder / name}" for name in corrupt]
             self.report.problems.append(
                 f"{len(corrupt):,} of {len(decoded):,} images cannot be decoded, the first: {'; '.join(corrupt[:3])}"
             )

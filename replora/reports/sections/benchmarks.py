@@ -118,5 +118,5 @@ def _name(benchmark: str) -> str:
 
 def _amount(size: Size) -> str:
     if size.shots:
-        return f"{size.amount:g} training examples a class"
+        return f"{size.amount:g} training examples per class"
     return "all training data" if size.amount == 1 else f"{size} of the training data"

@@ -5,14 +5,15 @@ If the results record which questions were answered correctly, a second table co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError, nearest
 from replora.evaluation.significance import sign_test
-from replora.results import read_results, status_of, weights_source
+from replora.reports.render.document import Block, Heading, Table
+from replora.reports.runs import UNTUNED, Group, ordered
+from replora.results import UNTRAINED, read_results, status_of, weights_source
 
 # Short names of the tasks, in the order of the published tables.
 COLUMNS = {
@@ -25,8 +26,6 @@ COLUMNS = {
     "ARC-Challenge": "ARC-c",
     "openbookqa": "OBQA",
 }
-UNTRAINED = "untrained"
-RIGHT = {"acc": "right", "acc_norm": "right_norm", "accuracy": "right"}  # metric -> field of an answer
 
 
 class CommonsenseTableError(RepLoRAError):
@@ -52,7 +51,7 @@ def commonsense_table(runs: Sequence[Path], metric: str | None = None) -> str:
             metric was not measured.
     """
     contents = {str(run): read_results(Path(run)) for run in runs}
-    _require_one_kind(contents)
+    _check_one_kind(contents)
     first = next(iter(contents.values()))["test"]
     known = list(first["mean"])
     chosen = metric or ("acc_norm" if "acc_norm" in known else known[0])
@@ -67,20 +66,49 @@ def commonsense_table(runs: Sequence[Path], metric: str | None = None) -> str:
     return "\n".join(lines) + f"\n\nTest questions: {items}.\n" + _paired(list(contents.values()), chosen)
 
 
-def right_answers(predictions: Path, metrics: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Which questions were answered correctly, in few bytes: task -> metric -> one digit per question, 1 if correct.
+def commonsense_section(group: Group, prefix: str) -> list[Block]:
+    """Each run beside the untuned model on the same questions; empty without an untuned one or without the answers."""
+    told = [run for run in group.final if "right" in run.results.get("test", {})]
+    untuned = next((run for run in told if run.results["method"] == UNTUNED), None)
+    if untuned is None:
+        return []
+    rows = [
+        [run.method, str(run.size), str(run.seed), *cells]
+        for run in sorted(told, key=lambda run: (ordered(group.methods).index(run.method), run.size, run.seed))
+        if run.results["method"] != UNTUNED and run.status == "complete"
+        for cells in _paired_rows(untuned.results["test"], run.results["test"], run.metric)
+    ]
+    if not rows:
+        return []
+    columns = ["method", "size", "seed", *PAIRED_COLUMNS]
+    caption = f"Test {untuned.metric} of single runs against the untuned model, on the same questions. {PAIRED_NOTE}"
+    return [Heading(3, "Against the untuned model"), Table(f"{prefix}untuned", caption, columns, rows)]
 
-    Args:
-        predictions: The `predictions.jsonl` of a test. The digits are in the order of the questions in the task's file.
-        metrics: Names of metrics. Those other than `accuracy`, `acc` and `acc_norm` are left out.
-    """
-    digits: dict[str, dict[str, str]] = {}
-    lines = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
-    for answer in sorted(lines, key=lambda answer: answer["index"]):
-        found = digits.setdefault(answer["task"], {name: "" for name in metrics if name in RIGHT})
-        for name in found:
-            found[name] += str(int(answer[RIGHT[name]]))
-    return digits
+
+PAIRED_COLUMNS = ["task", "intervals", "gained", "lost", "p"]
+PAIRED_NOTE = (
+    "Gained and lost: questions answered rightly by the tuned model alone, and by the untuned one alone; p of the "
+    "exact sign test."
+)
+
+
+def _paired_rows(untuned: dict[str, Any], tuned: dict[str, Any], metric: str) -> list[list[str]]:
+    """A row per task: whether the intervals are apart, questions gained and lost, and p."""
+    rows = []
+    for task, found in _in_order(tuned["tasks"]).items():
+        if task not in untuned["tasks"]:
+            continue
+        before, after = (test["right"][task][metric] for test in (untuned, tuned))
+        if len(before) != len(after):
+            continue
+        pairs = list(zip(before, after, strict=True))
+        gained, lost = pairs.count(("0", "1")), pairs.count(("1", "0"))
+        p = sign_test(gained, lost)
+        ends = f"{metric}_interval"
+        apart = _apart(untuned["tasks"][task][ends], found[ends])
+        shown = f"{p:.3f}" if p >= 0.001 else "< 0.001"
+        rows.append([COLUMNS[task], "apart" if apart else "overlap", str(gained), str(lost), shown])
+    return rows
 
 
 def _paired(contents: list[dict[str, Any]], metric: str) -> str:
@@ -90,25 +118,11 @@ def _paired(contents: list[dict[str, Any]], metric: str) -> str:
     tuned = [content for content in told if weights_source(content["test"]) != UNTRAINED]
     if untuned is None or not tuned:
         return ""
-    lines = [
-        f"\n| {metric} against untuned | task | intervals | gained | lost | p |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = [f"\n| {' | '.join([f'{metric} against untuned', *PAIRED_COLUMNS])} |", "|---|---|---|---|---|---|"]
     for content in tuned:
-        for task, found in _in_order(content["test"]["tasks"]).items():
-            before, after = (test["right"][task][metric] for test in (untuned, content["test"]))
-            pairs = list(zip(before, after, strict=True))
-            gained, lost = pairs.count(("0", "1")), pairs.count(("1", "0"))
-            p = sign_test(gained, lost)
-            shown = f"{p:.3f}" if p >= 0.001 else "< 0.001"
-            ends = f"{metric}_interval"
-            apart = _apart(untuned["tasks"][task][ends], found[ends])
-            cells = [content["method"], COLUMNS[task], "apart" if apart else "overlap", str(gained), str(lost), shown]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + (
-        "\n\nGained and lost: questions answered rightly by the tuned model alone, and by the untuned one alone; "
-        "p of the exact sign test.\n"
-    )
+        rows = _paired_rows(untuned, content["test"], metric)
+        lines += [f"| {' | '.join([content['method'], *cells])} |" for cells in rows]
+    return "\n".join(lines) + f"\n\n{PAIRED_NOTE}\n"
 
 
 def _apart(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -142,7 +156,7 @@ def _in_order(tasks: dict[str, Any]) -> dict[str, Any]:
     return {task: tasks[task] for task in COLUMNS if task in tasks}
 
 
-def _require_one_kind(contents: dict[str, dict[str, Any]]) -> None:
+def _check_one_kind(contents: dict[str, dict[str, Any]]) -> None:
     """Check that the runs have the same prompts, evaluation, backbone and questions."""
     if not contents:
         raise CommonsenseTableError("There is no run to make a table of.")

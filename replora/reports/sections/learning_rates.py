@@ -81,8 +81,8 @@ def _curves(
     behind = (f"{REFERENCE}, same size", panels[REFERENCE]) if REFERENCE in panels else None
     draw_curves(file, panels, "learning rate (peak)", label, marked=rings, clip=True, behind=behind)
     some = f", {len(shown)} of {len(sizes)} sizes" if len(shown) < len(sizes) else ""
-    grey = f", {REFERENCE}'s curves in grey" if behind else ""
-    return Picture(file, f"Validation score against the learning rate, a panel a method{some}{grey} {words}")
+    gray = f", {REFERENCE}'s curves in gray" if behind else ""
+    return Picture(file, f"Validation score against the learning rate, one panel per method{some}{gray} {words}")
 
 
 def _of(runs: Iterable[Run], method: str, size: Size) -> list[Run]:

@@ -52,7 +52,7 @@ def _section(scores: Scores, folder: Path, name: str) -> list[Block]:
         }
         dots = {title: {m: mean for m, mean in of.items() if mean is not None} for title, of in means.items()}
         draw_dots(file, dots, f"test {metric}, %")
-        caption += " The grey line is LoRA's mean." if REFERENCE in scores.methods else ""
+        caption += " The gray line is LoRA's mean." if REFERENCE in scores.methods else ""
         caption += f" {len(shown)} of {len(scores.sizes)} sizes are shown." if len(shown) < len(scores.sizes) else ""
     blocks.append(Picture(file, caption))
     if scores.panels[1:]:
