@@ -75,9 +75,7 @@ class AdaptedModule(LightningModule, ABC):
 
     def describe(self) -> dict[str, Any]:
         """Backbone and method, as JSON values."""
-        b = self.backbone
-        backbone = {"name": b.name, "weights": b.weights, "sha256": b.sha256, "fingerprint": b.fingerprint}
-        return {"backbone": backbone, **replora.describe(self.model)}
+        return {"backbone": self.backbone.describe(), **replora.describe(self.model)}
 
     # --- what differs between kinds of task
 

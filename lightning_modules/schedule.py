@@ -8,7 +8,14 @@ T that of the run:
 
 The second is the schedule of the public VTAB-1K code (NOAH, FacT, Convpass, RepAdapter): timm's `CosineLRScheduler`
 with its default `warmup_prefix=False`, stepped after each epoch with the index of that epoch. So epochs 0 and 1 both
-run at the warm-up rate, and the cosine has already advanced by W / T when the warm-up ends.
+run at the warm-up rate, and the cosine has already advanced by W / T when the warm-up ends. Two other rows have rules
+of their own per epoch:
+
+    bolts, t = max(epoch - 1, 0):   t < W: w + t (b - w) / (W-1)    else: m + (b - m) (1 + cos(pi (t-W) / (T-W))) / 2
+    vpt,   t = epoch:               t < W: w + t (b - w) / W        else: m + (b - m) (1 + cos(pi (t-W) / (T-W))) / 2
+
+`bolts` is Adapter+'s: lightning-bolts' `LinearWarmupCosineAnnealingLR`, stepped after each epoch with its index. `vpt`
+is VPT's `WarmupCosineSchedule`; its w and m are 0, so that its first epoch trains nothing.
 
 The line, per step t, is that of transformers' `get_linear_schedule_with_warmup`, which LLM-Adapters and DoRA use:
 
@@ -73,6 +80,7 @@ class WarmupCosine:
         lr_base_size: Examples per optimizer step that the optimizer's `lr` stands for: the peak is `lr` x total batch /
             `lr_base_size`, where the total batch is that of all devices, nodes and accumulated batches. Default: the
             peak is `lr`, whatever the batch.
+        rule: Whose rule `per: epoch` follows: `timm` (the default), `bolts` or `vpt`.
 
     Raises:
         RepLoRAError: An option is out of its range.
@@ -83,6 +91,7 @@ class WarmupCosine:
     min_lr: float = 1e-5
     per: Literal["step", "epoch"] = "step"
     lr_base_size: int | None = None
+    rule: Literal["timm", "bolts", "vpt"] | None = None  # None in the files of runs before there was a choice
 
     def __post_init__(self) -> None:
         _check_base_size(self.lr_base_size)
@@ -92,6 +101,10 @@ class WarmupCosine:
                 raise RepLoRAError(f"schedule.{option}: {value!r} is negative. It must be a number of at least 0.")
         if self.per not in ("step", "epoch"):
             raise RepLoRAError(f"schedule.per: {self.per!r} is not known. It must be 'step' or 'epoch'.")
+        if self.rule not in (None, "timm", "bolts", "vpt"):
+            raise RepLoRAError(f"schedule.rule: {self.rule!r} is not known. It must be 'timm', 'bolts' or 'vpt'.")
+        if self.rule is not None and self.per == "step":
+            raise RepLoRAError(f"schedule.rule: {self.rule!r} is a rule per epoch. Set --model.schedule.per epoch.")
 
     def scheduler(self, optimizer: Optimizer, steps_per_epoch: int, total_steps: int) -> ScheduleLR:
         """Create the scheduler of a run of `total_steps` optimizer steps, to be stepped once per step or epoch (`per`).
@@ -112,16 +125,23 @@ class WarmupCosine:
         if warmup > total:
             rank_zero_warn(
                 f"schedule.warmup_epochs: {self.warmup_epochs:g} epochs are longer than the run of "
-                f"{total_steps / steps_per_epoch:g}; the warm-up is clipped to the run, so the rate never decays."
+                f"{total_steps / steps_per_epoch:g}; the warm-up is clipped to the run, so the rate never decays"
+                + (f": it stays at {self._highest(total, optimizer):.3g} at most" if self.per == "epoch" else "")
+                + ". Shorten it: --model.schedule.warmup_epochs"
             )
             warmup = total
         return ScheduleLR(optimizer, partial(self._rate, warmup, total))
 
+    def _highest(self, total: int, optimizer: Optimizer) -> float:
+        """The highest rate of a run of `total` epochs that are all warm-up."""
+        peak = max(float(group["lr"]) for group in optimizer.param_groups)
+        return max(self._rate(total, total, epoch, peak) for epoch in range(total))
+
     def _rate(self, warmup: int, total: int, count: int, peak: float) -> float:
-        t = count if self.per == "step" else max(count - 1, 0)
+        t = count if self.per == "step" or self.rule == "vpt" else max(count - 1, 0)
         if t < warmup:
-            return self.warmup_lr + t * ((peak - self.warmup_lr) / warmup)
-        skipped = warmup if self.per == "step" else 0
+            return self.warmup_lr + t * ((peak - self.warmup_lr) / max(warmup - (self.rule == "bolts"), 1))
+        skipped = 0 if self.per == "epoch" and self.rule in (None, "timm") else warmup
         length = max(total - skipped, 1)
         elapsed = min(t - skipped, length)
         return self.min_lr + 0.5 * (peak - self.min_lr) * (1 + math.cos(math.pi * elapsed / length))

@@ -30,3 +30,17 @@ def find_config(name: str) -> Path:
         f"--config {name}: no such file here ({Path.cwd()}), and none of that name ships with the package. "
         f"{nearest(name, packaged)} List them with: replora-cli configs"
     )
+
+
+def former_defaults(file: Path) -> dict[str, str]:
+    """The options that the complete `fit.yaml` of an earlier run lacks -> the values that it means; empty for others.
+
+    A complete file has all options of its data, so also `cache_bytes`; images alone have an `interpolation`.
+    """
+    import yaml  # type: ignore[import-untyped]  # light verbs read no file
+
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    data = content.get("data") if isinstance(content, dict) else None
+    options = (data.get("init_args") if isinstance(data, dict) else None) or {}
+    complete = {"cache_bytes", "subset_seed", "interpolation"} <= options.keys()
+    return {"data.init_args.subset_rule": "by_split"} if complete and "subset_rule" not in options else {}

@@ -69,6 +69,7 @@ FIELDS = (
     Field("sweep.name", "table", label="sweep"),
     Field("data.dataset", "table splits"),
     Field("backbone", "run splits"),
+    Field("backbone.published", ""),
     Field("backbone.name", "run checkpoint table splits", "model.backbone", "backbone"),
     Field("backbone.fingerprint", "run checkpoint table splits"),
     Field("method", "run checkpoint splits"),
@@ -99,6 +100,7 @@ FIELDS = (
     Field("data.train_fraction", "cell splits", "data.train_fraction"),
     Field("data.shots", "cell splits", "data.shots"),
     Field("data.subset_seed", "splits", "data.subset_seed"),
+    Field("data.subset_rule", "stage method splits", label="subset rule"),
     Field("data.val_fraction", "splits", "data.val_fraction"),
     Field("data.split_seed", "table splits", "data.split_seed", "split seed"),
     Field("fit.optimizer", "splits"),
@@ -151,6 +153,8 @@ OPTIONS: dict[str, Kind] = {
     # Each example is measured once, whatever the batch.
     "data.eval_batch_size": "harmless",
     "seed_everything": "repeat",
+    # The field of this name is there where it matters, and is compared.
+    "data.subset_rule": "harmless",
     "data.subset_seed": "repeat",
     "data.shuffle_seed": "repeat",
     "data.train_fraction": "axis",

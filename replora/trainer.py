@@ -34,7 +34,7 @@ from datamodules import BaseDataModule
 from lightning_modules import AdaptedModule, FinalValidation, LastCheckpoint, ResultsWriter
 from lightning_modules.callbacks.results_writer import best_checkpoint, trained_classes
 from replora.adapters.config import AdapterConfig
-from replora.config_files import find_config
+from replora.config_files import find_config, former_defaults
 from replora.errors import RepLoRAError, nearest
 from replora.identity import flat_options
 from replora.recipes import changed_options
@@ -64,13 +64,16 @@ class PackagedConfigFile(ActionConfigFile):
     """`--config`: a local file, or one that ships with the package; logs which."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        file = None
         if isinstance(values, str) and not any(mark in values for mark in "{\n"):  # otherwise it is YAML
             file = find_config(values)
             rank_zero_info(f"config {values}: {file}")
             values = str(file)
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
-        if isinstance(values, str) and "\n" not in values:
-            _point_to_folder(cfg, Path(values))
+        if file is not None:
+            _point_to_folder(cfg, file)
+            for name, value in former_defaults(file).items():
+                cfg[name] = value
 
 
 def _point_to_folder(options: Any, file: Path) -> None:

@@ -91,6 +91,12 @@ def test_options_are_compared_by_their_meaning(option: str, one: object, other: 
         assert configuration_sha256(first) == configuration_sha256(second)
 
 
+def test_rules_of_subsets_are_not_mixed() -> None:
+    new, former = {"data": {"subset_rule": "within_final"}}, {"data": {}}
+    for comparison in ("stage", "method", "splits"):
+        assert differing(new, former, comparison) == {"data.subset_rule": ("within_final", None)}
+
+
 def test_a_run_from_before_an_option_equals_one_with_what_it_did_then() -> None:
     before = {"data.init_args.image_size": 224, "model.lr": 0.1}
     now = before | {"data.init_args.framing": "squash", "data.init_args.background": "white"}

@@ -15,11 +15,13 @@ from datamodules.base import BaseDataModule, Split, at_least, one_of
 from datamodules.loader import EpochLoader
 from replora.datasets.common.augment import Augmentation, Augmented
 from replora.datasets.common.in_memory import InMemory, in_memory
-from replora.datasets.common.subsample import subsample_indices
-from replora.datasets.errors import CorruptImageError
+from replora.datasets.common.subsample import places_within, subsample_indices
+from replora.datasets.errors import CorruptImageError, SubsetError
 from replora.datasets.image.read import Framing, ImageReader, Interpolation
 from replora.datasets.image.skip_corrupt import SkipCorrupt
 from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, ImageBatch, ImageDataset, ImageSample
+
+SubsetRule = Literal["within_final", "by_split"]
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,9 @@ class ImageDataModule(BaseDataModule):
         background: Color behind transparent pixels: a name of CSS such as `white`, or RRGGBB in hexadecimal digits.
         normalization: `imagenet` subtracts ImageNet's mean and divides by its standard deviation; `half` maps pixels to
             [-1, 1]; `none` to [0, 1].
+        subset_rule: What a fraction or shots of `train` is under `tune`. `within_final` takes the part of
+            the subset of `final` that is not validation, so that options are selected on images that are trained on
+            later. `by_split` draws a subset of its own: the rule of runs whose files do not have this option.
         skip_corrupt: Whether to leave out images that cannot be read and count them in the results, instead of stopping
             at the first one.
         allowed_roots: Folders outside `root` where links and absolute paths may lead, one or a list, besides those of
@@ -89,6 +94,7 @@ class ImageDataModule(BaseDataModule):
         framing: Framing = "squash",
         background: str = "white",
         normalization: Normalization = "imagenet",
+        subset_rule: SubsetRule = "within_final",
         skip_corrupt: bool = False,
         allowed_roots: list[Path] | Path | None = None,
         **options: Any,
@@ -101,6 +107,8 @@ class ImageDataModule(BaseDataModule):
         one_of(get_args(Interpolation), interpolation=interpolation)
         one_of(get_args(Framing), framing=framing)
         one_of(get_args(Normalization), normalization=normalization)
+        one_of(get_args(SubsetRule), subset_rule=subset_rule)
+        self.subset_rule: SubsetRule = subset_rule
         self.cache_bytes = cache_bytes
         self.image_size = image_size
         self.normalization: Normalization = normalization
@@ -117,7 +125,10 @@ class ImageDataModule(BaseDataModule):
 
     def describe(self) -> dict[str, Any]:
         skipping = {"skip_corrupt": True} if self.skip_corrupt else {}  # else absent, as in earlier results
-        return super().describe() | {"num_classes": self.num_classes, **self.preprocessing(), **skipping}
+        described = super().describe() | {"num_classes": self.num_classes, **self.preprocessing(), **skipping}
+        if self._within_final():
+            described["subset_rule"] = self.subset_rule
+        return described
 
     def preprocessing(self) -> dict[str, Any]:
         """What turns an image file into an input of the evaluation, as JSON values."""
@@ -140,7 +151,7 @@ class ImageDataModule(BaseDataModule):
         dataset = usable = SkipCorrupt(full, self.image_size) if self.skip_corrupt else full
         names = [str(path) for path in getattr(full, "paths", [])] or [f"{split}/{i}" for i in range(len(full))]
         if split == self.train_split:
-            self.train_indices = subsample_indices(full.labels, self._fraction, self.shots, self.subset_seed)
+            self.train_indices = self._subset(full)
             if len(self.train_indices) < len(full):
                 dataset = Subset(usable, self.train_indices)
         classes = self.own_classes
@@ -161,6 +172,28 @@ class ImageDataModule(BaseDataModule):
         loader = super()._loader(*arguments, **options)
         loader.corrupt_image_remedy = LEAVE_OUT
         return loader
+
+    def _within_final(self) -> bool:
+        """Whether the subset is the part of that of `final`; elsewhere both rules give the same images."""
+        subset = self._fraction is not None or self.shots is not None
+        return subset and self.protocol == "tune" and self.subset_rule == "within_final"
+
+    def _subset(self, full: ImageDataset) -> list[int]:
+        """The positions of the training subset in `train_split`."""
+        options = (self._fraction, self.shots, self.subset_seed)
+        if not self._within_final():
+            return subsample_indices(full.labels, *options)
+        both = self.build_dataset("trainval")
+        places = places_within(full.labels, both.labels, getattr(full, "paths", []), getattr(both, "paths", []))
+        chosen = set(subsample_indices(both.labels, *options))
+        found = [position for position, place in enumerate(places) if place in chosen]
+        if not found:
+            raise SubsetError(
+                f"The protocol 'tune' has nothing to train on: the subset of `final` has {len(chosen)} "
+                "images, all of them of the validation. Use a larger --data.train_fraction or --data.shots, or another "
+                "--data.subset_seed."
+            )
+        return found
 
     def _needs_workers(self, dataset: Dataset[Any]) -> bool:
         return not isinstance(dataset, InMemory)

@@ -36,6 +36,10 @@ class Backbone:
     sha256: str | None
     fingerprint: str
 
+    def describe(self) -> dict[str, str | None]:
+        """Name and source of the weights, as JSON values."""
+        return {name: getattr(self, name) for name in ("name", "weights", "sha256", "fingerprint")}
+
 
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""

@@ -8,6 +8,8 @@ paper's up to timm 0.4.9, AugReg's from 0.4.12 on), so it is accepted with `chec
 from __future__ import annotations
 
 import inspect
+import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,11 @@ from replora.errors import nearest
 
 VIT_NANO = "vit_nano"
 _AMBIGUOUS = "_in21k"
+# timm's tag -> what Google's files of these weights hold besides the backbone, in words.
+PUBLISHED = {
+    "orig_in21k": "a pre-logits layer and a head of 21,843 classes",
+    "augreg_in21k": "a head of 21,843 classes and no pre-logits layer",
+}
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,19 @@ class VisionBackbone(Backbone):
         head_names: Dotted names of the classification layers in `model`; two for a distilled DeiT, else one.
         input_size: Height and width H of the images in pixels.
         any_size: Whether other sizes than `input_size` work too, as in convolutional networks.
+        published: Google's weights that a checkpoint file holds, as its other tensors tell: a key of `PUBLISHED`, or
+            None.
         resampled_from: The size that the weights were made for, where their position embedding was resampled; else
             None.
     """
 
     input_size: int
     any_size: bool
+    published: str | None = None
     resampled_from: int | None = None
+
+    def describe(self) -> dict[str, str | None]:
+        return super().describe() | ({"published": self.published} if self.published else {})
 
 
 def build_vision_backbone(
@@ -83,7 +96,7 @@ def build_vision_backbone(
     if name != VIT_NANO:
         _check_name(name, from_hub)
 
-    weights, sha256 = "random", None
+    weights, sha256, published = "random", None, None
     if name == VIT_NANO:
         model = build_vit_nano(num_classes=num_classes, drop_path_rate=drop_path_rate)
         if pretrained and checkpoint is None:
@@ -101,7 +114,8 @@ def build_vision_backbone(
             if cfg["num_classes"] == num_classes:  # timm kept the head of other classes
                 model.reset_classifier(num_classes)
     if checkpoint is not None:
-        load_backbone_weights(model, checkpoint)
+        published = load_backbone_weights(model, checkpoint)
+        _check_published(name, checkpoint, published)
         weights, sha256 = (
             checkpoint.name if checkpoint == VIT_NANO_WEIGHTS else str(checkpoint),
             file_sha256(checkpoint),
@@ -127,6 +141,7 @@ def build_vision_backbone(
         sha256=sha256,
         fingerprint=fingerprint,
         resampled_from=resampled_from,
+        published=published,
     )
 
 
@@ -182,8 +197,11 @@ def _resample(model: Any, name: str, made_for: int, image_size: int) -> None:
     model.set_input_size(img_size=(image_size, image_size), **windows)
 
 
-def load_backbone_weights(model: nn.Module, checkpoint: Path) -> None:
+def load_backbone_weights(model: nn.Module, checkpoint: Path) -> str | None:
     """Load everything but the classification head from a file into a timm model, in place.
+
+    Returns:
+        `VisionBackbone.published`.
 
     Raises:
         BackboneError: The file is of no known kind, or a weight of the model is missing in it or has another shape.
@@ -192,7 +210,24 @@ def load_backbone_weights(model: nn.Module, checkpoint: Path) -> None:
     kinds[".bin"] = _load_tensors
     if checkpoint.suffix not in kinds:
         raise BackboneError(f"checkpoint: {checkpoint} is not one of {', '.join(kinds)}.")
-    kinds[checkpoint.suffix](model, checkpoint)
+    shapes = kinds[checkpoint.suffix](model, checkpoint)
+    head = shapes.get("head/kernel", shapes.get("head.weight", ())[::-1])  # (width, classes), as in Google's files
+    pre_logits = any(name.startswith("pre_logits") for name in shapes)
+    if not head[1:] or head[1] == 21_843:
+        return "orig_in21k" if pre_logits else "augreg_in21k" if head[1:] else None
+    return None
+
+
+def _check_published(name: str, checkpoint: Path, published: str | None) -> None:
+    """Check that a file is of the weights that a tag names. Those of the hub may lack all that tells them apart."""
+    architecture, _, tag = name.partition(".")
+    if tag in PUBLISHED and published != tag and (published or checkpoint.suffix == ".npz"):
+        found = f"It has {PUBLISHED[published]}" if published else "A file of fine-tuned weights has neither"
+        raise BackboneError(
+            f"checkpoint: {checkpoint} is not of {tag!r}, whose files have {PUBLISHED[tag]}. {found}: use "
+            f"--model.backbone {f'{architecture}.{published}' if published else architecture}, or get the file of "
+            f"{tag!r} (gs://vit_models/imagenet21k for 'orig_in21k', gs://vit_models/augreg for 'augreg_in21k')."
+        )
 
 
 def checkpoint_gradients(model: nn.Module) -> None:
@@ -277,12 +312,17 @@ def _head_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, module in model.named_modules() if id(module) in wanted)
 
 
-def _load_npz(model: nn.Module, checkpoint: Path) -> None:
-    """Google's ViT format, by timm's own reader; the pre-logits layer and the head are not read."""
+def _load_npz(model: nn.Module, checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """Google's ViT format, by timm's own reader; the pre-logits layer and the head are not read.
+
+    Returns:
+        Name -> shape of the arrays whose shape was needed.
+    """
     if not hasattr(model, "load_pretrained"):
         raise BackboneError(
             f"checkpoint: {checkpoint} is in Google's ViT format, which {type(model).__name__} cannot read."
         )
+    shapes = _check_arrays(model, checkpoint)
     heads = _head_names(model)
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
@@ -298,21 +338,45 @@ def _load_npz(model: nn.Module, checkpoint: Path) -> None:
     for name, tensor in model.state_dict().items():
         if in_head(name, heads):
             tensor.copy_(kept[name])
-    _check_depth(model, checkpoint)
+    return shapes
 
 
-def _check_depth(model: nn.Module, checkpoint: Path) -> None:
-    """timm reads as many blocks as the model has: a deeper model's file would be cut off without a word."""
-    with np.load(checkpoint) as arrays:
-        in_file = {key.split("encoderblock_")[1].split("/")[0] for key in arrays.files if "encoderblock_" in key}
+def _check_arrays(model: nn.Module, checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """Check what timm's reader would cut off or resample without a word: the depth and the position embeddings.
+
+    Returns:
+        Name -> shape of the pre-logits layer, the head and the position embeddings.
+    """
+    try:
+        with np.load(checkpoint) as arrays:
+            names = arrays.files
+            kept = [name for name in names if name.startswith(("pre_logits", "head/")) or "pos_embedding" in name]
+            shapes = {name: arrays[name].shape for name in kept}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise BackboneError(f"checkpoint: {checkpoint} cannot be read as Google's ViT format ({error}).") from error
+    in_file = {name.split("encoderblock_")[1].split("/")[0] for name in names if "encoderblock_" in name}
     blocks = getattr(model, "blocks", [])
     if in_file and len(in_file) != len(blocks):
         raise BackboneError(
             f"checkpoint: {checkpoint} has {len(in_file)} blocks, {_describe(model)} has {len(blocks)}."
         )
+    position = shapes.get("Transformer/posembed_input/pos_embedding")
+    patches = getattr(model, "patch_embed", None)
+    if position is not None and patches is not None:
+        (patch, _), (grid, _) = patches.patch_size, patches.grid_size
+        found = math.isqrt(position[1] - 1)
+        # Of another image size than the model's own, the weights may have the grid of either.
+        published = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, grid * patch))[1] // patch
+        if found not in (grid, published):
+            raise BackboneError(
+                f"checkpoint: {checkpoint} has position embeddings of {found} x {found} patches, which are images of "
+                f"{found * patch} x {found * patch} pixels; {_describe(model)} takes {grid} x {grid} patches "
+                f"({grid * patch} pixels). It is the file of another model: use the one of {grid * patch} pixels."
+            )
+    return shapes
 
 
-def _load_tensors(model: nn.Module, checkpoint: Path) -> None:
+def _load_tensors(model: nn.Module, checkpoint: Path) -> dict[str, tuple[int, ...]]:
     from timm.models import load_state_dict
 
     try:
@@ -334,6 +398,7 @@ def _load_tensors(model: nn.Module, checkpoint: Path) -> None:
     ]
     _refuse(model, checkpoint, missing, shapes)
     model.load_state_dict({name: state[name] for name in wanted}, strict=False)
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _refuse(model: nn.Module, checkpoint: Path, missing: list[str], shapes: list[str]) -> None:

@@ -64,9 +64,10 @@ def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
         replaced = former.replaced if same else (*former.replaced, other.results)
         newest[key] = (max(date, former_date), shared, replace(kept, replaced=replaced))
     by_data: dict[str, dict[str, dict[str, Any]]] = {}
-    for key, (_, shared, run) in newest.items():
+    for number, (_, shared, run) in enumerate(newest.values(), start=1):
         if not run.diverged:
-            by_data.setdefault(shared["dataset"], {})[f"{run.method} on {run.task}, {key}"] = run.results
+            name = f"{run.method} on {run.task}, {run.size}, seed {run.seed} (run {number})"
+            by_data.setdefault(shared["dataset"], {})[name] = run.results
     for results in by_data.values():
         common_track(results)
     groups: dict[str, Group] = {}

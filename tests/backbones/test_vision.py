@@ -236,3 +236,60 @@ def test_fingerprint_tells_weights_apart_and_ignores_the_head(tmp_path):
     same = nano(num_classes=8, checkpoint=tmp_path / "w.safetensors")
     assert same.fingerprint == source.fingerprint
     assert nano().fingerprint != source.fingerprint
+
+
+def published_vit(path: Path, *, pre_logits: bool = True, classes: int = 21_843, size: int = 224) -> Path:
+    """A file like Google's of ViT-Ti/16, which no published one has in its three kinds: small enough for a test."""
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=1, img_size=size)
+    arrays = dict(np.load(google_npz(source, path, head=classes)))
+    np.savez(path, **{name: array for name, array in arrays.items() if pre_logits or "pre_logits" not in name})
+    return path
+
+
+def tagged(monkeypatch, tag: str, file: Path) -> vision.VisionBackbone:
+    monkeypatch.setattr(vision, "_check_name", lambda *_: None)
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name.partition(".")[0], **options))
+    return build_vision_backbone(f"vit_tiny_patch16_224{tag}", num_classes=3, checkpoint=file)
+
+
+@pytest.mark.parametrize(
+    ("file", "published"),
+    [
+        ({}, "orig_in21k"),
+        ({"pre_logits": False}, "augreg_in21k"),
+        ({"pre_logits": False, "classes": 1000}, None),
+        ({"classes": 1000}, None),
+    ],
+)
+def test_googles_published_files_are_known_by_their_tensors(tmp_path, monkeypatch, file, published):
+    path = published_vit(tmp_path / "w.npz", **file)
+    built = tagged(monkeypatch, "", path)
+    assert built.published == published
+    assert built.describe().get("published") == published
+    for tag in ("orig_in21k", "augreg_in21k"):
+        if published == tag:
+            assert tagged(monkeypatch, f".{tag}", path).published == tag
+            continue
+        remedy = f"--model.backbone vit_tiny_patch16_224{f'.{published}' if published else ''}, or"
+        with pytest.raises(BackboneError, match=rf"w\.npz is not of '{tag}'.*{remedy}"):
+            tagged(monkeypatch, f".{tag}", path)
+
+
+def test_a_state_dict_of_the_hub_may_lack_what_tells_published_files_apart(tmp_path, monkeypatch):
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    save_file(state, tmp_path / "hub.safetensors")
+    assert tagged(monkeypatch, ".orig_in21k", tmp_path / "hub.safetensors").published is None
+    save_file(state | {"head.weight": torch.zeros(21_843, 192)}, tmp_path / "augreg.safetensors")
+    with pytest.raises(BackboneError, match=r"is not of 'orig_in21k'.*vit_tiny_patch16_224\.augreg_in21k"):
+        tagged(monkeypatch, ".orig_in21k", tmp_path / "augreg.safetensors")
+
+
+def test_position_embeddings_of_another_image_size_are_refused_unless_it_is_asked_for(tmp_path):
+    file = published_vit(tmp_path / "w.npz", size=384)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3)
+    with pytest.raises(BackboneError, match=r"embeddings of 24 x 24 patches.*384 x 384.*takes 14 x 14"):
+        load_backbone_weights(model, file)
+    load_backbone_weights(timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=384), file)
+    usual = published_vit(tmp_path / "usual.npz")
+    load_backbone_weights(timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=384), usual)

@@ -66,6 +66,9 @@ def test_what_ships():
     assert {f"adapter/{method}.yaml" for method in methods} <= set(NAMES)
 
 
+CLEAN = {"recipe/clean.yaml", "recipe/adapter_plus.yaml", "recipe/vpt.yaml"}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_configuration_says_what_it_is(name):
     first, *rest = packaged_configs()[name].read_text(encoding="utf-8").splitlines()
@@ -78,13 +81,13 @@ def test_every_configuration_says_what_it_is(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_every_configuration_runs(name, tmp_path):
     """`trainer/ddp_cpu.yaml` runs in `test_distributed.py`; what needs a GPU runs on the CPU otherwise unchanged."""
-    write_vtab_task(tmp_path, "dtd", image_format="PNG" if name == "recipe/clean.yaml" else "JPEG")
+    write_vtab_task(tmp_path, "dtd", image_format="PNG" if name in CLEAN else "JPEG")
     vtab = ["--config=vtab.yaml", f"--data.root={tmp_path}", "--data.task=dtd"]
     if name == "vtab.yaml":
         arguments = [*vtab, *SMALL]
-    elif name == "fgvc.yaml":
+    elif "fgvc" in name:
         write_fgvc_task(tmp_path, "cub_200_2011")
-        arguments = [f"--config={name}", f"--data.root={tmp_path}", *SMALL]
+        arguments = ["--config=fgvc.yaml", f"--config={name}", f"--data.root={tmp_path}", *SMALL]
     elif name == "image_folder.yaml":
         write_image_folder(tmp_path / "images")
         arguments = [f"--config={name}", f"--data.root={tmp_path / 'images'}", *SMALL]
@@ -104,8 +107,8 @@ def test_every_configuration_runs(name, tmp_path):
     content = read_results(tmp_path / "run")
     if name.startswith("adapter/"):
         assert content["method"] == name.removeprefix("adapter/").removesuffix(".yaml")
-    if name.startswith("recipe/"):
-        assert content["data"]["track"] == ("clean" if name == "recipe/clean.yaml" else "archive")
+    if name.startswith("recipe/") and "fgvc" not in name:
+        assert content["data"]["track"] == ("clean" if name in CLEAN else "archive")
     if name in ("trainer/gpu.yaml", "trainer/cpu_bf16.yaml"):
         assert content["fit"]["precision"] == "bf16-mixed"
     if name == "recipe/paper_grid.yaml":
@@ -256,6 +259,7 @@ def test_groups_are_laid_over_each_other(capsys):
         "min_lr": 1e-5,
         "per": "epoch",
         "lr_base_size": None,
+        "rule": None,
     }
     assert config["trainer"]["strategy"] == "ddp"
     assert config["trainer"]["max_epochs"] == 100
@@ -315,3 +319,17 @@ def test_configuration_given_inline(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config=vtab.yaml", '--config={"trainer": {"max_epochs": 3}}', "--print_config"])
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_epochs"] == 3
+
+
+def test_recipes_of_published_rows_differ_from_ours_where_their_code_does():
+    def settings(name):
+        content = yaml.safe_load(packaged_configs()[f"recipe/{name}.yaml"].read_text())
+        model, data = content["model"]["init_args"], content["data"]["init_args"]
+        optimizer, schedule = model["optimizer"], model["schedule"]
+        rates = (schedule["rule"], schedule["warmup_lr"], schedule["min_lr"])
+        return optimizer["class_path"], *rates, data["normalization"], data["drop_last"], model["drop_path_rate"]
+
+    assert settings("noah") == settings("fact") == ("torch.optim.AdamW", "timm", 1e-6, 1e-5, "imagenet", True, 0.1)
+    assert settings("adapter_plus") == ("torch.optim.AdamW", "bolts", 1e-5, 1e-6, "half", True, 0.1)
+    assert settings("adapter_plus_fgvc") == ("torch.optim.AdamW", "bolts", 1e-5, 1e-6, "half", False, 0.1)
+    assert settings("vpt") == settings("vpt_fgvc") == ("torch.optim.SGD", "vpt", 0.0, 0.0, "imagenet", False, 0.0)

@@ -36,3 +36,23 @@ def test_a_former_fit_yaml_gives_the_same_options(file: Path, capsys: pytest.Cap
 
 def test_a_former_class_name_still_names_the_class() -> None:
     assert replora.PeftConfig is replora.PeftMethodConfig
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("vtab_lora", "by_split"), ("small_images", "by_split"), ("ssv2", None)]
+)
+def test_a_former_fit_yaml_keeps_the_former_rule_of_subsets(
+    name: str, expected: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = next(file for file in FORMER if file.stem == name)
+    with pytest.raises(SystemExit):
+        main(["fit", f"--config={file}", "--print_config"])
+    printed = capsys.readouterr().out
+    found = yaml.safe_load(printed[printed.index("seed_everything:") :])["data"]["init_args"]
+    assert found.get("subset_rule") == expected
+
+
+def test_a_new_run_has_the_rule_of_nested_protocols(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=vtab.yaml", "--print_config"])
+    assert "subset_rule: within_final" in capsys.readouterr().out

@@ -23,6 +23,7 @@ from datamodules import (
 from datamodules.base import PaddedDataset, Split
 from datamodules.image.base import NORMALIZATIONS
 from replora.datasets.common.in_memory import InMemory
+from replora.datasets.common.subsample import subsample_indices
 from replora.datasets.errors import ProtocolError, SubsetError
 from replora.datasets.samples import ImageBatch, ImageDataset, ImageSample
 from replora.errors import RepLoRAError
@@ -200,7 +201,22 @@ def test_subset_is_of_the_training_images_only() -> None:
     assert len(data.train_indices) == 30
     assert sorted(next(epochs(data))[0]) == data.train_indices
     assert data.describe()["split_sizes"] == {"trainval": 30, "test": 31}
-    assert made(protocol="tune", shots=2).describe()["split_sizes"] == {"train": 20, "val": 20}
+    assert made(protocol="tune", shots=2, subset_rule="by_split").describe()["split_sizes"] == {"train": 20, "val": 20}
+
+
+@pytest.mark.parametrize("amount", [{"train_fraction": 0.3}, {"shots": 2}])
+def test_the_subset_of_tune_is_the_part_of_final_s_that_is_not_validation(amount: dict) -> None:
+    final, select = made(**amount), made(protocol="tune", **amount)
+    train = len(select.build_dataset("train").labels)  # the images of train are the first of train and val
+    assert select.train_indices == [i for i in final.train_indices or [] if i < train]
+    assert select.describe()["subset_rule"] == "within_final"
+    assert "subset_rule" not in final.describe()
+    assert "subset_rule" not in made(protocol="tune").describe()
+    assert "subset_rule" not in made(protocol="holdout", **amount).describe()
+    former = made(protocol="tune", subset_rule="by_split", **amount)
+    labels = list(former.build_dataset("train").labels)
+    assert former.train_indices == subsample_indices(labels, amount.get("train_fraction"), amount.get("shots"))
+    assert "subset_rule" not in former.describe()  # as in results from before there was a choice
 
 
 def test_subsets_are_nested_and_seeded() -> None:

@@ -87,7 +87,9 @@ def test_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_description(tmp_path: Path) -> None:
     home = write_vtab_task(tmp_path, "cifar", folder="cifar100")
-    data = VTABDataModule(tmp_path, check_sizes=False, protocol="tune", image_size=8, train_fraction=0.5)
+    data = VTABDataModule(
+        tmp_path, check_sizes=False, protocol="tune", image_size=8, train_fraction=0.5, subset_rule="by_split"
+    )
     data.setup("fit")
     described = data.describe()
     expected = {"dataset": "VTAB", "task": "cifar", "group": "natural", "folder": "cifar100", "track": "archive"}

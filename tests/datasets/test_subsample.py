@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replora.datasets.common.subsample import stratified_order, subsample_indices
+from replora.datasets.common.subsample import places_within, stratified_order, subsample_indices
 from replora.datasets.errors import SubsetError
 
 labels_lists = st.lists(st.integers(0, 6), min_size=1, max_size=80)
@@ -71,6 +71,14 @@ def test_shots_are_exact_and_nested(sizes: list[int], seed: int, data: st.DataOb
 def test_imbalance_is_kept() -> None:
     counts = Counter(IMBALANCED[i] for i in subsample_indices(IMBALANCED, 0.5))
     assert counts == {0: 35, 1: 10, 2: 4, 3: 1}
+
+
+def test_places_in_the_union() -> None:
+    assert places_within([5, 6], [5, 6, 7]) == [0, 1]
+    assert places_within([5, 6], [6, 7, 5], ["a", "b"], ["b", "c", "a"]) == [2, 0]
+    assert places_within([5, 6], [5, 6, 7], ["train/1", "train/2"], ["both/1", "both/2", "both/3"]) == [0, 1]
+    with pytest.raises(SubsetError, match="subset_rule by_split"):
+        places_within([5, 6], [6, 5, 7])
 
 
 def test_all_is_all() -> None:

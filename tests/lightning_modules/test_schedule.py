@@ -156,3 +156,33 @@ def test_a_rate_per_256_examples_follows_the_total_batch(batch_size, world_size,
         assert unscaled.param_groups[0]["lr"] == 0.1
         with pytest.raises(RepLoRAError, match="lr_base_size: 0 is out of range"):
             kind(lr_base_size=0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "warmup_lr", "min_lr", "expected"),
+    [
+        # Values of the closed forms in Adapter+'s and VPT's own schedulers, at a peak of 1e-3 over 100 epochs.
+        (
+            "bolts",
+            1e-5,
+            1e-6,
+            {0: 1e-5, 1: 1e-5, 2: 1.2e-4, 10: 1e-3, 11: 1e-3, 12: 9.997e-4, 56: 5.005e-4, 99: 2.217e-6},
+        ),
+        ("vpt", 0.0, 0.0, {0: 0.0, 1: 1e-4, 10: 1e-3, 55: 5e-4, 99: 3.046e-7}),
+    ],
+)
+def test_rules_of_other_rows(rule, warmup_lr, min_lr, expected):
+    seen = rates(WarmupCosine(warmup_lr=warmup_lr, min_lr=min_lr, per="epoch", rule=rule), 100, 15)
+    assert {epoch: seen[epoch] for epoch in expected} == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_rule_needs_a_schedule_per_epoch():
+    with pytest.raises(RepLoRAError, match=r"'vpt' is a rule per epoch.*per epoch"):
+        WarmupCosine(rule="vpt")
+    with pytest.raises(RepLoRAError, match="'cosine' is not known"):
+        WarmupCosine(per="epoch", rule="cosine")  # type: ignore[arg-type]
+
+
+def test_the_warning_of_a_clipped_warmup_tells_the_rate_that_is_reached():
+    with pytest.warns(UserWarning, match=r"10 epochs are longer than the run of 2; .*stays at 1e-06 at most"):
+        rates(WarmupCosine(per="epoch"), 2, 15)

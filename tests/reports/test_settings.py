@@ -26,7 +26,12 @@ OPTIONS = {
 OPTIONS |= {"data.framing": "squash", "data.background": "white", "data.skip_corrupt": False}
 OPTIONS |= {"data.allowed_roots": None, "model.image_size": 224}
 
-OF_NO_OPTION = ("data.dataset", "data.recipe", "data.class_names")  # fields that no option sets alone
+OF_NO_OPTION = (
+    "data.subset_rule",
+    "data.dataset",
+    "data.recipe",
+    "data.class_names",
+)  # fields that no option sets alone
 
 
 def other(option: str) -> Any:

@@ -68,6 +68,35 @@ def subsample_indices(
     return sorted(stratified_order(labels, seed)[:size])
 
 
+def places_within(
+    part: Sequence[int], whole: Sequence[int], part_names: Sequence[object] = (), whole_names: Sequence[object] = ()
+) -> list[int]:
+    """The position in `train` and `val` together of each image of `train`: by its name, or as the first ones.
+
+    The benchmarks list the images of `train` first. VTAB-1K has a file of its own for each image of the union, under
+    another name.
+
+    Args:
+        part: Class of each image of `train`.
+        whole: Class of each image of both.
+        part_names: Name of each image of `train`; none where images have no names.
+        whole_names: The same of both.
+
+    Raises:
+        SubsetError: Names differ, and the labels show that the images of `train` are not the first ones.
+    """
+    known = {name: place for place, name in enumerate(whole_names)}
+    if part_names and all(name in known for name in part_names):
+        return [known[name] for name in part_names]
+    if list(whole[: len(part)]) != list(part):
+        raise SubsetError(
+            "The list of train and validation together does not begin with the training images, so the part of its "
+            "subset that is not validation is not known. Correct the lists, or draw a subset of the training images "
+            "alone: --data.subset_rule by_split"
+        )
+    return list(range(len(part)))
+
+
 def check_subset_options(fraction: float | None, shots: int | None) -> None:
     """Check the options of a subset before the training set is known.
 

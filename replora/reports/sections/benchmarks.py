@@ -35,7 +35,8 @@ def benchmark_section(group: Group, prefix: str) -> list[Block]:
             for method in scores.methods:
                 means, counts = _means(scores, method, size)
                 rows.append([method, *_row(benchmark, columns, means, {t: n for t, n in counts.items() if n < seeds})])
-            measured = f"test {scores.runs[0].metric} in %, mean over the seeds ({seeds}, or n); blank: no run"
+            repeated = f"mean over the seeds ({seeds}, or n)" if seeds > 1 else "one seed"
+            measured = f"test {scores.runs[0].metric} in %, {repeated}; blank: no run"
             caption = f"{_name(benchmark)}, {_amount(size)}: {measured}"
             name = f"{prefix}{benchmark}_{'shots' if shots else 'part'}_{size.amount:g}"
             blocks.append(Table(name, caption, ["method", *columns, *_averages(benchmark)], rows))

@@ -34,7 +34,9 @@ def _section(scores: Scores, folder: Path, name: str) -> list[Block]:
     title = "Scores" if metric == "score" else "Accuracy"
     blocks: list[Block] = [Heading(3, f"{title} by amount of training data" if several else title)]
     blocks.append(_accuracies(scores, scores.panels[:1], name, metric))
-    caption = f"Test {metric}: mean over {len(scores.seeds)} seeds and its 95 % interval (Student's t). {OF_CHOICE}"
+    seeds = len(scores.seeds)
+    repeated = f"mean over {seeds} seeds and its 95 % interval (Student's t)" if seeds > 1 else "one seed"
+    caption = f"Test {metric}: {repeated}. {OF_CHOICE}"
     file = folder / f"{name}.png"
     if several and len(scores.methods) <= FEW:
         panels = {task: {m: scores.curve(m, task) for m in scores.methods} for task in scores.panels}
