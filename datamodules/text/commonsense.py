@@ -261,7 +261,7 @@ class CommonsenseDataModule(BaseDataModule):
                 raise SubsetError(
                     f"shots={self.shots} asks for {self.shots} records of every task, but {', '.join(short)}."
                 )
-        chosen = subsample_indices(_strata(records), self._fraction, self.shots, self.subset_seed)
+        chosen = subsample_indices(_strata(records), self._fraction, self.shots, self.subset_seed, "tasks")
         return [left[position] for position in chosen]
 
     def _texts(self, positions: list[int]) -> TrainingTexts:

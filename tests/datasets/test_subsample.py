@@ -97,6 +97,8 @@ def test_too_small_for_all_classes_gives_distinct_classes(caplog: pytest.LogCapt
     labels = [i % 10 for i in range(100)]
     assert len({labels[i] for i in subsample_indices(labels, 0.05)}) == 5
     assert "5 classes have no example" in caplog.text
+    subsample_indices(labels, 0.05, kind="tasks")
+    assert "fewer than the 10 tasks present: 5 tasks have no example" in caplog.text
 
 
 def test_seeds_differ() -> None:

@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 
 
 def subsample_indices(
-    labels: Sequence[int], fraction: float | None = None, shots: int | None = None, seed: int = 0
+    labels: Sequence[int],
+    fraction: float | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    kind: str = "classes",
 ) -> list[int]:
     """The positions of a subset.
 
@@ -41,6 +45,7 @@ def subsample_indices(
         fraction: Fraction of the images, in (0, 1].
         shots: Images per class (>= 1), instead of `fraction`.
         seed: Random seed; any integer.
+        kind: What the labels are, in the plural, for the warning about those without an example.
 
     Returns:
         Sorted positions in `labels`, each at most once.
@@ -58,12 +63,14 @@ def subsample_indices(
     classes = len(set(labels))
     if size < classes:
         log.warning(
-            "train_fraction=%s of %d examples is %d, fewer than the %d classes present: %d classes have no example",
+            "train_fraction=%s of %d examples is %d, fewer than the %d %s present: %d %s have no example",
             fraction,
             len(labels),
             size,
             classes,
+            kind,
             classes - size,
+            kind,
         )
     return sorted(stratified_order(labels, seed)[:size])
 
