@@ -46,13 +46,13 @@ from replora.runs import concrete_subclasses
 IGNORED_WARNINGS = (
     ".*does not have many workers.*",  # 1,000 decoded images in memory need no workers
     ".*it is recommended to use `Trainer\\(devices=1.*",  # padded samples are not counted
-    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
+    ".*(Checkpoint|Experiment logs) directory .* exists and is not empty.*",  # a resumed run
     ".*The dirpath has changed.*",  # a checkpoint measured into another run's directory
     ".*GPU available but not used.*",
-    ".*Experiment logs directory .* exists and is not empty.*",
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # the sampler does
     ".*You have overridden `transfer_batch_to_device`.*",  # questions for language models stay lists
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
+    ".*It is recommended to use .self.log.*sync_dist=True.*",  # what is logged is a metric over all processes
 )
 IGNORED_MESSAGES = (
     *("Tip: ", "TPU available", "Loading `train_dataloader` to estimate", "For seamless cloud logging"),

@@ -75,6 +75,8 @@ def main(args: list[str] | None = None) -> None:
         args: Command line without the name of the program. Default: that of this process.
     """
     arguments = sys.argv[1:] if args is None else list(args)
+    if not sys.stderr.isatty():  # transformers and the hub would write a line per step of their bars into a log
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         run(arguments)
         sys.stdout.flush()
