@@ -33,6 +33,7 @@ from replora.cli.commands.prepare import (
 from replora.cli.commands.quickstart import quickstart
 from replora.cli.commands.report import report
 from replora.cli.commands.sweep import sweep
+from replora.cli.user_errors import user_error
 from replora.errors import RepLoRAError, nearest
 from replora.launch import launch
 
@@ -79,19 +80,28 @@ def main(args: list[str] | None = None) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         run(arguments)
-        sys.stdout.flush()
-    except ValueError as error:
-        user_error = _user_error(error)
-        if user_error is None or os.environ.get("REPLORA_DEBUG") == "1":
-            raise
-        print(f"replora-cli: error: {user_error}", file=sys.stderr)
-        sys.exit(2)
+        if sys.stdout is not None:  # closed by the caller
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("replora-cli: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_output()
         sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        message = user_error(error)
+        if message is None or os.environ.get("REPLORA_DEBUG") == "1":
+            raise
+        try:
+            sys.stdout.flush()
+        except (OSError, AttributeError):  # what is left in the buffer would fail again at the very end
+            _silence_output()
+        print(f"replora-cli: error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _silence_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def run(arguments: list[str]) -> None:
@@ -169,13 +179,3 @@ For example:
 def _first_line(function: Callable[..., None]) -> str:
     line = (function.__doc__ or "").strip().splitlines()[0].rstrip(".")
     return line[:1].lower() + line[1:]
-
-
-def _user_error(error: BaseException) -> RepLoRAError | None:
-    """The user error behind an exception; jsonargparse wraps the errors of constructors in its own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, RepLoRAError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return None
