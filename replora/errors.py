@@ -18,3 +18,8 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
         return f"Did you mean {' or '.join(repr(c) for c in close)}?"
     listed = ", ".join(repr(c) for c in known[:40]) + (", ..." if len(known) > 40 else "")
     return f"Known: {listed or 'none'}."
+
+
+def listed(names: list[str], most: int = 8) -> str:
+    """Names for a message, the first few of many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

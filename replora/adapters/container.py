@@ -19,7 +19,7 @@ from replora.adapters.low_rank.layer import WeightUpdate
 from replora.adapters.low_rank.threads import Lock, MergedBlocks, Switch
 from replora.adapters.model_methods import replace_methods, restore_methods
 from replora.adapters.wrappers import is_compiled, plain_name, unwrap
-from replora.errors import RepLoRAError
+from replora.errors import RepLoRAError, listed
 
 
 class Adapters(nn.Module):
@@ -258,8 +258,3 @@ def check_targets_used(adapters: Adapters) -> None:
             f"dropout: {read_only[0].dropout} is not possible on {listed(names)}: the model reads the weight of these "
             "layers instead of calling them, so there is no input to drop elements of. Set dropout to 0."
         )
-
-
-def listed(names: list[str], most: int = 8) -> str:
-    """Names for a message, the first few of many."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

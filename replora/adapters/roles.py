@@ -32,12 +32,15 @@ _NAMES = [
     ("fc2", r"(?P<group>.*)\.output\.dense"),
     ("fc1", r"(?P<group>.*\bmlp)\.(0|Wi|fc_in)"),
     ("fc2", r"(?P<group>.*\bmlp)\.(3|Wo|fc_out|c_proj)"),
-    ("fc1", r"(?P<group>.*)\.(fc1|lin1|dense_h_to_4h|c_fc|DenseReluDense\.wi)"),
+    ("fc1", r"(?P<group>.*)\.(fc1|lin1|dense_h_to_4h|c_fc)"),
     ("fc2", r"(?P<group>.*)\.(fc2|lin2|dense_4h_to_h)"),
-    ("gate", r"(?P<group>.*)\.(gate_proj|DenseReluDense\.wi_0)"),
-    ("up", r"(?P<group>.*)\.(up_proj|DenseReluDense\.wi_1)"),
+    ("gate", r"(?P<group>.*)\.gate_proj"),
+    ("up", r"(?P<group>.*)\.up_proj"),
     ("down", r"(?P<group>.*)\.down_proj"),
-    ("fc2", r"(?P<group>.*)\.DenseReluDense\.wo"),
+    ("fc1", r"(?P<group>.*DenseReluDense)\.wi"),
+    ("gate", r"(?P<group>.*DenseReluDense)\.wi_0"),
+    ("up", r"(?P<group>.*DenseReluDense)\.wi_1"),
+    ("fc2", r"(?P<group>.*DenseReluDense)\.wo"),
 ]
 _FUSED_QKV = re.compile(r"(qkv|qkv_proj|Wqkv)")
 # Small networks beside the attention proper, which happen to use the same names.

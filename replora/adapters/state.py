@@ -38,13 +38,13 @@ from replora.adapters.config import (
     RepLoRAConfig,
     acting_options,
 )
-from replora.adapters.container import Adapters, adapters_of, describe, listed, options_of, parameter_counts
+from replora.adapters.container import Adapters, adapters_of, describe, options_of, parameter_counts
 from replora.adapters.fingerprint import check_base_weights
 from replora.adapters.inject import inject
 from replora.adapters.low_rank.factors import FactorBank
 from replora.adapters.low_rank.frozen_layers import MERGEABLE, check_not_merged
 from replora.adapters.wrappers import plain_keys, plain_name, unwrap
-from replora.errors import RepLoRAError, nearest
+from replora.errors import RepLoRAError, listed, nearest
 from replora.io import replacing
 
 FILE_FORMAT = "replora-adapter"

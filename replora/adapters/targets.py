@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,10 +22,17 @@ from torch import nn
 from replora.adapters.low_rank.layer import Rows, features, is_linear, row_count
 from replora.adapters.roles import ROLES, roles_of
 from replora.adapters.wrappers import plain_name
-from replora.errors import RepLoRAError, nearest
+from replora.errors import RepLoRAError, listed, nearest
 
 # The part of a name up to its last numbered component: `blocks.3`, `layers.1.blocks.0`, `layers.encoder_layer_7`.
 _BLOCK = re.compile(r"(?P<block>.*?(^|[._])\d+)(?=\.(?!.*(^|[._])\d+(\.|$))|$)")
+
+
+# Numbered modules inside of one block: the experts of a mixture, and the sublayers of T5.
+_INSIDE_A_BLOCK = re.compile(
+    r"(\.(\w*experts?|mlps|self_attn)\.\d+|(?<=\.)layer\.\d+(?=\.(\w+Attention|DenseReluDense)))"
+)
+_MLP_ROLES = ("fc1", "fc2", "gate", "up", "down")
 
 
 class TargetNotFoundError(RepLoRAError):
@@ -108,6 +116,7 @@ def find_targets(
         chosen = [target for target in chosen if numbers.get(_block_of(target.group)) in set(blocks)]
         if not chosen:
             raise TargetNotFoundError(f"blocks: {list(blocks)} hold none of the targets {list(wanted)}.")
+    _warn_of_packed_experts(wanted, blocks, modules, numbers)
     position = {name: i for i, name in enumerate(modules)}
     return sorted(chosen, key=lambda target: (position[target.module], target.rows or (0, 0)))
 
@@ -161,7 +170,7 @@ def _whole(name: str, module: nn.Module) -> Target:
 
 
 def _block_of(name: str) -> str:
-    match = _BLOCK.match(name)
+    match = _BLOCK.match(_INSIDE_A_BLOCK.sub("", name))
     return match["block"] if match else ""
 
 
@@ -170,6 +179,41 @@ def _block_numbers(modules: dict[str, nn.Module]) -> dict[str, int]:
     groups = [t.group for name, module in modules.items() for t in _targets_of(name, module, modules)]
     names = dict.fromkeys(_block_of(group) for group in groups if _block_of(group))
     return {name: i for i, name in enumerate(names)}
+
+
+def _warn_of_packed_experts(
+    wanted: Sequence[str],
+    blocks: Literal["all"] | Sequence[int],
+    modules: dict[str, nn.Module],
+    numbers: dict[str, int],
+) -> None:
+    """Name the experts of a mixture that stay frozen beside the targets, because one parameter holds all of them."""
+    chosen = [name for name in _packed_experts(modules) if blocks == "all" or numbers.get(_block_of(name)) in blocks]
+    frozen = [name for name in chosen if any(_means(entry, name) for entry in wanted)]
+    if frozen:
+        warnings.warn(
+            f"targets: {', '.join(wanted)} leave the experts {listed(frozen, 2)} frozen: each of these parameters "
+            "holds all experts of a layer, and only linear layers can be adapted. The other targets are.",
+            stacklevel=4,
+        )
+
+
+def _packed_experts(modules: dict[str, nn.Module]) -> list[str]:
+    """Names of the parameters that hold the matrices of several experts."""
+    return [
+        f"{name}.{own}"
+        for name, module in modules.items()
+        if "Expert" in type(module).__name__ and not is_linear(module)
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 1
+    ]
+
+
+def _means(entry: str, parameter: str) -> bool:
+    """Whether an entry of the targets would choose a parameter of experts, if it were a layer."""
+    if entry in ROLES:
+        return entry in _MLP_ROLES
+    return f".{parameter}".endswith(f".{entry}") or fnmatch.fnmatch(parameter, entry)
 
 
 def _check_no_overlap(targets: list[Target]) -> None:
@@ -197,6 +241,11 @@ def _nothing_found(entry: str, model: nn.Module, modules: dict[str, nn.Module], 
         return (
             f"targets: {entry!r} matches only modules that cannot be adapted in {where}: {', '.join(others)}. "
             "nn.Linear, transformers' Conv1D and nn.MultiheadAttention can be."
+        )
+    if packed := [name for name in _packed_experts(modules) if _means(entry, name)]:
+        return (
+            f"targets: {entry!r} would be the experts {listed(packed, 2)} in {where}, but each of these parameters "
+            "holds all experts of a layer, and only linear layers can be adapted. Leave it out."
         )
     roles = list(dict.fromkeys(target.role for target in by_role))
     linear = [name for name, m in modules.items() if is_linear(m)]

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from replora.adapters.config import PeftMethodConfig
-from replora.adapters.container import Adapters, DeadTargetError, check_targets_used, listed
+from replora.adapters.container import Adapters, DeadTargetError, check_targets_used
 from replora.adapters.low_rank.frozen_layers import is_tensor_subclass
 from replora.adapters.peft_methods import peft_parameters
+from replora.errors import listed
 
 
 def verify_targets(model: nn.Module, adapters: Adapters, example: Any = None) -> None:
