@@ -237,15 +237,19 @@ class DeadTargetError(RepLoRAError):
     """A target that does not affect the model's output, or not in the way its options require."""
 
 
-def check_targets_used(adapters: Adapters) -> None:
+def check_targets_used(adapters: Adapters, unreached: Container[str] = ()) -> None:
     """Refuse updates that a forward pass neither called nor read, and dropout where the weight is only read.
+
+    Args:
+        adapters: What `inject` added.
+        unreached: Names of targets in parts of the model that the pass did not run; nothing is known of them.
 
     Raises:
         DeadTargetError: There is such a target.
     """
     unused = [name for update in adapters.updates if not (update.called or update.read) for name in update.names]
     unused += [name for name, called in adapters.peft_called.items() if not called]
-    if unused:
+    if unused := [name for name in unused if name not in unreached]:
         raise DeadTargetError(
             f"{len(unused)} of {len(adapters.targets)} targets were not used in the forward pass: {listed(unused)}. "
             "The model neither calls these layers nor reads their weight, so training would change nothing. Choose "

@@ -18,6 +18,7 @@ from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters, DeadTargetError, check_targets_used
 from replora.adapters.low_rank.frozen_layers import is_tensor_subclass
 from replora.adapters.peft_methods import peft_parameters
+from replora.adapters.wrappers import plain_name
 from replora.errors import listed
 
 
@@ -37,7 +38,8 @@ def verify_targets(model: nn.Module, adapters: Adapters, example: Any = None) ->
     adapters.targets_verified = True  # this pass is the exact check: the one at the first forward pass would say less
     with _evaluating(model), _without_zeros(model, adapters), torch.enable_grad(), _uncompiled():
         try:
-            outputs = list(_float_tensors(_call(model, _to_device_of(model, example))))
+            with _parents_called(model, adapters) as called:
+                outputs = list(_float_tensors(_call(model, _to_device_of(model, example))))
         except Exception as error:
             adapters.targets_verified = False
             if given:
@@ -45,7 +47,10 @@ def verify_targets(model: nn.Module, adapters: Adapters, example: Any = None) ->
                     f"The model fails on the example input, so the targets cannot be verified: {error}"
                 ) from error
             return  # a generated input that the model does not accept verifies nothing
-        check_targets_used(adapters)
+        # A generated text does not run the vision tower of a multimodal model: the first real pass tells about that.
+        unreached = set() if given else {name for name in adapters.targets if _parent_of(name) not in called}
+        adapters.targets_verified = not unreached
+        check_targets_used(adapters, unreached)
         generator = torch.Generator().manual_seed(0)
         # 64 times the derivative: small ones would be lost in float16.
         total = 64 * sum((o.float() * torch.randn(o.shape, generator=generator).to(o.device)).sum() for o in outputs)
@@ -54,12 +59,33 @@ def verify_targets(model: nn.Module, adapters: Adapters, example: Any = None) ->
             if isinstance(total, Tensor) and total.requires_grad
             else adapters.targets
         )
-    if dead:
+    if dead := [name for name in dead if name not in unreached]:
         raise DeadTargetError(
             f"{len(dead)} of {len(adapters.targets)} targets do not affect the output of {type(model).__name__}: "
             f"{listed(dead)}. Its code does not use these layers as given, so training would change nothing. "
             "Choose other targets."
         )
+
+
+def _parent_of(target: str) -> str:
+    """Name of the module that holds the layer of a target such as `blocks.0.attn.qkv[q]`."""
+    return target.partition("[")[0].rpartition(".")[0]
+
+
+@contextmanager
+def _parents_called(model: nn.Module, adapters: Adapters) -> Iterator[set[str]]:
+    """Collects the names of those modules that are called inside, and that hold a target."""
+    called: set[str] = set()
+    hooks = []
+    parents = {_parent_of(target) for target in adapters.targets}
+    for name, module in model.named_modules():
+        if (plain := plain_name(name)) in parents:
+            hooks.append(module.register_forward_hook(lambda *_, plain=plain: called.add(plain)))
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()
