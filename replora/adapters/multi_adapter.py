@@ -71,7 +71,7 @@ def set_adapter(model: nn.Module, name: str) -> nn.Module:
     """Make the adapter called `name` the active one and return the model.
 
     Raises:
-        RepLoRAError: There is no such adapter, or the active one is merged.
+        RepLoRAError: There is no such adapter, or the active one is merged or switched off.
     """
     registry = registry_of(model)
     if name == registry.active:
@@ -129,8 +129,8 @@ def added(model: nn.Module, name: str, heads: dict[str, dict[str, Tensor]]) -> I
         heads: State of each module that the new adapter trains as a whole; the head takes these shapes.
 
     Raises:
-        RepLoRAError: The name is taken, the active adapter is merged or changes the backbone's own parameters, or a
-            head cannot take these shapes or is tied to a frozen module.
+        RepLoRAError: The name is taken, the active adapter is merged, switched off or changes the backbone's own
+            parameters, or a head cannot take these shapes or is tied to a frozen module.
     """
     registry = registry_of(model)
     before = registry.active
@@ -224,6 +224,8 @@ def _check_separable(adapters: Adapters) -> None:
         )
     if adapters.merged:
         raise RepLoRAError("The active adapter is merged into the backbone. Call replora.unmerge first.")
+    if adapters.switch.disabled:
+        raise RepLoRAError("The active adapter is switched off by replora.disabled. Leave that block first.")
 
 
 def _shaped(
