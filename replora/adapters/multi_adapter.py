@@ -238,22 +238,27 @@ def _shaped(
     own: dict[str, nn.Module] = {}
     for head in heads:
         try:
-            own[head] = registry.heads.get(head) or model.get_submodule(head)
+            own[head] = registry.heads[head] if head in registry.heads else model.get_submodule(head)
         except AttributeError as error:
             known = [name for name, _ in model.named_modules() if name]
             raise RepLoRAError(
                 f"The adapter trains {head!r}, which {type(model).__name__} does not have. {nearest(head, known)}"
             ) from error
     copies: dict[str, nn.Module] = copy.deepcopy(own)
-    given = {id(t) for h in heads for name, t in copies[h].state_dict(keep_vars=True).items() if name in heads[h]}
+    given = {id(t) for h, module in copies.items() for name, t in _tensors(module).items() if name in heads[h]}
     return {head: _with_shapes(model, head, copies[head], state, given) for head, state in heads.items()}
+
+
+def _tensors(head: nn.Module) -> dict[str, Tensor]:
+    """The state of a head, which may be compiled by itself."""
+    return {plain_name(name): tensor for name, tensor in head.state_dict(keep_vars=True).items()}
 
 
 def _with_shapes(
     model: nn.Module, head: str, module: nn.Module, state: Mapping[str, Tensor], given: Container[int]
 ) -> nn.Module:
     """The module, or a linear layer in its place with as many outputs as the state has."""
-    own = {n: t for n, t in module.state_dict(keep_vars=True).items() if n in state or id(t) not in given}
+    own = {n: t for n, t in _tensors(module).items() if n in state or id(t) not in given}
     if {name: tensor.shape for name, tensor in own.items()} == {name: tensor.shape for name, tensor in state.items()}:
         return module
     if type(module) is nn.Linear and own.keys() == state.keys() and state["weight"].shape[1] == module.in_features:
