@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -283,7 +283,7 @@ def _check_rank(rank: int, alpha: float | None, dropout: float, targets: Sequenc
     _require(alpha is None or (_is_number(alpha) and 0 < alpha < math.inf), "alpha", alpha, "a number above 0")
     _require(_is_number(dropout) and 0 <= dropout < 1, "dropout", dropout, "a probability in [0, 1)")
     _require(
-        not isinstance(targets, str) and len(targets) > 0,
+        _is_collection(targets) and len(targets) > 0 and all(isinstance(target, str) for target in targets),
         "targets",
         targets,
         "a list of roles or names, such as [q, v]",
@@ -294,8 +294,12 @@ def _check_blocks(blocks: Literal["all"] | Sequence[int]) -> None:
     if isinstance(blocks, str):
         _require(blocks == "all", "blocks", blocks, "'all' or a list of block indices such as [0, 1]")
     else:
-        holds = len(blocks) > 0 and all(map(_is_whole, blocks))
+        holds = _is_collection(blocks) and len(blocks) > 0 and all(map(_is_whole, blocks))
         _require(holds, "blocks", blocks, "'all' or at least one block index")
+
+
+def _is_collection(value: object) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, str)
 
 
 def _is_whole(value: object) -> bool:

@@ -36,7 +36,7 @@ from replora.adapters.low_rank.layer import (
     WeightUpdate,
     is_linear,
 )
-from replora.adapters.peft_methods import inject_peft, remove_peft
+from replora.adapters.peft_methods import inject_peft, remove_peft, unmerge_peft
 from replora.adapters.targets import Target, find_targets
 from replora.adapters.verify import verify_targets
 from replora.adapters.weight_tying import check_not_tied
@@ -142,6 +142,8 @@ def remove(model: nn.Module) -> nn.Module:
             del module.updates
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
     if isinstance(adapters.config, PeftMethodConfig):
+        if adapters.aside:  # none after `merge_and_unload`, which keeps what is merged
+            unmerge_peft(model, adapters.aside)
         remove_peft(model)
     del model.replora
     train_only(model, adapters.required_grad)

@@ -59,6 +59,7 @@ class SavePretrained(_Method):
 
     So `from_pretrained` gives the backbone, `replora.load_adapter` of `adapter.safetensors` the adapter. The state has
     the adapter's tensors too, for a program that loads it back into the adapted model, as transformers' Trainer does.
+    That loads by the names in the model, so the file has these, not older ones that `from_pretrained` would translate.
     """
 
     name = "save_pretrained"
@@ -67,6 +68,8 @@ class SavePretrained(_Method):
         self, save_directory: str | os.PathLike[str], *args: Any, state_dict: Any = None, **options: Any
     ) -> Any:
         state = base_names(self.model, self.model.state_dict() if state_dict is None else state_dict)
+        if "save_original_format" in inspect.signature(self.own).parameters:
+            options.setdefault("save_original_format", False)
         result = self.own(save_directory, *args, state_dict=state, **options)
         if args[0] if args else options.get("is_main_process", True):
             replora.save_adapter(self.model, Path(save_directory) / ADAPTER_FILE, force=True)

@@ -71,7 +71,7 @@ def set_adapter(model: nn.Module, name: str) -> nn.Module:
     """Make the adapter called `name` the active one and return the model.
 
     Raises:
-        RepLoRAError: There is no such adapter, or the active one is merged.
+        RepLoRAError: There is no such adapter, or the active one is merged or switched off.
     """
     registry = registry_of(model)
     if name == registry.active:
@@ -129,8 +129,8 @@ def added(model: nn.Module, name: str, heads: dict[str, dict[str, Tensor]]) -> I
         heads: State of each module that the new adapter trains as a whole; the head takes these shapes.
 
     Raises:
-        RepLoRAError: The name is taken, the active adapter is merged or changes the backbone's own parameters, or a
-            head cannot take these shapes or is tied to a frozen module.
+        RepLoRAError: The name is taken, the active adapter is merged, switched off or changes the backbone's own
+            parameters, or a head cannot take these shapes or is tied to a frozen module.
     """
     registry = registry_of(model)
     before = registry.active
@@ -224,6 +224,8 @@ def _check_separable(adapters: Adapters) -> None:
         )
     if adapters.merged:
         raise RepLoRAError("The active adapter is merged into the backbone. Call replora.unmerge first.")
+    if adapters.switch.disabled:
+        raise RepLoRAError("The active adapter is switched off by replora.disabled. Leave that block first.")
 
 
 def _shaped(
@@ -236,22 +238,27 @@ def _shaped(
     own: dict[str, nn.Module] = {}
     for head in heads:
         try:
-            own[head] = registry.heads.get(head) or model.get_submodule(head)
+            own[head] = registry.heads[head] if head in registry.heads else model.get_submodule(head)
         except AttributeError as error:
             known = [name for name, _ in model.named_modules() if name]
             raise RepLoRAError(
                 f"The adapter trains {head!r}, which {type(model).__name__} does not have. {nearest(head, known)}"
             ) from error
     copies: dict[str, nn.Module] = copy.deepcopy(own)
-    given = {id(t) for h in heads for name, t in copies[h].state_dict(keep_vars=True).items() if name in heads[h]}
+    given = {id(t) for h, module in copies.items() for name, t in _tensors(module).items() if name in heads[h]}
     return {head: _with_shapes(model, head, copies[head], state, given) for head, state in heads.items()}
+
+
+def _tensors(head: nn.Module) -> dict[str, Tensor]:
+    """The state of a head, which may be compiled by itself."""
+    return {plain_name(name): tensor for name, tensor in head.state_dict(keep_vars=True).items()}
 
 
 def _with_shapes(
     model: nn.Module, head: str, module: nn.Module, state: Mapping[str, Tensor], given: Container[int]
 ) -> nn.Module:
     """The module, or a linear layer in its place with as many outputs as the state has."""
-    own = {n: t for n, t in module.state_dict(keep_vars=True).items() if n in state or id(t) not in given}
+    own = {n: t for n, t in _tensors(module).items() if n in state or id(t) not in given}
     if {name: tensor.shape for name, tensor in own.items()} == {name: tensor.shape for name, tensor in state.items()}:
         return module
     if type(module) is nn.Linear and own.keys() == state.keys() and state["weight"].shape[1] == module.in_features:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -338,7 +338,32 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         raise RepLoRAError(f"{path} is damaged: its header has no description that can be read ({error}).") from error
     if not known:
         raise RepLoRAError(f"{path} is damaged: its description names no method ({', '.join(description) or 'empty'}).")
+    for entry, fits in _ENTRIES.items():
+        if entry in description and not fits(description[entry]):
+            raise RepLoRAError(f"{path} is damaged: the entry {entry!r} of its description is {description[entry]!r}.")
     return description, state
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_base(value: object) -> bool:
+    return not value or (
+        isinstance(value, dict)
+        and {"class", "name", "dtype", "fingerprint"} <= value.keys()
+        and isinstance(value["dtype"], str)
+    )
+
+
+# What an entry of the description is, where a file has it.
+_ENTRIES: dict[str, Callable[[Any], bool]] = {
+    "method": lambda value: isinstance(value, str),
+    "options": lambda value: isinstance(value, dict),
+    "targets": _is_names,
+    "also_train": _is_names,
+    "base": _is_base,
+}
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -98,6 +98,40 @@ def test_the_probe_and_its_head_can_be() -> None:
         call(model, tiny.inputs())
 
 
+@pytest.mark.parametrize(("model_name", "method"), ONE_OF_EACH)
+def test_removing_a_merged_adapter_leaves_the_frozen_backbone(model_name: str, method: str) -> None:
+    model, _ = build(model_name)
+    before = snapshot(model)
+    replora.inject(model, METHODS[method])
+    disturb(model)
+    replora.remove(replora.merge(model))
+    assert same(model, before)
+    replora.inject(model, METHODS[method])
+    disturb(model)
+    with replora.merged(model):
+        replora.remove(model)
+    assert same(model, before)
+    model.load_state_dict(before)  # no hook of the merged layers is left
+
+
+@pytest.mark.parametrize(("model_name", "method"), ONE_OF_EACH)
+def test_no_other_adapter_acts_where_one_is_switched_off(model_name: str, method: str, tmp_path: Path) -> None:
+    model, tiny = adapted(model_name, method)
+    disturb(model)
+    path = replora.save_adapter(model, tmp_path / "a.safetensors")
+    model, tiny = build(model_name)
+    for name in ("first", "second"):
+        replora.load_adapter(model, path, name=name)
+    with torch.no_grad(), replora.disabled(model):
+        off = call(model, tiny.inputs())
+        with pytest.raises(replora.RepLoRAError, match="switched off"):
+            replora.set_adapter(model, "first")
+        with pytest.raises(replora.RepLoRAError, match="switched off"):
+            replora.load_adapter(model, path, name="third")
+        torch.testing.assert_close(call(model, tiny.inputs()), off, rtol=0, atol=0)
+    assert replora.adapter_names(replora.set_adapter(model, "first")) == ["first", "second"]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize(("model_name", "method"), ONE_OF_EACH)
 def test_an_interrupted_merge_leaves_nothing(model_name: str, method: str, error, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import product
 from pathlib import Path
 
@@ -355,10 +356,37 @@ def test_what_cannot_be_imported_is_named(tmp_path: Path) -> None:
     (tmp_path / "half" / "adapter_config.json").write_text('{"peft_type": "LORA"')
     (tmp_path / "half" / "adapter_model.safetensors").write_bytes(b"")
     refused("is damaged", tmp_path / "half")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for number, wrong in enumerate([[], config | {"modules_to_save": 5}, config | {"lora_alpha": True}]):
+        shutil.copytree(folder, tmp_path / f"config{number}")
+        (tmp_path / f"config{number}" / "adapter_config.json").write_text(json.dumps(wrong))
+        refused("is damaged|lora_alpha is True", tmp_path / f"config{number}")
     (tmp_path / "pickle").mkdir()
     (tmp_path / "pickle" / "adapter_model.bin").write_bytes(b"")
     refused("a pickle, which is not read", tmp_path / "pickle")
     assert set(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("method", [None, "lora", "replora"])
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int32, torch.complex64, torch.bool, torch.float8_e4m3fn, "nan", "inf"]
+)
+def test_matrices_of_another_kind_or_not_finite_are_refused(
+    dtype: torch.dtype | str, method: str | None, tmp_path: Path
+) -> None:
+    folder, _ = peft_folder(tmp_path / "lora")
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        wrong = tensor + float(dtype) if isinstance(dtype, str) else torch.ones_like(tensor).to(dtype)
+        save_file(tensors | {name: wrong}, file, metadata={"format": "pt"})
+        model = build("hf_llama")[0] if method is None else adapted("hf_llama", method)[0]
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(replora.RepLoRAError, match="not finite" if isinstance(dtype, str) else str(dtype)):
+            replora.import_peft(model, folder)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    if isinstance(dtype, str) and method is None:
+        replora.import_peft(model, folder, force=True)
 
 
 def test_a_joint_update_does_not_fit_separate_rows(tmp_path: Path) -> None:

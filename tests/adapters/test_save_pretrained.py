@@ -59,8 +59,10 @@ def test_weights_of_the_plain_model_load_into_the_adapted_one(model_name: str, m
     torch.testing.assert_close(call(model, tiny.inputs()), call(other, tiny.inputs()))
 
 
+# transformers knows the parameters of ViT by older names as well.
+@pytest.mark.parametrize("model_name", ["hf_llama", "hf_vit"])
 @pytest.mark.parametrize("method", ["replora", "dora"])
-def test_a_trainer_goes_on_from_its_checkpoint_and_loads_the_best(method: str, tmp_path: Path) -> None:
+def test_a_trainer_goes_on_from_its_checkpoint_and_loads_the_best(model_name: str, method: str, tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
     class Items(torch.utils.data.Dataset):
@@ -68,6 +70,9 @@ def test_a_trainer_goes_on_from_its_checkpoint_and_loads_the_best(method: str, t
             return 8
 
         def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+            if model_name == "hf_vit":
+                pixels = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(i))
+                return {"pixel_values": pixels, "labels": torch.tensor(i % 2)}
             ids = torch.arange(2, 8) + i
             return {"input_ids": ids, "labels": ids}
 
@@ -87,17 +92,17 @@ def test_a_trainer_goes_on_from_its_checkpoint_and_loads_the_best(method: str, t
 
     ends = []
     for resume in (None, str(tmp_path / "run" / "checkpoint-2")):
-        model, tiny = adapted("hf_llama", method)
+        model, tiny = adapted(model_name, method)
         trainer(model, max_steps=4).train(resume_from_checkpoint=resume)
         ends.append({name: tensor.clone() for name, tensor in replora.adapter_state(model).items()})
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
-    fresh, _ = build("hf_llama")
+    fresh, _ = build(model_name)
     replora.load_adapter(fresh, tmp_path / "run" / "checkpoint-4" / "adapter.safetensors")
     torch.testing.assert_close(call(fresh, tiny.inputs()), call(model.eval(), tiny.inputs()))
 
-    model, _ = adapted("hf_llama", method)
+    model, _ = adapted(model_name, method)
     best = trainer(model, max_steps=4, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True)
     best.train()
-    there, _ = build("hf_llama")
+    there, _ = build(model_name)
     replora.load_adapter(there, Path(best.state.best_model_checkpoint) / "adapter.safetensors")
     torch.testing.assert_close(call(there, tiny.inputs()), call(model.eval(), tiny.inputs()))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import replora
+from replora.adapters.state import read_metadata
 from tests.adapters.test_contract import adapted, build, disturb
 from tests.adapters.tiny_models import call
 
@@ -62,6 +63,19 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         save_file({"x": torch.zeros(1)}, tmp_path / "bad.safetensors", metadata={"format": "replora-adapter"} | header)
         with pytest.raises(replora.RepLoRAError, match=message):
             replora.load_adapter(model, tmp_path / "bad.safetensors")
+    file = replora.save_adapter(model, tmp_path / "entries.safetensors")
+    description = json.loads(read_metadata(file)["description"])
+    for entry, value in [
+        *(("method", value) for value in (None, 5)),
+        *(("options", value) for value in (None, [], "x")),
+        *((entry, value) for entry in ("targets", "also_train") for value in (None, 5, [5], "head")),
+        *(("base", value) for value in ("x", [1], {"class": "VisionTransformer"}, description["base"] | {"dtype": 5})),
+    ]:
+        header = read_metadata(file) | {"description": json.dumps(description | {entry: value})}
+        save_file(load_file(file), tmp_path / "bad.safetensors", metadata=header)
+        for target, name in ((model, None), (model, "second"), (build("timm_vit")[0], None)):
+            with pytest.raises(replora.RepLoRAError, match=f"damaged: the entry '{entry}' of its description"):
+                replora.load_adapter(target, tmp_path / "bad.safetensors", name=name)
     whole = replora.save_adapter(model, tmp_path / "whole.safetensors").read_bytes()
     (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(replora.RepLoRAError, match="damaged"):
@@ -103,6 +117,10 @@ def test_state_is_the_same_while_merged_but_cannot_be_replaced() -> None:
         ({"dropout": 1.0}, "dropout: 1.0"),
         ({"targets": ()}, "targets: "),
         ({"targets": "q"}, "a list of roles or names"),
+        ({"targets": None}, "targets: None"),
+        ({"targets": [5]}, r"targets: \[5\]"),
+        ({"blocks": 5}, "blocks: 5"),
+        ({"blocks": None}, "blocks: None"),
         ({"factors": "mpl"}, "Did you mean 'mlp'"),
         ({"activation": "geluu"}, "Did you mean 'gelu'"),
         ({"sharing": "all"}, "sharing: 'all' is not known"),

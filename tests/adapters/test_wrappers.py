@@ -91,6 +91,22 @@ def compile_layers(model: nn.Module, in_place: bool) -> None:
             layers[number] = eager(layer)
 
 
+@pytest.mark.parametrize("method", ["replora", "dora", "linear_probe"])
+def test_a_head_that_is_compiled_by_itself_takes_the_one_of_a_file(method: str, tmp_path: Path) -> None:
+    plain, tiny = adapted("timm_vit", method)
+    disturb(plain)
+    want = call(plain, tiny.inputs()).detach()
+    file = replora.save_adapter(plain, tmp_path / "a.safetensors")
+    model, _ = build("timm_vit")
+    model.head = eager(model.head)
+    for name in ("first", "second"):
+        replora.load_adapter(model, file, name=name)
+        torch.testing.assert_close(call(model, tiny.inputs()), want)
+    replora.set_adapter(model, "first")
+    again = replora.save_adapter(model, tmp_path / "b.safetensors")
+    assert again.read_bytes() == file.read_bytes()
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("check", ["made-up example", "first pass"])

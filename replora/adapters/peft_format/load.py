@@ -20,9 +20,10 @@ from replora.adapters.container import Adapters, adapters_of
 from replora.adapters.fingerprint import in_head
 from replora.adapters.inject import inject
 from replora.adapters.low_rank.factors import FactorBank, FactorPairs
+from replora.adapters.low_rank.frozen_layers import MERGEABLE
 from replora.adapters.low_rank.layer import AdaptedLinear, rows_of
 from replora.adapters.peft_format.export import CONFIG_FILE, PREFIX, WEIGHTS_FILE, PeftFormatError
-from replora.adapters.state import adapter_state
+from replora.adapters.state import adapter_state, check_finite
 from replora.adapters.weight_tying import UNTIE, shared_with
 from replora.adapters.wrappers import aliases_of, plain_name, unwrap
 from replora.errors import RepLoRAError, nearest
@@ -41,7 +42,9 @@ _EXTRAS: dict[str, Any] = {
 }
 
 
-def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None) -> dict[str, Any]:
+def import_peft(
+    model: nn.Module, folder: str | os.PathLike[str], name: str | None = None, *, force: bool = False
+) -> dict[str, Any]:
     """Read a plain LoRA folder of PEFT into `model`, to evaluate it here or to go on training from it.
 
     A model without an adapter gets vanilla LoRA (`RepLoRAConfig(factors="none")`) on the layers of the folder. A model
@@ -54,6 +57,7 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | No
         model: The base model, with or without an adapter.
         folder: Folder that holds `adapter_config.json` and `adapter_model.safetensors`.
         name: Name of a new adapter; None loads into the adapter that the model carries.
+        force: Read values that are not finite as well.
 
     Returns:
         The folder's configuration.
@@ -61,11 +65,13 @@ def import_peft(model: nn.Module, folder: str | os.PathLike[str], name: str | No
     Raises:
         PeftFormatError: The folder is none of PEFT, not plain LoRA, or has other layers, heads or a higher rank than
             the model's adapter.
-        RepLoRAError: The name is taken, or the active adapter cannot be detached.
+        RepLoRAError: The name is taken, the active adapter cannot be detached, or a value is not finite.
     """
     model = unwrap(model)
     folder = Path(folder)
     config, tensors = _read_folder(folder)
+    if not force:
+        check_finite(tensors, str(folder))
     pairs, scales, rest = _lora_pairs(folder, config, tensors)
     _check_one_name(model, folder, pairs)
     if name is None and isinstance(getattr(model, "replora", None), Adapters):
@@ -176,6 +182,8 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = load_file(folder / WEIGHTS_FILE)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise PeftFormatError(f"{folder} is damaged: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("modules_to_save") or [], str | list):
+        raise PeftFormatError(f"{folder} is damaged: {CONFIG_FILE} is none of PEFT's.")
     if config.get("peft_type") != "LORA":
         raise PeftFormatError(f"{folder} is of PEFT's method {config.get('peft_type')!r}; only LORA can be imported.")
     unusual = [key for key, plain in _EXTRAS.items() if config.get(key, plain) != plain]
@@ -205,9 +213,13 @@ def _lora_pairs(
         A, B = rest.pop(f"{layer}.lora_A.weight"), rest.pop(f"{layer}.lora_B.weight", None)
         if B is None or A.ndim != 2 or B.ndim != 2:
             raise PeftFormatError(f"{folder}: {layer} has no matching pair of matrices lora_A and lora_B.")
+        if wrong := {tensor.dtype for tensor in (A, B)}.difference(MERGEABLE):
+            raise PeftFormatError(
+                f"{folder}: {layer} has matrices of {wrong.pop()}. LoRA's are of 16 or 32 bit floats."
+            )
         alphas = config.get("alpha_pattern") or {}
         alpha = alphas.get(get_pattern_key(list(alphas), layer), config.get("lora_alpha", _DEFAULT_ALPHA))
-        if not isinstance(alpha, int | float):
+        if not isinstance(alpha, int | float) or isinstance(alpha, bool):
             raise PeftFormatError(f"{folder}: lora_alpha is {alpha!r} in {CONFIG_FILE}. It must be a number.")
         pairs[layer], scales[layer] = (A, B), alpha / (len(A) ** 0.5 if config.get("use_rslora") else len(A))
     other = {name for name in rest if "lora_" in name}
