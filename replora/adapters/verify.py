@@ -8,7 +8,7 @@ forward pass of the model must at least call each adapted module or read its wei
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ def outputs_on_example(model: nn.Module, example: Any = None) -> list[Tensor] | 
     example = example if given else example_input(model)
     if example is None:
         return None
-    with _evaluating(model), _uncompiled():
+    with _evaluating(model), _uncompiled(), nullcontext() if given else _unchecked(model):
         try:
             return list(_float_tensors(_call(model, _to_device_of(model, example))))
         except Exception:
@@ -155,6 +155,20 @@ def _without_gradient(model: nn.Module, adapters: Adapters, total: Tensor) -> li
 
 def _gradients(total: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
     return torch.autograd.grad(total, parameters, allow_unused=True)
+
+
+@contextmanager
+def _unchecked(model: nn.Module) -> Iterator[None]:
+    """Inside, a pass need not use all targets: a generated input may not reach them."""
+    adapters = getattr(model, "replora", None)
+    if not isinstance(adapters, Adapters):
+        yield
+        return
+    verified, adapters.targets_verified = adapters.targets_verified, True
+    try:
+        yield
+    finally:
+        adapters.targets_verified = verified
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5Model
 
 import replora
 from replora.adapters.targets import TargetNotFoundError
@@ -70,3 +70,19 @@ def test_a_block_is_a_layer_and_not_an_expert() -> None:
     assert sorted(target.name for target in found) == sorted(["layers.1.self_attn.q_proj", *experts])
     # Each expert shares within itself.
     assert len({target.group for target in found}) == 4
+
+
+def test_a_block_of_t5_is_its_block_and_not_a_sublayer() -> None:
+    config = T5Config(
+        d_model=24, d_kv=6, d_ff=32, num_layers=2, num_heads=4, vocab_size=50, feed_forward_proj="gated-gelu"
+    )
+    model = T5Model(config)
+    found = replora.find_targets(model, ["q", "out", "gate", "up", "fc2"], blocks=[1, 2])
+    assert list(dict.fromkeys(t.module.partition(".layer.")[0] for t in found)) == [
+        "encoder.block.1",
+        "decoder.block.0",
+    ]
+    tokens = torch.tensor([[3, 4, 5]])
+    roles = ["q", "k", "v", "out", "gate", "up", "fc2"]
+    example = {"input_ids": tokens, "decoder_input_ids": tokens}
+    replora.inject(model, replora.RepLoRAConfig(rank=2, targets=roles), example=example)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from replora.adapters.container import DeadTargetError
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = torch.tensor([[1, 7, 9, 3]])
-WITH_IMAGE = torch.tensor([[1, 5, 5, 5, 5, 7]])  # 5 stands for a patch
+WITH_IMAGE = torch.tensor([[1, 50, 50, 50, 50, 7]])  # 50 stands for a patch, and is in no generated text
 IMAGE = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
 METHODS = [replora.RepLoRAConfig(2), replora.LoRAConfig(2), replora.PeftMethodConfig("dora", 2)]
 
@@ -21,7 +23,7 @@ def llava() -> nn.Module:
     torch.manual_seed(0)
     vision = CLIPVisionConfig(**SHAPE, image_size=16, patch_size=8)
     text = LlamaConfig(**SHAPE, num_key_value_heads=2, vocab_size=64)
-    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=5))
+    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=50))
 
 
 @pytest.mark.parametrize("config", METHODS)
@@ -42,6 +44,13 @@ def test_an_example_of_the_user_must_reach_all_targets(config: replora.AdapterCo
     model = replora.inject(llava(), config)
     with pytest.raises(DeadTargetError, match="pass check=False"):
         model(input_ids=TEXT)
+
+
+def test_an_export_asks_for_an_input_that_reaches_all_targets(tmp_path: Path) -> None:
+    model = replora.inject(llava(), replora.LoRAConfig(2))
+    with pytest.raises(replora.PeftFormatError, match=r"No input so far has reached .*vision.*example="):
+        replora.export_peft(model, tmp_path / "peft")
+    replora.export_peft(model, tmp_path / "peft", example={"input_ids": WITH_IMAGE, "pixel_values": IMAGE})
 
 
 class Unused(nn.Module):

@@ -34,7 +34,7 @@ from replora.adapters.state import check_finite, check_in_memory
 from replora.adapters.verify import outputs_on_example
 from replora.adapters.weight_tying import shared_with
 from replora.adapters.wrappers import aliases_of, plain_name, unwrap
-from replora.errors import RepLoRAError
+from replora.errors import RepLoRAError, listed
 from replora.io import new_folder
 
 if TYPE_CHECKING:
@@ -165,11 +165,17 @@ def _plain_number(alpha: float) -> float:
 def _check_weights_not_read(model: nn.Module, adapters: Adapters, example: Any) -> None:
     """PEFT adds its update to the output of a layer; where a model only reads the weight that would do nothing."""
     adapted = {id(m.linear) for m in model.modules() if isinstance(m, AdaptedLinear)}
-    unknown = any(not (u.called or u.read) for u in adapters.updates if id(u.owner) in adapted)
-    if unknown and outputs_on_example(model, example) is None:
+
+    def unknown() -> list[str]:
+        updates = [u for u in adapters.updates if id(u.owner) in adapted and not (u.called or u.read)]
+        return [name for update in updates for name in update.names]
+
+    ran = not unknown() or outputs_on_example(model, example) is not None
+    if names := unknown():
+        reached = f"No input so far has reached {listed(names, 4)}" if ran else "The model has not run yet"
         raise PeftFormatError(
-            "The model has not run yet, so it is not known whether it calls its adapted layers, as PEFT needs. Pass an "
-            "input: replora.export_peft(..., example=...)."
+            f"{reached}, so it is not known whether it calls its adapted layers, as PEFT needs. Pass an "
+            "input that reaches them: replora.export_peft(..., example=...)."
         )
     read = [name for u in adapters.updates if id(u.owner) not in adapted or not u.called for name in u.names]
     if read:
