@@ -17,6 +17,7 @@ Whoever compares runs or parts of them calls a function of this file, and names 
     length        the same, for how long and in what batches they were trained
     sweep         two runs that a sweep calls by one name
     stage         two runs of one stage of a sweep that should differ in their seeds alone
+    measurement   an evaluation and the fit of its weights, as far as that decides what an example counts as
     splits        runs on the three splits of HMDB51, whose accuracies are averaged
 """
 
@@ -30,7 +31,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["harmless", "repeat", "axis", "setting"]
-Comparison = Literal["run", "checkpoint", "table", "cell", "method", "length", "sweep", "stage", "splits"]
+Comparison = Literal[
+    "run", "checkpoint", "table", "cell", "method", "length", "sweep", "stage", "measurement", "splits"
+]
 
 CHANGED = ", changed: "  # between the name of a recipe and the options that are not the recipe's
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
@@ -79,23 +82,25 @@ FIELDS = (
     Field("options.init", "run method sweep splits", "model.adapter.init"),
     Field("targets", "sweep", label="targets found"),
     Field("data.task", "cell", "data.task"),
-    Field("data.track", "table", "data.track"),
+    Field("data.track", "table measurement", "data.track"),
     Field("data.protocol", "table splits", "data.protocol"),
-    Field("data.preset", "table", "data.preset"),
-    Field("data.image_size", "table", "data.image_size"),
-    Field("data.interpolation", "table", "data.interpolation"),
-    Field("data.framing", "table", "data.framing"),
-    Field("data.upright", "table", "data.upright"),
-    Field("data.background", "table", "data.background"),
-    Field("data.normalization", "table splits", "data.normalization"),
-    Field("data.cutoff", "table", "data.cutoff"),
+    Field("data.preset", "table measurement", "data.preset"),
+    Field("data.image_size", "table measurement", "data.image_size"),
+    Field("data.interpolation", "table measurement", "data.interpolation"),
+    Field("data.framing", "table measurement", "data.framing"),
+    Field("data.upright", "table measurement", "data.upright"),
+    Field("data.background", "table measurement", "data.background"),
+    Field("data.normalization", "table measurement splits", "data.normalization"),
+    Field("data.cutoff", "table measurement", "data.cutoff"),
     Field("data.test_items", "table", "data.test_items"),
     Field("data.official_split", "table", "data.split"),
     Field("data.recipe", "table splits"),
-    Field("data.clips", "table splits", "data.clips"),
+    Field("data.clips", "table measurement splits", "data.clips"),
     Field("data.skip_corrupt", "table splits", "data.skip_corrupt"),
-    Field("data.prompts", "table", "data.prompts"),
-    Field("data.truncation_side", "table", "data.truncation_side"),
+    Field("data.prompts", "table measurement", "data.prompts"),
+    Field("data.truncation_side", "table measurement", "data.truncation_side"),
+    Field("data.tokenizer", "measurement", "data.tokenizer"),
+    Field("data.feature_size", "measurement", "data.feature_size"),
     Field("data.class_names", "splits"),
     Field("data.train_fraction", "cell splits", "data.train_fraction"),
     Field("data.shots", "cell splits", "data.shots"),
@@ -119,6 +124,11 @@ FIELDS = (
     # The test's where there is one.
     Field("fit.caption_tokenizer", "table", label="caption tokenizer"),
     Field("test.caption_tokenizer", "table", label="caption tokenizer"),
+)
+# Options of a model by which two measurements of the same weights can differ.
+MEASURED_WITH = (
+    *("model.evaluation", "model.num_beams", "model.max_new_tokens"),
+    *("model.dtype", "model.quantization", "model.caption_tokenizer"),
 )
 # Options of the command line, without `init_args`. Those that are absent are settings.
 OPTIONS: dict[str, Kind] = {

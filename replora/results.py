@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
-from replora.identity import differing
+from replora.identity import differing, is_compared
 from replora.io import replace_text
 
 FORMAT = 2
@@ -77,8 +77,8 @@ def read_results(path: Path) -> dict[str, Any]:
 def with_own_measurements(results: dict[str, Any]) -> dict[str, Any]:
     """Add `validate`, `test` and `predict`: the newest evaluation of the data and the weights of the fit.
 
-    A complete one comes before one of a part, which says so in its `partial`. Results of format 1 have these entries
-    already.
+    It was made under the fit's conditions (`other_conditions`). A complete one comes before one of a part, which says
+    so in its `partial`. Results of format 1 have these entries already.
     """
     if results["format"] < 2:
         return results
@@ -98,10 +98,23 @@ def _is_own(results: dict[str, Any], evaluation: dict[str, Any]) -> bool:
         return True
     if evaluation["weights"]["sha256"] != results["fit"]["weights_sha256"]:
         return False
-    measured, trained = evaluation["data"], results["data"]
-    known = trained.get("splits", {}).get(measured.get("split"), {})
-    same_list = known.get("sha256") == measured.get("sha256")
-    return bool(same_list)
+    known = results["data"].get("splits", {}).get(evaluation["data"].get("split"), {})
+    same_list = known.get("sha256") == evaluation["data"].get("sha256")
+    return bool(same_list) and not other_conditions(results, evaluation)
+
+
+def other_conditions(results: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The preprocessing, options and precision of an evaluation that are not those of the run's fit: name -> value.
+
+    What one of the two does not have, an earlier release did not record, and it is not compared.
+    """
+    data = {k: v for k, v in evaluation["data"].items() if is_compared(f"data.{k}", "measurement")}
+    pairs = [
+        (data, results.get("data", {})),
+        (evaluation.get("options", {}), results.get("configuration", {})),
+        ({k: v for k, v in evaluation.items() if k == "precision"}, results.get("fit", {})),
+    ]
+    return {k: one[k] for one, other in pairs for k in one if k in other and one[k] != other[k]}
 
 
 def status_of(results: Mapping[str, Any], partial: Iterable[str] = ()) -> str:
@@ -149,7 +162,7 @@ def record_fit(
 
 
 def record_evaluation(file: Path, model: dict[str, Any], data: dict[str, Any], evaluation: dict[str, Any]) -> None:
-    """Add one evaluation. It replaces only the same measurement: of the same verb, data, weights and part.
+    """Add one evaluation. It replaces only the same measurement: of the same verb, data, weights, options and part.
 
     Args:
         file: Results file; it is created with its folder if it does not exist.
@@ -170,10 +183,10 @@ def record_evaluation(file: Path, model: dict[str, Any], data: dict[str, Any], e
 
 
 def _measured(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """What an evaluation is a measurement of."""
+    """What an evaluation is a measurement of, and how."""
     data = {name: value for name, value in evaluation["data"].items() if name != "root"}
-    weights = evaluation["weights"]
-    return {"verb": evaluation["verb"], "data": data, "weights": weights["sha256"], "partial": evaluation["partial"]}
+    how = {name: evaluation.get(name) for name in ("verb", "options", "precision", "partial")}
+    return {**how, "data": data, "weights": evaluation["weights"]["sha256"]}
 
 
 def _upgraded(results: dict[str, Any]) -> dict[str, Any]:

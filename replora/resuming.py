@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from replora.errors import RepLoRAError
 from replora.identity import differing_options
+from replora.results import read_results
+
+# What ends a fit.
+ENDS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.callbacks")
 
 # The batch of all processes is compared as a number.
 RESUMED_WITH_OTHERS = (
-    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.callbacks"),
+    *ENDS,
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.accumulate_grad_batches", "data.batch_size"),
 )
@@ -47,6 +54,31 @@ def check_resumed(
             "without --ckpt_path. More epochs, other devices with the same batch in all, and options that cannot "
             "change a number are allowed."
         )
+
+
+def is_finished(checkpoint: Path, results: Path, now: dict[str, Any], most_epochs: int | None, most_steps: int) -> bool:
+    """Whether a fit that resumes has nothing to train.
+
+    It has all its epochs or steps already, or the recorded fit ended at this checkpoint, by early stopping for example,
+    and nothing that ends a fit was changed since.
+
+    Args:
+        checkpoint: What it resumes from.
+        results: The record of the run; without that of a fit, the fit did not end.
+        now: Options of this fit.
+        most_epochs: Epochs after which it ends; -1 or None for no limit.
+        most_steps: Steps after which it ends; -1 for no limit.
+    """
+    content = read_results(results) if results.exists() else {}
+    if "fit" not in content:
+        return False
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    epochs, steps = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], state["global_step"]
+    if (most_epochs is not None and 0 <= most_epochs <= epochs) or 0 <= most_steps <= steps:
+        return True
+    if "configuration" not in content or content["fit"]["steps"] != steps:
+        return False
+    return not any(name.startswith(ENDS) for name in differing_options(content["configuration"], now))
 
 
 def _shown(value: Any) -> str:

@@ -21,7 +21,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import torch
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -38,7 +37,8 @@ from replora.config_files import find_config, former_defaults
 from replora.errors import RepLoRAError, nearest
 from replora.identity import flat_options
 from replora.recipes import changed_options
-from replora.results import UNTRAINED, DivergedError, read_results
+from replora.results import UNTRAINED, DivergedError
+from replora.resuming import is_finished
 from replora.run_directory import check_unused, create_unique, last_checkpoint, locked
 from replora.runs import concrete_subclasses
 
@@ -284,13 +284,8 @@ class TrainerCLI(LightningCLI):
 
     def _is_finished(self) -> bool:
         resumed: Path | None = self.options.ckpt_path
-        results = self.options.run_dir / "results.json"
-        if resumed is None or not results.exists() or "fit" not in read_results(results):
-            return False
-        loops = torch.load(resumed, map_location="cpu", weights_only=True, mmap=True)["loops"]["fit_loop"]
-        epochs = loops["epoch_progress"]["current"]["processed"]
-        most = self.trainer.max_epochs
-        return most is not None and 0 <= most <= epochs
+        ends = self.trainer.max_epochs, self.trainer.max_steps
+        return resumed is not None and is_finished(resumed, self.record.file, self.record.configuration, *ends)
 
     def predict(self, **kwargs: Any) -> None:
         """Predict without collecting predictions in memory: the callbacks of `AdaptedModule.writers` write them."""

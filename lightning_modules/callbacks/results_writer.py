@@ -20,7 +20,7 @@ import replora
 from lightning_modules.callbacks.last_checkpoint import averages_weights
 from replora.adapters.fingerprint import state_sha256
 from replora.errors import RepLoRAError
-from replora.identity import compared_options, configuration_sha256
+from replora.identity import MEASURED_WITH, compared_options, configuration_sha256
 from replora.results import (
     UNTRAINED,
     check_same_run,
@@ -213,6 +213,7 @@ class ResultsWriter(Callback):
             "metrics": _json(_metrics(trainer)),
             "data": self._evaluated(trainer, verb),
             "weights": self._weights(trainer, module),
+            "options": {name: self.configuration[name] for name in MEASURED_WITH if name in self.configuration},
             "partial": partial_evaluation(trainer, verb),
             **described.measured(verb),
             **_seed(),
@@ -252,13 +253,14 @@ class ResultsWriter(Callback):
 
 
 def _trained_on(trainer: Trainer) -> dict[str, Any]:
-    """What identifies the training: its list, classes and batch; parts that the data do not tell are None."""
+    """What identifies the training: its list, classes, weights and batch; parts that the data do not tell are None."""
     described = _description(trainer)
     split = getattr(trainer.datamodule, "train_split", "train") if trainer.datamodule else "train"  # type: ignore[attr-defined]
     return {
         "training list": described.get("splits", {}).get(split, {}).get("sha256"),
         "train_size": described.get("train_size"),
         "class_names": described.get("class_names"),
+        "averaged weights": averages_weights(trainer),
         "batch of all processes": math.prod(_batch(trainer).values()),
         "examples": trainer.datamodule.lists.examples(split) if hasattr(trainer.datamodule, "lists") else None,  # type: ignore[attr-defined]
     }

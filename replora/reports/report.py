@@ -20,7 +20,7 @@ from replora.reports.sections.learning_rates import learning_rate_section
 from replora.reports.sections.low_data import low_data_section
 from replora.reports.sections.validation import validation_section
 from replora.reports.sections.video import video_section
-from replora.results import status_of, stored
+from replora.results import other_conditions, status_of, stored
 
 TITLE = "Results"
 RUN_COLUMNS = (
@@ -122,9 +122,10 @@ def _evaluation_row(content: dict[str, Any], evaluation: dict[str, Any]) -> list
     measured = {name: value for name, value in evaluation["metrics"].items() if "loss" not in name}
     metrics = ", ".join(f"{name} {value}" for name, value in list(measured.items())[:2])
     seen = data.get("seen_in_training", 0)
+    conditions = ", ".join(f"{name} {value}" for name, value in other_conditions(content, evaluation).items())
     return [
         _name(content),
-        evaluation["verb"],
+        f"{evaluation['verb']} with {conditions}" if conditions else evaluation["verb"],
         f"{data.get('size', 'unknown')}, list {str(data.get('sha256') or 'unknown')[:8]}",
         str(seen),
         f"{weights['source']}{', averaged' if weights.get('averaged') else ''}",
