@@ -1,9 +1,10 @@
 """Which frozen model an adapter belongs to: written into its file, compared where a base is named for the file.
 
-    base: {class, name, dtype, fingerprint}
+    base: {class, name, dtype, fingerprint, rounded}
 
-`fingerprint` is that of the weights rounded to `dtype`, the type they had in training, so a base saved in another type
-has the same. It is None where values are quantized, sharded or not in memory: nothing can be compared then.
+`fingerprint` is that of the weights rounded to `dtype`, the type they had in training, so a base saved in a wider type
+has the same. `rounded` holds those for narrower types (absent in earlier files). A fingerprint is None where values are
+quantized, sharded or not in memory: nothing can be compared then.
 """
 
 from __future__ import annotations
@@ -23,12 +24,17 @@ from replora.errors import RepLoRAError
 
 def describe_base(model: nn.Module, heads: Iterable[str]) -> dict[str, Any]:
     """The entry `base` for a model before an adapter is injected that trains the modules `heads` as a whole."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    dtype = _dtype_of(model)
     return {
         "class": type(model).__name__,
         "name": base_name(model) or architecture(model),
         "dtype": str(dtype).removeprefix("torch."),
         "fingerprint": _fingerprint(model, heads, dtype),
+        "rounded": {
+            str(narrow).removeprefix("torch."): _fingerprint(model, heads, narrow)
+            for narrow in (torch.float32, torch.bfloat16, torch.float16)
+            if narrow.itemsize < dtype.itemsize
+        },
     }
 
 
@@ -57,18 +63,22 @@ def check_base_weights(
     if type(model).__name__ != recorded["class"]:
         raise RepLoRAError(f"{where}, but this base is a {type(model).__name__}. Name the base of its training.")
     dtype = getattr(torch, recorded["dtype"], None)
-    if recorded["fingerprint"] is None or not isinstance(dtype, torch.dtype):
+    wanted = recorded["fingerprint"]
+    if wanted is None or not isinstance(dtype, torch.dtype):
         return
     if injected is None:
-        found = _fingerprint(model, heads, dtype)
+        if (own := _dtype_of(model)) != dtype and own.itemsize <= dtype.itemsize:
+            dtype = own
+            wanted = recorded.get("rounded", {}).get(str(own).removeprefix("torch."))
+        found = None if wanted is None else _fingerprint(model, heads, dtype)
     else:
         like = injected.base["dtype"] == recorded["dtype"] and set(injected.also_train) == set(heads)
         found = injected.base["fingerprint"] if like else None
-    if found not in (None, recorded["fingerprint"]):
+    if found not in (None, wanted):
         raise RepLoRAError(
-            f"{where} with other weights: their fingerprint is {recorded['fingerprint']}, this base's {found} (both in "
-            f"{recorded['dtype']}). Name the base of its training (pretrained=True, the same weights). From Python, "
-            "replora.load_adapter(model, file, force=True) loads it all the same."
+            f"{where} with other weights: their fingerprint is {wanted}, this base's {found} (both in "
+            f"{str(dtype).removeprefix('torch.')}). Name the base of its training (pretrained=True, the same weights). "
+            "From Python, replora.load_adapter(model, file, force=True) loads it all the same."
         )
 
 
@@ -90,6 +100,10 @@ def timm_weights(model: nn.Module) -> str | None:
     if cfg.get("hf_hub_id"):
         return str(cfg["hf_hub_id"])
     return ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part) or None
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _fingerprint(model: nn.Module, heads: Iterable[str], dtype: torch.dtype) -> str | None:

@@ -353,6 +353,7 @@ def _is_base(value: object) -> bool:
         isinstance(value, dict)
         and {"class", "name", "dtype", "fingerprint"} <= value.keys()
         and isinstance(value["dtype"], str)
+        and isinstance(value.get("rounded", {}), dict)
     )
 
 

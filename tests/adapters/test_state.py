@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -216,6 +217,26 @@ def test_an_adapter_of_other_backbone_weights_is_refused(model_name: str, presen
             assert hasattr(there, "replora") == present
         replora.load_adapter(there, file, force=bool(seed))
         assert all(torch.equal(t, replora.adapter_state(model)[n]) for n, t in replora.adapter_state(there).items())
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("served", DTYPES)
+@pytest.mark.parametrize("trained", DTYPES)
+def test_a_copy_of_the_base_in_another_type_is_that_base(
+    trained: torch.dtype, served: torch.dtype, tmp_path: Path
+) -> None:
+    base = build("timm_vit")[0].to(trained)
+    copied = copy.deepcopy(base).to(served)
+    file = replora.save_adapter(replora.inject(base, replora.LoRAConfig(rank=2)), tmp_path / "a.safetensors")
+    replora.load_adapter(copied, file)
+    other = build("timm_vit", seed=3)[0].to(served)
+    if trained == served or trained.itemsize != served.itemsize:
+        with pytest.raises(replora.RepLoRAError, match="with other weights"):
+            replora.load_adapter(other, file)
+    else:  # neither of bfloat16 and float16 holds the other
+        replora.load_adapter(other, file)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.complex64, torch.bool, torch.float8_e4m3fn])
