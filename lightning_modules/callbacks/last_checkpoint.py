@@ -72,11 +72,12 @@ class LastCheckpoint(Checkpoint):
         accumulated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not accumulated or trainer.is_last_batch:
             return
+        # At the end of the epoch Lightning counts it as complete, however few batches it had.
         self.cut = stops_after_this_batch(trainer)
-        if self.cut:
-            self._write(trainer)  # at the end of the epoch Lightning counts it as complete, however few batches it had
-        if self._should_end(trainer):
+        should_end = self._should_end(trainer)
+        if self.cut or should_end:
             self._write(trainer)
+        if should_end:
             self._end(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
