@@ -184,25 +184,30 @@ class VisionLanguageDataModule(BaseDataModule):
         return cast("TaskParts", self._split(cast("Split", split))).parts
 
     def build_split(self, split: Split) -> TaskParts:
-        self._listed: list[tuple[str, str, bool]] = []
-        parts = TaskParts({name: self._build_task(name, split) for name in self.tasks})
-        names, contents, used = zip(*self._listed, strict=True)
-        self.lists.add(split, names, contents, [place for place, taken in enumerate(used) if taken])
-        return parts
+        parts: dict[str, VLDataset] = {}
+        names: list[str] = []
+        contents: list[str] = []
+        used: list[int] = []
+        for task in self.tasks:
+            records, positions, features = self._chosen_records(task, split)
+            used += [len(names) + position for position in positions]
+            names += [f"{task} {r.images} {r.text}" for r in records]
+            contents += [f"{r.id} {r.answers} {r.truth}" for r in records]
+            chosen = [records[position] for position in positions]
+            parts[task] = VLDataset(vl_task(task), chosen, features, self.prompts, self.shuffle_seed)
+        self.lists.add(split, names, contents, used)
+        return TaskParts(parts)
 
-    def _build_task(self, name: str, split: Split) -> VLDataset:
+    def _chosen_records(self, name: str, split: Split) -> tuple[list[VLRecord], list[int], FeatureSource]:
+        """All records of a task, the positions of those in use, and the features."""
         records, features = self.read_task(name, split)
         if not records:
             raise RepLoRAError(f"{name}: the split {split!r} is empty.")
-        used = list(range(len(records)))
-        if split == self.train_split and self.task_fractions[name] < 1:
-            strata = [record.stratum for record in records]
-            used = self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)
-        taken = set(used)
-        for place, r in enumerate(records):
-            self._listed.append((f"{name} {r.images} {r.text}", f"{r.id} {r.answers} {r.truth}", place in taken))
-        records = [records[position] for position in used]
-        return VLDataset(vl_task(name), records, features, self.prompts, self.shuffle_seed)
+        if split != self.train_split or self.task_fractions[name] == 1:  # the largest fraction
+            return records, list(range(len(records))), features
+        strata = [record.stratum for record in records]
+        self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)
+        return records, self.chosen[name], features
 
     def padding_of(self, sample: VLSample) -> VLSample:
         return padding_of(sample)
