@@ -101,7 +101,7 @@ class TrainingTexts(Dataset[TextRow]):
     @property
     def largest_id(self) -> int:
         """The largest token id, that of the padding included."""
-        return max(self.pad_id, *(max(ids) for _, ids, _ in self.rows))
+        return max(self.pad_id, *(int(np.max(ids)) for _, ids, _ in self.rows))
 
     @property
     def labeled_tokens(self) -> int:
