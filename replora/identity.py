@@ -191,7 +191,7 @@ def option_kind(option: str) -> Kind:
     Args:
         option: Dotted name, with or without `init_args`. What the table does not know is a setting.
     """
-    name = _plain(option)
+    name = plain_option(option)
     best = max((known for known in OPTIONS if name == known or name.startswith(f"{known}.")), key=len, default=None)
     return "setting" if best is None else OPTIONS[best]
 
@@ -241,11 +241,12 @@ def differing_options(
 
 def _as_before(option: str, value: Any) -> bool:
     """Whether a value means what runs did that do not have the option."""
-    values = ADDED.get(_plain(option), ())
+    values = ADDED.get(plain_option(option), ())
     return values is None or value in values
 
 
-def _plain(option: str) -> str:
+def plain_option(option: str) -> str:
+    """`data.init_args.root` -> `data.root`."""
     return option.replace(".init_args", "")
 
 
@@ -255,7 +256,7 @@ def setting_options(results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: _meaning(name, value)
         for name, value in options.items()
-        if option_kind(name) in ("setting", "axis") and (value,) != ADDED.get(_plain(name))
+        if option_kind(name) in ("setting", "axis") and (value,) != ADDED.get(plain_option(name))
     }
 
 
@@ -267,7 +268,7 @@ def options_beside_fields(results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in setting_options(results).items()
-        if not any(f"{_plain(name)}.".startswith(f"{option}.") for option in recorded)
+        if not any(f"{plain_option(name)}.".startswith(f"{option}.") for option in recorded)
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from replora.config_files import packaged_configs
-from replora.identity import CHANGED, flat_options
+from replora.identity import CHANGED, flat_options, plain_option
 
 # Name of a video recipe in results -> its file.
 FILES = {"v_petl": "recipe/v_petl.yaml", "tuned": "recipe/tuned_video.yaml"}
@@ -44,7 +44,7 @@ def named(recipe: str, changed: list[str]) -> str:
 
 def _short_names(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by their names on the command line, without `init_args`."""
-    return {name.replace(".init_args", ""): value for name, value in flat_options(options).items()}
+    return {plain_option(name): value for name, value in flat_options(options).items()}
 
 
 def _equal(name: str, found: Any, wanted: Any) -> bool:

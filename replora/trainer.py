@@ -35,7 +35,7 @@ from lightning_modules.callbacks.results_writer import best_checkpoint, trained_
 from replora.adapters.config import AdapterConfig
 from replora.config_files import find_config, former_defaults
 from replora.errors import RepLoRAError, nearest
-from replora.identity import flat_options
+from replora.identity import flat_options, plain_option
 from replora.recipes import changed_options
 from replora.results import UNTRAINED, DivergedError
 from replora.resuming import is_finished
@@ -253,7 +253,7 @@ class TrainerCLI(LightningCLI):
     def _configuration(self) -> dict[str, Any]:
         """Every option with the value in force, by its name on the command line, as JSON values."""
         options = json.loads(json.dumps(self.options.as_dict(), default=str))
-        return {name.replace(".init_args", ""): value for name, value in flat_options(options).items()}
+        return {plain_option(name): value for name, value in flat_options(options).items()}
 
     def after_fit(self) -> None:
         """Test the last weights once, if the protocol has a test.
@@ -372,7 +372,7 @@ def _check_arguments(arguments: list[str]) -> None:
             known = [cls.__name__ for cls in concrete_subclasses(bases[option])]
             if value not in known:
                 raise RepLoRAError(f"{option}: there is no class {value!r}. {nearest(value, known)}")
-        group, _, name = option.replace(".init_args", "").rpartition(".")
+        group, _, name = plain_option(option).rpartition(".")
         choices = _choices(bases[group], name) if group in bases and value.isidentifier() else set()
         if choices and value not in choices:
             raise RepLoRAError(f"{option}: {value!r} is not an option. {nearest(value, sorted(choices))}")

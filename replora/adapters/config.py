@@ -93,8 +93,8 @@ class RepLoRAConfig(AdapterConfig):
         dropout: Probability in [0, 1) of dropping an input element of the update during training.
         targets: What to adapt: roles (`q`, `k`, `v`, `out`, `fc1`, `fc2`, `gate`, `up`, `down`); module names or their
             ends, as in peft (`q_proj`, `mlp.fc1`, `encoder.layers.0.proj`; an `nn.MultiheadAttention` stands for its
-            query, key and value); patterns of full names as in a shell
-            (`*.mlp.fc1`); or names from `replora.find_targets` and `replora.describe` (`blocks.0.attn.qkv[q]`).
+            query, key and value); patterns of full names as in a shell (`*.mlp.fc1`); or names from
+            `replora.find_targets` and `replora.describe` (`blocks.0.attn.qkv[q]`).
         sharing: `group` shares the diagonals and the first layer among the targets of one attention module (or of one
             MLP), as the paper shares query and value; `none` gives each target its own.
         blocks: `all`, or the indices of the blocks to adapt, counted from 0 in the model's order.

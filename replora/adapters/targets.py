@@ -134,12 +134,17 @@ def _named(entry: str, modules: dict[str, nn.Module], by_role: list[Target]) -> 
         return matched
     # An attention module by its name: all that its input projection holds.
     attention = {name for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
-    named = {name for name in attention if _ends_with(name, entry) or fnmatch.fnmatch(name, entry)}
+    named = {name for name in attention if _matches(name, entry)}
     return [target for target in by_role if target.module in named]
 
 
 def _ends_with(name: str, entry: str) -> bool:
     return name == entry or name.endswith(f".{entry}")
+
+
+def _matches(name: str, entry: str) -> bool:
+    """Whether an entry is a name, the end of one, or a shell pattern of it."""
+    return _ends_with(name, entry) or fnmatch.fnmatch(name, entry)
 
 
 def _targets_of(name: str, module: nn.Module, modules: dict[str, nn.Module]) -> list[Target]:
@@ -211,9 +216,7 @@ def _packed_experts(modules: dict[str, nn.Module]) -> list[str]:
 
 def _means(entry: str, parameter: str) -> bool:
     """Whether an entry of the targets would choose a parameter of experts, if it were a layer."""
-    if entry in ROLES:
-        return entry in _MLP_ROLES
-    return f".{parameter}".endswith(f".{entry}") or fnmatch.fnmatch(parameter, entry)
+    return entry in _MLP_ROLES if entry in ROLES else _matches(parameter, entry)
 
 
 def _check_no_overlap(targets: list[Target]) -> None:
@@ -230,12 +233,12 @@ def _check_no_overlap(targets: list[Target]) -> None:
 def _nothing_found(entry: str, model: nn.Module, modules: dict[str, nn.Module], by_role: list[Target]) -> str:
     where = type(model).__name__
     whole = [name for name in map(plain_name, dict(model.named_modules())) if name and name not in modules]
-    if inside := [n for n in whole if n == entry or n.endswith(f".{entry}") or fnmatch.fnmatch(n, entry)]:
+    if inside := [name for name in whole if _matches(name, entry)]:
         return (
             f"targets: {entry!r} matches {inside[0]} alone, which trains as a whole (also_train). Name it in one of "
             "the two options."
         )
-    kinds = {type(m) for name, m in modules.items() if name.endswith(f".{entry}") or fnmatch.fnmatch(name, entry)}
+    kinds = {type(m) for name, m in modules.items() if _matches(name, entry)}
     others = sorted(kind.__name__ if kind.__name__ != "Linear" else f"{kind.__module__}.Linear" for kind in kinds)
     if others:
         return (

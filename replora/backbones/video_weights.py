@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from replora.adapters.fingerprint import in_head
 from replora.backbones.backbone import BackboneError
+from replora.errors import listed
 
 # Liu et al., Video Swin Transformer (2022), section 3.3; as arguments of torchvision's SwinTransformer3d. `swin3d_nano`
 # is ours, for demonstrations and tests: 2 x 4 x 4 pixels a token, 146,000 parameters, random weights alone.
@@ -140,7 +141,7 @@ def load(model: nn.Module, state: dict[str, Tensor], where: str, name: str) -> N
     ]
     surplus = [key for key in state if key not in wanted and not in_head(key, ("head",))]
     found = [
-        f"{what}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
+        f"{what}: {listed(keys, 5)}"
         for what, keys in (("missing", missing), ("of another shape", shapes), ("of no use", surplus))
         if keys
     ]

@@ -22,7 +22,7 @@ from replora.adapters.fingerprint import fingerprint as model_fingerprint
 from replora.adapters.fingerprint import in_head
 from replora.backbones.backbone import Backbone, BackboneError, file_sha256
 from replora.backbones.vit_nano import VIT_NANO_WEIGHTS, build_vit_nano
-from replora.errors import nearest
+from replora.errors import listed, nearest
 
 VIT_NANO = "vit_nano"
 _AMBIGUOUS = "_in21k"
@@ -402,17 +402,14 @@ def _load_tensors(model: nn.Module, checkpoint: Path) -> dict[str, tuple[int, ..
 
 
 def _refuse(model: nn.Module, checkpoint: Path, missing: list[str], shapes: list[str]) -> None:
-    if not missing and not shapes:
+    kinds = (("missing", missing), ("of another shape", shapes))
+    found = [f"{what}: {listed(names, 5)}" for what, names in kinds if names]
+    if not found:
         return
-    found = [f"missing: {_some(missing)}"] * bool(missing) + [f"of another shape: {_some(shapes)}"] * bool(shapes)
     raise BackboneError(
         f"checkpoint: {checkpoint} is not of {_describe(model)}: {'; '.join(found)}. Is --model.backbone the model "
         "that the file was made with?"
     )
-
-
-def _some(names: list[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _describe(model: nn.Module) -> str:

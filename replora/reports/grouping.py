@@ -15,6 +15,7 @@ from replora.identity import (
     differing_settings,
     flat_options,
     options_beside_fields,
+    plain_option,
     table_conditions,
 )
 from replora.reports.runs import UNTUNED, Group, ReportError, Run, Size, is_run, partial_measurement
@@ -173,7 +174,7 @@ def _check_sweep_methods(contents: Sequence[dict[str, Any]], labels: Sequence[st
     of_sweeps = [(c, label) for c, label in zip(contents, labels, strict=True) if "sweep" in c and "options" in c]
     varied: dict[str, set[str]] = {}  # sweep, method and stage -> options of their axes
     for content, label in of_sweeps:
-        names = {name.replace(".init_args", "") for options in _axes(content).values() for name in options}
+        names = {plain_option(name) for options in _axes(content).values() for name in options}
         varied.setdefault(_stage_of(content, label), set()).update(names)
     first_of: dict[str, dict[str, Any]] = {}
     for content, label in of_sweeps:

@@ -27,7 +27,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from replora.errors import RepLoRAError
-from replora.identity import differing_options, flat_options
+from replora.identity import differing_options, flat_options, plain_option
 from replora.io import replace_text
 from replora.launch import launch
 from replora.results import FORMAT, DivergedError, read_results, stored, write_json
@@ -163,7 +163,7 @@ def check_same_configuration(home: Path, trial: Trial) -> None:
 def _options(text: str) -> dict[str, Any]:
     """The options of a configuration in YAML, without `init_args` in their names."""
     options = flat_options(yaml.safe_load(text)).items()
-    return {name.replace(".init_args", ""): value for name, value in options if value != {}}
+    return {plain_option(name): value for name, value in options if value != {}}
 
 
 def set_aside_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> Path | None:

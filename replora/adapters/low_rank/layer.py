@@ -2,9 +2,9 @@
 
 `AdaptedLinear` wraps an `nn.Linear`, or the `Conv1D` of transformers, which stores its weight transposed. Called, it
 adds the low-rank update to the output. Some attention modules never call their projection but read its `weight`
-(torchvision's Swin, timm's SwinV2, BEiT and EVA02,
-`nn.MultiheadAttention.out_proj`): therefore its `weight` *is* the updated weight, and such modules are adapted exactly.
-`nn.MultiheadAttention` keeps q, k and v in parameters of its own; `AdaptedMultiheadAttention` updates those.
+(torchvision's Swin, timm's SwinV2, BEiT and EVA02, `nn.MultiheadAttention.out_proj`): therefore its `weight` *is* the
+updated weight, and such modules are adapted exactly. `nn.MultiheadAttention` keeps q, k and v in parameters of its own;
+`AdaptedMultiheadAttention` updates those.
 """
 
 from __future__ import annotations

@@ -179,10 +179,9 @@ def _check_weights_not_read(model: nn.Module, adapters: Adapters, example: Any) 
         )
     read = [name for u in adapters.updates if id(u.owner) not in adapted or not u.called for name in u.names]
     if read:
-        more = f" and {len(read) - 4} more" if len(read) > 4 else ""
         raise PeftFormatError(
             f"PEFT adapts the output of a layer that is called, but {type(model).__name__} reads the weight of "
-            f"{', '.join(read[:4])}{more} instead, so the update would silently do nothing there. {_MERGE_INSTEAD}"
+            f"{listed(read, 4)} instead, so the update would silently do nothing there. {_MERGE_INSTEAD}"
         )
 
 

@@ -26,7 +26,7 @@ from replora.adapters.peft_format.export import CONFIG_FILE, PREFIX, WEIGHTS_FIL
 from replora.adapters.state import adapter_state, check_finite
 from replora.adapters.weight_tying import UNTIE, shared_with
 from replora.adapters.wrappers import aliases_of, plain_name, unwrap
-from replora.errors import RepLoRAError, nearest
+from replora.errors import RepLoRAError, listed, nearest
 
 # Initializations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva")
@@ -352,4 +352,4 @@ def _head_state(
 
 
 def _few(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+    return listed(sorted(names), 3) or "none"
