@@ -270,9 +270,8 @@ def _gap(times: Sequence[float]) -> tuple[float, float] | None:
     if not steps:
         return None
     usual = sorted(steps)[len(steps) // 2]
-    if sum(abs(step - usual) < 0.1 * usual + 0.002 for step in steps) < 0.9 * len(
-        steps
-    ):  # times are stored in milliseconds
+    regular = sum(abs(step - usual) < 0.1 * usual + 0.002 for step in steps)  # times are stored in milliseconds
+    if regular < 0.9 * len(steps):
         return None
     longest = max(range(len(steps)), key=lambda i: steps[i])
     if steps[longest] < max(LOST_STEPS * usual, LOST_SECONDS):
