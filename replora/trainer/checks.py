@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Literal, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lightning.pytorch import Trainer
 
@@ -38,6 +39,30 @@ def check_arguments(arguments: list[str]) -> None:
         choices = _choices(bases[group], name) if group in bases and value.isidentifier() else set()
         if choices and value not in choices:
             raise RepLoRAError(f"{option}: {value!r} is not an option. {nearest(value, sorted(choices))}")
+
+
+# Options of the Trainer that Lightning takes unseen, or that end in an error of its loops -> smallest value.
+SMALLEST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "reload_dataloaders_every_n_epochs": 0,
+}
+
+
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Check the ranges of options of the Trainer.
+
+    Raises:
+        RepLoRAError: One is too small; the message names it.
+    """
+    for name, smallest in SMALLEST.items():
+        value = options.get(name)
+        if value is not None and value < smallest:
+            raise RepLoRAError(f"--trainer.{name} {value} is too small: it must be at least {smallest}.")
 
 
 def _choices(base: type, name: str) -> set[str]:

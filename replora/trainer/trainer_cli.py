@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -34,10 +34,11 @@ from replora.results import UNTRAINED, DivergedError
 from replora.resuming import is_finished
 from replora.run_directory import check_unused, create_unique, locked
 from replora.trainer.checkpoint import find_checkpoint
-from replora.trainer.checks import check_arguments, fix_int_float_union
+from replora.trainer.checks import check_arguments, check_trainer, fix_int_float_union
 from replora.trainer.config_option import PackagedConfigFile
 from replora.trainer.loggers import loggers
 from replora.trainer.quiet import ignore_messages
+from replora.trainer.refusal import why_refused
 
 
 class SaveVerbConfig(SaveConfigCallback):
@@ -73,7 +74,7 @@ class TrainerCLI(LightningCLI):
             # The module prints one line about its parameters instead of a table.
             trainer_defaults={"log_every_n_steps": 1, "enable_model_summary": False},
             seed_everything_default=0,
-            parser_kwargs={"prog": "replora-cli"},
+            parser_kwargs={"prog": "replora-cli", "exit_on_error": False},
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=arguments,
@@ -94,8 +95,8 @@ class TrainerCLI(LightningCLI):
         return {self.verb: hidden | {"verbose", "return_predictions", "ckpt_path"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        if "prog" not in kwargs:  # the verb's parser, whose usage would list a hundred options before every error
-            kwargs["usage"] = "%(prog)s [options]"
+        if "prog" not in kwargs:  # the verb's parser, whose usage would list a hundred options
+            kwargs |= {"usage": "%(prog)s [options]", "exit_on_error": False}
         parser = self.parser_class(allow_abbrev=False, **kwargs)
         help_text = "YAML file, local or packaged. Can be repeated; later files take precedence."
         parser.add_argument("-c", "--config", action=PackagedConfigFile, help=help_text)
@@ -134,7 +135,10 @@ class TrainerCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         check_arguments(args)
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise RepLoRAError(why_refused(self.verb, args[1:], error)) from error
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: in Lightning the options in the checkpoint take precedence over the command line."""
@@ -154,6 +158,7 @@ class TrainerCLI(LightningCLI):
         return options
 
     def before_instantiate_classes(self) -> None:
+        check_trainer(self.options.trainer)
         if self.options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run of this process
         given: Path | None = self.options.ckpt_path
