@@ -35,7 +35,8 @@ class Explanation:
         self.top = top
         self.settings = settings
         self.given_by_links = given_by_links
-        self.classes: dict[str, type] = {}
+        self.classes: dict[str, type] = {}  # name of a group -> the class in force
+        self.built: set[str] = set()  # groups whose class is built from the settings alone
 
     def message(self) -> str | None:
         """What is wrong first, or None if nothing is found."""
@@ -59,7 +60,9 @@ class Explanation:
             if inner is None:
                 return None
             if not inner:
-                return f"{setting}: {prefix} takes {describe_type(option.hint)} and has no options of its own."
+                owner = self.classes.get(prefix)
+                what = f"{owner.__name__} has" if owner else f"{prefix} takes {describe_type(option.hint)} and has"
+                return f"{setting}: {what} no options of its own."
             options = inner
         if last not in options:
             return self._unknown(setting, options, prefix)
@@ -119,6 +122,8 @@ class Explanation:
         cls = find_class(setting.value, bases)
         if cls is not None:
             self.classes[setting.name] = cls
+            if "Callable" not in str(option.hint):  # which is called with arguments of its own
+                self.built.add(setting.name)
             return None
         if accepts(option, setting.value):
             return None
@@ -130,20 +135,19 @@ class Explanation:
     # --- all settings
 
     def _missing(self) -> str | None:
-        given = {setting.name for setting in self.settings}
         for group, option in self.top.items():
-            if group not in self.classes:
-                if option.required and classes_in(option.hint):
-                    names = sorted(name for base in classes_in(option.hint) for name in subclasses(base))
-                    return (
-                        f"There is no --{group}: give a configuration, such as --config vtab.yaml (replora-cli configs "
-                        f"lists them), or a class: {', '.join(names)}."
-                    )
-                continue
-            for name, inner in options_of(self.classes[group]).items():
-                full = f"{group}.{name}"
-                if inner.required and full not in self.given_by_links | given:
-                    return f"{self.classes[group].__name__} needs --{full}: {inner.text or describe_type(inner.hint)}"
+            if option.required and classes_in(option.hint) and group not in self.classes:
+                names = sorted(name for base in classes_in(option.hint) for name in subclasses(base))
+                return (
+                    f"There is no --{group}: give a configuration, such as --config vtab.yaml (replora-cli configs "
+                    f"lists them), or a class: {', '.join(names)}."
+                )
+        known = self.given_by_links | {setting.name for setting in self.settings}
+        for group in sorted(self.built):
+            for name, option in options_of(self.classes[group]).items():
+                if option.required and f"{group}.{name}" not in known:
+                    text = option.text or describe_type(option.hint)
+                    return f"{self.classes[group].__name__} needs --{group}.{name}: {text}"
         return None
 
 
@@ -154,7 +158,7 @@ def _alike(wanted: str, names: set[str]) -> list[str]:
     def likeness(name: str) -> float:
         own_group, _, own = name.rpartition(".")
         words = max(_ratio(last, own), *(0.9 * _ratio(last, word) for word in own.split("_")))
-        return max(words + 0.15 * (own_group == group), _ratio(wanted, name))
+        return max(words + 0.15 * (own_group == group), _ratio(wanted, name) - 0.1)
 
     ranked = sorted(names, key=lambda name: (-round(likeness(name), 2), len(name)))
     return [name for name in ranked[:3] if likeness(name) >= max(0.7, likeness(ranked[0]) - 0.15)]

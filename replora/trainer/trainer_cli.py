@@ -32,7 +32,7 @@ from replora.identity import flat_options, plain_option
 from replora.recipes import changed_options
 from replora.results import UNTRAINED, DivergedError
 from replora.resuming import is_finished
-from replora.run_directory import check_unused, create_unique, locked
+from replora.run_directory import check_unused, create_unique, left_as_found, locked
 from replora.trainer.checkpoint import find_checkpoint
 from replora.trainer.checks import check_arguments, check_trainer, fix_int_float_union
 from replora.trainer.config_option import PackagedConfigFile
@@ -191,6 +191,11 @@ class TrainerCLI(LightningCLI):
             kwargs["logger"] = loggers(run_dir, self.verb)
         return super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
 
+    def _has_started(self) -> bool:
+        """Whether a training step or a measurement has been made."""
+        trainer = getattr(self, "trainer", None)
+        return trainer is not None and (trainer.global_step > 0 or self.record.file.exists())
+
     def _use_seed(self) -> None:
         """One seed sets the subset and the order of the data as well, unless they have their own."""
         seed = self.options.seed_everything
@@ -260,6 +265,7 @@ class TrainerCLI(LightningCLI):
         if given is None and resumed and Path(resumed).parent.name == "checkpoints":
             given = resumed.parents[1]
         first = getattr(rank_zero_only, "rank", 0) == 0
+        fresh = given is None
         if given is None:
             task, method = self.datamodule.describe()["task"], self.model.describe()["method"]
             given = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{task}-{method}"
@@ -267,6 +273,7 @@ class TrainerCLI(LightningCLI):
         elif first and self.verb == "fit" and resumed is None and not self.options.trainer.fast_dev_run:
             check_unused(given)
         if first:
+            self.resources.enter_context(left_as_found(given, self.verb, fresh, self._has_started))
             remedy = "Wait until it ends, stop it, or choose another directory with --run_dir."
             self.resources.enter_context(locked(given, f"the {self.verb}", remedy))
         return given

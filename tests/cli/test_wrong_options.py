@@ -109,7 +109,7 @@ WRONG_VALUES = {
 FILES = {
     "model:\n  bakbone: x\n": "model.bakbone",
     "modle:\n  class_path: ImageClassification\n": "modle",
-    "model:\n  class_path: ImageClassification\n  init_args:\n    bakbone: x\n": "no option 'bakbone'. Did you mean model.b",
+    "model:\n  class_path: ImageClassification\n  init_args:\n    bakbone: x\n": "no option 'bakbone'. Did you mean",
     "trainer:\n  max_epoch: 3\n": "trainer.max_epoch: there is no such option. Did you mean trainer.max_epochs?",
     "trainer:\n  max_epochs: three\n": "trainer.max_epochs takes an integer or null, not 'three'",
     "data:\n  class_path: DigitDataModule\n": "there is no class 'DigitDataModule'",
@@ -196,7 +196,7 @@ COMMANDS = {
     "sweep --config": "sweep --config takes a text; a value is missing",
     "sweep --config=nowhere.yaml": "--config nowhere.yaml: no such file",
     "sweep --dry_rn=true": "sweep --dry_rn: there is no such option. Did you mean --dry_run?",
-    "sweep --config=sweep/quickstart_low_data.yaml --cpus_per_trial=two": "--cpus_per_trial takes a number",
+    "sweep --cpus_per_trial=two": "--cpus_per_trial takes a number",
     "report": "report needs RUNS",
     "report nowhere": "There is no nowhere",
     "quickstart --seed=x": "quickstart --seed takes an integer, not 'x'",
