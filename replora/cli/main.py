@@ -62,6 +62,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "report": report,
 }
 
+HELP = {"-h", "--help", "--help_all"}
 # What other programs call it -> verb.
 OTHER_NAMES = {
     "train": "fit",
@@ -122,6 +123,11 @@ def run(arguments: list[str]) -> None:
         print(f"replora {importlib.metadata.version('replora')}")
     elif verb in COMMANDS:
         run_command(verb, COMMANDS[verb], arguments[1:])
+    elif verb in TRAINER_VERBS and HELP.intersection(arguments):
+        # Only here: the other verbs do not wait for torch and Lightning.
+        from replora.trainer.help import help_page
+
+        print(help_page(verb, TRAINER_VERBS[verb], arguments[1:]))
     elif verb in TRAINER_VERBS:
         launch(arguments)
     else:
@@ -137,7 +143,11 @@ RepLoRA on PyTorch Lightning: adapt frozen backbones, measure them, compare meth
 
 {columns(TRAINER_VERBS | described(COMMANDS))}
 
-replora-cli VERB --help lists the options of a verb. Those of a class:
+The options of a verb, with the values that a configuration gives them:
+  replora-cli fit --config vtab.yaml --help
+  replora-cli fit --config vtab.yaml --help_all
+
+Those of a class, with their full texts:
   replora-cli fit --model.help ImageClassification
   replora-cli fit --model ImageClassification --model.adapter.help RepLoRAConfig
   replora-cli fit --data.help VTABDataModule

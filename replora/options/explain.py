@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import get_args
 
 from replora.errors import nearest
 from replora.options.class_options import (
@@ -12,12 +12,12 @@ from replora.options.class_options import (
     accepts,
     classes_in,
     describe_type,
-    find_class,
     options_of,
     subclasses,
     takes_other_values,
 )
 from replora.options.settings import NO_VALUE, Setting
+from replora.options.tree import OptionTree
 
 ENDINGS = (".help", "print_config", "help")  # options that print and end
 
@@ -32,10 +32,9 @@ class Explanation:
     """
 
     def __init__(self, top: dict[str, Option], settings: list[Setting], given_by_links: frozenset[str]) -> None:
-        self.top = top
+        self.tree = OptionTree(top)
         self.settings = settings
         self.given_by_links = given_by_links
-        self.classes: dict[str, type] = {}  # name of a group -> the class in force
         self.built: set[str] = set()  # groups whose class is built from the settings alone
 
     def message(self) -> str | None:
@@ -50,17 +49,17 @@ class Explanation:
     def _problem(self, setting: Setting) -> str | None:
         if setting.name.endswith(ENDINGS):
             return None
-        options, prefix = self.top, ""
+        options, prefix = self.tree.top, ""
         *groups, last = setting.name.split(".")
         for group in groups:
             if group not in options:
                 return self._unknown(setting, options, prefix)
             option, prefix = options[group], f"{prefix}.{group}".lstrip(".")
-            inner = self._options_at(prefix, option)
+            inner = self.tree.inner(prefix, option)
             if inner is None:
                 return None
             if not inner:
-                owner = self.classes.get(prefix)
+                owner = self.tree.classes.get(prefix)
                 what = f"{owner.__name__} has" if owner else f"{prefix} takes {describe_type(option.hint)} and has"
                 return f"{setting}: {what} no options of its own."
             options = inner
@@ -68,38 +67,17 @@ class Explanation:
             return self._unknown(setting, options, prefix)
         return self._value_problem(setting, options[last])
 
-    def _options_at(self, prefix: str, option: Option) -> dict[str, Option] | None:
-        """The options of the class in force for a group, or of all it can be; None where that is not known."""
-        bases = classes_in(option.hint)
-        if not bases:
-            return None if option.hint is Any or "ict" in str(option.hint) or "apping" in str(option.hint) else {}
-        cls = self._class_at(prefix, option)
-        if cls is None and any(len(subclasses(base)) > 1 for base in bases):
-            return None
-        return {name: found for base in ((cls,) if cls else bases) for name, found in options_of(base).items()}
-
-    def _class_at(self, prefix: str, option: Option) -> type | None:
-        default = getattr(option.default, "class_path", None)
-        return self.classes.get(prefix) or (find_class(default, classes_in(option.hint)) if default else None)
-
-    def _unknown(self, setting: Setting, options: dict[str, Option], prefix: str) -> str:
-        owner = self.classes.get(prefix)
+    def _unknown(self, setting: Setting, options: Mapping[str, Option], prefix: str) -> str:
+        owner = self.tree.classes.get(prefix)
         last = setting.name.rpartition(".")[2]
         what = f"{owner.__name__} has no option {last!r}" if owner else "there is no such option"
-        close = _alike(setting.name, set(self._all_names(self.top, "")))
+        close = _alike(setting.name, {name for name, _ in self.tree.walk()})
         dashes = "" if setting.file else "--"
         if close:
             hint = "Did you mean " + " or ".join(f"{dashes}{name}" for name in close) + "?"
         else:
             hint = nearest(last, sorted(options))
         return f"{setting}: {what}. {hint}" + (f" Its options: --{prefix}.help {owner.__name__}" if owner else "")
-
-    def _all_names(self, options: dict[str, Option], prefix: str) -> Iterator[str]:
-        for name, option in options.items():
-            full = f"{prefix}.{name}".lstrip(".")
-            yield full
-            if full.count(".") < 2:
-                yield from self._all_names(self._options_at(full, option) or {}, full)
 
     def _value_problem(self, setting: Setting, option: Option) -> str | None:
         bases, value = classes_in(option.hint), setting.value
@@ -119,9 +97,7 @@ class Explanation:
         return f"{takes}, not {value!r}.{hint}{text}"
 
     def _class_problem(self, setting: Setting, option: Option, bases: tuple[type, ...]) -> str | None:
-        cls = find_class(setting.value, bases)
-        if cls is not None:
-            self.classes[setting.name] = cls
+        if self.tree.use_class(setting, option):
             if "Callable" not in str(option.hint):  # which is called with arguments of its own
                 self.built.add(setting.name)
             return None
@@ -135,8 +111,8 @@ class Explanation:
     # --- all settings
 
     def _missing(self) -> str | None:
-        for group, option in self.top.items():
-            if option.required and classes_in(option.hint) and group not in self.classes:
+        for group, option in self.tree.top.items():
+            if option.required and classes_in(option.hint) and group not in self.tree.classes:
                 names = sorted(name for base in classes_in(option.hint) for name in subclasses(base))
                 return (
                     f"There is no --{group}: give a configuration, such as --config vtab.yaml (replora-cli configs "
@@ -144,10 +120,10 @@ class Explanation:
                 )
         known = self.given_by_links | {setting.name for setting in self.settings}
         for group in sorted(self.built):
-            for name, option in options_of(self.classes[group]).items():
+            for name, option in options_of(self.tree.classes[group]).items():
                 if option.required and f"{group}.{name}" not in known:
                     text = option.text or describe_type(option.hint)
-                    return f"{self.classes[group].__name__} needs --{group}.{name}: {text}"
+                    return f"{self.tree.classes[group].__name__} needs --{group}.{name}: {text}"
         return None
 
 

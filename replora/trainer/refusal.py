@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lightning.pytorch import Trainer
 
 from datamodules import BaseDataModule
@@ -11,20 +9,17 @@ from lightning_modules import AdaptedModule
 from replora.options.class_options import Option
 from replora.options.explain import Explanation
 from replora.options.settings import settings_of
+from replora.trainer.run_options import CONFIG_TEXT, LINKED, RUN_OPTIONS
 
 # The options of a verb and what they take.
 TOP = {
     "model": Option(AdaptedModule | None, required=True),
     "data": Option(BaseDataModule | None, required=True),
     "trainer": Option(Trainer),
-    "run_dir": Option(Path | None),
-    "ckpt_path": Option(Path | None),
-    "test_after_fit": Option(bool),
-    "seed_everything": Option(bool | int),
-    "config": Option(str),
+    **{name: Option(hint, default, text=text) for name, (hint, default, text) in RUN_OPTIONS.items()},
+    "seed_everything": Option(bool | int, default=0, text="Random seed (>= 0) for heads, adapters and data order."),
+    "config": Option(str, text=CONFIG_TEXT),
 }
-# Options that another one sets (the links of `TrainerCLI`).
-LINKED = {"model.num_classes", "model.num_frames", "model.image_size", "model.revision", "data.tokenizer"}
 
 
 def why_refused(verb: str, arguments: list[str], error: Exception) -> str:
@@ -38,7 +33,7 @@ def why_refused(verb: str, arguments: list[str], error: Exception) -> str:
     stray = [a for before, a in zip(["--", *arguments], arguments, strict=False) if _is_stray(before, a)]
     if stray:
         return f"{verb} takes no argument {stray[0]!r} without an option before it, such as --config {stray[0]}."
-    found = Explanation(TOP, settings_of(arguments), frozenset(LINKED)).message()
+    found = Explanation(TOP, settings_of(arguments), LINKED).message()
     return found or " ".join(str(error).split())
 
 

@@ -39,6 +39,7 @@ from replora.trainer.config_option import PackagedConfigFile
 from replora.trainer.loggers import loggers
 from replora.trainer.quiet import ignore_messages
 from replora.trainer.refusal import why_refused
+from replora.trainer.run_options import CONFIG_TEXT, LINKS, RUN_OPTIONS
 
 
 class SaveVerbConfig(SaveConfigCallback):
@@ -98,29 +99,12 @@ class TrainerCLI(LightningCLI):
         if "prog" not in kwargs:  # the verb's parser, whose usage would list a hundred options
             kwargs |= {"usage": "%(prog)s [options]", "exit_on_error": False}
         parser = self.parser_class(allow_abbrev=False, **kwargs)
-        help_text = "YAML file, local or packaged. Can be repeated; later files take precedence."
-        parser.add_argument("-c", "--config", action=PackagedConfigFile, help=help_text)
+        parser.add_argument("-c", "--config", action=PackagedConfigFile, help=CONFIG_TEXT)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--run_dir",
-            type=Path | None,
-            help="Directory of the run. Default: that of --ckpt_path, else runs/<time>-<task>-<method>.",
-        )
-        parser.add_argument(
-            "--ckpt_path",
-            type=Path | None,
-            help="Checkpoint to resume or to measure, `last` for that of --run_dir, `best` for that of a "
-            "ModelCheckpoint that monitors a metric, or `untrained` to measure a language model before any training. "
-            "Default: none for fit, RUN_DIR/checkpoints/last.ckpt for other verbs.",
-        )
-        parser.add_argument(
-            "--test_after_fit",
-            type=bool,
-            default=True,
-            help="Whether fit ends with a test of the last weights, if the protocol of the data has a test.",
-        )
+        for name, (hint, default, text) in RUN_OPTIONS.items():
+            parser.add_argument(f"--{name}", type=hint, default=default, help=text)
         # A link is ignored if the selected classes have no such argument.
         parser.link_arguments(
             "data.num_classes",
@@ -128,10 +112,8 @@ class TrainerCLI(LightningCLI):
             compute_fn=self._number_of_classes,
             apply_on="instantiate",
         )
-        parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
-        parser.link_arguments("data.init_args.clips.num_frames", "model.init_args.num_frames")
-        parser.link_arguments("data.init_args.image_size", "model.init_args.image_size")
-        parser.link_arguments("model.init_args.revision", "data.init_args.revision")
+        for target, source in LINKS.items():
+            parser.link_arguments(source, target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         check_arguments(args)

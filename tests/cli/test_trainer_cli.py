@@ -334,10 +334,6 @@ def test_other_value_errors_keep_their_traceback(monkeypatch):
     ("arguments", "options"),
     [
         (
-            ["fit", "--help"],
-            ["--run_dir", "--ckpt_path", "--test_after_fit", "--trainer.precision", "--seed_everything"],
-        ),
-        (
             ["fit", "--model.help", "ImageClassification"],
             [
                 "--model.backbone",
@@ -359,7 +355,7 @@ def test_other_value_errors_keep_their_traceback(monkeypatch):
         (["fit", "--data.help", "DigitsDataModule"], ["--data.batch_size", "--data.subset_seed"]),
     ],
 )
-def test_help_shows_every_option(arguments, options, capsys):
+def test_the_help_of_a_class_shows_every_option(arguments, options, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 0
