@@ -101,6 +101,8 @@ WRONG_VALUES = {
     f"{QUICK} --trainer.gradient_clip_val=-1": "must be at least 0",
     f"{QUICK} --trainer.log_every_n_steps=-1": "must be at least 0",
     f"{QUICK} --trainer.devices=two": "devices",
+    f"{QUICK} --data.image_size=20000": "pixels needs at least|and this machine has|--data.image_size",
+    f"{QUICK} --model.adapter.rank=1000000000": "rank: 1000000000 is out of range",
     "fit": "There is no --model: give a configuration",
     "validate": "There is no --model: give a configuration",
     "fit --model=ImageClassification": "There is no --data: give a configuration|DigitsDataModule",
