@@ -133,4 +133,4 @@ def test_mistakes_name_the_remedy(pets: Path, tmp_path: Path, capsys: pytest.Cap
     error = refused(capsys, "fit", *options(pets, tmp_path / "run", size=33))
     assert "which do not divide 33 x 33. Set --data.image_size 32 or 36" in error
     error = refused(capsys, "fit", *options(pets, tmp_path / "run"), "--model.image_size=48")
-    assert "So is the size of images: --data.image_size." in error
+    assert "the size of the images is the data's. Set --data.image_size." in error
