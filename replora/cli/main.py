@@ -87,7 +87,8 @@ def main(args: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: With status 2 for what a user can fix, 1 for a defect, and 128 and the signal's number for Ctrl-C
-            and a closed pipe. With REPLORA_DEBUG=1 in the environment errors are raised as they are.
+            and a closed pipe.
+        Exception: A defect, if `args` are given by a program; any error with REPLORA_DEBUG=1 in the environment.
     """
     arguments = sys.argv[1:] if args is None else list(args)
     if not sys.stderr.isatty():  # transformers and the hub would write a line per step of their bars into a log
@@ -103,9 +104,9 @@ def main(args: list[str] | None = None) -> None:
         _silence_output()
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        if os.environ.get("REPLORA_DEBUG") == "1":
-            raise
         message = user_error(error)
+        if os.environ.get("REPLORA_DEBUG") == "1" or (message is None and args is not None):
+            raise
         status = 1 if message is None else 2
         message = report_defect(error, arguments) if message is None else message
         try:

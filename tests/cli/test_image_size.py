@@ -82,14 +82,14 @@ def test_a_run_is_opened_on_another_kind_of_processor(
     """There, a few of the resampled values differ in the last bit."""
     run = tmp_path / "run"
     main(["fit", *options(pets, run)])
-    resample = vision._resample
+    resample = vision.resample
 
     def elsewhere(model, *arguments) -> None:
         resample(model, *arguments)
         with torch.no_grad():
             model.pos_embed.copy_(torch.nextafter(model.pos_embed, torch.tensor(1.0)))
 
-    monkeypatch.setattr(vision, "_resample", elsewhere)
+    monkeypatch.setattr(vision, "resample", elsewhere)
     assert load_run(run).backbone.resampled_from == 32
 
 

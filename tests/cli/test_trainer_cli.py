@@ -329,8 +329,9 @@ def test_a_defect_is_reported_with_its_traceback(monkeypatch, capsys):
         raise ValueError("a bug")
 
     monkeypatch.setattr(trainer_cli, "TrainerCLI", broken)
+    monkeypatch.setattr(sys, "argv", ["replora-cli", "fit", "--run_dir", "my runs"])
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--run_dir", "my runs"])
+        main()
     assert stopped.value.code == 1
     error = capsys.readouterr().err
     assert "ValueError: a bug (test_trainer_cli.py, line" in error
@@ -343,7 +344,7 @@ def test_a_defect_is_reported_with_its_traceback(monkeypatch, capsys):
     assert 'raise ValueError("a bug")' in content
     monkeypatch.setenv("REPLORA_DEBUG", "1")
     with pytest.raises(ValueError, match="a bug"):
-        main(["fit"])
+        main()
 
 
 @pytest.mark.parametrize(
