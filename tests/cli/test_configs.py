@@ -109,6 +109,12 @@ def test_every_configuration_runs(name, tmp_path):
         assert content["method"] == name.removeprefix("adapter/").removesuffix(".yaml")
     if name.startswith("recipe/") and "fgvc" not in name:
         assert content["data"]["track"] == ("clean" if name in CLEAN else "archive")
+        assert content["data"]["interpolation"] == ("tf1_bilinear" if name in CLEAN else "bicubic")
+    if "fgvc" in name:
+        of_row = {"recipe/adapter_plus_fgvc.yaml": ("bicubic", "resized_crop_flip")}
+        found = content["data"]["interpolation"], content["data"]["augmentation"]
+        assert found == of_row.get(name, ("bilinear", "crop_flip"))
+        assert content["configuration"]["data.drop_last"] is False
     if name in ("trainer/gpu.yaml", "trainer/cpu_bf16.yaml"):
         assert content["fit"]["precision"] == "bf16-mixed"
     if name == "recipe/paper_grid.yaml":
