@@ -78,6 +78,14 @@ def test_every_configuration_says_what_it_is(name):
     assert yaml.safe_load("\n".join(rest))
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("recipe/") and n not in ELSEWHERE])
+def test_every_recipe_for_images_says_what_it_fixes_and_beside_which_row_it_stands(name):
+    text = packaged_configs()[name].read_text(encoding="utf-8")
+    comment = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
+    assert " It fixes the " in comment
+    assert ("may stand beside" in comment) != ("reproduces no row" in comment)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_every_configuration_runs(name, tmp_path):
     """`trainer/ddp_cpu.yaml` runs in `test_distributed.py`; what needs a GPU runs on the CPU otherwise unchanged."""
