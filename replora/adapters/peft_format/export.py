@@ -55,10 +55,10 @@ def export_peft(
     base_model: str | None = None,
     license: str = "unknown",
     data: str | None = None,
-    images: str | None = None,
     metrics: Mapping[str, float] | None = None,
     example: Any = None,
     force: bool = False,
+    images: str | None = None,
 ) -> Path:
     """Write the adapter of `model` as a folder that `peft.PeftModel.from_pretrained(base, folder)` opens.
 
@@ -71,11 +71,11 @@ def export_peft(
         base_model: Name or path of the frozen model, for the configuration and the card. Default: the model's own.
         license: License of the adapter for the model card, an identifier of the Hugging Face hub such as `apache-2.0`.
         data: What it was trained on, for the card.
-        images: How images are preprocessed, for the card.
         metrics: Name -> value, for the card.
         example: An input to find out whether each adapted layer is called or its weight is read, where the model has
             not run yet and is of no known library.
         force: Write values that are not finite as well.
+        images: How images are preprocessed, for the card.
 
     Raises:
         RepLoRAError: A tensor is offloaded from memory, or has values that are not finite.

@@ -18,8 +18,7 @@ class InMemory(ImageDataset):
     """All samples of `dataset`, decoded at construction into one tensor.
 
     Args:
-        dataset: Image data set, or a `torch.utils.data.Subset` of one. All images have the same shape
-            and type.
+        dataset: Image data set, or a `torch.utils.data.Subset` of one. All images have the same shape and type.
 
     Raises:
         CorruptImageError: An image cannot be decoded.
