@@ -1,4 +1,4 @@
-"""What a user did is told in a line, with status 2, whichever library noticed it; a defect keeps its traceback."""
+"""What a user did is told in a line, with status 2, whichever library noticed it; a defect has status 1."""
 
 from __future__ import annotations
 
@@ -123,13 +123,15 @@ def test_lack_of_memory_is_told() -> None:
     assert user_error(MemoryError()) == "There is not enough memory. Lower the batch size, or use a smaller model."
 
 
-def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_is_not_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     def defect(_arguments: list[str]) -> None:
         raise KeyError("a defect")
 
     monkeypatch.setattr(cli, "run", defect)
-    with pytest.raises(KeyError, match="a defect"):
+    with pytest.raises(SystemExit) as stopped:
         main([])
+    assert stopped.value.code == 1
+    assert isinstance(stopped.value.__context__, KeyError)
     assert user_error(ValueError("of our own code")) is None
 
 
