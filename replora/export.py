@@ -28,7 +28,7 @@ from replora.adapters.verify import outputs_on_example
 from replora.backbones.image_size import image_size_of
 from replora.backbones.vision import VIT_NANO, build_vision_backbone
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
-from replora.datasets.image.read import short_side
+from replora.datasets.image.read import describe_images, short_side
 from replora.errors import RepLoRAError, nearest
 from replora.io import check_not_a_file, new_folder
 from replora.results import describe_training_data, read_results
@@ -226,7 +226,13 @@ def export(trained: Trained, out: Path, form: Format, license: str = "unknown") 
         save_adapter(trained.model, out, metadata, deploy=True)
         return
     export_peft(
-        trained.model, out, base_model=trained.base, license=license, data=trained.trained_on, metrics=trained.metrics
+        trained.model,
+        out,
+        base_model=trained.base,
+        license=license,
+        data=trained.trained_on,
+        images=describe_images(trained.data),
+        metrics=trained.metrics,
     )
 
 
@@ -253,6 +259,7 @@ def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
             trained.base,
             license,
             trained.trained_on,
+            describe_images(trained.data),
             trained.metrics,
             base_class=type(model).__name__,
             library=library,
@@ -395,7 +402,7 @@ def _save_timm(model: Any, trained: Trained, folder: Path) -> None:
         config["label_names"] = trained.data["class_names"]
         config["pretrained_cfg"] = {
             "input_size": (3, size, size),
-            "interpolation": trained.data["interpolation"],
+            "interpolation": trained.data["interpolation"].removeprefix("tf1_"),  # the nearest that timm has
             "crop_mode": {"crop": "center", "pad": "border", "squash": "squash"}[framing],
             # timm rounds size / crop_pct down.
             "crop_pct": math.nextafter(size / short_side(size), 0) if framing == "crop" else 1.0,

@@ -58,6 +58,7 @@ def export_peft(
     metrics: Mapping[str, float] | None = None,
     example: Any = None,
     force: bool = False,
+    images: str | None = None,
 ) -> Path:
     """Write the adapter of `model` as a folder that `peft.PeftModel.from_pretrained(base, folder)` opens.
 
@@ -74,6 +75,7 @@ def export_peft(
         example: An input to find out whether each adapted layer is called or its weight is read, where the model has
             not run yet and is of no known library.
         force: Write values that are not finite as well.
+        images: How images are preprocessed, for the card.
 
     Raises:
         RepLoRAError: A tensor is offloaded from memory, or has values that are not finite.
@@ -107,6 +109,7 @@ def export_peft(
         config.base_model_name_or_path,
         license,
         data,
+        images,
         metrics or {},
         base_class=type(model).__name__,
         library="peft",

@@ -12,6 +12,7 @@ def model_card(
     base_model: str | None,
     license: str,
     data: str | None,
+    images: str | None,
     metrics: Mapping[str, float],
     *,
     base_class: str,
@@ -25,6 +26,7 @@ def model_card(
         base_model: Name of the frozen model, None if unknown.
         license: An identifier of the Hugging Face hub.
         data: What it was trained on.
+        images: How images are preprocessed.
         metrics: Name -> value.
         base_class: Python class of the base model.
         library: Which opens the folder: `peft`, `timm`, `transformers` ...
@@ -48,6 +50,7 @@ def model_card(
         "Parameters trained": f"{trained:,} of the adapter and {counts['head']:,} of the head",
         "Parameters deployed": f"{counts['adapter_deployed']:,} of the adapter and {counts['head']:,} of the head",
         "Training data": data or "not recorded",
+        **({"Images": images} if images else {}),
     }
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     measured = ["| metric | value |", "|---|---|", *(f"| {_cell(k)} | {v:.6g} |" for k, v in metrics.items())]
