@@ -19,7 +19,7 @@ from replora.adapters.low_rank.layer import WeightUpdate
 from replora.adapters.low_rank.threads import Lock, MergedBlocks, Switch
 from replora.adapters.model_methods import replace_methods, restore_methods
 from replora.adapters.wrappers import is_compiled, plain_name, unwrap
-from replora.errors import RepLoRAError, listed
+from replora.errors import RepLoRAError, check_arguments, listed
 
 
 class Adapters(nn.Module):
@@ -179,6 +179,7 @@ def adapters_of(model: nn.Module) -> Adapters:
     return adapters
 
 
+@check_arguments
 def parameter_counts(model: nn.Module) -> ParameterCounts:
     """Trained and deployed numbers of the method that `model` carries."""
     adapters = adapters_of(model)
@@ -200,6 +201,7 @@ class Description(TypedDict):
     trained_as: NotRequired[dict[str, Any]]  # of an adapter read from a deployed file: what trained
 
 
+@check_arguments
 def describe(model: nn.Module) -> Description:
     """The method, its options, its targets and the parameter counts, as plain JSON data.
 

@@ -41,15 +41,16 @@ from replora.adapters.targets import Target, find_targets
 from replora.adapters.verify import verify_targets
 from replora.adapters.weight_tying import check_not_tied
 from replora.adapters.wrappers import aliases_of, is_wrapper, plain_name, unwrap
-from replora.errors import RepLoRAError, nearest
+from replora.errors import RepLoRAError, check_arguments, nearest
 
 
+@check_arguments
 def inject(
     model: nn.Module,
     config: AdapterConfig,
     *,
     also_train: Iterable[str] = (),
-    modules_to_save: Iterable[str] = (),
+    modules_to_save: Iterable[str] | None = None,
     example: Any = None,
     check: bool = True,
 ) -> nn.Module:
@@ -73,7 +74,7 @@ def inject(
             weight with a module that is frozen (an output layer tied to the embedding).
     """
     with torch.inference_mode(False):  # a parameter made under inference_mode could never train
-        _inject(unwrap(_checked(model)), config, (*also_train, *modules_to_save), example, check)
+        _inject(unwrap(_checked(model)), config, (*also_train, *(modules_to_save or ())), example, check)
     return model
 
 
@@ -129,6 +130,7 @@ def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[st
         raise
 
 
+@check_arguments
 def remove(model: nn.Module) -> nn.Module:
     """Take the adapter out of `model` again: the frozen backbone as it was (a trained head stays trained)."""
     adapters, wrapped, model = adapters_of(model), model, unwrap(model)
@@ -150,6 +152,7 @@ def remove(model: nn.Module) -> nn.Module:
     return wrapped
 
 
+@check_arguments
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer: matrices, and vectors (biases, norms, diagonals) without weight decay."""
     adapters = adapters_of(model)
@@ -176,7 +179,12 @@ def use_parameter_groups(trainer: Any) -> Any:
     Raises:
         RepLoRAError: The model carries no adapter, or the trainer has an optimizer already.
     """
-    if trainer.optimizer is not None:
+    if not isinstance(getattr(trainer, "model", None), nn.Module):
+        raise RepLoRAError(
+            f"use_parameter_groups takes a transformers.Trainer that has a model; this is a {type(trainer).__name__}. "
+            "For a training loop of your own: torch.optim.AdamW(replora.parameter_groups(model))."
+        )
+    if getattr(trainer, "optimizer", None) is not None:
         raise RepLoRAError(
             "The trainer has an optimizer already, whose groups stay as they are. Create it with "
             "replora.parameter_groups(model), or leave it to the trainer: optimizers=(None, None)."
@@ -234,6 +242,9 @@ def _adaptable_targets(
     model: nn.Module, config: RepLoRAConfig | PeftMethodConfig, heads: Sequence[nn.Module]
 ) -> list[Target]:
     targets = find_targets(model, config.targets, config.blocks, skip=heads)
+    largest = max(max(target.shape) for target in targets)
+    if config.rank > largest:
+        raise RepLoRAError(f"rank: {config.rank} is out of range. The largest of the targets has {largest} dimensions.")
     for target in targets:
         module = model.get_submodule(target.module)
         if not is_wrapper(module):
@@ -243,9 +254,6 @@ def _adaptable_targets(
 
 def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAConfig, targets: list[Target]) -> None:
     """Wrap the targets, with one factor bank for all groups of the same shapes."""
-    largest = max(max(target.shape) for target in targets)
-    if config.rank > largest:
-        raise RepLoRAError(f"rank: {config.rank} is out of range. The largest of the targets has {largest} dimensions.")
     groups: dict[str, list[Target]] = {}
     for target in targets:
         key = target.group if config.sharing == "group" else target.name

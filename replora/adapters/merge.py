@@ -16,9 +16,10 @@ from replora.adapters.low_rank.frozen_layers import check_merge_keeps_outputs, c
 from replora.adapters.peft_methods import MULTIPLYING, merge_peft, peft_layers, unmerge_peft
 from replora.adapters.weight_tying import declare_untied, shared_with
 from replora.adapters.wrappers import unwrap
-from replora.errors import RepLoRAError
+from replora.errors import RepLoRAError, check_arguments
 
 
+@check_arguments
 def merge(model: nn.Module, *, force: bool = False) -> nn.Module:
     """Add the update to the frozen weights, in float32 and rounded once; a second call changes nothing.
 
@@ -68,6 +69,7 @@ def _merge(model: nn.Module, adapters: Adapters, force: bool) -> None:
         raise
 
 
+@check_arguments
 def unmerge(model: nn.Module) -> nn.Module:
     """Take the update out of the weights again, bit for bit.
 
@@ -90,6 +92,7 @@ def _unmerge(model: nn.Module, adapters: Adapters) -> None:
         unmerge_peft(model, adapters.aside)
 
 
+@check_arguments
 def merge_and_unload(model: nn.Module, *, force: bool = False) -> nn.Module:
     """Fold the update in for good: the plain model, with no trace of the adapter, ready for its own `save_pretrained`.
 
@@ -119,6 +122,7 @@ def merge_and_unload(model: nn.Module, *, force: bool = False) -> nn.Module:
         return remove(model)
 
 
+@check_arguments
 @contextmanager
 def merged(model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
     """`with replora.merged(model): evaluate(model)` runs at the frozen backbone's own speed.
@@ -151,6 +155,7 @@ def merged(model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
                 _unmerge(unwrap(model), adapters)
 
 
+@check_arguments
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """`with replora.disabled(model):` gives the frozen backbone (with the trained head, if there is one).

@@ -26,7 +26,7 @@ from replora.adapters.low_rank.layer import AdaptedLinear, AdaptedMultiheadAtten
 from replora.adapters.peft_methods import peft_layers
 from replora.adapters.weight_tying import check_not_tied
 from replora.adapters.wrappers import plain_name, unwrap
-from replora.errors import RepLoRAError, nearest
+from replora.errors import RepLoRAError, check_arguments, nearest
 
 DEFAULT_NAME = "default"  # of an adapter that was injected, not loaded under a name
 
@@ -61,12 +61,14 @@ class AdapterRegistry:
     heads: dict[str, nn.Module] = field(default_factory=dict)
 
 
+@check_arguments
 def adapter_names(model: nn.Module) -> list[str]:
     """Names of the adapters on `model`, the active one first."""
     registry = registry_of(model)
     return [*([registry.active] if registry.active else []), *registry.inactive]
 
 
+@check_arguments
 def set_adapter(model: nn.Module, name: str) -> nn.Module:
     """Make the adapter called `name` the active one and return the model.
 
@@ -84,6 +86,7 @@ def set_adapter(model: nn.Module, name: str) -> nn.Module:
     return model
 
 
+@check_arguments
 def delete_adapter(model: nn.Module, name: str) -> None:
     """Delete an inactive adapter.
 

@@ -14,8 +14,9 @@ All layers get the highest of the ranks, by zeros: some programs know one rank a
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -34,11 +35,8 @@ from replora.adapters.state import check_finite, check_in_memory
 from replora.adapters.verify import outputs_on_example
 from replora.adapters.weight_tying import shared_with
 from replora.adapters.wrappers import aliases_of, plain_name, unwrap
-from replora.errors import RepLoRAError, listed
+from replora.errors import RepLoRAError, check_arguments, listed
 from replora.io import new_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
 PREFIX = "base_model.model."  # how PEFT's own wrapper names what it wraps
@@ -48,6 +46,7 @@ class PeftFormatError(RepLoRAError):
     """An adapter that PEFT cannot express, or a PEFT folder that is not a plain LoRA of this model."""
 
 
+@check_arguments
 def export_peft(
     model: nn.Module,
     folder: str | os.PathLike[str],
