@@ -154,8 +154,18 @@ class ParameterCounts:
     head: int
 
 
+def leave_inference_mode(model: nn.Module) -> None:
+    """Let the tensors of a model that was built under inference_mode be ordinary ones."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_inference():
+            copy = tensor.detach().clone()
+            ordinary = nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+            torch.utils.swap_tensors(tensor, ordinary)  # in all places that have it
+
+
 def train_only(model: nn.Module, names: Container[str]) -> None:
     """Let the parameters of these names train and freeze all others."""
+    leave_inference_mode(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad = plain_name(name) in names
 

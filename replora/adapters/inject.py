@@ -24,7 +24,7 @@ from replora.adapters.config import (
     PeftMethodConfig,
     RepLoRAConfig,
 )
-from replora.adapters.container import Adapters, adapters_of, device_of, train_only
+from replora.adapters.container import Adapters, adapters_of, device_of, leave_inference_mode, train_only
 from replora.adapters.fingerprint import describe_base, in_head
 from replora.adapters.labels import match_classes
 from replora.adapters.low_rank.factors import build_factors
@@ -45,6 +45,7 @@ from replora.errors import RepLoRAError, check_arguments, nearest
 
 
 @check_arguments
+@torch.inference_mode(False)  # a tensor made under inference_mode could never train
 def inject(
     model: nn.Module,
     config: AdapterConfig,
@@ -73,8 +74,7 @@ def inject(
         RepLoRAError: The model carries an adapter already, or a name of `also_train` does not exist or shares its
             weight with a module that is frozen (an output layer tied to the embedding).
     """
-    with torch.inference_mode(False):  # a parameter made under inference_mode could never train
-        _inject(unwrap(_checked(model)), config, (*also_train, *(modules_to_save or ())), example, check)
+    _inject(unwrap(_checked(model)), config, (*also_train, *(modules_to_save or ())), example, check)
     return model
 
 
@@ -99,6 +99,7 @@ def _checked(model: nn.Module) -> nn.Module:
 
 
 def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[str], example: Any, check: bool) -> None:
+    leave_inference_mode(model)
     also_train = tuple(dict.fromkeys(heads_to_train))
     heads = _submodules(model, also_train)
     also_train = tuple(name for name in also_train if not in_head(name, also_train))  # one inside another is in it
@@ -131,6 +132,7 @@ def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[st
 
 
 @check_arguments
+@torch.inference_mode(False)
 def remove(model: nn.Module) -> nn.Module:
     """Take the adapter out of `model` again: the frozen backbone as it was (a trained head stays trained)."""
     adapters, wrapped, model = adapters_of(model), model, unwrap(model)

@@ -42,6 +42,7 @@ def merge(model: nn.Module, *, force: bool = False) -> nn.Module:
     return model
 
 
+@torch.inference_mode(False)  # merged weights may stay in the model
 def _merge(model: nn.Module, adapters: Adapters, force: bool) -> None:
     """Merge all layers or none."""
     if adapters.merged:
@@ -84,6 +85,7 @@ def unmerge(model: nn.Module) -> nn.Module:
     return model
 
 
+@torch.inference_mode(False)
 def _unmerge(model: nn.Module, adapters: Adapters) -> None:
     with adapters.switch.changing():
         for update in adapters.updates:

@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from replora.adapters.config import BitFitConfig, FullConfig
-from replora.adapters.container import Adapters, adapters_of, device_of, train_only
+from replora.adapters.container import Adapters, adapters_of, device_of, leave_inference_mode, train_only
 from replora.adapters.inject import remove
 from replora.adapters.labels import match_classes
 from replora.adapters.low_rank.layer import AdaptedLinear, AdaptedMultiheadAttention, WeightUpdate
@@ -69,6 +70,7 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 
 @check_arguments
+@torch.inference_mode(False)
 def set_adapter(model: nn.Module, name: str) -> nn.Module:
     """Make the adapter called `name` the active one and return the model.
 
@@ -139,6 +141,7 @@ def added(model: nn.Module, name: str, heads: dict[str, dict[str, Tensor]]) -> I
     before = registry.active
     if name in adapter_names(model):
         raise RepLoRAError(f"There is an adapter {name!r} on this model already. Choose another name, or delete it.")
+    leave_inference_mode(model)
     fresh = _shaped(model, registry, heads)
     check_not_tied(model, heads)
     detach(model)

@@ -230,6 +230,7 @@ def _deployed(
 
 
 @check_arguments
+@torch.inference_mode(False)
 def load_adapter(
     model: nn.Module, path: str | os.PathLike[str], name: str | None = None, *, force: bool = False
 ) -> dict[str, Any]:

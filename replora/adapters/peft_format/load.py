@@ -43,6 +43,7 @@ _EXTRAS: dict[str, Any] = {
 
 
 @check_arguments
+@torch.inference_mode(False)
 def import_peft(
     model: nn.Module, folder: str | os.PathLike[str], name: str | None = None, *, force: bool = False
 ) -> dict[str, Any]:
