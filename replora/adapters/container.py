@@ -160,7 +160,7 @@ def leave_inference_mode(model: nn.Module) -> None:
         if tensor.is_inference():
             copy = tensor.detach().clone()
             ordinary = nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
-            torch.utils.swap_tensors(tensor, ordinary)  # in all places that have it
+            torch.utils.swap_tensors(tensor, ordinary)  # type: ignore[no-untyped-call]  # in all places that have it
 
 
 def train_only(model: nn.Module, names: Container[str]) -> None:

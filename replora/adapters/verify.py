@@ -185,6 +185,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        model.train()  # attentions of timm forget what they have computed in evaluation mode from other values
         for module, mode in modes:
             module.training = mode
 
@@ -196,10 +197,10 @@ def _without_zeros(model: nn.Module, adapters: Adapters) -> Iterator[None]:
     Heads, and the last norm of a residual branch, often start at 0 in a model that is not trained yet.
     """
     own = {id(p) for p in adapters.parameters()}
+    if isinstance(adapters.config, PeftMethodConfig):
+        own |= {id(p) for parameters in peft_parameters(model).values() for p in parameters}
     plain = [p for p in model.parameters() if p.is_floating_point() and not is_tensor_subclass(p)]
     zeros = [p for p in plain if id(p) not in own and not bool(p.any())]
-    if isinstance(adapters.config, PeftMethodConfig):
-        zeros = [p for p in zeros if not p.requires_grad]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in zeros:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from replora.adapters.config import PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of, describe
 from replora.adapters.fingerprint import architecture, base_name
-from replora.adapters.labels import class_count
+from replora.adapters.labels import class_count, is_of_labels
 from replora.adapters.low_rank.frozen_layers import computes_by_weight
 from replora.adapters.low_rank.layer import AdaptedLinear, is_conv1d, stacked
 from replora.adapters.peft_format.model_card import model_card
@@ -268,7 +268,7 @@ def _check_layers_suit_peft(model: nn.Module) -> None:
 def _check_head_names(model: nn.Module, adapters: Adapters) -> None:
     """PEFT finds `modules_to_save` by the end of a name, and leaves layers alone that have the name on their way."""
     for head in adapters.also_train:
-        others = [name for name in _base_modules(model) if name.endswith(head) and name != head]
+        others = [n for n in _base_modules(model) if n.endswith(head) and n not in adapters.also_train]
         inside = [t for t in adapters.targets if f".{head}." in f".{t.partition('[')[0]}."]
         if others or inside:
             raise PeftFormatError(
@@ -307,7 +307,7 @@ def _usage(model: nn.Module, base: str | None) -> str:
         else:
             build = f'import timm\n\nbase = timm.create_model("{known}", {options})  # and the weights of its training'
     elif base and hasattr(model, "save_pretrained"):
-        classes = class_count(model) if "Classification" in name else None
+        classes = class_count(model) if is_of_labels(model) else None
         options = "" if classes is None else f", num_labels={classes}, ignore_mismatched_sizes=True"
         build = f'from {library_of(model)} import {name}\n\nbase = {name}.from_pretrained("{base}"{options})'
     else:
