@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Container
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -41,6 +43,8 @@ class Adapters(nn.Module):
         aside: While a layer of the `peft` library is merged, by its name: its frozen parameters.
         blocks: The open `replora.merged`.
         targets_verified: Whether every target is known to affect the output.
+        branches: Target -> name of the part of the model around it that a pass may leave out, as a tower of images.
+        ran: Name of such a part -> whether a pass has run it.
         without_gradient: Name of a quantized layer that gives no gradient to its input, so the model cannot train.
     """
 
@@ -60,6 +64,9 @@ class Adapters(nn.Module):
         self.peft_called: dict[str, bool] = {}
         self.aside: dict[str, SetAside] = {}
         self.targets_verified = False
+        self.branches: dict[str, str] = {}
+        self.ran: dict[str, bool] = {}
+        self._warned = False
         self.without_gradient: str | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._frozen_norms: list[nn.Module] = []
@@ -132,8 +139,29 @@ class Adapters(nn.Module):
             and not torch.compiler.is_compiling()
             and not is_compiled(model)
         ):
-            check_targets_used(self)
-            self.targets_verified = True
+            left_out = [name for name, branch in self.branches.items() if not self.ran[branch]]
+            check_targets_used(self, left_out)
+            self.targets_verified = not left_out
+            if left_out and not self._warned:
+                self._warned = True
+                parts = sorted({self.branches[name] for name in left_out})
+                warnings.warn(
+                    f"{len(left_out)} of {len(self.targets)} targets are in {listed(parts)}, which this forward pass "
+                    f"did not run: {listed(left_out)}. The first pass that does will verify them; if none does, they "
+                    "do not train, so choose other targets then.",
+                    stacklevel=2,
+                )
+
+    def watch(self, model: nn.Module, branches: dict[str, str]) -> None:
+        """Note which of these parts of the model run, by the names of the targets inside of each."""
+        self.branches, self.ran = branches, dict.fromkeys(branches.values(), False)
+        for name, module in model.named_modules():
+            if (plain := plain_name(name)) in self.ran:
+                self._hooks.append(module.register_forward_hook(partial(_note_run, self.ran, plain)))
+
+
+def _note_run(ran: dict[str, bool], name: str, *_: Any) -> None:
+    ran[name] = True
 
 
 @dataclass(frozen=True)
