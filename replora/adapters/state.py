@@ -136,7 +136,7 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     if wrong:
         raise RepLoRAError(
             f"{what} has values that are not finite, in {listed(wrong, most=3)}: the training diverged, or a file is "
-            "corrupt. force=True takes it all the same."
+            "corrupt. force=True (--force true on the command line) takes it all the same."
         )
 
 
