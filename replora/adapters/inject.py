@@ -143,8 +143,8 @@ def remove(model: nn.Module) -> nn.Module:
         if isinstance(module, AdaptedLinear):
             model.set_submodule(name, module.linear)
         elif type(module) is AdaptedMultiheadAttention:
-            del module.updates
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
+            del module.updates
     if isinstance(adapters.config, PeftMethodConfig):
         if adapters.aside:  # none after `merge_and_unload`, which keeps what is merged
             unmerge_peft(model, adapters.aside)

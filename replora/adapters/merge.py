@@ -63,8 +63,8 @@ def _merge(model: nn.Module, adapters: Adapters, force: bool) -> None:
                 update.merge()
                 if not force:
                     update.check_finite()
-        if layers:
-            merge_peft(model, adapters.aside, force)
+            if layers:
+                merge_peft(model, adapters.aside, force)
     except BaseException:  # an interrupt as well
         _unmerge(model, adapters)
         raise
@@ -90,15 +90,16 @@ def _unmerge(model: nn.Module, adapters: Adapters) -> None:
     with adapters.switch.changing():
         for update in adapters.updates:
             update.unmerge()
-    if isinstance(adapters.config, PeftMethodConfig):
-        unmerge_peft(model, adapters.aside)
+        if isinstance(adapters.config, PeftMethodConfig):
+            unmerge_peft(model, adapters.aside)
 
 
 @check_arguments
 def merge_and_unload(model: nn.Module, *, force: bool = False) -> nn.Module:
     """Fold the update in for good: the plain model, with no trace of the adapter, ready for its own `save_pretrained`.
 
-    Other adapters that wait beside it are forgotten: they belong to the backbone as it was.
+    Other adapters that wait beside it are forgotten: they belong to the backbone as it was. Passes of other threads go
+    on, with the same outputs.
 
     Args:
         model: A model with an adapter.
@@ -117,6 +118,7 @@ def merge_and_unload(model: nn.Module, *, force: bool = False) -> nn.Module:
             declare_untied(inner)
         for update in adapters.updates:
             update.keep_merged()
+        adapters.updates.clear()
         for aside in adapters.aside.values():
             aside.drop()
         adapters.aside.clear()
@@ -162,8 +164,7 @@ def merged(model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """`with replora.disabled(model):` gives the frozen backbone (with the trained head, if there is one).
 
-    Blocks may stand one inside another. Other threads go on with the adapter; only the layers of the `peft` library are
-    switched off for all threads.
+    Blocks may stand one inside another. Other threads go on with the adapter.
 
     Raises:
         RepLoRAError: The adapter is merged, or the backbone's own parameters have trained.
@@ -174,19 +175,12 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     with adapters.lock:
         if adapters.merged or any(layer.merged for layer in layers.values()):
             raise RepLoRAError("The adapter is merged, so it cannot be switched off. Call replora.unmerge first.")
-        if not adapters.switch.disabled:
-            adapters.switch.layers = [layer for layer in layers.values() if not layer.disable_adapters]
-            for layer in adapters.switch.layers:
-                layer.enable_adapters(False)
         adapters.switch.enter()
     try:
         yield model
     finally:
         with adapters.lock:
             adapters.switch.leave()
-            if not adapters.switch.disabled:
-                for layer in adapters.switch.layers:
-                    layer.enable_adapters(True)
 
 
 def _check_separable(adapters: Adapters) -> None:

@@ -179,8 +179,8 @@ def detach(model: nn.Module) -> None:
             model.set_submodule(name, module.linear)
         elif type(module) is AdaptedMultiheadAttention:
             inactive.attention[name] = module.updates
-            del module.updates
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
+            del module.updates
         elif name in layers:
             inactive.layers[name] = module
             model.set_submodule(name, layers[name].get_base_layer())
