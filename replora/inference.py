@@ -140,6 +140,7 @@ def classify(
     batch_size: int | None = None,
     skip_corrupt: bool = False,
     advance: Callable[[int], object] = lambda _: None,
+    force: bool = False,
 ) -> Predictions:
     """Classify images or videos; threads decode one batch while the model works on the previous one.
 
@@ -149,6 +150,7 @@ def classify(
         batch_size: Number of files per batch (>= 1). Default: that of the predictor.
         skip_corrupt: Whether to leave out files that cannot be read.
         advance: Called with the number of files of each batch that is done.
+        force: Whether to use an adapter whose training diverged.
 
     Raises:
         CorruptImageError, CorruptVideoError: A file cannot be read, and `skip_corrupt` is off.
@@ -160,7 +162,7 @@ def classify(
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with (
         ThreadPoolExecutor(min(16, usable_cpus()), "decode") as threads,
-        replora.merged(predictor.model),
+        replora.merged(predictor.model, force=force),
     ):
 
         def submit(number: int) -> list[Future[Tensor]]:

@@ -53,7 +53,7 @@ def predict_files(
     paths = inference.find_files([images] if isinstance(images, str) else images, kind)
     predictor = inference.load_predictor(run, checkpoint, device, force)
     with progress_bar("predict", len(paths), progress) as advance:
-        found = inference.classify(predictor, paths, batch_size, skip_corrupt, advance)
+        found = inference.classify(predictor, paths, batch_size, skip_corrupt, advance, force)
     status = runs.status_of_adapter(read_metadata(run / "adapter.safetensors"))
     inference.write(out, found, predictor.class_names, top_k, status)
     print(f"{len(found.paths):,} predictions are in {out}")
