@@ -29,7 +29,7 @@ from replora.backbones.vision import VIT_NANO, build_vision_backbone, image_size
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
 from replora.datasets.image.read import short_side
 from replora.errors import RepLoRAError, nearest
-from replora.io import check_not_a_file, new_folder
+from replora.io import check_output, new_folder
 from replora.results import describe_training_data, read_results
 from replora.runs import check_usable, load_run
 
@@ -206,17 +206,17 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
     return loaded
 
 
-def export(trained: Trained, out: Path, form: Format, license: str = "unknown") -> None:
+def export(trained: Trained, out: Path, form: Format, license: str = "unknown", overwrite: bool = False) -> None:
     """Write the adapter for PEFT, or as a file of this package without the weights that only training needs.
+
+    With `overwrite`, an earlier output is replaced.
 
     Raises:
         RepLoRAError: PEFT cannot express the adapter, or `out` exists.
         OSError: It cannot be written.
     """
     if form == "adapter":
-        if out.exists():
-            raise ExportError(f"{out} already exists and is not overwritten. Choose another name.")
-        check_not_a_file(out)
+        check_output(out, overwrite)
         metadata = {key: value for key, value in trained.metadata.items() if key not in HEADER}
         if trained.trained_on:
             metadata["trained_on"] = trained.trained_on
@@ -225,15 +225,22 @@ def export(trained: Trained, out: Path, form: Format, license: str = "unknown") 
         save_adapter(trained.model, out, metadata, deploy=True)
         return
     export_peft(
-        trained.model, out, base_model=trained.base, license=license, data=trained.trained_on, metrics=trained.metrics
+        trained.model,
+        out,
+        base_model=trained.base,
+        license=license,
+        data=trained.trained_on,
+        metrics=trained.metrics,
+        overwrite=overwrite,
     )
 
 
-def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
+def merge(trained: Trained, out: Path, license: str = "unknown", overwrite: bool = False) -> float:
     """Merge the update into the backbone, verify it on an input, and write the model for stock tools.
 
     A timm model becomes a folder that `timm.create_model("local-dir:OUT", pretrained=True)` opens, a transformers model
-    one for `from_pretrained`, any other a folder with `model.safetensors`. Each has a model card.
+    one for `from_pretrained`, any other a folder with `model.safetensors`. Each has a model card. With `overwrite`, an
+    earlier output is replaced.
 
     Returns:
         The largest difference between merged and unmerged outputs, as a fraction of the largest output.
@@ -245,7 +252,7 @@ def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
     model, description = trained.model, replora.describe(trained.model)
     difference = _difference(model)
     merge_and_unload(model)
-    with new_folder(out) as folder:
+    with new_folder(out, overwrite) as folder:
         library, usage = _save(model, trained, folder)
         card = model_card(
             description,

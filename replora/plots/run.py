@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from replora.errors import RepLoRAError
+from replora.io import read_csv, save_picture
 from replora.results import read_results, status_of
 
 # Okabe and Ito's colors, which are distinct for all kinds of color vision; markers and line styles differ too.
@@ -26,6 +26,9 @@ NUMBERED = 20  # largest number of classes with a number in each cell of a confu
 NAMED = 60  # largest number of classes with a name at each row
 MOST_CONFUSED = 12
 NAME_LENGTH = 22
+
+
+MAKER = "replora-cli plot"
 
 
 class PictureError(RepLoRAError):
@@ -184,8 +187,7 @@ def _confusion(run: Path) -> tuple[np.ndarray, list[str], str | None]:
     file = run / "predictions.csv"
     if not file.is_file():
         raise PictureError(f"There is no {file}. Write it first: replora-cli predict --config {run / 'fit.yaml'}")
-    with file.open(newline="", encoding="utf-8") as stream:
-        lines = [line for line in csv.DictReader(stream) if line.get("label", "-1") not in ("", "-1")]
+    lines = [line for line in read_csv(file) if line.get("label", "-1") not in ("", "-1")]
     if not lines:
         raise PictureError(f"{file} has no image with a label, so nothing can be compared with the predictions.")
     pairs = [(int(line["label"]), int(line["predicted"])) for line in lines]
@@ -204,11 +206,10 @@ def _curves(run: Path) -> dict[str, dict[int, float]]:
     curves: dict[str, dict[int, float]] = {}
     files = sorted(run.glob("logs/fit*/metrics.csv"), key=lambda file: (len(file.parent.name), file.parent.name))
     for file in files:
-        with file.open(newline="", encoding="utf-8") as stream:
-            for line in csv.DictReader(stream):
-                for name, value in line.items():
-                    if value and "/" in name:
-                        curves.setdefault(name, {})[int(line["epoch"]) + 1] = float(value)
+        for line in read_csv(file):
+            for name, value in line.items():
+                if value and "/" in name:
+                    curves.setdefault(name, {})[int(line["epoch"]) + 1] = float(value)
     return {name: dict(sorted(points.items())) for name, points in curves.items()}
 
 
@@ -249,6 +250,6 @@ def _pyplot() -> Any:
 
 
 def _save(figure: Any, file: Path) -> Path:
-    figure.savefig(file, dpi=120)
+    save_picture(figure, file, MAKER)
     _pyplot().close(figure)
     return file

@@ -58,6 +58,7 @@ def export_peft(
     metrics: Mapping[str, float] | None = None,
     example: Any = None,
     force: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Write the adapter of `model` as a folder that `peft.PeftModel.from_pretrained(base, folder)` opens.
 
@@ -74,6 +75,7 @@ def export_peft(
         example: An input to find out whether each adapted layer is called or its weight is read, where the model has
             not run yet and is of no known library.
         force: Write values that are not finite as well.
+        overwrite: Replace an earlier folder that holds nothing else.
 
     Raises:
         RepLoRAError: A tensor is offloaded from memory, or has values that are not finite.
@@ -116,7 +118,7 @@ def export_peft(
     if not force:
         check_finite(tensors, "The adapter")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with new_folder(folder) as temporary:
+    with new_folder(folder, overwrite) as temporary:
         config.save_pretrained(str(temporary))
         save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         (temporary / CARD_FILE).write_text(card, encoding="utf-8")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
+from replora.io import check_output
+from replora.run_directory import LOCK
 
 
 def sweep(
@@ -54,6 +56,7 @@ def sweep(
     _at_least(0, max_failures=max_failures, gpus_per_trial=gpus_per_trial)
     _at_least(0.01, cpus_per_trial=cpus_per_trial, max_concurrent=max_concurrent)
     check_sweep(plan)
+    check_output(home, None, [Path(config)], folder=True, is_own=_is_sweep)
     if dry_run:
         print(describe_plan(plan, home, *_trials_at_once(address, cpus_per_trial, gpus_per_trial, max_concurrent)))
         return
@@ -70,6 +73,10 @@ def sweep(
                 planned = [*plan.selection_trials(), *plan.planned_final_trials(), *plan.only_trials()]
                 files = write_report([home], home / "report", {trial.folder for trial in planned})
                 print(f"report: {files[1]}")
+
+
+def _is_sweep(home: Path) -> bool:
+    return (home / LOCK).exists() or any(home.rglob("trial.json"))
 
 
 def _trials_at_once(
