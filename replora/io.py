@@ -121,6 +121,7 @@ def new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Itera
             yield temporary
             for path in temporary.rglob("*"):
                 path.chmod(mode if path.is_dir() else mode & 0o666)
+            check_output(folder, overwrite, folder=True)  # another process may have been faster
             _put(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import platform
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,6 +17,10 @@ from replora.errors import RepLoRAError
 
 LOCK = ".lock"
 HOLDER = ".lock.holder"
+# What a verb writes before there is anything to keep.
+BEGINNINGS = (LOCK, HOLDER, "*.yaml", "events.out.tfevents.*")
+
+_made: list[Path] = []  # directories that this process made, parents first
 
 
 class RunDirectoryError(RepLoRAError):
@@ -28,13 +34,14 @@ def last_checkpoint(run_dir: Path) -> Path:
 
 def create_unique(folder: Path) -> Path:
     """Create `folder`, or `folder-2`, `folder-3`, ... if it exists. Two processes never get the same one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    _make(folder.parent)
     for number in itertools.count(1):
         candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         try:
             candidate.mkdir()
         except FileExistsError:
             continue
+        _made.append(candidate)
         return candidate
     raise AssertionError("unreachable")
 
@@ -62,7 +69,8 @@ def check_unused(run_dir: Path) -> None:
 def locked(folder: Path, what: str, remedy: str) -> Iterator[None]:
     """Keep other processes that ask for the same folder out, by a lock on `folder/.lock`.
 
-    The system releases the lock when the process ends, however it ends, so a killed process leaves none behind.
+    The system releases the lock when the process ends, however it ends, so a killed process leaves none behind. What
+    ends by an error before there is a metric, checkpoint or result leaves the folder as it was.
 
     Args:
         folder: The directory of a run or of a sweep; it is created if it does not exist.
@@ -72,7 +80,8 @@ def locked(folder: Path, what: str, remedy: str) -> Iterator[None]:
     Raises:
         RunDirectoryError: Another process has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    before = _entries(folder)
+    _make(folder)
     holder = folder / HOLDER
     lock = FileLock(folder / LOCK)
     try:
@@ -83,6 +92,41 @@ def locked(folder: Path, what: str, remedy: str) -> Iterator[None]:
     try:
         holder.write_text(f"{what} of process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
+    except BaseException:
+        _undo(folder, before)
+        raise
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _make(folder: Path) -> None:
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    _made.extend(reversed(absent))
+
+
+def _entries(folder: Path) -> dict[Path, bytes | None]:
+    """What is in the directory of a run and its `logs`: path -> content of a configuration, None for others."""
+    found = sorted([*folder.glob("*"), *folder.glob("logs/*")])
+    return {path: path.read_bytes() if path.suffix == ".yaml" and path.is_file() else None for path in found}
+
+
+def _undo(folder: Path, before: dict[Path, bytes | None]) -> None:
+    """Restore a directory to which nothing but `BEGINNINGS` was added, and remove it if it was made for this."""
+    new = [path for path in _entries(folder) if path not in before]
+    files = [file for path in new for file in (path, *path.rglob("*")) if file.is_file()]
+    if not all(any(fnmatch(file.name, pattern) for pattern in BEGINNINGS) for file in files):
+        return
+    with suppress(OSError):  # the error that led here is the one to tell
+        for path in new:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        for path, content in before.items():
+            if content is not None and path.read_bytes() != content:
+                path.write_bytes(content)
+    for path in reversed(_made):
+        with suppress(OSError):  # it is not empty, or gone
+            path.rmdir()

@@ -41,7 +41,7 @@ def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 PREDICT = ["predict-files", "run", "in", "--progress=false"]
-DIGITS = ["--data.image_size=32"]
+FIT = ["fit", "--config=quickstart.yaml", "--data.shots=2", "--trainer.max_epochs=1"]
 SWEEP = ["sweep", "--config=sweep/quickstart_low_data.yaml"]
 # Verb and options -> a part of the message.
 REFUSED = {
@@ -90,6 +90,21 @@ REFUSED = {
     "sweep into other files": ([*SWEEP, "--out=mine"], "mine already exists"),
     "sweep that is only planned": ([*SWEEP, "--out=mine", "--dry_run=true"], "mine already exists"),
     "fit over a run": (["fit", "--config=quickstart.yaml", "--run_dir=run"], "--run_dir"),
+    "fit with a wrong rate": ([*FIT, "--model.optimizer.lr=-1"], "Invalid learning rate"),
+    "fit with a wrong rate, into a new directory": (
+        [*FIT, "--model.optimizer.lr=-1", "--run_dir=a/b/c"],
+        "learning rate",
+    ),
+    "fit with a wrong rate, into an empty directory": ([*FIT, "--model.optimizer.lr=-1", "--run_dir=in.png"], "rate"),
+    "fit into a directory of pictures": ([*FIT, "--model.optimizer.lr=-1", "--run_dir=in"], "learning rate"),
+    "fit that validates never": ([*FIT, "--trainer.val_check_interval=1000"], "val_check_interval"),
+    "fit without a GPU": ([*FIT, "--trainer.accelerator=gpu"], "gpu"),
+    "test of a run without its data": (
+        ["test", "--config=run/fit.yaml", "--data=ImageFolderDataModule", "--data.root=nowhere"],
+        "nowhere",
+    ),
+    "predict with a wrong batch": (["predict", "--config=run/fit.yaml", "--data.batch_size=0"], "batch_size"),
+    "validate without the backbone": (["validate", "--config=run/fit.yaml", "--model.checkpoint=nowhere"], "nowhere"),
 }
 
 
