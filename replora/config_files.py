@@ -6,6 +6,7 @@ import importlib.resources
 from pathlib import Path
 
 from replora.errors import RepLoRAError, nearest
+from replora.io import read_yaml
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -18,9 +19,10 @@ def find_config(name: str) -> Path:
     """The configuration file called `name`: a local one, else the packaged one (whose `.yaml` may be left out).
 
     Raises:
-        RepLoRAError: There is neither.
+        RepLoRAError: There is neither, or it is no YAML file of options.
     """
     if Path(name).is_file():
+        read_yaml(Path(name))
         return Path(name)
     packaged = packaged_configs()
     for candidate in (name, f"{name}.yaml"):
@@ -37,10 +39,7 @@ def former_defaults(file: Path) -> dict[str, str]:
 
     A complete file has all options of its data, so also `cache_bytes`; images alone have an `interpolation`.
     """
-    import yaml  # type: ignore[import-untyped]  # light verbs read no file
-
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    data = content.get("data") if isinstance(content, dict) else None
+    data = read_yaml(file).get("data")
     options = (data.get("init_args") if isinstance(data, dict) else None) or {}
     complete = {"cache_bytes", "subset_seed", "interpolation"} <= options.keys()
     return {"data.init_args.subset_rule": "by_split"} if complete and "subset_rule" not in options else {}

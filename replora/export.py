@@ -31,7 +31,7 @@ from replora.datasets.image.read import short_side
 from replora.errors import RepLoRAError, nearest
 from replora.io import check_output, new_folder
 from replora.results import describe_training_data, read_results
-from replora.runs import check_usable, load_run
+from replora.runs import check_usable, load_run, read_entry
 
 Format = Literal["peft", "adapter"]
 # Maximum difference between merged and unmerged outputs, as a fraction of the largest output.
@@ -114,13 +114,13 @@ def _from_file(source: Path, base: str | None, checkpoint: Path | None, force: b
             f"transformers, or a timm model.{kind} (A run's directory needs no --base.)"
         )
     if _is_timm(base):
-        size = json.loads(metadata.get("data", "{}")).get("image_size")
+        size = read_entry(metadata, "data", source).get("image_size")
         model, base = _load_timm(base.removeprefix("timm/"), state, checkpoint, size)
     else:
         model = load_transformers(base, heads, recorded.get("class"))
     check_base_weights(model, recorded, heads, str(source))
     replora.load_adapter(model, source)
-    data, metrics = json.loads(metadata.get("data", "{}")), json.loads(metadata.get("metrics", "{}"))
+    data, metrics = (read_entry(metadata, name, source) for name in ("data", "metrics"))
     return Trained(model.eval(), base, data, _partial(metadata.get("trained_on"), metadata), metrics, metadata)
 
 

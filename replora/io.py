@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,46 @@ def made_by(maker: str) -> Callable[[Path], bool]:
 # --- reading
 
 
+class Entries(dict[str, Any]):
+    """A mapping in a file, which names the file where an entry is missing."""
+
+    def __init__(self, content: Mapping[str, Any], where: str) -> None:
+        super().__init__(content)
+        self.where = where
+
+    def __missing__(self, name: str) -> Any:
+        raise UnreadableFileError(f"{self.where} is not complete: an entry {name!r} is missing. {_AGAIN}")
+
+
+def check_types(content: Any, expected: Any, where: str, name: str = "") -> None:
+    """Check the types of what a file holds; entries that are missing are left to `Entries`.
+
+    Args:
+        content: Value that was read.
+        expected: A type or several, [types of the items], or {name of an entry, or None for all others: types}.
+        where: The file, for the error.
+        name: Dotted name of the value in the file.
+
+    Raises:
+        UnreadableFileError: A value has another type.
+    """
+    kind: Any = type(expected) if isinstance(expected, dict | list) else expected
+    if not isinstance(content, kind) or (isinstance(content, bool) and kind in (int, NUMBER)):
+        shown = repr(content) if len(repr(content)) <= 60 else f"{repr(content)[:57]}..."
+        raise UnreadableFileError(f"{where} is corrupt: {name or 'its content'} is {shown}. {_AGAIN}")
+    if isinstance(expected, list):
+        for number, item in enumerate(content):
+            check_types(item, expected[0], where, f"{name}[{number}]")
+    elif isinstance(expected, dict):
+        for key, item in content.items():
+            if key in expected or None in expected:
+                check_types(item, expected.get(key, expected.get(None)), where, f"{name}.{key}".lstrip("."))
+
+
+NUMBER = int | float
+OPTIONAL_NUMBER = int | float | None
+
+
 def read_text(file: Path) -> str:
     """The text of a UTF-8 file.
 
@@ -245,7 +285,7 @@ def parse_json(text: str, where: str) -> Any:
         raise UnreadableFileError(f"{where} is corrupt: {name} is no number of JSON. {_AGAIN}")
 
     try:
-        return json.loads(text, parse_constant=no_number)
+        return json.loads(text, parse_constant=no_number, object_hook=lambda content: Entries(content, where))
     except json.JSONDecodeError as error:
         what = f"{error}" if text.strip() else "it is empty"
         raise UnreadableFileError(f"{where} is corrupt: {what}. {_AGAIN}") from error
@@ -275,8 +315,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise UnreadableFileError(f"{file} is nested too deeply, or an alias holds itself.") from None
     if not isinstance(content, dict):
         raise UnreadableFileError(
-            f"{file} is no configuration: it holds {'nothing' if content is None else type(content).__name__}, and "
-            "options are expected, one per line, such as `seed_everything: 0`."
+            f"{file} is no configuration: it holds no options, such as the line `seed_everything: 0`."
         )
     return content
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from replora.errors import RepLoRAError
-from replora.io import read_csv, save_picture
+from replora.io import Entries, UnreadableFileError, check_types, read_csv, read_yaml, save_picture
 from replora.results import read_results, status_of
 
 # Okabe and Ito's colors, which are distinct for all kinds of color vision; markers and line styles differ too.
@@ -26,6 +25,7 @@ NUMBERED = 20  # largest number of classes with a number in each cell of a confu
 NAMED = 60  # largest number of classes with a name at each row
 MOST_CONFUSED = 12
 NAME_LENGTH = 22
+CLASSES = 10_000  # largest number of classes of a confusion matrix
 
 
 MAKER = "replora-cli plot"
@@ -98,6 +98,8 @@ def draw_learning_curves(run: Path, file: Path) -> Path:
     curves = _curves(run)
     shown = [measure for measure in MEASURES if any(name.endswith(f"/{measure}") for name in curves)]
     if not shown:
+        if logs := sorted(run.glob("logs/fit*/metrics.csv")):
+            raise PictureError(f"{logs[0]} is no log of a fit, or has no finished epoch: there are no curves to draw.")
         raise PictureError(
             f"{run} has no learning curves: there is no logs/fit*/metrics.csv with a finished epoch. Fit without "
             "--trainer.logger false, for at least one epoch."
@@ -190,8 +192,15 @@ def _confusion(run: Path) -> tuple[np.ndarray, list[str], str | None]:
     lines = [line for line in read_csv(file) if line.get("label", "-1") not in ("", "-1")]
     if not lines:
         raise PictureError(f"{file} has no image with a label, so nothing can be compared with the predictions.")
-    pairs = [(int(line["label"]), int(line["predicted"])) for line in lines]
+    try:
+        pairs = [(int(line["label"]), int(line["predicted"])) for line in lines]
+    except (KeyError, ValueError) as error:
+        raise UnreadableFileError(f"{file} holds no predictions of a run: {error}. Write it again: predict") from error
     classes = max(read_results(run)["data"]["num_classes"], 1 + max(map(max, pairs)))
+    if classes > CLASSES or min(map(min, pairs)) < 0:
+        raise PictureError(
+            f"{file} has classes from {min(map(min, pairs))} to {classes}, and {CLASSES:,} can be drawn."
+        )
     names = [str(number) for number in range(classes)]
     for line, (label, predicted) in zip(lines, pairs, strict=True):
         names[label] = _short(line.get("label_name") or str(label))
@@ -207,18 +216,23 @@ def _curves(run: Path) -> dict[str, dict[int, float]]:
     files = sorted(run.glob("logs/fit*/metrics.csv"), key=lambda file: (len(file.parent.name), file.parent.name))
     for file in files:
         for line in read_csv(file):
-            for name, value in line.items():
-                if value and "/" in name:
-                    curves.setdefault(name, {})[int(line["epoch"]) + 1] = float(value)
+            try:
+                for name, value in line.items():
+                    if value and "/" in name:
+                        curves.setdefault(name, {})[int(line["epoch"]) + 1] = float(value)
+            except (KeyError, ValueError) as error:
+                raise UnreadableFileError(f"{file} is no log of a fit: {error}.") from error
     return {name: dict(sorted(points.items())) for name, points in curves.items()}
 
 
 def _datamodule(config: Path, options: dict[str, Any]) -> Any:
     from datamodules import BaseDataModule  # not for plots that read no data
 
-    section = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("data")
+    section = read_yaml(config).get("data")
     if not section:
         raise PictureError(f"{config} has no data section. Name one that has, such as vtab.yaml.")
+    check_types(section, {"class_path": str, "init_args": dict}, str(config), "data")
+    section = Entries(section, str(config))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(BaseDataModule, "data")
     section = {"class_path": section["class_path"], "init_args": {**section.get("init_args", {}), **options}}
