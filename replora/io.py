@@ -19,8 +19,6 @@ from typing import Any
 
 from replora.errors import RepLoRAError
 
-LARGEST_YAML = 1_000_000  # values of a YAML file, those that its aliases repeat included
-
 
 class OutputError(RepLoRAError):
     """An output exists, is an input of the same call, lies below a file, or has no suffix of a known format."""
@@ -291,42 +289,6 @@ def parse_json(text: str, where: str) -> Any:
         raise UnreadableFileError(f"{where} is corrupt: {what}. {_AGAIN}") from error
     except RecursionError:
         raise UnreadableFileError(f"{where} is corrupt: it is nested too deeply. {_AGAIN}") from None
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The options of a YAML file: plain values alone, of which aliases may repeat a million.
-
-    Raises:
-        UnreadableFileError: It is not YAML or no mapping, or it is nested too deeply or too large.
-        OSError: It cannot be read.
-    """
-    import yaml  # type: ignore[import-untyped]  # not for light verbs, which read no file
-
-    text = read_text(file)
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        if node is not None and _size(node, {}) > LARGEST_YAML:
-            raise UnreadableFileError(f"{file} has more than {LARGEST_YAML:,} values, by aliases of aliases.")
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        what = " ".join(str(error).split())
-        raise UnreadableFileError(f"{file} is not valid YAML: {what}. Correct that line, or copy it again.") from error
-    except RecursionError:
-        raise UnreadableFileError(f"{file} is nested too deeply, or an alias holds itself.") from None
-    if not isinstance(content, dict):
-        raise UnreadableFileError(
-            f"{file} is no configuration: it holds no options, such as the line `seed_everything: 0`."
-        )
-    return content
-
-
-def _size(node: Any, known: dict[int, int]) -> int:
-    """Values of a YAML node with each alias as often as it stands there."""
-    if id(node) not in known:
-        children = node.value if isinstance(node.value, list) else []
-        pairs = (child if isinstance(child, tuple) else (child,) for child in children)
-        known[id(node)] = 1 + sum(_size(part, known) for pair in pairs for part in pair)
-    return known[id(node)]
 
 
 _AGAIN = "Copy the file again from its source, or write it again."

@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from fnmatch import fnmatch
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,10 +15,6 @@ from replora.errors import RepLoRAError
 
 LOCK = ".lock"
 HOLDER = ".lock.holder"
-# What a verb writes before there is anything to keep.
-BEGINNINGS = (LOCK, HOLDER, "*.yaml", "events.out.tfevents.*")
-
-_made: list[Path] = []  # directories that this process made, parents first
 
 
 class RunDirectoryError(RepLoRAError):
@@ -34,14 +28,13 @@ def last_checkpoint(run_dir: Path) -> Path:
 
 def create_unique(folder: Path) -> Path:
     """Create `folder`, or `folder-2`, `folder-3`, ... if it exists. Two processes never get the same one."""
-    _make(folder.parent)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         try:
             candidate.mkdir()
         except FileExistsError:
             continue
-        _made.append(candidate)
         return candidate
     raise AssertionError("unreachable")
 
@@ -66,11 +59,41 @@ def check_unused(run_dir: Path) -> None:
 
 
 @contextmanager
+def left_as_found(run_dir: Path, verb: str, fresh: bool, started: Callable[[], bool]) -> Iterator[None]:
+    """Remove what a verb has written if it ends in an error before it starts: its configuration and empty logs.
+
+    Args:
+        run_dir: Directory of the run, which need not exist.
+        verb: Name of the verb.
+        fresh: Whether `create_unique` has just made the directory, and the one in which it lies if that is empty.
+        started: Whether the verb has begun its work, after which everything stays.
+    """
+    before = {run_dir, *run_dir.rglob("*")} if run_dir.exists() and not fresh else set()
+    file = run_dir / f"{verb}.yaml"
+    former = file.read_bytes() if file.is_file() else None
+    parents = [run_dir.parent] if fresh else [folder for folder in run_dir.parents if not folder.exists()]
+    try:
+        yield
+    except Exception:
+        new = sorted({run_dir, *run_dir.rglob("*")} - before, reverse=True)  # what lies in a folder before the folder
+        own = {f"{verb}.yaml", "logs", LOCK, HOLDER}
+        others = [path for path in new if path.is_file() and path.relative_to(run_dir).parts[0] not in own]
+        if not started() and not others:
+            for path in new:
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            if former is not None:
+                file.write_bytes(former)
+            for folder in parents:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+        raise
+
+
+@contextmanager
 def locked(folder: Path, what: str, remedy: str) -> Iterator[None]:
     """Keep other processes that ask for the same folder out, by a lock on `folder/.lock`.
 
-    The system releases the lock when the process ends, however it ends, so a killed process leaves none behind. What
-    ends by an error before there is a metric, checkpoint or result leaves the folder as it was.
+    The system releases the lock when the process ends, however it ends, so a killed process leaves none behind.
 
     Args:
         folder: The directory of a run or of a sweep; it is created if it does not exist.
@@ -80,8 +103,7 @@ def locked(folder: Path, what: str, remedy: str) -> Iterator[None]:
     Raises:
         RunDirectoryError: Another process has it.
     """
-    before = _entries(folder)
-    _make(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     holder = folder / HOLDER
     lock = FileLock(folder / LOCK)
     try:
@@ -92,41 +114,6 @@ def locked(folder: Path, what: str, remedy: str) -> Iterator[None]:
     try:
         holder.write_text(f"{what} of process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
-    except BaseException:
-        _undo(folder, before)
-        raise
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
-
-
-def _make(folder: Path) -> None:
-    absent = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    _made.extend(reversed(absent))
-
-
-def _entries(folder: Path) -> dict[Path, bytes | None]:
-    """What is in the directory of a run and its `logs`: path -> content of a configuration, None for others."""
-    found = sorted([*folder.glob("*"), *folder.glob("logs/*")])
-    return {path: path.read_bytes() if path.suffix == ".yaml" and path.is_file() else None for path in found}
-
-
-def _undo(folder: Path, before: dict[Path, bytes | None]) -> None:
-    """Restore a directory to which nothing but `BEGINNINGS` was added, and remove it if it was made for this."""
-    new = [path for path in _entries(folder) if path not in before]
-    files = [file for path in new for file in (path, *path.rglob("*")) if file.is_file()]
-    if not all(any(fnmatch(file.name, pattern) for pattern in BEGINNINGS) for file in files):
-        return
-    with suppress(OSError):  # the error that led here is the one to tell
-        for path in new:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        for path, content in before.items():
-            if content is not None and path.read_bytes() != content:
-                path.write_bytes(content)
-    for path in reversed(_made):
-        with suppress(OSError):  # it is not empty, or gone
-            path.rmdir()

@@ -18,8 +18,9 @@ import replora
 from lightning_modules.base import AdaptedModule
 from replora.adapters.state import read_metadata
 from replora.backbones.backbone import Backbone
+from replora.config_files import read_config
 from replora.errors import RepLoRAError
-from replora.io import NUMBER, Entries, check_types, parse_json, read_yaml
+from replora.io import NUMBER, Entries, check_types, parse_json
 from replora.results import status_of
 
 
@@ -173,7 +174,7 @@ def _read_fit(folder: Path) -> tuple[str, dict[str, Any], int]:
             f"{folder} is not the directory of a finished fit: it has no fit.yaml ({there or 'it is empty'}). A fit "
             "writes it and adapter.safetensors into its --run_dir."
         )
-    config = read_yaml(file)
+    config = read_config(file)
     check_types(config, {"model": {"class_path": str, "init_args": dict}}, str(file))
     model = Entries(Entries(config, str(file))["model"], str(file))
     seed = config.get("seed_everything")

@@ -10,8 +10,9 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
+from replora.config_files import read_config
 from replora.errors import RepLoRAError
-from replora.io import Entries, UnreadableFileError, check_types, read_csv, read_yaml, save_picture
+from replora.io import Entries, UnreadableFileError, check_types, read_csv, save_picture
 from replora.results import read_results, status_of
 
 # Okabe and Ito's colors, which are distinct for all kinds of color vision; markers and line styles differ too.
@@ -228,7 +229,7 @@ def _curves(run: Path) -> dict[str, dict[int, float]]:
 def _datamodule(config: Path, options: dict[str, Any]) -> Any:
     from datamodules import BaseDataModule  # not for plots that read no data
 
-    section = read_yaml(config).get("data")
+    section = read_config(config).get("data")
     if not section:
         raise PictureError(f"{config} has no data section. Name one that has, such as vtab.yaml.")
     check_types(section, {"class_path": str, "init_args": dict}, str(config), "data")

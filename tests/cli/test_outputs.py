@@ -83,7 +83,7 @@ REFUSED = {
     "merge over a folder": (["merge", "run", "--out=mine"], "--overwrite true"),
     "merge over a folder with other files": (["merge", "run", "--out=mine", "--overwrite=true"], "is no part of"),
     "merge over an export": (["merge", "run", "--out=exported", "--overwrite=true"], "is no part of this output"),
-    "plot over a file": (["plot", "quickstart.yaml", "--output=mine"], "mine/batch.png already exists"),
+    "plot over a file": (["plot", "quickstart.yaml", "--out=mine"], "mine/batch.png already exists"),
     "report over other files": (["report", "run", "--out=mine"], "mine already exists"),
     "report over its run": (["report", "run", "--out=run", "--overwrite=true"], "run is an input of this call"),
     "quickstart over a picture": (["quickstart", "--run_dir=."], "quickstart.png already exists"),
@@ -140,7 +140,7 @@ def test_documented_commands_can_be_given_again(home: Path) -> None:
     for _ in range(2):
         main(["plot", "run"])
         main(["report", "run", "--out=report"])
-        main(["plot", "quickstart.yaml", "--output=pictures"])
+        main(["plot", "quickstart.yaml", "--out=pictures"])
     for _ in range(2):
         options = ["--out=new.csv", "--contact_sheet=new.png", "--overwrite=true"]
         main([*PREDICT, *options])

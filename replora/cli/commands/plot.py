@@ -12,7 +12,7 @@ from replora.io import check_output, made_by, replacing
 
 def plot(
     source: str,
-    output: Path | None = None,
+    out: Path | None = None,
     data: dict[str, Any] | None = None,
     images: int = 24,
     overwrite: bool = False,
@@ -27,7 +27,7 @@ def plot(
 
     Args:
         source: Directory of a run, or a configuration file, local or from the package.
-        output: Directory of the pictures. Default: RUN/plots for a run, the current directory for a configuration.
+        out: Directory of the pictures. Default: RUN/plots for a run, the current directory for a configuration.
         data: Options of the data that replace those of the configuration, for example --data.task dtd.
         images: Number of training images to show (1 to 100).
         overwrite: Whether to replace pictures of these names that this command did not draw.
@@ -37,9 +37,9 @@ def plot(
     from replora.results import read_results
 
     run = Path(source) if Path(source).is_dir() else None
-    config = find_config(source) if run is None else run / "fit.yaml"
+    config = find_config(source, "No run, and no configuration") if run is None else run / "fit.yaml"
     has_images = run is None or "image_size" in read_results(run)["data"]
-    output = output or (Path() if run is None else run / "plots")
+    out = out or (Path() if run is None else run / "plots")
     with tempfile.TemporaryDirectory() as folder:  # all pictures or none
         pictures: list[Path] = []
         if run is not None:
@@ -51,8 +51,8 @@ def plot(
         if has_images:
             pictures.append(draw_batch(config, data or {}, images, Path(folder) / "batch.png"))
         for picture in pictures:
-            check_output(output / picture.name, overwrite, is_own=made_by(MAKER))
+            check_output(out / picture.name, overwrite, is_own=made_by(MAKER))
         for picture in pictures:
-            with replacing(output / picture.name) as temporary:
+            with replacing(out / picture.name) as temporary:
                 shutil.copyfile(picture, temporary)
-            print(output / picture.name)
+            print(out / picture.name)

@@ -46,7 +46,7 @@ def sweep(
         make_report: Whether to end with a report in OUT/report. After failures it covers the finished trials.
     """
     from replora.config_files import find_config
-    from replora.run_directory import locked
+    from replora.run_directory import left_as_found, locked
     from replora.sweeps.progress import describe_plan
     from replora.sweeps.sweep import check_sweep, run_sweep
     from replora.sweeps.sweep_file import read_sweep
@@ -63,7 +63,7 @@ def sweep(
     from replora.sweeps.executor import Resources
 
     remedy = "Wait until it ends, stop it, or choose another directory with --out."
-    with locked(home, "A sweep", remedy):
+    with left_as_found(home, "sweep", False, lambda: False), locked(home, "A sweep", remedy):
         try:
             run_sweep(plan, home, address, Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
         finally:
