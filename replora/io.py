@@ -253,7 +253,7 @@ def read_text(file: Path) -> str:
         OSError: It cannot be read.
     """
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UnreadableFileError(f"{file} is corrupt: it is no UTF-8 text ({error.reason}). {_AGAIN}") from error
 
@@ -307,9 +307,12 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
     A cell that begins like a formula and is no number gets an apostrophe before it, which `read_csv` takes away.
     """
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([_marked(cell) for cell in row] for row in rows)
-    return stream.getvalue()
+    lines = []
+    for row in rows:
+        stream = io.StringIO()
+        csv.writer(stream).writerow([_marked(cell) for cell in row])  # quotes what has a character of its line end
+        lines.append(stream.getvalue().removesuffix("\r\n"))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def read_csv(file: Path) -> list[dict[str, str]]:

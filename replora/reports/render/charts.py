@@ -309,6 +309,7 @@ def _pyplot() -> Any:
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["text.parse_math"] = False  # a dollar sign in a name starts no formula
     from matplotlib import pyplot as plt
 
     return plt
