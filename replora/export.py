@@ -178,7 +178,7 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
 
     failed = f"--base {base}: transformers cannot open it"
     try:
-        config = transformers.AutoConfig.from_pretrained(base)
+        config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ExportError(
             f"{failed} ({str(error).splitlines()[0]}), and timm has no model of that name. {_FROM_PYTHON}"
@@ -363,7 +363,7 @@ def _copy_processors(base: str | None, folder: Path) -> None:
         try:
             missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
             if any(cached_file(base, file, **missing) for file in files):
-                getattr(transformers, name).from_pretrained(base).save_pretrained(folder)
+                getattr(transformers, name).from_pretrained(base, trust_remote_code=False).save_pretrained(folder)
         except (ImportError, OSError, ValueError, TypeError, KeyError) as error:
             warnings.warn(f"{name} of {base} was not copied ({error}). Copy its files by hand.", stacklevel=2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class PictureError(RepLoRAError):
     """There is nothing to draw."""
 
 
-def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) -> Path:
+def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path, of_run: bool = False) -> Path:
     """Draw the first training images of an epoch as the model gets them, with their classes. A video has three frames.
 
     Args:
@@ -44,6 +45,8 @@ def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) ->
         options: Data options that replace those of the configuration.
         count: Number of images, from 1 to 100.
         file: The PNG file to write.
+        of_run: Whether the configuration is that of a run, which may be a stranger's: it cannot make code run that is
+            not imported already.
 
     Returns:
         `file`.
@@ -53,7 +56,8 @@ def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) ->
     """
     if not 1 <= count <= 100:
         raise PictureError(f"images: {count} is out of range. A picture shows 1 to 100 images.")
-    datamodule = _datamodule(config, options | {"batch_size": count, "num_workers": 0, "drop_last": False})
+    options = options | {"batch_size": count, "num_workers": 0, "drop_last": False}
+    datamodule = _datamodule(config, options, of_run)
     if not hasattr(datamodule, "image_size"):
         raise PictureError(f"{config} has texts, not images: there is no picture of a batch.")
     datamodule.setup("fit")
@@ -226,7 +230,7 @@ def _curves(run: Path) -> dict[str, dict[int, float]]:
     return {name: dict(sorted(points.items())) for name, points in curves.items()}
 
 
-def _datamodule(config: Path, options: dict[str, Any]) -> Any:
+def _datamodule(config: Path, options: dict[str, Any], of_run: bool) -> Any:
     from datamodules import BaseDataModule  # not for plots that read no data
 
     section = read_config(config).get("data")
@@ -234,6 +238,12 @@ def _datamodule(config: Path, options: dict[str, Any]) -> Any:
         raise PictureError(f"{config} has no data section. Name one that has, such as vtab.yaml.")
     check_types(section, {"class_path": str, "init_args": dict}, str(config), "data")
     section = Entries(section, str(config))
+    package = section["class_path"].rpartition(".")[0]
+    if of_run and package and package not in sys.modules:
+        raise PictureError(
+            f"{config} has data of {section['class_path']!r}, a class of your own or of a stranger. Import it first: "
+            f"--import_module {package}"
+        )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(BaseDataModule, "data")
     section = {"class_path": section["class_path"], "init_args": {**section.get("init_args", {}), **options}}

@@ -22,9 +22,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import replora
+from replora.backbones.language import build_language_backbone, load_tokenizer
 from replora.cli.main import main
 from replora.config_files import read_config
 from replora.errors import RepLoRAError
+from replora.export import load_transformers
 from replora.io import read_csv
 from tests.cli.helpers import fit, refused
 from tests.cli.unchanged import unchanged
@@ -259,16 +261,32 @@ def test_weights_are_never_executed(suffix: str, home: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("verb", ["predict-files", "export", "merge", "plot"])
-def test_a_foreign_run_cannot_name_code_to_run(verb: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_foreign_run_cannot_name_code_to_run(
+    verb: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`fit.yaml` names classes; these verbs take none but those of this package and of modules that are imported."""
     (home / "evil.py").write_text("import os\n\nos.mkdir('executed')\n")
+    monkeypatch.syspath_prepend(home)
     file = home / "run" / "fit.yaml"
     content = yaml.safe_load(file.read_text())
     for name in ("model", "data"):
         content[name]["class_path"] = "evil.Code"
     file.write_text(yaml.safe_dump(content))
-    refused(capsys, *VERBS[verb])
+    assert "--import_module evil" in refused(capsys, *VERBS[verb])
     assert not (home / "executed").exists()
+
+
+def test_code_in_the_folder_of_a_model_is_never_executed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "model").mkdir()
+    (home / "model" / "evil.py").write_text("import os\n\nos.mkdir('executed')\n")
+    classes = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.T", None]}
+    (home / "model" / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": classes}))
+    (home / "model" / "tokenizer_config.json").write_text(json.dumps({"auto_map": classes}))
+    for load in (load_transformers, build_language_backbone, load_tokenizer):
+        with pytest.raises(RepLoRAError, match="model"):
+            load(str(home / "model"))
+    assert not (home / "executed").exists()
+    assert capsys.readouterr().out == ""  # and nobody is asked whether it may run
 
 
 @contextlib.contextmanager

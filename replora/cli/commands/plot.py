@@ -16,6 +16,7 @@ def plot(
     data: dict[str, Any] | None = None,
     images: int = 24,
     overwrite: bool = False,
+    import_module: str | None = None,
 ) -> None:
     """Draw a run's learning curves and confusion matrix, or training images of any configuration.
 
@@ -31,11 +32,16 @@ def plot(
         data: Options of the data that replace those of the configuration, for example --data.task dtd.
         images: Number of training images to show (1 to 100).
         overwrite: Whether to replace pictures of these names that this command did not draw.
+        import_module: Python module that defines the run's datamodule, if it is your own.
     """
     from replora.config_files import find_config
     from replora.plots.run import MAKER, draw_batch, draw_confusion, draw_learning_curves
     from replora.results import read_results
 
+    if import_module is not None:
+        from replora import runs  # imports torch and Lightning
+
+        runs.import_module(import_module)
     run = Path(source) if Path(source).is_dir() else None
     config = find_config(source, "No run, and no configuration") if run is None else run / "fit.yaml"
     has_images = run is None or "image_size" in read_results(run)["data"]
@@ -49,7 +55,7 @@ def plot(
             elif has_images:
                 print(f"No confusion matrix without predictions. First: replora-cli predict --config {config}")
         if has_images:
-            pictures.append(draw_batch(config, data or {}, images, Path(folder) / "batch.png"))
+            pictures.append(draw_batch(config, data or {}, images, Path(folder) / "batch.png", run is not None))
         for picture in pictures:
             check_output(out / picture.name, overwrite, is_own=made_by(MAKER))
         for picture in pictures:
