@@ -30,9 +30,9 @@ from replora.backbones.vision import VIT_NANO, build_vision_backbone
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
 from replora.datasets.image.read import describe_images, short_side
 from replora.errors import RepLoRAError, nearest
-from replora.io import check_not_a_file, new_folder
+from replora.io import check_output, new_folder
 from replora.results import describe_training_data, read_results
-from replora.runs import check_usable, load_run
+from replora.runs import check_usable, load_run, read_entry
 
 Format = Literal["peft", "adapter"]
 # Maximum difference between merged and unmerged outputs, as a fraction of the largest output.
@@ -118,13 +118,13 @@ def _from_file(source: Path, base: str | None, checkpoint: Path | None, force: b
             f"transformers, or a timm model.{kind} (A run's directory needs no --base.)"
         )
     if _is_timm(base):
-        size = json.loads(metadata.get("data", "{}")).get("image_size")
+        size = read_entry(metadata, "data", source).get("image_size")
         model, base = _load_timm(base.removeprefix("timm/"), state, checkpoint, size)
     else:
         model = load_transformers(base, heads, recorded.get("class"))
     check_base_weights(model, recorded, heads, str(source))
     replora.load_adapter(model, source, force=force)
-    data, metrics = json.loads(metadata.get("data", "{}")), json.loads(metadata.get("metrics", "{}"))
+    data, metrics = (read_entry(metadata, name, source) for name in ("data", "metrics"))
     return Trained(model.eval(), base, data, _partial(metadata.get("trained_on"), metadata), metrics, metadata, force)
 
 
@@ -181,7 +181,7 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
 
     failed = f"--base {base}: transformers cannot open it"
     try:
-        config = transformers.AutoConfig.from_pretrained(base)
+        config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ExportError(
             f"{failed} ({str(error).splitlines()[0]}), and timm has no model of that name. {_FROM_PYTHON}"
@@ -210,17 +210,17 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
     return loaded
 
 
-def export(trained: Trained, out: Path, form: Format, license: str = "unknown") -> None:
+def export(trained: Trained, out: Path, form: Format, license: str = "unknown", overwrite: bool = False) -> None:
     """Write the adapter for PEFT, or as a file of this package without the weights that only training needs.
+
+    With `overwrite`, an earlier output is replaced.
 
     Raises:
         RepLoRAError: PEFT cannot express the adapter, or `out` exists.
         OSError: It cannot be written.
     """
     if form == "adapter":
-        if out.exists():
-            raise ExportError(f"{out} already exists and is not overwritten. Choose another name.")
-        check_not_a_file(out)
+        check_output(out, overwrite)
         metadata = {key: value for key, value in trained.metadata.items() if key not in HEADER}
         if trained.trained_on:
             metadata["trained_on"] = trained.trained_on
@@ -237,14 +237,16 @@ def export(trained: Trained, out: Path, form: Format, license: str = "unknown") 
         images=describe_images(trained.data),
         metrics=trained.metrics,
         force=trained.force,
+        overwrite=overwrite,
     )
 
 
-def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
+def merge(trained: Trained, out: Path, license: str = "unknown", overwrite: bool = False) -> float:
     """Merge the update into the backbone, verify it on an input, and write the model for stock tools.
 
     A timm model becomes a folder that `timm.create_model("local-dir:OUT", pretrained=True)` opens, a transformers model
-    one for `from_pretrained`, any other a folder with `model.safetensors`. Each has a model card.
+    one for `from_pretrained`, any other a folder with `model.safetensors`. Each has a model card. With `overwrite`, an
+    earlier output is replaced.
 
     Returns:
         The largest difference between merged and unmerged outputs, as a fraction of the largest output.
@@ -256,7 +258,7 @@ def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
     model, description = trained.model, replora.describe(trained.model)
     difference = _difference(model, trained.force)
     merge_and_unload(model, force=trained.force)
-    with new_folder(out) as folder:
+    with new_folder(out, overwrite) as folder:
         library, usage = _save(model, trained, folder)
         card = model_card(
             description,
@@ -370,7 +372,7 @@ def _copy_processors(base: str | None, folder: Path) -> None:
         try:
             missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
             if any(cached_file(base, file, **missing) for file in files):
-                getattr(transformers, name).from_pretrained(base).save_pretrained(folder)
+                getattr(transformers, name).from_pretrained(base, trust_remote_code=False).save_pretrained(folder)
         except (ImportError, OSError, ValueError, TypeError, KeyError) as error:
             warnings.warn(f"{name} of {base} was not copied ({error}). Copy its files by hand.", stacklevel=2)
 

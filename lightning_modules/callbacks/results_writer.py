@@ -32,7 +32,7 @@ from replora.results import (
     record_fit,
     status_of,
 )
-from replora.resuming import check_resumed
+from replora.resuming import check_resumed, read_checkpoint
 
 HISTORY = 50  # maximum number of epochs that a results file keeps of each metric
 
@@ -402,7 +402,5 @@ def trained_classes(checkpoint: Path) -> list[str] | None:
 
 def _callback_states(checkpoint: Path) -> dict[str, Any]:
     """Name of a callback -> its state in a checkpoint."""
-    states: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(
-        "callbacks", {}
-    )
+    states: dict[str, Any] = read_checkpoint(checkpoint).get("callbacks", {})
     return states

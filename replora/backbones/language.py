@@ -73,7 +73,7 @@ def build_language_backbone(
     options = {} if quantization == "none" else _quantized(quantization, pretrained, dtype)
     source = source_of(name)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if pretrained:
             model, report = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -202,7 +202,7 @@ def load_tokenizer(name: str = SMOLLM2, revision: str | None = None) -> Any:
 
     source = source_of(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         _name_empty_tokens(tokenizer)
         if _lost_its_begin_token(tokenizer):
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, add_bos_token=True)

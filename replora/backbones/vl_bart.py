@@ -266,7 +266,7 @@ def build_vl_bart(
     else:
         source = source_of(name)
         try:
-            saved = AutoConfig.from_pretrained(source, revision=revision).to_dict()
+            saved = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False).to_dict()
             if saved.get("model_type") != "bart":
                 raise BackboneError(f"it is a {saved.get('model_type')!r}, not a 'bart'")
             kept = {key: value for key, value in saved.items() if key in _bart_options()}

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from replora.io import save_picture
+
 
 def draw(
     file: Path,
@@ -47,8 +49,7 @@ def draw(
         )
     if status != "complete":
         figure.suptitle(f"Status of the run: {status}", fontsize=10, parse_math=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120, format="png")
+    save_picture(figure, file, "replora-cli predict-files")
 
 
 def _short(text: str, length: int = 20) -> str:

@@ -124,7 +124,7 @@ def test_corrupt_images(home: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [Path(entry["path"]).name for entry in content["skipped"]] == ["1.jpg", "2.jpg"]
     for file in (tmp_path / "cat").iterdir():
         file.write_bytes(b"")
-    error = refused(capsys, "predict-files", *arguments, "--skip_corrupt=true")
+    error = refused(capsys, "predict-files", *arguments, "--skip_corrupt=true", "--overwrite=true")
     assert "None of the 10 files can be read" in error
 
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from replora.io import markdown
+
 
 def model_card(
     description: Mapping[str, Any],
@@ -52,14 +54,14 @@ def model_card(
         "Training data": data or "not recorded",
         **({"Images": images} if images else {}),
     }
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    measured = ["| metric | value |", "|---|---|", *(f"| {_cell(k)} | {v:.6g} |" for k, v in metrics.items())]
+    table = "\n".join(f"| {name} | {markdown(value)} |" for name, value in rows.items())
+    measured = ["| metric | value |", "|---|---|", *(f"| {markdown(k)} | {v:.6g} |" for k, v in metrics.items())]
     software = "Its class comes with that software" if "from replora" in usage else "Loading it needs no such software"
     return f"""---
 {chr(10).join(lines)}
 ---
 
-# Adapter of {base_model or base_class}, trained with {origin["method"]}
+# Adapter of {markdown(base_model or base_class)}, trained with {markdown(origin["method"])}
 
 Made with [RepLoRA](https://arxiv.org/abs/2502.03044) software. {software}:
 
@@ -73,7 +75,3 @@ Made with [RepLoRA](https://arxiv.org/abs/2502.03044) software. {software}:
 
 {chr(10).join(measured) if metrics else "No metrics were recorded."}
 """
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

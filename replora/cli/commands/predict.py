@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from replora.io import check_output
 from replora.progress import progress_bar
 
 
@@ -20,6 +21,7 @@ def predict_files(
     progress: bool = True,
     import_module: str | None = None,
     force: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Classify image or video files with a trained run.
 
@@ -41,6 +43,7 @@ def predict_files(
         progress: Whether to show a progress bar.
         import_module: Python module that defines the run's LightningModule, if it is your own.
         force: Whether to use an adapter whose training diverged.
+        overwrite: Whether to replace the file and the contact sheet if they exist.
     """
     # Only here: the light verbs of the command line do not wait for torch.
     from replora import inference, runs
@@ -49,8 +52,12 @@ def predict_files(
 
     runs.import_module(import_module)
     kind = inference.predictor_of(run)
-    inference.check_options(out, top_k, kind.batch_size if batch_size is None else batch_size)
+    inference.check_options(top_k, kind.batch_size if batch_size is None else batch_size)
     paths = inference.find_files([images] if isinstance(images, str) else images, kind)
+    inputs = [*paths, *run.rglob("*"), *([checkpoint] if checkpoint else [])]
+    check_output(out, overwrite, inputs, inference.FORMATS)
+    if contact_sheet is not None:
+        check_output(contact_sheet, overwrite, inputs, [".png"])
     predictor = inference.load_predictor(run, checkpoint, device, force)
     with progress_bar("predict", len(paths), progress) as advance:
         found = inference.classify(predictor, paths, batch_size, skip_corrupt, advance, force)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from replora.datasets.prepare.report import DataReport, Report
 from replora.datasets.common.paths import data_root
 from replora.errors import RepLoRAError
-from replora.io import replace_text
+from replora.io import UnreadableFileError, check_output, read_text, replace_text
 from replora.progress import progress_bar
 
 
@@ -247,10 +247,19 @@ def _print_or_exit(
 
     print_reports(reports, heading, remedy)
     if unreadable is not None and (lines := [line for report in reports for line in report.unreadable]):
+        check_output(unreadable, None, is_own=_is_list)
         replace_text(unreadable, "".join(f"{line}\n" for line in lines))
         print(f"all {len(lines):,} files that cannot be read: {unreadable}")
     if any(report.state != "complete" for report in reports):
         sys.exit(1)
+
+
+def _is_list(file: Path) -> bool:
+    """Whether a file is a list of unreadable files that an earlier check wrote."""
+    try:
+        return all(" cannot be " in line for line in read_text(file).splitlines())
+    except UnreadableFileError:
+        return False
 
 
 def _note_small_tests(reports: list[DataReport]) -> list[DataReport]:

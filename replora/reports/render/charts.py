@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from replora.io import replacing
+from replora.io import save_picture
 from replora.reports.statistics import Mean
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
@@ -309,13 +309,13 @@ def _pyplot() -> Any:
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["text.parse_math"] = False  # a dollar sign in a name starts no formula
     from matplotlib import pyplot as plt
 
     return plt
 
 
 def _save(figure: Any, file: Path) -> Path:
-    with replacing(file) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+    save_picture(figure, file, "replora-cli report", dpi=130)
     _pyplot().close(figure)
     return file
