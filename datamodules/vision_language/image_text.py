@@ -34,6 +34,7 @@ class ImageTextDataModule(VisionLanguageDataModule):
     """
 
     known_tasks = IMAGE_TASKS
+    encoder = "rn101"
 
     def __init__(
         self,

@@ -31,6 +31,8 @@ class VideoTextDataModule(VisionLanguageDataModule):
     """
 
     known_tasks = VIDEO_TASKS
+    encoder = "vit_b32"
+    frames = FRAMES
 
     def __init__(
         self,
@@ -63,6 +65,6 @@ class VideoTextDataModule(VisionLanguageDataModule):
     def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureFolder]:
         assert split != "trainval"  # no protocol here trains on both
         records = video_text_records(self.root, task, split)
-        folder = FeatureFolder(feature_folder(self.root, task, self.features), self.feature_size, FRAMES)
+        folder = FeatureFolder(feature_folder(self.root, task, self.features), self.feature_size, self.frames)
         folder.check_names(name for record in records for name in record.images)
         return records, folder

@@ -10,11 +10,13 @@ import importlib.metadata
 import importlib.resources
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from replora.cli.commands.ask import ask
 from replora.cli.commands.configs import configs
 from replora.cli.commands.export import export, merge
 from replora.cli.commands.plot import plot
@@ -57,6 +59,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
         "clip-features": prepare_clip_features,
     },
     "predict-files": predict_files,
+    "ask": ask,
     "export": export,
     "merge": merge,
     "plot": plot,
@@ -66,7 +69,8 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
 }
 
 # Verbs whose last positional argument is a list of files -> number of positional arguments before it.
-LISTS = {"predict-files": 1, "report": 0}
+LISTS = {"predict-files": 1, "ask": 1, "report": 0}
+_OPTION = re.compile(r"--\w[\w.+-]*(=|$)|-\w$")  # a question may begin with a dash
 
 
 def main(args: list[str] | None = None) -> None:
@@ -137,10 +141,15 @@ def _list_files(arguments: list[str], before: int) -> list[str]:
         arguments: Arguments of the verb.
         before: Number of positional arguments before the list.
     """
-    first_option = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    first_option = next((i for i, argument in enumerate(arguments) if _OPTION.match(argument)), len(arguments))
     if first_option <= before:
         return arguments
-    return [*arguments[:before], json.dumps(arguments[before:first_option]), *arguments[first_option:]]
+    found = arguments[before:first_option]
+    for argument in found:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            escaped = argument.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise RepLoRAError(f"The argument {escaped} is not UTF-8 text. Name a file's folder, or a pattern with *.")
+    return [*arguments[:before], json.dumps(found, ensure_ascii=False), *arguments[first_option:]]
 
 
 def _help() -> str:
