@@ -1,4 +1,4 @@
-"""`replora-cli`: fit, validate, test and predict by LightningCLI (`replora/trainer.py`), other verbs by `commands/`.
+"""`replora-cli`: fit, validate, test and predict by LightningCLI (`replora/trainer/`), other verbs by `commands/`.
 
 Nothing heavy is imported before it is known that the verb needs it.
 """

@@ -17,9 +17,9 @@ import yaml
 
 import lightning_modules
 import replora
-from replora import trainer as trainer_cli
 from replora.cli.main import main
 from replora.results import read_results, weights_source
+from replora.trainer import trainer_cli
 from tests.cli.helpers import DIGITS, Remember, fit, refused
 
 REMEMBER = "--trainer.callbacks+=tests.cli.helpers.Remember"
