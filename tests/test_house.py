@@ -29,7 +29,7 @@ def test_a_room_is_seen_at_a_glance(room: Path) -> None:
 def test_the_wheel_holds_every_room() -> None:
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
     rooms = {".".join(room.relative_to(ROOT).parts) for room in ROOMS}
-    assert rooms == {name for name in packages if not name.startswith("replora.configs")}
+    assert rooms <= set(packages), f"pyproject.toml lacks {sorted(rooms - set(packages))}"
 
 
 def test_the_map_names_every_room_and_nothing_else() -> None:

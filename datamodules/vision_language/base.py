@@ -7,6 +7,7 @@ import logging
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -142,7 +143,7 @@ class VisionLanguageDataModule(BaseDataModule):
         return self.batch_size
 
     @abstractmethod
-    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureSource]:
+    def read_task(self, task: str, split: Split) -> tuple[Sequence[VLRecord], FeatureSource]:
         """Records and features of a task and split; raise on whatever is wrong.
 
         `trainval` contains the validation records in the form of training records: one record per caption.
@@ -234,21 +235,27 @@ class VisionLanguageDataModule(BaseDataModule):
 
     def build_split(self, split: Split) -> TaskParts:
         parts: dict[str, VLDataset] = {}
-        names: list[str] = []
-        contents: list[str] = []
-        used: list[int] = []
+        read: list[tuple[str, Sequence[VLRecord]]] = []
+        used: list[Sequence[int]] = []
         for task in self.tasks:
             records, positions, features = self._chosen_records(task, split)
-            used += [len(names) + position for position in positions]
-            names += [f"{task} {r.images} {r.text}" for r in records]
-            contents += [f"{r.id} {r.answers} {r.truth}" for r in records]
-            chosen = [records[position] for position in positions]
+            before = sum(len(others) for _, others in read)
+            used.append(range(before, before + len(records)) if positions is None else [before + p for p in positions])
+            read.append((task, records))
+            chosen = records if positions is None else (records[position] for position in positions)
             parts[task] = VLDataset(vl_task(task), chosen, features, self.prompts, self.shuffle_seed)
-        self.lists.add(split, names, contents, used)
+        self.lists.add(
+            split,
+            (f"{task} {r.images} {r.text}" for task, records in read for r in records),
+            (f"{r.id} {r.answers} {r.truth}" for _, records in read for r in records),
+            chain(*used),
+        )
         return TaskParts(parts)
 
-    def _chosen_records(self, name: str, split: Split) -> tuple[list[VLRecord], list[int], FeatureSource]:
-        """All records of a task, the positions of those in use, and the features."""
+    def _chosen_records(
+        self, name: str, split: Split
+    ) -> tuple[Sequence[VLRecord], Sequence[int] | None, FeatureSource]:
+        """All records of a task, the positions of those in use unless all are, and the features."""
         records, features = self.read_task(name, split)
         if not records:
             raise RepLoRAError(f"{name}: the split {split!r} is empty.")
@@ -260,7 +267,7 @@ class VisionLanguageDataModule(BaseDataModule):
                 f"according to their {RECORD}. Extract both with the same options."
             )
         if split != self.train_split or self.task_fractions[name] == 1:  # the largest fraction
-            return records, list(range(len(records))), features
+            return records, None, features
         strata = [record.stratum for record in records]
         self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)
         return records, self.chosen[name], features

@@ -68,7 +68,7 @@ class VLDemoDataModule(VisionLanguageDataModule):
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"scene_seed": self.scene_seed}
 
-    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], DemoFeatures]:
+    def read_task(self, task: str, split: Split) -> tuple[Sequence[VLRecord], DemoFeatures]:
         scenes = {name: demo_scenes(name, self.scene_seed) for name in SCENES}
         together = {name: scene for some in scenes.values() for name, scene in some.items()}
         some: list[Literal["train", "val", "test"]] = ["train", "val"] if split == "trainval" else [split]

@@ -62,7 +62,7 @@ class VideoTextDataModule(VisionLanguageDataModule):
             )
         super()._check_protocol(stage)
 
-    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureFolder]:
+    def read_task(self, task: str, split: Split) -> tuple[Sequence[VLRecord], FeatureFolder]:
         assert split != "trainval"  # no protocol here trains on both
         records = video_text_records(self.root, task, split)
         folder = FeatureFolder(feature_folder(self.root, task, self.features), self.feature_size, self.frames)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from replora.datasets.common.packed import Packed
 from replora.datasets.vision_language.annotations import build, read_records, reading, words
 from replora.datasets.vision_language.tasks import VLRecord
 
@@ -33,7 +34,7 @@ FILES = {
 }
 
 
-def video_text_records(root: Path, task: str, split: VideoTextSplit) -> list[VLRecord]:
+def video_text_records(root: Path, task: str, split: VideoTextSplit) -> Packed[VLRecord]:
     """The records of a task and split, in the order of the files.
 
     Captions: one record per description in training, one per clip with all its descriptions otherwise.
