@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.pytorch.utilities import rank_zero_info
 
-from replora.config_files import find_config, former_defaults
+from replora.config_files import find_config, former_defaults, read_config
 
 
 class PackagedConfigFile(ActionConfigFile):
@@ -18,6 +18,7 @@ class PackagedConfigFile(ActionConfigFile):
         file = None
         if isinstance(values, str) and not any(mark in values for mark in "{\n"):  # otherwise it is YAML
             file = find_config(values)
+            read_config(file)  # names what is wrong with it, which the parser would print as a whole
             rank_zero_info(f"config {values}: {file}")
             values = str(file)
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -32,12 +32,14 @@ from replora.identity import flat_options, plain_option
 from replora.recipes import changed_options
 from replora.results import UNTRAINED, DivergedError
 from replora.resuming import is_finished
-from replora.run_directory import check_unused, create_unique, locked
+from replora.run_directory import check_unused, create_unique, left_as_found, locked
 from replora.trainer.checkpoint import find_checkpoint
-from replora.trainer.checks import check_arguments, fix_int_float_union
+from replora.trainer.checks import check_arguments, check_trainer, fix_int_float_union
 from replora.trainer.config_option import PackagedConfigFile
 from replora.trainer.loggers import loggers
 from replora.trainer.quiet import ignore_messages
+from replora.trainer.refusal import why_refused
+from replora.trainer.run_options import CONFIG_TEXT, LINKS, RUN_OPTIONS
 
 
 class SaveVerbConfig(SaveConfigCallback):
@@ -73,7 +75,7 @@ class TrainerCLI(LightningCLI):
             # The module prints one line about its parameters instead of a table.
             trainer_defaults={"log_every_n_steps": 1, "enable_model_summary": False},
             seed_everything_default=0,
-            parser_kwargs={"prog": "replora-cli"},
+            parser_kwargs={"prog": "replora-cli", "exit_on_error": False},
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=arguments,
@@ -94,32 +96,15 @@ class TrainerCLI(LightningCLI):
         return {self.verb: hidden | {"verbose", "return_predictions", "ckpt_path"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        if "prog" not in kwargs:  # the verb's parser, whose usage would list a hundred options before every error
-            kwargs["usage"] = "%(prog)s [options]"
+        if "prog" not in kwargs:  # the verb's parser, whose usage would list a hundred options
+            kwargs |= {"usage": "%(prog)s [options]", "exit_on_error": False}
         parser = self.parser_class(allow_abbrev=False, **kwargs)
-        help_text = "YAML file, local or packaged. Can be repeated; later files take precedence."
-        parser.add_argument("-c", "--config", action=PackagedConfigFile, help=help_text)
+        parser.add_argument("-c", "--config", action=PackagedConfigFile, help=CONFIG_TEXT)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--run_dir",
-            type=Path | None,
-            help="Directory of the run. Default: that of --ckpt_path, else runs/<time>-<task>-<method>.",
-        )
-        parser.add_argument(
-            "--ckpt_path",
-            type=Path | None,
-            help="Checkpoint to resume or to measure, `last` for that of --run_dir, `best` for that of a "
-            "ModelCheckpoint that monitors a metric, or `untrained` to measure a language model before any training. "
-            "Default: none for fit, RUN_DIR/checkpoints/last.ckpt for other verbs.",
-        )
-        parser.add_argument(
-            "--test_after_fit",
-            type=bool,
-            default=True,
-            help="Whether fit ends with a test of the last weights, if the protocol of the data has a test.",
-        )
+        for name, (hint, default, text) in RUN_OPTIONS.items():
+            parser.add_argument(f"--{name}", type=hint, default=default, help=text)
         # A link is ignored if the selected classes have no such argument.
         parser.link_arguments(
             "data.num_classes",
@@ -127,14 +112,15 @@ class TrainerCLI(LightningCLI):
             compute_fn=self._number_of_classes,
             apply_on="instantiate",
         )
-        parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
-        parser.link_arguments("data.init_args.clips.num_frames", "model.init_args.num_frames")
-        parser.link_arguments("data.init_args.image_size", "model.init_args.image_size")
-        parser.link_arguments("model.init_args.revision", "data.init_args.revision")
+        for target, source in LINKS.items():
+            parser.link_arguments(source, target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         check_arguments(args)
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise RepLoRAError(why_refused(self.verb, args[1:], error)) from error
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: in Lightning the options in the checkpoint take precedence over the command line."""
@@ -154,6 +140,7 @@ class TrainerCLI(LightningCLI):
         return options
 
     def before_instantiate_classes(self) -> None:
+        check_trainer(self.options.trainer)
         if self.options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run of this process
         given: Path | None = self.options.ckpt_path
@@ -185,6 +172,11 @@ class TrainerCLI(LightningCLI):
         if given.logger in (None, True):
             kwargs["logger"] = loggers(run_dir, self.verb)
         return super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
+
+    def _has_started(self) -> bool:
+        """Whether a training step or a measurement has been made."""
+        trainer = getattr(self, "trainer", None)
+        return trainer is not None and (trainer.global_step > 0 or self.record.file.exists())
 
     def _use_seed(self) -> None:
         """One seed sets the subset and the order of the data as well, unless they have their own."""
@@ -255,6 +247,7 @@ class TrainerCLI(LightningCLI):
         if given is None and resumed and Path(resumed).parent.name == "checkpoints":
             given = resumed.parents[1]
         first = getattr(rank_zero_only, "rank", 0) == 0
+        fresh = given is None
         if given is None:
             task, method = self.datamodule.describe()["task"], self.model.describe()["method"]
             given = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{task}-{method}"
@@ -262,6 +255,7 @@ class TrainerCLI(LightningCLI):
         elif first and self.verb == "fit" and resumed is None and not self.options.trainer.fast_dev_run:
             check_unused(given)
         if first:
+            self.resources.enter_context(left_as_found(given, self.verb, fresh, self._has_started))
             remedy = "Wait until it ends, stop it, or choose another directory with --run_dir."
             self.resources.enter_context(locked(given, f"the {self.verb}", remedy))
         return given
