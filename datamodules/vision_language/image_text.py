@@ -34,6 +34,7 @@ class ImageTextDataModule(VisionLanguageDataModule):
     """
 
     known_tasks = IMAGE_TASKS
+    encoder = "rn101"
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class ImageTextDataModule(VisionLanguageDataModule):
                 "--data.truncation_side right, or omit the names (--data.prompts none)."
             )
 
-    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureFolder]:
+    def read_task(self, task: str, split: Split) -> tuple[Sequence[VLRecord], FeatureFolder]:
         records = image_text_records(self.root, task, split)
         count = GRID if self.features == CLIP_FEATURES else None  # other folders may contain features of other encoders
         folder = FeatureFolder(feature_folder(self.root, task, split, self.features), self.feature_size, count=count)

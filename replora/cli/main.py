@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+from replora.cli.commands.ask import ask
 from replora.cli.commands.configs import configs
 from replora.cli.commands.export import export, merge
 from replora.cli.commands.plot import plot
@@ -55,6 +56,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
         "clip-features": prepare_clip_features,
     },
     "predict-files": predict_files,
+    "ask": ask,
     "export": export,
     "merge": merge,
     "plot": plot,

@@ -9,6 +9,7 @@ from replora.datasets.common.file_table import read_file_table
 from replora.datasets.common.files import LeftOut, files_of, printable
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.labeled_files import FileKind, FileTable
+from replora.datasets.common.packed import pack_paths
 from replora.datasets.errors import CorruptImageError
 from replora.datasets.image.image_files import ImageFiles
 from replora.datasets.image.read import IMAGE_SUFFIXES, ImageReader, check_header
@@ -59,7 +60,7 @@ class ImageFolder(ImageFiles):
     ) -> None:
         self.home = table.home
         self.class_names = table.class_names
-        self.paths = [table.paths[i] for i in positions]
+        self.paths = pack_paths(table.paths[i] for i in positions)
         self.labels = [table.labels[i] for i in positions]
         self.reader = reader
         self.form = form

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from replora.datasets.image.read import ImageReader
@@ -12,7 +13,7 @@ class ImageFiles(ImageDataset):
     """Labeled image files. A subclass sets the attributes."""
 
     home: Path  # folder that the paths are relative to
-    paths: list[PurePosixPath]  # path of each image
+    paths: Sequence[PurePosixPath]  # path of each image
     reader: ImageReader
     form: ImageForm = "square"  # other forms are for an augmentation
 
