@@ -31,12 +31,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 # Importing the packages makes their classes available by name: --model ImageClassification, --data VTABDataModule.
 from datamodules import BaseDataModule
 from lightning_modules import AdaptedModule, FinalValidation, LastCheckpoint, ResultsWriter
+from lightning_modules.callbacks.progress import progress_callbacks
 from lightning_modules.callbacks.results_writer import best_checkpoint, trained_classes
 from replora.adapters.config import AdapterConfig
 from replora.config_files import find_config, former_defaults
 from replora.errors import RepLoRAError, nearest
 from replora.identity import flat_options, plain_option
 from replora.recipes import changed_options
+from replora.reports.summary import summarize
 from replora.results import UNTRAINED, DivergedError
 from replora.resuming import is_finished
 from replora.run_directory import check_unused, create_unique, last_checkpoint, locked
@@ -129,8 +131,8 @@ class TrainerCLI(LightningCLI):
             args=arguments,
             auto_configure_optimizers=False,
         )
-        if (results := self.options.run_dir / "results.json").exists():
-            rank_zero_info(f"results: {results}")
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(summarize(self.options.run_dir, self.verb, recorded=not self.options.trainer.fast_dev_run))
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> TrainerCLI:
         """Itself: weight averaging copies the module, whose optimizer function leads to the parser and to here."""
@@ -225,6 +227,7 @@ class TrainerCLI(LightningCLI):
         given = self.config_init[self.verb].trainer
         self.record = ResultsWriter(run_dir, self.untrained, self._configuration())
         callbacks: list[Callback] = [FinalValidation(), self.record]
+        callbacks += progress_callbacks(given.callbacks, given.enable_progress_bar)
         if given.enable_checkpointing is not False and not given.fast_dev_run:
             # The last epoch's weights, in one file: what a run is measured with, and what it resumes from.
             callbacks.append(LastCheckpoint(run_dir / "checkpoints"))
@@ -271,8 +274,7 @@ class TrainerCLI(LightningCLI):
             )
         tested = getattr(self.datamodule, "protocol", None) in ("final", "holdout")
         if tested and self.options.test_after_fit and not self.trainer.interrupted:
-            quiet = self.trainer.progress_bar_callback is None
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=not quiet)
+            self.trainer.test(self.model, datamodule=self.datamodule)
 
     def fit(self, **kwargs: Any) -> None:
         """Train, unless the checkpoint to resume is that of a finished run."""

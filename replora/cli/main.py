@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.resources
+import io
 import json
 import os
 import signal
@@ -76,6 +77,8 @@ def main(args: list[str] | None = None) -> None:
         args: Command line without the name of the program. Default: that of this process.
     """
     arguments = sys.argv[1:] if args is None else list(args)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot encode, such as names in a log of ASCII, is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not sys.stderr.isatty():  # transformers and the hub would write a line per step of their bars into a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

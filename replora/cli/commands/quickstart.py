@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import time
 from datetime import datetime
@@ -41,7 +43,9 @@ def quickstart(run_dir: Path | None = None, seed: int = 0) -> None:
     home = run_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-quickstart"
     started = time.monotonic()
     runs: list[Path] = []
-    with progress_bar("", len(QUICKSTART_METHODS) * len(QUICKSTART_DATA)) as advance:
+    summaries = io.StringIO()  # the table at the end has all runs
+    bar = progress_bar("", len(QUICKSTART_METHODS) * len(QUICKSTART_DATA))
+    with bar as advance, contextlib.redirect_stdout(summaries):
         for data, options in QUICKSTART_DATA.items():
             for method, rate in QUICKSTART_METHODS.items():
                 advance(0, title(method, data))
