@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.datasets.image.digits import Digits
+from replora.reports.render.fonts import pyplot
 from replora.results import read_results
 
 METHODS = {"linear_probe": "linear probe", "lora": "LoRA", "replora": "RepLoRA"}
@@ -100,11 +101,7 @@ def learning_curve(run: Path) -> tuple[list[int], list[float]]:
 
 def draw(runs: list[Path], file: Path) -> None:
     """Draw the learning curves of the runs, and predictions of the last run, which has a `predictions.csv`."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     rows = {run: row(run) for run in runs}
     sizes = sorted({r.images for r in rows.values()})
     figure = plt.figure(figsize=(11, 8.5), layout="constrained")
