@@ -27,6 +27,7 @@ from replora.adapters.state import HEADER, read_adapter, read_metadata, save_ada
 from replora.adapters.verify import outputs_on_example
 from replora.backbones.vision import VIT_NANO, build_vision_backbone, image_size_of
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
+from replora.datasets.common.hub import check_hub
 from replora.datasets.image.read import short_side
 from replora.errors import RepLoRAError, nearest
 from replora.io import check_not_a_file, new_folder
@@ -177,6 +178,7 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
 
     failed = f"--base {base}: transformers cannot open it"
     try:
+        check_hub(base)
         config = transformers.AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:
         raise ExportError(

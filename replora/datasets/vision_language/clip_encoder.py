@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replora.datasets.common.files import LeftOut, files_of, log_left_out
+from replora.datasets.common.hub import check_hub
 from replora.datasets.errors import CorruptImageError, CorruptVideoError, DatasetNotFoundError
 from replora.datasets.image.read import IMAGE_SUFFIXES, ImageReader
 from replora.datasets.video.decode import VIDEO_SUFFIXES, clip_files, frames_every
@@ -35,7 +36,6 @@ from replora.io import replace_text
 
 EncoderName = Literal["rn101", "vit_b32"]
 SIZE = 224
-WEIGHTS = "model.safetensors"
 RECORD = "extraction.json"  # file with the options of an extraction, beside its features
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's own
 FEATURE_SIZES: dict[EncoderName, int] = {"rn101": 2048, "vit_b32": 512}
@@ -85,7 +85,7 @@ def load_encoder(name: EncoderName, checkpoint: Path | None = None, device: str 
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     try:
         if checkpoint is None:
-            _check_reachable(f"timm/{TIMM_NAMES[name]}")
+            check_hub(f"timm/{TIMM_NAMES[name]}")
         model = timm.create_model(TIMM_NAMES[name], pretrained=checkpoint is None)
         if checkpoint is not None:
             model.load_state_dict(load_file(checkpoint))
@@ -95,14 +95,6 @@ def load_encoder(name: EncoderName, checkpoint: Path | None = None, device: str 
             f"model.safetensors from huggingface.co/timm/{TIMM_NAMES[name]} and give it with --checkpoint."
         ) from error
     return ClipEncoder(name, encoder_of(name, model.eval().to(chosen)), chosen)
-
-
-def _check_reachable(repository: str) -> None:
-    """Try the hub once, because timm's download tries for a minute without a network."""
-    import huggingface_hub  # the extra `vl`
-
-    if not isinstance(huggingface_hub.try_to_load_from_cache(repository, WEIGHTS), str):
-        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, WEIGHTS), timeout=10)
 
 
 def _first_line(error: Exception) -> str:
