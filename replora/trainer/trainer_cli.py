@@ -36,7 +36,7 @@ from replora.results import UNTRAINED, DivergedError
 from replora.resuming import is_finished
 from replora.run_directory import check_unused, create_unique, left_as_found, locked
 from replora.trainer.checkpoint import find_checkpoint
-from replora.trainer.checks import check_arguments, check_trainer, fix_int_float_union
+from replora.trainer.checks import check_arguments, check_data_files, check_trainer, fix_int_float_union
 from replora.trainer.config_option import PackagedConfigFile
 from replora.trainer.loggers import loggers
 from replora.trainer.quiet import ignore_messages
@@ -161,6 +161,7 @@ class TrainerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         check_trainer(self.options.trainer)
+        check_data_files(self.options.data)
         if self.options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run of this process
         given: Path | None = self.options.ckpt_path

@@ -27,7 +27,8 @@ def check_hub(repository: str | None, revision: str | None = None) -> None:
     """
     if not repository or Path(repository).exists():
         return
-    import huggingface_hub  # slow to import
+    # Slow to import.
+    import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
 
