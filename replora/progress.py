@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WIDE = 60  # smallest number of columns of a terminal that shows more than the counts
 
@@ -61,6 +64,19 @@ def progress_bar(
             bars.update(bar, advance=count, description=None if description is None else fitting(description))
 
         yield advance
+
+
+def table_console() -> Console:
+    """The standard output stream for a table of rich: colored on a terminal alone.
+
+    It is wide enough for every row, whatever the terminal: a cut table cannot be copied into an issue.
+    """
+    # As above.
+    from rich.console import Console
+
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = max(100, Console().width)
+    return Console(width=width, force_terminal=terminal, markup=False, highlight=False, soft_wrap=True)
 
 
 def _nothing(count: int = 1, description: str | None = None) -> None:

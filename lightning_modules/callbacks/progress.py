@@ -32,17 +32,11 @@ def progress_callbacks(given: Sequence[Callback] | Callback | None, enabled: boo
 
 
 class EpochLines(Callback):
-    """Logs one line per epoch: its loss, what the module logs for the progress bar, and its duration.
-
-    Lightning's tables of metrics are not printed: a summary ends each verb (`replora.reports.summary`).
-    """
+    """Logs one line per epoch: its loss, what the module logs for the progress bar, and its duration."""
 
     def __init__(self) -> None:
         self.started = 0.0
         self.validated = -1  # epoch of the last validation
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        trainer.validate_loop.verbose = trainer.test_loop.verbose = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self.started = time.monotonic()

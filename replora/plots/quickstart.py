@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.datasets.image.digits import Digits
+from replora.progress import table_console
 from replora.reports.render.fonts import pyplot
 from replora.results import read_results
 
@@ -66,7 +67,6 @@ def row(run: Path) -> Row:
 
 def table(rows: list[Row]) -> None:
     """Print the rows."""
-    from rich.console import Console
     from rich.table import Table
 
     grid = Table(
@@ -89,7 +89,7 @@ def table(rows: list[Row]) -> None:
             f"{r.seconds:.0f}",
             end_section=last_of_block,
         )
-    Console().print(grid)
+    table_console().print(grid)
 
 
 def learning_curve(run: Path) -> tuple[list[int], list[float]]:

@@ -169,7 +169,9 @@ class TrainerCLI(LightningCLI):
         self.options.ckpt_path = None if self.untrained else find_checkpoint(self.verb, given, self.options.run_dir)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.options.ckpt_path}
+        given = {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.options.ckpt_path}
+        # The summary takes the place of Lightning's tables.
+        return given | {"verbose": False} if subcommand in ("validate", "test") else given
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.untrained and self.model.backbone.head_names:
@@ -237,7 +239,7 @@ class TrainerCLI(LightningCLI):
             )
         tested = getattr(self.datamodule, "protocol", None) in ("final", "holdout")
         if tested and self.options.test_after_fit and not self.trainer.interrupted:
-            self.trainer.test(self.model, datamodule=self.datamodule)
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
     def fit(self, **kwargs: Any) -> None:
         """Train, unless the checkpoint to resume is that of a finished run."""

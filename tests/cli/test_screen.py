@@ -164,6 +164,7 @@ def test_a_progress_bar_of_ones_own_is_respected(tmp_path, capfd, caplog):
         main(["fit", *options, bar, f"--run_dir={tmp_path / 'run'}"])
     shown = capfd.readouterr()
     assert "Epoch 0" in shown.out + shown.err
+    assert "DataLoader" not in shown.out
     assert not [text for text in caplog.messages if text.startswith("epoch ")]
     assert "test/accuracy" in shown.out
 
@@ -198,3 +199,20 @@ def test_output_that_only_takes_ascii(tmp_path, monkeypatch):
     done = run_process(tmp_path, "fit", *DIGITS, "--run_dir=läufe")
     assert done.returncode == 0, done.stderr
     assert r"l\xe4ufe" in done.stdout
+
+
+@pytest.mark.parametrize("columns", ["20", "200"])
+def test_a_table_in_a_log_is_whole_and_plain(columns, monkeypatch, capsys):
+    from rich.table import Table
+
+    from replora.progress import table_console
+
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    table = Table("name", "state", title="[title]")
+    table.add_row("a" * 70, "complete [red]")
+    table_console().print(table)
+    shown = capsys.readouterr().out
+    assert "a" * 70 in shown
+    assert "complete [red]" in shown
+    assert not ESCAPE.search(shown)

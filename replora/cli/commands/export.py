@@ -42,6 +42,7 @@ def export(
     out = out or _beside(source, "peft" if format == "peft" else "deployed.safetensors")
     deployment.export(deployment.load_trained(source, base, checkpoint, force), out, format, license)
     print(f"{'adapter for peft' if format == 'peft' else 'adapter'}: {out}")
+    _print_how_to_open(out)
 
 
 def merge(
@@ -87,6 +88,12 @@ def merge(
     if difference > 1e-3:
         print("this is the rounding of 16-bit weights; --dtype float32 writes the sums without it")
     print(f"model: {out}")
+    _print_how_to_open(out)
+
+
+def _print_how_to_open(out: Path) -> None:
+    if (card := out / "README.md").is_file():
+        print(f"how to open it: {card}")
 
 
 def _beside(source: Path, name: str) -> Path:
