@@ -113,16 +113,18 @@ class BatchBar(ProgressBar):
         self.shown.close()
         self.advance = None
 
+    # Before the module and other callbacks log what they measured.
+
     def on_train_epoch_end(self, *_: Any) -> None:
         self._close()
 
-    def on_validation_end(self, *_: Any) -> None:
+    def on_validation_epoch_end(self, *_: Any) -> None:
         self._close()
 
-    def on_test_end(self, *_: Any) -> None:
+    def on_test_epoch_end(self, *_: Any) -> None:
         self._close()
 
-    def on_predict_end(self, *_: Any) -> None:
+    def on_predict_epoch_end(self, *_: Any) -> None:
         self._close()
 
     def on_exception(self, *_: Any) -> None:

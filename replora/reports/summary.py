@@ -20,10 +20,11 @@ COUNTED = {"accuracy", "acc", "acc_norm", "unparsed"}  # shares of items
 COUNTED_KINDS = {"gqa", "nlvr2", "choice"}  # of vision-and-language tasks; an answer of VQA may be partly right
 FILES = (
     *("results.json", "fit.yaml", "adapter.safetensors", "checkpoints/last.ckpt"),
-    *("predictions.csv", "predictions.jsonl", "predictions"),
+    *("predictions.csv", "predictions.jsonl", "predictions", "predictions_partial"),
 )
 
-Row = tuple[str, str, str, str]  # metric, value, interval, epoch
+Row = tuple[str, str, str, str]
+HEADINGS: Row = ("metric", "value", "95 % interval", "epoch")
 
 
 def format_metric(name: str, value: float | None) -> str:
@@ -63,23 +64,25 @@ def summarize(run_dir: Path, verb: str, recorded: bool = True) -> str:
         return f"{verb} ran without an error, on the few batches of fast_dev_run. Nothing is recorded."
     results = read_results(run_dir)
     fit: dict[str, Any] = results.get("fit", {}) if verb == "fit" else {}
-    evaluation = results.get("test", {}) if verb == "fit" else (results.get("evaluations") or [{}])[-1]
+    measured = "test" if verb == "fit" else verb
+    newest = [] if verb == "fit" else results.get("evaluations", [])
+    evaluation = newest[-1] if newest else results.get(measured, {})
     rows = [*_fit_rows(results, fit), *_evaluation_rows(evaluation)]
     lines = [_title(results), "", *_table(rows)] if rows else [_title(results)]
     facts: list[tuple[str, str]] = []
     if fit:
         facts += _epochs(results, fit)
-    else:
+    elif evaluation:
         facts.append(("weights", weights_source(evaluation)))
     status = status_of(results, evaluation.get("partial", []))
     if status != "complete":
         facts.append(("status", status))
-    spent = [(name, part["seconds"]) for name, part in (("fit", fit), (evaluation.get("verb"), evaluation)) if part]
+    spent = [(name, part["seconds"]) for name, part in (("fit", fit), (measured, evaluation)) if part]
     facts.append(("time", ", ".join(f"{format_seconds(seconds)} ({name})" for name, seconds in spent)))
     facts.append(("folder", str(run_dir)))
     facts.append(("files", ", ".join(name for name in FILES if (run_dir / name).exists())))
     facts.append(("next", next_command(results, run_dir, verb)))
-    return "\n".join([*lines, "", *(f"{name:<9}{text}" for name, text in facts)])
+    return "\n".join([*lines, "", *(f"{name:<9}{text}" for name, text in facts if text)])
 
 
 def next_command(results: dict[str, Any], run_dir: Path, verb: str) -> str:
@@ -189,8 +192,7 @@ def _kind(name: str) -> str:
 
 
 def _table(rows: list[Row]) -> list[str]:
-    with_epochs = any(row[3] for row in rows)
-    heading: Row = ("metric", "value", "95 % interval", "epoch" if with_epochs else "")
-    shown = [heading, *rows]
-    widths = [max(len(row[column]) for row in shown) + 2 for column in range(4)]
-    return ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]
+    filled = [column for column in zip(HEADINGS, *rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) + 2 for column in filled]
+    lines = zip(*filled, strict=True)
+    return ["".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

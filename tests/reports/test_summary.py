@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ import pytest
 
 from replora.reports.summary import format_metric, format_seconds, next_command, summarize
 from replora.results import write_json
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +109,26 @@ def test_tasks_have_their_own_counts(tmp_path: Path) -> None:
     )
     assert "75.0 %, 6 of 8" in shown
     assert "25.0 %, 1 of 4" in shown
+
+
+RECORDS = [*(ROOT / "results").glob("*/*.json"), *(ROOT / "results").glob("*/*/results.json")]
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+def test_records_of_earlier_releases(verb: str, tmp_path: Path) -> None:
+    count = 0
+    for file in RECORDS:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if "method" in content:
+            count += 1
+            shutil.copy(file, tmp_path / "results.json")
+            shown = summarize(tmp_path, verb)
+            assert shown.startswith(f"{content['method']} on ")
+            assert not re.search(r"\d\.\d{6,}|None", shown)
+            table, _, facts = shown.partition("\n\n")[2].rpartition("\n\n")
+            assert all(len(line) <= 80 for line in table.splitlines())
+            assert facts.splitlines()[-1].startswith("next     replora-cli ")
+    assert count > 10
 
 
 RUN = Path("my runs/a$b")
