@@ -124,7 +124,7 @@ def test_records_of_earlier_releases(verb: str, tmp_path: Path) -> None:
             shutil.copy(file, tmp_path / "results.json")
             shown = summarize(tmp_path, verb)
             assert shown.startswith(f"{content['method']} on ")
-            assert not re.search(r"\d\.\d{6,}|None", shown)
+            assert not re.search(r"\d\.\d{7,}|None", shown)
             table, _, facts = shown.partition("\n\n")[2].rpartition("\n\n")
             assert all(len(line) <= 80 for line in table.splitlines())
             assert facts.splitlines()[-1].startswith("next     replora-cli ")
