@@ -23,20 +23,22 @@ class Advance(Protocol):
 def progress_bar(
     description: str, total: int | None, enabled: bool = True, done: int = 0, transient: bool = False
 ) -> Iterator[Advance]:
-    """Show a progress bar for the duration of the context, in one line of any terminal; nothing elsewhere.
+    """Show a progress bar for the duration of the context, in one line of any terminal.
+
+    A log gets no bar, but one line for each description.
 
     Args:
         description: Text before the bar.
         total: Number of steps; None if it is not known.
         enabled: Whether to show the bar at all.
         done: Number of steps that are done already.
-        transient: Whether the bar vanishes at the end.
+        transient: Whether the bar vanishes at the end; it leaves nothing in a log.
 
     Yields:
         A function that advances the bar.
     """
     if not enabled or not is_terminal():
-        yield _nothing
+        yield _lines(description) if enabled and not transient else _nothing
         return
     # Only here: the light verbs of the command line do not wait for rich.
     from rich.console import Console
@@ -77,6 +79,20 @@ def table_console() -> Console:
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = max(100, Console().width)
     return Console(width=width, force_terminal=terminal, markup=False, highlight=False, soft_wrap=True)
+
+
+def _lines(first: str) -> Advance:
+    """What a log gets: each description once."""
+    written = {""}
+
+    def advance(count: int = 1, description: str | None = None) -> None:  # noqa: ARG001
+        text = description or ""
+        if text not in written:
+            written.add(text)
+            print(text, file=sys.stderr)
+
+    advance(description=first)
+    return advance
 
 
 def _nothing(count: int = 1, description: str | None = None) -> None:

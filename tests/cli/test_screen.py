@@ -152,9 +152,15 @@ def test_a_log_gets_no_bar_whatever_is_forced(forced, monkeypatch, capfd):
     from replora.progress import progress_bar
 
     monkeypatch.setenv(forced, "1")
-    with progress_bar("check", 3) as advance:
-        advance(3)
-    assert capfd.readouterr() == ("", "")
+    for options in ({"transient": True}, {"enabled": False}):
+        with progress_bar("check", 3, **options) as advance:
+            advance(3)
+        assert capfd.readouterr() == ("", "")
+    with progress_bar("", 3) as advance:
+        advance(1, "check a")
+        advance(1, "check a")
+        advance(1, "check b")
+    assert capfd.readouterr() == ("", "check a\ncheck b\n")
 
 
 def test_a_progress_bar_of_ones_own_is_respected(tmp_path, capfd, caplog):
@@ -164,7 +170,7 @@ def test_a_progress_bar_of_ones_own_is_respected(tmp_path, capfd, caplog):
         main(["fit", *options, bar, f"--run_dir={tmp_path / 'run'}"])
     shown = capfd.readouterr()
     assert "Epoch 0" in shown.out + shown.err
-    assert "DataLoader" not in shown.out
+    assert "Test metric" not in shown.out
     assert not [text for text in caplog.messages if text.startswith("epoch ")]
     assert "test/accuracy" in shown.out
 
