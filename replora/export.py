@@ -28,6 +28,7 @@ from replora.adapters.verify import outputs_on_example
 from replora.backbones.image_size import image_size_of
 from replora.backbones.vision import VIT_NANO, build_vision_backbone
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
+from replora.datasets.common.hub import check_hub
 from replora.datasets.image.read import describe_images, short_side
 from replora.errors import RepLoRAError, nearest
 from replora.io import check_output, new_folder
@@ -181,6 +182,7 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
 
     failed = f"--base {base}: transformers cannot open it"
     try:
+        check_hub(base)
         config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ExportError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -71,6 +72,10 @@ class FGVCDataModule(ImageDataModule):
         if augment:
             crop = RandomResizedCropFlip if augmentation == "resized_crop_flip" else RandomCropFlip
             self.augmentation = crop(self.image_size)
+
+    @classmethod
+    def check_files(cls, options: Mapping[str, Any]) -> None:
+        find_fgvc_folder(data_root(options["root"]), fgvc_task(options["task"]))
 
     def build_dataset(self, split: Split) -> FGVC:
         with allowing(self.allowed_roots):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +68,11 @@ class VTABDataModule(ImageDataModule):
         self.class_names = [str(label) for label in range(self.num_classes)]
         self.check_sizes = check_sizes
         self.track: Track = track
+
+    @classmethod
+    def check_files(cls, options: Mapping[str, Any]) -> None:
+        task = vtab_task(options["task"], options["num_classes"])
+        find_task_folder(data_root(options["root"]), task)
 
     def build_dataset(self, split: Split) -> VTAB:
         with allowing(self.allowed_roots):

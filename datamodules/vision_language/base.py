@@ -18,6 +18,7 @@ from datamodules.base import BaseDataModule, Split, at_least, one_of
 from datamodules.vision_language.task_batches import Key, TaskBatches
 from replora.datasets.common.paths import data_root
 from replora.datasets.common.subsample import check_subset_options, subsample_indices
+from replora.datasets.errors import DatasetNotFoundError
 from replora.datasets.samples import NO_LOSS, PADDING_INDEX
 from replora.datasets.vision_language.clip_encoder import (
     FEATURE_SIZES,
@@ -83,6 +84,7 @@ class VisionLanguageDataModule(BaseDataModule):
     known_tasks: tuple[str, ...]
     encoder: ClassVar[EncoderName | None] = None  # encoder of the features of image or video files
     frames: ClassVar[int | None] = None  # number of vectors per video
+    layout = ""  # what `root` must contain; empty for data without files
     predict_split: str | None = None  # what `predict` predicts instead of `eval_split`
 
     disjoint_splits = False  # published files may repeat a question; an evaluation records how many
@@ -137,6 +139,14 @@ class VisionLanguageDataModule(BaseDataModule):
         self.chosen: dict[str, list[int]] = {}  # task -> positions of a fraction in its training set
         self._tokenizer: Any = None
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns in every loader process
+
+    @classmethod
+    def check_files(cls, options: Mapping[str, Any]) -> None:
+        if cls.layout and not (root := data_root(options["root"])).is_dir():
+            raise DatasetNotFoundError(
+                f"There is no folder {root} (looked in {Path.cwd()}). Set --data.root or the environment variable "
+                f"REPLORA_DATA to the folder that contains {cls.layout}"
+            )
 
     def default_eval_batch_size(self) -> int:
         """Examples per batch and process in evaluations."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from datamodules.base import Protocol, Split, one_of
 from datamodules.vision_language.base import VisionLanguageDataModule
 from replora.datasets.vision_language.features import FeatureFolder
-from replora.datasets.vision_language.image_text import CLIP_FEATURES, GRID, feature_folder, image_text_records
+from replora.datasets.vision_language.image_text import CLIP_FEATURES, GRID, LAYOUT, feature_folder, image_text_records
 from replora.datasets.vision_language.tasks import IMAGE_TASKS, VLRecord
 from replora.errors import RepLoRAError
 
@@ -35,6 +35,7 @@ class ImageTextDataModule(VisionLanguageDataModule):
 
     known_tasks = IMAGE_TASKS
     encoder = "rn101"
+    layout = LAYOUT
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from datamodules.vision_language.base import VisionLanguageDataModule
 from replora.datasets.errors import ProtocolError
 from replora.datasets.vision_language.features import FeatureFolder
 from replora.datasets.vision_language.tasks import VIDEO_TASKS, VLRecord
-from replora.datasets.vision_language.video_text import CLIP_VIT, FRAMES, feature_folder, video_text_records
+from replora.datasets.vision_language.video_text import CLIP_VIT, FRAMES, LAYOUT, feature_folder, video_text_records
 
 
 class VideoTextDataModule(VisionLanguageDataModule):
@@ -33,6 +33,7 @@ class VideoTextDataModule(VisionLanguageDataModule):
     known_tasks = VIDEO_TASKS
     encoder = "vit_b32"
     frames = FRAMES
+    layout = LAYOUT
 
     def __init__(
         self,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from replora.cli.commands.ask import ask
 from replora.errors import RepLoRAError
 from replora.io import check_output
 from replora.progress import progress_bar
+
+MOST_NAMED = 10  # classes whose counts are printed
 
 
 def predict_files(
@@ -88,7 +91,12 @@ def predict_files(
         found = inference.classify(predictor, paths, batch_size, skip_corrupt, advance, force)
     status = runs.status_of_adapter(read_metadata(run / "adapter.safetensors"))
     inference.write(out, found, predictor.class_names, top_k, status)
+    best = found.probabilities.max(dim=1)
+    names = [predictor.class_names[i] for i in best.indices.tolist()]
+    counts = Counter(names).most_common()
+    more = f" and {len(counts) - MOST_NAMED} more classes" if len(counts) > MOST_NAMED else ""
     print(f"{len(found.paths):,} predictions are in {out}")
+    print(f"predicted: {', '.join(f'{name} {count:,}' for name, count in counts[:MOST_NAMED])}{more}")
     for path, reason in found.skipped.items():
         print(f"skipped: {printable(path)}: {reason}")
     if found.skipped:
@@ -96,8 +104,6 @@ def predict_files(
     if contact_sheet is not None:
         from replora.plots.contact_sheet import draw
 
-        best = found.probabilities.max(dim=1)
-        names = [predictor.class_names[i] for i in best.indices.tolist()]
         sources = [printable(path.name) for path in found.paths]
         draw(contact_sheet, found.pictures, names, best.values.tolist(), sources, status=status)
         print(f"contact sheet: {contact_sheet}")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replora.datasets.common.files import LeftOut, files_of, log_left_out
+from replora.datasets.common.hub import check_hub
 from replora.datasets.errors import CorruptImageError, CorruptVideoError, DatasetNotFoundError
 from replora.datasets.image.read import IMAGE_SUFFIXES, ImageReader
 from replora.datasets.video.decode import VIDEO_SUFFIXES, clip_files, frames_every
@@ -102,7 +103,7 @@ def load_encoder(
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     try:
         if checkpoint is None:
-            _check_reachable(f"timm/{TIMM_NAMES[name]}")
+            check_hub(f"timm/{TIMM_NAMES[name]}")
         model = timm.create_model(TIMM_NAMES[name], pretrained=checkpoint is None)
         if checkpoint is not None:
             model.load_state_dict(load_file(checkpoint))
@@ -121,14 +122,6 @@ def _digest(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-def _check_reachable(repository: str) -> None:
-    """Try the hub once, because timm's download tries for a minute without a network."""
-    import huggingface_hub  # the extra `vl`
-
-    if not isinstance(huggingface_hub.try_to_load_from_cache(repository, WEIGHTS), str):
-        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, WEIGHTS), timeout=10)
 
 
 def _first_line(error: Exception) -> str:
