@@ -61,7 +61,7 @@ _TYPES = {
     "backbone": {"name": str},
     "options": dict,
     "parameters": {None: OPTIONAL_NUMBER},
-    "data": {"num_classes": int | None, "splits": {None: dict}, "class_names": [str]},
+    "data": {"num_classes": int | None, "splits": {None: dict}, "class_names": list | None},
     "fit": _MEASURED | {"history": {None: [list]}, "processes": [dict]},
     "evaluations": [_MEASURED | {"verb": str, "data": dict, "weights": dict}],
     "sweep": dict,
