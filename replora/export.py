@@ -28,7 +28,8 @@ from replora.adapters.verify import outputs_on_example
 from replora.backbones.image_size import image_size_of
 from replora.backbones.vision import VIT_NANO, build_vision_backbone
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
-from replora.datasets.image.read import short_side
+from replora.datasets.common.hub import check_hub
+from replora.datasets.image.read import describe_images, short_side
 from replora.errors import RepLoRAError, nearest
 from replora.io import check_output, new_folder
 from replora.results import describe_training_data, read_results
@@ -54,6 +55,7 @@ class Trained:
         trained_on: Description of the training data.
         metrics: Name of a metric -> value.
         metadata: Header of the adapter file.
+        force: Whether values that are not finite are written all the same.
     """
 
     model: nn.Module
@@ -62,6 +64,7 @@ class Trained:
     trained_on: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    force: bool = False
 
 
 def load_trained(source: Path, base: str | None = None, checkpoint: Path | None = None, force: bool = False) -> Trained:
@@ -100,6 +103,7 @@ def load_trained(source: Path, base: str | None = None, checkpoint: Path | None 
         _partial(describe_training_data(results.get("data", {})), read_metadata(source / "adapter.safetensors")),
         {name: value for name, value in measured.items() if value is not None},
         read_metadata(source / "adapter.safetensors"),
+        force,
     )
 
 
@@ -120,9 +124,9 @@ def _from_file(source: Path, base: str | None, checkpoint: Path | None, force: b
     else:
         model = load_transformers(base, heads, recorded.get("class"))
     check_base_weights(model, recorded, heads, str(source))
-    replora.load_adapter(model, source)
+    replora.load_adapter(model, source, force=force)
     data, metrics = (read_entry(metadata, name, source) for name in ("data", "metrics"))
-    return Trained(model.eval(), base, data, _partial(metadata.get("trained_on"), metadata), metrics, metadata)
+    return Trained(model.eval(), base, data, _partial(metadata.get("trained_on"), metadata), metrics, metadata, force)
 
 
 def _partial(trained_on: str | None, metadata: dict[str, str]) -> str | None:
@@ -178,6 +182,7 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
 
     failed = f"--base {base}: transformers cannot open it"
     try:
+        check_hub(base)
         config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ExportError(
@@ -223,7 +228,7 @@ def export(trained: Trained, out: Path, form: Format, license: str = "unknown", 
             metadata["trained_on"] = trained.trained_on
         if trained.metrics:
             metadata["metrics"] = json.dumps(trained.metrics)
-        save_adapter(trained.model, out, metadata, deploy=True)
+        save_adapter(trained.model, out, metadata, deploy=True, force=trained.force)
         return
     export_peft(
         trained.model,
@@ -231,7 +236,9 @@ def export(trained: Trained, out: Path, form: Format, license: str = "unknown", 
         base_model=trained.base,
         license=license,
         data=trained.trained_on,
+        images=describe_images(trained.data),
         metrics=trained.metrics,
+        force=trained.force,
         overwrite=overwrite,
     )
 
@@ -251,8 +258,8 @@ def merge(trained: Trained, out: Path, license: str = "unknown", overwrite: bool
         OSError: It cannot be written; then nothing is left behind.
     """
     model, description = trained.model, replora.describe(trained.model)
-    difference = _difference(model)
-    merge_and_unload(model)
+    difference = _difference(model, trained.force)
+    merge_and_unload(model, force=trained.force)
     with new_folder(out, overwrite) as folder:
         library, usage = _save(model, trained, folder)
         card = model_card(
@@ -260,6 +267,7 @@ def merge(trained: Trained, out: Path, license: str = "unknown", overwrite: bool
             trained.base,
             license,
             trained.trained_on,
+            describe_images(trained.data),
             trained.metrics,
             base_class=type(model).__name__,
             library=library,
@@ -269,11 +277,12 @@ def merge(trained: Trained, out: Path, license: str = "unknown", overwrite: bool
     return difference
 
 
-def _difference(model: nn.Module) -> float:
+def _difference(model: nn.Module, force: bool) -> float:
     """Verify merging; return the largest difference between merged and unmerged outputs, relative to the largest.
 
     In 16 bits the outputs alone tell little, so each merged weight is also compared with W0 + scale * B A. The methods
-    of peft keep no W0: there the merged model must be closer to the unmerged one than the frozen model is.
+    of peft keep no W0: there the merged model must be closer to the unmerged one than the frozen model is. Values that
+    are not finite are not compared with `force`.
 
     Raises:
         ExportError: Outputs or weights differ by more than rounding, or no example input is known.
@@ -281,10 +290,12 @@ def _difference(model: nn.Module) -> float:
     unmerged = outputs_on_example(model)
     if unmerged is None:
         raise ExportError(f"No input is known for {type(model).__name__}, so merging could not be checked.")
-    with merged(model):
+    with merged(model, force=force):
         found = outputs_on_example(model) or []
         wrong = [name for update in adapters_of(model).updates if not _is_sum(update) for name in update.names]
     difference = _relative_difference(found, unmerged)
+    if force and not math.isfinite(difference):
+        return difference
     dtypes = {p.dtype for p in model.parameters()} & TOLERANCES.keys()
     dtype = max(dtypes, key=TOLERANCES.__getitem__)
     allowed = TOLERANCES[dtype]
@@ -308,8 +319,8 @@ def _difference(model: nn.Module) -> float:
 def _relative_difference(outputs: list[Tensor], reference: list[Tensor]) -> float:
     """The largest difference, as a fraction of the largest output."""
     largest = max(float(output.abs().max()) for output in reference)
-    differences = (float((a - b).abs().max()) for a, b in zip(outputs, reference, strict=True))
-    return max(differences) / max(largest, 1e-30)
+    differences = [float((a - b).abs().max()) for a, b in zip(outputs, reference, strict=True)]
+    return float(torch.tensor(differences, dtype=torch.float64).max()) / max(largest, 1e-30)  # NaN, if one is
 
 
 @torch.no_grad()
@@ -402,7 +413,7 @@ def _save_timm(model: Any, trained: Trained, folder: Path) -> None:
         config["label_names"] = trained.data["class_names"]
         config["pretrained_cfg"] = {
             "input_size": (3, size, size),
-            "interpolation": trained.data["interpolation"],
+            "interpolation": trained.data["interpolation"].removeprefix("tf1_"),  # the nearest that timm has
             "crop_mode": {"crop": "center", "pad": "border", "squash": "squash"}[framing],
             # timm rounds size / crop_pct down.
             "crop_pct": math.nextafter(size / short_side(size), 0) if framing == "crop" else 1.0,

@@ -110,7 +110,7 @@ def load_run(folder: Path, checkpoint: Path | None = None, force: bool = False) 
             )
         # Resampled values differ in the last bit between kinds of processors; the published ones were compared above.
         resampled = "resampled" in recorded
-        replora.load_adapter(built.model, file, force=resampled)
+        replora.load_adapter(built.model, file, force=force or resampled)
     built.model.eval()
     return Run(folder, module, built, data, options)
 

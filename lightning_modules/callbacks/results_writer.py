@@ -158,6 +158,7 @@ class ResultsWriter(Callback):
         fit = {
             "metrics": _json(metrics),
             "epoch_of": epochs,
+            "best": {name: _best(name, points) for name, points in self.history.items() if name.startswith("val/")},
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
@@ -328,6 +329,13 @@ def _thinned(points: dict[int, float]) -> list[list[float | None]]:
     count = min(HISTORY, len(epochs))
     kept = {len(epochs) - 1 - (i * len(epochs)) // count for i in range(count)}
     return [[epochs[i], points[epochs[i]] if math.isfinite(points[epochs[i]]) else None] for i in sorted(kept)]
+
+
+def _best(name: str, points: dict[int, float]) -> tuple[int, float | None]:
+    """The first epoch with the best value of a metric, and this value; a loss is best where it is lowest."""
+    sign = 1 if "loss" in name else -1
+    epoch = min(points, key=lambda e: (not math.isfinite(points[e]), sign * points[e], e))
+    return epoch, points[epoch] if math.isfinite(points[epoch]) else None
 
 
 def _optimizer(trainer: Trainer) -> dict[str, Any]:

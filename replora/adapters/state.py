@@ -44,7 +44,7 @@ from replora.adapters.inject import inject
 from replora.adapters.low_rank.factors import FactorBank
 from replora.adapters.low_rank.frozen_layers import MERGEABLE, check_not_merged
 from replora.adapters.wrappers import plain_keys, plain_name, unwrap
-from replora.errors import RepLoRAError, listed, nearest
+from replora.errors import RepLoRAError, check_arguments, listed, nearest
 from replora.io import UnreadableFileError, parse_json, replacing
 
 FILE_FORMAT = "replora-adapter"
@@ -61,6 +61,7 @@ class StateMismatchError(RepLoRAError):
     """A state of another model, method, rank or set of targets."""
 
 
+@check_arguments
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor that training changes (the adapter and what `also_train` named), by its name in `model`.
 
@@ -71,6 +72,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensors[name].detach() for name in adapters.trained}
 
 
+@check_arguments
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], found: str = "The state") -> None:
     """Copy `state` into `model`. All keys and shapes must agree; otherwise nothing is changed.
 
@@ -134,10 +136,11 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     if wrong:
         raise RepLoRAError(
             f"{what} has values that are not finite, in {listed(wrong, most=3)}: the training diverged, or a file is "
-            "corrupt. force=True takes it all the same."
+            "corrupt. force=True (--force true on the command line) takes it all the same."
         )
 
 
+@check_arguments
 def save_adapter(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -226,6 +229,8 @@ def _deployed(
     return description | deployed, kept
 
 
+@check_arguments
+@torch.inference_mode(False)
 def load_adapter(
     model: nn.Module, path: str | os.PathLike[str], name: str | None = None, *, force: bool = False
 ) -> dict[str, Any]:
@@ -328,6 +333,7 @@ def config_of(description: Mapping[str, Any]) -> AdapterConfig:
     raise RepLoRAError(f"The adapter file's method {method!r} is not known. {nearest(method, _PLAIN_CONFIGS)}")
 
 
+@check_arguments
 def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors of an adapter file.
 

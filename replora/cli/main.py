@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
 
+from replora.cli.commands.ask import ask
 from replora.cli.commands.configs import configs
 from replora.cli.commands.export import export, merge
 from replora.cli.commands.plot import plot
@@ -29,10 +31,12 @@ from replora.cli.commands.prepare import (
 from replora.cli.commands.quickstart import quickstart
 from replora.cli.commands.report import report
 from replora.cli.commands.sweep import sweep
+from replora.cli.defects import report_defect
 from replora.cli.run_command import columns, described, run_command
 from replora.cli.user_errors import user_error
 from replora.errors import RepLoRAError, nearest
 from replora.launch import launch
+from replora.progress import is_terminal
 
 # Verbs that LightningCLI runs, and verbs that are functions of `replora.cli.commands` (several with a second word).
 TRAINER_VERBS = {
@@ -54,6 +58,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
         "clip-features": prepare_clip_features,
     },
     "predict-files": predict_files,
+    "ask": ask,
     "export": export,
     "merge": merge,
     "plot": plot,
@@ -83,9 +88,16 @@ def main(args: list[str] | None = None) -> None:
 
     Args:
         args: Command line without the name of the program. Default: that of this process.
+
+    Raises:
+        SystemExit: With status 2 for what a user can fix, 1 for a defect, and 128 and the signal's number for Ctrl-C
+            and a closed pipe.
+        Exception: A defect, if `args` are given by a program; any error with REPLORA_DEBUG=1 in the environment.
     """
     arguments = sys.argv[1:] if args is None else list(args)
-    if not sys.stderr.isatty():  # transformers and the hub would write a line per step of their bars into a log
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot encode, such as names in a log of ASCII, is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if not is_terminal():  # transformers and the hub would write a line per step of their bars into a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         run(arguments)
@@ -99,14 +111,16 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         message = user_error(error)
-        if message is None or os.environ.get("REPLORA_DEBUG") == "1":
+        if os.environ.get("REPLORA_DEBUG") == "1" or (message is None and args is not None):
             raise
+        status = 1 if message is None else 2
+        message = report_defect(error, arguments) if message is None else message
         try:
             sys.stdout.flush()
         except (OSError, AttributeError):  # what is left in the buffer would fail again at the very end
             _silence_output()
         print(f"replora-cli: error: {message}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status)
 
 
 def _silence_output() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from replora.datasets.image.digits import Digits
 from replora.io import read_csv, save_picture
+from replora.progress import table_console
+from replora.reports.render.fonts import pyplot
 from replora.results import read_results
 
 MAKER = "replora-cli quickstart"
@@ -67,7 +69,6 @@ def row(run: Path) -> Row:
 
 def table(rows: list[Row]) -> None:
     """Print the rows."""
-    from rich.console import Console
     from rich.table import Table
 
     grid = Table(
@@ -90,7 +91,7 @@ def table(rows: list[Row]) -> None:
             f"{r.seconds:.0f}",
             end_section=last_of_block,
         )
-    Console().print(grid)
+    table_console().print(grid)
 
 
 def learning_curve(run: Path) -> tuple[list[int], list[float]]:
@@ -101,11 +102,7 @@ def learning_curve(run: Path) -> tuple[list[int], list[float]]:
 
 def draw(runs: list[Path], file: Path) -> None:
     """Draw the learning curves of the runs, and predictions of the last run, which has a `predictions.csv`."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     rows = {run: row(run) for run in runs}
     sizes = sorted({r.images for r in rows.values()})
     figure = plt.figure(figsize=(11, 8.5), layout="constrained")

@@ -14,6 +14,7 @@ from torch import Tensor
 from replora.config_files import read_config
 from replora.errors import RepLoRAError
 from replora.io import Entries, UnreadableFileError, check_types, read_csv, save_picture
+from replora.reports.render.fonts import drawable, pyplot
 from replora.results import read_results, status_of
 
 # Okabe and Ito's colors, which are distinct for all kinds of color vision; markers and line styles differ too.
@@ -66,7 +67,8 @@ def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path, of
     images = batch["image"] if "image" in batch else _strips(batch["video"])
     pixels = images.permute(0, 2, 3, 1).numpy()  # (N, H, W, 3) uint8
     described = datamodule.describe()
-    plt = _pyplot()
+    task = described.get("task", described["dataset"])
+    plt = pyplot([task, *names])
     columns = min(len(names), max(4, round((1.5 * len(names)) ** 0.5)))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(
@@ -76,11 +78,10 @@ def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path, of
         axis.axis("off")
     for axis, image, name in zip(axes.flat, pixels, names, strict=False):
         axis.imshow(image)
-        axis.set_title(_short(name), fontsize=9)
+        axis.set_title(_short(drawable(name)), fontsize=9)
     size = described["image_size"]
     figure.suptitle(
-        f"{described.get('task', described['dataset'])}: {len(names)} training images, {size} x {size} pixels, "
-        f"{described['num_classes']} classes",
+        f"{drawable(task)}: {len(names)} training images, {size} x {size} pixels, {described['num_classes']} classes",
         fontsize=10,
         wrap=True,
     )
@@ -109,7 +110,8 @@ def draw_learning_curves(run: Path, file: Path) -> Path:
             f"{run} has no learning curves: there is no logs/fit*/metrics.csv with a finished epoch. Fit without "
             "--trainer.logger false, for at least one epoch."
         )
-    plt = _pyplot()
+    title = _title(run)
+    plt = pyplot([title])
     figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.6), layout="constrained", squeeze=False)
     for axis, measure in zip(axes[0], shown, strict=True):
         for split, style in SPLITS.items():
@@ -125,7 +127,7 @@ def draw_learning_curves(run: Path, file: Path) -> Path:
         axis.grid(alpha=0.3)
         if measure != "learning_rate":
             axis.legend()
-    figure.suptitle(_title(run), fontsize=10)
+    figure.suptitle(drawable(title), fontsize=10)
     return _save(figure, file)
 
 
@@ -138,7 +140,9 @@ def draw_confusion(run: Path, file: Path) -> Path:
     counts, names, status = _confusion(run)
     classes, total = len(counts), int(counts.sum())
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # of the images of the true class
-    plt = _pyplot()
+    title = _title(run, status)
+    plt = pyplot([title, *names])
+    names = [_short(drawable(name)) for name in names]
     from matplotlib.colors import PowerNorm
 
     side = min(12.0, max(4.0, 0.5 * classes if classes <= NUMBERED else 0.2 * classes))
@@ -173,7 +177,7 @@ def draw_confusion(run: Path, file: Path) -> Path:
         axes[0][1].axis("off")
         axes[0][1].text(0, 1, _most_confused(counts, names), va="top", fontsize=9, linespacing=1.5)
     accuracy = counts.trace() / total
-    figure.suptitle(f"{_title(run, status)}\n{total:,} images, {accuracy:.1%} right", fontsize=10)
+    figure.suptitle(f"{drawable(title)}\n{total:,} images, {accuracy:.1%} right", fontsize=10)
     return _save(figure, file)
 
 
@@ -265,17 +269,7 @@ def _short(name: str) -> str:
     return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
 
 
-def _pyplot() -> Any:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["text.parse_math"] = False  # a dollar sign in a name starts no formula
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
 def _save(figure: Any, file: Path) -> Path:
     save_picture(figure, file, MAKER)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return file

@@ -25,7 +25,7 @@ from replora.adapters.peft_format.export import CONFIG_FILE, PREFIX, WEIGHTS_FIL
 from replora.adapters.state import adapter_state, check_finite
 from replora.adapters.weight_tying import UNTIE, shared_with
 from replora.adapters.wrappers import aliases_of, plain_name, unwrap
-from replora.errors import RepLoRAError, listed, nearest
+from replora.errors import RepLoRAError, check_arguments, listed, nearest
 from replora.io import UnreadableFileError, read_json
 
 # Initializations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
@@ -42,6 +42,8 @@ _EXTRAS: dict[str, Any] = {
 }
 
 
+@check_arguments
+@torch.inference_mode(False)
 def import_peft(
     model: nn.Module, folder: str | os.PathLike[str], name: str | None = None, *, force: bool = False
 ) -> dict[str, Any]:

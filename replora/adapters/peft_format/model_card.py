@@ -14,6 +14,7 @@ def model_card(
     base_model: str | None,
     license: str,
     data: str | None,
+    images: str | None,
     metrics: Mapping[str, float],
     *,
     base_class: str,
@@ -27,6 +28,7 @@ def model_card(
         base_model: Name of the frozen model, None if unknown.
         license: An identifier of the Hugging Face hub.
         data: What it was trained on.
+        images: How images are preprocessed.
         metrics: Name -> value.
         base_class: Python class of the base model.
         library: Which opens the folder: `peft`, `timm`, `transformers` ...
@@ -50,6 +52,7 @@ def model_card(
         "Parameters trained": f"{trained:,} of the adapter and {counts['head']:,} of the head",
         "Parameters deployed": f"{counts['adapter_deployed']:,} of the adapter and {counts['head']:,} of the head",
         "Training data": data or "not recorded",
+        **({"Images": images} if images else {}),
     }
     table = "\n".join(f"| {name} | {markdown(value)} |" for name, value in rows.items())
     measured = ["| metric | value |", "|---|---|", *(f"| {markdown(k)} | {v:.6g} |" for k, v in metrics.items())]

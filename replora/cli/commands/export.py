@@ -47,6 +47,7 @@ def export(
     runs.import_module(import_module)
     deployment.export(deployment.load_trained(source, base, checkpoint, force), out, format, license, overwrite)
     print(f"{'adapter for peft' if format == 'peft' else 'adapter'}: {out}")
+    _print_how_to_open(out)
 
 
 def merge(
@@ -94,6 +95,12 @@ def merge(
     if difference > 1e-3:
         print("this is the rounding of 16-bit weights; --dtype float32 writes the sums without it")
     print(f"model: {out}")
+    _print_how_to_open(out)
+
+
+def _print_how_to_open(out: Path) -> None:
+    if (card := out / "README.md").is_file():
+        print(f"how to open it: {card}")
 
 
 def _inputs(source: Path, base: str | None, checkpoint: Path | None) -> list[Path]:

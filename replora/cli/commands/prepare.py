@@ -303,7 +303,8 @@ def prepare_clip_features(
         out: The folder to write.
         encoder: rn101, CLIP ResNet-101's last grid, as VL-Adapter uses it for images; vit_b32, CLIP ViT-B/32's
             embedding, as VALUE uses it for videos.
-        checkpoint: The encoder's weights as a timm .safetensors file; by default they are fetched from the hub.
+        checkpoint: The encoder's weights, timm's model.safetensors or its folder; by default they are fetched from the
+            hub.
         seconds: Time between two frames of a video, above 0. The folder records it, and takes no other later.
         fps: Frames per second of folders of numbered images, which hold no times: 3 for TVQA's.
         batch_size: Images or frames at once, at least 1.
@@ -321,6 +322,7 @@ def prepare_clip_features(
     if not missing:
         return
     model = clip_features.load_encoder(encoder, checkpoint, device)
+    clip_features.check_same_extraction(out.expanduser(), options | {"weights": model.weights})
     with progress_bar(encoder, len(missing), progress) as advance:
         unread = clip_features.extract(missing, out.expanduser(), model, seconds, batch_size, advance, fps)
     print(f"{len(missing) - len(unread):,} new files of features are in {out}")

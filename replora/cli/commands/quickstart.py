@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import time
 from datetime import datetime
@@ -44,7 +46,9 @@ def quickstart(run_dir: Path | None = None, seed: int = 0) -> None:
     check_output(picture, None, is_own=made_by(MAKER))
     started = time.monotonic()
     runs: list[Path] = []
-    with progress_bar("", len(QUICKSTART_METHODS) * len(QUICKSTART_DATA)) as advance:
+    summaries = io.StringIO()  # the table at the end has all runs
+    bar = progress_bar("", len(QUICKSTART_METHODS) * len(QUICKSTART_DATA))
+    with bar as advance, contextlib.redirect_stdout(summaries):
         for data, options in QUICKSTART_DATA.items():
             for method, rate in QUICKSTART_METHODS.items():
                 advance(0, title(method, data))

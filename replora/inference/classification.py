@@ -107,7 +107,8 @@ def predictor_of(run: Path) -> type[Predictor]:
     module = module_of(run)
     if module.predictor is None:
         raise PredictionError(
-            f"{run / 'fit.yaml'} is of {module.__name__!r}, but this is for a run that classifies images or videos."
+            f"{run / 'fit.yaml'} is of {module.__name__!r}, but this is for a run that classifies images or videos, or "
+            "answers questions about them."
         )
     return module.predictor
 
@@ -127,7 +128,7 @@ def load_predictor(run: Path, checkpoint: Path | None = None, device: str = "aut
     """
     predictor = predictor_of(run)
     loaded = load_run(run, checkpoint, force)
-    return predictor.from_run(loaded.model, loaded.data, loaded.options, _device(device))
+    return predictor.from_run(loaded.model, loaded.data, loaded.options, torch_device(device))
 
 
 def classify(
@@ -136,6 +137,7 @@ def classify(
     batch_size: int | None = None,
     skip_corrupt: bool = False,
     advance: Callable[[int], object] = lambda _: None,
+    force: bool = False,
 ) -> Predictions:
     """Classify images or videos; threads decode one batch while the model works on the previous one.
 
@@ -145,6 +147,7 @@ def classify(
         batch_size: Number of files per batch (>= 1). Default: that of the predictor.
         skip_corrupt: Whether to leave out files that cannot be read.
         advance: Called with the number of files of each batch that is done.
+        force: Whether to use an adapter whose training diverged.
 
     Raises:
         CorruptImageError, CorruptVideoError: A file cannot be read, and `skip_corrupt` is off.
@@ -156,7 +159,7 @@ def classify(
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with (
         ThreadPoolExecutor(min(16, usable_cpus()), "decode") as threads,
-        replora.merged(predictor.model),
+        replora.merged(predictor.model, force=force),
     ):
 
         def submit(number: int) -> list[Future[Tensor]]:
@@ -226,7 +229,8 @@ def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5
     replace_text(file, csv_text(lines))
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """The device of a name, or of `auto`. Raises PredictionError if it cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
