@@ -7,7 +7,7 @@ import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -25,13 +25,15 @@ from replora.adapters.peft_format.export import CONFIG_FILE, export_peft, librar
 from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.state import HEADER, read_adapter, read_metadata, save_adapter
 from replora.adapters.verify import outputs_on_example
-from replora.backbones.vision import VIT_NANO, build_vision_backbone, image_size_of
+from replora.backbones.image_size import image_size_of
+from replora.backbones.vision import VIT_NANO, build_vision_backbone
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
-from replora.datasets.image.read import short_side
+from replora.datasets.common.hub import check_hub
+from replora.datasets.image.read import describe_images, short_side
 from replora.errors import RepLoRAError, nearest
-from replora.io import check_not_a_file, new_folder
+from replora.io import check_output, new_folder
 from replora.results import describe_training_data, read_results
-from replora.runs import check_usable, load_run
+from replora.runs import check_usable, load_run, read_entry
 
 Format = Literal["peft", "adapter"]
 # Maximum difference between merged and unmerged outputs, as a fraction of the largest output.
@@ -117,13 +119,13 @@ def _from_file(source: Path, base: str | None, checkpoint: Path | None, force: b
             f"transformers, or a timm model.{kind} (A run's directory needs no --base.)"
         )
     if _is_timm(base):
-        size = json.loads(metadata.get("data", "{}")).get("image_size")
+        size = read_entry(metadata, "data", source).get("image_size")
         model, base = _load_timm(base.removeprefix("timm/"), state, checkpoint, size)
     else:
         model = load_transformers(base, heads, recorded.get("class"))
     check_base_weights(model, recorded, heads, str(source))
     replora.load_adapter(model, source, force=force)
-    data, metrics = json.loads(metadata.get("data", "{}")), json.loads(metadata.get("metrics", "{}"))
+    data, metrics = (read_entry(metadata, name, source) for name in ("data", "metrics"))
     return Trained(model.eval(), base, data, _partial(metadata.get("trained_on"), metadata), metrics, metadata, force)
 
 
@@ -178,13 +180,12 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
     """
     import transformers
 
-    failed = f"--base {base}: transformers cannot open it"
+    failed, unknown = f"--base {base}: transformers cannot open it", "and timm has no model of that name"
     try:
-        config = transformers.AutoConfig.from_pretrained(base)
+        check_hub(base)
+        config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ExportError(
-            f"{failed} ({str(error).splitlines()[0]}), and timm has no model of that name. {_FROM_PYTHON}"
-        ) from error
+        raise ExportError(f"{failed} ({str(error).splitlines()[0]}), {unknown}. {_FROM_PYTHON}") from error
     cls: Any = getattr(transformers, wanted or "", None)
     if getattr(cls, "config_class", None) is not type(config):
         architecture = (config.architectures or [""])[0]
@@ -205,11 +206,10 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
             f"--base {base} lacks {len(missing)} of the weights of {cls.__name__}, such as {missing[0]}. Get the "
             "complete model; random values would be merged."
         )
-    loaded: nn.Module = model
-    return loaded
+    return cast(nn.Module, model)
 
 
-def export(trained: Trained, out: Path, form: Format, license: str = "unknown") -> None:
+def export(trained: Trained, out: Path, form: Format, license: str = "unknown", overwrite: bool = False) -> None:
     """Write the adapter for PEFT, or as a file of this package without the weights that only training needs.
 
     Raises:
@@ -217,9 +217,7 @@ def export(trained: Trained, out: Path, form: Format, license: str = "unknown") 
         OSError: It cannot be written.
     """
     if form == "adapter":
-        if out.exists():
-            raise ExportError(f"{out} already exists and is not overwritten. Choose another name.")
-        check_not_a_file(out)
+        check_output(out, overwrite)
         metadata = {key: value for key, value in trained.metadata.items() if key not in HEADER}
         if trained.trained_on:
             metadata["trained_on"] = trained.trained_on
@@ -233,12 +231,14 @@ def export(trained: Trained, out: Path, form: Format, license: str = "unknown") 
         base_model=trained.base,
         license=license,
         data=trained.trained_on,
+        images=describe_images(trained.data),
         metrics=trained.metrics,
         force=trained.force,
+        overwrite=overwrite,
     )
 
 
-def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
+def merge(trained: Trained, out: Path, license: str = "unknown", overwrite: bool = False) -> float:
     """Merge the update into the backbone, verify it on an input, and write the model for stock tools.
 
     A timm model becomes a folder that `timm.create_model("local-dir:OUT", pretrained=True)` opens, a transformers model
@@ -248,19 +248,20 @@ def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
         The largest difference between merged and unmerged outputs, as a fraction of the largest output.
 
     Raises:
-        RepLoRAError: A weight is quantized, the outputs differ, or `out` exists.
+        RepLoRAError: A weight is quantized, the outputs differ, or `out` exists and `overwrite` is off.
         OSError: It cannot be written; then nothing is left behind.
     """
     model, description = trained.model, replora.describe(trained.model)
     difference = _difference(model, trained.force)
     merge_and_unload(model, force=trained.force)
-    with new_folder(out) as folder:
+    with new_folder(out, overwrite) as folder:
         library, usage = _save(model, trained, folder)
         card = model_card(
             description,
             trained.base,
             license,
             trained.trained_on,
+            describe_images(trained.data),
             trained.metrics,
             base_class=type(model).__name__,
             library=library,
@@ -367,7 +368,7 @@ def _copy_processors(base: str | None, folder: Path) -> None:
         try:
             missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
             if any(cached_file(base, file, **missing) for file in files):
-                getattr(transformers, name).from_pretrained(base).save_pretrained(folder)
+                getattr(transformers, name).from_pretrained(base, trust_remote_code=False).save_pretrained(folder)
         except (ImportError, OSError, ValueError, TypeError, KeyError) as error:
             warnings.warn(f"{name} of {base} was not copied ({error}). Copy its files by hand.", stacklevel=2)
 
@@ -406,7 +407,7 @@ def _save_timm(model: Any, trained: Trained, folder: Path) -> None:
         config["label_names"] = trained.data["class_names"]
         config["pretrained_cfg"] = {
             "input_size": (3, size, size),
-            "interpolation": trained.data["interpolation"],
+            "interpolation": trained.data["interpolation"].removeprefix("tf1_"),  # the nearest that timm has
             "crop_mode": {"crop": "center", "pad": "border", "squash": "squash"}[framing],
             # timm rounds size / crop_pct down.
             "crop_pct": math.nextafter(size / short_side(size), 0) if framing == "crop" else 1.0,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from replora.adapters.low_rank.factors import FactorBank
 from replora.adapters.low_rank.frozen_layers import MERGEABLE, check_not_merged
 from replora.adapters.wrappers import plain_keys, plain_name, unwrap
 from replora.errors import RepLoRAError, check_arguments, listed, nearest
-from replora.io import replacing
+from replora.io import UnreadableFileError, parse_json, replacing
 
 FILE_FORMAT = "replora-adapter"
 FILE_VERSION = 1
@@ -253,6 +253,7 @@ def load_adapter(
             the adapter computes (not dropout, not init).
     """
     description, state = read_adapter(path)
+    config = config_of(description)
     target = unwrap(model)
     present = adapters_of(target) if isinstance(getattr(target, "replora", None), Adapters) else None
 
@@ -271,7 +272,7 @@ def load_adapter(
         heads = multi_adapter.head_states(state, description["also_train"])
         with multi_adapter.added(target, name or multi_adapter.DEFAULT_NAME, heads):
             compare_bases()
-            inject(target, config_of(description), also_train=description["also_train"])
+            inject(target, config, also_train=description["also_train"])
             _load(target, path, description, state)
         return description
     compare_bases()
@@ -324,7 +325,7 @@ def config_of(description: Mapping[str, Any]) -> AdapterConfig:
             return PeftMethodConfig(**options)
         if method in _PLAIN_CONFIGS:
             return _PLAIN_CONFIGS[method]()
-    except TypeError as error:
+    except (RepLoRAError, TypeError) as error:
         raise RepLoRAError(f"The adapter file has an option that this release does not know ({error}).") from error
     raise RepLoRAError(f"The adapter file's method {method!r} is not known. {nearest(method, _PLAIN_CONFIGS)}")
 
@@ -338,16 +339,28 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     """
     header, state = _read(path)
     try:
-        description = json.loads(header["description"])
+        description = parse_json(header["description"], f"The description in {path}")
         known = {"method", "options"} <= description.keys()
-    except (KeyError, json.JSONDecodeError, AttributeError) as error:
+    except (KeyError, UnreadableFileError, AttributeError) as error:
         raise RepLoRAError(f"{path} is damaged: its header has no description that can be read ({error}).") from error
     if not known:
         raise RepLoRAError(f"{path} is damaged: its description names no method ({', '.join(description) or 'empty'}).")
     for entry, fits in _ENTRIES.items():
         if entry in description and not fits(description[entry]):
             raise RepLoRAError(f"{path} is damaged: the entry {entry!r} of its description is {description[entry]!r}.")
+    _check_sizes(description["options"], state, path)
     return description, state
+
+
+def _check_sizes(options: Mapping[str, Any], state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Compare the sizes that the options ask for with the tensors, before memory is asked for."""
+    sizes: Container[int] = {size for tensor in state.values() for size in tensor.shape}
+    used = {"mlp": ("rank", "hidden"), "linear": ("rank", "hidden"), "none": ("rank",)}
+    if "method" in options:  # of peft; some have matrices of other sizes, but none more ranks than values
+        sizes = range(1 + max([8, *(tensor.numel() for tensor in state.values())]))
+    for name in used.get(str(options.get("factors", "none")), ()):
+        if isinstance(options.get(name), int) and options[name] not in sizes:
+            raise RepLoRAError(f"{path} is damaged: its option {name} is {options[name]}, and no tensor has that size.")
 
 
 def _is_names(value: object) -> bool:
@@ -385,6 +398,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not Path(path).is_file():
         raise RepLoRAError(f"There is no adapter file {path}.")
+    with Path(path).open("rb"):  # safetensors does not tell a missing permission from a missing file
+        pass
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

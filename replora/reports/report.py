@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from replora.io import replace_text
+from replora.io import csv_text, replace_text
 from replora.reports.grouping import group_runs
 from replora.reports.render.document import Block, Heading, Paragraph, Table, write_document
 from replora.reports.runs import Group, ReportError, Run, read_runs
@@ -80,6 +78,14 @@ def write_report(sources: Sequence[Path], folder: Path, trials: Collection[str] 
     replace_text(folder / "runs.csv", _runs_csv(groups))
     replace_text(folder / "runs.jsonl", "".join(f"{line}\n" for line in sorted(_line(content) for content in contents)))
     return [*files, folder / "runs.csv", folder / "runs.jsonl"]
+
+
+def is_report(folder: Path) -> bool:
+    """Whether a folder is that of an earlier report."""
+    if not all((folder / name).is_file() for name in ("report.md", "report.html", "runs.csv", "runs.jsonl")):
+        return False
+    with (folder / "runs.jsonl").open("rb") as stream:
+        return stream.read(1) == b"{"
 
 
 def _left_out(contents: Sequence[dict[str, Any]], groups: Sequence[Group], skipped: Sequence[str]) -> list[Block]:
@@ -232,14 +238,12 @@ def _provenance(groups: Sequence[Group]) -> list[Block]:
 
 
 def _runs_csv(groups: Sequence[Group]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     videos = any("recipe" in run.results.get("data", {}) for group in groups for run in group.runs)
-    writer.writerow([*RUN_COLUMNS, *(VIDEO_COLUMNS if videos else ())])
+    lines: list[Sequence[Any]] = [[*RUN_COLUMNS, *(VIDEO_COLUMNS if videos else ())]]
     for group in groups:
         for run in sorted(group.runs, key=lambda r: (r.stage, r.method, r.task, r.size, r.rate or 0, r.seed)):
-            writer.writerow(["" if value is None else value for value in _run_row(run) + _video_row(run) * videos])
-    return stream.getvalue()
+            lines.append(["" if value is None else value for value in _run_row(run) + _video_row(run) * videos])
+    return csv_text(lines)
 
 
 def _run_row(run: Run) -> list[Any]:

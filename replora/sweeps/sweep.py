@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from replora.errors import RepLoRAError
+from replora.progress import table_console
+from replora.reports.summary import format_metric
 from replora.sweeps.plan import Point, Sweep, Trial
 from replora.sweeps.progress import Progress
 from replora.sweeps.select import Selection, select_points
@@ -155,6 +156,7 @@ def print_selections(sweep: Sweep, chosen: dict[tuple[str, str, str], Selection]
         if choice is None:
             table.add_row(task, size, method, "nothing: trials are missing, or every point diverged", "")
             continue
+        assert sweep.select is not None
         edge = ", at the edge of the grid" if any(choice.at_edge.values()) else ""
-        table.add_row(task, size, method, choice.point.name + edge, f"{choice.mean:.4g}")
-    Console().print(table)
+        table.add_row(task, size, method, choice.point.name + edge, format_metric(sweep.select.metric, choice.mean))
+    table_console().print(table)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
 import types
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +19,9 @@ import yaml
 
 import lightning_modules
 import replora
-from replora import trainer as trainer_cli
 from replora.cli.main import main
 from replora.results import read_results, weights_source
+from replora.trainer import trainer_cli
 from tests.cli.helpers import DIGITS, Remember, fit, refused
 
 REMEMBER = "--trainer.callbacks+=tests.cli.helpers.Remember"
@@ -123,7 +125,8 @@ def test_number_of_classes_comes_from_the_data(finished, capsys):  # C4
     assert _module(finished).model.head.out_features == 10
     assert "num_classes" not in saved(finished / "fit.yaml")["model"]["init_args"]
     for option in ("--model.num_classes=7", "--model.init_args.num_classes=7"):
-        assert "The number of classes is the data's" in refused(capsys, "fit", *DIGITS, option)
+        error = refused(capsys, "fit", *DIGITS, option)
+        assert "the number of classes is the data's. DigitsDataModule has no option for it" in error
 
 
 @pytest.mark.parametrize(
@@ -282,9 +285,9 @@ def test_wrong_checkpoints(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model.adapter.rnk=3"], "Option 'rnk' is not accepted"),
-        (["--model.backbnoe=x"], "Option 'backbnoe' is not accepted"),
-        (["--trainer.max_epoch=3"], "unrecognized arguments: --trainer.max_epoch"),
+        (["--model.adapter.rnk=3"], "RepLoRAConfig has no option 'rnk'. Did you mean --model.adapter.rank?"),
+        (["--model.backbnoe=x"], "ImageClassification has no option 'backbnoe'. Did you mean --model.backbone?"),
+        (["--trainer.max_epoch=3"], "--trainer.max_epoch: there is no such option. Did you mean --trainer.max_epochs?"),
         (["--model=ImageClasification"], "there is no class 'ImageClasification'. Did you mean 'ImageClassification'"),
         (["--data", "VTABDatamodule"], "there is no class 'VTABDatamodule'. Did you mean 'VTABDataModule'"),
         (["--model.adapter", "LoraConfig"], "there is no class 'LoraConfig'. Did you mean 'LoRAConfig'"),
@@ -312,7 +315,7 @@ def test_errors_say_what_is_wrong_without_a_traceback(options, message, tmp_path
 
 
 def test_missing_model_or_data(capsys):
-    assert "fit.data" in refused(capsys, "fit", "--model=ImageClassification")
+    assert "There is no --data: give a configuration" in refused(capsys, "fit", "--model=ImageClassification")
 
 
 def test_debugging_shows_the_traceback(monkeypatch):
@@ -321,22 +324,32 @@ def test_debugging_shows_the_traceback(monkeypatch):
         main(["fit", *DIGITS, "--model.drop_path_rate=1.5"])
 
 
-def test_other_value_errors_keep_their_traceback(monkeypatch):
+def test_a_defect_is_reported_with_its_traceback(monkeypatch, capsys):
     def broken(*_args):
         raise ValueError("a bug")
 
     monkeypatch.setattr(trainer_cli, "TrainerCLI", broken)
+    monkeypatch.setattr(sys, "argv", ["replora-cli", "fit", "--run_dir", "my runs"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert "ValueError: a bug (test_trainer_cli.py, line" in error
+    assert "Traceback" not in error
+    report = Path(re.search(r"the file (\S+),", error)[1])
+    content = report.read_text()
+    report.unlink()
+    assert content.startswith("replora-cli fit --run_dir 'my runs'\n")
+    assert "torch " in content
+    assert 'raise ValueError("a bug")' in content
+    monkeypatch.setenv("REPLORA_DEBUG", "1")
     with pytest.raises(ValueError, match="a bug"):
-        main(["fit"])
+        main()
 
 
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [
-        (
-            ["fit", "--help"],
-            ["--run_dir", "--ckpt_path", "--test_after_fit", "--trainer.precision", "--seed_everything"],
-        ),
         (
             ["fit", "--model.help", "ImageClassification"],
             [
@@ -359,7 +372,7 @@ def test_other_value_errors_keep_their_traceback(monkeypatch):
         (["fit", "--data.help", "DigitsDataModule"], ["--data.batch_size", "--data.subset_seed"]),
     ],
 )
-def test_help_shows_every_option(arguments, options, capsys):
+def test_the_help_of_a_class_shows_every_option(arguments, options, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 0

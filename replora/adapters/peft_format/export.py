@@ -57,6 +57,8 @@ def export_peft(
     metrics: Mapping[str, float] | None = None,
     example: Any = None,
     force: bool = False,
+    images: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write the adapter of `model` as a folder that `peft.PeftModel.from_pretrained(base, folder)` opens.
 
@@ -73,6 +75,8 @@ def export_peft(
         example: An input to find out whether each adapted layer is called or its weight is read, where the model has
             not run yet and is of no known library.
         force: Write values that are not finite as well.
+        images: How images are preprocessed, for the card.
+        overwrite: Replace an earlier folder that holds nothing else.
 
     Raises:
         RepLoRAError: A tensor is offloaded from memory, or has values that are not finite.
@@ -106,6 +110,7 @@ def export_peft(
         config.base_model_name_or_path,
         license,
         data,
+        images,
         metrics or {},
         base_class=type(model).__name__,
         library="peft",
@@ -115,7 +120,7 @@ def export_peft(
     if not force:
         check_finite(tensors, "The adapter")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with new_folder(folder) as temporary:
+    with new_folder(folder, overwrite) as temporary:
         config.save_pretrained(str(temporary))
         save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         (temporary / CARD_FILE).write_text(card, encoding="utf-8")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from replora.io import check_output
 
-def report(runs: list[str] | str, out: Path = Path("report")) -> None:
+
+def report(runs: list[str] | str, out: Path = Path("report"), overwrite: bool = False) -> None:
     """Make tables and pictures of finished runs: Markdown, CSV, PNG and one HTML page with everything in it.
 
         replora-cli report runs/quickstart_low_data --out report
@@ -19,9 +21,12 @@ def report(runs: list[str] | str, out: Path = Path("report")) -> None:
     Args:
         runs: Directories of runs (searched recursively), results.json files, or .jsonl files of earlier reports.
         out: Directory of the report. It replaces the files of an earlier report there.
+        overwrite: Whether to write into a directory that holds anything else; files of the same names are replaced.
     """
-    from replora.reports.report import write_report
+    from replora.reports.report import is_report, write_report
 
     sources = [Path(run) for run in ([runs] if isinstance(runs, str) else runs)]
+    read = [run for run in sources if (run if run.is_dir() else run.parent).resolve() == out.resolve()]
+    check_output(out, overwrite, read, folder=True, is_own=is_report)
     files = write_report(sources, out)
     print(f"report: {files[1]}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import csv
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
-from replora.io import replace_text
+from replora.io import csv_text, markdown, replace_text
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
@@ -100,18 +99,18 @@ def write_document(blocks: Sequence[Block], folder: Path, title: str) -> list[Pa
 def _markdown(block: Block) -> str:
     match block:
         case Heading(level, text):
-            return f"{'#' * level} {text}"
+            return f"{'#' * level} {markdown(text)}"
         case Paragraph(text):
-            return text
+            return markdown(text)
         case Picture(file, caption):
-            return f"![{caption}]({file.name})\n\n{caption}"
+            return f"![{markdown(caption)}]({quote(file.name)})\n\n{markdown(caption)}"
         case Table(_, caption, columns, rows):
             lines = [_row(columns), "|---" + "|---:" * (len(columns) - 1) + "|", *map(_row, rows)]
-            return f"**{caption}**\n\n" + "\n".join(lines)
+            return f"**{markdown(caption)}**\n\n" + "\n".join(lines)
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(markdown(cell) for cell in cells) + " |"
 
 
 def _page(blocks: Sequence[Block], title: str) -> str:
@@ -148,8 +147,4 @@ def _html(block: Block) -> str:
 
 
 def _csv(table: Table) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows(table.rows)
-    return stream.getvalue()
+    return csv_text([table.columns, *table.rows])
