@@ -212,8 +212,6 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
 def export(trained: Trained, out: Path, form: Format, license: str = "unknown", overwrite: bool = False) -> None:
     """Write the adapter for PEFT, or as a file of this package without the weights that only training needs.
 
-    With `overwrite`, an earlier output is replaced.
-
     Raises:
         RepLoRAError: PEFT cannot express the adapter, or `out` exists.
         OSError: It cannot be written.
@@ -244,14 +242,13 @@ def merge(trained: Trained, out: Path, license: str = "unknown", overwrite: bool
     """Merge the update into the backbone, verify it on an input, and write the model for stock tools.
 
     A timm model becomes a folder that `timm.create_model("local-dir:OUT", pretrained=True)` opens, a transformers model
-    one for `from_pretrained`, any other a folder with `model.safetensors`. Each has a model card. With `overwrite`, an
-    earlier output is replaced.
+    one for `from_pretrained`, any other a folder with `model.safetensors`. Each has a model card.
 
     Returns:
         The largest difference between merged and unmerged outputs, as a fraction of the largest output.
 
     Raises:
-        RepLoRAError: A weight is quantized, the outputs differ, or `out` exists.
+        RepLoRAError: A weight is quantized, the outputs differ, or `out` exists and `overwrite` is off.
         OSError: It cannot be written; then nothing is left behind.
     """
     model, description = trained.model, replora.describe(trained.model)
