@@ -61,8 +61,29 @@ _TYPES = {
     "backbone": {"name": str},
     "options": dict,
     "parameters": {None: OPTIONAL_NUMBER},
-    "data": {"num_classes": int | None, "splits": {None: dict}, "class_names": [str]},
+<<<<<<< HEAD
+    "data": {"num_classes": int | None, "splits": {None: dict}, "class_names": list | None},
     "fit": _MEASURED | {"history": {None: [list]}, "processes": [dict]},
+=======
+    "data": {
+        "dataset": str,
+        "task": str,
+        "num_classes": int | None,
+        "class_names": [str],
+        "splits": {None: dict},
+        "train_size": int | None,
+        "train_fraction": OPTIONAL_NUMBER,
+        "shots": OPTIONAL_NUMBER,
+    },
+    "fit": _MEASURED
+    | {
+        "history": {None: [[OPTIONAL_NUMBER]]},
+        "optimizer": {"lr": OPTIONAL_NUMBER, "weight_decay": OPTIONAL_NUMBER},
+        "processes": [dict],
+        "seed": int | None,
+        "date": str,
+    },
+>>>>>>> outputs
     "evaluations": [_MEASURED | {"verb": str, "data": dict, "weights": dict}],
     "sweep": dict,
     **dict.fromkeys(EVALUATIONS, _MEASURED),

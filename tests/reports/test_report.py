@@ -449,7 +449,7 @@ def test_no_results(tmp_path):
     with pytest.raises(ReportError, match="cannot be read"):
         read_runs([tmp_path / "bad.jsonl"])
     (tmp_path / "bad.jsonl").write_text("{}\n")
-    with pytest.raises(ReportError, match="a line has no 'format'"):
+    with pytest.raises(ReportError, match=r"line 1 .* has no 'format'"):
         read_runs([tmp_path / "bad.jsonl"])
 
 
