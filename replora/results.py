@@ -61,15 +61,11 @@ _TYPES = {
     "backbone": {"name": str},
     "options": dict,
     "parameters": {None: OPTIONAL_NUMBER},
-<<<<<<< HEAD
-    "data": {"num_classes": int | None, "splits": {None: dict}, "class_names": list | None},
-    "fit": _MEASURED | {"history": {None: [list]}, "processes": [dict]},
-=======
     "data": {
         "dataset": str,
         "task": str,
         "num_classes": int | None,
-        "class_names": [str],
+        "class_names": list | None,
         "splits": {None: dict},
         "train_size": int | None,
         "train_fraction": OPTIONAL_NUMBER,
@@ -83,7 +79,6 @@ _TYPES = {
         "seed": int | None,
         "date": str,
     },
->>>>>>> outputs
     "evaluations": [_MEASURED | {"verb": str, "data": dict, "weights": dict}],
     "sweep": dict,
     **dict.fromkeys(EVALUATIONS, _MEASURED),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from replora.io import replacing, save_picture
+from replora.io import save_picture
 from replora.reports.render.fonts import drawable, pyplot
 from replora.reports.statistics import Mean
 
