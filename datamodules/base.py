@@ -58,8 +58,8 @@ class BaseDataModule(LightningDataModule, ABC):
         shots: Training examples per class, or per task of commonsense (>= 1), instead of a fraction.
         subset_seed: Random seed (>= 0) that chooses the examples of a fraction or of shots. Default: the seed of the
             run.
-        protocol: `tune` trains on train and validates on val; `final` trains on train and val and tests; `holdout`
-            trains on train, validates on val and tests.
+        protocol: `tune` trains on train and validates on val, to select options; `final` trains on train and val
+            together, then tests; `holdout` trains on train, validates on val, then tests.
         drop_last: Whether to drop the last, incomplete training batch of an epoch. A training set smaller than one
             batch is always one batch.
         shuffle_seed: Random seed (>= 0) for the order of the training examples and their augmentation, which change

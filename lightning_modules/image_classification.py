@@ -33,11 +33,12 @@ class ImageClassification(ClassificationModule):
         num_classes: Number of classes. The command line takes it from the data.
         backbone: Model name of timm, or `vit_nano`, a small model that ships with this package.
         pretrained: Whether to start from the backbone's published weights, which the first use downloads.
-        checkpoint: File of weights to start from instead: Google's `.npz`, `.safetensors`, `.pth`, `.pt` or `.bin`.
+        checkpoint: File of the backbone's weights, instead of a download: Google's `.npz`, `.safetensors`, `.pth`,
+            `.pt` or `.bin`.
         drop_path_rate: Probability in [0, 1) of skipping the deepest residual branch in training; linear over depth.
         image_size: Height and width of the images, in pixels. The command line takes it from the data. Where the
             backbone was made for another size, its position embedding is resampled. Default: the backbone's own size.
-        label_smoothing: Weight in [0, 1) of the uniform distribution in the training target.
+        label_smoothing: Label smoothing: weight in [0, 1) of the uniform distribution in the training target.
         adapter: Adaptation method: `RepLoRAConfig` (RepLoRA, its ablations, LoRA), `FullConfig`, `LinearProbeConfig`,
             `BitFitConfig`, or `PeftMethodConfig` for another method of the peft library.
         optimizer: Optimizer. Biases, norms and diagonals train without weight decay.

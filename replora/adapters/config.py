@@ -83,7 +83,7 @@ class RepLoRAConfig(AdapterConfig):
     The three differ in nothing but where A and B come from, see `replora.adapters.low_rank.factors`.
 
     Args:
-        rank: Inner dimension r of the update (>= 1).
+        rank: Rank r of the update: its inner dimension (>= 1).
         alpha: Numerator of the update's scale alpha / rank (> 0). Default: equal to `rank`, a scale of 1.
         factors: `mlp` is RepLoRA (A and B come from an MLP on two diagonal matrices), `linear` the same without the
             non-linearity (the paper's "simple linear" reparameterization), `none` vanilla LoRA (A and B are free).
@@ -165,7 +165,7 @@ class LoRAConfig(RepLoRAConfig):
     that everybody knows.
 
     Args:
-        rank: Inner dimension r of the update (>= 1).
+        rank: Rank r of the update: its inner dimension (>= 1).
         alpha: Numerator of the update's scale alpha / rank (> 0). Default: equal to `rank`, a scale of 1.
         dropout: Probability in [0, 1) of dropping an input element of the update during training.
         targets: What to adapt, as for `RepLoRAConfig`.

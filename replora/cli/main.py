@@ -67,7 +67,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "report": report,
 }
 
-HELP = {"-h", "--help", "--help_all"}
+HELP = {"-h", "--help", "--help_all", "--trainer.help"}
 # What other programs call it -> verb.
 OTHER_NAMES = {
     "train": "fit",

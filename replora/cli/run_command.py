@@ -42,7 +42,8 @@ def run_command(verb: str, command: Callable[..., None] | dict[str, Callable[...
     prog = f"replora-cli {verb}"
     try:
         if command is sweep:  # auto_cli reserves --config
-            parser = ArgumentParser(prog=prog, description=first_line(sweep), allow_abbrev=False, exit_on_error=False)
+            text = f"{first_line(sweep).capitalize()}."
+            parser = ArgumentParser(prog=prog, description=text, allow_abbrev=False, exit_on_error=False)
             parser.add_function_arguments(sweep, as_group=False)
             options = parser.parse_args(arguments)
         else:

@@ -39,10 +39,11 @@ class Explanation:
 
     def message(self) -> str | None:
         """What is wrong first, or None if nothing is found."""
-        for setting in self.settings:
-            if (problem := self._problem(setting)) is not None:
-                return problem
-        return self._missing()
+        return self.first_problem() or self._missing()
+
+    def first_problem(self) -> str | None:
+        """What is wrong with the first wrong setting; what is missing does not count."""
+        return next((problem for setting in self.settings if (problem := self._problem(setting))), None)
 
     # --- one setting
 

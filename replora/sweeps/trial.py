@@ -88,11 +88,8 @@ def run_trial(home: Path, sweep: str, trial: Trial, rule: dict[str, Any] | None 
                 launch([*arguments, "--trainer.enable_progress_bar=false"])
     except (NonFiniteLossError, DivergedError) as error:
         content: dict[str, Any] = {"format": FORMAT, "sweep": label | {"failed": str(error)}}
-    except SystemExit as error:  # the parser exits if an option is not valid
-        _, _, mistake = (folder / "output.log").read_text(encoding="utf-8").rpartition("error:")
-        mistake = " ".join(mistake.split())
-        replace_text(folder / "error.txt", mistake)
-        raise TrialError(f"{trial.folder}: {mistake}") from error
+    except SystemExit as error:  # a signal ended it
+        raise TrialError(f"{trial.folder}: the run was ended with status {error.code}.") from error
     except Exception as error:
         replace_text(folder / "error.txt", f"{error}\n\n{traceback.format_exc()}")
         raise

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from datamodules import BaseDataModule
 from lightning_modules import AdaptedModule
 from replora.options.class_options import Option
-from replora.options.settings import Setting
+from replora.options.settings import Setting, settings_of
 from replora.options.tree import OptionTree
 from replora.trainer.run_options import CONFIG_TEXT, RUN_OPTIONS
 
@@ -32,3 +32,15 @@ def options_in_force(settings: list[Setting]) -> tuple[OptionTree, dict[str, Set
             tree.use_class(setting, option)
             values[setting.name] = setting
     return tree, values
+
+
+def name_classes_of_help(arguments: list[str]) -> list[str]:
+    """Let `--model.help` and `--data.help` without a class be about the class in force, not about its base."""
+    named: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        named.append(argument)
+        group = argument.removeprefix("--").removesuffix(".help")
+        if argument in ("--model.help", "--data.help") and following.startswith("--"):
+            tree, _ = options_in_force(settings_of([a for a in arguments[1:] if a != argument]))
+            named += [tree.classes[group].__name__] if group in tree.classes else []
+    return named

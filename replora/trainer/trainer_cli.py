@@ -38,6 +38,7 @@ from replora.run_directory import check_unused, create_unique, left_as_found, lo
 from replora.trainer.checkpoint import find_checkpoint
 from replora.trainer.checks import check_arguments, check_data_files, check_trainer, fix_int_float_union
 from replora.trainer.config_option import PackagedConfigFile
+from replora.trainer.in_force import name_classes_of_help
 from replora.trainer.loggers import loggers
 from replora.trainer.quiet import ignore_messages
 from replora.trainer.refusal import why_refused
@@ -120,7 +121,7 @@ class TrainerCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         check_arguments(args)
         try:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args(name_classes_of_help(args))
         except ArgumentError as error:
             raise RepLoRAError(why_refused(self.verb, args[1:], error)) from error
 
