@@ -5,19 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote
 
 from replora.io import replace_text
 from replora.reports.grouping import group_runs
-from replora.reports.render.document import Block, Heading, Paragraph, Table, write_document
+from replora.reports.render.charts import vector_files
+from replora.reports.render.document import Block, Contents, Heading, Paragraph, Table, as_csv, markdown
+from replora.reports.render.latex import latex
+from replora.reports.render.page import page
 from replora.reports.runs import Group, ReportError, Run, read_runs
 from replora.reports.sections.benchmarks import benchmark_section
 from replora.reports.sections.commonsense import commonsense_section
+from replora.reports.sections.comparisons import answer_section
 from replora.reports.sections.learning_curves import learning_curve_section
 from replora.reports.sections.learning_rates import learning_rate_section
-from replora.reports.sections.low_data import low_data_section
+from replora.reports.sections.limits import limits_section
+from replora.reports.sections.low_data import low_data_figure, low_data_section
+from replora.reports.sections.provenance import provenance_section
 from replora.reports.sections.validation import validation_section
 from replora.reports.sections.video import video_section
 from replora.results import other_conditions, status_of, stored
@@ -35,7 +44,14 @@ SHOWN_OPTIONS = ("rank", "factors", "hidden", "activation", "sharing")
 UNUSED = {"none": ("hidden", "activation", "sharing"), "linear": ("activation",)}
 
 
-def write_report(sources: Sequence[Path], folder: Path, trials: Collection[str] | None = None) -> list[Path]:
+def write_report(
+    sources: Sequence[Path],
+    folder: Path,
+    trials: Collection[str] | None = None,
+    *,
+    format: Literal["page", "latex"] = "page",
+    all_tasks: bool = False,
+) -> list[Path]:
     """Write the report of the runs in `sources`.
 
     Args:
@@ -44,6 +60,8 @@ def write_report(sources: Sequence[Path], folder: Path, trials: Collection[str] 
             file per table, the pictures, `runs.csv` with one line per run, and `runs.jsonl`, the results themselves,
             from which the report can be made again.
         trials: Trials of the sweep whose report it is; results of other trials are left out and named. Default: all.
+        format: `latex` also writes each table as LaTeX and each picture as PDF and SVG.
+        all_tasks: Whether means include tasks that are trained on at most one example per ten classes.
 
     Returns:
         The files; `report.html` is the second.
@@ -62,24 +80,47 @@ def write_report(sources: Sequence[Path], folder: Path, trials: Collection[str] 
     if not groups:
         reasons = "".join(f"\n  {reason}" for reason in skipped)
         raise ReportError(f"The files hold no run that was trained or tested, so there is nothing to report.{reasons}")
+    groups = [replace(group, all_tasks=all_tasks) for group in groups]
     folder.mkdir(parents=True, exist_ok=True)
-    blocks: list[Block] = [Heading(1, TITLE), Paragraph(_summary(groups))]
+    with vector_files(("pdf", "svg") if format == "latex" else ()):
+        blocks = _blocks(groups, folder, contents, skipped)
+    files = [folder / "report.md", folder / "report.html", folder / "runs.csv", folder / "runs.jsonl"]
+    lines = sorted(_line(content) for content in contents)
+    texts = [markdown(blocks), page(blocks, TITLE), _runs_csv(groups), "".join(f"{line}\n" for line in lines)]
+    for table in blocks:
+        if isinstance(table, Table) and not table.links:
+            files.append(folder / f"{table.name}.csv")
+            texts.append(as_csv(table))
+            if format == "latex":
+                files.append(folder / f"{table.name}.tex")
+                texts.append(latex(table))
+    for file, text in zip(files, texts, strict=True):
+        replace_text(file, text)
+    return files
+
+
+def _blocks(
+    groups: Sequence[Group], folder: Path, contents: Sequence[dict[str, Any]], skipped: Sequence[str]
+) -> list[Block]:
+    """The whole report: the answers, then a section for each group that begins with its figure and its limits."""
+    blocks: list[Block] = [Heading(1, TITLE)]
+    for group in groups:
+        blocks += answer_section(group, len(groups) > 1)
+    blocks += [Contents()]
     for number, group in enumerate(groups, start=1):
         prefix = f"{number}_" if len(groups) > 1 else ""
-        blocks += [Heading(2, group.title), *(_conditions(group, prefix))]
+        blocks += [Heading(2, group.title), *low_data_figure(group, folder, prefix), *limits_section(group)]
+        blocks += [Heading(3, "Methods"), *_conditions(group, prefix)]
         blocks += benchmark_section(group, prefix)
         blocks += commonsense_section(group, prefix)
-        blocks += low_data_section(group, folder, prefix)
+        blocks += low_data_section(group, prefix)
         blocks += validation_section(group, prefix)
         blocks += learning_rate_section(group, folder, prefix)
         blocks += learning_curve_section(group, folder, prefix)
     blocks += video_section(groups)
-    blocks += _provenance(groups)
-    blocks += _left_out(contents, groups, skipped)
-    files = write_document(blocks, folder, TITLE)
-    replace_text(folder / "runs.csv", _runs_csv(groups))
-    replace_text(folder / "runs.jsonl", "".join(f"{line}\n" for line in sorted(_line(content) for content in contents)))
-    return [*files, folder / "runs.csv", folder / "runs.jsonl"]
+    blocks += provenance_section(groups)
+    blocks.insert(len(blocks) - 1, Paragraph(_summary(groups)))
+    return [*blocks, *_left_out(contents, groups, skipped), *_links(groups, folder)]
 
 
 def _left_out(contents: Sequence[dict[str, Any]], groups: Sequence[Group], skipped: Sequence[str]) -> list[Block]:
@@ -215,20 +256,29 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _provenance(groups: Sequence[Group]) -> list[Block]:
-    """Code, versions, machines and dates of the runs."""
-    entries = [run.results.get("fit") or run.results.get("test") or {} for group in groups for run in group.runs]
-    rows = []
-    for name, values in (
-        ("code", {entry.get("git") for entry in entries}),
-        ("torch", {entry.get("versions", {}).get("torch") for entry in entries}),
-        ("lightning", {entry.get("versions", {}).get("lightning") for entry in entries}),
-        ("machine", {f"{e.get('accelerator')}, {e.get('precision')}" for e in entries if "accelerator" in e}),
-        ("days", {str(entry.get("date", ""))[:10] for entry in entries}),
-    ):
-        known = sorted(str(value) for value in values if value)
-        rows.append([name, ", ".join(known) or "not recorded"])
-    return [Heading(2, "Where the numbers come from"), Table("provenance", "Code and machines", ["", "values"], rows)]
+def _links(groups: Sequence[Group], folder: Path) -> list[Block]:
+    """A link to the directory of each run, where it is known."""
+    found = {id(run.results): run for group in groups for run in group.runs}
+    rows = sorted(
+        (
+            [_name(run.results), run.stage, run.method, run.task, str(run.size), str(run.seed), run.status],
+            _link(run, folder),
+        )
+        for run in found.values()
+    )
+    columns = ["run", "stage", "method", "task", "size", "seed", "status"]
+    cells, links = [row for row, _ in rows], [link for _, link in rows]
+    words = "runs.csv has one line per run, and runs.jsonl the results of each."
+    return [
+        Heading(2, "Runs"),
+        Paragraph(words),
+        Table("links", f"{len(rows)} runs", columns, cells, folded=True, links=links),
+    ]
+
+
+def _link(run: Run, folder: Path) -> str:
+    place = run.results.get("file")
+    return quote(os.path.relpath(place, folder)) if place and Path(place).exists() else ""
 
 
 def _runs_csv(groups: Sequence[Group]) -> str:

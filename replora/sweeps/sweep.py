@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from replora.errors import RepLoRAError
 from replora.sweeps.plan import Point, Sweep, Trial
 from replora.sweeps.progress import Progress
-from replora.sweeps.select import Selection, select_points
+from replora.sweeps.select import Per, Rule, Selection, select_points, selection_rule
 from replora.sweeps.trial import check_options, check_same_configuration, finished, set_aside_other_point
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class UnfinishedSweepError(RepLoRAError):
     """Some trials failed or were not started."""
 
 
-def run_sweep(sweep: Sweep, home: Path, address: str | None, resources: Resources) -> None:
+def run_sweep(sweep: Sweep, home: Path, address: str | None, resources: Resources, choice: Per | None = None) -> None:
     """Run the trials that are not finished yet.
 
     Args:
@@ -31,6 +32,7 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, resources: Resource
         home: Directory of the trials, locked by `locked`.
         address: Address of a Ray cluster; None for this machine.
         resources: Resources of a trial.
+        choice: Whether sizes share a selected point. Default: as the directory records it, else each has its own.
 
     Raises:
         RepLoRAError: A directory holds other trials, no cluster answers, or no point can be selected.
@@ -44,9 +46,10 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, resources: Resource
         chosen: dict[tuple[str, str, str], Selection] = {}
         if sweep.select:
             trials = sweep.selection_trials()
-            will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode}
+            rule = selection_rule(home, choice)
+            will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
             failures |= _run_stage(cluster, sweep, home, trials, dict.fromkeys(sweep.cells(), will_be))
-            chosen = selections_so_far(sweep, home)
+            chosen = selections_so_far(sweep, home, rule)
             print_selections(sweep, chosen)
         if sweep.final and sweep.select:
             finals = sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
@@ -114,7 +117,7 @@ def _run_stage(
     return {folder: progress.failures.get(folder, reason) for folder, reason in reasons.items()}
 
 
-def selections_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Selection]:
+def selections_so_far(sweep: Sweep, home: Path, rule: Rule) -> dict[tuple[str, str, str], Selection]:
     """`Trial.cell` -> selection, for the cells whose trials of the first stage have all ended.
 
     Prints the missing trials of the other cells: without them a grid would have fewer points than the other grids.
@@ -123,6 +126,8 @@ def selections_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Se
     results = [(trial, finished(home, trial)) for trial in sweep.selection_trials()]
     missing = [trial for trial, result in results if result is None]
     waiting = {trial.cell for trial in missing}
+    if rule.choice == "per_method":
+        waiting = {cell for cell in sweep.cells() if any(cell[:2] == other[:2] for other in waiting)}
     if missing:
         listed = "".join(f"\n  {trial.folder}" for trial in missing[:10])
         more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
@@ -131,7 +136,8 @@ def selections_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Se
             f"method, task and size, because trials of their grids did not end:{listed}{more}",
             flush=True,
         )
-    return select_points(sweep.select, [(trial, result) for trial, result in results if trial.cell not in waiting])
+    there = [(trial, result) for trial, result in results if trial.cell not in waiting]
+    return select_points(sweep.select, there, rule)
 
 
 def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -> None:
@@ -143,7 +149,7 @@ def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -
 
 
 def print_selections(sweep: Sweep, chosen: dict[tuple[str, str, str], Selection]) -> None:
-    """Print one row per method, task and size. A selection at the edge of its grid is marked."""
+    """Print one row per method, task and size. Ties, noise and edges of a grid are marked."""
     if all(len(method.grid) == 1 for method in sweep.methods):
         return
     table = Table(title="chosen on the validation images", title_style="bold", title_justify="left")
@@ -155,6 +161,5 @@ def print_selections(sweep: Sweep, chosen: dict[tuple[str, str, str], Selection]
         if choice is None:
             table.add_row(task, size, method, "nothing: trials are missing, or every point diverged", "")
             continue
-        edge = ", at the edge of the grid" if any(choice.at_edge.values()) else ""
-        table.add_row(task, size, method, choice.point.name + edge, f"{choice.mean:.4g}")
+        table.add_row(task, size, method, choice.point.name + choice.remarks(), f"{choice.mean:.4g}")
     Console().print(table)

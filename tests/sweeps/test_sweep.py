@@ -18,6 +18,7 @@ from replora.cli.commands.sweep import _trials_at_once
 from replora.cli.main import main
 from replora.results import with_own_measurements, write_json
 from replora.sweeps.progress import describe_plan
+from replora.sweeps.select import Rule
 from replora.sweeps.sweep import selections_so_far
 from replora.sweeps.sweep_file import read_sweep
 from replora.sweeps.trial import TrialError, set_aside_other_point
@@ -142,12 +143,12 @@ def test_a_grid_with_a_trial_missing_is_not_chosen_from(tmp_path, capsys):
     assert [trial.method for trial in trials] == ["LoRA", "LoRA", "RepLoRA", "RepLoRA"]
     for trial, value in zip(trials[:3], (None, 0.5, 0.6), strict=True):
         written(tmp_path, trial, value)
-    assert set(selections_so_far(sweep, tmp_path)) == {("LoRA", "", "shots=1")}
+    assert set(selections_so_far(sweep, tmp_path, Rule())) == {("LoRA", "", "shots=1")}
     shown = capsys.readouterr().out
     assert "no final trial starts, for 1 of 2 combinations" in shown
     assert trials[3].folder in shown
     written(tmp_path, trials[3], 0.4)
-    assert selections_so_far(sweep, tmp_path)["RepLoRA", "", "shots=1"].point.name == "lr=0.005"
+    assert selections_so_far(sweep, tmp_path, Rule())["RepLoRA", "", "shots=1"].point.name == "lr=0.005"
     assert capsys.readouterr().out == ""
 
 

@@ -6,9 +6,11 @@ distinguish the methods without color.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ FEW = 6  # largest number of methods for one panel with a legend
 # The same method looks the same in every picture.
 PLACES = {"LoRA": 0, "RepLoRA": 1, "DoRA": 2, "linear": 3, "linear probe": 4}
 
+_VECTOR: ContextVar[Sequence[str]] = ContextVar("vector", default=())
 Curve = Mapping[float, Mean]  # position on the x axis -> mean with its interval, as fractions
 
 
@@ -314,8 +317,23 @@ def _pyplot() -> Any:
     return plt
 
 
+@contextlib.contextmanager
+def vector_files(suffixes: Sequence[str]) -> Iterator[None]:
+    """Within the context every picture is also saved with these suffixes (pdf, svg), beside its PNG file."""
+    token = _VECTOR.set(suffixes)
+    try:
+        yield
+    finally:
+        _VECTOR.reset(token)
+
+
 def _save(figure: Any, file: Path) -> Path:
-    with replacing(file) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": file.name, "svg.fonttype": "none", "pdf.fonttype": 42}):
+        for suffix in ("png", *_VECTOR.get()):
+            undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix)
+            with replacing(file.with_suffix(f".{suffix}")) as temporary:
+                figure.savefig(temporary, dpi=130, format=suffix, metadata=undated)
     _pyplot().close(figure)
     return file

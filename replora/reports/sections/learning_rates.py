@@ -12,6 +12,8 @@ from replora.reports.selected import Selected, find_selected
 from replora.reports.statistics import Mean, mean_over_seeds
 from replora.reports.tasks import ordered_tasks
 
+TUNED_ACTIVATION = "tanh"  # with a width of twice the rank, the default that the ablation selected
+TUNED_ON = ("Digits", "SmallImages")  # data sets whose validation images selected it
 FRACTIONS = {f"val/{name}" for name in HEADLINES}  # metrics in [0, 1]
 
 
@@ -24,12 +26,7 @@ def learning_rate_section(group: Group, folder: Path, prefix: str) -> list[Block
     sizes = sorted({run.size for run in runs})
     methods = ordered({run.method for run in runs})
     tasks = ordered_tasks({run.task for run in runs})
-    found = {
-        (method, task, size): find_selected(group, method, task, size)
-        for task in tasks
-        for size in sizes
-        for method in methods
-    }
+    found = selections(group)
     # Each task has its own selected point; a mean over several tasks has none.
     ringed = {
         (method, size): choice for (method, _, size), choice in found.items() if choice is not None and len(tasks) == 1
@@ -39,9 +36,9 @@ def learning_rate_section(group: Group, folder: Path, prefix: str) -> list[Block
     blocks: list[Block] = [
         Heading(3, "Learning rates"),
         Paragraph(
-            "Chosen on validation images alone. Methods are compared at their own best rates, from grids with equal "
-            "numbers of points; at one shared rate any of them can be made to look better. A choice at the edge of its "
-            "grid may have a better one beyond."
+            "Selected on validation examples alone. Methods are compared at their own best rates, from grids with "
+            "equal numbers of points; at one shared rate any of them can be made to look better. A selection at the "
+            f"edge of its grid may have a better one beyond.{tuned_alone(group)}"
         ),
         _curves(
             runs,
@@ -57,6 +54,36 @@ def learning_rate_section(group: Group, folder: Path, prefix: str) -> list[Block
         _choices(runs, found, f"{prefix}choices"),
     ]
     return blocks
+
+
+def selections(group: Group) -> dict[tuple[str, str, Size], Selected | None]:
+    """The selected point of each method, task and size of the first stage."""
+    runs = [run for run in group.selection if run.rate is not None]
+    return {
+        (method, task, size): find_selected(group, method, task, size)
+        for task in ordered_tasks({run.task for run in runs})
+        for size in sorted({run.size for run in runs})
+        for method in ordered({run.method for run in runs})
+    }
+
+
+def tuned_alone(group: Group) -> str:
+    """A sentence on tuning that RepLoRA alone had, if a run has its tuned defaults."""
+    options = [run.results.get("options", {}) for run in group.runs]
+    tuned = any(
+        o.get("factors") == "mlp"
+        and o.get("activation") == TUNED_ACTIVATION
+        and o.get("hidden") == 2 * o.get("rank", 0)
+        for o in options
+    )
+    if not tuned:
+        return ""
+    same = group.conditions.get("dataset") in TUNED_ON
+    return (
+        " RepLoRA alone was tuned further: its default width and activation were selected on "
+        + ("these validation images" if same else f"validation images of other data ({', '.join(TUNED_ON)})")
+        + " (sweep/ablation.yaml, sweep/transfer_low_data.yaml), which equal grids do not make up for."
+    )
 
 
 def _curves(
@@ -174,22 +201,30 @@ def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Selected
         points = len({(run.rate, run.decay) for run in there})
         row = [task, str(size), method]
         if choice is None:
-            rows.append([*row, "", "", "", "", str(points)])
+            rows.append([*row, "", "", "", "", "", str(points)])
             continue
-        rates = sorted({run.rate for run in there if run.rate is not None})
-        edge = "lowest" if choice.rate == min(rates, default=None) else ""
-        edge = "highest" if choice.rate == max(rates, default=None) else edge
         value = f"{100 * choice.value:.1f}" if choice.metric in FRACTIONS else f"{choice.value:.4g} ({choice.metric})"
         decay = "" if choice.decay is None else f"{choice.decay:g}"
-        rows.append([*row, f"{choice.rate:g}", edge if len(rates) > 1 else "", decay, value, str(points)])
+        noise = f"tie of {choice.tied + 1}" if choice.tied else "noise" if choice.noise else ""
+        remark = ", ".join(filter(None, [noise, choice.edge, "all sizes" if choice.shared else ""]))
+        seeds = "" if choice.seeds is None else str(choice.seeds)
+        rows.append([*row, f"{choice.rate:g}", remark, decay, value, seeds, str(points)])
     metrics = sorted({choice.metric for choice in found.values() if choice})
     recorded = {choice.recorded for choice in found.values() if choice}
     source = {
         frozenset([True]): "as the final runs record it",
-        frozenset([False]): "no final run records it: the best of the points with all seeds",
+        frozenset([False]): "as the best of the points with all seeds, because no final run records one",
     }.get(
         frozenset(recorded), "as the final runs record it; where there are none, the best of the points with all seeds"
     )
-    caption = f"The chosen point of each grid by {' or '.join(metrics) or 'validation'} ({source})"
-    columns = ["task", "size", "method", "learning rate", "edge", "weight decay", "validation, %", "points tried"]
-    return Table(name, caption, columns, rows)
+    caption = f"The selected point of each grid by {' or '.join(metrics) or 'validation'}"
+    note = (
+        "Remarks: tie, other points are equally good (where they are, sweeps select the one nearest the middle of the "
+        "grid; formerly they selected the lowest rate); noise, the next best point lies within one standard error (of "
+        "the paired difference over the seeds, or of the accuracy on the validation examples if there is one seed); "
+        "lowest or highest, the rate is at an edge of its grid; all sizes, they share the selection. Seeds are those "
+        "of the first stage. "
+        f"Selections are shown {source}."
+    )
+    columns = ["task", "size", "method", "learning rate", "remark", "weight decay", "validation, %", "seeds"]
+    return Table(name, caption, [*columns, "points tried"], rows, note)
