@@ -18,7 +18,7 @@ from replora.reports.render.charts import vector_files
 from replora.reports.render.document import Block, Contents, Heading, Paragraph, Table, as_csv, markdown
 from replora.reports.render.latex import latex
 from replora.reports.render.page import page
-from replora.reports.runs import Group, ReportError, Run, read_runs
+from replora.reports.runs import Group, ReportError, Run, counted, read_runs
 from replora.reports.sections.benchmarks import benchmark_section
 from replora.reports.sections.commonsense import commonsense_section
 from replora.reports.sections.comparisons import answer_section
@@ -190,14 +190,14 @@ def _summary(groups: Sequence[Group]) -> str:
     diverged = sum(run.diverged for run in runs)
     partial = sum(run.status.startswith("partial") for run in runs)
     copies = [same for _, _, same in _replaced(groups)]
-    text = f"{len(runs)} runs: {final} measured on test data"
+    text = f"{counted(len(runs), 'run')}: {final} measured on test data"
     text += f", {selecting} by which options were chosen on validation data" if selecting else ""
     text += f"; {diverged} diverged" if diverged else ""
     text += f"; {partial} partial, in rows of their own and excluded from the means of complete runs" if partial else ""
     if older := copies.count(False):
-        text += f"; {older} older ones with the same method, options, data and seed as a newer one are left out"
+        text += f"; left out: {counted(older, 'older run')} with the same method, options, data and seed as a newer one"
     if any(copies):
-        text += f"; {copies.count(True)} copies of runs among them are left out"
+        text += f"; left out: {counted(copies.count(True), 'further copy')} of runs"
     return f"{text}. Every number comes from the runs' results.json files (runs.jsonl beside this report)."
 
 
@@ -272,7 +272,7 @@ def _links(groups: Sequence[Group], folder: Path) -> list[Block]:
     return [
         Heading(2, "Runs"),
         Paragraph(words),
-        Table("links", f"{len(rows)} runs", columns, cells, folded=True, links=links),
+        Table("links", counted(len(rows), "run"), columns, cells, folded=True, links=links),
     ]
 
 

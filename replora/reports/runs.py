@@ -187,6 +187,13 @@ def ordered(methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=lambda name: (known.get(name, len(known)), name))
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 seed`, `5 seeds`, `2 copies`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
+
+
 def spread(sizes: Sequence[Size]) -> list[Size]:
     """At most `SHOWN` of the sizes, evenly spread, the first and the last among them."""
     count = min(SHOWN, len(sizes))

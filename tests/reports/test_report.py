@@ -249,7 +249,7 @@ def test_several_tasks_have_choices_of_their_own_and_no_ring(tmp_path):
     assert row(tmp_path / "out", "choices", task="a")["learning rate"] == "0.02"
     assert row(tmp_path / "out", "choices", task="b")["learning rate"] == "0.01"
     words = (tmp_path / "out" / "report.md").read_text()
-    assert "Choices are made for each task" in words
+    assert "Each task has its own selections" in words
     assert "ring" not in words.replace("during", "")
 
 
@@ -413,7 +413,9 @@ def test_the_summary_says_how_many_repeats_are_left_out(tmp_path):
     contents = [result(date="2026-02"), result(date="2026-03"), result(date="2026-01"), result("RepLoRA")]
     write_report([write(tmp_path / "runs", contents)], tmp_path / "out")
     words = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "2 runs: 2 measured on test data; 2 older ones with the same method, options, data and seed" in words
+    assert (
+        "2 runs: 2 measured on test data; left out: 2 older runs with the same method, options, data and seed" in words
+    )
 
 
 def test_options_that_changed_within_a_sweep_are_refused():

@@ -29,9 +29,11 @@ h1, h2, h3 { line-height: 1.2; margin: 1.6em 0 0.5em; }
 .better { border-left-color: #009E73; }
 .worse { border-left-color: #D55E00; }
 table { border-collapse: collapse; margin: 0.3em 0 0.6em; font-variant-numeric: tabular-nums; font-size: 14px; }
-caption { text-align: left; padding: 0.3em 0; color: #444; }
+.caption { margin: 1em 0 0.3em; font-size: 14px; color: #444; }
 th, td { border-bottom: 1px solid #ccc; padding: 0.25em 0.6em; text-align: left; vertical-align: top; }
-th.number, td.number { text-align: right; white-space: nowrap; }
+td { white-space: nowrap; }
+th.number, td.number { text-align: right; }
+td.long { white-space: normal; min-width: 16em; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 thead th { border-bottom: 2px solid #666; vertical-align: bottom; }
 .wide { overflow-x: auto; }
@@ -45,9 +47,11 @@ nav ul { padding-left: 1.2em; }
 @media (max-width: 500px) {
   body { margin: 1em auto; padding: 0 0.6em; }
   table { font-size: 13px; }
-  th:first-child, td:first-child { max-width: 7.5em; overflow-wrap: anywhere; border-right: 1px solid #ccc; }
+  th:first-child, td:first-child { white-space: normal; overflow-wrap: break-word; border-right: 1px solid #ccc; }
+  th:first-child, td:first-child { min-width: 7em; max-width: 7em; }
 }
 """
+LONG = 40  # characters of a text cell beyond which its column wraps
 FIGURE_SPACE, POINT_SPACE = "\u2007", "\u2008"  # as wide as a digit, and as a point
 NUMBERS = re.compile(r"([+-]?)([\d,]+)(\.\d+)?")
 
@@ -107,7 +111,11 @@ def _note(note: str) -> str:
 
 
 def _table(table: Table) -> str:
-    kinds = [' class="number"' if number else "" for number in table.numeric]
+    lengths = [max((len(row[place]) for row in table.rows), default=0) for place in range(len(table.columns))]
+    kinds = [
+        ' class="number"' if number else ' class="long"' if length > LONG else ""
+        for number, length in zip(table.numeric, lengths, strict=True)
+    ]
     columns = [
         _aligned([row[place] for row in table.rows]) if number else [row[place] for row in table.rows]
         for place, number in enumerate(table.numeric)
@@ -120,9 +128,9 @@ def _table(table: Table) -> str:
             texts[0] = f'<a href="{html.escape(link)}">{texts[0]}</a>'
         cells_of = zip(kinds, texts, strict=True)
         lines.append("<tr>" + "".join(f"<td{kind}>{text}</td>" for kind, text in cells_of) + "</tr>")
-    caption = "" if table.folded else f"<caption>{html.escape(table.caption)}</caption>\n"
+    caption = "" if table.folded else f'<p class="caption">{html.escape(table.caption)}</p>\n'
     return (
-        f'<div class="wide"><table>\n{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n'
+        f'{caption}<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(lines)
         + "\n</tbody></table></div>"
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from replora.reports.render.charts import REFERENCE
 from replora.reports.render.document import Answer, Block, Heading, Table
-from replora.reports.runs import Group, Size
+from replora.reports.runs import Group, Size, counted
 from replora.reports.scores import Scores
 from replora.reports.sections.provenance import origins
 from replora.reports.statistics import Comparison
@@ -86,7 +86,7 @@ def _cells(found: Comparison | None, unit: str, scope: str) -> list[str]:
     if found is None:
         return [""] * 7
     return [
-        f"{_count(found.units, unit)}{scope}",
+        f"{counted(found.units, unit)}{scope}",
         f"{100 * found.difference:+.1f}",
         "" if found.low is None or found.high is None else _interval(found.low, found.high),
         _interval(*found.total) if found.total else "",
@@ -115,8 +115,8 @@ def _answer(scores: Scores, method: str, reference: str, title: str) -> Answer:
         )
     words = WORDS[found.sign]
     pair = f"{method} and {reference}" if found.sign == 0 else f"{method} against {reference}"
-    draws = _count(found.units, "task" if several else "draw")
-    draws += f" of {_count(len(scores.seeds), 'draw')}" if several else ""
+    draws = counted(found.units, "task" if several else "draw")
+    draws += f" of {counted(len(scores.seeds), 'draw')}" if several else ""
     text = f"{pair}: {words}, {100 * found.difference:+.1f} points, 95 % interval {_interval(found.low, found.high)}"
     details = []
     if several:
@@ -124,7 +124,7 @@ def _answer(scores: Scores, method: str, reference: str, title: str) -> Answer:
         if here and here.low is not None and here.high is not None:
             details.append(
                 f"On these tasks alone: {WORDS[here.sign]}, {100 * here.difference:+.1f} points, "
-                f"{_interval(here.low, here.high)} over {_count(here.units, 'draw')}{_with_test(here)}."
+                f"{_interval(here.low, here.high)} over {counted(here.units, 'draw')}{_with_test(here)}."
             )
     elif found.total:
         beyond = found.sign and found.total[0] <= 0 <= found.total[1]
@@ -150,7 +150,3 @@ def _with_test(found: Comparison) -> str:
 
 def _interval(low: float, high: float) -> str:
     return f"{100 * low:+.1f} to {100 * high:+.1f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -31,8 +31,8 @@ def learning_rate_section(group: Group, folder: Path, prefix: str) -> list[Block
     ringed = {
         (method, size): choice for (method, _, size), choice in found.items() if choice is not None and len(tasks) == 1
     }
-    ring = "A ring marks the choice." if len(tasks) == 1 else "Choices are made for each task: the table has them."
-    over = f"mean over {len(tasks)} tasks" if len(tasks) > 1 else f"task {tasks[0]}"
+    ring = "A ring marks the selection." if len(tasks) == 1 else "Each task has its own selections: the table has them."
+    over = f"Mean over {len(tasks)} tasks" if len(tasks) > 1 else f"Task {tasks[0]}"
     blocks: list[Block] = [
         Heading(3, "Learning rates"),
         Paragraph(
@@ -47,8 +47,8 @@ def learning_rate_section(group: Group, folder: Path, prefix: str) -> list[Block
             ringed,
             folder / f"{prefix}learning_rate.png",
             metric,
-            f"({over}; at the best weight "
-            f"decay of each rate). {ring} Arrows: less than half of the panel's best, the value beside them.",
+            f"{over}, at the best weight decay of each rate. {ring} Arrows: less than half of the panel's best, the "
+            "value beside them.",
         ),
         *_heat_maps(runs, methods, sizes, ringed, folder, prefix, metric),
         _choices(runs, found, f"{prefix}choices"),
@@ -93,7 +93,7 @@ def _curves(
     ringed: Mapping[tuple[str, Size], Selected],
     file: Path,
     label: str,
-    words: str,
+    note: str,
 ) -> Picture:
     """One panel per size with one line per method; with many methods, one panel per method with LoRA in gray behind."""
     names = {size: str(size) + (" of the data" if not size.shots else "") for size in sizes}
@@ -101,7 +101,7 @@ def _curves(
         panels = {names[size]: {method: _over_rates(_of(runs, method, size)) for method in methods} for size in sizes}
         rings = {(names[size], method): choice.rate for (method, size), choice in ringed.items()}
         draw_curves(file, panels, "learning rate (peak)", label, marked=rings, clip=True)
-        return Picture(file, f"Validation score against the learning rate {words}")
+        return Picture(file, "Validation score against the learning rate", note)
     shown = spread(sizes)
     panels = {method: {names[size]: _over_rates(_of(runs, method, size)) for size in shown} for method in methods}
     rings = {(method, names[size]): choice.rate for (method, size), choice in ringed.items()}
@@ -109,7 +109,7 @@ def _curves(
     draw_curves(file, panels, "learning rate (peak)", label, marked=rings, clip=True, behind=behind)
     some = f", {len(shown)} of {len(sizes)} sizes" if len(shown) < len(sizes) else ""
     gray = f", {REFERENCE}'s curves in gray" if behind else ""
-    return Picture(file, f"Validation score against the learning rate, one panel per method{some}{gray} {words}")
+    return Picture(file, f"Validation score against the learning rate, one panel per method{some}{gray}", note)
 
 
 def _of(runs: Iterable[Run], method: str, size: Size) -> list[Run]:
@@ -150,7 +150,7 @@ def _heat_maps(
 ) -> list[Block]:
     """Learning rate by weight decay for each size if weight decays vary, otherwise learning rate by size."""
     blocks: list[Block] = []
-    frame = "; a frame marks the choice" if ringed else ""
+    frame = "; a frame marks the selection" if ringed else ""
     if len({run.decay for run in runs if run.decay is not None}) > 1:
         for size in sizes:
             cells = {
@@ -169,7 +169,7 @@ def _heat_maps(
             }
             file = folder / f"{prefix}grid_{'shots' if size.shots else 'part'}_{size.amount:g}.png"
             draw_heat_maps(file, cells, "weight decay", "learning rate", label, framed)
-            blocks.append(Picture(file, f"Validation score over the grid, {size} of the data; X diverged{frame}."))
+            blocks.append(Picture(file, f"Validation score over the grid, {size} of the data; X diverged{frame}"))
         return blocks
     by_rate = {
         method: {
@@ -184,7 +184,7 @@ def _heat_maps(
     framed = {m: {(str(s), f"{c.rate:g}") for (other, s), c in ringed.items() if other == m} for m in methods}
     file = folder / f"{prefix}grid.png"
     draw_heat_maps(file, by_rate, "training data", "learning rate", label, framed)
-    caption = f"Validation score over learning rate and amount of training data; X diverged{frame}."
+    caption = f"Validation score over learning rate and amount of training data; X diverged{frame}"
     return [Picture(file, caption)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from replora.reports.render.document import Block, Bullets, Paragraph
-from replora.reports.runs import Group
+from replora.reports.runs import Group, counted
 from replora.reports.scores import Scores
 from replora.reports.sections.comparisons import RULE
 from replora.reports.sections.learning_rates import selections, tuned_alone
@@ -60,7 +60,7 @@ def _of_selection(group: Group) -> Iterable[str]:
     labels = listed(str(c.examples) for c in found if c.examples is not None)
     seeds = listed(str(c.seeds) for c in found if c.seeds is not None)
     on = f" on {labels} validation labels" if labels else ""
-    by = f" with {seeds} seed{'' if seeds == '1' else 's'}" if seeds else ""
+    by = f" with {counted(int(seeds), 'seed') if seeds.isdigit() else f'{seeds} seeds'}" if seeds else ""
     data = "; these labels are data too, beside the training examples" if labels else ""
     tied = f", {ties} of them {'an exact tie' if ties == 1 else 'exact ties'}" if ties else ""
     noisy = f"{noise} of {len(found)} selections are noise: the next best point lies within one standard error{tied}"

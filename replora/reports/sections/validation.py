@@ -26,10 +26,10 @@ def validation_section(group: Group, prefix: str) -> list[Block]:
         for size in scores.sizes
         for method in scores.methods
     ]
-    caption = (
-        "Validation scores, not test scores: the answers of this benchmark's tests are not public. Accuracy in %, of "
-        "captions CIDEr as tables show it, and their plain mean; mean of the seeds ± half the 95 % interval (n seeds). "
-        "Options chosen by the same scores flatter them."
+    caption = "Validation scores, not test scores: the answers of this benchmark's tests are not public"
+    note = (
+        "Accuracy in %, of captions CIDEr as tables show it, and their plain mean; mean of the seeds ± half the 95 % "
+        "interval (n seeds). Options selected by the same scores flatter them."
     )
     columns = ["method", "size", *scores.tasks, scores.average]
-    return [Heading(3, "Validation scores"), Table(f"{prefix}validation", caption, columns, rows)]
+    return [Heading(3, "Validation scores"), Table(f"{prefix}validation", caption, columns, rows, note)]
