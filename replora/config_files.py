@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import importlib.resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from replora.errors import RepLoRAError, nearest
+
+if TYPE_CHECKING:
+    import yaml  # type: ignore[import-untyped]
+
+MOST_NODES = 100_000  # entries of a configuration after its aliases are expanded
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -14,8 +20,12 @@ def packaged_configs() -> dict[str, Path]:
     return {file.relative_to(root).as_posix(): file for file in sorted(root.rglob("*.yaml"))}
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, option: str = "--config") -> Path:
     """The configuration file called `name`: a local one, else the packaged one (whose `.yaml` may be left out).
+
+    Args:
+        name: Path, or name among `packaged_configs`.
+        option: What the user gave it to, for the message.
 
     Raises:
         RepLoRAError: There is neither.
@@ -26,10 +36,53 @@ def find_config(name: str) -> Path:
     for candidate in (name, f"{name}.yaml"):
         if candidate in packaged:
             return packaged[candidate]
+    hint = f" {alike}" if (alike := nearest(name, packaged)).startswith("Did") else ""
     raise RepLoRAError(
-        f"--config {name}: no such file here ({Path.cwd()}), and none of that name ships with the package. "
-        f"{nearest(name, packaged)} List them with: replora-cli configs"
+        f"{option} {name}: no such file here ({Path.cwd()}), and none of that name ships with the package.{hint} List "
+        "them with: replora-cli configs"
     )
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The content of a configuration file.
+
+    Raises:
+        RepLoRAError: It is not a YAML mapping, or its aliases expand to more than `MOST_NODES` entries.
+    """
+    import yaml  # light verbs read no file
+
+    text = ""
+    try:
+        text = file.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and _expanded_size(root, {}) > MOST_NODES:
+            raise RepLoRAError(
+                f"{file}: its aliases expand to more than {MOST_NODES:,} entries. Write it without them."
+            )
+        content = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise RepLoRAError(f"{file} is no configuration: it is not a text in UTF-8.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RepLoRAError(f"{file}{where} is not valid YAML: {getattr(error, 'problem', None) or 'wrong'}.") from error
+    except RecursionError as error:
+        raise RepLoRAError(f"{file} is nested too deeply to be read.") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        kind = "empty" if content is None else f"not a mapping but a {type(content).__name__}"
+        raise RepLoRAError(f"{file} is no configuration: it is {kind}. Its first lines are like `model:` and `data:`.")
+    return content
+
+
+def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Number of nodes below a YAML node, an alias counted each time it is used; a circle counts as too many."""
+    if id(node) not in sizes:
+        sizes[id(node)] = MOST_NODES + 1
+        children = getattr(node, "value", "")
+        pairs = [child for pair in children for child in (pair if isinstance(pair, tuple) else (pair,))]
+        inner = pairs if isinstance(children, list) else []
+        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in inner)
+    return sizes[id(node)]
 
 
 def former_defaults(file: Path) -> dict[str, str]:
@@ -37,10 +90,7 @@ def former_defaults(file: Path) -> dict[str, str]:
 
     A complete file has all options of its data, so also `cache_bytes`; images alone have an `interpolation`.
     """
-    import yaml  # type: ignore[import-untyped]  # light verbs read no file
-
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    data = content.get("data") if isinstance(content, dict) else None
+    data = read_config(file).get("data")
     options = (data.get("init_args") if isinstance(data, dict) else None) or {}
     complete = {"cache_bytes", "subset_seed", "interpolation"} <= options.keys()
     return {"data.init_args.subset_rule": "by_split"} if complete and "subset_rule" not in options else {}

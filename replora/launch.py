@@ -24,7 +24,7 @@ def launch(arguments: list[str]) -> None:
     # Only here: the light verbs of the command line do not wait for torch and Lightning.
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from replora.trainer import TrainerCLI  # imports torch
+    from replora.trainer.trainer_cli import TrainerCLI  # imports torch
 
     try:
         TrainerCLI(arguments)

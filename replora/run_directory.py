@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,6 +56,33 @@ def check_unused(run_dir: Path) -> None:
             f"{run_dir} holds a finished run ({run_dir / 'adapter.safetensors'}), and a new fit would replace it. "
             f"Choose a new directory with --run_dir, or delete {run_dir}."
         )
+
+
+@contextmanager
+def left_as_found(run_dir: Path, verb: str, fresh: bool, started: Callable[[], bool]) -> Iterator[None]:
+    """Remove what a verb has written if it ends in an error before it starts: its configuration and empty logs.
+
+    Args:
+        run_dir: Directory of the run, which need not exist.
+        verb: Name of the verb.
+        fresh: Whether `create_unique` has just made the directory, and the one in which it lies if that is empty.
+        started: Whether the verb has begun its work, after which everything stays.
+    """
+    before = {run_dir, *run_dir.rglob("*")} if run_dir.exists() and not fresh else set()
+    parents = [run_dir.parent] if fresh else [folder for folder in run_dir.parents if not folder.exists()]
+    try:
+        yield
+    except Exception:
+        new = sorted({run_dir, *run_dir.rglob("*")} - before, reverse=True)  # what lies in a folder before the folder
+        own = {f"{verb}.yaml", "logs", LOCK, HOLDER}
+        others = [path for path in new if path.is_file() and path.relative_to(run_dir).parts[0] not in own]
+        if not started() and not others:
+            for path in new:
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            for folder in parents:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+        raise
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`replora-cli`: fit, validate, test and predict by LightningCLI (`replora/trainer.py`), other verbs by `commands/`.
+"""`replora-cli`: fit, validate, test and predict by LightningCLI (`replora/trainer/`), other verbs by `commands/`.
 
 Nothing heavy is imported before it is known that the verb needs it.
 """
@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.resources
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from replora.cli.commands.configs import configs
 from replora.cli.commands.export import export, merge
 from replora.cli.commands.plot import plot
 from replora.cli.commands.predict import predict_files
 from replora.cli.commands.prepare import (
-    name_root,
     prepare_clip_features,
     prepare_commonsense,
     prepare_fgvc,
@@ -33,6 +29,7 @@ from replora.cli.commands.prepare import (
 from replora.cli.commands.quickstart import quickstart
 from replora.cli.commands.report import report
 from replora.cli.commands.sweep import sweep
+from replora.cli.run_command import columns, described, run_command
 from replora.cli.user_errors import user_error
 from replora.errors import RepLoRAError, nearest
 from replora.launch import launch
@@ -65,8 +62,20 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "report": report,
 }
 
-# Verbs whose last positional argument is a list of files -> number of positional arguments before it.
-LISTS = {"predict-files": 1, "report": 0}
+HELP = {"-h", "--help", "--help_all"}
+# What other programs call it -> verb.
+OTHER_NAMES = {
+    "train": "fit",
+    "finetune": "fit",
+    "eval": "test",
+    "evaluate": "test",
+    "infer": "predict-files",
+    "classify": "predict-files",
+    "download": "prepare",
+    "demo": "quickstart",
+    "save": "export",
+    "convert": "merge",
+}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -106,57 +115,39 @@ def _silence_output() -> None:
 
 def run(arguments: list[str]) -> None:
     verb = arguments[0] if arguments else "--help"
-    if verb in ("-h", "--help"):
+    if verb == "help" and arguments[1:]:
+        run([*arguments[1:], "--help"])
+    elif verb in ("-h", "--help", "help"):
         print(_help())
-    elif verb == "--version":
+    elif verb in ("--version", "-V", "version"):
         print(f"replora {importlib.metadata.version('replora')}")
-    elif verb == "sweep":
-        from jsonargparse import ArgumentParser
-
-        # auto_cli reserves --config.
-        parser = ArgumentParser(prog="replora-cli sweep", description=_first_line(sweep))
-        parser.add_function_arguments(sweep, as_group=False)
-        sweep(**parser.parse_args(arguments[1:]))
     elif verb in COMMANDS:
-        from jsonargparse import auto_cli
+        run_command(verb, COMMANDS[verb], arguments[1:])
+    elif verb in TRAINER_VERBS and HELP.intersection(arguments):
+        # Only here: the other verbs do not wait for torch and Lightning.
+        from replora.trainer.help import help_page
 
-        components: Any = COMMANDS[verb]
-        options = name_root(arguments[1:]) if verb == "prepare" else arguments[1:]
-        options = _list_files(options, LISTS[verb]) if verb in LISTS else options
-        auto_cli(components, args=options, prog=f"replora-cli {verb}")
+        print(help_page(verb, TRAINER_VERBS[verb], arguments[1:]))
     elif verb in TRAINER_VERBS:
         launch(arguments)
     else:
-        raise RepLoRAError(f"There is no verb {verb!r}. {nearest(verb, [*TRAINER_VERBS, *COMMANDS])}")
-
-
-def _list_files(arguments: list[str], before: int) -> list[str]:
-    """RUN a.jpg b.jpg --out x -> RUN ["a.jpg", "b.jpg"] --out x, as jsonargparse takes a list as one argument.
-
-    Args:
-        arguments: Arguments of the verb.
-        before: Number of positional arguments before the list.
-    """
-    first_option = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    if first_option <= before:
-        return arguments
-    return [*arguments[:before], json.dumps(arguments[before:first_option]), *arguments[first_option:]]
+        verbs = [*TRAINER_VERBS, *COMMANDS]
+        meant = f"Did you mean {OTHER_NAMES[verb]!r}?" if verb in OTHER_NAMES else nearest(verb, verbs)
+        raise RepLoRAError(f"There is no verb {verb!r}. {meant}")
 
 
 def _help() -> str:
-    verbs = dict(TRAINER_VERBS)
-    for name, command in COMMANDS.items():
-        named = {f"{name} {word}": f for word, f in command.items()} if isinstance(command, dict) else {name: command}
-        verbs |= {words: _first_line(function) for words, function in named.items()}
-    width = max(map(len, verbs)) + 2
-    listed = "\n".join(f"  {name:<{width}}{text}" for name, text in verbs.items())
     return f"""usage: replora-cli VERB [options]
 
 RepLoRA on PyTorch Lightning: adapt frozen backbones, measure them, compare methods.
 
-{listed}
+{columns(TRAINER_VERBS | described(COMMANDS))}
 
-replora-cli VERB --help lists the options of a verb. Those of a class:
+The options of a verb, with the values that a configuration gives them:
+  replora-cli fit --config vtab.yaml --help
+  replora-cli fit --config vtab.yaml --help_all
+
+Those of a class, with their full texts:
   replora-cli fit --model.help ImageClassification
   replora-cli fit --model ImageClassification --model.adapter.help RepLoRAConfig
   replora-cli fit --data.help VTABDataModule
@@ -174,8 +165,3 @@ For example:
   replora-cli report runs/quickstart_low_data --out report
   replora-cli export runs/NAME
   replora-cli merge runs/NAME --out model"""
-
-
-def _first_line(function: Callable[..., None]) -> str:
-    line = (function.__doc__ or "").strip().splitlines()[0].rstrip(".")
-    return line[:1].lower() + line[1:]

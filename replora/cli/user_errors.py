@@ -66,7 +66,7 @@ def user_error(error: BaseException) -> str | None:
                 return " ".join(filter(None, [_first_paragraph(cause), remedy]))
         if isinstance(cause, RuntimeError) and _NO_MEMORY in str(cause):
             return f"{_LIBRARIES['MemoryError']} Asked for by the options: {_first_paragraph(cause)}"
-        if isinstance(cause, ValueError | RuntimeError) and _raised_in(cause).startswith(_CHECKS_OPTIONS):
+        if isinstance(cause, ValueError | RuntimeError | TypeError) and _raised_in(cause).startswith(_CHECKS_OPTIONS):
             return _first_paragraph(cause)
     return None
 

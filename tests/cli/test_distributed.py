@@ -115,7 +115,7 @@ def test_a_run_leaves_its_process_group(tmp_path, monkeypatch):
     def run(_arguments: list[str]) -> None:
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
 
-    monkeypatch.setattr("replora.trainer.TrainerCLI", run)
+    monkeypatch.setattr("replora.trainer.trainer_cli.TrainerCLI", run)
     main(["fit"])
     assert not torch.distributed.is_initialized()
 

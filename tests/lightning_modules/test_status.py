@@ -78,7 +78,7 @@ def titles(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
 
 
 def test_pictures_of_a_run(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = f"--output={tmp_path}"
+    out = f"--out={tmp_path}"
     assert titles(monkeypatch, "plot", str(home / "partial"), out).count(LIMITED) == 2, "curves and confusion"
     shown = titles(monkeypatch, "plot", str(home / "complete"), out)
     assert "partial" not in shown

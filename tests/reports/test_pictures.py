@@ -62,7 +62,7 @@ def test_curves_go_on_where_a_run_was_resumed(finished):
 def test_without_predictions_the_command_is_told(finished, tmp_path, capsys):
     shutil.copytree(finished, run := tmp_path / "run")
     (run / "predictions.csv").unlink()
-    main(["plot", str(run), f"--output={tmp_path / 'pictures'}", "--images=3"])
+    main(["plot", str(run), f"--out={tmp_path / 'pictures'}", "--images=3"])
     assert f"replora-cli predict --config {run / 'fit.yaml'}" in capsys.readouterr().out
     assert {file.name for file in (tmp_path / "pictures").iterdir()} >= {"curves.png", "batch.png"}
 
@@ -70,7 +70,7 @@ def test_without_predictions_the_command_is_told(finished, tmp_path, capsys):
 def test_batch_of_a_packaged_configuration_with_other_options(tmp_path):
     write_vtab_task(tmp_path, "dtd")
     options = [f"--data.root={tmp_path}", "--data.task=dtd", "--data.check_sizes=false", "--data.image_size=32"]
-    main(["plot", "vtab.yaml", *options, "--images=7", f"--output={tmp_path / 'out'}"])
+    main(["plot", "vtab.yaml", *options, "--images=7", f"--out={tmp_path / 'out'}"])
     assert min(size(tmp_path / "out" / "batch.png")) > 200
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-def plot(source: str, output: Path | None = None, data: dict[str, Any] | None = None, images: int = 24) -> None:
+def plot(source: str, out: Path | None = None, data: dict[str, Any] | None = None, images: int = 24) -> None:
     """Draw a run's learning curves and confusion matrix, or training images of any configuration.
 
         replora-cli plot runs/NAME
@@ -17,7 +17,7 @@ def plot(source: str, output: Path | None = None, data: dict[str, Any] | None = 
 
     Args:
         source: Directory of a run, or a configuration file, local or from the package.
-        output: Directory of the pictures. Default: RUN/plots for a run, the current directory for a configuration.
+        out: Directory of the pictures. Default: RUN/plots for a run, the current directory for a configuration.
         data: Options of the data that replace those of the configuration, for example --data.task dtd.
         images: Number of training images to show (1 to 100).
     """
@@ -30,18 +30,18 @@ def plot(source: str, output: Path | None = None, data: dict[str, Any] | None = 
     has_images = True
     if run.is_dir():
         has_images = "image_size" in read_results(run)["data"]
-        output = output or run / "plots"
-        output.mkdir(parents=True, exist_ok=True)
-        pictures.append(draw_learning_curves(run, output / "curves.png"))
+        out = out or run / "plots"
+        out.mkdir(parents=True, exist_ok=True)
+        pictures.append(draw_learning_curves(run, out / "curves.png"))
         if (run / "predictions.csv").is_file():
-            pictures.append(draw_confusion(run, output / "confusion.png"))
+            pictures.append(draw_confusion(run, out / "confusion.png"))
         elif has_images:
             print(f"No confusion matrix without predictions. First: replora-cli predict --config {run / 'fit.yaml'}")
         config = run / "fit.yaml"
     else:
-        output = output or Path()
-        output.mkdir(parents=True, exist_ok=True)
-        config = find_config(source)
+        config = find_config(source, "No run, and no configuration")
+        out = out or Path()
+        out.mkdir(parents=True, exist_ok=True)
     if has_images:
-        pictures.append(draw_batch(config, data or {}, images, output / "batch.png"))
+        pictures.append(draw_batch(config, data or {}, images, out / "batch.png"))
     print("\n".join(str(picture) for picture in pictures))

@@ -10,81 +10,36 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import logging
 import os
-import warnings
-import zipfile
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
-from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 # Importing the packages makes their classes available by name: --model ImageClassification, --data VTABDataModule.
 from datamodules import BaseDataModule
 from lightning_modules import AdaptedModule, FinalValidation, LastCheckpoint, ResultsWriter
-from lightning_modules.callbacks.results_writer import best_checkpoint, trained_classes
-from replora.adapters.config import AdapterConfig
-from replora.config_files import find_config, former_defaults
-from replora.errors import RepLoRAError, nearest
+from lightning_modules.callbacks.results_writer import trained_classes
+from replora.errors import RepLoRAError
 from replora.identity import flat_options, plain_option
 from replora.recipes import changed_options
 from replora.results import UNTRAINED, DivergedError
 from replora.resuming import is_finished
-from replora.run_directory import check_unused, create_unique, last_checkpoint, locked
-from replora.runs import concrete_subclasses
-
-# Warnings that do not apply here, with the reason.
-IGNORED_WARNINGS = (
-    ".*does not have many workers.*",  # 1,000 decoded images in memory need no workers
-    ".*it is recommended to use `Trainer\\(devices=1.*",  # padded samples are not counted
-    ".*(Checkpoint|Experiment logs) directory .* exists and is not empty.*",  # a resumed run
-    ".*The dirpath has changed.*",  # a checkpoint measured into another run's directory
-    ".*GPU available but not used.*",
-    ".*ended before the epoch ended and your dataloader is not resumable.*",  # the sampler does
-    ".*You have overridden `transfer_batch_to_device`.*",  # questions for language models stay lists
-    ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
-    ".*It is recommended to use .self.log.*sync_dist=True.*",  # what is logged is a metric over all processes
-)
-IGNORED_MESSAGES = (
-    *("Tip: ", "TPU available", "Loading `train_dataloader` to estimate", "For seamless cloud logging"),
-    "callbacks returned in `LightningModule.configure_callbacks` will override",  # in a test after a fit
-)
-
-
-class PackagedConfigFile(ActionConfigFile):
-    """`--config`: a local file, or one that ships with the package; logs which."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        file = None
-        if isinstance(values, str) and not any(mark in values for mark in "{\n"):  # otherwise it is YAML
-            file = find_config(values)
-            rank_zero_info(f"config {values}: {file}")
-            values = str(file)
-        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
-        if file is not None:
-            _point_to_folder(cfg, file)
-            for name, value in former_defaults(file).items():
-                cfg[name] = value
-
-
-def _point_to_folder(options: Any, file: Path) -> None:
-    """Let `RUN/fit.yaml` mean the run in whose folder it lies, wherever it was written: the folder may be a copy."""
-    run_dir = options.get("run_dir")
-    if run_dir is None or not any((file.parent / name).exists() for name in ("results.json", "checkpoints")):
-        return
-    checkpoint = options.get("ckpt_path")
-    if checkpoint is not None and Path(checkpoint).is_relative_to(run_dir):
-        options["ckpt_path"] = file.parent / Path(checkpoint).relative_to(run_dir)
-    options["run_dir"] = file.parent
+from replora.run_directory import check_unused, create_unique, left_as_found, locked
+from replora.trainer.checkpoint import find_checkpoint
+from replora.trainer.checks import check_arguments, check_trainer, fix_int_float_union
+from replora.trainer.config_option import PackagedConfigFile
+from replora.trainer.loggers import loggers
+from replora.trainer.quiet import ignore_messages
+from replora.trainer.refusal import why_refused
+from replora.trainer.run_options import CONFIG_TEXT, LINKS, RUN_OPTIONS
 
 
 class SaveVerbConfig(SaveConfigCallback):
@@ -105,11 +60,8 @@ class TrainerCLI(LightningCLI):
 
     def __init__(self, arguments: list[str]) -> None:
         self.verb = arguments[0]
-        self.untrained = False
-        _fix_int_float_union()
-        for message in IGNORED_WARNINGS:
-            warnings.filterwarnings("ignore", message)
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_needed)
+        fix_int_float_union()
+        ignore_messages()
         self.resources = ExitStack()
         with self.resources:
             self._run(arguments)
@@ -123,7 +75,7 @@ class TrainerCLI(LightningCLI):
             # The module prints one line about its parameters instead of a table.
             trainer_defaults={"log_every_n_steps": 1, "enable_model_summary": False},
             seed_everything_default=0,
-            parser_kwargs={"prog": "replora-cli"},
+            parser_kwargs={"prog": "replora-cli", "exit_on_error": False},
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=arguments,
@@ -144,32 +96,15 @@ class TrainerCLI(LightningCLI):
         return {self.verb: hidden | {"verbose", "return_predictions", "ckpt_path"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        if "prog" not in kwargs:  # the verb's parser, whose usage would list a hundred options before every error
-            kwargs["usage"] = "%(prog)s [options]"
+        if "prog" not in kwargs:  # the verb's parser, whose usage would list a hundred options
+            kwargs |= {"usage": "%(prog)s [options]", "exit_on_error": False}
         parser = self.parser_class(allow_abbrev=False, **kwargs)
-        help_text = "YAML file, local or packaged. Can be repeated; later files take precedence."
-        parser.add_argument("-c", "--config", action=PackagedConfigFile, help=help_text)
+        parser.add_argument("-c", "--config", action=PackagedConfigFile, help=CONFIG_TEXT)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--run_dir",
-            type=Path | None,
-            help="Directory of the run. Default: that of --ckpt_path, else runs/<time>-<task>-<method>.",
-        )
-        parser.add_argument(
-            "--ckpt_path",
-            type=Path | None,
-            help="Checkpoint to resume or to measure, `last` for that of --run_dir, `best` for that of a "
-            "ModelCheckpoint that monitors a metric, or `untrained` to measure a language model before any training. "
-            "Default: none for fit, RUN_DIR/checkpoints/last.ckpt for other verbs.",
-        )
-        parser.add_argument(
-            "--test_after_fit",
-            type=bool,
-            default=True,
-            help="Whether fit ends with a test of the last weights, if the protocol of the data has a test.",
-        )
+        for name, (hint, default, text) in RUN_OPTIONS.items():
+            parser.add_argument(f"--{name}", type=hint, default=default, help=text)
         # A link is ignored if the selected classes have no such argument.
         parser.link_arguments(
             "data.num_classes",
@@ -177,14 +112,15 @@ class TrainerCLI(LightningCLI):
             compute_fn=self._number_of_classes,
             apply_on="instantiate",
         )
-        parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
-        parser.link_arguments("data.init_args.clips.num_frames", "model.init_args.num_frames")
-        parser.link_arguments("data.init_args.image_size", "model.init_args.image_size")
-        parser.link_arguments("model.init_args.revision", "data.init_args.revision")
+        for target, source in LINKS.items():
+            parser.link_arguments(source, target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        _check_arguments(args)
-        self.config = parser.parse_args(args)
+        check_arguments(args)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise RepLoRAError(why_refused(self.verb, args[1:], error)) from error
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: in Lightning the options in the checkpoint take precedence over the command line."""
@@ -204,9 +140,12 @@ class TrainerCLI(LightningCLI):
         return options
 
     def before_instantiate_classes(self) -> None:
+        check_trainer(self.options.trainer)
         if self.options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run of this process
-        self.options.ckpt_path = self._checkpoint()
+        given: Path | None = self.options.ckpt_path
+        self.untrained = self.verb != "fit" and str(given) == UNTRAINED
+        self.options.ckpt_path = None if self.untrained else find_checkpoint(self.verb, given, self.options.run_dir)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.options.ckpt_path}
@@ -231,8 +170,13 @@ class TrainerCLI(LightningCLI):
         callbacks += self.model.writers(self.verb, run_dir)
         self.trainer_defaults["callbacks"] = callbacks  # LightningCLI adds these to the user's
         if given.logger in (None, True):
-            kwargs["logger"] = _loggers(run_dir, self.verb)
+            kwargs["logger"] = loggers(run_dir, self.verb)
         return super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
+
+    def _has_started(self) -> bool:
+        """Whether a training step or a measurement has been made."""
+        trainer = getattr(self, "trainer", None)
+        return trainer is not None and (trainer.global_step > 0 or self.record.file.exists())
 
     def _use_seed(self) -> None:
         """One seed sets the subset and the order of the data as well, unless they have their own."""
@@ -291,44 +235,6 @@ class TrainerCLI(LightningCLI):
         """Predict without collecting predictions in memory: the callbacks of `AdaptedModule.writers` write them."""
         self.trainer.predict(return_predictions=False, **kwargs)
 
-    def _checkpoint(self) -> Path | None:
-        """The checkpoint to use: `--ckpt_path`, or the last one of the run for verbs that need one.
-
-        Raises:
-            RepLoRAError: It does not exist, or is not a checkpoint.
-        """
-        path: Path | None = self.options.ckpt_path
-        run_dir: Path | None = self.options.run_dir
-        last = None if run_dir is None else last_checkpoint(run_dir)
-        if path is None and self.verb == "fit":
-            return None
-        if str(path) == UNTRAINED and self.verb != "fit":
-            self.untrained = True
-            return None
-        if str(path) == "best":
-            return best_checkpoint(last)
-        if path is None or str(path) == "last":
-            if last is None:
-                raise RepLoRAError(
-                    f"{self.verb} needs trained weights. Give the run, --config RUN/fit.yaml, or a checkpoint, "
-                    "--ckpt_path RUN/checkpoints/last.ckpt. A language model can be measured before any training: "
-                    f"--ckpt_path {UNTRAINED}."
-                )
-            path = last
-        path = path.expanduser()
-        if not path.is_file():
-            raise RepLoRAError(
-                f"There is no checkpoint {path}. A fit writes RUN/checkpoints/last.ckpt after every epoch."
-            )
-        if path.suffix == ".safetensors":
-            raise RepLoRAError(
-                f"--ckpt_path: {path} is an adapter for replora.load_adapter; a run's checkpoint is "
-                "RUN/checkpoints/last.ckpt."
-            )
-        if not zipfile.is_zipfile(path):
-            raise RepLoRAError(f"--ckpt_path: {path} is damaged or no checkpoint of torch.")
-        return path
-
     def _run_dir(self) -> Path:
         """The directory of the run, locked until the verb ends.
 
@@ -341,6 +247,7 @@ class TrainerCLI(LightningCLI):
         if given is None and resumed and Path(resumed).parent.name == "checkpoints":
             given = resumed.parents[1]
         first = getattr(rank_zero_only, "rank", 0) == 0
+        fresh = given is None
         if given is None:
             task, method = self.datamodule.describe()["task"], self.model.describe()["method"]
             given = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{task}-{method}"
@@ -348,68 +255,7 @@ class TrainerCLI(LightningCLI):
         elif first and self.verb == "fit" and resumed is None and not self.options.trainer.fast_dev_run:
             check_unused(given)
         if first:
+            self.resources.enter_context(left_as_found(given, self.verb, fresh, self._has_started))
             remedy = "Wait until it ends, stop it, or choose another directory with --run_dir."
             self.resources.enter_context(locked(given, f"the {self.verb}", remedy))
         return given
-
-
-def _check_arguments(arguments: list[str]) -> None:
-    """Check arguments that the parser would ignore silently, or reject without listing the valid names.
-
-    Raises:
-        RepLoRAError: The model is given an option that comes from the data, or a class or choice does not exist.
-    """
-    bases = {"--model": AdaptedModule, "--data": BaseDataModule, "--model.adapter": AdapterConfig}
-    for position, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        value = value if equals else " ".join(arguments[position + 1 : position + 2])
-        if option in ("--model.num_classes", "--model.init_args.num_classes"):
-            raise RepLoRAError("The number of classes is the data's. For a custom dataset: --data.num_classes.")
-        if option.startswith("--model.") and option.endswith((".num_frames", ".image_size")):
-            frames = "The number of frames is the data's: --data.clips.num_frames."
-            raise RepLoRAError(f"{frames} So is the size of images: --data.image_size.")
-        if option in bases and value.isidentifier():
-            known = [cls.__name__ for cls in concrete_subclasses(bases[option])]
-            if value not in known:
-                raise RepLoRAError(f"{option}: there is no class {value!r}. {nearest(value, known)}")
-        group, _, name = plain_option(option).rpartition(".")
-        choices = _choices(bases[group], name) if group in bases and value.isidentifier() else set()
-        if choices and value not in choices:
-            raise RepLoRAError(f"{option}: {value!r} is not an option. {nearest(value, sorted(choices))}")
-
-
-def _choices(base: type, name: str) -> set[str]:
-    """The choices of an option in all classes that have it; none if one of these classes takes other values."""
-    hints = [get_type_hints(cls.__init__).get(name) for cls in concrete_subclasses(base)]  # type: ignore[misc]
-    found = [hint for hint in hints if hint is not None]
-    if any(get_origin(hint) is not Literal for hint in found):
-        return set()
-    return {choice for hint in found for choice in get_args(hint)}
-
-
-def _fix_int_float_union() -> None:
-    """Keep `--trainer.limit_val_batches 1` (one batch) apart from 1.0 (all), whatever was imported before Lightning.
-
-    The parser uses the first type of a union that fits, and `typing` returns one cached object for Union[int, float]
-    and Union[float, int], whichever was created first: after `import ray.tune` the Trainer would read 1 as 1.0.
-    """
-    hints = inspect.unwrap(Trainer.__init__).__annotations__
-    for option, hint in hints.items():
-        if set(get_args(hint)) == {int, float, type(None)}:
-            hints[option] = int | float | None
-
-
-def _is_needed(record: logging.LogRecord) -> bool:
-    return not any(part in record.getMessage() for part in IGNORED_MESSAGES)
-
-
-def _loggers(run_dir: Path, verb: str) -> list[Logger]:
-    """CSV and TensorBoard loggers in `logs/<verb>`, or `logs/<verb>-2` and so on, as CSVLogger empties its folder."""
-    version, count = verb, 1
-    while (run_dir / "logs" / version).exists():
-        count += 1
-        version = f"{verb}-{count}"
-    return [
-        CSVLogger(run_dir, name="logs", version=version),
-        TensorBoardLogger(run_dir, name="logs", version=version, default_hp_metric=False),
-    ]

@@ -1,0 +1,1 @@
+"""fit, validate, test and predict: what LightningCLI does, and what differs here."""

@@ -1,0 +1,86 @@
+"""Checks of a command line before it is parsed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from lightning.pytorch import Trainer
+
+from datamodules import BaseDataModule
+from lightning_modules import AdaptedModule
+from replora.adapters.config import AdapterConfig
+from replora.errors import RepLoRAError, nearest
+from replora.identity import plain_option
+from replora.runs import concrete_subclasses
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Check arguments that the parser would ignore silently, or reject without listing the valid names.
+
+    Raises:
+        RepLoRAError: The model is given an option that comes from the data, or a class or choice does not exist.
+    """
+    bases = {"--model": AdaptedModule, "--data": BaseDataModule, "--model.adapter": AdapterConfig}
+    for position, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        value = value if equals else " ".join(arguments[position + 1 : position + 2])
+        if option in ("--model.num_classes", "--model.init_args.num_classes"):
+            raise RepLoRAError("The number of classes is the data's. For a custom dataset: --data.num_classes.")
+        if option.startswith("--model.") and option.endswith((".num_frames", ".image_size")):
+            frames = "The number of frames is the data's: --data.clips.num_frames."
+            raise RepLoRAError(f"{frames} So is the size of images: --data.image_size.")
+        if option in bases and value.isidentifier():
+            known = [cls.__name__ for cls in concrete_subclasses(bases[option])]
+            if value not in known:
+                raise RepLoRAError(f"{option}: there is no class {value!r}. {nearest(value, known)}")
+        group, _, name = plain_option(option).rpartition(".")
+        choices = _choices(bases[group], name) if group in bases and value.isidentifier() else set()
+        if choices and value not in choices:
+            raise RepLoRAError(f"{option}: {value!r} is not an option. {nearest(value, sorted(choices))}")
+
+
+# Options of the Trainer that Lightning takes unseen, or that end in an error of its loops -> smallest value.
+SMALLEST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "reload_dataloaders_every_n_epochs": 0,
+}
+
+
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Check the ranges of options of the Trainer.
+
+    Raises:
+        RepLoRAError: One is too small; the message names it.
+    """
+    for name, smallest in SMALLEST.items():
+        value = options.get(name)
+        if value is not None and value < smallest:
+            raise RepLoRAError(f"--trainer.{name} {value} is too small: it must be at least {smallest}.")
+
+
+def _choices(base: type, name: str) -> set[str]:
+    """The choices of an option in all classes that have it; none if one of these classes takes other values."""
+    hints = [get_type_hints(cls.__init__).get(name) for cls in concrete_subclasses(base)]  # type: ignore[misc]
+    found = [hint for hint in hints if hint is not None]
+    if any(get_origin(hint) is not Literal for hint in found):
+        return set()
+    return {choice for hint in found for choice in get_args(hint)}
+
+
+def fix_int_float_union() -> None:
+    """Keep `--trainer.limit_val_batches 1` (one batch) apart from 1.0 (all), whatever was imported before Lightning.
+
+    The parser uses the first type of a union that fits, and `typing` returns one cached object for Union[int, float]
+    and Union[float, int], whichever was created first: after `import ray.tune` the Trainer would read 1 as 1.0.
+    """
+    hints = inspect.unwrap(Trainer.__init__).__annotations__
+    for option, hint in hints.items():
+        if set(get_args(hint)) == {int, float, type(None)}:
+            hints[option] = int | float | None
