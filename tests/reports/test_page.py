@@ -208,6 +208,26 @@ def test_tasks_with_ten_classes_per_example_are_shown_and_in_no_mean(tmp_path: P
     assert "leave out cifar" not in words
 
 
+def test_sizes_may_select_on_parts_of_one_validation_list() -> None:
+    """They stand in the section of their final runs, with the labels of each size; another list is another section."""
+    runs = []
+    for size, labels in ((0.1, 20), (1.0, 200)):
+        for stage in ("final", "select"):
+            run = result(stage=stage, size=size)
+            run["sweep"]["size"]["data.select_fraction"] = size
+            run["data"]["splits"] = {"train": {"size": SIZES[size], "sha256": "a" * 64}}
+            if stage == "select":
+                run["data"]["splits"]["val"] = {"size": labels, "sha256": "b" * 64}
+                run["data"] |= {"select_fraction": size} if size < 1 else {}
+            runs.append(run)
+    (group,) = group_runs(runs)
+    scores = Scores(group, shots=False)
+    assert [scores.name(size) for size in scores.sizes] == ["10 % (80 + 20)", "100 % (800 + 200)"]
+    assert scores.axis == "training examples"
+    runs[1]["data"]["splits"]["val"]["sha256"] = "c" * 64
+    assert len(group_runs(runs)) > 1
+
+
 def test_many_methods_have_one_answer(tmp_path: Path) -> None:
     names = ["LoRA", "RepLoRA", *(f"variant {n}" for n in range(6))]
     runs = [result(name, 0.5 + seed / 100, seed=seed) for name in names for seed in range(2)]

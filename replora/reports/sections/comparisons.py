@@ -31,6 +31,8 @@ def answer_section(group: Group, several: bool) -> list[Block]:
         if not scores.by_cell or not scores.tasks:
             continue
         reference, others = _compared(scores)
+        complete = {run.method for run in scores.runs if run.status == "complete"}
+        others = [method for method in others if {method, reference} <= complete]
         shown = others if len(others) <= ANSWERS else [m for m in others if m == FIRST]
         answers += [_answer(scores, method, reference, group.title if several else "") for method in shown]
     return answers

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from replora.reports.render.document import Block, Bullets, Paragraph
-from replora.reports.runs import Group, counted
+from replora.reports.runs import Group
 from replora.reports.scores import Scores
 from replora.reports.sections.comparisons import RULE
 from replora.reports.sections.learning_rates import selections, tuned_alone
-from replora.reports.sections.provenance import listed, origins
+from replora.reports.sections.provenance import origins
 
 
 def limits_section(group: Group) -> list[Block]:
@@ -57,10 +57,10 @@ def _of_selection(group: Group) -> Iterable[str]:
     if not found:
         return
     noise, ties = sum(bool(c.noise or c.tied) for c in found), sum(c.tied > 0 for c in found)
-    labels = listed(str(c.examples) for c in found if c.examples is not None)
-    seeds = listed(str(c.seeds) for c in found if c.seeds is not None)
+    labels = _range({choice.examples for choice in found})
+    seeds = _range({choice.seeds for choice in found})
     on = f" on {labels} validation labels" if labels else ""
-    by = f" with {counted(int(seeds), 'seed') if seeds.isdigit() else f'{seeds} seeds'}" if seeds else ""
+    by = f" with {seeds} seed{'' if seeds == '1' else 's'}" if seeds else ""
     data = "; these labels are data too, beside the training examples" if labels else ""
     tied = f", {ties} of them {'an exact tie' if ties == 1 else 'exact ties'}" if ties else ""
     noisy = f"{noise} of {len(found)} selections are noise: the next best point lies within one standard error{tied}"
@@ -77,3 +77,9 @@ def _of_origin(group: Group) -> Iterable[str]:
         most = max(together, key=lambda origin: len(together[origin]))
         named = [f"{', '.join(map(repr, methods))}: {of}" for of, methods in together.items() if of != most]
         yield f"Methods come from different code, versions or devices. {'; '.join(named)}; all others: {most}."
+
+
+def _range(numbers: Iterable[int | None]) -> str:
+    """`200`, or `20 to 200`; empty where no number is known."""
+    known = sorted(number for number in numbers if number is not None)
+    return " to ".join(map(str, dict.fromkeys((known[0], known[-1])))) if known else ""

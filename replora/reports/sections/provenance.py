@@ -17,8 +17,8 @@ def provenance_section(groups: Sequence[Group]) -> list[Block]:
     for number, group in enumerate(groups, start=1):
         for method in group.methods:
             entries = _entries(run for run in group.runs if run.method == method)
-            values = [listed(e.get("git") for e in entries), *_versions(entries)]
-            days = listed(str(e.get("date", ""))[:10] for e in entries)
+            values = [distinct(e.get("git") for e in entries), *_versions(entries)]
+            days = distinct(str(e.get("date", ""))[:10] for e in entries)
             rows.append([*([str(number)] if len(groups) > 1 else []), method, *values, days])
     columns = [*(["section"] if len(groups) > 1 else []), "method", "commit", "torch", "lightning", "device", "days"]
     return [Heading(2, "Where the numbers come from"), Table("provenance", "Code and machines", columns, rows)]
@@ -33,7 +33,7 @@ def origins(runs: Sequence[Run]) -> dict[str, str]:
     for method in ordered({run.method for run in runs}):
         entries = _entries(run for run in runs if run.method == method and not run.diverged)
         if entries:
-            code = listed(str(e.get("git") or "not recorded")[:COMMIT_SHOWN] for e in entries)
+            code = distinct(str(e.get("git") or "not recorded")[:COMMIT_SHOWN] for e in entries)
             torch, lightning, device = _versions(entries)
             found[method] = {"commit": code, "torch": torch, "lightning": lightning, "on": device}
     parts = ("commit", "torch", "lightning", "on")
@@ -46,11 +46,11 @@ def _entries(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 
 def _versions(entries: Sequence[dict[str, Any]]) -> list[str]:
-    versions = [listed(e.get("versions", {}).get(name) for e in entries) for name in ("torch", "lightning")]
-    device = listed(f"{e['accelerator']} {e.get('precision')}" for e in entries if "accelerator" in e)
+    versions = [distinct(e.get("versions", {}).get(name) for e in entries) for name in ("torch", "lightning")]
+    device = distinct(f"{e['accelerator']} {e.get('precision')}" for e in entries if "accelerator" in e)
     return [value or "not recorded" for value in (*versions, device)]
 
 
-def listed(values: Iterable[Any]) -> str:
-    """Different values in their order, joined by commas."""
+def distinct(values: Iterable[Any]) -> str:
+    """The values without duplicates, sorted and joined by commas."""
     return ", ".join(sorted({str(value) for value in values if value}))
