@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+from scipy.stats import permutation_test
 
 from replora.reports.statistics import (
     Comparison,
@@ -64,9 +66,11 @@ def test_five_seeds_can_show_no_less_than_a_sixteenth():
     assert compare_paired([[1.0], [2.0], [3.0], [4.0], [5.0]]).p_value == 0.0625
 
 
-@pytest.mark.parametrize(("units", "least"), [(1, 1.0), (5, 0.0625), (13, 1 / 4096), (14, 1e-4), (57, 1e-4)])
+@pytest.mark.parametrize(
+    ("units", "least"), [(1, 1.0), (5, 0.0625), (13, 1 / 4096), (19, 2**-18), (20, 2**-19), (21, 1e-4), (57, 1e-4)]
+)
 def test_the_least_p_value(units, least):
-    """Up to 13 units all patterns are tried, of which two have the largest mean; beyond 10,000 are sampled."""
+    """Up to 20 units all patterns are tried, of which two have the largest sum; beyond 10,000 are sampled."""
     found = compare_paired([[1.0 + 0.01 * unit] for unit in range(units)])
     assert found.least == least
     assert found.least <= found.p_value <= 4 * found.least
@@ -74,10 +78,16 @@ def test_the_least_p_value(units, least):
 
 
 def test_many_units_are_flipped_at_random():
-    """Twenty units of 1: among 10,000 random patterns only the one that was found (and hardly another) reaches it."""
-    assert 1e-4 <= compare_paired([[1.0]] * 20).p_value <= 5e-4
-    alternating = [[1.0], [-1.0]] * 10
+    """Thirty units of 1: among 10,000 random patterns only the one that was found reaches their sum."""
+    assert compare_paired([[1.0]] * 30).p_value == 1e-4
+    alternating = [[1.0], [-1.0]] * 15
     assert compare_paired(alternating).p_value == 1.0
+
+
+def test_sign_flips_equal_those_of_scipy():
+    means = np.random.default_rng(0).normal(0.3, 1, 9)
+    expected = permutation_test((means,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert compare_paired([[mean] for mean in means]).p_value == pytest.approx(expected)
 
 
 def test_the_interval_of_pairs_is_students_t():

@@ -68,10 +68,10 @@ def paired_section(scores: Scores, name: str) -> list[Block]:
         )
         + "With seeds as units it contains the draw of the training data and the seed, not the choice of the test "
         "examples; the column after it contains these too, at most: as if two methods erred on unrelated examples. "
-        "p is of the two-sided sign-flip test, which assumes nothing about the distribution; it cannot be less than "
-        "the least p, so it decides nothing with five units or fewer. Over all sizes a seed counts once, because its "
-        "training sets are nested, and only if it has a pair at every size. No correction is made for the number of "
-        "comparisons, nor for the selection of options."
+        "p is of the two-sided sign-flip test, which needs no normal differences; it cannot be less than the least p, "
+        "so with five units or fewer it cannot fall below 0.05 and decides nothing. Over all sizes a seed counts once, "
+        "because its training sets are nested, and only if it has a pair at every size. No correction is made for the "
+        "number of comparisons, nor for the selection of options."
     )
     columns = ["difference", "size", "units", "mean", "95 % interval", "with test examples", "wins / ties / losses"]
     caption = "Paired differences in percentage points"
