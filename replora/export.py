@@ -25,7 +25,8 @@ from replora.adapters.peft_format.export import CONFIG_FILE, export_peft, librar
 from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.state import HEADER, read_adapter, read_metadata, save_adapter
 from replora.adapters.verify import outputs_on_example
-from replora.backbones.vision import VIT_NANO, build_vision_backbone, image_size_of
+from replora.backbones.image_size import image_size_of
+from replora.backbones.vision import VIT_NANO, build_vision_backbone
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
 from replora.datasets.image.read import short_side
 from replora.errors import RepLoRAError, nearest

@@ -7,7 +7,6 @@ paper's up to timm 0.4.9, AugReg's from 0.4.12 on), so it is accepted with `chec
 
 from __future__ import annotations
 
-import inspect
 import math
 import zipfile
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from replora.adapters.fingerprint import fingerprint as model_fingerprint
 from replora.adapters.fingerprint import in_head
 from replora.backbones.backbone import Backbone, BackboneError, file_sha256
+from replora.backbones.image_size import check_size, image_size_of, resample
 from replora.backbones.vit_nano import VIT_NANO_WEIGHTS, build_vit_nano
 from replora.errors import listed, nearest
 
@@ -127,10 +127,10 @@ def build_vision_backbone(
     fingerprint = model_fingerprint(model, heads)  # of the weights as they are published, whatever the size
     resampled_from = None
     if fixed is not None and image_size is not None and image_size != fixed:
-        _resample(model, name, fixed, image_size)
+        resample(model, name, fixed, image_size)
         size, resampled_from = image_size, fixed
     elif fixed is None and image_size not in (None, size):
-        _check_size(model, name, size, image_size)
+        check_size(model, name, size, image_size)
     return VisionBackbone(
         model=model,
         name=name,
@@ -143,58 +143,6 @@ def build_vision_backbone(
         resampled_from=resampled_from,
         published=published,
     )
-
-
-def image_size_of(model: nn.Module) -> int | None:
-    """Height and width of the images that a timm model is bound to, in pixels; None if it takes several sizes."""
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    return int(size[0]) if size else None
-
-
-def _check_size(model: nn.Module, name: str, made_for: int, image_size: int) -> None:
-    """Classify an empty image: some models whose size is not fixed by patches take one size, or multiples of another.
-
-    Raises:
-        BackboneError: The model does not take images of this size.
-    """
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-        raise BackboneError(
-            f"{name} does not take images of {image_size} x {image_size} pixels ({error}). Set --data.image_size "
-            f"{made_for}, for which its weights were made."
-        ) from error
-    finally:
-        model.train(training)
-
-
-def _resample(model: Any, name: str, made_for: int, image_size: int) -> None:
-    """Let a model take images of another size: timm resamples position embeddings and relative position tables.
-
-    Attention windows keep their size, as where timm creates the model for this size.
-
-    Raises:
-        BackboneError: The model cannot be resampled, or its patches do not divide the images.
-    """
-    if not hasattr(model, "set_input_size"):
-        raise BackboneError(
-            f"{name} takes images of {made_for} x {made_for} pixels, but the data gives {image_size} x {image_size}. "
-            f"timm cannot resample a {type(model).__name__}. Set --data.image_size {made_for}."
-        )
-    patch = made_for // model.patch_embed.grid_size[0]
-    if image_size % patch:
-        below, above = image_size // patch * patch, -(-image_size // patch) * patch
-        sizes = " or ".join(str(size) for size in (below, above) if size)
-        raise BackboneError(
-            f"{name} cuts images into patches of {patch} x {patch} pixels, which do not divide {image_size} x "
-            f"{image_size}. Set --data.image_size {sizes}; its weights were made for {made_for}."
-        )
-    windows: dict[str, Any] = {}
-    if "window_size" in inspect.signature(model.set_input_size).parameters:
-        windows["window_size"] = next(m.window_size for m in model.modules() if hasattr(m, "window_size"))
-    model.set_input_size(img_size=(image_size, image_size), **windows)
 
 
 def load_backbone_weights(model: nn.Module, checkpoint: Path) -> str | None:

@@ -29,6 +29,7 @@ from replora.cli.commands.prepare import (
 from replora.cli.commands.quickstart import quickstart
 from replora.cli.commands.report import report
 from replora.cli.commands.sweep import sweep
+from replora.cli.defects import report_defect
 from replora.cli.run_command import columns, described, run_command
 from replora.cli.user_errors import user_error
 from replora.errors import RepLoRAError, nearest
@@ -83,6 +84,11 @@ def main(args: list[str] | None = None) -> None:
 
     Args:
         args: Command line without the name of the program. Default: that of this process.
+
+    Raises:
+        SystemExit: With status 2 for what a user can fix, 1 for a defect, and 128 and the signal's number for Ctrl-C
+            and a closed pipe.
+        Exception: A defect, if `args` are given by a program; any error with REPLORA_DEBUG=1 in the environment.
     """
     arguments = sys.argv[1:] if args is None else list(args)
     if not sys.stderr.isatty():  # transformers and the hub would write a line per step of their bars into a log
@@ -99,14 +105,16 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         message = user_error(error)
-        if message is None or os.environ.get("REPLORA_DEBUG") == "1":
+        if os.environ.get("REPLORA_DEBUG") == "1" or (message is None and args is not None):
             raise
+        status = 1 if message is None else 2
+        message = report_defect(error, arguments) if message is None else message
         try:
             sys.stdout.flush()
         except (OSError, AttributeError):  # what is left in the buffer would fail again at the very end
             _silence_output()
         print(f"replora-cli: error: {message}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status)
 
 
 def _silence_output() -> None:

@@ -13,7 +13,16 @@ from lightning_modules import AdaptedModule
 from replora.adapters.config import AdapterConfig
 from replora.errors import RepLoRAError, nearest
 from replora.identity import plain_option
+from replora.options.settings import settings_of
 from replora.runs import concrete_subclasses
+from replora.trainer.in_force import options_in_force
+
+# Options of the model that the data set -> what they are, and the options of the data that may exist for them.
+OF_THE_DATA = {
+    "--model.num_classes": ("the number of classes", ("data.num_classes",)),
+    "--model.num_frames": ("the number of frames", ("data.clips.num_frames",)),
+    "--model.image_size": ("the size of the images", ("data.image_size", "data.clips.image_size")),
+}
 
 
 def check_arguments(arguments: list[str]) -> None:
@@ -26,11 +35,9 @@ def check_arguments(arguments: list[str]) -> None:
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         value = value if equals else " ".join(arguments[position + 1 : position + 2])
-        if option in ("--model.num_classes", "--model.init_args.num_classes"):
-            raise RepLoRAError("The number of classes is the data's. For a custom dataset: --data.num_classes.")
-        if option.startswith("--model.") and option.endswith((".num_frames", ".image_size")):
-            frames = "The number of frames is the data's: --data.clips.num_frames."
-            raise RepLoRAError(f"{frames} So is the size of images: --data.image_size.")
+        if plain_option(option) in OF_THE_DATA:
+            what, names = OF_THE_DATA[plain_option(option)]
+            raise RepLoRAError(f"{option}: {what} is the data's. {_where_to_set(arguments, names)}")
         if option in bases and value.isidentifier():
             known = [cls.__name__ for cls in concrete_subclasses(bases[option])]
             if value not in known:
@@ -39,6 +46,15 @@ def check_arguments(arguments: list[str]) -> None:
         choices = _choices(bases[group], name) if group in bases and value.isidentifier() else set()
         if choices and value not in choices:
             raise RepLoRAError(f"{option}: {value!r} is not an option. {nearest(value, sorted(choices))}")
+
+
+def _where_to_set(arguments: list[str], names: tuple[str, ...]) -> str:
+    tree, _ = options_in_force(settings_of(arguments[1:]))
+    cls = tree.classes.get("data")
+    found = [name for name in names if tree.find(name) is not None]
+    if cls is None or found:
+        return f"Set --{(found or names)[0]}."
+    return f"{cls.__name__} has no option for it: it reads it from its files."
 
 
 # Options of the Trainer that Lightning takes unseen, or that end in an error of its loops -> smallest value.

@@ -11,7 +11,7 @@ from typing import Any
 from replora.options.class_options import Option, classes_in, subclasses
 from replora.options.settings import Setting, settings_of
 from replora.options.tree import OptionTree
-from replora.trainer.refusal import TOP
+from replora.trainer.in_force import options_in_force
 
 FLAGS = ("-h", "--help", "--help_all")
 # In the order of the page.
@@ -56,11 +56,11 @@ def help_page(verb: str, summary: str, arguments: list[str]) -> str:
     """
     everything = "--help_all" in arguments
     settings = settings_of([argument for argument in arguments if argument not in FLAGS])
-    tree, values = _in_force(settings)
+    tree, values = options_in_force(settings)
     named = {"model", "data"} <= tree.classes.keys()
     if not named:
         examples = [Setting(name, cls) for name, cls in EXAMPLES.items() if name not in tree.classes]
-        tree, _ = _in_force([*examples, *settings])
+        tree, _ = options_in_force([*examples, *settings])
     options = dict(tree.walk())
     shown = _ours_first(options) if everything else [name for name in FIRST if name in options]
     lines = [
@@ -75,18 +75,6 @@ def help_page(verb: str, summary: str, arguments: list[str]) -> str:
         *_further(verb, everything, tree),
     ]
     return "\n".join(lines)
-
-
-def _in_force(settings: list[Setting]) -> tuple[OptionTree, dict[str, Setting]]:
-    """The options of the classes in force, and the last setting of each option."""
-    tree = OptionTree(TOP)
-    values: dict[str, Setting] = {}
-    for setting in settings:
-        option = tree.find(setting.name)
-        if option is not None:
-            tree.use_class(setting, option)
-            values[setting.name] = setting
-    return tree, values
 
 
 def _ours_first(options: Mapping[str, Option]) -> list[str]:

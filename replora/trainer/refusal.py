@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
-
-from datamodules import BaseDataModule
-from lightning_modules import AdaptedModule
-from replora.options.class_options import Option
 from replora.options.explain import Explanation
 from replora.options.settings import settings_of
-from replora.trainer.run_options import CONFIG_TEXT, LINKED, RUN_OPTIONS
-
-# The options of a verb and what they take.
-TOP = {
-    "model": Option(AdaptedModule | None, required=True),
-    "data": Option(BaseDataModule | None, required=True),
-    "trainer": Option(Trainer),
-    **{name: Option(hint, default, text=text) for name, (hint, default, text) in RUN_OPTIONS.items()},
-    "seed_everything": Option(bool | int, default=0, text="Random seed (>= 0) for heads, adapters and data order."),
-    "config": Option(str, text=CONFIG_TEXT),
-}
+from replora.trainer.in_force import TOP
+from replora.trainer.run_options import LINKED
 
 
 def why_refused(verb: str, arguments: list[str], error: Exception) -> str:

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 import replora
 from replora.backbones.backbone import BackboneError
-from replora.backbones.vision import VisionBackbone, build_vision_backbone, image_size_of
+from replora.backbones.image_size import image_size_of
+from replora.backbones.vision import VisionBackbone, build_vision_backbone
 from replora.errors import RepLoRAError
 
 torch.set_num_threads(1)

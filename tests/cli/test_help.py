@@ -10,7 +10,7 @@ import pytest
 from replora.cli.main import TRAINER_VERBS, main
 from replora.config_files import packaged_configs
 from replora.trainer.help import FIRST
-from replora.trainer.refusal import TOP
+from replora.trainer.in_force import TOP
 from tests.cli.helpers import refused
 
 CONFIGS = [name for name in packaged_configs() if "/" not in name]

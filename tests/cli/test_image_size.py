@@ -82,14 +82,14 @@ def test_a_run_is_opened_on_another_kind_of_processor(
     """There, a few of the resampled values differ in the last bit."""
     run = tmp_path / "run"
     main(["fit", *options(pets, run)])
-    resample = vision._resample
+    resample = vision.resample
 
     def elsewhere(model, *arguments) -> None:
         resample(model, *arguments)
         with torch.no_grad():
             model.pos_embed.copy_(torch.nextafter(model.pos_embed, torch.tensor(1.0)))
 
-    monkeypatch.setattr(vision, "_resample", elsewhere)
+    monkeypatch.setattr(vision, "resample", elsewhere)
     assert load_run(run).backbone.resampled_from == 32
 
 
@@ -133,4 +133,4 @@ def test_mistakes_name_the_remedy(pets: Path, tmp_path: Path, capsys: pytest.Cap
     error = refused(capsys, "fit", *options(pets, tmp_path / "run", size=33))
     assert "which do not divide 33 x 33. Set --data.image_size 32 or 36" in error
     error = refused(capsys, "fit", *options(pets, tmp_path / "run"), "--model.image_size=48")
-    assert "So is the size of images: --data.image_size." in error
+    assert "the size of the images is the data's. Set --data.image_size." in error

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
 import types
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,7 +125,8 @@ def test_number_of_classes_comes_from_the_data(finished, capsys):  # C4
     assert _module(finished).model.head.out_features == 10
     assert "num_classes" not in saved(finished / "fit.yaml")["model"]["init_args"]
     for option in ("--model.num_classes=7", "--model.init_args.num_classes=7"):
-        assert "The number of classes is the data's" in refused(capsys, "fit", *DIGITS, option)
+        error = refused(capsys, "fit", *DIGITS, option)
+        assert "the number of classes is the data's. DigitsDataModule has no option for it" in error
 
 
 @pytest.mark.parametrize(
@@ -321,13 +324,27 @@ def test_debugging_shows_the_traceback(monkeypatch):
         main(["fit", *DIGITS, "--model.drop_path_rate=1.5"])
 
 
-def test_other_value_errors_keep_their_traceback(monkeypatch):
+def test_a_defect_is_reported_with_its_traceback(monkeypatch, capsys):
     def broken(*_args):
         raise ValueError("a bug")
 
     monkeypatch.setattr(trainer_cli, "TrainerCLI", broken)
+    monkeypatch.setattr(sys, "argv", ["replora-cli", "fit", "--run_dir", "my runs"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert "ValueError: a bug (test_trainer_cli.py, line" in error
+    assert "Traceback" not in error
+    report = Path(re.search(r"the file (\S+),", error)[1])
+    content = report.read_text()
+    report.unlink()
+    assert content.startswith("replora-cli fit --run_dir 'my runs'\n")
+    assert "torch " in content
+    assert 'raise ValueError("a bug")' in content
+    monkeypatch.setenv("REPLORA_DEBUG", "1")
     with pytest.raises(ValueError, match="a bug"):
-        main(["fit"])
+        main()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a user did is told in a line, with status 2, whichever library noticed it; a defect keeps its traceback."""
+"""What a user did is told in a line, with status 2, whichever library noticed it; a defect has status 1."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_lack_of_memory_is_told() -> None:
     assert user_error(MemoryError()) == "There is not enough memory. Lower the batch size, or use a smaller model."
 
 
-def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_is_raised_to_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     def defect(_arguments: list[str]) -> None:
         raise KeyError("a defect")
 

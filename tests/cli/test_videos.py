@@ -215,4 +215,4 @@ def test_the_demonstration_runs(tmp_path: Path) -> None:
 
 def test_num_frames_is_the_data_s(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, "fit", "--config=video_folder.yaml", *TINY, f"--data.root={folder}", "--model.num_frames=9")
-    assert "The number of frames is the data's: --data.clips.num_frames." in error
+    assert "the number of frames is the data's. Set --data.clips.num_frames." in error
