@@ -260,11 +260,9 @@ def _links(groups: Sequence[Group], folder: Path) -> list[Block]:
     """A link to the directory of each run, where it is known."""
     found = {id(run.results): run for group in groups for run in group.runs}
     rows = sorted(
-        (
-            [_name(run.results), run.stage, run.method, run.task, str(run.size), str(run.seed), run.status],
-            _link(run, folder),
-        )
+        ([_short_name(run.results), run.stage, run.method, run.task, str(run.size), str(run.seed), run.status], link)
         for run in found.values()
+        for link in [_link(run, folder)]
     )
     columns = ["run", "stage", "method", "task", "size", "seed", "status"]
     cells, links = [row for row, _ in rows], [link for _, link in rows]
@@ -274,6 +272,12 @@ def _links(groups: Sequence[Group], folder: Path) -> list[Block]:
         Paragraph(words),
         Table("links", counted(len(rows), "run"), columns, cells, folded=True, links=links),
     ]
+
+
+def _short_name(content: dict[str, Any]) -> str:
+    """The trial of a run, else the last part of its directory, else what it is."""
+    place = str(content.get("file", ""))
+    return str(content.get("sweep", {}).get("trial") or Path(place).name or _name(content))
 
 
 def _link(run: Run, folder: Path) -> str:

@@ -54,7 +54,8 @@ def _figure(scores: Scores, file: Path) -> Picture:
     if several and len(scores.methods) <= FEW:
         panels = {task: {m: scores.curve(m, task) for m in scores.methods} for task in scores.panels}
         panels = {task: {m: curve for m, curve in curves.items() if curve} for task, curves in panels.items()}
-        draw_curves(file, panels, scores.axis, f"test {metric}, %")
+        label = scores.axis.replace(" (+", "\n(+") if len(panels) > 1 else scores.axis  # panels are narrow
+        draw_curves(file, panels, label, f"test {metric}, %")
     else:  # lines of many methods would cover each other
         shown = spread(scores.sizes)
         means = {
