@@ -105,6 +105,21 @@ def startup(results: dict[str, Any]) -> list[str]:
     return [table(["command", "seconds", "time / import torch"], rows)]
 
 
+def record_memory(results: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"{name} ({found['commit']})",
+            f"{found['records']:,}",
+            f"{found['grown'] / 1e6:,.1f}",
+            f"{found['grown'] / found['records']:,.0f}",
+            f"{found['training_process'] / 1e6:,.0f}",
+        ]
+        for name, found in results.items()
+    ]
+    head = ["records (commit)", "number", "growth of each loader process, MB", "bytes per record"]
+    return [table([*head, "training process, MB"], rows)]
+
+
 def scaling(results: dict[str, Any]) -> list[str]:
     tables = []
     for varied, points in results.items():
@@ -137,6 +152,7 @@ TABLES = {
     "loading": loading,
     "video_decoding": video_decoding,
     "startup": startup,
+    "record_memory": record_memory,
     "scaling": scaling,
     "step_profile": step_profile,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -106,6 +106,19 @@ class BaseDataModule(LightningDataModule, ABC):
         self.lists = SplitLists()
         self._own_classes: list[str] | None = None  # set while `class_names` are those of the run that is measured
         self._run_labels: Tensor | None = None  # label of these data -> label of the run that is measured
+
+    @classmethod
+    def check_files(cls, options: Mapping[str, Any]) -> None:
+        """Check that the folders of the data are there, at no cost: before the weights of a large model are loaded.
+
+        Classes that look for them when they are constructed, which is before the model is, need no other check.
+
+        Args:
+            options: Arguments of the constructor.
+
+        Raises:
+            DatasetNotFoundError: One is missing.
+        """
 
     def use_seed(self, seed: int) -> None:
         """Use the seed of a run as the seeds that were not given. Call it before `setup`."""

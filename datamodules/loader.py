@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -50,8 +51,10 @@ def start_worker(_worker: int) -> None:
     """Set up a loader process.
 
     It writes to the streams of the system, because a thread of the main process may lock those of the progress display.
-    It ignores Ctrl-C, which a terminal sends to all processes: the main process ends the run.
+    It ignores Ctrl-C, which a terminal sends to all processes: the main process ends the run. Its garbage collector
+    leaves alone what the main process made: visiting these objects would copy their memory.
     """
+    gc.freeze()
     release_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

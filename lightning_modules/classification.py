@@ -6,8 +6,10 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, TypedDict
 
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
@@ -62,6 +64,7 @@ class ClassificationModule(AdaptedModule):
             raise RepLoRAError(f"label_smoothing: {label_smoothing} is out of range. It must be a number in [0, 1).")
         super().__init__(built, adapter, optimizer, schedule)
         self.label_smoothing = label_smoothing
+        self.compiled = False
         accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING_LABEL)
         by_class = MeanClassAccuracy(num_classes, ignore_index=PADDING_LABEL)
         evaluation = MetricCollection({"accuracy": accuracy, "mean_class_accuracy": by_class})
@@ -71,6 +74,28 @@ class ClassificationModule(AdaptedModule):
         # Lightning's mean over processes rounds their numbers of examples; torchmetrics' does not.
         self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self.train_skipped, self.val_skipped, self.test_skipped = SumMetric(), SumMetric(), SumMetric()
+
+    def compile_model(self) -> None:
+        """Compile the model with `torch.compile`; the names in checkpoints do not change."""
+        self.model.compile()
+        self.compiled = True
+
+    def any_batch_size(self, inputs: Tensor) -> Tensor:
+        """Tell the compiler that evaluations have batches of several sizes, so that one graph serves all of them.
+
+        Training keeps the size of its batches, whose graph is faster without this.
+        """
+        if self.compiled and not torch.is_grad_enabled():
+            torch._dynamo.maybe_mark_dynamic(inputs, 0)
+        return inputs
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.compiled:
+            rank_zero_info(
+                "compile: the first batch of an evaluation and the first one of the training wait until the model is "
+                "compiled, some minutes each on a CPU (docs/video.md)"
+            )
 
     def writers(self, verb: str, run_dir: Path) -> list[Callback]:
         return [PredictionWriter(run_dir)] if verb == "predict" else []

@@ -44,7 +44,8 @@ class ImageClassification(ClassificationModule):
         schedule: Learning-rate schedule.
         gradient_checkpointing: Whether to recompute activations in the backward pass instead of storing them: less
             memory, about a third more time, the same result.
-        compile: Whether to compile the model with `torch.compile`, which takes minutes and makes steps faster.
+        compile: Whether to compile the model with `torch.compile`: once for training and once for evaluation, which
+            takes minutes and makes steps faster.
 
     Raises:
         RepLoRAError: An option is out of its range, or the backbone or its weights are not available.
@@ -80,7 +81,7 @@ class ImageClassification(ClassificationModule):
         if gradient_checkpointing:
             checkpoint_gradients(self.model)
         if compile:
-            self.model.compile()  # in place, so names in checkpoints do not change
+            self.compile_model()
 
     @classmethod
     def build_backbone(cls, options: dict[str, Any], data: dict[str, Any], checkpoint: Path | None) -> VisionBackbone:
@@ -127,7 +128,7 @@ class ImageClassification(ClassificationModule):
     def forward(self, image: Tensor) -> Tensor:
         """Normalized images (B, 3, H, W) -> logits (B, num_classes)."""
         self._check_size(*image.shape[-2:])
-        logits: Tensor = self.model(image)
+        logits: Tensor = self.model(self.any_batch_size(image))
         return logits
 
     def logits_of(self, batch: ImageBatch) -> Tensor:

@@ -65,7 +65,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def read(self, path: Path) -> Tensor:
-        """Read a file as the run's evaluation does; returns a uint8 tensor.
+        """Read a file as the run's evaluation does; returns its pixels, in [0, 255].
 
         Raises:
             CorruptImageError, CorruptVideoError: The file cannot be decoded.
@@ -73,14 +73,14 @@ class Predictor(ABC):
 
     @abstractmethod
     def probabilities(self, batch: Tensor) -> Tensor:
-        """A uint8 batch of what `read` returns -> float32 (B, classes) on the CPU."""
+        """A batch of what `read` returns -> float32 (B, classes) on the CPU."""
 
     @abstractmethod
     def picture(self, content: Tensor) -> Tensor:
         """The uint8 (3, image_size, image_size) picture of what `read` returned, for a contact sheet."""
 
     def _normalize(self, pixels: Tensor) -> Tensor:
-        return pixels.to(self.device).float().div_(255).sub_(self.mean).div_(self.std)
+        return pixels.to(self.device).div(255).sub_(self.mean).div_(self.std)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class ImagePredictor(Predictor):
         return logits.float().softmax(dim=1).cpu()
 
     def picture(self, content: Tensor) -> Tensor:
-        return content
+        return content.round().to(torch.uint8)
 
 
 @dataclass(frozen=True)

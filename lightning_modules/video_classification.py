@@ -48,7 +48,8 @@ class VideoClassification(ClassificationModule):
         schedule: Learning-rate schedule.
         gradient_checkpointing: Whether to recompute activations in the backward pass instead of storing them: less
             memory, about a third more time, the same result.
-        compile: Whether to compile the model with `torch.compile`, which takes minutes and makes steps faster.
+        compile: Whether to compile the model with `torch.compile`: once for training and once for evaluation, which
+            takes minutes and makes steps faster.
 
     Raises:
         RepLoRAError: An option is out of its range, or the backbone or its weights are not available.
@@ -90,7 +91,7 @@ class VideoClassification(ClassificationModule):
         if gradient_checkpointing:
             checkpoint_gradients(self.model)
         if compile:
-            self.model.compile()  # in place, so names in checkpoints do not change
+            self.compile_model()
         self.average_views: Average = average_views
 
     @classmethod
@@ -114,7 +115,7 @@ class VideoClassification(ClassificationModule):
     def forward(self, video: Tensor) -> Tensor:
         """Normalized clips (B, 3, T, H, W) -> logits (B, num_classes)."""
         self._check_shape(*video.shape[-3:])
-        logits: Tensor = self.model(video)
+        logits: Tensor = self.model(self.any_batch_size(video))
         return logits
 
     def logits_of(self, batch: VideoBatch) -> Tensor:

@@ -22,8 +22,9 @@ from replora import AdapterConfig, LinearProbeConfig, RepLoRAConfig
 from replora.adapters.container import adapters_of
 from replora.adapters.extra_trainable import BACKBONE_PARTS, DEFAULT_PARTS, PARTS, Part, train_parts
 from replora.backbones.backbone import Backbone
+from replora.backbones.vl_answers import answer, generation_options
 from replora.datasets.samples import NO_LOSS
-from replora.datasets.vision_language.tasks import VL_TASKS, VLBatch, VLTask, vl_task
+from replora.datasets.vision_language.tasks import VL_TASKS, VLBatch, vl_task
 from replora.errors import RepLoRAError, nearest
 from replora.former_names import FORMER_NAMES
 from replora.metrics import score_answers
@@ -33,7 +34,6 @@ from replora.metrics.caption_tokenizer import caption_tokenizer as caption_token
 if TYPE_CHECKING:
     from datamodules import VisionLanguageDataModule
 
-MAX_TOKENS = 20  # length of a generated answer in VL-Adapter, `<s>` and `</s>` included
 DEFAULT_ADAPTER = RepLoRAConfig(rank=128, alpha=32, dropout=0.1, targets=("q", "v"))
 DEFAULT_SCHEDULE = WarmupLinear(warmup_fraction=0.1)
 
@@ -116,7 +116,6 @@ class VisionLanguage(AdaptedModule):
         self.num_beams = num_beams
         self.caption_tokenizer = caption_tokenizer_of(caption_tokenizer)
         self.tokenizer = load_vl_tokenizer(backbone, revision)
-        self.verdicts = [self.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("false", "true")]
         self.train_loss = MeanMetric()
         self.task_losses = nn.ModuleDict({name: MeanMetric() for name in VL_TASKS})
         self.answers: dict[str, dict[int, str]] = {}  # task -> index of the record -> last answer
@@ -280,49 +279,9 @@ class VisionLanguage(AdaptedModule):
     def on_predict_epoch_end(self) -> None:
         self._gather()
 
-    @torch.no_grad()
-    def answer(self, batch: VLBatch) -> list[str]:
-        """The model's answer to each sample of a batch."""
-        task = vl_task(batch["task"])
-        mask = batch["attention_mask"]
-        encoded = self.model.get_encoder()(batch["input_ids"], mask, features=batch["features"])  # type: ignore[operator]
-        mask = F.pad(mask, (0, encoded[0].shape[1] - mask.shape[1]), value=1)  # the visual tokens
-        if task.kind == "nlvr2":
-            return self._judge(encoded, mask)
-        written = self.model.generate(  # type: ignore[operator]
-            encoder_outputs=encoded, attention_mask=mask, **self._generation(task)
-        )
-        return cast("list[str]", self.tokenizer.batch_decode(written, skip_special_tokens=True))
-
-    def _judge(self, encoded: Any, mask: Tensor) -> list[str]:
-        """`true` or `false`, whichever is more likely right after `<s>`."""
-        config = self._config
-        start = torch.tensor([[config.decoder_start_token_id, config.bos_token_id]], device=mask.device)
-        output = self.model(
-            encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=start.expand(len(mask), -1), use_cache=False
-        )
-        false, true = output.logits[:, 1, self.verdicts].unbind(1)
-        return ["true" if verdict else "false" for verdict in (true > false).tolist()]
-
-    def _generation(self, task: VLTask) -> dict[str, Any]:
-        """The generation settings of VL-Adapter and of BART's own files, all of them explicit."""
-        config = self._config
-        beams = self.num_beams or task.beams
-        return {
-            "do_sample": False,
-            "num_beams": beams,
-            "early_stopping": beams > 1,
-            "length_penalty": 1.0,
-            "max_length": MAX_TOKENS,
-            "no_repeat_ngram_size": 3,
-            "forced_bos_token_id": config.bos_token_id,
-            "forced_eos_token_id": config.eos_token_id,
-            "use_cache": True,
-        }
-
     def _keep(self, batch: VLBatch) -> list[str]:
         """Answer a batch and store the answers by record, without padding."""
-        texts = self.answer(batch)
+        texts = answer(self.model, self.tokenizer, batch, self.num_beams)
         said = self.answers.setdefault(batch["task"], {})
         said |= {i: text for i, text in zip(batch["index"].tolist(), texts, strict=True) if i >= 0}
         return texts
@@ -359,7 +318,9 @@ class VisionLanguage(AdaptedModule):
         if any(vl_task(name).kind == "caption" for name in counts):
             found["caption_tokenizer"] = self.caption_tokenizer.name
         found["generation"] = {
-            name: self._generation(vl_task(name)) for name in counts if vl_task(name).kind != "nlvr2"
+            name: generation_options(self._config, vl_task(name), self.num_beams)
+            for name in counts
+            if vl_task(name).kind != "nlvr2"
         }
         self._results[verb] = found
         if stage == "val":  # what a fit saw last

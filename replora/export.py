@@ -28,11 +28,12 @@ from replora.adapters.verify import outputs_on_example
 from replora.backbones.image_size import image_size_of
 from replora.backbones.vision import VIT_NANO, build_vision_backbone
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
-from replora.datasets.image.read import short_side
+from replora.datasets.common.hub import check_hub
+from replora.datasets.image.read import describe_images, short_side
 from replora.errors import RepLoRAError, nearest
-from replora.io import check_not_a_file, new_folder
+from replora.io import check_output, new_folder
 from replora.results import describe_training_data, read_results
-from replora.runs import check_usable, load_run
+from replora.runs import check_usable, load_run, read_entry
 
 Format = Literal["peft", "adapter"]
 # Maximum difference between merged and unmerged outputs, as a fraction of the largest output.
@@ -54,6 +55,7 @@ class Trained:
         trained_on: Description of the training data.
         metrics: Name of a metric -> value.
         metadata: Header of the adapter file.
+        force: Whether values that are not finite are written all the same.
     """
 
     model: nn.Module
@@ -62,6 +64,7 @@ class Trained:
     trained_on: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    force: bool = False
 
 
 def load_trained(source: Path, base: str | None = None, checkpoint: Path | None = None, force: bool = False) -> Trained:
@@ -100,6 +103,7 @@ def load_trained(source: Path, base: str | None = None, checkpoint: Path | None 
         _partial(describe_training_data(results.get("data", {})), read_metadata(source / "adapter.safetensors")),
         {name: value for name, value in measured.items() if value is not None},
         read_metadata(source / "adapter.safetensors"),
+        force,
     )
 
 
@@ -115,14 +119,14 @@ def _from_file(source: Path, base: str | None, checkpoint: Path | None, force: b
             f"transformers, or a timm model.{kind} (A run's directory needs no --base.)"
         )
     if _is_timm(base):
-        size = json.loads(metadata.get("data", "{}")).get("image_size")
+        size = read_entry(metadata, "data", source).get("image_size")
         model, base = _load_timm(base.removeprefix("timm/"), state, checkpoint, size)
     else:
         model = load_transformers(base, heads, recorded.get("class"))
     check_base_weights(model, recorded, heads, str(source))
-    replora.load_adapter(model, source)
-    data, metrics = json.loads(metadata.get("data", "{}")), json.loads(metadata.get("metrics", "{}"))
-    return Trained(model.eval(), base, data, _partial(metadata.get("trained_on"), metadata), metrics, metadata)
+    replora.load_adapter(model, source, force=force)
+    data, metrics = (read_entry(metadata, name, source) for name in ("data", "metrics"))
+    return Trained(model.eval(), base, data, _partial(metadata.get("trained_on"), metadata), metrics, metadata, force)
 
 
 def _partial(trained_on: str | None, metadata: dict[str, str]) -> str | None:
@@ -178,7 +182,8 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
 
     failed = f"--base {base}: transformers cannot open it"
     try:
-        config = transformers.AutoConfig.from_pretrained(base)
+        check_hub(base)
+        config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ExportError(
             f"{failed} ({str(error).splitlines()[0]}), and timm has no model of that name. {_FROM_PYTHON}"
@@ -207,34 +212,43 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
     return loaded
 
 
-def export(trained: Trained, out: Path, form: Format, license: str = "unknown") -> None:
+def export(trained: Trained, out: Path, form: Format, license: str = "unknown", overwrite: bool = False) -> None:
     """Write the adapter for PEFT, or as a file of this package without the weights that only training needs.
+
+    With `overwrite`, an earlier output is replaced.
 
     Raises:
         RepLoRAError: PEFT cannot express the adapter, or `out` exists.
         OSError: It cannot be written.
     """
     if form == "adapter":
-        if out.exists():
-            raise ExportError(f"{out} already exists and is not overwritten. Choose another name.")
-        check_not_a_file(out)
+        check_output(out, overwrite)
         metadata = {key: value for key, value in trained.metadata.items() if key not in HEADER}
         if trained.trained_on:
             metadata["trained_on"] = trained.trained_on
         if trained.metrics:
             metadata["metrics"] = json.dumps(trained.metrics)
-        save_adapter(trained.model, out, metadata, deploy=True)
+        save_adapter(trained.model, out, metadata, deploy=True, force=trained.force)
         return
     export_peft(
-        trained.model, out, base_model=trained.base, license=license, data=trained.trained_on, metrics=trained.metrics
+        trained.model,
+        out,
+        base_model=trained.base,
+        license=license,
+        data=trained.trained_on,
+        images=describe_images(trained.data),
+        metrics=trained.metrics,
+        force=trained.force,
+        overwrite=overwrite,
     )
 
 
-def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
+def merge(trained: Trained, out: Path, license: str = "unknown", overwrite: bool = False) -> float:
     """Merge the update into the backbone, verify it on an input, and write the model for stock tools.
 
     A timm model becomes a folder that `timm.create_model("local-dir:OUT", pretrained=True)` opens, a transformers model
-    one for `from_pretrained`, any other a folder with `model.safetensors`. Each has a model card.
+    one for `from_pretrained`, any other a folder with `model.safetensors`. Each has a model card. With `overwrite`, an
+    earlier output is replaced.
 
     Returns:
         The largest difference between merged and unmerged outputs, as a fraction of the largest output.
@@ -244,15 +258,16 @@ def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
         OSError: It cannot be written; then nothing is left behind.
     """
     model, description = trained.model, replora.describe(trained.model)
-    difference = _difference(model)
-    merge_and_unload(model)
-    with new_folder(out) as folder:
+    difference = _difference(model, trained.force)
+    merge_and_unload(model, force=trained.force)
+    with new_folder(out, overwrite) as folder:
         library, usage = _save(model, trained, folder)
         card = model_card(
             description,
             trained.base,
             license,
             trained.trained_on,
+            describe_images(trained.data),
             trained.metrics,
             base_class=type(model).__name__,
             library=library,
@@ -262,11 +277,12 @@ def merge(trained: Trained, out: Path, license: str = "unknown") -> float:
     return difference
 
 
-def _difference(model: nn.Module) -> float:
+def _difference(model: nn.Module, force: bool) -> float:
     """Verify merging; return the largest difference between merged and unmerged outputs, relative to the largest.
 
     In 16 bits the outputs alone tell little, so each merged weight is also compared with W0 + scale * B A. The methods
-    of peft keep no W0: there the merged model must be closer to the unmerged one than the frozen model is.
+    of peft keep no W0: there the merged model must be closer to the unmerged one than the frozen model is. Values that
+    are not finite are not compared with `force`.
 
     Raises:
         ExportError: Outputs or weights differ by more than rounding, or no example input is known.
@@ -274,10 +290,12 @@ def _difference(model: nn.Module) -> float:
     unmerged = outputs_on_example(model)
     if unmerged is None:
         raise ExportError(f"No input is known for {type(model).__name__}, so merging could not be checked.")
-    with merged(model):
+    with merged(model, force=force):
         found = outputs_on_example(model) or []
         wrong = [name for update in adapters_of(model).updates if not _is_sum(update) for name in update.names]
     difference = _relative_difference(found, unmerged)
+    if force and not math.isfinite(difference):
+        return difference
     dtypes = {p.dtype for p in model.parameters()} & TOLERANCES.keys()
     dtype = max(dtypes, key=TOLERANCES.__getitem__)
     allowed = TOLERANCES[dtype]
@@ -301,8 +319,8 @@ def _difference(model: nn.Module) -> float:
 def _relative_difference(outputs: list[Tensor], reference: list[Tensor]) -> float:
     """The largest difference, as a fraction of the largest output."""
     largest = max(float(output.abs().max()) for output in reference)
-    differences = (float((a - b).abs().max()) for a, b in zip(outputs, reference, strict=True))
-    return max(differences) / max(largest, 1e-30)
+    differences = [float((a - b).abs().max()) for a, b in zip(outputs, reference, strict=True)]
+    return float(torch.tensor(differences, dtype=torch.float64).max()) / max(largest, 1e-30)  # NaN, if one is
 
 
 @torch.no_grad()
@@ -356,7 +374,7 @@ def _copy_processors(base: str | None, folder: Path) -> None:
         try:
             missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
             if any(cached_file(base, file, **missing) for file in files):
-                getattr(transformers, name).from_pretrained(base).save_pretrained(folder)
+                getattr(transformers, name).from_pretrained(base, trust_remote_code=False).save_pretrained(folder)
         except (ImportError, OSError, ValueError, TypeError, KeyError) as error:
             warnings.warn(f"{name} of {base} was not copied ({error}). Copy its files by hand.", stacklevel=2)
 
@@ -395,7 +413,7 @@ def _save_timm(model: Any, trained: Trained, folder: Path) -> None:
         config["label_names"] = trained.data["class_names"]
         config["pretrained_cfg"] = {
             "input_size": (3, size, size),
-            "interpolation": trained.data["interpolation"],
+            "interpolation": trained.data["interpolation"].removeprefix("tf1_"),  # the nearest that timm has
             "crop_mode": {"crop": "center", "pad": "border", "squash": "squash"}[framing],
             # timm rounds size / crop_pct down.
             "crop_pct": math.nextafter(size / short_side(size), 0) if framing == "crop" else 1.0,

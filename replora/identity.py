@@ -184,7 +184,15 @@ ADDED: dict[str, tuple[Any, ...] | None] = {
     "data.background": ("white",),
     "data.select_fraction": (1.0,),
     "data.skip_corrupt": (False,),
+    "data.augmentation": ("crop_flip",),
     "model.image_size": None,  # it follows data.image_size
+}
+
+# `data.interpolation` of VTAB-1K may leave the filter to `data.track`: value -> track -> filter. Runs from before there
+# was a choice have None.
+FILTER_OF_TRACK: dict[str | None, dict[str, str]] = {
+    "track": {"archive": "bicubic", "clean": "tf1_bilinear"},
+    None: {"archive": "bicubic", "clean": "bilinear"},
 }
 
 
@@ -232,6 +240,7 @@ def differing_options(
         second: The same of the other run.
         ignored: Kinds of options that are not compared.
     """
+    first, second = _with_filter(first), _with_filter(second)
     names = sorted(first.keys() | second.keys())
     compared = [name for name in names if option_kind(name) not in ignored]
     different = [name for name in compared if _meaning(name, first.get(name)) != _meaning(name, second.get(name))]
@@ -240,6 +249,16 @@ def differing_options(
         for name in different
         if (name in first and name in second) or not _as_before(name, {**first, **second}[name])
     }
+
+
+def _with_filter(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options with the filter that `data.interpolation` means."""
+    names = {plain_option(name): name for name in options}
+    if not {"data.interpolation", "data.track"} <= names.keys():
+        return options
+    found = options[names["data.interpolation"]]
+    track = options[names["data.track"]]
+    return {**options, names["data.interpolation"]: FILTER_OF_TRACK.get(found, {}).get(track, found)}
 
 
 def _as_before(option: str, value: Any) -> bool:

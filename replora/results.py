@@ -29,7 +29,16 @@ from typing import Any
 
 from replora.errors import RepLoRAError
 from replora.identity import differing, is_compared
-from replora.io import replace_text
+from replora.io import (
+    NUMBER,
+    OPTIONAL_NUMBER,
+    Entries,
+    UnreadableFileError,
+    check_types,
+    parse_json,
+    read_text,
+    replace_text,
+)
 
 FORMAT = 2
 EVALUATIONS = ("validate", "test", "predict")
@@ -42,6 +51,22 @@ class DivergedError(RepLoRAError):
 
 class ResultsError(RepLoRAError):
     """A results file is missing, corrupt, of a newer format, or of another run."""
+
+
+_MEASURED = {"metrics": {None: OPTIONAL_NUMBER}, "partial": [str], "versions": dict, "seconds": NUMBER}
+# What the parts of a results file are, where it has them.
+_TYPES = {
+    "method": str,
+    "configuration": dict,
+    "backbone": {"name": str},
+    "options": dict,
+    "parameters": {None: OPTIONAL_NUMBER},
+    "data": {"num_classes": int | None, "splits": {None: dict}, "class_names": [str]},
+    "fit": _MEASURED | {"history": {None: [list]}, "processes": [dict]},
+    "evaluations": [_MEASURED | {"verb": str, "data": dict, "weights": dict}],
+    "sweep": dict,
+    **dict.fromkeys(EVALUATIONS, _MEASURED),
+}
 
 
 def describe_training_data(data: dict[str, Any]) -> str | None:
@@ -59,19 +84,33 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     file = path / "results.json" if path.is_dir() else path
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
+        return parse_results(read_text(file), str(file))
     except FileNotFoundError as error:
         raise ResultsError(f"There is no {file}. A run writes it when fit, validate, test or predict ends.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ResultsError(f"{file} is corrupt: {error}.") from error
+    except UnreadableFileError as error:
+        raise ResultsError(str(error)) from error
+
+
+def parse_results(text: str, where: str) -> dict[str, Any]:
+    """Parse the results of one run.
+
+    Args:
+        text: JSON.
+        where: Its file, for the error.
+
+    Raises:
+        ResultsError: They are not of this project, or of a newer format.
+        UnreadableFileError: They are corrupt or not complete.
+    """
+    results = parse_json(text, where)
     if not isinstance(results, dict) or not isinstance(results.get("format"), int):
-        raise ResultsError(f"{file} is not a results file of this project: it has no 'format'.")
+        raise ResultsError(f"{where} is not a results file of this project: it has no 'format'.")
     if results["format"] > FORMAT:
-        raise ResultsError(f"{file} has format {results['format']}; this release reads up to {FORMAT}. Update replora.")
-    try:
-        return with_own_measurements(results)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ResultsError(f"{file} is not a complete results file: {error!r}.") from error
+        raise ResultsError(
+            f"{where} has format {results['format']}; this release reads up to {FORMAT}. Update replora."
+        )
+    check_types(results, _TYPES, where)
+    return Entries(with_own_measurements(results), where)
 
 
 def with_own_measurements(results: dict[str, Any]) -> dict[str, Any]:

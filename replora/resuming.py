@@ -9,6 +9,7 @@ import torch
 
 from replora.errors import RepLoRAError
 from replora.identity import differing_options
+from replora.io import Entries, check_types
 from replora.results import read_results
 
 # What ends a fit.
@@ -20,6 +21,10 @@ RESUMED_WITH_OTHERS = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.accumulate_grad_batches", "data.batch_size"),
 )
+
+
+class CheckpointError(RepLoRAError):
+    """A checkpoint is damaged, or of another program."""
 
 
 class ResumeError(RepLoRAError):
@@ -69,16 +74,39 @@ def is_finished(checkpoint: Path, results: Path, now: dict[str, Any], most_epoch
         most_epochs: Epochs after which it ends; -1 or None for no limit.
         most_steps: Steps after which it ends; -1 for no limit.
     """
+    state = read_checkpoint(checkpoint)
     content = read_results(results) if results.exists() else {}
     if "fit" not in content:
         return False
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     epochs, steps = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], state["global_step"]
     if (most_epochs is not None and 0 <= most_epochs <= epochs) or 0 <= most_steps <= steps:
         return True
     if "configuration" not in content or content["fit"]["steps"] != steps:
         return False
     return not any(name.startswith(ENDS) for name in differing_options(content["configuration"], now))
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """The content of a checkpoint of a fit. Objects of Python in it are never loaded, as they could run any code.
+
+    Raises:
+        CheckpointError: It is damaged, or of another program.
+        OSError: It cannot be read.
+    """
+    with file.open("rb"):  # torch's own errors do not tell a missing permission from a damaged file
+        pass
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # pickle, zip and torch each raise their own, and advise to run what is in the file
+        raise CheckpointError(
+            f"{file} is damaged, or no checkpoint that a fit wrote. Objects of Python in a checkpoint are never "
+            "loaded, as they could run any code. Copy the file again from its source, or fit again."
+        ) from error
+    wanted = {"state_dict": dict, "callbacks": dict, "loops": dict, "global_step": int}
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"{file} holds tensors, but is no checkpoint that a fit wrote: it has no 'state_dict'.")
+    check_types(content, wanted, str(file))
+    return Entries(content, str(file))
 
 
 def _shown(value: Any) -> str:

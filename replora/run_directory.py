@@ -69,6 +69,8 @@ def left_as_found(run_dir: Path, verb: str, fresh: bool, started: Callable[[], b
         started: Whether the verb has begun its work, after which everything stays.
     """
     before = {run_dir, *run_dir.rglob("*")} if run_dir.exists() and not fresh else set()
+    file = run_dir / f"{verb}.yaml"
+    former = file.read_bytes() if file.is_file() else None
     parents = [run_dir.parent] if fresh else [folder for folder in run_dir.parents if not folder.exists()]
     try:
         yield
@@ -79,6 +81,8 @@ def left_as_found(run_dir: Path, verb: str, fresh: bool, started: Callable[[], b
         if not started() and not others:
             for path in new:
                 path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            if former is not None:
+                file.write_bytes(former)
             for folder in parents:
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from torch import nn
 
 import lightning_modules
@@ -20,7 +18,9 @@ import replora
 from lightning_modules.base import AdaptedModule
 from replora.adapters.state import read_metadata
 from replora.backbones.backbone import Backbone
+from replora.config_files import read_config
 from replora.errors import RepLoRAError
+from replora.io import NUMBER, Entries, check_types, parse_json
 from replora.results import status_of
 
 
@@ -95,12 +95,14 @@ def load_run(folder: Path, checkpoint: Path | None = None, force: bool = False) 
     file = folder / "adapter.safetensors"
     metadata = read_metadata(file)
     check_usable(metadata, str(folder), force)
-    recorded = json.loads(metadata.get("backbone", "{}"))
-    data = json.loads(metadata.get("data", "{}"))
+    recorded, data = (read_entry(metadata, name, file) for name in ("backbone", "data"))
     given = checkpoint or options.get("checkpoint")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # random weights are those of the run
-        built = module.build_backbone(options, data, Path(given) if given else None)
+        try:
+            built = module.build_backbone(options, data, Path(given) if given else None)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise RunError(f"The options of the model in {folder / 'fit.yaml'} do not fit together: {error}") from error
         if recorded and built.fingerprint != recorded["fingerprint"]:
             raise RunError(
                 f"The backbone's weights ({built.weights}) are not those that {folder} was trained on "
@@ -108,7 +110,7 @@ def load_run(folder: Path, checkpoint: Path | None = None, force: bool = False) 
             )
         # Resampled values differ in the last bit between kinds of processors; the published ones were compared above.
         resampled = "resampled" in recorded
-        replora.load_adapter(built.model, file, force=resampled)
+        replora.load_adapter(built.model, file, force=force or resampled)
     built.model.eval()
     return Run(folder, module, built, data, options)
 
@@ -172,11 +174,38 @@ def _read_fit(folder: Path) -> tuple[str, dict[str, Any], int]:
             f"{folder} is not the directory of a finished fit: it has no fit.yaml ({there or 'it is empty'}). A fit "
             "writes it and adapter.safetensors into its --run_dir."
         )
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    model = config.get("model") or {}
+    config = read_config(file)
+    check_types(config, {"model": {"class_path": str, "init_args": dict}}, str(file))
+    model = Entries(Entries(config, str(file))["model"], str(file))
     seed = config.get("seed_everything")
-    return (
-        model.get("class_path", ""),
-        model.get("init_args") or {},
-        seed if isinstance(seed, int) and not isinstance(seed, bool) else 0,
-    )
+    seed = seed if isinstance(seed, int) and not isinstance(seed, bool) else 0
+    return model["class_path"], Entries(model.get("init_args", {}), str(file)), seed
+
+
+# What the entries of an adapter file's header are.
+_ENTRIES = {
+    "backbone": {"name": str, "weights": str, "fingerprint": str},
+    "data": {
+        "class_names": [str],
+        "image_size": int,
+        "interpolation": str,
+        "framing": str,
+        "upright": bool,
+        "normalization": {"mean": [NUMBER], "std": [NUMBER]},
+        "clips": dict,
+    },
+    "metrics": {None: NUMBER},
+}
+
+
+def read_entry(metadata: dict[str, str], name: str, file: Path) -> dict[str, Any]:
+    """An entry `backbone`, `data` or `metrics` of an adapter file; empty if it has none.
+
+    Raises:
+        UnreadableFileError: It is no JSON, or a value in it is of another type.
+    """
+    where = f"The entry {name!r} in the header of {file}"
+    content = parse_json(metadata.get(name, "{}"), where)
+    check_types(content, _ENTRIES[name], where)
+    entries: dict[str, Any] = content
+    return entries

@@ -43,3 +43,29 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, repositories: Path) -> Path:
     hub = SimpleNamespace(HfApi=lambda: api, snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)  # type: ignore[arg-type]
     return repositories
+
+
+def without_network(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[str]:
+    """Make the hub's client find no network and an empty cache.
+
+    Returns:
+        The addresses that it asked for, which grow.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    asked: list[str] = []
+
+    class Unreachable(Exception):  # noqa: N818
+        """An error without a response, as those of httpx and requests are."""
+
+    def no_answer(_self: object, url: str, **_options: object) -> None:
+        asked.append(url)
+        raise Unreachable("Name or service not known")
+
+    session = type("Session", (), dict.fromkeys(("get", "head", "request", "stream"), no_answer))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.hf_api.get_session", session)
+    assert huggingface_hub.HfApi
+    return asked

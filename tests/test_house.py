@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ def test_a_room_is_seen_at_a_glance(room: Path) -> None:
     assert len(files) <= 16, f"{len(files)} files: give some of them a room of their own"
     long = {file.name: count for file in files if (count := len(file.read_text("utf-8").splitlines())) > 420}
     assert not long, f"one idea per file: {long}"
+
+
+def test_the_wheel_holds_every_room() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
+    rooms = {".".join(room.relative_to(ROOT).parts) for room in ROOMS}
+    assert rooms <= set(packages), f"pyproject.toml lacks {sorted(rooms - set(packages))}"
 
 
 def test_the_map_names_every_room_and_nothing_else() -> None:

@@ -66,3 +66,31 @@ def test_commonsense_smollm2(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "run", lambda *_: pytest.fail("it was there"))
     script.main(arguments)
     assert page.read_text() == text
+
+
+def test_compare_filters(tmp_path, monkeypatch):
+    """Each run is tested with both filters; what is there is not run again."""
+    script = load("compare_filters")
+    quick = ["--config=quickstart.yaml", "--trainer.limit_train_batches=2", "--data.batch_size=8"]
+    monkeypatch.setattr(script, "TASKS", {"digits, 8 to 32 pixels": quick})
+    arguments = [f"--out={tmp_path / 'out'}", f"--runs={tmp_path / 'runs'}", "--count=2", "--seeds", "0", "--epochs=1"]
+    script.main(arguments)
+    rows = json.loads((tmp_path / "out" / "accuracy.json").read_text())["rows"]
+    assert [row["trained with"] for row in rows] == ["bilinear", "tf1_bilinear"]
+    assert all(set(row["mean test accuracy with"]) == {"bilinear", "tf1_bilinear"} for row in rows)
+    pixels = json.loads((tmp_path / "out" / "pixels.json").read_text())["rows"]
+    assert all(row["bilinear and tf1_bilinear"] > row["bilinear and bicubic"] for row in pixels)
+    monkeypatch.setattr(script, "replora_cli", lambda *_: pytest.fail("it was there"))
+    script.main(arguments)
+
+
+def test_the_page_of_images_quotes_the_comparison_of_filters():
+    page = (SCRIPTS.parent / "docs" / "images.md").read_text(encoding="utf-8")
+    for name in ("pixels", "accuracy"):
+        for row in json.loads((SCRIPTS.parent / "results" / "filters" / f"{name}.json").read_text())["rows"]:
+            if name == "pixels":
+                cells = [row["images"], row["to"], *(value for key, value in row.items() if " and " in key)]
+            else:
+                means = row["mean test accuracy with"]
+                cells = [row["task"], row["trained with"], *(f"{100 * mean:.1f}" for mean in means.values())]
+            assert f"| {' | '.join(str(cell) for cell in cells)} |" in page

@@ -17,9 +17,18 @@ from replora.datasets.common.augment import Augmentation, Augmented
 from replora.datasets.common.in_memory import InMemory, in_memory
 from replora.datasets.common.subsample import check_subset_options, places_within, subsample_indices
 from replora.datasets.errors import CorruptImageError, SubsetError
-from replora.datasets.image.read import Framing, ImageReader, Interpolation
+from replora.datasets.image.normalized import Normalized
+from replora.datasets.image.read import Framing, ImageReader
+from replora.datasets.image.resize import Interpolation
 from replora.datasets.image.skip_corrupt import SkipCorrupt
-from replora.datasets.samples import PADDING_INDEX, PADDING_LABEL, ImageBatch, ImageDataset, ImageSample
+from replora.datasets.samples import (
+    PADDING_INDEX,
+    PADDING_LABEL,
+    ImageBatch,
+    ImageDataset,
+    ImageForm,
+    ImageSample,
+)
 
 SubsetRule = Literal["within_final", "by_split"]
 
@@ -54,14 +63,16 @@ class ImageDataModule(BaseDataModule):
     | `holdout` | train (800)         | val (200)    | test     | test     |
 
     A subclass sets `num_classes` and `class_names` when it is constructed, and gives the images by `build_dataset`. It
-    may set `augmentation`; then `build_dataset` gives the images of `train_split` as the augmentation takes them, and
-    they are read from disk every epoch.
+    may set `augmentation`; then `build_dataset` gives the images of `train_split` in the form that the augmentation
+    takes (`form_of`), and they are read from disk every epoch.
 
     Args:
         cache_bytes: Memory for decoded images per process, in bytes (>= 0). What does not fit, and images that are
             augmented, are read from disk every epoch.
         image_size: Height and width of the images, in pixels (>= 1).
-        interpolation: Filter that resizes an image.
+        interpolation: Filter that resizes an image: `bilinear` and `bicubic` are Pillow's and smooth what they shrink;
+            `tf1_bilinear` is that of TensorFlow 1, which does not, and its images need four times the memory because
+            their pixels are not rounded.
         framing: How an image becomes a square: `crop` cuts out the middle, `pad` adds margins, `squash` ignores the
             aspect ratio.
         background: Color behind transparent pixels: a name of CSS such as `white`, or RRGGBB in hexadecimal digits.
@@ -129,6 +140,10 @@ class ImageDataModule(BaseDataModule):
     def build_dataset(self, split: Split) -> ImageDataset:
         """All images of a split, not decoded yet; raises on whatever is wrong with them."""
 
+    def form_of(self, split: Split) -> ImageForm:
+        """How the images of a split are read."""
+        return self.augmentation.form if self.augmentation is not None and split == self.train_split else "square"
+
     def describe(self) -> dict[str, Any]:
         skipping = {"skip_corrupt": True} if self.skip_corrupt else {}  # else absent, as in earlier results
         described = super().describe() | {"num_classes": self.num_classes, **self.preprocessing(), **skipping}
@@ -168,6 +183,9 @@ class ImageDataModule(BaseDataModule):
             dataset = Subset(usable, used)
         classes = self.own_classes
         self.lists.add(split, names, [classes[label] for label in full.labels], used)
+        form = self.form_of(split)
+        if self.reader.interpolation == "tf1_bilinear" and form != "original":
+            dataset = Normalized(dataset, self._mean.cpu(), self._std.cpu())
         if split == self.train_split and self.augmentation is not None:
             return Augmented(dataset, self.augmentation, self.shuffle_seed)  # their shapes differ: not held in memory
         if split == "test" and len(full) > SMALL_TEST_SET:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from datamodules.base import Split
+from datamodules.base import Split, one_of
 from datamodules.image.base import ImageDataModule
 from replora.datasets.common.augment import RandomCropFlip
 from replora.datasets.common.paths import allowing, data_root
 from replora.datasets.image.fgvc import FGVC, fgvc_task, find_fgvc_folder, splits_sha256
-from replora.datasets.image.read import Framing, Interpolation
+from replora.datasets.image.read import Framing
+from replora.datasets.image.resize import Interpolation
+from replora.datasets.image.resized_crop import RandomResizedCropFlip
+
+TrainAugmentation = Literal["crop_flip", "resized_crop_flip"]
 
 
 class FGVCDataModule(ImageDataModule):
@@ -29,9 +34,12 @@ class FGVCDataModule(ImageDataModule):
         task: `cub_200_2011`, `nabirds`, `oxford_flowers`, `stanford_dogs` or `stanford_cars`.
         check_sizes: Whether to compare the numbers of images and classes with the published ones.
         augment: Whether to train on random, mirrored crops instead of the middle of each image.
+        augmentation: Crops to train on. `crop_flip` is VPT's, a square of the resized image; `resized_crop_flip` is
+            Adapter+'s, 8 to 100 % of the image's area, resized with a random filter whatever `interpolation` and
+            `framing` say.
         interpolation: Filter that resizes an image.
         framing: How an image becomes a square: `crop` cuts out the middle, `pad` adds margins, `squash` ignores the
-            aspect ratio. Training with `augment` cuts a random square of a slightly larger one.
+            aspect ratio. Training on `crop_flip` cuts a random square of a slightly larger one.
         options: Options of `ImageDataModule`.
 
     Raises:
@@ -44,6 +52,7 @@ class FGVCDataModule(ImageDataModule):
         task: str = "cub_200_2011",
         check_sizes: bool = True,
         augment: bool = True,
+        augmentation: TrainAugmentation = "crop_flip",
         interpolation: Interpolation = "bilinear",
         framing: Framing = "crop",
         **options: Any,
@@ -58,8 +67,15 @@ class FGVCDataModule(ImageDataModule):
         self.num_classes = self.task.num_classes
         self.class_names = [str(label) for label in range(self.num_classes)]  # the split files know better
         self.check_sizes = check_sizes
+        one_of(get_args(TrainAugmentation), augmentation=augmentation)
+        self.augmentation_name = augmentation if augment else "none"
         if augment:
-            self.augmentation = RandomCropFlip(self.image_size)
+            crop = RandomResizedCropFlip if augmentation == "resized_crop_flip" else RandomCropFlip
+            self.augmentation = crop(self.image_size)
+
+    @classmethod
+    def check_files(cls, options: Mapping[str, Any]) -> None:
+        find_fgvc_folder(data_root(options["root"]), fgvc_task(options["task"]))
 
     def build_dataset(self, split: Split) -> FGVC:
         with allowing(self.allowed_roots):
@@ -68,7 +84,7 @@ class FGVCDataModule(ImageDataModule):
                 self.task.name,
                 split,
                 self.reader,
-                cropped=split != self.train_split or self.augmentation is None,
+                form=self.form_of(split),
                 check_sizes=self.check_sizes,
             )
         if self._own_classes is None:  # else they are those of the run that is measured
@@ -84,5 +100,5 @@ class FGVCDataModule(ImageDataModule):
             "lists_sha256": splits_sha256(folder),
             "check_sizes": self.check_sizes,
             "train_on": self.train_split,
-            "augmentation": "none" if self.augmentation is None else "crop_flip",
+            "augmentation": self.augmentation_name,
         }

@@ -12,7 +12,8 @@ from replora.datasets.common.augment import RandomCropFlip
 from replora.datasets.common.labeled_files import FileTableError
 from replora.datasets.common.paths import allowing
 from replora.datasets.image.folder import ImageFolder, read_image_table
-from replora.datasets.image.read import Framing, Interpolation
+from replora.datasets.image.read import Framing
+from replora.datasets.image.resize import Interpolation
 
 TrainAugmentation = Literal["crop_flip", "crop", "none"]
 
@@ -86,8 +87,7 @@ class ImageFolderDataModule(ImageDataModule):
                 f"The protocol {self.protocol!r} needs the split {split!r}, but {self.root} has no image in it: give "
                 "it images, or a fraction above 0 (--data.val_fraction, --data.test_fraction)."
             )
-        cropped = split != self.train_split or self.augmentation is None
-        return ImageFolder(self.table, positions, self.reader, cropped)
+        return ImageFolder(self.table, positions, self.reader, self.form_of(split))
 
     def describe(self) -> dict[str, Any]:
         listed = zip(self.table.paths, self.table.labels, self.split_of, strict=True)

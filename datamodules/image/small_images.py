@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 from datamodules.base import Split, one_of
 from datamodules.image.base import ImageDataModule, Normalization
 from replora.datasets.common.paths import data_root
-from replora.datasets.image.fashion_mnist import CLASSES, FashionMNIST
+from replora.datasets.image.fashion_mnist import CLASSES, FashionMNIST, find_fashion_mnist
 from replora.datasets.image.grayscale import GrayImages
 from replora.datasets.image.sprites import CLASSES as SPRITE_CLASSES
 from replora.datasets.image.sprites import Sprites
@@ -49,6 +50,11 @@ class SmallImagesDataModule(ImageDataModule):
         self.root = data_root(root)
         self.num_classes = len(CLASSES) if task == "fashion_mnist" else SPRITE_CLASSES
         self.class_names = list(CLASSES) if task == "fashion_mnist" else [str(k) for k in range(SPRITE_CLASSES)]
+
+    @classmethod
+    def check_files(cls, options: Mapping[str, Any]) -> None:
+        if options["task"] == "fashion_mnist":
+            find_fashion_mnist(data_root(options["root"]))
 
     def build_dataset(self, split: Split) -> GrayImages:
         if self.task == "fashion_mnist":

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datamodules.base import Split
 from datamodules.image.base import ImageDataModule, Normalization
 from replora.datasets.common.paths import allowing, data_root
-from replora.datasets.image.read import Interpolation
+from replora.datasets.image.resize import Interpolation
 from replora.datasets.vtab.dataset import VTAB, VTABSplit, find_task_folder, lists_sha256, vtab_task
-from replora.datasets.vtab.tracks import Track, check_track, read_marker, track_options
+from replora.datasets.vtab.tracks import Track, check_track, filter_of_track, read_marker, track_options
 
 LIST_FILES: dict[Split, VTABSplit] = {
     "train": "train800",
@@ -32,9 +33,10 @@ class VTABDataModule(ImageDataModule):
         num_classes: Number of classes (>= 1), for a data set outside the 19 only.
         check_sizes: Whether to compare the number of images with the table (the 19 tasks only).
         track: `archive` compares with NOAH, FacT and RepAdapter: images re-encoded as JPEG, bicubic, ImageNet mean and
-            standard deviation. `clean` compares with VPT and Adapter+: lossless PNG, bilinear, pixels in [-1, 1]. Their
-            results do not compare with each other: on `cifar` they are more than ten points apart.
-        interpolation: Filter that resizes an image. Default: that of the track.
+            standard deviation. `clean` compares with VPT and Adapter+: lossless PNG, TensorFlow 1's bilinear, pixels in
+            [-1, 1]. Their results do not compare with each other: on `cifar` they are more than ten points apart.
+        interpolation: Filter that resizes an image: `track` for that of the track. None is what files of earlier runs
+            have, and means `bilinear` under `clean`.
         normalization: `imagenet`, `half` (pixels in [-1, 1]), or `none` (in [0, 1]). Default: that of the track.
         options: Options of `ImageDataModule`.
 
@@ -50,13 +52,13 @@ class VTABDataModule(ImageDataModule):
         num_classes: int | None = None,
         check_sizes: bool = True,
         track: Track = "archive",
-        interpolation: Interpolation | None = None,
+        interpolation: Interpolation | Literal["track"] | None = "track",
         normalization: Normalization | None = None,
         **options: Any,
     ) -> None:
         of_track = track_options(track)
         super().__init__(
-            interpolation=interpolation or of_track.interpolation,
+            interpolation=filter_of_track(track, interpolation),
             normalization=normalization or of_track.normalization,
             **options,
         )
@@ -66,6 +68,11 @@ class VTABDataModule(ImageDataModule):
         self.class_names = [str(label) for label in range(self.num_classes)]
         self.check_sizes = check_sizes
         self.track: Track = track
+
+    @classmethod
+    def check_files(cls, options: Mapping[str, Any]) -> None:
+        task = vtab_task(options["task"], options["num_classes"])
+        find_task_folder(data_root(options["root"]), task)
 
     def build_dataset(self, split: Split) -> VTAB:
         with allowing(self.allowed_roots):

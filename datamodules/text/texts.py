@@ -10,6 +10,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
+from replora.datasets.common.packed import Packed
 from replora.datasets.samples import PADDING_INDEX
 from replora.datasets.text.commonsense import CommonsenseRecord, duplicate_count
 from replora.datasets.text.items import ChoiceItem, TextRow
@@ -45,6 +46,15 @@ class Questions(Dataset[ChoiceItem]):
         return self.items[index]
 
 
+def _encode(row: TextRow) -> bytes:
+    return np.concatenate([[row.position, row.loss_from], row.ids]).astype(np.int32).tobytes()
+
+
+def _decode(content: bytes) -> TextRow:
+    numbers = np.frombuffer(bytearray(content), np.int32)  # of a bytearray, so that they can be written to
+    return TextRow(int(numbers[0]), numbers[2:], int(numbers[1]))
+
+
 class TrainingTexts(Dataset[TextRow]):
     """Training texts as tokens in memory.
 
@@ -73,13 +83,14 @@ class TrainingTexts(Dataset[TextRow]):
         self.pad_id = pad_id
         self.collate = partial(collate, pad_id=pad_id, multiple=MULTIPLES[preset])
         leave_out = preset != "llm_adapters"
-        self.rows: list[TextRow] = []
+        rows: list[TextRow] = []
         self.over_length = 0
         self.duplicates = duplicate_count(records)
         for position, text in zip(positions, training_tokens(tokenizer, records, preset, cutoff), strict=True):
             self.over_length += not text.complete
             if text.complete or not leave_out:
-                self.rows.append(TextRow(position, np.array(text.ids, dtype=np.int32), text.loss_from))
+                rows.append(TextRow(position, np.array(text.ids, dtype=np.int32), text.loss_from))
+        self.rows = Packed(rows, _encode, _decode)
         self.left_out = len(records) - len(self.rows)
         if not self.rows:
             raise RepLoRAError(

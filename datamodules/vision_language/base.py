@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -16,11 +18,20 @@ from datamodules.base import BaseDataModule, Split, at_least, one_of
 from datamodules.vision_language.task_batches import Key, TaskBatches
 from replora.datasets.common.paths import data_root
 from replora.datasets.common.subsample import check_subset_options, subsample_indices
+from replora.datasets.errors import DatasetNotFoundError
 from replora.datasets.samples import NO_LOSS, PADDING_INDEX
-from replora.datasets.vision_language.features import FeatureSource
-from replora.datasets.vision_language.tasks import Prompts, VLBatch, VLDataset, VLRecord, VLSample, vl_task
+from replora.datasets.vision_language.clip_encoder import (
+    FEATURE_SIZES,
+    TIMM_NAMES,
+    EncoderName,
+    FileFeatures,
+    load_encoder,
+)
+from replora.datasets.vision_language.features import RECORD, FeatureError, FeatureSource
+from replora.datasets.vision_language.tasks import Prompts, VLBatch, VLDataset, VLRecord, VLSample, VLTask, vl_task
 from replora.errors import RepLoRAError, nearest
 
+log = logging.getLogger(__name__)
 TruncationSide = Literal["right", "left"]
 MOST_LISTED = 10_000  # indices of chosen examples that results list one by one
 
@@ -71,6 +82,9 @@ class VisionLanguageDataModule(BaseDataModule):
     """
 
     known_tasks: tuple[str, ...]
+    encoder: ClassVar[EncoderName | None] = None  # encoder of the features of image or video files
+    frames: ClassVar[int | None] = None  # number of vectors per video
+    layout = ""  # what `root` must contain; empty for data without files
     predict_split: str | None = None  # what `predict` predicts instead of `eval_split`
 
     disjoint_splits = False  # published files may repeat a question; an evaluation records how many
@@ -108,6 +122,7 @@ class VisionLanguageDataModule(BaseDataModule):
             at_least(1, **{f"task_batch_sizes.{name}": size})
         for fraction in (task_fractions or {}).values():
             check_subset_options(fraction, None)
+        self.class_names: list[str] = []  # answers are texts
         self.root = data_root(root)
         self.tokenizer_name = tokenizer
         self.revision = revision
@@ -120,20 +135,64 @@ class VisionLanguageDataModule(BaseDataModule):
         self.feature_size = feature_size
         self.prompts: Prompts = prompts
         self.truncation_side: TruncationSide = truncation_side
+        self.extractions: dict[str, dict[str, Any]] = {}  # task -> how its features were extracted, if that is known
         self.chosen: dict[str, list[int]] = {}  # task -> positions of a fraction in its training set
         self._tokenizer: Any = None
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns in every loader process
+
+    @classmethod
+    def check_files(cls, options: Mapping[str, Any]) -> None:
+        if cls.layout and not (root := data_root(options["root"])).is_dir():
+            raise DatasetNotFoundError(
+                f"There is no folder {root} (looked in {Path.cwd()}). Set --data.root or the environment variable "
+                f"REPLORA_DATA to the folder that contains {cls.layout}"
+            )
 
     def default_eval_batch_size(self) -> int:
         """Examples per batch and process in evaluations."""
         return self.batch_size
 
     @abstractmethod
-    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureSource]:
+    def read_task(self, task: str, split: Split) -> tuple[Sequence[VLRecord], FeatureSource]:
         """Records and features of a task and split; raise on whatever is wrong.
 
         `trainval` contains the validation records in the form of training records: one record per caption.
         """
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How the features were extracted, for answers about other images and videos."""
+        return {"extractions": self.extractions}
+
+    def file_features(
+        self, recorded: Mapping[str, Any], weights: Path | None, device: str, fps: float | None = None
+    ) -> FeatureSource:
+        """The source that extracts features of files, named by their paths, as those in the data were extracted.
+
+        Args:
+            recorded: The options of that extraction; those that are not recorded have the defaults of `prepare
+                clip-features`.
+            weights: File or folder of the encoder's weights. Default: they are downloaded from the hub.
+            device: Device of the encoder; `auto` is the first GPU, if there is one.
+            fps: Frames per second (> 0) of folders of frames, if it is not recorded.
+
+        Raises:
+            RepLoRAError: The encoder is not that of the data, or its weights are not available.
+        """
+        name: EncoderName | None = recorded.get("encoder", self.encoder)
+        if name is None or name != self.encoder or FEATURE_SIZES[name] != self.feature_size:
+            known = f"{name} ({RECORD})" if "encoder" in recorded else f"an encoder that no {RECORD} names"
+            raise FeatureError(
+                f"The run was trained on features of width {self.feature_size} of {known}. Files can be encoded by "
+                f"{' or '.join(f'{key} (width {size})' for key, size in FEATURE_SIZES.items())}: rn101 for images, "
+                "vit_b32 for videos. Train a run on such features (replora-cli prepare clip-features)."
+            )
+        encoder = load_encoder(name, weights, device, "--encoder")
+        if recorded.get("weights", encoder.weights) != encoder.weights:
+            raise FeatureError(
+                f"The weights of {weights or TIMM_NAMES[name]} ({encoder.weights}) are not those that extracted the "
+                f"features of the training ({recorded['weights']}). Give their file with --encoder."
+            )
+        return FileFeatures(encoder, self.frames, recorded.get("seconds") or 1.5, recorded.get("fps") or fps)
 
     @property
     def tokenizer(self) -> Any:
@@ -160,6 +219,7 @@ class VisionLanguageDataModule(BaseDataModule):
             "truncation_side": self.truncation_side,
             "split_sizes": sizes,
             "train_indices": chosen or None,
+            **self.preprocessing(),
         }
 
     # --- splits
@@ -185,26 +245,39 @@ class VisionLanguageDataModule(BaseDataModule):
 
     def build_split(self, split: Split) -> TaskParts:
         parts: dict[str, VLDataset] = {}
-        names: list[str] = []
-        contents: list[str] = []
-        used: list[int] = []
+        read: list[tuple[str, Sequence[VLRecord]]] = []
+        used: list[Sequence[int]] = []
         for task in self.tasks:
             records, positions, features = self._chosen_records(task, split)
-            used += [len(names) + position for position in positions]
-            names += [f"{task} {r.images} {r.text}" for r in records]
-            contents += [f"{r.id} {r.answers} {r.truth}" for r in records]
-            chosen = [records[position] for position in positions]
+            before = sum(len(others) for _, others in read)
+            used.append(range(before, before + len(records)) if positions is None else [before + p for p in positions])
+            read.append((task, records))
+            chosen = records if positions is None else (records[position] for position in positions)
             parts[task] = VLDataset(vl_task(task), chosen, features, self.prompts, self.shuffle_seed)
-        self.lists.add(split, names, contents, used)
+        self.lists.add(
+            split,
+            (f"{task} {r.images} {r.text}" for task, records in read for r in records),
+            (f"{r.id} {r.answers} {r.truth}" for _, records in read for r in records),
+            chain(*used),
+        )
         return TaskParts(parts)
 
-    def _chosen_records(self, name: str, split: Split) -> tuple[list[VLRecord], list[int], FeatureSource]:
-        """All records of a task, the positions of those in use, and the features."""
+    def _chosen_records(
+        self, name: str, split: Split
+    ) -> tuple[Sequence[VLRecord], Sequence[int] | None, FeatureSource]:
+        """All records of a task, the positions of those in use unless all are, and the features."""
         records, features = self.read_task(name, split)
         if not records:
             raise RepLoRAError(f"{name}: the split {split!r} is empty.")
+        trained_on = self.extractions.setdefault(name, features.extraction)
+        if differing := [k for k, v in features.extraction.items() if trained_on.get(k, v) != v]:
+            raise FeatureError(
+                f"{name}: the features of the split {split!r} have another {differing[0]} "
+                f"({features.extraction[differing[0]]}) than those of the other splits ({trained_on[differing[0]]}), "
+                f"according to their {RECORD}. Extract both with the same options."
+            )
         if split != self.train_split or self.task_fractions[name] == 1:  # the largest fraction
-            return records, list(range(len(records))), features
+            return records, None, features
         strata = [record.stratum for record in records]
         self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)
         return records, self.chosen[name], features
@@ -255,6 +328,18 @@ class VisionLanguageDataModule(BaseDataModule):
             "weight": torch.tensor([sample["weight"] for sample in samples]),
             "index": index,
         }
+
+    def warn_of_long_texts(self, task: VLTask, texts: Sequence[str]) -> None:
+        """Warn of texts that `collate` truncates."""
+        most = min(task.max_text or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
+        lengths = [len(self.tokenizer(text, truncation=False, verbose=False).input_ids) for text in texts]
+        if long := [(length, text) for length, text in zip(lengths, texts, strict=True) if length > most]:
+            log.warning(
+                "%s of %s texts are longer than the %s tokens that %s reads, and their %s is cut off, as in training; "
+                "the longest has %s: %.60r ...",
+                *(f"{len(long):,}", f"{len(texts):,}", most, task.name),
+                *("end" if self.truncation_side == "right" else "beginning", *max(long)),
+            )
 
     def _tokenize(self, texts: list[str], most: int | None, side: TruncationSide) -> Any:
         self.tokenizer.truncation_side = side

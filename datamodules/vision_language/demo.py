@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
 from datamodules.base import Protocol, Split, at_least
 from datamodules.vision_language.base import VisionLanguageDataModule
-from replora.datasets.vision_language.demo import FEATURE_SIZE, SCENES, DemoFeatures, demo_records, demo_scenes
+from replora.datasets.vision_language.demo import (
+    FEATURE_SIZE,
+    SCENES,
+    DemoFeatures,
+    PictureFeatures,
+    demo_records,
+    demo_scenes,
+)
 from replora.datasets.vision_language.tasks import VLRecord
 
 
@@ -60,12 +68,21 @@ class VLDemoDataModule(VisionLanguageDataModule):
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"scene_seed": self.scene_seed}
 
-    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], DemoFeatures]:
+    def read_task(self, task: str, split: Split) -> tuple[Sequence[VLRecord], DemoFeatures]:
         scenes = {name: demo_scenes(name, self.scene_seed) for name in SCENES}
         together = {name: scene for some in scenes.values() for name, scene in some.items()}
         some: list[Literal["train", "val", "test"]] = ["train", "val"] if split == "trainval" else [split]
         records = [record for part in some for record in demo_records(task, part, scenes[part], self.scene_seed)]
         return [replace(record, index=index) for index, record in enumerate(records)], DemoFeatures(together)
+
+    def file_features(
+        self,
+        recorded: Mapping[str, Any],  # noqa: ARG002
+        weights: Path | None,  # noqa: ARG002
+        device: str,  # noqa: ARG002
+        fps: float | None = None,  # noqa: ARG002
+    ) -> PictureFeatures:
+        return PictureFeatures()
 
     def _needs_workers(self, dataset: Dataset[Any]) -> bool:  # noqa: ARG002
         return False

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from datamodules.base import Protocol, Split, one_of
 from datamodules.vision_language.base import VisionLanguageDataModule
 from replora.datasets.vision_language.features import FeatureFolder
-from replora.datasets.vision_language.image_text import CLIP_FEATURES, GRID, feature_folder, image_text_records
+from replora.datasets.vision_language.image_text import CLIP_FEATURES, GRID, LAYOUT, feature_folder, image_text_records
 from replora.datasets.vision_language.tasks import IMAGE_TASKS, VLRecord
 from replora.errors import RepLoRAError
 
@@ -34,6 +34,8 @@ class ImageTextDataModule(VisionLanguageDataModule):
     """
 
     known_tasks = IMAGE_TASKS
+    encoder = "rn101"
+    layout = LAYOUT
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class ImageTextDataModule(VisionLanguageDataModule):
                 "--data.truncation_side right, or omit the names (--data.prompts none)."
             )
 
-    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureFolder]:
+    def read_task(self, task: str, split: Split) -> tuple[Sequence[VLRecord], FeatureFolder]:
         records = image_text_records(self.root, task, split)
         count = GRID if self.features == CLIP_FEATURES else None  # other folders may contain features of other encoders
         folder = FeatureFolder(feature_folder(self.root, task, split, self.features), self.feature_size, count=count)

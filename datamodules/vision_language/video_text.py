@@ -10,7 +10,7 @@ from datamodules.vision_language.base import VisionLanguageDataModule
 from replora.datasets.errors import ProtocolError
 from replora.datasets.vision_language.features import FeatureFolder
 from replora.datasets.vision_language.tasks import VIDEO_TASKS, VLRecord
-from replora.datasets.vision_language.video_text import CLIP_VIT, FRAMES, feature_folder, video_text_records
+from replora.datasets.vision_language.video_text import CLIP_VIT, FRAMES, LAYOUT, feature_folder, video_text_records
 
 
 class VideoTextDataModule(VisionLanguageDataModule):
@@ -31,6 +31,9 @@ class VideoTextDataModule(VisionLanguageDataModule):
     """
 
     known_tasks = VIDEO_TASKS
+    encoder = "vit_b32"
+    frames = FRAMES
+    layout = LAYOUT
 
     def __init__(
         self,
@@ -60,9 +63,9 @@ class VideoTextDataModule(VisionLanguageDataModule):
             )
         super()._check_protocol(stage)
 
-    def read_task(self, task: str, split: Split) -> tuple[list[VLRecord], FeatureFolder]:
+    def read_task(self, task: str, split: Split) -> tuple[Sequence[VLRecord], FeatureFolder]:
         assert split != "trainval"  # no protocol here trains on both
         records = video_text_records(self.root, task, split)
-        folder = FeatureFolder(feature_folder(self.root, task, self.features), self.feature_size, FRAMES)
+        folder = FeatureFolder(feature_folder(self.root, task, self.features), self.feature_size, self.frames)
         folder.check_names(name for record in records for name in record.images)
         return records, folder

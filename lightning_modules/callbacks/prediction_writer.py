@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.callbacks.results_writer import status_of_evaluation
+from replora.datasets.common.files import printable
+from replora.io import csv_text, replace_text
 
 COLUMNS = ["index", "path", "label", "label_name", "predicted", "predicted_name", "probability"]
 
@@ -61,16 +62,14 @@ class PredictionWriter(Callback):
     def _write(
         self, rows: dict[int, tuple[int, int, float]], names: list[str], paths: list[str], status: list[str]
     ) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow([*COLUMNS, *(["status"] if status else [])])
-            for index in sorted(rows):
-                label, predicted, probability = rows[index]
-                path = paths[index] if paths else ""
-                label_name, predicted_name = (names[i] if 0 <= i < len(names) else "" for i in (label, predicted))
-                cells = [index, path, label, label_name, predicted, predicted_name, f"{probability:.6f}"]
-                writer.writerow([*cells, *status])
+        lines: list[list[object]] = [[*COLUMNS, *(["status"] if status else [])]]
+        for index in sorted(rows):
+            label, predicted, probability = rows[index]
+            path = printable(paths[index]) if paths else ""
+            label_name, predicted_name = (names[i] if 0 <= i < len(names) else "" for i in (label, predicted))
+            cells = [index, path, label, label_name, predicted, predicted_name, f"{probability:.6f}"]
+            lines.append([*cells, *status])
+        replace_text(self.file, csv_text(lines))
         rank_zero_info(f"{len(rows):,} predictions are in {self.file}")
 
 

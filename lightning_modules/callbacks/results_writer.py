@@ -32,7 +32,7 @@ from replora.results import (
     record_fit,
     status_of,
 )
-from replora.resuming import check_resumed
+from replora.resuming import check_resumed, read_checkpoint
 
 HISTORY = 50  # maximum number of epochs that a results file keeps of each metric
 
@@ -158,6 +158,7 @@ class ResultsWriter(Callback):
         fit = {
             "metrics": _json(metrics),
             "epoch_of": epochs,
+            "best": {name: _best(name, points) for name, points in self.history.items() if name.startswith("val/")},
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
@@ -330,6 +331,13 @@ def _thinned(points: dict[int, float]) -> list[list[float | None]]:
     return [[epochs[i], points[epochs[i]] if math.isfinite(points[epochs[i]]) else None] for i in sorted(kept)]
 
 
+def _best(name: str, points: dict[int, float]) -> tuple[int, float | None]:
+    """The first epoch with the best value of a metric, and this value; a loss is best where it is lowest."""
+    sign = 1 if "loss" in name else -1
+    epoch = min(points, key=lambda e: (not math.isfinite(points[e]), sign * points[e], e))
+    return epoch, points[epoch] if math.isfinite(points[epoch]) else None
+
+
 def _optimizer(trainer: Trainer) -> dict[str, Any]:
     """Class, peak learning rate and weight decay."""
     optimizer = trainer.optimizers[0]
@@ -402,7 +410,5 @@ def trained_classes(checkpoint: Path) -> list[str] | None:
 
 def _callback_states(checkpoint: Path) -> dict[str, Any]:
     """Name of a callback -> its state in a checkpoint."""
-    states: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(
-        "callbacks", {}
-    )
+    states: dict[str, Any] = read_checkpoint(checkpoint).get("callbacks", {})
     return states

@@ -250,6 +250,12 @@ class PeftMethodConfig(AdapterConfig):
         _check_rank(self.rank, self.alpha, self.dropout, self.targets)
         _check_blocks(self.blocks)
         _check_choice("method", self.method, PeftMethod.__args__)  # type: ignore[attr-defined]
+        _require(
+            isinstance(self.options, dict) and all(isinstance(name, str) for name in self.options),
+            "options",
+            self.options,
+            "a dict of arguments by their names",
+        )
 
     @property
     def name(self) -> str:

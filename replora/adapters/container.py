@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Container
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -19,7 +21,7 @@ from replora.adapters.low_rank.layer import WeightUpdate
 from replora.adapters.low_rank.threads import Lock, MergedBlocks, Switch
 from replora.adapters.model_methods import replace_methods, restore_methods
 from replora.adapters.wrappers import is_compiled, plain_name, unwrap
-from replora.errors import RepLoRAError, listed
+from replora.errors import RepLoRAError, check_arguments, listed
 
 
 class Adapters(nn.Module):
@@ -41,6 +43,8 @@ class Adapters(nn.Module):
         aside: While a layer of the `peft` library is merged, by its name: its frozen parameters.
         blocks: The open `replora.merged`.
         targets_verified: Whether every target is known to affect the output.
+        branches: Target -> name of the part of the model around it that a pass may leave out, as a tower of images.
+        ran: Name of such a part -> whether a pass has run it.
         without_gradient: Name of a quantized layer that gives no gradient to its input, so the model cannot train.
     """
 
@@ -60,6 +64,9 @@ class Adapters(nn.Module):
         self.peft_called: dict[str, bool] = {}
         self.aside: dict[str, SetAside] = {}
         self.targets_verified = False
+        self.branches: dict[str, str] = {}
+        self.ran: dict[str, bool] = {}
+        self._warned = False
         self.without_gradient: str | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._frozen_norms: list[nn.Module] = []
@@ -132,8 +139,29 @@ class Adapters(nn.Module):
             and not torch.compiler.is_compiling()
             and not is_compiled(model)
         ):
-            check_targets_used(self)
-            self.targets_verified = True
+            left_out = [name for name, branch in self.branches.items() if not self.ran[branch]]
+            check_targets_used(self, left_out)
+            self.targets_verified = not left_out
+            if left_out and not self._warned:
+                self._warned = True
+                parts = sorted({self.branches[name] for name in left_out})
+                warnings.warn(
+                    f"{len(left_out)} of {len(self.targets)} targets are in {listed(parts)}, which this forward pass "
+                    f"did not run: {listed(left_out)}. The first pass that does will verify them; if none does, they "
+                    "do not train, so choose other targets then.",
+                    stacklevel=2,
+                )
+
+    def watch(self, model: nn.Module, branches: dict[str, str]) -> None:
+        """Note which of these parts of the model run, by the names of the targets inside of each."""
+        self.branches, self.ran = branches, dict.fromkeys(branches.values(), False)
+        for name, module in model.named_modules():
+            if (plain := plain_name(name)) in self.ran:
+                self._hooks.append(module.register_forward_hook(partial(_note_run, self.ran, plain)))
+
+
+def _note_run(ran: dict[str, bool], name: str, *_: Any) -> None:
+    ran[name] = True
 
 
 @dataclass(frozen=True)
@@ -154,8 +182,18 @@ class ParameterCounts:
     head: int
 
 
+def leave_inference_mode(model: nn.Module) -> None:
+    """Let the tensors of a model that was built under inference_mode be ordinary ones."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_inference():
+            copy = tensor.detach().clone()
+            ordinary = nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+            torch.utils.swap_tensors(tensor, ordinary)  # type: ignore[no-untyped-call]  # in all places that have it
+
+
 def train_only(model: nn.Module, names: Container[str]) -> None:
     """Let the parameters of these names train and freeze all others."""
+    leave_inference_mode(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad = plain_name(name) in names
 
@@ -179,6 +217,7 @@ def adapters_of(model: nn.Module) -> Adapters:
     return adapters
 
 
+@check_arguments
 def parameter_counts(model: nn.Module) -> ParameterCounts:
     """Trained and deployed numbers of the method that `model` carries."""
     adapters = adapters_of(model)
@@ -200,6 +239,7 @@ class Description(TypedDict):
     trained_as: NotRequired[dict[str, Any]]  # of an adapter read from a deployed file: what trained
 
 
+@check_arguments
 def describe(model: nn.Module) -> Description:
     """The method, its options, its targets and the parameter counts, as plain JSON data.
 

@@ -24,7 +24,7 @@ from replora.adapters.config import (
     PeftMethodConfig,
     RepLoRAConfig,
 )
-from replora.adapters.container import Adapters, adapters_of, device_of, train_only
+from replora.adapters.container import Adapters, adapters_of, device_of, leave_inference_mode, train_only
 from replora.adapters.fingerprint import describe_base, in_head
 from replora.adapters.labels import match_classes
 from replora.adapters.low_rank.factors import build_factors
@@ -41,15 +41,17 @@ from replora.adapters.targets import Target, find_targets
 from replora.adapters.verify import verify_targets
 from replora.adapters.weight_tying import check_not_tied
 from replora.adapters.wrappers import aliases_of, is_wrapper, plain_name, unwrap
-from replora.errors import RepLoRAError, nearest
+from replora.errors import RepLoRAError, check_arguments, nearest
 
 
+@check_arguments
+@torch.inference_mode(False)  # a tensor made under inference_mode could never train
 def inject(
     model: nn.Module,
     config: AdapterConfig,
     *,
     also_train: Iterable[str] = (),
-    modules_to_save: Iterable[str] = (),
+    modules_to_save: Iterable[str] | None = None,
     example: Any = None,
     check: bool = True,
 ) -> nn.Module:
@@ -72,8 +74,7 @@ def inject(
         RepLoRAError: The model carries an adapter already, or a name of `also_train` does not exist or shares its
             weight with a module that is frozen (an output layer tied to the embedding).
     """
-    with torch.inference_mode(False):  # a parameter made under inference_mode could never train
-        _inject(unwrap(_checked(model)), config, (*also_train, *modules_to_save), example, check)
+    _inject(unwrap(_checked(model)), config, (*also_train, *(modules_to_save or ())), example, check)
     return model
 
 
@@ -98,6 +99,7 @@ def _checked(model: nn.Module) -> nn.Module:
 
 
 def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[str], example: Any, check: bool) -> None:
+    leave_inference_mode(model)
     also_train = tuple(dict.fromkeys(heads_to_train))
     heads = _submodules(model, also_train)
     also_train = tuple(name for name in also_train if not in_head(name, also_train))  # one inside another is in it
@@ -129,6 +131,8 @@ def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[st
         raise
 
 
+@check_arguments
+@torch.inference_mode(False)
 def remove(model: nn.Module) -> nn.Module:
     """Take the adapter out of `model` again: the frozen backbone as it was (a trained head stays trained)."""
     adapters, wrapped, model = adapters_of(model), model, unwrap(model)
@@ -139,8 +143,8 @@ def remove(model: nn.Module) -> nn.Module:
         if isinstance(module, AdaptedLinear):
             model.set_submodule(name, module.linear)
         elif type(module) is AdaptedMultiheadAttention:
-            del module.updates
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
+            del module.updates
     if isinstance(adapters.config, PeftMethodConfig):
         if adapters.aside:  # none after `merge_and_unload`, which keeps what is merged
             unmerge_peft(model, adapters.aside)
@@ -150,6 +154,7 @@ def remove(model: nn.Module) -> nn.Module:
     return wrapped
 
 
+@check_arguments
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer: matrices, and vectors (biases, norms, diagonals) without weight decay."""
     adapters = adapters_of(model)
@@ -176,7 +181,12 @@ def use_parameter_groups(trainer: Any) -> Any:
     Raises:
         RepLoRAError: The model carries no adapter, or the trainer has an optimizer already.
     """
-    if trainer.optimizer is not None:
+    if not isinstance(getattr(trainer, "model", None), nn.Module):
+        raise RepLoRAError(
+            f"use_parameter_groups takes a transformers.Trainer that has a model; this is a {type(trainer).__name__}. "
+            "For a training loop of your own: torch.optim.AdamW(replora.parameter_groups(model))."
+        )
+    if getattr(trainer, "optimizer", None) is not None:
         raise RepLoRAError(
             "The trainer has an optimizer already, whose groups stay as they are. Create it with "
             "replora.parameter_groups(model), or leave it to the trainer: optimizers=(None, None)."
@@ -234,6 +244,9 @@ def _adaptable_targets(
     model: nn.Module, config: RepLoRAConfig | PeftMethodConfig, heads: Sequence[nn.Module]
 ) -> list[Target]:
     targets = find_targets(model, config.targets, config.blocks, skip=heads)
+    largest = max(max(target.shape) for target in targets)
+    if config.rank > largest:
+        raise RepLoRAError(f"rank: {config.rank} is out of range. The largest of the targets has {largest} dimensions.")
     for target in targets:
         module = model.get_submodule(target.module)
         if not is_wrapper(module):
@@ -243,9 +256,6 @@ def _adaptable_targets(
 
 def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAConfig, targets: list[Target]) -> None:
     """Wrap the targets, with one factor bank for all groups of the same shapes."""
-    largest = max(max(target.shape) for target in targets)
-    if config.rank > largest:
-        raise RepLoRAError(f"rank: {config.rank} is out of range. The largest of the targets has {largest} dimensions.")
     groups: dict[str, list[Target]] = {}
     for target in targets:
         key = target.group if config.sharing == "group" else target.name

@@ -16,9 +16,10 @@ from replora.adapters.low_rank.frozen_layers import check_merge_keeps_outputs, c
 from replora.adapters.peft_methods import MULTIPLYING, merge_peft, peft_layers, unmerge_peft
 from replora.adapters.weight_tying import declare_untied, shared_with
 from replora.adapters.wrappers import unwrap
-from replora.errors import RepLoRAError
+from replora.errors import RepLoRAError, check_arguments
 
 
+@check_arguments
 def merge(model: nn.Module, *, force: bool = False) -> nn.Module:
     """Add the update to the frozen weights, in float32 and rounded once; a second call changes nothing.
 
@@ -41,6 +42,7 @@ def merge(model: nn.Module, *, force: bool = False) -> nn.Module:
     return model
 
 
+@torch.inference_mode(False)  # merged weights may stay in the model
 def _merge(model: nn.Module, adapters: Adapters, force: bool) -> None:
     """Merge all layers or none."""
     if adapters.merged:
@@ -61,13 +63,14 @@ def _merge(model: nn.Module, adapters: Adapters, force: bool) -> None:
                 update.merge()
                 if not force:
                     update.check_finite()
-        if layers:
-            merge_peft(model, adapters.aside, force)
+            if layers:
+                merge_peft(model, adapters.aside, force)
     except BaseException:  # an interrupt as well
         _unmerge(model, adapters)
         raise
 
 
+@check_arguments
 def unmerge(model: nn.Module) -> nn.Module:
     """Take the update out of the weights again, bit for bit.
 
@@ -82,18 +85,21 @@ def unmerge(model: nn.Module) -> nn.Module:
     return model
 
 
+@torch.inference_mode(False)
 def _unmerge(model: nn.Module, adapters: Adapters) -> None:
     with adapters.switch.changing():
         for update in adapters.updates:
             update.unmerge()
-    if isinstance(adapters.config, PeftMethodConfig):
-        unmerge_peft(model, adapters.aside)
+        if isinstance(adapters.config, PeftMethodConfig):
+            unmerge_peft(model, adapters.aside)
 
 
+@check_arguments
 def merge_and_unload(model: nn.Module, *, force: bool = False) -> nn.Module:
     """Fold the update in for good: the plain model, with no trace of the adapter, ready for its own `save_pretrained`.
 
-    Other adapters that wait beside it are forgotten: they belong to the backbone as it was.
+    Other adapters that wait beside it are forgotten: they belong to the backbone as it was. Passes of other threads go
+    on, with the same outputs.
 
     Args:
         model: A model with an adapter.
@@ -112,6 +118,7 @@ def merge_and_unload(model: nn.Module, *, force: bool = False) -> nn.Module:
             declare_untied(inner)
         for update in adapters.updates:
             update.keep_merged()
+        adapters.updates.clear()
         for aside in adapters.aside.values():
             aside.drop()
         adapters.aside.clear()
@@ -119,6 +126,7 @@ def merge_and_unload(model: nn.Module, *, force: bool = False) -> nn.Module:
         return remove(model)
 
 
+@check_arguments
 @contextmanager
 def merged(model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
     """`with replora.merged(model): evaluate(model)` runs at the frozen backbone's own speed.
@@ -151,12 +159,12 @@ def merged(model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
                 _unmerge(unwrap(model), adapters)
 
 
+@check_arguments
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """`with replora.disabled(model):` gives the frozen backbone (with the trained head, if there is one).
 
-    Blocks may stand one inside another. Other threads go on with the adapter; only the layers of the `peft` library are
-    switched off for all threads.
+    Blocks may stand one inside another. Other threads go on with the adapter.
 
     Raises:
         RepLoRAError: The adapter is merged, or the backbone's own parameters have trained.
@@ -167,19 +175,12 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     with adapters.lock:
         if adapters.merged or any(layer.merged for layer in layers.values()):
             raise RepLoRAError("The adapter is merged, so it cannot be switched off. Call replora.unmerge first.")
-        if not adapters.switch.disabled:
-            adapters.switch.layers = [layer for layer in layers.values() if not layer.disable_adapters]
-            for layer in adapters.switch.layers:
-                layer.enable_adapters(False)
         adapters.switch.enter()
     try:
         yield model
     finally:
         with adapters.lock:
             adapters.switch.leave()
-            if not adapters.switch.disabled:
-                for layer in adapters.switch.layers:
-                    layer.enable_adapters(True)
 
 
 def _check_separable(adapters: Adapters) -> None:

@@ -60,6 +60,7 @@ class SavePretrained(_Method):
     So `from_pretrained` gives the backbone, `replora.load_adapter` of `adapter.safetensors` the adapter. The state has
     the adapter's tensors too, for a program that loads it back into the adapted model, as transformers' Trainer does.
     That loads by the names in the model, so the file has these, not older ones that `from_pretrained` would translate.
+    What trains the backbone's own parameters is saved with them, and has no file of its own.
     """
 
     name = "save_pretrained"
@@ -71,7 +72,8 @@ class SavePretrained(_Method):
         if "save_original_format" in inspect.signature(self.own).parameters:
             options.setdefault("save_original_format", False)
         result = self.own(save_directory, *args, state_dict=state, **options)
-        if args[0] if args else options.get("is_main_process", True):
+        apart = not isinstance(self.adapters.config, FullConfig | BitFitConfig)
+        if apart and (args[0] if args else options.get("is_main_process", True)):
             replora.save_adapter(self.model, Path(save_directory) / ADAPTER_FILE, force=True)
         return result
 
@@ -147,10 +149,8 @@ def _adapted_layers(model: nn.Module) -> list[tuple[str, str]]:
 
 def replace_methods(model: nn.Module, adapters: Adapters) -> None:
     """Let these methods of the model know of the adapter."""
-    # What trains the backbone's own parameters is saved with them.
-    apart = not isinstance(adapters.config, FullConfig | BitFitConfig)
     for method in _METHODS:
-        if (apart or method is not SavePretrained) and callable(getattr(model, method.name, None)):
+        if callable(getattr(model, method.name, None)):
             setattr(model, method.name, method(model, adapters))
 
 

@@ -11,22 +11,23 @@ of the model's `state_dict` or parameters. It moves to the model's device when `
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from replora.adapters.config import BitFitConfig, FullConfig
-from replora.adapters.container import Adapters, adapters_of, device_of, train_only
+from replora.adapters.container import Adapters, adapters_of, device_of, leave_inference_mode, train_only
 from replora.adapters.inject import remove
-from replora.adapters.labels import match_classes
+from replora.adapters.labels import LAST_LAYERS, match_classes
 from replora.adapters.low_rank.layer import AdaptedLinear, AdaptedMultiheadAttention, WeightUpdate
 from replora.adapters.peft_methods import peft_layers
 from replora.adapters.weight_tying import check_not_tied
 from replora.adapters.wrappers import plain_name, unwrap
-from replora.errors import RepLoRAError, nearest
+from replora.errors import RepLoRAError, check_arguments, nearest
 
 DEFAULT_NAME = "default"  # of an adapter that was injected, not loaded under a name
 
@@ -61,12 +62,15 @@ class AdapterRegistry:
     heads: dict[str, nn.Module] = field(default_factory=dict)
 
 
+@check_arguments
 def adapter_names(model: nn.Module) -> list[str]:
     """Names of the adapters on `model`, the active one first."""
     registry = registry_of(model)
     return [*([registry.active] if registry.active else []), *registry.inactive]
 
 
+@check_arguments
+@torch.inference_mode(False)
 def set_adapter(model: nn.Module, name: str) -> nn.Module:
     """Make the adapter called `name` the active one and return the model.
 
@@ -84,6 +88,7 @@ def set_adapter(model: nn.Module, name: str) -> nn.Module:
     return model
 
 
+@check_arguments
 def delete_adapter(model: nn.Module, name: str) -> None:
     """Delete an inactive adapter.
 
@@ -136,6 +141,7 @@ def added(model: nn.Module, name: str, heads: dict[str, dict[str, Tensor]]) -> I
     before = registry.active
     if name in adapter_names(model):
         raise RepLoRAError(f"There is an adapter {name!r} on this model already. Choose another name, or delete it.")
+    leave_inference_mode(model)
     fresh = _shaped(model, registry, heads)
     check_not_tied(model, heads)
     detach(model)
@@ -173,8 +179,8 @@ def detach(model: nn.Module) -> None:
             model.set_submodule(name, module.linear)
         elif type(module) is AdaptedMultiheadAttention:
             inactive.attention[name] = module.updates
-            del module.updates
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
+            del module.updates
         elif name in layers:
             inactive.layers[name] = module
             model.set_submodule(name, layers[name].get_base_layer())
@@ -257,16 +263,27 @@ def _tensors(head: nn.Module) -> dict[str, Tensor]:
 def _with_shapes(
     model: nn.Module, head: str, module: nn.Module, state: Mapping[str, Tensor], given: Container[int]
 ) -> nn.Module:
-    """The module, or a linear layer in its place with as many outputs as the state has."""
+    """The module, a copy, with as many outputs as the state has."""
     own = {n: t for n, t in _tensors(module).items() if n in state or id(t) not in given}
     if {name: tensor.shape for name, tensor in own.items()} == {name: tensor.shape for name, tensor in state.items()}:
         return module
-    if type(module) is nn.Linear and own.keys() == state.keys() and state["weight"].shape[1] == module.in_features:
-        like = module.weight
-        return nn.Linear(
-            module.in_features, len(state["weight"]), module.bias is not None, device=like.device, dtype=like.dtype
-        )
+    if own.keys() == state.keys():
+        for name, layer in module.named_modules():
+            if isinstance(layer, LAST_LAYERS):
+                _set_outputs(layer, state[plain_name(f"{name}.weight".lstrip("."))].shape)
+        if all(tensor.shape == state[name].shape for name, tensor in _tensors(module).items()):
+            return module
     raise RepLoRAError(
         f"The adapter's {head!r} has other tensors than {type(model).__name__}'s. Build the model with the head that "
         "the adapter was trained with."
     )
+
+
+def _set_outputs(layer: Any, shape: Sequence[int]) -> None:
+    """Give a layer a weight of another number of outputs, and a bias; a state brings their values."""
+    if layer.weight.shape == shape or layer.weight.shape[1:] != shape[1:]:
+        return
+    for name, parameter in layer.named_parameters(recurse=False):
+        layer._parameters[name] = nn.Parameter(parameter.new_empty(shape[0], *parameter.shape[1:]))
+    layer.reset_parameters()  # with zeros no target would affect the output
+    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", shape[0])

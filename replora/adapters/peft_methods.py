@@ -13,6 +13,7 @@ from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters
 from replora.adapters.low_rank.frozen_layers import SetAside, check_finite, computes_by_weight, take_base_names
 from replora.adapters.low_rank.layer import is_conv1d
+from replora.adapters.low_rank.threads import Switch
 from replora.adapters.targets import Target
 from replora.adapters.wrappers import aliases_of, is_wrapper, plain_name
 from replora.errors import RepLoRAError, nearest
@@ -85,10 +86,18 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, 
             model.set_submodule(alias, layer)
         adapters.peft_called[name] = False
         layer.train(layer.get_base_layer().training)
+        layer.forward = partial(_forward, layer, adapters.switch)
         layer.register_load_state_dict_pre_hook(_take_base_names)
         layer.register_forward_pre_hook(partial(_note_call, adapters.peft_called, name))
     kept = [p for p in added if p.requires_grad] + [b for b in model.buffers() if id(b) not in before]
     return {id(tensor) for tensor in kept}
+
+
+def _forward(layer: Any, switch: Switch, *args: Any, **options: Any) -> Any:
+    """What a layer of `peft` computes while none is merged or unmerged; the frozen layer alone where it is disabled."""
+    if not switch.on:
+        return layer.get_base_layer()(*args, **options)
+    return switch.steadily(partial(type(layer).forward, layer, *args, **options))
 
 
 def _take_base_names(_layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ from replora.adapters.inject import inject
 from replora.adapters.low_rank.factors import FactorBank
 from replora.adapters.low_rank.frozen_layers import MERGEABLE, check_not_merged
 from replora.adapters.wrappers import plain_keys, plain_name, unwrap
-from replora.errors import RepLoRAError, listed, nearest
-from replora.io import replacing
+from replora.errors import RepLoRAError, check_arguments, listed, nearest
+from replora.io import UnreadableFileError, parse_json, replacing
 
 FILE_FORMAT = "replora-adapter"
 FILE_VERSION = 1
@@ -61,6 +61,7 @@ class StateMismatchError(RepLoRAError):
     """A state of another model, method, rank or set of targets."""
 
 
+@check_arguments
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor that training changes (the adapter and what `also_train` named), by its name in `model`.
 
@@ -71,6 +72,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensors[name].detach() for name in adapters.trained}
 
 
+@check_arguments
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], found: str = "The state") -> None:
     """Copy `state` into `model`. All keys and shapes must agree; otherwise nothing is changed.
 
@@ -134,10 +136,11 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     if wrong:
         raise RepLoRAError(
             f"{what} has values that are not finite, in {listed(wrong, most=3)}: the training diverged, or a file is "
-            "corrupt. force=True takes it all the same."
+            "corrupt. force=True (--force true on the command line) takes it all the same."
         )
 
 
+@check_arguments
 def save_adapter(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -226,6 +229,8 @@ def _deployed(
     return description | deployed, kept
 
 
+@check_arguments
+@torch.inference_mode(False)
 def load_adapter(
     model: nn.Module, path: str | os.PathLike[str], name: str | None = None, *, force: bool = False
 ) -> dict[str, Any]:
@@ -248,6 +253,10 @@ def load_adapter(
             the adapter computes (not dropout, not init).
     """
     description, state = read_adapter(path)
+    try:
+        config = config_of(description)
+    except RepLoRAError as error:
+        raise RepLoRAError(f"{path}: {error}") from error
     target = unwrap(model)
     present = adapters_of(target) if isinstance(getattr(target, "replora", None), Adapters) else None
 
@@ -266,7 +275,7 @@ def load_adapter(
         heads = multi_adapter.head_states(state, description["also_train"])
         with multi_adapter.added(target, name or multi_adapter.DEFAULT_NAME, heads):
             compare_bases()
-            inject(target, config_of(description), also_train=description["also_train"])
+            inject(target, config, also_train=description["also_train"])
             _load(target, path, description, state)
         return description
     compare_bases()
@@ -324,6 +333,7 @@ def config_of(description: Mapping[str, Any]) -> AdapterConfig:
     raise RepLoRAError(f"The adapter file's method {method!r} is not known. {nearest(method, _PLAIN_CONFIGS)}")
 
 
+@check_arguments
 def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors of an adapter file.
 
@@ -332,16 +342,28 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     """
     header, state = _read(path)
     try:
-        description = json.loads(header["description"])
+        description = parse_json(header["description"], f"The description in {path}")
         known = {"method", "options"} <= description.keys()
-    except (KeyError, json.JSONDecodeError, AttributeError) as error:
+    except (KeyError, UnreadableFileError, AttributeError) as error:
         raise RepLoRAError(f"{path} is damaged: its header has no description that can be read ({error}).") from error
     if not known:
         raise RepLoRAError(f"{path} is damaged: its description names no method ({', '.join(description) or 'empty'}).")
     for entry, fits in _ENTRIES.items():
         if entry in description and not fits(description[entry]):
             raise RepLoRAError(f"{path} is damaged: the entry {entry!r} of its description is {description[entry]!r}.")
+    _check_sizes(description["options"], state, path)
     return description, state
+
+
+def _check_sizes(options: Mapping[str, Any], state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Compare the sizes that the options ask for with the tensors, before memory is asked for."""
+    sizes: Container[int] = {size for tensor in state.values() for size in tensor.shape}
+    used = {"mlp": ("rank", "hidden"), "linear": ("rank", "hidden"), "none": ("rank",)}
+    if "method" in options:  # of peft; some have matrices of other sizes, but none more ranks than values
+        sizes = range(1 + max([8, *(tensor.numel() for tensor in state.values())]))
+    for name in used.get(str(options.get("factors", "none")), ()):
+        if isinstance(options.get(name), int) and options[name] not in sizes:
+            raise RepLoRAError(f"{path} is damaged: its option {name} is {options[name]}, and no tensor has that size.")
 
 
 def _is_names(value: object) -> bool:
@@ -379,6 +401,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not Path(path).is_file():
         raise RepLoRAError(f"There is no adapter file {path}.")
+    with Path(path).open("rb"):  # safetensors does not tell a missing permission from a missing file
+        pass
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

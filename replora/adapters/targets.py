@@ -22,7 +22,7 @@ from torch import nn
 from replora.adapters.low_rank.layer import Rows, features, is_linear, row_count
 from replora.adapters.roles import ROLES, roles_of
 from replora.adapters.wrappers import plain_name
-from replora.errors import RepLoRAError, listed, nearest
+from replora.errors import RepLoRAError, check_arguments, listed, nearest
 
 # The part of a name up to its last numbered component: `blocks.3`, `layers.1.blocks.0`, `layers.encoder_layer_7`.
 _BLOCK = re.compile(r"(?P<block>.*?(^|[._])\d+)(?=\.(?!.*(^|[._])\d+(\.|$))|$)")
@@ -69,6 +69,7 @@ class Target:
         return f"{self.module}[{self.role}]" if partial else self.module
 
 
+@check_arguments
 def find_targets(
     model: nn.Module,
     wanted: Sequence[str] = ("q", "v"),

@@ -7,7 +7,7 @@ forward pass of the model must at least call each adapted module or read its wei
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -29,16 +29,16 @@ def verify_targets(model: nn.Module, adapters: Adapters, example: Any = None) ->
         DeadTargetError: A target does not affect the output.
     """
     given = example is not None
-    if any(p.is_meta or p.is_inference() for p in model.parameters()):
-        return
+    towers = _towers(model, adapters)
     if not given:
         example = example_input(model)
-        if example is None:
-            return
+    if example is None or any(p.is_meta for p in model.parameters()):
+        adapters.watch(model, towers)
+        return
     adapters.targets_verified = True  # this pass is the exact check: the one at the first forward pass would say less
     with _evaluating(model), _without_zeros(model, adapters), torch.enable_grad(), _uncompiled():
         try:
-            with _parents_called(model, adapters) as called:
+            with _called(model, {*map(_parent_of, adapters.targets), *towers.values()}) as called:
                 outputs = list(_float_tensors(_call(model, _to_device_of(model, example))))
         except Exception as error:
             adapters.targets_verified = False
@@ -46,10 +46,13 @@ def verify_targets(model: nn.Module, adapters: Adapters, example: Any = None) ->
                 raise DeadTargetError(
                     f"The model fails on the example input, so the targets cannot be verified: {error}"
                 ) from error
+            adapters.watch(model, towers)
             return  # a generated input that the model does not accept verifies nothing
-        # A generated text does not run the vision tower of a multimodal model: the first real pass tells about that.
+        # A generated text does not run the vision tower of a multimodal model: a real pass tells about that.
         unreached = set() if given else {name for name in adapters.targets if _parent_of(name) not in called}
         adapters.targets_verified = not unreached
+        left_out = {name: towers.get(name, "") for name in unreached}
+        adapters.watch(model, {n: _parent_of(n) if tower in {"", *called} else tower for n, tower in left_out.items()})
         check_targets_used(adapters, unreached)
         generator = torch.Generator().manual_seed(0)
         # 64 times the derivative: small ones would be lost in float16.
@@ -72,14 +75,30 @@ def _parent_of(target: str) -> str:
     return target.partition("[")[0].rpartition(".")[0]
 
 
+def _towers(model: nn.Module, adapters: Adapters) -> dict[str, str]:
+    """Target -> name of the innermost model of transformers or timm around it, if it is a part of `model`."""
+    whole = {
+        plain_name(name)
+        for name, module in model.named_modules()
+        if name and (hasattr(module, "main_input_name") or hasattr(module, "pretrained_cfg"))
+    }
+    towers = {}
+    for target in adapters.targets:
+        place = _parent_of(target)
+        while place and place not in whole:
+            place = place.rpartition(".")[0]
+        if place:
+            towers[target] = place
+    return towers
+
+
 @contextmanager
-def _parents_called(model: nn.Module, adapters: Adapters) -> Iterator[set[str]]:
-    """Collects the names of those modules that are called inside, and that hold a target."""
+def _called(model: nn.Module, names: Container[str]) -> Iterator[set[str]]:
+    """Collects which of the modules of these names are called inside."""
     called: set[str] = set()
     hooks = []
-    parents = {_parent_of(target) for target in adapters.targets}
     for name, module in model.named_modules():
-        if (plain := plain_name(name)) in parents:
+        if (plain := plain_name(name)) in names:
             hooks.append(module.register_forward_hook(lambda *_, plain=plain: called.add(plain)))
     try:
         yield called
@@ -185,6 +204,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        model.train()  # attentions of timm forget what they have computed in evaluation mode from other values
         for module, mode in modes:
             module.training = mode
 
@@ -196,10 +216,10 @@ def _without_zeros(model: nn.Module, adapters: Adapters) -> Iterator[None]:
     Heads, and the last norm of a residual branch, often start at 0 in a model that is not trained yet.
     """
     own = {id(p) for p in adapters.parameters()}
+    if isinstance(adapters.config, PeftMethodConfig):
+        own |= {id(p) for parameters in peft_parameters(model).values() for p in parameters}
     plain = [p for p in model.parameters() if p.is_floating_point() and not is_tensor_subclass(p)]
     zeros = [p for p in plain if id(p) not in own and not bool(p.any())]
-    if isinstance(adapters.config, PeftMethodConfig):
-        zeros = [p for p in zeros if not p.requires_grad]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in zeros:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 from torch import nn
 
@@ -39,6 +40,13 @@ class Backbone:
     def describe(self) -> dict[str, str | None]:
         """Name and source of the weights, as JSON values."""
         return {name: getattr(self, name) for name in ("name", "weights", "sha256", "fingerprint")}
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why a file of weights cannot be read. torch's own words advise to run the objects of Python in it."""
+    if isinstance(error, UnpicklingError) or "weights_only" in str(error):
+        return "it is damaged, or holds objects of Python, which are never loaded, as they could run any code"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def file_sha256(path: Path) -> str:

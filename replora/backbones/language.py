@@ -14,6 +14,7 @@ from torch import nn
 from replora.adapters.fingerprint import fingerprint
 from replora.backbones.backbone import Backbone, BackboneError, file_sha256
 from replora.backbones.smollm2 import SMOLLM2, smollm2_folder
+from replora.datasets.common.hub import check_hub
 
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 Quantization = Literal["none", "8bit", "4bit"]
@@ -73,7 +74,8 @@ def build_language_backbone(
     options = {} if quantization == "none" else _quantized(quantization, pretrained, dtype)
     source = source_of(name)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        check_hub(source, revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if pretrained:
             model, report = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -202,7 +204,8 @@ def load_tokenizer(name: str = SMOLLM2, revision: str | None = None) -> Any:
 
     source = source_of(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        check_hub(source, revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         _name_empty_tokens(tokenizer)
         if _lost_its_begin_token(tokenizer):
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, add_bos_token=True)

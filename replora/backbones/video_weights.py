@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from replora.adapters.fingerprint import in_head
-from replora.backbones.backbone import BackboneError
+from replora.backbones.backbone import BackboneError, why_unreadable
 from replora.errors import listed
 
 # Liu et al., Video Swin Transformer (2022), section 3.3; as arguments of torchvision's SwinTransformer3d. `swin3d_nano`
@@ -113,8 +113,8 @@ def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each raise their own
         raise BackboneError(
-            f"checkpoint: {checkpoint} cannot be read as weights ({first_line(error)}). It has to be .safetensors, or "
-            "a .pth of plain tensors."
+            f"checkpoint: {checkpoint} cannot be read as weights ({why_unreadable(error)}). It has to be "
+            ".safetensors, or a .pth of plain tensors."
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

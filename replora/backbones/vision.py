@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from replora.adapters.fingerprint import fingerprint as model_fingerprint
 from replora.adapters.fingerprint import in_head
-from replora.backbones.backbone import Backbone, BackboneError, file_sha256
+from replora.backbones.backbone import Backbone, BackboneError, file_sha256, why_unreadable
 from replora.backbones.image_size import check_size, image_size_of, resample
 from replora.backbones.vit_nano import VIT_NANO_WEIGHTS, build_vit_nano
+from replora.datasets.common.hub import check_hub, timm_repository
 from replora.errors import listed, nearest
 
 VIT_NANO = "vit_nano"
@@ -238,6 +239,8 @@ def _create(name: str, num_classes: int, pretrained: bool, drop_path_rate: float
 
     options = {"drop_path_rate": drop_path_rate} if drop_path_rate > 0 else {}
     try:
+        if pretrained:
+            check_hub(timm_repository(name))
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
     except TypeError as error:
         if "drop_path_rate" in str(error):
@@ -331,7 +334,7 @@ def _load_tensors(model: nn.Module, checkpoint: Path) -> dict[str, tuple[int, ..
         state: dict[str, Tensor] = load_state_dict(str(checkpoint), use_ema=False, weights_only=True)
         tensors = all(isinstance(value, Tensor) for value in state.values())
     except Exception as error:  # safetensors, zip and pickle each raise their own
-        raise BackboneError(f"checkpoint: {checkpoint} cannot be read as weights ({error}).") from error
+        raise BackboneError(f"checkpoint: {checkpoint} cannot be read as weights ({why_unreadable(error)}).") from error
     if not tensors:
         raise BackboneError(
             f"checkpoint: {checkpoint} holds no plain table of tensors (nor under 'state_dict' or 'model')."

@@ -26,6 +26,7 @@ from replora.adapters.fingerprint import fingerprint
 from replora.backbones.backbone import Backbone, BackboneError, file_sha256
 from replora.backbones.bart_nano import BART_NANO, bart_nano_config, bart_nano_tokenizer
 from replora.backbones.language import load_tokenizer, source_of
+from replora.datasets.common.hub import check_hub
 
 try:
     from transformers import BartConfig, BartForConditionalGeneration
@@ -266,7 +267,8 @@ def build_vl_bart(
     else:
         source = source_of(name)
         try:
-            saved = AutoConfig.from_pretrained(source, revision=revision).to_dict()
+            check_hub(source, revision)
+            saved = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False).to_dict()
             if saved.get("model_type") != "bart":
                 raise BackboneError(f"it is a {saved.get('model_type')!r}, not a 'bart'")
             kept = {key: value for key, value in saved.items() if key in _bart_options()}

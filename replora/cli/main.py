@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
 
+from replora.cli.commands.ask import ask
 from replora.cli.commands.configs import configs
 from replora.cli.commands.export import export, merge
 from replora.cli.commands.plot import plot
@@ -34,6 +36,7 @@ from replora.cli.run_command import columns, described, run_command
 from replora.cli.user_errors import user_error
 from replora.errors import RepLoRAError, nearest
 from replora.launch import launch
+from replora.progress import is_terminal
 
 # Verbs that LightningCLI runs, and verbs that are functions of `replora.cli.commands` (several with a second word).
 TRAINER_VERBS = {
@@ -55,6 +58,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
         "clip-features": prepare_clip_features,
     },
     "predict-files": predict_files,
+    "ask": ask,
     "export": export,
     "merge": merge,
     "plot": plot,
@@ -91,7 +95,9 @@ def main(args: list[str] | None = None) -> None:
         Exception: A defect, if `args` are given by a program; any error with REPLORA_DEBUG=1 in the environment.
     """
     arguments = sys.argv[1:] if args is None else list(args)
-    if not sys.stderr.isatty():  # transformers and the hub would write a line per step of their bars into a log
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot encode, such as names in a log of ASCII, is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if not is_terminal():  # transformers and the hub would write a line per step of their bars into a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         run(arguments)

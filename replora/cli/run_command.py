@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 
 from replora.cli.commands.prepare import name_root
 from replora.cli.commands.sweep import sweep
+from replora.datasets.common.files import printable
 from replora.errors import RepLoRAError, nearest
 
 FLAGS = ("-h", "--help", "--print_config")  # options without a value
+_OPTION = re.compile(r"--?\w[\w.+-]*(=|$)")  # unlike a question that begins with a dash
 
 
 def run_command(verb: str, command: Callable[..., None] | dict[str, Callable[..., None]], arguments: list[str]) -> None:
@@ -70,7 +73,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     options: list[str] = []
     waits = False  # the next argument is the value of the last option
     for argument in arguments:
-        if waits or argument.startswith("-"):
+        if waits or _OPTION.match(argument):
             options.append(argument)
             waits = not waits and "=" not in argument and argument not in FLAGS
         else:
@@ -84,8 +87,18 @@ def _positional_first(command: Callable[..., None], arguments: list[str]) -> lis
     names = _positional(command)
     before = len(names) - 1
     if names and _takes_list(command, names[-1]) and len(plain) > before:
-        plain = [*plain[:before], json.dumps(plain[before:])]
+        plain = [*plain[:before], _json(plain[before:])]
     return [*plain, *options]
+
+
+def _json(arguments: list[str]) -> str:
+    """A list as one argument. Raises RepLoRAError for bytes that are not UTF-8, which the parser does not take."""
+    for argument in arguments:
+        if printable(argument) != argument:
+            raise RepLoRAError(
+                f"The argument {printable(argument)} is not UTF-8 text. Name a file's folder, or a pattern with *."
+            )
+    return json.dumps(arguments, ensure_ascii=False)  # YAML does not join JSON's pairs of \\ud83d\\ude00
 
 
 def _why_refused(verb: str, command: Callable[..., None], arguments: list[str], error: Exception) -> str:

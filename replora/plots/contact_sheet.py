@@ -7,6 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from replora.io import save_picture
+from replora.reports.render.fonts import drawable, use_fonts_for
+
 
 def draw(
     file: Path,
@@ -31,6 +34,7 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    use_fonts_for([*names, *sources])
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     figure = Figure(figsize=(1.6 * columns + 0.2, 2.1 * rows + 0.2), layout="constrained")
@@ -40,15 +44,12 @@ def draw(
         axis.axis("off")
     for axis, picture, name, probability, source in zip(axes, pictures, names, probabilities, sources, strict=False):
         axis.imshow(picture.permute(1, 2, 0).numpy())
-        # A dollar sign in a name would start a formula.
-        axis.set_title(f"{_short(name)}\n{probability:.0%}", fontsize=8, parse_math=False)
-        axis.text(
-            0.5, -0.03, _short(source), fontsize=6, ha="center", va="top", transform=axis.transAxes, parse_math=False
-        )
+        axis.set_title(f"{_short(drawable(name))}\n{probability:.0%}", fontsize=8)
+        below = {"ha": "center", "va": "top", "transform": axis.transAxes}
+        axis.text(0.5, -0.03, _short(drawable(source)), fontsize=6, **below)
     if status != "complete":
-        figure.suptitle(f"Status of the run: {status}", fontsize=10, parse_math=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120, format="png")
+        figure.suptitle(f"Status of the run: {status}", fontsize=10)
+    save_picture(figure, file, "replora-cli predict-files")
 
 
 def _short(text: str, length: int = 20) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from replora.datasets.image.digits import Digits
+from replora.io import read_csv, save_picture
+from replora.progress import table_console
+from replora.reports.render.fonts import pyplot
 from replora.results import read_results
+
+MAKER = "replora-cli quickstart"
 
 METHODS = {"linear_probe": "linear probe", "lora": "LoRA", "replora": "RepLoRA"}
 # Okabe and Ito's colors, which are distinct for all kinds of color vision; markers distinguish the lines too.
@@ -65,7 +69,6 @@ def row(run: Path) -> Row:
 
 def table(rows: list[Row]) -> None:
     """Print the rows."""
-    from rich.console import Console
     from rich.table import Table
 
     grid = Table(
@@ -88,23 +91,18 @@ def table(rows: list[Row]) -> None:
             f"{r.seconds:.0f}",
             end_section=last_of_block,
         )
-    Console().print(grid)
+    table_console().print(grid)
 
 
 def learning_curve(run: Path) -> tuple[list[int], list[float]]:
     """Epochs (from 1) and validation accuracies of a run, from its `metrics.csv`."""
-    with (run / "logs" / "fit" / "metrics.csv").open(newline="", encoding="utf-8") as stream:
-        lines = [line for line in csv.DictReader(stream) if line.get("val/accuracy")]
+    lines = [line for line in read_csv(run / "logs" / "fit" / "metrics.csv") if line.get("val/accuracy")]
     return [int(line["epoch"]) + 1 for line in lines], [float(line["val/accuracy"]) for line in lines]
 
 
 def draw(runs: list[Path], file: Path) -> None:
     """Draw the learning curves of the runs, and predictions of the last run, which has a `predictions.csv`."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     rows = {run: row(run) for run in runs}
     sizes = sorted({r.images for r in rows.values()})
     figure = plt.figure(figsize=(11, 8.5), layout="constrained")
@@ -123,15 +121,14 @@ def draw(runs: list[Path], file: Path) -> None:
         axis.legend(loc="lower right")
     axes[0].set_ylabel("accuracy on 200 validation images")
     _draw_predictions(bottom, runs[-1], METHODS.get(rows[runs[-1]].method, ""))
-    figure.savefig(file, dpi=120)
+    save_picture(figure, file, MAKER)
     plt.close(figure)
 
 
 def _draw_predictions(figure: Any, run: Path, method: str, columns: int = 10) -> None:
     """Draw two rows of test images: the first ones, and the first mistakes."""
     digits = Digits("test")
-    with (run / "predictions.csv").open(newline="", encoding="utf-8") as stream:
-        predictions = list(csv.DictReader(stream))
+    predictions = read_csv(run / "predictions.csv")
     mistakes = [p for p in predictions if p["label"] != p["predicted"]]
     accuracy = 1 - len(mistakes) / len(predictions)
     axes = figure.subplots(2, columns)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import csv
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
+from replora.config_files import read_config
 from replora.errors import RepLoRAError
+from replora.io import Entries, UnreadableFileError, check_types, read_csv, save_picture
+from replora.reports.render.fonts import drawable, pyplot
 from replora.results import read_results, status_of
 
 # Okabe and Ito's colors, which are distinct for all kinds of color vision; markers and line styles differ too.
@@ -26,13 +28,17 @@ NUMBERED = 20  # largest number of classes with a number in each cell of a confu
 NAMED = 60  # largest number of classes with a name at each row
 MOST_CONFUSED = 12
 NAME_LENGTH = 22
+CLASSES = 10_000  # largest number of classes of a confusion matrix
+
+
+MAKER = "replora-cli plot"
 
 
 class PictureError(RepLoRAError):
     """There is nothing to draw."""
 
 
-def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) -> Path:
+def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path, of_run: bool = False) -> Path:
     """Draw the first training images of an epoch as the model gets them, with their classes. A video has three frames.
 
     Args:
@@ -40,6 +46,8 @@ def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) ->
         options: Data options that replace those of the configuration.
         count: Number of images, from 1 to 100.
         file: The PNG file to write.
+        of_run: Whether the configuration is that of a run, which may be a stranger's: it cannot make code run that is
+            not imported already.
 
     Returns:
         `file`.
@@ -49,7 +57,8 @@ def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) ->
     """
     if not 1 <= count <= 100:
         raise PictureError(f"images: {count} is out of range. A picture shows 1 to 100 images.")
-    datamodule = _datamodule(config, options | {"batch_size": count, "num_workers": 0, "drop_last": False})
+    options = options | {"batch_size": count, "num_workers": 0, "drop_last": False}
+    datamodule = _datamodule(config, options, of_run)
     if not hasattr(datamodule, "image_size"):
         raise PictureError(f"{config} has texts, not images: there is no picture of a batch.")
     datamodule.setup("fit")
@@ -58,7 +67,8 @@ def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) ->
     images = batch["image"] if "image" in batch else _strips(batch["video"])
     pixels = images.permute(0, 2, 3, 1).numpy()  # (N, H, W, 3) uint8
     described = datamodule.describe()
-    plt = _pyplot()
+    task = described.get("task", described["dataset"])
+    plt = pyplot([task, *names])
     columns = min(len(names), max(4, round((1.5 * len(names)) ** 0.5)))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(
@@ -68,11 +78,10 @@ def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path) ->
         axis.axis("off")
     for axis, image, name in zip(axes.flat, pixels, names, strict=False):
         axis.imshow(image)
-        axis.set_title(_short(name), fontsize=9)
+        axis.set_title(_short(drawable(name)), fontsize=9)
     size = described["image_size"]
     figure.suptitle(
-        f"{described.get('task', described['dataset'])}: {len(names)} training images, {size} x {size} pixels, "
-        f"{described['num_classes']} classes",
+        f"{drawable(task)}: {len(names)} training images, {size} x {size} pixels, {described['num_classes']} classes",
         fontsize=10,
         wrap=True,
     )
@@ -95,11 +104,14 @@ def draw_learning_curves(run: Path, file: Path) -> Path:
     curves = _curves(run)
     shown = [measure for measure in MEASURES if any(name.endswith(f"/{measure}") for name in curves)]
     if not shown:
+        if logs := sorted(run.glob("logs/fit*/metrics.csv")):
+            raise PictureError(f"{logs[0]} is no log of a fit, or has no finished epoch: there are no curves to draw.")
         raise PictureError(
             f"{run} has no learning curves: there is no logs/fit*/metrics.csv with a finished epoch. Fit without "
             "--trainer.logger false, for at least one epoch."
         )
-    plt = _pyplot()
+    title = _title(run)
+    plt = pyplot([title])
     figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.6), layout="constrained", squeeze=False)
     for axis, measure in zip(axes[0], shown, strict=True):
         for split, style in SPLITS.items():
@@ -115,7 +127,7 @@ def draw_learning_curves(run: Path, file: Path) -> Path:
         axis.grid(alpha=0.3)
         if measure != "learning_rate":
             axis.legend()
-    figure.suptitle(_title(run), fontsize=10)
+    figure.suptitle(drawable(title), fontsize=10)
     return _save(figure, file)
 
 
@@ -128,7 +140,9 @@ def draw_confusion(run: Path, file: Path) -> Path:
     counts, names, status = _confusion(run)
     classes, total = len(counts), int(counts.sum())
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # of the images of the true class
-    plt = _pyplot()
+    title = _title(run, status)
+    plt = pyplot([title, *names])
+    names = [_short(drawable(name)) for name in names]
     from matplotlib.colors import PowerNorm
 
     side = min(12.0, max(4.0, 0.5 * classes if classes <= NUMBERED else 0.2 * classes))
@@ -163,7 +177,7 @@ def draw_confusion(run: Path, file: Path) -> Path:
         axes[0][1].axis("off")
         axes[0][1].text(0, 1, _most_confused(counts, names), va="top", fontsize=9, linespacing=1.5)
     accuracy = counts.trace() / total
-    figure.suptitle(f"{_title(run, status)}\n{total:,} images, {accuracy:.1%} right", fontsize=10)
+    figure.suptitle(f"{drawable(title)}\n{total:,} images, {accuracy:.1%} right", fontsize=10)
     return _save(figure, file)
 
 
@@ -184,12 +198,18 @@ def _confusion(run: Path) -> tuple[np.ndarray, list[str], str | None]:
     file = run / "predictions.csv"
     if not file.is_file():
         raise PictureError(f"There is no {file}. Write it first: replora-cli predict --config {run / 'fit.yaml'}")
-    with file.open(newline="", encoding="utf-8") as stream:
-        lines = [line for line in csv.DictReader(stream) if line.get("label", "-1") not in ("", "-1")]
+    lines = [line for line in read_csv(file) if line.get("label", "-1") not in ("", "-1")]
     if not lines:
         raise PictureError(f"{file} has no image with a label, so nothing can be compared with the predictions.")
-    pairs = [(int(line["label"]), int(line["predicted"])) for line in lines]
+    try:
+        pairs = [(int(line["label"]), int(line["predicted"])) for line in lines]
+    except (KeyError, ValueError) as error:
+        raise UnreadableFileError(f"{file} holds no predictions of a run: {error}. Write it again: predict") from error
     classes = max(read_results(run)["data"]["num_classes"], 1 + max(map(max, pairs)))
+    if classes > CLASSES or min(map(min, pairs)) < 0:
+        raise PictureError(
+            f"{file} has classes from {min(map(min, pairs))} to {classes}, and {CLASSES:,} can be drawn."
+        )
     names = [str(number) for number in range(classes)]
     for line, (label, predicted) in zip(lines, pairs, strict=True):
         names[label] = _short(line.get("label_name") or str(label))
@@ -204,20 +224,30 @@ def _curves(run: Path) -> dict[str, dict[int, float]]:
     curves: dict[str, dict[int, float]] = {}
     files = sorted(run.glob("logs/fit*/metrics.csv"), key=lambda file: (len(file.parent.name), file.parent.name))
     for file in files:
-        with file.open(newline="", encoding="utf-8") as stream:
-            for line in csv.DictReader(stream):
+        for line in read_csv(file):
+            try:
                 for name, value in line.items():
                     if value and "/" in name:
                         curves.setdefault(name, {})[int(line["epoch"]) + 1] = float(value)
+            except (KeyError, ValueError) as error:
+                raise UnreadableFileError(f"{file} is no log of a fit: {error}.") from error
     return {name: dict(sorted(points.items())) for name, points in curves.items()}
 
 
-def _datamodule(config: Path, options: dict[str, Any]) -> Any:
+def _datamodule(config: Path, options: dict[str, Any], of_run: bool) -> Any:
     from datamodules import BaseDataModule  # not for plots that read no data
 
-    section = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("data")
+    section = read_config(config).get("data")
     if not section:
         raise PictureError(f"{config} has no data section. Name one that has, such as vtab.yaml.")
+    check_types(section, {"class_path": str, "init_args": dict}, str(config), "data")
+    section = Entries(section, str(config))
+    package = section["class_path"].rpartition(".")[0]
+    if of_run and package and package not in sys.modules:
+        raise PictureError(
+            f"{config} has data of {section['class_path']!r}, a class of your own or of a stranger. Import it first: "
+            f"--import_module {package}"
+        )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(BaseDataModule, "data")
     section = {"class_path": section["class_path"], "init_args": {**section.get("init_args", {}), **options}}
@@ -239,16 +269,7 @@ def _short(name: str) -> str:
     return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
 
 
-def _pyplot() -> Any:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
 def _save(figure: Any, file: Path) -> Path:
-    figure.savefig(file, dpi=120)
-    _pyplot().close(figure)
+    save_picture(figure, file, MAKER)
+    pyplot().close(figure)
     return file

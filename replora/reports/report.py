@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Collection, Sequence
@@ -12,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from replora.io import replace_text
+from replora.io import csv_text, replace_text
 from replora.reports.grouping import group_runs
 from replora.reports.render.charts import vector_files
-from replora.reports.render.document import Block, Contents, Heading, Paragraph, Table, as_csv, markdown
+from replora.reports.render.document import Block, Contents, Heading, Paragraph, Table, as_csv, as_markdown
 from replora.reports.render.latex import latex
 from replora.reports.render.page import page
 from replora.reports.runs import Group, ReportError, Run, counted, read_runs
@@ -86,7 +84,7 @@ def write_report(
         blocks = _blocks(groups, folder, contents, skipped)
     files = [folder / "report.md", folder / "report.html", folder / "runs.csv", folder / "runs.jsonl"]
     lines = sorted(_line(content) for content in contents)
-    texts = [markdown(blocks), page(blocks, TITLE), _runs_csv(groups), "".join(f"{line}\n" for line in lines)]
+    texts = [as_markdown(blocks), page(blocks, TITLE), _runs_csv(groups), "".join(f"{line}\n" for line in lines)]
     for table in blocks:
         if isinstance(table, Table) and not table.links:
             files.append(folder / f"{table.name}.csv")
@@ -121,6 +119,11 @@ def _blocks(
     blocks += provenance_section(groups)
     blocks.insert(len(blocks) - 1, Paragraph(_summary(groups)))
     return [*blocks, *_left_out(contents, groups, skipped), *_links(groups, folder)]
+
+
+def is_report(folder: Path) -> bool:
+    """Whether a folder is that of an earlier report."""
+    return all((folder / name).is_file() for name in ("report.md", "report.html", "runs.csv", "runs.jsonl"))
 
 
 def _left_out(contents: Sequence[dict[str, Any]], groups: Sequence[Group], skipped: Sequence[str]) -> list[Block]:
@@ -286,14 +289,12 @@ def _link(run: Run, folder: Path) -> str:
 
 
 def _runs_csv(groups: Sequence[Group]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     videos = any("recipe" in run.results.get("data", {}) for group in groups for run in group.runs)
-    writer.writerow([*RUN_COLUMNS, *(VIDEO_COLUMNS if videos else ())])
+    lines: list[Sequence[Any]] = [[*RUN_COLUMNS, *(VIDEO_COLUMNS if videos else ())]]
     for group in groups:
         for run in sorted(group.runs, key=lambda r: (r.stage, r.method, r.task, r.size, r.rate or 0, r.seed)):
-            writer.writerow(["" if value is None else value for value in _run_row(run) + _video_row(run) * videos])
-    return stream.getvalue()
+            lines.append(["" if value is None else value for value in _run_row(run) + _video_row(run) * videos])
+    return csv_text(lines)
 
 
 def _run_row(run: Run) -> list[Any]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
+from replora.io import UnreadableFileError, read_text
 from replora.reports.answers import with_right_answers
 from replora.reports.choice import PROPORTIONS
-from replora.results import UNTRAINED, ResultsError, read_results, status_of, weights_source, with_own_measurements
+from replora.results import UNTRAINED, ResultsError, parse_results, read_results, status_of, weights_source
 
 # Order of the methods in tables; other methods follow by name.
 UNTUNED = "untuned"  # the method of a test of weights that nothing trained
@@ -234,7 +234,7 @@ def read_runs(sources: Sequence[Path], skipped: list[str] | None = None) -> list
                 for content in contents:
                     _check_complete(file, content)
                 found += contents
-            except (ReportError, ResultsError) as error:
+            except (ReportError, ResultsError, UnreadableFileError) as error:
                 if skipped is None:
                     raise
                 skipped.append(str(error))
@@ -271,16 +271,8 @@ def _check_complete(file: Path, content: dict[str, Any]) -> None:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    try:
-        contents = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ReportError(f"{file} cannot be read: {error}.") from error
-    if not all(isinstance(content, dict) and "format" in content for content in contents):
-        raise ReportError(f"{file} is not a file of results: a line has no 'format'.")
-    try:
-        return [with_own_measurements(content) for content in contents]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ReportError(f"{file} is not a file of results: a line is not complete: {error!r}.") from error
+    lines = read_text(file).splitlines()
+    return [parse_results(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
 
 
 def partial_measurement(content: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from replora.reports.summary import format_metric
 from replora.results import read_results, status_of
 from replora.sweeps.plan import Sweep, Trial
 
@@ -42,7 +44,7 @@ class Progress:
         self.left = len(trials)
         self.ended_now = 0
         self.begin = time.monotonic()
-        self.console = Console()
+        self.console = Console(force_terminal=sys.stdout.isatty())  # a log gets no table, whatever is forced
         self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2, transient=False)
 
     def __enter__(self) -> Progress:
@@ -63,7 +65,7 @@ class Progress:
         self._count(trial, "done")
         value = value_of(results, self.metric)
         status = status_of(results, results.get("test", {}).get("partial", [])).partition(":")[0]
-        shown = f"{value:.4g}" if value is not None else "no value"
+        shown = format_metric(self.metric, value) if value is not None else "no value"
         shown = {"complete": shown, "partial": f"{shown}, partial"}.get(status, status)
         self.newest[trial.method] = shown
         self._tell(f"{trial.folder}  {self.metric} {shown}")

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from replora.errors import RepLoRAError
+from replora.progress import table_console
+from replora.reports.summary import format_metric
 from replora.sweeps.plan import Point, Sweep, Trial
 from replora.sweeps.progress import Progress
 from replora.sweeps.select import Per, Rule, Selection, select_points, selection_rule
@@ -161,5 +162,7 @@ def print_selections(sweep: Sweep, chosen: dict[tuple[str, str, str], Selection]
         if choice is None:
             table.add_row(task, size, method, "nothing: trials are missing, or every point diverged", "")
             continue
-        table.add_row(task, size, method, choice.point.name + choice.remarks(), f"{choice.mean:.4g}")
-    Console().print(table)
+        assert sweep.select is not None
+        mean = format_metric(sweep.select.metric, choice.mean)
+        table.add_row(task, size, method, choice.point.name + choice.remarks(), mean)
+    table_console().print(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lightning.pytorch import Trainer
@@ -13,6 +14,7 @@ from lightning_modules import AdaptedModule
 from replora.adapters.config import AdapterConfig
 from replora.errors import RepLoRAError, nearest
 from replora.identity import plain_option
+from replora.options.class_options import find_class
 from replora.options.settings import settings_of
 from replora.runs import concrete_subclasses
 from replora.trainer.in_force import options_in_force
@@ -79,6 +81,21 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if value is not None and value < smallest:
             raise RepLoRAError(f"--trainer.{name} {value} is too small: it must be at least {smallest}.")
+
+
+def check_data_files(data: Mapping[str, Any]) -> None:
+    """Check that the folders of the data are there.
+
+    Args:
+        data: Class of the data and its options.
+
+    Raises:
+        DatasetNotFoundError: One is missing.
+    """
+    cls = find_class(data["class_path"], (BaseDataModule,))
+    if cls is not None and issubclass(cls, BaseDataModule):
+        with suppress(KeyError):  # a custom subclass may set itself where the data are
+            cls.check_files(data.get("init_args", {}))
 
 
 def _choices(base: type, name: str) -> set[str]:

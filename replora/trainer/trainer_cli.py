@@ -26,15 +26,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 # Importing the packages makes their classes available by name: --model ImageClassification, --data VTABDataModule.
 from datamodules import BaseDataModule
 from lightning_modules import AdaptedModule, FinalValidation, LastCheckpoint, ResultsWriter
+from lightning_modules.callbacks.progress import progress_callbacks
 from lightning_modules.callbacks.results_writer import trained_classes
 from replora.errors import RepLoRAError
 from replora.identity import flat_options, plain_option
 from replora.recipes import changed_options
+from replora.reports.summary import summarize
 from replora.results import UNTRAINED, DivergedError
 from replora.resuming import is_finished
 from replora.run_directory import check_unused, create_unique, left_as_found, locked
 from replora.trainer.checkpoint import find_checkpoint
-from replora.trainer.checks import check_arguments, check_trainer, fix_int_float_union
+from replora.trainer.checks import check_arguments, check_data_files, check_trainer, fix_int_float_union
 from replora.trainer.config_option import PackagedConfigFile
 from replora.trainer.loggers import loggers
 from replora.trainer.quiet import ignore_messages
@@ -81,8 +83,8 @@ class TrainerCLI(LightningCLI):
             args=arguments,
             auto_configure_optimizers=False,
         )
-        if (results := self.options.run_dir / "results.json").exists():
-            rank_zero_info(f"results: {results}")
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(summarize(self.options.run_dir, self.verb, recorded=not self.options.trainer.fast_dev_run))
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> TrainerCLI:
         """Itself: weight averaging copies the module, whose optimizer function leads to the parser and to here."""
@@ -141,6 +143,7 @@ class TrainerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         check_trainer(self.options.trainer)
+        check_data_files(self.options.data)
         if self.options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run of this process
         given: Path | None = self.options.ckpt_path
@@ -148,7 +151,9 @@ class TrainerCLI(LightningCLI):
         self.options.ckpt_path = None if self.untrained else find_checkpoint(self.verb, given, self.options.run_dir)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.options.ckpt_path}
+        given = {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.options.ckpt_path}
+        # The summary takes the place of Lightning's tables.
+        return given | {"verbose": False} if subcommand in ("validate", "test") else given
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.untrained and self.model.backbone.head_names:
@@ -164,6 +169,7 @@ class TrainerCLI(LightningCLI):
         given = self.config_init[self.verb].trainer
         self.record = ResultsWriter(run_dir, self.untrained, self._configuration())
         callbacks: list[Callback] = [FinalValidation(), self.record]
+        callbacks += progress_callbacks(given.callbacks, given.enable_progress_bar)
         if given.enable_checkpointing is not False and not given.fast_dev_run:
             # The last epoch's weights, in one file: what a run is measured with, and what it resumes from.
             callbacks.append(LastCheckpoint(run_dir / "checkpoints"))
@@ -215,8 +221,7 @@ class TrainerCLI(LightningCLI):
             )
         tested = getattr(self.datamodule, "protocol", None) in ("final", "holdout")
         if tested and self.options.test_after_fit and not self.trainer.interrupted:
-            quiet = self.trainer.progress_bar_callback is None
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=not quiet)
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
     def fit(self, **kwargs: Any) -> None:
         """Train, unless the checkpoint to resume is that of a finished run."""

@@ -7,6 +7,7 @@ The model's weights come from a formula, so that no random generator's future ca
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def write(folder: Path) -> None:
                 tensor.add_(wave(tensor, 50 + number))
         outputs[method] = model(inputs()).detach().clone()
         replora.save_adapter(model, folder / f"{method}.safetensors", {"note": "regression file"})
-        if method == "replora" and "deploy" in replora.save_adapter.__kwdefaults__:
+        if method == "replora" and "deploy" in inspect.signature(replora.save_adapter).parameters:
             replora.save_adapter(model, folder / "replora_deployed.safetensors", deploy=True)
             outputs["replora_deployed"] = outputs[method].clone()
     save_file(outputs, folder / "outputs.safetensors")

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 import replora
 from replora.adapters.container import DeadTargetError
@@ -41,9 +50,64 @@ def test_an_example_of_the_user_must_reach_all_targets(config: replora.AdapterCo
     replora.inject(llava(), config, example=example)
     with pytest.raises(DeadTargetError, match="4 of 8 targets were not used"):
         replora.inject(llava(), config, example={"input_ids": TEXT})
-    model = replora.inject(llava(), config)
-    with pytest.raises(DeadTargetError, match="pass check=False"):
+
+
+class Pair(nn.Module):
+    """A user's own model of two complete ones, for which no example is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.vision = CLIPVisionModel(CLIPVisionConfig(**SHAPE, image_size=16, patch_size=8))
+        self.text = LlamaModel(LlamaConfig(**SHAPE, num_key_value_heads=2, vocab_size=64))
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
+        output = self.text(input_ids).last_hidden_state.mean(1)
+        return output if pixel_values is None else output + self.vision(pixel_values).pooler_output
+
+
+@pytest.mark.parametrize("build", [llava, Pair])
+@pytest.mark.parametrize("config", METHODS)
+def test_a_pass_of_text_alone_trains_and_images_are_verified_later(
+    config: replora.AdapterConfig, build: type[nn.Module]
+) -> None:
+    model = copy.deepcopy(replora.inject(build(), config))
+    with pytest.warns(UserWarning, match=r"4 of 8 targets are in .*vision.*, which this forward pass did not run"):
+        _sum(model(input_ids=TEXT)).backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it has been said
         model(input_ids=TEXT)
+        assert not model.replora.targets_verified
+        model(input_ids=WITH_IMAGE, pixel_values=IMAGE)
+    assert model.replora.targets_verified
+
+
+@pytest.mark.parametrize("build", [llava, Pair])
+@pytest.mark.parametrize("config", METHODS)
+def test_a_dead_target_is_found_by_the_first_pass_that_runs_its_tower(
+    config: replora.AdapterConfig, build: type[nn.Module]
+) -> None:
+    model = build()
+    layer = next(m for n, m in model.named_modules() if n.endswith("layers.1.self_attn") and "vision" in n)
+    layer.forward = lambda hidden_states, *_, **__: (layer.out_proj(layer.v_proj(hidden_states)), None)
+    replora.inject(model, config)
+    with pytest.warns(UserWarning, match="did not run"):
+        model(input_ids=TEXT)
+    with pytest.raises(DeadTargetError, match=r"1 of 8 targets were not used in the forward pass: .*vision.*q_proj"):
+        model(input_ids=WITH_IMAGE, pixel_values=IMAGE)
+
+
+def test_a_target_that_is_dead_where_the_text_runs_is_found_at_once() -> None:
+    model = Pair()
+    layer = model.text.layers[1].self_attn
+    layer.forward = lambda hidden_states, *_, **__: (layer.o_proj(layer.q_proj(hidden_states)), None)
+    replora.inject(model, METHODS[0])
+    with pytest.raises(DeadTargetError, match=r"1 of 8 targets were not used in the forward pass: text.*v_proj"):
+        model(input_ids=TEXT)
+
+
+def _sum(output: object) -> Tensor:
+    return (output if isinstance(output, Tensor) else output.logits).sum()
 
 
 def test_an_export_asks_for_an_input_that_reaches_all_targets(tmp_path: Path) -> None:

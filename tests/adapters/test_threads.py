@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from threading import Barrier
 
 import pytest
 import torch
@@ -13,10 +14,18 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import replora
-from tests.adapters.test_contract import adapted, disturb
+from tests.adapters.test_contract import METHODS, adapted, build, disturb
 from tests.adapters.tiny_models import call
 
 FAMILIES = ["timm_vit", "timm_beit", "torch_encoder", "hf_llama"]
+
+
+PEFT = {
+    name: replora.PeftMethodConfig(name, rank=2)
+    for name in ("dora", "lora", "ia3", "oft", "boft", "loha", "lokr", "hra")
+}
+PAIRS = [(name, method) for name in FAMILIES for method in ("replora", "lora")]
+PAIRS += [("timm_vit", "dora"), ("hf_llama", "dora")]  # peft adapts layers that are called
 
 
 def in_threads(work: Callable[[int], list[torch.Tensor]], threads: int = 4) -> list[torch.Tensor]:
@@ -45,8 +54,7 @@ def test_each_may_merge(model_name: str, method: str) -> None:
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("method", ["replora", "lora"])
-@pytest.mark.parametrize("model_name", FAMILIES)
+@pytest.mark.parametrize(("model_name", "method"), PAIRS)
 def test_one_may_merge_while_another_runs(model_name: str, method: str) -> None:
     model, tiny = adapted(model_name, method)
     disturb(model)
@@ -88,9 +96,9 @@ def test_a_layer_that_runs_while_another_thread_merges_runs_again(model_name: st
         torch.testing.assert_close(call(model, tiny.inputs()), want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("model_name", FAMILIES)
-def test_each_may_switch_the_adapter_off(model_name: str) -> None:
-    model, tiny = adapted(model_name, "replora")
+@pytest.mark.parametrize(("model_name", "method"), PAIRS)
+def test_each_may_switch_the_adapter_off(model_name: str, method: str) -> None:
+    model, tiny = adapted(model_name, method)
     disturb(model)
     inputs = tiny.inputs()
     contexts: list[Callable[[], AbstractContextManager]] = [nullcontext, lambda: replora.disabled(model)]
@@ -171,3 +179,73 @@ def _saved(model: nn.Module):
     torch.save(model, file)
     file.seek(0)
     return file
+
+
+@pytest.mark.parametrize(("model_name", "method"), PAIRS)
+def test_one_may_fold_the_adapter_in_for_good_while_others_run(model_name: str, method: str) -> None:
+    model, tiny = adapted(model_name, method)
+    disturb(model)
+    inputs = tiny.inputs()
+    started = Barrier(4)
+
+    def work(number: int) -> list[torch.Tensor]:
+        outputs = []
+        started.wait()
+        for step in range(12):
+            with torch.no_grad():
+                outputs.append(call(model, inputs))
+            if (number, step) == (0, 3):
+                replora.merge_and_unload(model)
+        return outputs
+
+    with torch.no_grad():
+        want = call(model, inputs)
+    for output in in_threads(work):
+        torch.testing.assert_close(output, want, rtol=1e-4, atol=1e-5)
+    assert not any("replora" in name for name, _ in model.named_modules())
+
+
+@pytest.mark.parametrize("fold", [replora.merge, replora.unmerge, replora.merge_and_unload])
+@pytest.mark.parametrize("method", ["replora", "lora", *PEFT])
+@pytest.mark.parametrize("model_name", ["timm_vit", "torch_encoder"])
+def test_a_pass_that_has_begun_ends_as_it_would_have(model_name: str, method: str, fold: Callable) -> None:
+    """Another thread changes the model while this one is between its layers."""
+    if model_name == "torch_encoder" and method in PEFT and method != "lora":
+        pytest.skip("peft adapts layers that are called")
+    model, tiny = build(model_name)
+    config = METHODS[method] if method in ("replora", "lora") else PEFT[method]
+    replora.inject(model, config, example=tiny.inputs())
+    disturb(model)
+    with torch.no_grad():
+        want = call(model, tiny.inputs())
+        if fold is replora.unmerge:
+            replora.merge(model)
+
+        def between(*_: object) -> None:
+            hook.remove()
+            in_threads(lambda _: [fold(model) and torch.zeros(1)], 1)
+
+        inside = [module for name, module in model.named_modules() if name.endswith((".norm2", ".self_attn"))]
+        hook = inside[0].register_forward_pre_hook(between)
+        torch.testing.assert_close(call(model, tiny.inputs()), want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", PEFT)
+def test_a_layer_of_peft_that_runs_while_another_thread_merges_runs_again(method: str) -> None:
+    model, tiny = build("timm_vit")
+    replora.inject(model, PEFT[method], example=tiny.inputs())
+    disturb(model)
+    with torch.no_grad():
+        want = call(model, tiny.inputs())
+        for change in (replora.merge, replora.unmerge):
+            frozen = [block.attn.qkv.base_layer for block in model.blocks]
+            pending = iter(frozen[::2])
+
+            def between(*_: object, pending=pending, change=change) -> None:
+                if next(pending, None) is not None:
+                    in_threads(lambda _: [change(model) and torch.zeros(1)], 1)
+
+            hooks = [layer.register_forward_pre_hook(between) for layer in frozen]
+            torch.testing.assert_close(call(model, tiny.inputs()), want, rtol=1e-3, atol=1e-4)
+            for hook in hooks:
+                hook.remove()

@@ -47,6 +47,17 @@ def test_runs_and_its_results_make_tables(name: str, benchmark, tmp_path: Path, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_records_are_not_copied_into_loader_processes(benchmark, tmp_path: Path) -> None:
+    script = benchmark("record_memory")
+    script.main(["--quick", "--workers", "1", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "record_memory.json").read_text())["results"]
+    assert set(found) == {"questions, now", "videos, now"}
+    assert all(one["training_process"] > one["grown"] for one in found.values())
+    committed = json.loads((ROOT / "results" / "benchmarks" / "record_memory.json").read_text())["results"]
+    for kind in script.RECORDS:
+        assert committed[f"{kind}, now"]["grown"] < committed[f"{kind}, before"]["grown"] / 5
+
+
 def test_memory_is_that_of_all_processes(benchmark) -> None:
     peak = benchmark("measure").peak_of_processes
     assert peak(hold, 200, 100) - peak(hold, 10, 0) > 280e6
@@ -173,7 +184,9 @@ def test_page_shows_the_results_files(benchmark) -> None:
     assert page == tables.rendered(page, tables.RESULTS), "run: python benchmarks/tables.py"
 
 
-@pytest.mark.parametrize("name", ["training_step", "evaluation", "loading", "video_decoding", "startup", "scaling"])
+@pytest.mark.parametrize(
+    "name", ["training_step", "evaluation", "loading", "video_decoding", "startup", "scaling", "record_memory"]
+)
 def test_help_explains_every_option(name: str, benchmark, capsys) -> None:
     with pytest.raises(SystemExit):
         benchmark(name).main(["--help"])

@@ -78,6 +78,14 @@ def test_every_configuration_says_what_it_is(name):
     assert yaml.safe_load("\n".join(rest))
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("recipe/") and n not in ELSEWHERE])
+def test_every_recipe_for_images_says_what_it_fixes_and_beside_which_row_it_stands(name):
+    text = packaged_configs()[name].read_text(encoding="utf-8")
+    comment = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
+    assert " It fixes the " in comment
+    assert ("may stand beside" in comment) != ("reproduces no row" in comment)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_every_configuration_runs(name, tmp_path):
     """`trainer/ddp_cpu.yaml` runs in `test_distributed.py`; what needs a GPU runs on the CPU otherwise unchanged."""
@@ -109,6 +117,12 @@ def test_every_configuration_runs(name, tmp_path):
         assert content["method"] == name.removeprefix("adapter/").removesuffix(".yaml")
     if name.startswith("recipe/") and "fgvc" not in name:
         assert content["data"]["track"] == ("clean" if name in CLEAN else "archive")
+        assert content["data"]["interpolation"] == ("tf1_bilinear" if name in CLEAN else "bicubic")
+    if "fgvc" in name:
+        of_row = {"recipe/adapter_plus_fgvc.yaml": ("bicubic", "resized_crop_flip")}
+        found = content["data"]["interpolation"], content["data"]["augmentation"]
+        assert found == of_row.get(name, ("bilinear", "crop_flip"))
+        assert content["configuration"]["data.drop_last"] is False
     if name in ("trainer/gpu.yaml", "trainer/cpu_bf16.yaml"):
         assert content["fit"]["precision"] == "bf16-mixed"
     if name == "recipe/paper_grid.yaml":

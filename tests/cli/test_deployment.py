@@ -270,7 +270,7 @@ def test_mistakes(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "full" / "mine.txt").write_text("mine")
     inside = f"--out={tmp_path / 'full' / 'mine.txt' / 'x'}"
     for line in (["merge", run], ["export", run], ["export", run, "--format=adapter"]):
-        assert "mine.txt is a file, not a folder" in refused(capsys, *line, inside)
+        assert "mine.txt is a file, and a folder is expected" in refused(capsys, *line, inside)
     assert "is not overwritten" in refused(capsys, "merge", run, f"--out={tmp_path / 'full'}")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full"]
 

@@ -104,7 +104,10 @@ def test_json_and_contact_sheet(home: Path, tmp_path: Path, capsys: pytest.Captu
         assert sheet.width > 8 * 100
         colored = sum(max(pixel) - min(pixel) > 40 for pixel in sheet.convert("RGB").resize((80, 40)).getdata())
         assert colored > 0.2 * 80 * 40 * 11 / 16  # 11 of 16 places have a picture
-    assert "11 predictions are in" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "11 predictions are in" in shown
+    predicted = [prediction["predicted"] for prediction in content["predictions"]]
+    assert all(f"{name} {predicted.count(name)}" in shown for name in set(predicted))
 
 
 def test_corrupt_images(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +127,7 @@ def test_corrupt_images(home: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [Path(entry["path"]).name for entry in content["skipped"]] == ["1.jpg", "2.jpg"]
     for file in (tmp_path / "cat").iterdir():
         file.write_bytes(b"")
-    error = refused(capsys, "predict-files", *arguments, "--skip_corrupt=true")
+    error = refused(capsys, "predict-files", *arguments, "--skip_corrupt=true", "--overwrite=true")
     assert "None of the 10 files can be read" in error
 
 

@@ -108,7 +108,7 @@ def test_every_task_from_its_original_to_predictions(task, tmp_path):
     for track, content in results.items():
         data = content["data"]
         assert (data["task"], data["track"]) == (task, track)
-        assert data["interpolation"] == ("bicubic" if track == "archive" else "bilinear")
+        assert data["interpolation"] == ("bicubic" if track == "archive" else "tf1_bilinear")
         assert data["normalization"]["name"] == ("imagenet" if track == "archive" else "half")
         assert data["source"].startswith("tensorflow_datasets ")
         assert content["parameters"]["head"] == 129 * VTAB_TASKS[task].num_classes

@@ -96,6 +96,12 @@ def test_a_diverged_fit_fails_and_its_adapter_is_used_only_by_force(
         assert "--force true" in refused(capsys, verb, str(tmp_path / "run"))
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     assert "--force true" in refused(capsys, "predict-files", str(tmp_path / "run"), str(tmp_path / "x.png"))
+    run, force = str(tmp_path / "run"), ["--force", "true"]
+    for verb in ("export", "merge"):
+        main([verb, run, "--out", str(tmp_path / verb), *force])
+        assert (tmp_path / verb).is_dir()
+    main(["export", run, "--format", "adapter", "--out", str(tmp_path / "a.safetensors"), *force])
+    main(["predict-files", run, str(tmp_path / "x.png"), "--out", str(tmp_path / "x.csv"), *force])
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,36 @@ def test_compiled_training_equals_eager(tmp_path, monkeypatch):
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_evaluations_of_all_sizes_share_one_graph(monkeypatch):
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph
+
+    compile_model = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: compile_model(model, backend=count))
+    torch._dynamo.reset()
+    module = ImageClassification(10, "vit_nano", pretrained=False, compile=True).eval()
+    eager = ImageClassification(10, "vit_nano", pretrained=False).eval()
+    eager.load_state_dict(module.state_dict())
+    size = module.backbone.input_size
+    with torch.inference_mode(), replora.merged(module.model):  # as evaluations are
+        found = []
+        for batch_size in (6, 3, 2, 6):
+            images = torch.rand(batch_size, 3, size, size)
+            torch.testing.assert_close(module(images), eager(images), rtol=1e-4, atol=1e-4)
+            found.append(len(graphs))
+    assert found == [found[0]] * 4
+
+
+def test_a_log_line_says_that_the_model_is_compiled(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _: None)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        fit(tmp_path / "run", *UNTESTED, "--model.compile=true")
+    assert [text for text in caplog.messages if text.startswith("compile: the first batch")]
+
+
 class Dtypes(Callback):
     """What the parameters are while a run trains."""
 

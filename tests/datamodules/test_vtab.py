@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datamodules import VTABDataModule
 from replora.datasets.errors import CorruptImageError, DatasetNotFoundError, ListFileError, TrackError, UnknownTaskError
+from replora.datasets.image.resize import tf1_bilinear
 from replora.datasets.vtab.dataset import VTAB_TASKS
 from replora.datasets.vtab.tracks import ImageFormat, Track, write_marker
+from tests.datasets.record_tf1_bilinear import FILE, picture
 from tests.fake_data import write_vtab, write_vtab_task
 
 
@@ -44,11 +49,50 @@ def test_defaults_are_the_preprocessing_of_the_archive() -> None:
 
 def test_track_gives_the_defaults_that_are_not_given() -> None:
     data = VTABDataModule(track="clean")
-    assert (data.reader.interpolation, data.normalization) == ("bilinear", "half")
+    assert (data.reader.interpolation, data.normalization) == ("tf1_bilinear", "half")
     data = VTABDataModule(track="clean", normalization="imagenet")  # as in VPT
-    assert (data.reader.interpolation, data.normalization) == ("bilinear", "imagenet")
+    assert (data.reader.interpolation, data.normalization) == ("tf1_bilinear", "imagenet")
+    data = VTABDataModule(track="clean", interpolation=None)  # as in files of earlier runs
+    assert data.reader.interpolation == "bilinear"
     with pytest.raises(TrackError, match=r"track='clear' is not an option\. Did you mean 'clean'"):
         VTABDataModule(track="clear")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+@pytest.mark.parametrize("normalization", ["half", "imagenet"])
+def test_clean_images_are_those_of_vpt_and_adapter_plus(tmp_path: Path, cache_bytes: int, normalization: Any) -> None:
+    """Their `preprocess_fn` and `to_torch_imgs`, on what TensorFlow returned."""
+    home = write_vtab_task(tmp_path, "kitti", image_format="PNG")
+    Image.fromarray(picture(61, 47)).save(home / "images" / "train800val200" / "000000.png")
+    with np.load(FILE, allow_pickle=False) as recorded:
+        expected = torch.from_numpy(recorded["61x47_to_21"] / np.float32(255)).permute(2, 0, 1)
+    mean, std = (
+        {"half": (0.5,) * 3, "imagenet": (0.485, 0.456, 0.406)},
+        {"half": (0.5,) * 3, "imagenet": (0.229, 0.224, 0.225)},
+    )
+    expected = (expected - torch.tensor(mean[normalization]).view(3, 1, 1)) / torch.tensor(std[normalization]).view(
+        3, 1, 1
+    )
+    data = VTABDataModule(
+        *(tmp_path, "kitti"),
+        check_sizes=False,
+        image_size=21,
+        track="clean",
+        batch_size=24,
+        num_workers=0,
+        cache_bytes=cache_bytes,
+        normalization=normalization,
+    )
+    data.setup("fit")
+    for _ in range(2):  # what is held in memory is not normalized again
+        (batch,) = data.train_dataloader()
+        batch = data.on_after_batch_transfer(batch, 0)
+        assert batch["image"].dtype == torch.float32
+        (found,) = batch["image"][batch["index"] == 0]
+        assert torch.equal(found, expected)
+    assert (
+        data.denormalize(found) == torch.from_numpy(tf1_bilinear(picture(61, 47), 21, 21)).permute(2, 0, 1).round()
+    ).all()
 
 
 @pytest.mark.parametrize(("images", "asked"), [("JPEG", "clean"), ("PNG", "archive")])

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2 as transforms
+from torchvision.transforms.v2 import functional
 
 from datamodules.loader import TrainSampler
 from replora.datasets.common.augment import Augmented, RandomCropFlip
+from replora.datasets.image import resized_crop
 from replora.datasets.image.read import ImageReader, short_side
+from replora.datasets.image.resized_crop import RandomResizedCropFlip
 from replora.datasets.samples import ImageDataset, ImageSample
 
 
@@ -98,6 +103,57 @@ def test_middle_crop_is_that_of_torchvision(tmp_path: Path, shape: tuple[int, in
     ]
     expected = transforms.Compose(steps)(Image.open(tmp_path / "image.png"))
     assert torch.equal(ImageReader(21, interpolation, "crop").read(tmp_path / "image.png"), expected)  # type: ignore[arg-type]
-    uncropped = ImageReader(21, framing="crop").read_uncropped(tmp_path / "image.png")
+    uncropped = ImageReader(21, framing="crop").read(tmp_path / "image.png", "uncropped")
     assert min(uncropped.shape[1:]) == short_side(21) == 24
     assert short_side(224) == 256
+
+
+class Draws:
+    """`random` of the standard library as timm calls it, over the stream of a generator."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def uniform(self, low: float, high: float) -> float:
+        return resized_crop._uniform(low, high, self.generator)
+
+    def randint(self, low: int, high: int) -> int:
+        return low + resized_crop._integer(high - low + 1, self.generator)
+
+    def choice(self, options: tuple[Any, ...]) -> Any:
+        return options[resized_crop._integer(len(options), self.generator)]
+
+
+@pytest.mark.parametrize("shape", [(61, 47), (47, 61), (224, 224), (300, 31), (31, 300), (9, 12)])
+def test_resized_crop_is_timms_with_the_same_draws(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapter+ trains with it on FGVC; an image of (300, 31) has no part of the ratio, and its middle is taken."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    theirs = RandomResizedCropAndInterpolation(21, interpolation="random")
+    for seed in range(40):
+        monkeypatch.setattr("timm.data.transforms.random", Draws(seed))
+        expected = functional.pil_to_tensor(theirs(Image.fromarray(pixels)))
+        generator = torch.Generator().manual_seed(seed)
+        assert torch.equal(RandomResizedCropFlip(21, flip=0)(image, generator), expected)
+        mirrored = RandomResizedCropFlip(21, flip=1)(image, torch.Generator().manual_seed(seed))
+        assert torch.equal(mirrored, expected.flip(-1))
+
+
+def test_parts_have_the_areas_and_filters_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, filters = [], []
+
+    def seen(part: Image.Image, width: int, height: int, interpolation: str) -> torch.Tensor:
+        parts.append(part.size)
+        filters.append(interpolation)
+        return torch.zeros(3, height, width, dtype=torch.uint8)
+
+    monkeypatch.setattr(resized_crop, "resize", seen)
+    image = torch.zeros(3, 300, 400, dtype=torch.uint8)
+    for seed in range(500):
+        RandomResizedCropFlip(8)(image, torch.Generator().manual_seed(seed))
+    areas = [width * height / (300 * 400) for width, height in parts]
+    ratios = [width / height for width, height in parts]
+    assert 0.078 < min(areas) < 0.1 < 0.9 < max(areas) <= 1
+    assert 0.74 < min(ratios) < 0.78 < 1.28 < max(ratios) < 1.35
+    assert 200 < filters.count("bilinear") < 300
+    assert set(filters) == {"bilinear", "bicubic"}

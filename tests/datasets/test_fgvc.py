@@ -21,7 +21,7 @@ def rewrite(file: Path, change: Callable[[dict[str, int]], dict[str, int]]) -> N
     file.write_text(json.dumps(change(read(file))))
 
 
-def made(root: Path, task: str = "cub_200_2011", split: str = "train", **options: bool) -> FGVC:
+def made(root: Path, task: str = "cub_200_2011", split: str = "train", **options: object) -> FGVC:
     return FGVC(root, task, split, reader=ImageReader(14, "bilinear", "crop"), **{"check_sizes": False} | options)  # type: ignore[arg-type]
 
 
@@ -48,7 +48,7 @@ def test_layouts(tmp_path: Path, task: str) -> None:
     assert sample["image"].shape == (3, 14, 14)
     assert (sample["label"], sample["index"]) == (1, 5)
     assert len(dataset.class_names) == FGVC_TASKS[task].num_classes
-    assert min(made(tmp_path, task, cropped=False)[0]["image"].shape[1:]) == 16
+    assert min(made(tmp_path, task, form="uncropped")[0]["image"].shape[1:]) == 16
 
 
 def test_class_names_are_folders_where_there_are_any(tmp_path: Path) -> None:

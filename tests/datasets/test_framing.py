@@ -42,7 +42,7 @@ def test_every_framing_gives_squares_and_room_for_a_random_crop(
     path = picture(tmp_path / "image.png", shape)
     reader = ImageReader(28, framing=framing)  # type: ignore[arg-type]
     assert reader.read(path).shape == (3, 28, 28)
-    larger = reader.read_uncropped(path)
+    larger = reader.read(path, "uncropped")
     assert min(larger.shape[1:]) == 32
     assert framing == "crop" or larger.shape == (3, 32, 32)
 

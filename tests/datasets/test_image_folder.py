@@ -31,7 +31,7 @@ def test_folder_of_class_folders(tmp_path: Path) -> None:
     dataset = ImageFolder(table, [0, 30], reader=ImageReader(14, "bilinear", "crop", True))
     assert dataset[1]["image"].shape == (3, 14, 14)
     assert [dataset[i]["label"] for i in range(2)] == [0, 2]
-    uncropped = ImageFolder(table, [0], ImageReader(14, "bilinear", "crop", True), cropped=False)
+    uncropped = ImageFolder(table, [0], ImageReader(14, "bilinear", "crop", True), form="uncropped")
     assert min(uncropped[0]["image"].shape[1:]) == 16
 
 
@@ -154,8 +154,8 @@ def test_photos_are_upright(tmp_path: Path) -> None:
     exif[0x0112] = 3  # turned by 180 degrees
     halves.save(tmp_path / "a" / "0.jpg", exif=exif, quality=95)
     table = read_image_table(tmp_path)
-    for cropped in (True, False):
-        dataset = ImageFolder(table, [0], ImageReader(28, "bilinear", "crop", True), cropped)
+    for form in ("square", "uncropped", "original"):
+        dataset = ImageFolder(table, [0], ImageReader(28, "bilinear", "crop", True), form)
         image = dataset[0]["image"].float()
         assert image[:, :8].mean() < 20 < 200 < image[:, -8:].mean()
 

@@ -156,7 +156,7 @@ def test_extreme_shapes_need_little(tmp_path: Path, shape: tuple[int, int], fram
     image = ImageReader(224, framing=framing).read(path)  # type: ignore[arg-type]
     assert image.shape == (3, 224, 224)
     assert torch.equal(image[:, 0, 0], torch.tensor([255, 0, 0], dtype=torch.uint8))
-    assert ImageReader(224, framing="crop").read_uncropped(path).nbytes < 2**26
+    assert ImageReader(224, framing="crop").read(path, "uncropped").nbytes < 2**26
 
 
 def test_a_decompression_bomb_is_named(tmp_path: Path) -> None:

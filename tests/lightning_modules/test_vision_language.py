@@ -12,6 +12,7 @@ from datamodules import ImageTextDataModule, VideoTextDataModule, VLDemoDataModu
 from datamodules.vision_language import demo as vl_demo
 from lightning_modules import VisionLanguage
 from lightning_modules.base import CheckpointMismatchError
+from replora.backbones.vl_answers import answer, generation_options
 from replora.datasets.errors import ProtocolError
 from replora.datasets.vision_language.tasks import VLRecord
 from replora.errors import RepLoRAError
@@ -136,7 +137,7 @@ def test_lengths_and_the_side_that_is_cut(home):
 def test_nlvr2_takes_the_likelier_word(home):
     module = module_of(home)
     batch = batch_of(home, "nlvr2", count=4, split="val")
-    said = module.answer(batch)
+    said = answer(module.model, module.tokenizer, batch)
     true, false = (ord(word[0]) for word in ("true", "false"))
     for row, word in enumerate(said):
         kept = batch["attention_mask"][row].bool()
@@ -158,7 +159,8 @@ def test_settings_of_the_generation_are_vl_adapters(home):
 
     module = module_of(home)
     found = {
-        task: module._generation(vl_task(task)) for task in ("vqa", "gqa", "coco", "tvqa", "how2qa", "tvc", "yc2c")
+        task: generation_options(module.model.config, vl_task(task))
+        for task in ("vqa", "gqa", "coco", "tvqa", "how2qa", "tvc", "yc2c")
     }
     assert {task: options["num_beams"] for task, options in found.items()} == {
         "vqa": 1, "gqa": 1, "coco": 5, "tvqa": 5, "how2qa": 5, "tvc": 5, "yc2c": 5,
@@ -166,7 +168,7 @@ def test_settings_of_the_generation_are_vl_adapters(home):
     for options in found.values():
         assert (options["max_length"], options["no_repeat_ngram_size"]) == (20, 3)
         assert (options["forced_bos_token_id"], options["forced_eos_token_id"], options["do_sample"]) == (0, 2, False)
-    assert module_of(home, num_beams=2)._generation(vl_task("vqa"))["num_beams"] == 2
+    assert generation_options(module.model.config, vl_task("vqa"), num_beams=2)["num_beams"] == 2
 
 
 def test_what_trains_is_counted_apart(home):

@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from replora.reports.render.charts import _bottom, _plain_ticks, _pyplot, draw_curves, styles
+from replora.reports.render.charts import _bottom, _plain_ticks, draw_curves, styles
+from replora.reports.render.fonts import pyplot
 from replora.reports.statistics import Mean
 
 
@@ -17,7 +18,7 @@ def test_no_two_methods_look_the_same():
 
 @pytest.mark.parametrize("width", [1.5, 2.5, 7.0])
 def test_ticks_do_not_touch(width):
-    figure, axis = _pyplot().subplots(figsize=(width + 1, 2))
+    figure, axis = pyplot().subplots(figsize=(width + 1, 2))
     axis.set_position([0.5 / (width + 1), 0.3, width / (width + 1), 0.6])
     axis.set_xscale("log")
     places = [0.00125, 0.0025, 0.005, 0.01, 0.02, 0.025, 0.04, 0.05, 0.1, 0.2, 0.4]
@@ -25,7 +26,7 @@ def test_ticks_do_not_touch(width):
     _plain_ticks(axis, places, width)
     figure.canvas.draw()
     boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
-    _pyplot().close(figure)
+    pyplot().close(figure)
     assert len(boxes) >= 2
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
@@ -44,7 +45,7 @@ def test_what_collapsed_does_not_stretch_the_axis(values, bottom):
 
 def test_a_collapsed_run_is_an_arrow_with_its_value(tmp_path, monkeypatch):
     written = []
-    plt = _pyplot()
+    plt = pyplot()
     monkeypatch.setattr("matplotlib.axes.Axes.annotate", lambda _, text, *__, **___: written.append(text))
     curve = {x: Mean(y, None, None, 1, None) for x, y in {0.01: 0.7, 0.02: 0.8, 0.04: 0.1}.items()}
     draw_curves(tmp_path / "a.png", {"p": {"LoRA": curve}}, "x", "accuracy, %", clip=True)

@@ -13,7 +13,7 @@ import pytest
 from replora.cli.main import main
 from replora.datasets.vtab.dataset import VTAB_TASKS
 from replora.reports.grouping import group_runs
-from replora.reports.render.document import Contents, Heading, Picture, Table, anchors, markdown
+from replora.reports.render.document import Contents, Heading, Picture, Table, anchors, as_markdown
 from replora.reports.render.latex import latex
 from replora.reports.render.page import FIGURE_SPACE, POINT_SPACE, page
 from replora.reports.report import write_report
@@ -105,7 +105,7 @@ def test_the_contents_and_the_runs_are_linked(folder: Path) -> None:
 def test_headings_of_one_name_have_links_of_their_own() -> None:
     blocks = [Contents(), Heading(2, "Data, all"), Heading(3, "Needed"), Heading(2, "More"), Heading(3, "Needed")]
     assert [name for _, name in anchors(blocks)] == ["data-all", "needed", "more", "needed-1"]
-    assert "  - [Needed](#needed-1)" in markdown(blocks)
+    assert "  - [Needed](#needed-1)" in as_markdown(blocks)
 
 
 def test_text_is_left_numbers_are_aligned_at_the_point() -> None:
@@ -119,7 +119,7 @@ def test_text_is_left_numbers_are_aligned_at_the_point() -> None:
     assert "position: sticky; left: 0" in html, "the first column stays on narrow screens"
     whole = page([Table("t", "Caption", ["a", "b"], [["x", "7"], ["y", "7.25"]])], "t")
     assert re.findall(r'<td class="number">(.*?)</td>', whole) == [f"7{POINT_SPACE}{FIGURE_SPACE * 2}", "7.25"]
-    assert "|---|---|---:|---:|" in markdown([table])
+    assert "|---|---|---:|---:|" in as_markdown([table])
 
 
 ROWS = [
@@ -240,4 +240,4 @@ def test_many_methods_have_one_answer(tmp_path: Path) -> None:
 
 def test_a_picture_without_a_note_has_none(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(b"x")
-    assert "details" not in markdown([Picture(tmp_path / "p.png", "Caption")])
+    assert "details" not in as_markdown([Picture(tmp_path / "p.png", "Caption")])

@@ -151,7 +151,7 @@ def check_finite(merged: Tensor, frozen: Tensor, name: str) -> None:
         raise RepLoRAError(
             f"The merged weight of {name} has values that are not finite. Either the training diverged, or the sum "
             f"does not fit into {str(merged.dtype).removeprefix('torch.')}: load the backbone in 32 bit then. "
-            "force=True merges all the same."
+            "force=True (--force true on the command line) merges all the same."
         )
 
 

@@ -163,7 +163,8 @@ class WeightUpdate:
         """The output of the frozen `linear` for input `x`, updated."""
         if not torch.compiler.is_compiling():
             self.called = True
-        return self.switch.steadily(lambda: self._call(linear, x, training))
+        output: Tensor = self.switch.steadily(lambda: self._call(linear, x, training))
+        return output
 
     def _call(self, linear: nn.Module, x: Tensor, training: bool) -> Tensor:
         if self.merged or not self.enabled:
@@ -178,7 +179,8 @@ class WeightUpdate:
         """The weight as other code should see it: updated."""
         if not torch.compiler.is_compiling():
             self.read = True
-        return self.switch.steadily(self._weight)
+        weight: Tensor = self.switch.steadily(self._weight)
+        return weight
 
     def _weight(self) -> Tensor:
         if self.merged or not self.enabled:
@@ -209,10 +211,9 @@ class WeightUpdate:
         self.aside = None
 
     def keep_merged(self) -> None:
-        """Forget the frozen weight: the merged one is the module's own from now on."""
+        """Let the merged weight be the module's own from now on. A pass that is still in this layer adds nothing."""
         if self.aside is not None:
             self.aside.drop()
-        self.aside = None
 
     def check_finite(self) -> None:
         """Refuse a merged weight with NaN or infinity, where the frozen one has none.
@@ -298,7 +299,8 @@ class AdaptedMultiheadAttention(nn.MultiheadAttention):
     updates: list[WeightUpdate]
 
     def _adapted(self, attribute: str) -> Tensor | None:
-        for update in self.updates:
+        updates: Sequence[WeightUpdate] = self.__dict__.get("updates", ())  # none if it was just taken out
+        for update in updates:
             if update.attribute == attribute:
                 return update.on_weight()
         return self._parameters[attribute]

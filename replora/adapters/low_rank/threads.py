@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 
 class PerThread(threading.local):
@@ -60,13 +59,11 @@ class Switch:
     Attributes:
         lock: Held while merging and while switching off.
         disabled: How many such blocks are open, in all threads together.
-        layers: The layers of the `peft` library that the first of them has switched off, for all threads.
     """
 
     def __init__(self) -> None:
         self.lock = Lock()
         self.disabled = 0
-        self.layers: list[Any] = []
         self._here = _Depth()
         self._version = 0  # odd while the weights change
 
@@ -95,7 +92,7 @@ class Switch:
         finally:
             self._version += 1
 
-    def steadily(self, compute: Callable[[], Tensor]) -> Tensor:
+    def steadily(self, compute: Callable[[], Any]) -> Any:
         """What `compute` gives while no weights change, in whichever thread: again if they did meanwhile."""
         if torch.compiler.is_compiling():
             return compute()

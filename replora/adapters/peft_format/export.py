@@ -14,8 +14,9 @@ All layers get the highest of the ranks, by zeros: some programs know one rank a
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 from replora.adapters.config import PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of, describe
 from replora.adapters.fingerprint import architecture, base_name
-from replora.adapters.labels import class_count
+from replora.adapters.labels import class_count, is_of_labels
 from replora.adapters.low_rank.frozen_layers import computes_by_weight
 from replora.adapters.low_rank.layer import AdaptedLinear, is_conv1d, stacked
 from replora.adapters.peft_format.model_card import model_card
@@ -34,11 +35,8 @@ from replora.adapters.state import check_finite, check_in_memory
 from replora.adapters.verify import outputs_on_example
 from replora.adapters.weight_tying import shared_with
 from replora.adapters.wrappers import aliases_of, plain_name, unwrap
-from replora.errors import RepLoRAError, listed
+from replora.errors import RepLoRAError, check_arguments, listed
 from replora.io import new_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
 PREFIX = "base_model.model."  # how PEFT's own wrapper names what it wraps
@@ -48,6 +46,7 @@ class PeftFormatError(RepLoRAError):
     """An adapter that PEFT cannot express, or a PEFT folder that is not a plain LoRA of this model."""
 
 
+@check_arguments
 def export_peft(
     model: nn.Module,
     folder: str | os.PathLike[str],
@@ -58,6 +57,8 @@ def export_peft(
     metrics: Mapping[str, float] | None = None,
     example: Any = None,
     force: bool = False,
+    images: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write the adapter of `model` as a folder that `peft.PeftModel.from_pretrained(base, folder)` opens.
 
@@ -74,6 +75,8 @@ def export_peft(
         example: An input to find out whether each adapted layer is called or its weight is read, where the model has
             not run yet and is of no known library.
         force: Write values that are not finite as well.
+        images: How images are preprocessed, for the card.
+        overwrite: Replace an earlier folder that holds nothing else.
 
     Raises:
         RepLoRAError: A tensor is offloaded from memory, or has values that are not finite.
@@ -107,6 +110,7 @@ def export_peft(
         config.base_model_name_or_path,
         license,
         data,
+        images,
         metrics or {},
         base_class=type(model).__name__,
         library="peft",
@@ -116,7 +120,7 @@ def export_peft(
     if not force:
         check_finite(tensors, "The adapter")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with new_folder(folder) as temporary:
+    with new_folder(folder, overwrite) as temporary:
         config.save_pretrained(str(temporary))
         save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         (temporary / CARD_FILE).write_text(card, encoding="utf-8")
@@ -269,7 +273,7 @@ def _check_layers_suit_peft(model: nn.Module) -> None:
 def _check_head_names(model: nn.Module, adapters: Adapters) -> None:
     """PEFT finds `modules_to_save` by the end of a name, and leaves layers alone that have the name on their way."""
     for head in adapters.also_train:
-        others = [name for name in _base_modules(model) if name.endswith(head) and name != head]
+        others = [n for n in _base_modules(model) if n.endswith(head) and n not in adapters.also_train]
         inside = [t for t in adapters.targets if f".{head}." in f".{t.partition('[')[0]}."]
         if others or inside:
             raise PeftFormatError(
@@ -308,7 +312,7 @@ def _usage(model: nn.Module, base: str | None) -> str:
         else:
             build = f'import timm\n\nbase = timm.create_model("{known}", {options})  # and the weights of its training'
     elif base and hasattr(model, "save_pretrained"):
-        classes = class_count(model) if "Classification" in name else None
+        classes = class_count(model) if is_of_labels(model) else None
         options = "" if classes is None else f", num_labels={classes}, ignore_mismatched_sizes=True"
         build = f'from {library_of(model)} import {name}\n\nbase = {name}.from_pretrained("{base}"{options})'
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -26,7 +25,8 @@ from replora.adapters.peft_format.export import CONFIG_FILE, PREFIX, WEIGHTS_FIL
 from replora.adapters.state import adapter_state, check_finite
 from replora.adapters.weight_tying import UNTIE, shared_with
 from replora.adapters.wrappers import aliases_of, plain_name, unwrap
-from replora.errors import RepLoRAError, listed, nearest
+from replora.errors import RepLoRAError, check_arguments, listed, nearest
+from replora.io import UnreadableFileError, read_json
 
 # Initializations that leave the frozen weights as they are; others (PiSSA, OLoRA, CorDA ...) change them.
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva")
@@ -42,6 +42,8 @@ _EXTRAS: dict[str, Any] = {
 }
 
 
+@check_arguments
+@torch.inference_mode(False)
 def import_peft(
     model: nn.Module, folder: str | os.PathLike[str], name: str | None = None, *, force: bool = False
 ) -> dict[str, Any]:
@@ -178,9 +180,9 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         pickled = " adapter_model.bin is a pickle, which is not read." if "adapter_model.bin" in there else ""
         raise PeftFormatError(f"{folder} is not an adapter of PEFT: {', '.join(missing)} missing ({there}).{pickled}")
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG_FILE)
         tensors = load_file(folder / WEIGHTS_FILE)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+    except (UnreadableFileError, SafetensorError) as error:
         raise PeftFormatError(f"{folder} is damaged: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("modules_to_save") or [], str | list):
         raise PeftFormatError(f"{folder} is damaged: {CONFIG_FILE} is none of PEFT's.")

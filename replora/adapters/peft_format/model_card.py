@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from replora.io import markdown
+
 
 def model_card(
     description: Mapping[str, Any],
     base_model: str | None,
     license: str,
     data: str | None,
+    images: str | None,
     metrics: Mapping[str, float],
     *,
     base_class: str,
@@ -25,6 +28,7 @@ def model_card(
         base_model: Name of the frozen model, None if unknown.
         license: An identifier of the Hugging Face hub.
         data: What it was trained on.
+        images: How images are preprocessed.
         metrics: Name -> value.
         base_class: Python class of the base model.
         library: Which opens the folder: `peft`, `timm`, `transformers` ...
@@ -48,15 +52,16 @@ def model_card(
         "Parameters trained": f"{trained:,} of the adapter and {counts['head']:,} of the head",
         "Parameters deployed": f"{counts['adapter_deployed']:,} of the adapter and {counts['head']:,} of the head",
         "Training data": data or "not recorded",
+        **({"Images": images} if images else {}),
     }
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    measured = ["| metric | value |", "|---|---|", *(f"| {_cell(k)} | {v:.6g} |" for k, v in metrics.items())]
+    table = "\n".join(f"| {name} | {markdown(value)} |" for name, value in rows.items())
+    measured = ["| metric | value |", "|---|---|", *(f"| {markdown(k)} | {v:.6g} |" for k, v in metrics.items())]
     software = "Its class comes with that software" if "from replora" in usage else "Loading it needs no such software"
     return f"""---
 {chr(10).join(lines)}
 ---
 
-# Adapter of {base_model or base_class}, trained with {origin["method"]}
+# Adapter of {markdown(base_model or base_class)}, trained with {markdown(origin["method"])}
 
 Made with [RepLoRA](https://arxiv.org/abs/2502.03044) software. {software}:
 
@@ -70,7 +75,3 @@ Made with [RepLoRA](https://arxiv.org/abs/2502.03044) software. {software}:
 
 {chr(10).join(measured) if metrics else "No metrics were recorded."}
 """
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

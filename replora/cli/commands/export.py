@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from replora.io import check_output
+
 
 def export(
     source: Path,
@@ -15,6 +17,7 @@ def export(
     license: str = "unknown",
     import_module: str | None = None,
     force: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Write a trained adapter as a folder of the peft library, or as a small file of A and B.
 
@@ -26,22 +29,25 @@ def export(
     Args:
         source: Directory of a run, or an adapter file of replora.save_adapter together with --base.
         out: Folder to write, or file with --format adapter. Default: peft or deployed.safetensors in the run's
-            directory, or beside the adapter file. Nothing is overwritten.
+            directory, or beside the adapter file.
         format: peft, or adapter for one file of this package's format, without the MLPs that only training needs.
         base: Model that an adapter file was trained on: a folder or hub name of transformers, or a model name of timm.
         checkpoint: File of the backbone's weights for a run or a timm base, if they are not where these look for them.
         license: License of the adapter for the model card, an identifier of the Hugging Face hub such as apache-2.0.
         import_module: Python module that defines the run's LightningModule, if it is your own.
         force: Whether to use an adapter whose training diverged.
+        overwrite: Whether to replace an output that exists, if it holds nothing else.
     """
+    out = out or _beside(source, "peft" if format == "peft" else "deployed.safetensors")
+    check_output(out, overwrite, _inputs(source, base, checkpoint), folder=format == "peft")
     # Only here: the light verbs of the command line do not wait for torch.
     from replora import export as deployment
     from replora import runs
 
     runs.import_module(import_module)
-    out = out or _beside(source, "peft" if format == "peft" else "deployed.safetensors")
-    deployment.export(deployment.load_trained(source, base, checkpoint, force), out, format, license)
+    deployment.export(deployment.load_trained(source, base, checkpoint, force), out, format, license, overwrite)
     print(f"{'adapter for peft' if format == 'peft' else 'adapter'}: {out}")
+    _print_how_to_open(out)
 
 
 def merge(
@@ -53,6 +59,7 @@ def merge(
     import_module: str | None = None,
     force: bool = False,
     dtype: Literal["keep", "float32"] = "keep",
+    overwrite: bool = False,
 ) -> None:
     """Fold a trained adapter into its backbone, and write the model for timm or transformers.
 
@@ -64,29 +71,42 @@ def merge(
 
     Args:
         source: Directory of a run, or an adapter file of replora.save_adapter together with --base.
-        out: Folder to write. Default: merged in the run's directory, or beside the adapter file. Nothing is
-            overwritten.
+        out: Folder to write. Default: merged in the run's directory, or beside the adapter file.
         base: Model that an adapter file was trained on: a folder or hub name of transformers, or a model name of timm.
         checkpoint: File of the backbone's weights for a run or a timm base, if they are not where these look for them.
         license: License of the merged model for its card, an identifier of the Hugging Face hub such as apache-2.0.
         import_module: Python module that defines the run's LightningModule, if it is your own.
         force: Whether to use an adapter whose training diverged.
         dtype: Data type of the written weights: `keep` that of the backbone, or write `float32`, without rounding.
+        overwrite: Whether to replace an output that exists, if it holds nothing else.
     """
+    out = out or _beside(source, "merged")
+    check_output(out, overwrite, _inputs(source, base, checkpoint), folder=True)
     # Only here: the light verbs of the command line do not wait for torch.
     from replora import export as deployment
     from replora import runs
 
     runs.import_module(import_module)
-    out = out or _beside(source, "merged")
     trained = deployment.load_trained(source, base, checkpoint, force)
     if dtype == "float32":
         trained.model.float()
-    difference = deployment.merge(trained, out, license)
+    difference = deployment.merge(trained, out, license, overwrite)
     print(f"merged and unmerged outputs differ by at most {difference:.1e} of their size")
     if difference > 1e-3:
         print("this is the rounding of 16-bit weights; --dtype float32 writes the sums without it")
     print(f"model: {out}")
+    _print_how_to_open(out)
+
+
+def _print_how_to_open(out: Path) -> None:
+    if (card := out / "README.md").is_file():
+        print(f"how to open it: {card}")
+
+
+def _inputs(source: Path, base: str | None, checkpoint: Path | None) -> list[Path]:
+    """What the call reads: the files of a run or an adapter file, and the base where it is a folder."""
+    files = [source / name for name in ("fit.yaml", "adapter.safetensors", "results.json")]
+    return [source, *files, *([Path(base)] if base else []), *([checkpoint] if checkpoint else [])]
 
 
 def _beside(source: Path, name: str) -> Path:

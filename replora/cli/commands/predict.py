@@ -1,10 +1,16 @@
-"""`replora-cli predict-files`: classify files with a trained run."""
+"""`replora-cli predict-files`: classify files with a trained run, or answer questions about them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
+from replora.cli.commands.ask import ask
+from replora.errors import RepLoRAError
+from replora.io import check_output
 from replora.progress import progress_bar
+
+MOST_NAMED = 10  # classes whose counts are printed
 
 
 def predict_files(
@@ -20,12 +26,16 @@ def predict_files(
     progress: bool = True,
     import_module: str | None = None,
     force: bool = False,
+    overwrite: bool = False,
+    task: str | None = None,
+    encoder: Path | None = None,
 ) -> None:
-    """Classify image or video files with a trained run.
+    """Classify image or video files with a trained run, or answer questions about them.
 
     Reads the run's fit.yaml and adapter.safetensors, merges the adapter into the backbone, and treats files as the
     run's evaluation does. Writes one line per file: path, class and probabilities. Predictions and the contact sheet of
-    a partial or diverged run say so.
+    a partial or diverged run say so. For a run of image_text or video_text, the files are followed by questions or a
+    list of them, as for `replora-cli ask`, and each line has a file, a question and the answer.
 
     Args:
         run: Directory of the run.
@@ -41,6 +51,9 @@ def predict_files(
         progress: Whether to show a progress bar.
         import_module: Python module that defines the run's LightningModule, if it is your own.
         force: Whether to use an adapter whose training diverged.
+        overwrite: Whether to replace the file and the contact sheet if they exist.
+        task: Task to ask of a run of image_text or video_text.
+        encoder: File or folder of the encoder's weights, for such a run.
     """
     # Only here: the light verbs of the command line do not wait for torch.
     from replora import inference, runs
@@ -48,15 +61,42 @@ def predict_files(
     from replora.datasets.common.files import printable
 
     runs.import_module(import_module)
+    if inference.answers_questions(run):
+        if contact_sheet is not None:
+            raise RepLoRAError("contact_sheet: a run that answers questions has no contact sheet. Omit it.")
+        ask(
+            run,
+            images,
+            task,
+            out=out,
+            encoder=encoder,
+            checkpoint=checkpoint,
+            skip_corrupt=skip_corrupt,
+            batch_size=16 if batch_size is None else batch_size,
+            device=device,
+            progress=progress,
+            force=force,
+            overwrite=overwrite,
+        )
+        return
     kind = inference.predictor_of(run)
-    inference.check_options(out, top_k, kind.batch_size if batch_size is None else batch_size)
+    inference.check_options(top_k, kind.batch_size if batch_size is None else batch_size)
     paths = inference.find_files([images] if isinstance(images, str) else images, kind)
+    inputs = [*paths, *run.rglob("*"), *([checkpoint] if checkpoint else [])]
+    check_output(out, overwrite, inputs, inference.FORMATS)
+    if contact_sheet is not None:
+        check_output(contact_sheet, overwrite, inputs, [".png"])
     predictor = inference.load_predictor(run, checkpoint, device, force)
     with progress_bar("predict", len(paths), progress) as advance:
-        found = inference.classify(predictor, paths, batch_size, skip_corrupt, advance)
+        found = inference.classify(predictor, paths, batch_size, skip_corrupt, advance, force)
     status = runs.status_of_adapter(read_metadata(run / "adapter.safetensors"))
     inference.write(out, found, predictor.class_names, top_k, status)
+    best = found.probabilities.max(dim=1)
+    names = [predictor.class_names[i] for i in best.indices.tolist()]
+    counts = Counter(names).most_common()
+    more = f" and {len(counts) - MOST_NAMED} more classes" if len(counts) > MOST_NAMED else ""
     print(f"{len(found.paths):,} predictions are in {out}")
+    print(f"predicted: {', '.join(f'{name} {count:,}' for name, count in counts[:MOST_NAMED])}{more}")
     for path, reason in found.skipped.items():
         print(f"skipped: {printable(path)}: {reason}")
     if found.skipped:
@@ -64,8 +104,6 @@ def predict_files(
     if contact_sheet is not None:
         from replora.plots.contact_sheet import draw
 
-        best = found.probabilities.max(dim=1)
-        names = [predictor.class_names[i] for i in best.indices.tolist()]
         sources = [printable(path.name) for path in found.paths]
         draw(contact_sheet, found.pictures, names, best.values.tolist(), sources, status=status)
         print(f"contact sheet: {contact_sheet}")

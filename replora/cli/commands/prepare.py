@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from replora.datasets.prepare.report import DataReport, Report
 from replora.datasets.common.paths import data_root
 from replora.errors import RepLoRAError
-from replora.io import replace_text
+from replora.io import UnreadableFileError, check_output, read_text, replace_text
 from replora.progress import progress_bar
 
 
@@ -247,10 +247,19 @@ def _print_or_exit(
 
     print_reports(reports, heading, remedy)
     if unreadable is not None and (lines := [line for report in reports for line in report.unreadable]):
+        check_output(unreadable, None, is_own=_is_list)
         replace_text(unreadable, "".join(f"{line}\n" for line in lines))
         print(f"all {len(lines):,} files that cannot be read: {unreadable}")
     if any(report.state != "complete" for report in reports):
         sys.exit(1)
+
+
+def _is_list(file: Path) -> bool:
+    """Whether a file is a list of unreadable files that an earlier check wrote."""
+    try:
+        return all(" cannot be " in line for line in read_text(file).splitlines())
+    except UnreadableFileError:
+        return False
 
 
 def _note_small_tests(reports: list[DataReport]) -> list[DataReport]:
@@ -294,7 +303,8 @@ def prepare_clip_features(
         out: The folder to write.
         encoder: rn101, CLIP ResNet-101's last grid, as VL-Adapter uses it for images; vit_b32, CLIP ViT-B/32's
             embedding, as VALUE uses it for videos.
-        checkpoint: The encoder's weights as a timm .safetensors file; by default they are fetched from the hub.
+        checkpoint: The encoder's weights, timm's model.safetensors or its folder; by default they are fetched from the
+            hub.
         seconds: Time between two frames of a video, above 0. The folder records it, and takes no other later.
         fps: Frames per second of folders of numbered images, which hold no times: 3 for TVQA's.
         batch_size: Images or frames at once, at least 1.
@@ -312,6 +322,7 @@ def prepare_clip_features(
     if not missing:
         return
     model = clip_features.load_encoder(encoder, checkpoint, device)
+    clip_features.check_same_extraction(out.expanduser(), options | {"weights": model.weights})
     with progress_bar(encoder, len(missing), progress) as advance:
         unread = clip_features.extract(missing, out.expanduser(), model, seconds, batch_size, advance, fps)
     print(f"{len(missing) - len(unread):,} new files of features are in {out}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import time
 from datetime import datetime
 from pathlib import Path
 
+from replora.io import check_output, made_by
 from replora.progress import progress_bar
 
 # The quickstart's methods (files of configs/adapter), each at a learning rate that was among its best on validation
@@ -34,14 +37,18 @@ def quickstart(run_dir: Path | None = None, seed: int = 0) -> None:
     import lightning.pytorch  # noqa: F401  (it sets the level of its loggers when it is imported)
 
     from replora.launch import launch
-    from replora.plots.quickstart import draw, row, table, title
+    from replora.plots.quickstart import MAKER, draw, row, table, title
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     home = run_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-quickstart"
+    picture = home / "quickstart.png"
+    check_output(picture, None, is_own=made_by(MAKER))
     started = time.monotonic()
     runs: list[Path] = []
-    with progress_bar("", len(QUICKSTART_METHODS) * len(QUICKSTART_DATA)) as advance:
+    summaries = io.StringIO()  # the table at the end has all runs
+    bar = progress_bar("", len(QUICKSTART_METHODS) * len(QUICKSTART_DATA))
+    with bar as advance, contextlib.redirect_stdout(summaries):
         for data, options in QUICKSTART_DATA.items():
             for method, rate in QUICKSTART_METHODS.items():
                 advance(0, title(method, data))
@@ -61,7 +68,6 @@ def quickstart(run_dir: Path | None = None, seed: int = 0) -> None:
                 advance()
         advance(0, "predictions")
         launch(["predict", f"--config={runs[-1] / 'fit.yaml'}", "--trainer.enable_progress_bar=false"])
-    picture = home / "quickstart.png"
     draw(runs, picture)
     table([row(run) for run in runs])
     print(f"{time.monotonic() - started:.0f} seconds. Learning curves and predictions: {picture}")

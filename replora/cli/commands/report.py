@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from replora.io import check_output
+
 
 def report(
     runs: list[str] | str,
     out: Path = Path("report"),
+    overwrite: bool = False,
     format: Literal["page", "latex"] = "page",
     all_tasks: bool = False,
 ) -> None:
@@ -25,11 +28,14 @@ def report(
     Args:
         runs: Directories of runs (searched recursively), results.json files, or .jsonl files of earlier reports.
         out: Directory of the report. It replaces the files of an earlier report there.
+        overwrite: Whether to write into a directory that holds anything else; files of the same names are replaced.
         format: latex also writes each table as LaTeX (.tex, package booktabs) and each picture as PDF and SVG.
         all_tasks: Whether means over tasks include those that are trained on at most one example per ten classes.
     """
-    from replora.reports.report import write_report
+    from replora.reports.report import is_report, write_report
 
     sources = [Path(run) for run in ([runs] if isinstance(runs, str) else runs)]
+    read = [run for run in sources if (run if run.is_dir() else run.parent).resolve() == out.resolve()]
+    check_output(out, overwrite, read, folder=True, is_own=is_report)
     files = write_report(sources, out, format=format, all_tasks=all_tasks)
     print(f"report: {files[1]}")

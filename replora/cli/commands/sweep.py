@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from replora.errors import RepLoRAError
+from replora.io import check_output
+from replora.run_directory import LOCK
 
 
 def sweep(
@@ -51,7 +53,7 @@ def sweep(
         make_report: Whether to end with a report in OUT/report. After failures it covers the finished trials.
     """
     from replora.config_files import find_config
-    from replora.run_directory import locked
+    from replora.run_directory import left_as_found, locked
     from replora.sweeps.progress import describe_plan
     from replora.sweeps.sweep import check_sweep, run_sweep
     from replora.sweeps.sweep_file import read_sweep
@@ -64,13 +66,14 @@ def sweep(
     if select_seeds is not None:
         plan = plan.with_select_seeds(select_seeds)
     check_sweep(plan)
+    check_output(home, None, [Path(config)], folder=True, is_own=_is_sweep)
     if dry_run:
         print(describe_plan(plan, home, *_trials_at_once(address, cpus_per_trial, gpus_per_trial, max_concurrent)))
         return
     from replora.sweeps.executor import Resources
 
     remedy = "Wait until it ends, stop it, or choose another directory with --out."
-    with locked(home, "A sweep", remedy):
+    with left_as_found(home, "sweep", False, lambda: False), locked(home, "A sweep", remedy):
         try:
             resources = Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures)
             run_sweep(plan, home, address, resources, choice)
@@ -81,6 +84,10 @@ def sweep(
                 planned = [*plan.selection_trials(), *plan.planned_final_trials(), *plan.only_trials()]
                 files = write_report([home], home / "report", {trial.folder for trial in planned})
                 print(f"report: {files[1]}")
+
+
+def _is_sweep(home: Path) -> bool:
+    return (home / LOCK).exists() or any(home.rglob("trial.json"))
 
 
 def _trials_at_once(

@@ -5,17 +5,25 @@ A resumed run therefore sees the same examples as an uninterrupted one, with any
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from replora.datasets.samples import ImageSample
+from replora.datasets.samples import ImageForm, ImageSample
 
-# uint8 (3, H, W) and the generator to draw from -> uint8 (3, size, size)
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+class Augmentation(Protocol):
+    """A random change of one training image."""
+
+    @property
+    def form(self) -> ImageForm:
+        """How the images are read that it takes."""
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Pixels (3, H, W) and the generator to draw from -> pixels (3, size, size)."""
 
 
 class RandomCropFlip:
@@ -26,12 +34,14 @@ class RandomCropFlip:
         flip: Probability of a horizontal flip, in [0, 1].
     """
 
+    form: ImageForm = "uncropped"
+
     def __init__(self, size: int, flip: float = 0.5) -> None:
         self.size = size
         self.flip = flip
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 (3, H, W), both sides at least `size` -> uint8 (3, size, size)."""
+        """Pixels (3, H, W), both sides at least `size` -> pixels (3, size, size)."""
         top, left = (int(torch.randint(side - self.size + 1, (), generator=generator)) for side in image.shape[1:])
         crop = image[:, top : top + self.size, left : left + self.size]
         mirrored = bool(torch.rand((), generator=generator) < self.flip)

@@ -1,4 +1,4 @@
-"""In-memory cache of a small, decoded data set: 1,000 images of 224 x 224 need 144 MiB."""
+"""In-memory cache of a small, decoded data set: 1,000 images of 224 x 224 need 144 MiB, those of float32 574 MiB."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 class InMemory(ImageDataset):
-    """All samples of `dataset`, decoded at construction into one uint8 tensor.
+    """All samples of `dataset`, decoded at construction into one tensor.
 
     Args:
-        dataset: Image data set, or a `torch.utils.data.Subset` of one. All images have the same shape.
+        dataset: Image data set, or a `torch.utils.data.Subset` of one. All images have the same shape and type.
 
     Raises:
         CorruptImageError: An image cannot be decoded.
@@ -26,7 +26,8 @@ class InMemory(ImageDataset):
 
     def __init__(self, dataset: Dataset[ImageSample]) -> None:
         count = len(dataset)  # type: ignore[arg-type]
-        self.images = torch.empty((count, *dataset[0]["image"].shape), dtype=torch.uint8)  # (N, 3, H, W)
+        first = dataset[0]["image"]
+        self.images = torch.empty((count, *first.shape), dtype=first.dtype)  # (N, 3, H, W)
         self.labels = [0] * count
         self.indices = [0] * count
 

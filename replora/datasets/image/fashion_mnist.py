@@ -49,7 +49,7 @@ class FashionMNIST(GrayImages):
         root: Path,
         reader: ImageReader = READER,
     ) -> None:
-        folder, part = _folder(root), "t10k" if split == "test" else "train"
+        folder, part = find_fashion_mnist(root), "t10k" if split == "test" else "train"
         count = SIZES[part]
         gray = _read(folder / f"{part}-images-idx3-ubyte.gz", (count, SIDE, SIDE))
         every_label = _read(folder / f"{part}-labels-idx1-ubyte.gz", (count,))
@@ -63,7 +63,12 @@ class FashionMNIST(GrayImages):
         super().__init__(gray, labels, list(CLASSES), reader)
 
 
-def _folder(root: Path) -> Path:
+def find_fashion_mnist(root: Path) -> Path:
+    """The folder of the four files.
+
+    Raises:
+        DatasetNotFoundError: There is none.
+    """
     places = [root, root / "fashion-mnist", root / "FashionMNIST" / "raw", DEBIAN]
     for place in places:
         if (place / "train-images-idx3-ubyte.gz").is_file():

@@ -27,6 +27,7 @@ from replora.datasets.common.text_files import parse_json, read_json
 from replora.datasets.errors import DatasetNotFoundError, ListFileError, UnknownTaskError
 from replora.datasets.image.image_files import ImageFiles
 from replora.datasets.image.read import ImageReader
+from replora.datasets.samples import ImageForm
 from replora.errors import nearest
 
 FGVCSplit = Literal["train", "val", "trainval", "test"]
@@ -114,7 +115,7 @@ class FGVC(ImageFiles):
         task: Name of the data set, one of `FGVC_TASKS`.
         split: `train`, `val`, `trainval` (both) or `test`.
         reader: Reader of the images.
-        cropped: Whether to return squares; otherwise larger images, for an augmentation that crops.
+        form: How the images are read; other forms than squares are for an augmentation.
         check_sizes: Whether to compare the numbers of images and classes with the table.
 
     Raises:
@@ -129,7 +130,7 @@ class FGVC(ImageFiles):
         task: str,
         split: FGVCSplit,
         reader: ImageReader = READER,
-        cropped: bool = True,
+        form: ImageForm = "square",
         check_sizes: bool = True,
     ) -> None:
         if split not in get_args(FGVCSplit):
@@ -137,7 +138,7 @@ class FGVC(ImageFiles):
         self.task = fgvc_task(task)
         self.split = split
         self.reader = reader
-        self.cropped = cropped
+        self.form = form
         self.folder = find_fgvc_folder(Path(root), self.task)
         names = ("train", "val") if split == "trainval" else (split,)
         files = {name: self.folder / f"{name}.json" for name in SPLIT_FILES}

@@ -9,9 +9,11 @@ from replora.datasets.common.file_table import read_file_table
 from replora.datasets.common.files import LeftOut, files_of, printable
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.labeled_files import FileKind, FileTable
+from replora.datasets.common.packed import pack_paths
 from replora.datasets.errors import CorruptImageError
 from replora.datasets.image.image_files import ImageFiles
 from replora.datasets.image.read import IMAGE_SUFFIXES, ImageReader, check_header
+from replora.datasets.samples import ImageForm
 
 
 def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
@@ -46,7 +48,7 @@ class ImageFolder(ImageFiles):
         table: Table from `read_image_table`.
         positions: Positions of the images in the table, in order.
         reader: Reader of the images.
-        cropped: Whether to return squares; otherwise larger images, for an augmentation that crops.
+        form: How the images are read; other forms than squares are for an augmentation.
     """
 
     def __init__(
@@ -54,14 +56,14 @@ class ImageFolder(ImageFiles):
         table: FileTable,
         positions: list[int],
         reader: ImageReader = READER,
-        cropped: bool = True,
+        form: ImageForm = "square",
     ) -> None:
         self.home = table.home
         self.class_names = table.class_names
-        self.paths = [table.paths[i] for i in positions]
+        self.paths = pack_paths(table.paths[i] for i in positions)
         self.labels = [table.labels[i] for i in positions]
         self.reader = reader
-        self.cropped = cropped
+        self.form = form
 
 
 def _check_readable(home: Path, paths: list[PurePosixPath]) -> None:

@@ -31,7 +31,7 @@ class GrayImages(ImageDataset):
         self.reader = reader
 
     def __getitem__(self, index: int) -> ImageSample:
-        """The sample: uint8 (3, image_size, image_size), three equal channels."""
+        """The sample: pixels (3, image_size, image_size), three equal channels."""
         index = range(len(self))[index]
         image = self.reader.frame(Image.fromarray(self.gray[index]).convert("RGB"))
         return {"image": image, "label": self.labels[index], "index": index}

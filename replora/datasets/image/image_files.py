@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from replora.datasets.image.read import ImageReader
-from replora.datasets.samples import ImageDataset, ImageSample
+from replora.datasets.samples import ImageDataset, ImageForm, ImageSample
 
 
 class ImageFiles(ImageDataset):
     """Labeled image files. A subclass sets the attributes."""
 
     home: Path  # folder that the paths are relative to
-    paths: list[PurePosixPath]  # path of each image
+    paths: Sequence[PurePosixPath]  # path of each image
     reader: ImageReader
-    cropped: bool = True  # whether to return squares; otherwise larger images, for an augmentation that crops
+    form: ImageForm = "square"  # other forms are for an augmentation
 
     def __getitem__(self, index: int) -> ImageSample:
-        """The sample: uint8 (3, image_size, image_size), or (3, H, W) if it is not cropped.
+        """The sample: pixels as `ImageReader.read` returns them.
 
         Raises:
             CorruptImageError: The file cannot be decoded.
         """
         index = range(len(self))[index]
-        path = self.home / self.paths[index]
-        image = self.reader.read(path) if self.cropped else self.reader.read_uncropped(path)
+        image = self.reader.read(self.home / self.paths[index], self.form)
         return {"image": image, "label": self.labels[index], "index": index}

@@ -1,4 +1,4 @@
-"""One image file -> one uint8 tensor.
+"""One image file -> one tensor of pixels.
 
 Every mode of Pillow becomes 8-bit RGB by one of these rules, or is refused:
 
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from torch import Tensor
 
 from replora.datasets.common.files import printable
 from replora.datasets.errors import CorruptImageError
+from replora.datasets.image.resize import Interpolation, resize
+from replora.datasets.samples import ImageForm
 from replora.errors import RepLoRAError, nearest
 
-Interpolation = Literal["bilinear", "bicubic"]
 # How an image becomes a square: the middle cut out at the ratio 224 : 256, margins added, or its aspect ratio ignored.
 Framing = Literal["crop", "pad", "squash"]
 
@@ -51,14 +52,13 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclass(frozen=True)
 class ImageReader:
     """How an image file becomes an RGB square.
 
-    Equal, pixel for pixel, to torchvision and timm on a PIL image:
+    With a filter of Pillow it is equal, pixel for pixel, to torchvision and timm on a PIL image:
 
         squash   `Resize((image_size, image_size), interpolation)` of torchvision
         crop     `Resize(short_side(image_size), interpolation)` and `CenterCrop(image_size)` of torchvision
@@ -66,7 +66,8 @@ class ImageReader:
 
     Attributes:
         image_size: Height and width of the result, in pixels.
-        interpolation: Filter that resizes an image; both filters are antialiased when they make it smaller.
+        interpolation: Filter that resizes an image. Those of Pillow round the pixels to uint8; `tf1_bilinear` gives
+            float32 in [0, 255].
         framing: `crop` keeps the aspect ratio and loses the borders, `pad` keeps both and adds margins, `squash`
             ignores the aspect ratio.
         upright: Whether to turn photos as their EXIF orientation says; the loaders of the benchmarks do not.
@@ -93,29 +94,27 @@ class ImageReader:
                 f"{nearest(color, ImageColor.colormap)}"
             )
 
-    def read(self, path: Path) -> Tensor:
-        """Read an image file of any format that Pillow reads; returns uint8 (3, image_size, image_size).
+    def read(self, path: Path, form: ImageForm = "square") -> Tensor:
+        """Read an image file of any format that Pillow reads.
+
+        Args:
+            path: The file.
+            form: `square` for (3, image_size, image_size); `uncropped` for min(H, W) = short_side(image_size), and a
+                square unless the framing is `crop`; `original` for the size of the image (see `MAX_RATIO`).
+
+        Returns:
+            Pixels (3, H, W), uint8 if `original` or with a filter of Pillow.
 
         Raises:
             CorruptImageError: The file is absent, empty, truncated, not an image, or of 32-bit integers or floats.
         """
-        return _read(path, self.frame, self.upright, self._color)
-
-    def read_uncropped(self, path: Path) -> Tensor:
-        """Read an image file larger than `read` does, for a square of `image_size` to be cut out.
-
-        Returns:
-            uint8 (3, H, W) with min(H, W) = short_side(image_size); a square unless the framing is `crop`.
-
-        Raises:
-            CorruptImageError: As `read` says.
-        """
-        return _read(path, self._uncropped, self.upright, self._color)
+        convert = {"square": self.frame, "uncropped": self._uncropped, "original": _tensor}[form]
+        return _read(path, convert, self.upright, self._color)
 
     def frame(self, image: Image.Image) -> Tensor:
-        """An RGB image of any shape -> uint8 (3, image_size, image_size)."""
+        """An RGB image of any shape -> pixels (3, image_size, image_size)."""
         if self.framing != "crop":
-            return _tensor(self._square(image, self.image_size))
+            return self._square(image, self.image_size)
         large, size = self._uncropped(image), self.image_size
         top, left = (round((side - size) / 2) for side in large.shape[1:])
         return large[:, top : top + size, left : left + size].contiguous()
@@ -127,27 +126,49 @@ class ImageReader:
     def _uncropped(self, image: Image.Image) -> Tensor:
         short = short_side(self.image_size)
         if self.framing != "crop":
-            return _tensor(self._square(image, short))
+            return self._square(image, short)
         width, height = image.size
         # As torchvision: the longer side is rounded down.
         shape = (short, short * height // width) if width <= height else (short * width // height, short)
-        return _tensor(image.resize(shape, _FILTERS[self.interpolation]))
+        return resize(image, *shape, self.interpolation)
 
-    def _square(self, image: Image.Image, side: int) -> Image.Image:
+    def _square(self, image: Image.Image, side: int) -> Tensor:
         if self.framing == "squash":
-            return image.resize((side, side), _FILTERS[self.interpolation])
+            return resize(image, side, side, self.interpolation)
         longest = max(image.size) / side
         width, height = (max(1, round(length / longest)) for length in image.size)  # as timm
-        fill = tuple(round(255 * value) for value in self.mean)
-        square = Image.new("RGB", (side, side), fill)
-        place = ((side - width) // 2, (side - height) // 2)
-        square.paste(image.resize((width, height), _FILTERS[self.interpolation]), place)
+        resized = resize(image, width, height, self.interpolation)
+        fill = torch.tensor([round(255 * value) for value in self.mean], dtype=resized.dtype)
+        square = fill.view(3, 1, 1).repeat(1, side, side)
+        left, top = (side - width) // 2, (side - height) // 2
+        square[:, top : top + height, left : left + width] = resized
         return square
 
 
 def short_side(size: int) -> int:
     """The shorter side of an image from which a crop of `size` pixels is cut: 256 for 224."""
     return round(size * 256 / 224)
+
+
+def describe_images(data: Mapping[str, Any]) -> str | None:
+    """The preprocessing of a run in a line, for its model card; None for data that are not images.
+
+    Args:
+        data: Entries of `ImageDataModule.preprocessing`.
+    """
+    if "interpolation" not in data:
+        return None
+    size, normalization = data["image_size"], data["normalization"]
+    line = (
+        f"{size} x {size} pixels, {data['framing']}, filter {data['interpolation']}, mean {normalization['mean']}, "
+        f"standard deviation {normalization['std']}"
+    )
+    if data["interpolation"] != "tf1_bilinear":
+        return line
+    return (
+        f"{line}. This filter is TensorFlow 1's, `tf.compat.v1.image.resize`. timm and torchvision do not have it: "
+        "with their bilinear filter, which timm takes for a merged model, the pixels and the accuracy differ"
+    )
 
 
 def check_header(path: Path) -> str | None:

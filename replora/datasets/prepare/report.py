@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from rich.console import Console
 from rich.table import Table
+
+from replora.progress import table_console
 
 Labeled = list[tuple[Path, str, str]]  # file, class and split
 NAMED = 20  # classes or files that a line names
@@ -117,8 +118,7 @@ def print_reports(reports: Sequence[Report], heading: str, remedy: str = "") -> 
     table.add_column("state")
     for report in reports:
         table.add_row(report.name, *report.columns().values(), report.state)
-    # Wide enough for every row, whatever the terminal: a cut table cannot be copied into an issue.
-    Console(width=max(100, Console().width), markup=False, highlight=False, soft_wrap=True).print(table)
+    table_console().print(table)
     for kind in ("note", "problem"):
         for report in reports:
             for text in report.notes if kind == "note" else report.problems:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from replora.datasets.common.augment import PerEpoch, generator_of
 from replora.datasets.common.labeled_files import FileTable
+from replora.datasets.common.packed import pack_paths
 from replora.datasets.errors import CorruptVideoError
 from replora.datasets.samples import VideoSample
 from replora.datasets.video.decode import Choice, read_clip
@@ -49,14 +50,14 @@ class VideoClips(Dataset[VideoSample], PerEpoch):
     ) -> None:
         self.home = table.home
         self.class_names = table.class_names
-        self.paths = [table.paths[i] for i in positions]
+        self.paths = pack_paths(table.paths[i] for i in positions)
         self.labels = [table.labels[i] for i in positions]
         self.options = options
         self.cache = cache
         self.skip_corrupt = skip_corrupt
         self.views = views
         self.seed = seed
-        self.chosen = list(range(len(self.labels)) if chosen is None else chosen)
+        self.chosen = range(len(self.labels)) if chosen is None else chosen
 
     def __len__(self) -> int:
         return len(self.chosen)

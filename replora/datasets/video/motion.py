@@ -7,8 +7,6 @@ HMDB51's, and the same on every machine up to the version of the encoder.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from replora.datasets.common.labeled_files import FileTable
 from replora.datasets.errors import PrepareError
 from replora.datasets.video.decode import check_decoder
 from replora.datasets.video.folder import read_video_table
-from replora.io import cache_folder
+from replora.io import OutputError, cache_folder, new_folder
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -41,32 +39,23 @@ def read_motion(root: Path | None = None) -> FileTable:
         check_decoder()
         try:
             _make(folder)
-        except OSError as error:
-            raise PrepareError(
-                f"The clips of the demonstration cannot be written to {folder} ({error.strerror or error}). Set "
-                "another folder: --data.root, or the environment variable REPLORA_CACHE."
-            ) from error
+        except (OSError, OutputError) as error:
+            if not folder.is_dir():  # otherwise another process was faster
+                raise PrepareError(
+                    f"The clips of the demonstration cannot be written to {folder} ({error}). Set another folder: "
+                    "--data.root, or the environment variable REPLORA_CACHE."
+                ) from error
     return read_video_table(folder)
 
 
 def _make(folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.", suffix=".tmp"))
-    try:
+    with new_folder(folder) as temporary:
         for split_number, (split, count) in enumerate(PER_CLASS.items()):
             for label, name in enumerate(DIRECTIONS):
                 (temporary / split / name).mkdir(parents=True)
                 for number in range(count):
                     rng = np.random.default_rng((split_number, label, number))
                     write_video(temporary / split / name / f"{number:03d}.avi", motion_frames(name, rng))
-        temporary.chmod(0o755)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was faster
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def motion_frames(direction: str, rng: np.random.Generator) -> Iterator[Pixels]:

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from replora.datasets.common.packed import Packed
 from replora.datasets.common.text_files import parse_json_lines, parse_json_or_lines, read_text
 from replora.datasets.errors import DatasetNotFoundError, RecordError
-from replora.datasets.vision_language.tasks import VLRecord
+from replora.datasets.vision_language.tasks import VLRecord, pack_records
 from replora.errors import RepLoRAError
 
 
@@ -64,13 +65,18 @@ def reading(file: Path, number: int, record: Any) -> Iterator[None]:
         raise RecordError(f"{file}, record {number}: {reason} in {record!r:.200}") from error
 
 
-def build(found: Iterable[tuple[Path, int, Any]], make: Callable[[int, Any], list[VLRecord]]) -> list[VLRecord]:
+def build(found: Iterable[tuple[Path, int, Any]], make: Callable[[int, Any], list[VLRecord]]) -> Packed[VLRecord]:
     """The records that `make` builds from an index and an entry, for entries with their file and number in it."""
-    records: list[VLRecord] = []
-    for file, number, item in found:
-        with reading(file, number, item):
-            records += make(len(records), item)
-    return records
+
+    def records() -> Iterator[VLRecord]:
+        count = 0
+        for file, number, item in found:
+            with reading(file, number, item):
+                made = make(count, item)
+            count += len(made)
+            yield from made
+
+    return pack_records(records())
 
 
 def words(record: Mapping[str, Any], name: str) -> str:

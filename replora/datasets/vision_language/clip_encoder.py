@@ -11,6 +11,8 @@ is CLIP's own.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +27,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replora.datasets.common.files import LeftOut, files_of, log_left_out
+from replora.datasets.common.hub import check_hub
 from replora.datasets.errors import CorruptImageError, CorruptVideoError, DatasetNotFoundError
 from replora.datasets.image.read import IMAGE_SUFFIXES, ImageReader
 from replora.datasets.video.decode import VIDEO_SUFFIXES, clip_files, frames_every
-from replora.datasets.vision_language.features import FeatureError, FeatureFolder, write_h5, write_npz
+from replora.datasets.vision_language.features import (
+    RECORD,
+    SUFFIXES,
+    FeatureError,
+    FeatureFolder,
+    read_extraction,
+    resized,
+    write_h5,
+    write_npz,
+)
 from replora.datasets.vision_language.image_text import GRID
 from replora.errors import RepLoRAError
 from replora.io import replace_text
@@ -36,7 +48,6 @@ from replora.io import replace_text
 EncoderName = Literal["rn101", "vit_b32"]
 SIZE = 224
 WEIGHTS = "model.safetensors"
-RECORD = "extraction.json"  # file with the options of an extraction, beside its features
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's own
 FEATURE_SIZES: dict[EncoderName, int] = {"rn101": 2048, "vit_b32": 512}
 TIMM_NAMES: dict[EncoderName, str] = {
@@ -52,6 +63,7 @@ class ClipEncoder:
     name: EncoderName  # `rn101` or `vit_b32`
     encode: Callable[[Tensor], Tensor]  # normalized images (B, 3, 224, 224) -> (B, 49, 2048) or (B, 512)
     device: torch.device  # device of the encoder
+    weights: str = ""  # digest of its weights
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> np.ndarray:
@@ -69,40 +81,47 @@ class ClipEncoder:
         return features.numpy()
 
 
-def load_encoder(name: EncoderName, checkpoint: Path | None = None, device: str = "auto") -> ClipEncoder:
+def load_encoder(
+    name: EncoderName, checkpoint: Path | None = None, device: str = "auto", option: str = "--checkpoint"
+) -> ClipEncoder:
     """CLIP's encoder with its weights.
 
     Args:
         name: `rn101` or `vit_b32`.
-        checkpoint: timm's `.safetensors` file of the encoder. Default: it is downloaded from the hub.
+        checkpoint: timm's `.safetensors` file of the encoder, or a folder with its `model.safetensors`. Default: it is
+            downloaded from the hub.
         device: Device; `auto` is the first GPU, if there is one.
+        option: Option that takes `checkpoint`, for the message of an error.
 
     Raises:
         RepLoRAError: The weights are not available or belong to another model.
     """
     import timm
 
+    if checkpoint is not None and checkpoint.is_dir():
+        checkpoint = checkpoint / WEIGHTS
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     try:
         if checkpoint is None:
-            _check_reachable(f"timm/{TIMM_NAMES[name]}")
+            check_hub(f"timm/{TIMM_NAMES[name]}")
         model = timm.create_model(TIMM_NAMES[name], pretrained=checkpoint is None)
         if checkpoint is not None:
             model.load_state_dict(load_file(checkpoint))
     except Exception as error:  # the hub's client and safetensors raise their own errors
         raise RepLoRAError(
             f"The weights of {TIMM_NAMES[name]} could not be loaded ({_first_line(error)}). Fetch its "
-            f"model.safetensors from huggingface.co/timm/{TIMM_NAMES[name]} and give it with --checkpoint."
+            f"model.safetensors from huggingface.co/timm/{TIMM_NAMES[name]} and give it with {option}."
         ) from error
-    return ClipEncoder(name, encoder_of(name, model.eval().to(chosen)), chosen)
+    return ClipEncoder(name, encoder_of(name, model.eval().to(chosen)), chosen, _digest(model))
 
 
-def _check_reachable(repository: str) -> None:
-    """Try the hub once, because timm's download tries for a minute without a network."""
-    import huggingface_hub  # the extra `vl`
-
-    if not isinstance(huggingface_hub.try_to_load_from_cache(repository, WEIGHTS), str):
-        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, WEIGHTS), timeout=10)
+def _digest(model: nn.Module) -> str:
+    """The first 16 digits of the SHA-256 of a model's weights, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _first_line(error: Exception) -> str:
@@ -141,10 +160,7 @@ def find_sources(folder: Path, name: EncoderName, fps: float | None = None) -> d
         raise DatasetNotFoundError(f"There are no {kind} in {folder} ({', '.join(suffixes)}).")
     sources: dict[str, Path] = {}
     for path in found:
-        if fps is None and path.is_dir():
-            raise FeatureError(
-                f"{path} is a folder of frames. Give their number per second, such as --fps 3 for TVQA's."
-            )
+        _check_rate(path, fps)
         source = path.name if path.is_dir() else path.stem
         if source in sources:
             raise FeatureError(f"{path} and {sources[source]} have one name, and their features would too.")
@@ -155,21 +171,21 @@ def find_sources(folder: Path, name: EncoderName, fps: float | None = None) -> d
 def check_same_extraction(out: Path, options: Mapping[str, Any]) -> None:
     """Record the options of an extraction in its folder, or check them against the record of an earlier one.
 
+    What an earlier record lacks is added while there are no features beside it.
+
     Raises:
         FeatureError: The features in the folder were extracted with other options.
     """
-    file = out / RECORD
-    if not file.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        replace_text(file, json.dumps(options, indent=2) + "\n")
-        return
-    recorded = json.loads(file.read_text(encoding="utf-8"))
-    if differing := [name for name in options if recorded.get(name) != options[name]]:
-        listed = ", ".join(f"{name} {recorded.get(name)} there, {options[name]} here" for name in differing)
+    file, recorded = out / RECORD, read_extraction(out)
+    if differing := [name for name in options if name in recorded and recorded[name] != options[name]]:
+        listed = ", ".join(f"{name} {recorded[name]} there, {options[name]} here" for name in differing)
         raise FeatureError(
             f"The features in {out} were extracted with other options ({listed}; {file}). Give the same options, or "
             "another folder."
         )
+    if not recorded or not any(entry.suffix in SUFFIXES for entry in out.iterdir()):
+        out.mkdir(parents=True, exist_ok=True)
+        replace_text(file, json.dumps(recorded | dict(options), indent=2) + "\n")
 
 
 def missing_features(sources: Mapping[str, Path], out: Path, name: EncoderName) -> dict[str, Path]:
@@ -219,8 +235,7 @@ def extract(
     if encoder.name == "vit_b32":
         for name, file in sources.items():
             try:
-                frames = batched(video_frames(file, seconds, fps), batch_size)
-                write_npz(out / f"{name}.npz", np.concatenate([encoder(torch.stack(few)) for few in frames]))
+                write_npz(out / f"{name}.npz", video_features(file, encoder, seconds, fps, batch_size))
             except CorruptVideoError as error:
                 unread[name] = str(error)
             advance(1)
@@ -237,6 +252,51 @@ def extract(
                 write_h5(out / f"{name}.h5", name, features)
         advance(len(few_names))
     return unread
+
+
+def video_features(
+    file: Path, encoder: ClipEncoder, seconds: float = 1.5, fps: float | None = None, batch_size: int = 32
+) -> np.ndarray:
+    """The features (T, 512) of a video, or of a folder of frames; the arguments are those of `extract`."""
+    frames = batched(video_frames(file, seconds, fps), batch_size)
+    return np.concatenate([encoder(torch.stack(few)) for few in frames])
+
+
+class FileFeatures:
+    """The features of image or video files, extracted when they are read; the name of a file is its path.
+
+    Args:
+        encoder: `rn101` for images, `vit_b32` for videos.
+        frames: Number of vectors to resize each video to, as in `FeatureFolder`.
+        seconds: Seconds between two frames of a video (> 0).
+        fps: Frames per second of folders of frames (> 0).
+    """
+
+    def __init__(
+        self, encoder: ClipEncoder, frames: int | None = None, seconds: float = 1.5, fps: float | None = None
+    ) -> None:
+        self.encoder, self.frames, self.seconds, self.fps = encoder, frames, seconds, fps
+        self.extraction: dict[str, Any] = {}
+        self.read = functools.lru_cache(maxsize=8)(self._read)  # several questions about one file follow each other
+
+    def _read(self, name: str) -> Tensor:
+        """The features (n, feature_size) of a file, float32.
+
+        Raises:
+            CorruptImageError, CorruptVideoError: The file cannot be decoded.
+            FeatureError: It is a folder of frames without `fps`.
+        """
+        file = Path(name)
+        if self.encoder.name == "rn101":
+            return torch.from_numpy(self.encoder(ImageReader(SIZE).read(file)[None])[0])
+        _check_rate(file, self.fps)
+        features = torch.from_numpy(video_features(file, self.encoder, self.seconds, self.fps))
+        return features if self.frames is None else resized(features, self.frames)
+
+
+def _check_rate(path: Path, fps: float | None) -> None:
+    if fps is None and path.is_dir():
+        raise FeatureError(f"{path} is a folder of frames. Give their number per second, such as --fps 3 for TVQA's.")
 
 
 def video_frames(file: Path, seconds: float, fps: float | None = None) -> Iterator[Tensor]:

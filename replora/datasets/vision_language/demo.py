@@ -16,12 +16,14 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from replora.datasets.image.read import ImageReader
 from replora.datasets.vision_language.tasks import VLRecord
 
 Split = Literal["train", "val", "test"]
@@ -69,10 +71,19 @@ class Scene:
 
     def features(self) -> Tensor:
         """Pixels of the cells (16, 192), row by row, in [-0.5, 0.5]."""
+        return self._pixels().reshape(SIDE * SIDE, FEATURE_SIZE) - 0.5
+
+    def picture(self) -> np.ndarray:
+        """The scene as an RGB image, uint8 (32, 32, 3)."""
+        pixels = self._pixels().permute(0, 2, 1, 3, 4).reshape(SIDE * CELL, SIDE * CELL, 3)
+        return (pixels * 255).round().byte().numpy()
+
+    def _pixels(self) -> Tensor:
+        """Rows of cells, cells, rows of pixels, pixels, RGB: (4, 4, 8, 8, 3) in [0, 1]."""
         cells = torch.zeros(SIDE, SIDE, CELL, CELL, 3)
         for shape, color, (row, column) in zip(self.shapes, self.colors, self.cells, strict=True):
             cells[row, column] = _mask(shape)[..., None] * torch.tensor(COLORS[color])
-        return cells.reshape(SIDE * SIDE, FEATURE_SIZE) - 0.5
+        return cells
 
 
 class DemoFeatures:
@@ -80,10 +91,24 @@ class DemoFeatures:
 
     def __init__(self, scenes: dict[str, Scene]) -> None:
         self.scenes = scenes
+        self.extraction: dict[str, Any] = {}
 
     def read(self, name: str) -> Tensor:
         """The features (16, 192) of a scene."""
         return self.scenes[name].features()
+
+
+class PictureFeatures:
+    """The features of image files, as those of scenes: the pixels of 4 x 4 cells. The name of a file is its path."""
+
+    def __init__(self) -> None:
+        self.extraction: dict[str, Any] = {}
+
+    def read(self, name: str) -> Tensor:
+        """The features (16, 192) of a file. Raises CorruptImageError if it cannot be decoded."""
+        pixels = ImageReader(SIDE * CELL).read(Path(name)).float() / 255  # (3, 32, 32)
+        cells = pixels.view(3, SIDE, CELL, SIDE, CELL).permute(1, 3, 2, 4, 0)
+        return cells.reshape(SIDE * SIDE, FEATURE_SIZE) - 0.5
 
 
 @functools.cache

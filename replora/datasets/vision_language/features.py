@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from replora.datasets.common.text_files import read_json
 from replora.datasets.errors import DatasetNotFoundError
 from replora.errors import RepLoRAError
 from replora.io import replacing
 
 SUFFIXES = (".h5", ".npz")
 EXTRACT = "replora-cli prepare clip-features"
+RECORD = "extraction.json"  # file with the options of an extraction, beside its features
 
 
 class FeatureError(RepLoRAError):
@@ -29,7 +31,13 @@ class FeatureError(RepLoRAError):
 
 
 class FeatureSource(Protocol):
-    """A source of features."""
+    """A source of features.
+
+    Attributes:
+        extraction: How they were extracted (`extraction.json`); empty if that is not known.
+    """
+
+    extraction: dict[str, Any]
 
     def read(self, name: str) -> Tensor:
         """The features (n, feature_size) of one image or video, float32."""
@@ -60,6 +68,7 @@ class FeatureFolder:
                 f"There is no folder of features {folder}. VL-Adapter's own CLIP features are no longer available; "
                 f"extract them from the images or videos: {EXTRACT} SOURCE {folder}"
             )
+        self.extraction = read_extraction(folder)
 
     def check_names(self, names: Iterable[str]) -> None:
         """Check that each name has a file, and read the first one, whose shape all others must have.
@@ -115,6 +124,21 @@ class FeatureFolder:
                 f"{bad[0]}). Delete it and extract it again with {EXTRACT}."
             )
         return features if self.frames is None else resized(features, self.frames)
+
+
+def read_extraction(folder: Path) -> dict[str, Any]:
+    """The options of the extraction of a folder of features; empty if they are not recorded.
+
+    Raises:
+        FeatureError: The record is corrupt.
+    """
+    file = folder / RECORD
+    if not file.is_file():
+        return {}
+    recorded = read_json(file, FeatureError, f"It says how the features beside it were extracted with {EXTRACT}.")
+    if not isinstance(recorded, dict):
+        raise FeatureError(f"{file} is not the record of {EXTRACT}: it holds {recorded!r:.50}.")
+    return recorded
 
 
 def resized(features: Tensor, count: int) -> Tensor:

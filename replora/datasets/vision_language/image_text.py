@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from replora.datasets.common.packed import Packed
 from replora.datasets.errors import DatasetNotFoundError, RecordError
 from replora.datasets.vision_language.annotations import build, read_json, read_records, reading, scores, words
 from replora.datasets.vision_language.tasks import VLRecord
@@ -47,7 +48,7 @@ COCO_SPLITS = {
 }
 
 
-def image_text_records(root: Path, task: str, split: ImageTextSplit) -> list[VLRecord]:
+def image_text_records(root: Path, task: str, split: ImageTextSplit) -> Packed[VLRecord]:
     """The records of a task and split, in the order of the files.
 
     Raises:
@@ -63,7 +64,7 @@ def feature_folder(root: Path, task: str, split: ImageTextSplit, features: str =
     return root / home / "clip_features" / features
 
 
-def _vqa(root: Path, split: ImageTextSplit) -> list[VLRecord]:
+def _vqa(root: Path, split: ImageTextSplit) -> Packed[VLRecord]:
     human = {} if split in TRAINING else _human_answers(root / "vqa")
 
     def make(index: int, item: Any) -> list[VLRecord]:
@@ -97,7 +98,7 @@ def _human_answers(folder: Path) -> dict[int, list[str]]:
     return answers
 
 
-def _gqa(root: Path, split: ImageTextSplit) -> list[VLRecord]:
+def _gqa(root: Path, split: ImageTextSplit) -> Packed[VLRecord]:
     def make(index: int, item: Any) -> list[VLRecord]:
         question, sentence, image = str(item["question_id"]), words(item, "sent"), (str(item["img_id"]),)
         if split == "submit":
@@ -109,7 +110,7 @@ def _gqa(root: Path, split: ImageTextSplit) -> list[VLRecord]:
     return build(_read(root / "GQA", "gqa", split, needed), make)
 
 
-def _nlvr2(root: Path, split: ImageTextSplit) -> list[VLRecord]:
+def _nlvr2(root: Path, split: ImageTextSplit) -> Packed[VLRecord]:
     def make(index: int, item: Any) -> list[VLRecord]:
         label, images = item["label"], (words(item, "img0"), words(item, "img1"))
         if label not in (0, 1):
@@ -120,7 +121,7 @@ def _nlvr2(root: Path, split: ImageTextSplit) -> list[VLRecord]:
     return build(_read(root / "nlvr", "nlvr2", split, ("identifier", "img0", "img1", "label", "sent")), make)
 
 
-def _coco(root: Path, split: ImageTextSplit) -> list[VLRecord]:
+def _coco(root: Path, split: ImageTextSplit) -> Packed[VLRecord]:
     """One record per caption in training, one per image with all its captions otherwise."""
 
     def make(index: int, item: Any) -> list[VLRecord]:

@@ -6,7 +6,8 @@ Prompts, lengths and losses are those of VL-Adapter (github.com/ylsung/VL_adapte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from replora.datasets.common.packed import Packed
 from replora.datasets.errors import UnknownTaskError
 from replora.datasets.vision_language.features import FeatureSource
 from replora.errors import nearest
@@ -76,6 +78,19 @@ class VLRecord:
     about: dict[str, Any] = field(default_factory=dict)  # fields that are copied to a submission
 
 
+def pack_records(records: Iterable[VLRecord]) -> Packed[VLRecord]:
+    """Records whose memory loader processes share."""
+    return Packed(records, _encode, _decode)
+
+
+def _encode(record: VLRecord) -> bytes:
+    return pickle.dumps(tuple(vars(record).values()))
+
+
+def _decode(content: bytes) -> VLRecord:
+    return VLRecord(*pickle.loads(content))
+
+
 class VLSample(TypedDict):
     """A record with its features and one answer."""
 
@@ -124,10 +139,10 @@ class VLDataset(Dataset[VLSample]):
     """
 
     def __init__(
-        self, task: VLTask, records: Sequence[VLRecord], features: FeatureSource, prompts: Prompts, seed: int
+        self, task: VLTask, records: Iterable[VLRecord], features: FeatureSource, prompts: Prompts, seed: int
     ) -> None:
         self.task = task
-        self.records = list(records)
+        self.records = records if isinstance(records, Packed) else pack_records(records)
         self.features = features
         self.prompts: Prompts = prompts
         self.seed = seed

@@ -11,9 +11,11 @@ The answers of the test splits were never published, and the server that scored 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from replora.datasets.common.packed import Packed
 from replora.datasets.vision_language.annotations import build, read_records, reading, words
 from replora.datasets.vision_language.tasks import VLRecord
 
@@ -32,7 +34,7 @@ FILES = {
 }
 
 
-def video_text_records(root: Path, task: str, split: VideoTextSplit) -> list[VLRecord]:
+def video_text_records(root: Path, task: str, split: VideoTextSplit) -> Packed[VLRecord]:
     """The records of a task and split, in the order of the files.
 
     Captions: one record per description in training, one per clip with all its descriptions otherwise.
@@ -50,7 +52,7 @@ def video_text_records(root: Path, task: str, split: VideoTextSplit) -> list[VLR
     def make(index: int, item: Any) -> list[VLRecord]:
         if words(item, "vid_name") not in subtitles:
             raise ValueError(f"the video {item['vid_name']!r} has no subtitles; it is")
-        spoken = f"[Subs] {subtitles[item['vid_name']]}"
+        spoken = subtitles[item["vid_name"]]
         if is_choice:
             return [_choice(task, index, item, spoken, split)]
         return _clip(task, index, item, spoken, split)
@@ -63,11 +65,20 @@ def feature_folder(root: Path, task: str, features: str = CLIP_VIT) -> Path:
     return root / "video" / "vis_features" / CHANNELS[task] / features
 
 
+def choice_text(spoken: str, question: str, times: Any, choices: Sequence[str]) -> str:
+    """What the model reads of a question about a video, in the words and spaces of VL-Adapter."""
+    listed = " ".join(f"a{i}: {choice.strip('. ')}." for i, choice in enumerate(choices))  # only the ends lose dots
+    return f"[Subs] {spoken} [Q] {question.strip()} [TS] ({times}) [Choices] {listed}"
+
+
+def clip_text(task: str, spoken: str, times: Any) -> str:
+    """What the model reads of a clip to describe. The times are a list in Python's own spelling: ([5.8, 8.24])."""
+    return f"[Subs] {spoken} [TS] ({times})" if task == "tvc" else f"[Subs] {spoken}"
+
+
 def _choice(task: str, index: int, item: dict[str, Any], spoken: str, split: VideoTextSplit) -> VLRecord:
     count = CHOICES[task]
-    # Words and spaces of VL-Adapter; only the ends of a choice lose their dots.
-    choices = " ".join(f"a{i}: {words(item, f'a{i}').strip('. ')}." for i in range(count))
-    text = f"{spoken} [Q] {words(item, 'q').strip()} [TS] ({item['ts']}) [Choices] {choices}"
+    text = choice_text(spoken, words(item, "q"), item["ts"], [words(item, f"a{i}") for i in range(count)])
     images = (item["vid_name"],)
     if split == "test" and item.get("answer_idx") is None:
         return VLRecord(index, str(item["qid"]), text, images)
@@ -78,8 +89,7 @@ def _choice(task: str, index: int, item: dict[str, Any], spoken: str, split: Vid
 
 
 def _clip(task: str, index: int, item: dict[str, Any], spoken: str, split: VideoTextSplit) -> list[VLRecord]:
-    # A list in Python's own spelling: [TS] ([5.8, 8.24])
-    text = f"{spoken} [TS] ({item['ts']})" if task == "tvc" else spoken
+    text = clip_text(task, spoken, item["ts"] if task == "tvc" else "")
     sentences = [words(one, "desc") for one in item.get("descs") or []]
     if not sentences and split != "test":
         raise ValueError("there is no description ('descs')")

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from replora.datasets.errors import TrackError
-from replora.datasets.image.read import Interpolation
+from replora.datasets.image.resize import Interpolation
 from replora.datasets.vtab.dataset import SPLITS, VTABTask, lists_sha256
 from replora.errors import nearest
+from replora.identity import FILTER_OF_TRACK
 from replora.results import write_json
 
 Track = Literal["archive", "clean"]
@@ -30,15 +31,14 @@ class TrackOptions:
 
     image_format: ImageFormat
     suffix: str
-    interpolation: Interpolation
     normalization: Literal["imagenet", "half"]
 
 
 TRACKS: dict[Track, TrackOptions] = {
-    # NOAH, FacT, Convpass, RepAdapter: images re-encoded as JPEG of quality 75, bicubic, ImageNet mean and deviation.
-    "archive": TrackOptions("JPEG", ".jpg", "bicubic", "imagenet"),
-    # VPT (but for its ImageNet normalization) and Adapter+: the pixels of TensorFlow Datasets, bilinear, 0.5 and 0.5.
-    "clean": TrackOptions("PNG", ".png", "bilinear", "half"),
+    # NOAH, FacT, Convpass, RepAdapter: images re-encoded as JPEG of quality 75, ImageNet mean and deviation.
+    "archive": TrackOptions("JPEG", ".jpg", "imagenet"),
+    # VPT (but for its ImageNet normalization) and Adapter+: the pixels of TensorFlow Datasets, 0.5 and 0.5.
+    "clean": TrackOptions("PNG", ".png", "half"),
 }
 
 
@@ -47,6 +47,11 @@ def track_options(track: str) -> TrackOptions:
     if track not in get_args(Track):
         raise TrackError(f"track={track!r} is not an option. {nearest(track, TRACKS)}")
     return TRACKS[track]  # type: ignore[index]
+
+
+def filter_of_track(track: Track, interpolation: Interpolation | Literal["track"] | None) -> Interpolation:
+    """The filter that the option `interpolation` means."""
+    return FILTER_OF_TRACK.get(interpolation, {}).get(track, interpolation)  # type: ignore[return-value]
 
 
 def track_of_format(image_format: str | None) -> Track | None:

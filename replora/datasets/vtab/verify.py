@@ -119,11 +119,12 @@ class TaskCheck:
             for path, result in zip(files, in_threads(threads, _decode, (folder / p for p in files)), strict=True):
                 decoded[path] = result
                 advance()
-        corrupt = [f"{path} ({result.error})" for path, result in decoded.items() if result.error]
+        corrupt = {path: result.error for path, result in decoded.items() if result.error}
         if corrupt:
-            self.report.unreadable = [f"{folder / name}" for name in corrupt]
+            self.report.unreadable = [f"{folder / path} cannot be read: {error}" for path, error in corrupt.items()]
+            first = "; ".join(f"{path} ({error})" for path, error in list(corrupt.items())[:3])
             self.report.problems.append(
-                f"{len(corrupt):,} of {len(decoded):,} images cannot be decoded, the first: {'; '.join(corrupt[:3])}"
+                f"{len(corrupt):,} of {len(decoded):,} images cannot be decoded, the first: {first}"
             )
         self._check_formats({result.image_format for result in decoded.values() if not result.error})
         self._check_training_lists(decoded)

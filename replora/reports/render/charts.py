@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from replora.io import replacing
+from replora.io import replacing, save_picture
+from replora.reports.render.fonts import drawable, pyplot
 from replora.reports.statistics import Mean
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
@@ -28,6 +29,7 @@ FEW = 6  # largest number of methods for one panel with a legend
 # The same method looks the same in every picture.
 PLACES = {"LoRA": 0, "RepLoRA": 1, "DoRA": 2, "linear": 3, "linear probe": 4}
 
+MAKER = "replora-cli report"
 _VECTOR: ContextVar[Sequence[str]] = ContextVar("vector", default=())
 Curve = Mapping[float, Mean]  # position on the x axis -> mean with its interval, as fractions
 
@@ -71,8 +73,8 @@ def draw_curves(
         clip: Whether values below half of the panel's best are drawn as arrows at its lower edge, with their number.
         behind: A name, and curves that every panel shows in gray with the line style and marker of its own curve.
     """
-    plt = _pyplot()
     methods = list(dict.fromkeys(method for curves in panels.values() for method in curves))
+    plt = pyplot([*panels, *methods])
     look = styles(methods)
     columns = 2 if len(panels) in (2, 4) else min(len(panels), 3)
     rows = -(-len(panels) // columns)
@@ -110,7 +112,7 @@ def draw_curves(
             axis.set_ylim(bottom=bottom)
         if not zoom:
             axis.set_ylim(bottom=0)
-        axis.set_title(title, fontsize=11)
+        axis.set_title(drawable(title), fontsize=11)
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         axis.grid(alpha=0.3)
@@ -166,7 +168,7 @@ def _legend(figure: Any, axes: Any, width: float, panels: int) -> None:
     handles: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
+            handles.setdefault(drawable(label), handle)
     if panels == 1 and len(handles) <= FEW:
         axes[0][0].legend(handles.values(), handles.keys(), fontsize=11)
     elif panels == 1:
@@ -185,8 +187,8 @@ def draw_dots(file: Path, panels: Mapping[str, Mapping[str, Mean]], x_label: str
         panels: Title of a panel -> method -> mean as a fraction, shown in percent. A gray line marks LoRA's mean.
         x_label: Label of the x axis of every panel.
     """
-    plt = _pyplot()
     methods = list(dict.fromkeys(method for means in panels.values() for method in means))
+    plt = pyplot([*panels, *methods])
     look = styles(methods)
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
@@ -203,9 +205,9 @@ def draw_dots(file: Path, panels: Mapping[str, Mapping[str, Mean]], x_label: str
             axis.errorbar([center], [place], xerr=ends, capsize=4, markersize=8, linewidth=1.8, **style)
             if method == REFERENCE:
                 axis.axvline(center, color=GRAY, linewidth=1, zorder=0)
-        axis.set_yticks(range(len(methods)), methods, fontsize=11)
+        axis.set_yticks(range(len(methods)), list(map(drawable, methods)), fontsize=11)
         axis.set_xlabel(x_label)
-        axis.set_title(title, fontsize=11)
+        axis.set_title(drawable(title), fontsize=11)
         axis.grid(axis="x", alpha=0.3)
     axes[0][0].invert_yaxis()
     for axis in list(axes.flat)[len(panels) :]:
@@ -231,9 +233,9 @@ def draw_heat_maps(
         value_label: Label of the color bar.
         framed: Method -> cells that are marked with a frame.
     """
-    plt = _pyplot()
     rows = _in_order(row for cells in maps.values() for row, _ in cells)
     all_columns = {method: _in_order(column for _, column in cells) for method, cells in maps.items()}
+    plt = pyplot([*maps, *rows, *itertools.chain(*all_columns.values())])
     columns = min(3, len(maps))
     lines = -(-len(maps) // columns)
     width = max(len(c) for c in all_columns.values())
@@ -264,9 +266,9 @@ def draw_heat_maps(
             corner = names.index(column) - 0.46, rows.index(row) - 0.46
             axis.add_patch(plt.Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="#D55E00", linewidth=2.5, zorder=3))
         shown = axis.imshow(grid, cmap="cividis", vmin=low, vmax=high, aspect="auto")
-        axis.set_title(method, fontsize=11)
-        axis.set_xticks(range(len(names)), names, fontsize=9)
-        axis.set_yticks(range(len(rows)), rows, fontsize=9)
+        axis.set_title(drawable(method), fontsize=11)
+        axis.set_xticks(range(len(names)), list(map(drawable, names)), fontsize=9)
+        axis.set_yticks(range(len(rows)), list(map(drawable, rows)), fontsize=9)
         axis.set_xlabel(column_label)
         axis.set_ylabel(row_label)
     for axis in list(axes.flat)[len(maps) :]:
@@ -308,15 +310,6 @@ def _whole_ticks(axis: Any) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
-def _pyplot() -> Any:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
 @contextlib.contextmanager
 def vector_files(suffixes: Sequence[str]) -> Iterator[None]:
     """Within the context every picture is also saved with these suffixes (pdf, svg), beside its PNG file."""
@@ -330,10 +323,11 @@ def vector_files(suffixes: Sequence[str]) -> Iterator[None]:
 def _save(figure: Any, file: Path) -> Path:
     import matplotlib as mpl
 
+    save_picture(figure, file, MAKER, dpi=130)
     with mpl.rc_context({"svg.hashsalt": file.name, "svg.fonttype": "none", "pdf.fonttype": 42}):
-        for suffix in ("png", *_VECTOR.get()):
-            undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix)
+        for suffix in _VECTOR.get():
+            undated = {"Creator": MAKER, "CreationDate" if suffix == "pdf" else "Date": None}
             with replacing(file.with_suffix(f".{suffix}")) as temporary:
-                figure.savefig(temporary, dpi=130, format=suffix, metadata=undated)
-    _pyplot().close(figure)
+                figure.savefig(temporary, format=suffix, metadata=undated)
+    pyplot().close(figure)
     return file

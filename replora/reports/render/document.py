@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
+
+from replora.io import csv_text, markdown
 
 WORDS = re.compile(r"[^\W\d_]+|%|\d-\d")
 WORDS_OF_NUMBERS = {"n", "x", "e", "to", "at", "most", "more", "than"}  # `4.1 (n=3)`, `at most 8 to 9.4 (0.9 x)`
@@ -124,7 +126,7 @@ def anchors(blocks: Sequence[Block]) -> list[tuple[Heading, str]]:
     return found
 
 
-def markdown(blocks: Sequence[Block]) -> str:
+def as_markdown(blocks: Sequence[Block]) -> str:
     """The blocks as Markdown, with pictures beside it."""
     texts = [_markdown(block, blocks) for block in blocks if not (isinstance(block, Table) and block.links)]
     return "\n\n".join(filter(None, texts)) + "\n"
@@ -133,38 +135,34 @@ def markdown(blocks: Sequence[Block]) -> str:
 def _markdown(block: Block, blocks: Sequence[Block]) -> str:
     match block:
         case Heading(level, text):
-            return f"{'#' * level} {text}"
+            return f"{'#' * level} {markdown(text)}"
         case Paragraph(text):
-            return text
+            return markdown(text)
         case Bullets(texts):
-            return "\n".join(f"- {text}" for text in texts)
+            return "\n".join(f"- {markdown(text)}" for text in texts)
         case Contents():
             listed = [(heading, name) for heading, name in anchors(blocks) if heading.level > 1]
-            return "\n".join(f"{'  ' * (h.level - 2)}- [{h.text}](#{name})" for h, name in listed)
+            return "\n".join(f"{'  ' * (h.level - 2)}- [{markdown(h.text)}](#{name})" for h, name in listed)
         case Answer(text, detail, _):
-            return f"> {text}\n>\n> {detail}"
+            return f"> {markdown(text)}\n>\n> {markdown(detail)}"
         case Picture(file, caption, note):
-            return f"![{caption}]({file.name})\n\n{caption}{_folded_note(note)}"
+            return f"![{markdown(caption)}]({quote(file.name)})\n\n{markdown(caption)}{_folded_note(note)}"
         case Table(_, caption, columns, rows, note, folded):
             rule = "|" + "|".join("---:" if number else "---" for number in block.numeric) + "|"
             text = "\n".join([_row(columns), rule, *map(_row, rows)])
             if folded:
-                return f"<details><summary>{caption}</summary>\n\n{note}\n\n{text}\n\n</details>"
-            return f"{caption}\n\n{text}{_folded_note(note)}"
+                return f"<details><summary>{html.escape(caption)}</summary>\n\n{markdown(note)}\n\n{text}\n\n</details>"
+            return f"{markdown(caption)}\n\n{text}{_folded_note(note)}"
 
 
 def _folded_note(note: str) -> str:
-    return f"\n\n<details><summary>How to read it</summary>\n\n{note}\n\n</details>" if note else ""
+    return f"\n\n<details><summary>How to read it</summary>\n\n{markdown(note)}\n\n</details>" if note else ""
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(markdown, cells)) + " |"
 
 
 def as_csv(table: Table) -> str:
     """The cells of a table."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows(table.rows)
-    return stream.getvalue()
+    return csv_text([table.columns, *table.rows])

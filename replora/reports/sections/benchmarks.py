@@ -58,6 +58,8 @@ def _published(benchmark: str, group: Group, prefix: str) -> list[Block]:
     columns = _columns(benchmark)
 
     def cells(row: dict[str, Any]) -> list[str]:
+        if "averages" in row:  # no task of it is known for sure
+            return [*[""] * len(columns), *(str(row["averages"].get(name, "")) for name in _averages(benchmark))]
         return _row(benchmark, columns, dict(zip(columns, row["accuracies"], strict=True)))
 
     headings = [*columns, *_averages(benchmark)]

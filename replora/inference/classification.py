@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from replora.datasets.common.files import LeftOut, is_foreign, log_left_out, pri
 from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.errors import CorruptImageError, CorruptVideoError
 from replora.errors import RepLoRAError, nearest
-from replora.io import replace_text
+from replora.io import csv_text, replace_text
 from replora.runs import load_run, module_of
 
 PICTURES = 40  # files kept for a contact sheet
@@ -49,14 +47,12 @@ class Predictions:
     skipped: dict[Path, str] = field(default_factory=dict)
 
 
-def check_options(out: Path, top_k: int, batch_size: int) -> None:
+def check_options(top_k: int, batch_size: int) -> None:
     """Check options before anything is loaded.
 
     Raises:
-        PredictionError: `out` is neither CSV nor JSON, or a number is too small.
+        PredictionError: A number is too small.
     """
-    if out.suffix.lower() not in FORMATS:
-        raise PredictionError(f"out={out}: the file has to end in {' or '.join(FORMATS)}, which selects the format.")
     if top_k < 0 or batch_size < 1:
         raise PredictionError(f"top_k={top_k} and batch_size={batch_size}: top_k is at least 0, batch_size at least 1.")
 
@@ -111,7 +107,8 @@ def predictor_of(run: Path) -> type[Predictor]:
     module = module_of(run)
     if module.predictor is None:
         raise PredictionError(
-            f"{run / 'fit.yaml'} is of {module.__name__!r}, but this is for a run that classifies images or videos."
+            f"{run / 'fit.yaml'} is of {module.__name__!r}, but this is for a run that classifies images or videos, or "
+            "answers questions about them."
         )
     return module.predictor
 
@@ -131,7 +128,7 @@ def load_predictor(run: Path, checkpoint: Path | None = None, device: str = "aut
     """
     predictor = predictor_of(run)
     loaded = load_run(run, checkpoint, force)
-    return predictor.from_run(loaded.model, loaded.data, loaded.options, _device(device))
+    return predictor.from_run(loaded.model, loaded.data, loaded.options, torch_device(device))
 
 
 def classify(
@@ -140,6 +137,7 @@ def classify(
     batch_size: int | None = None,
     skip_corrupt: bool = False,
     advance: Callable[[int], object] = lambda _: None,
+    force: bool = False,
 ) -> Predictions:
     """Classify images or videos; threads decode one batch while the model works on the previous one.
 
@@ -149,6 +147,7 @@ def classify(
         batch_size: Number of files per batch (>= 1). Default: that of the predictor.
         skip_corrupt: Whether to leave out files that cannot be read.
         advance: Called with the number of files of each batch that is done.
+        force: Whether to use an adapter whose training diverged.
 
     Raises:
         CorruptImageError, CorruptVideoError: A file cannot be read, and `skip_corrupt` is off.
@@ -160,7 +159,7 @@ def classify(
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with (
         ThreadPoolExecutor(min(16, usable_cpus()), "decode") as threads,
-        replora.merged(predictor.model),
+        replora.merged(predictor.model, force=force),
     ):
 
         def submit(number: int) -> list[Future[Tensor]]:
@@ -218,21 +217,20 @@ def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5
         content = {"class_names": class_names, "predictions": predictions, "skipped": skipped} | words
         replace_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     first = ["path", "predicted", "probability"]
     if top_k == 0:
-        writer.writerow([*first, *(f"p({name})" for name in class_names), *words])
+        lines = [[*first, *(f"p({name})" for name in class_names), *words]]
         rest = [[f"{p:.6f}" for p in row] for row in found.probabilities.tolist()]
     else:
-        writer.writerow([*first, *(f"{column}_{k}" for k in range(2, count + 1) for column in first[1:]), *words])
+        lines = [[*first, *(f"{column}_{k}" for k in range(2, count + 1) for column in first[1:]), *words]]
         rest = [[text for name, p in row[1:] for text in (name, f"{p:.6f}")] for row in ranked]
     for path, row, more in zip(found.paths, ranked, rest, strict=True):
-        writer.writerow([printable(path), row[0][0], f"{row[0][1]:.6f}", *more, *words.values()])
-    replace_text(file, stream.getvalue())
+        lines.append([printable(path), row[0][0], f"{row[0][1]:.6f}", *more, *words.values()])
+    replace_text(file, csv_text(lines))
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """The device of a name, or of `auto`. Raises PredictionError if it cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
