@@ -7,7 +7,7 @@ import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -180,14 +180,12 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
     """
     import transformers
 
-    failed = f"--base {base}: transformers cannot open it"
+    failed, unknown = f"--base {base}: transformers cannot open it", "and timm has no model of that name"
     try:
         check_hub(base)
         config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ExportError(
-            f"{failed} ({str(error).splitlines()[0]}), and timm has no model of that name. {_FROM_PYTHON}"
-        ) from error
+        raise ExportError(f"{failed} ({str(error).splitlines()[0]}), {unknown}. {_FROM_PYTHON}") from error
     cls: Any = getattr(transformers, wanted or "", None)
     if getattr(cls, "config_class", None) is not type(config):
         architecture = (config.architectures or [""])[0]
@@ -208,14 +206,11 @@ def load_transformers(base: str, heads: tuple[str, ...] = (), wanted: str | None
             f"--base {base} lacks {len(missing)} of the weights of {cls.__name__}, such as {missing[0]}. Get the "
             "complete model; random values would be merged."
         )
-    loaded: nn.Module = model
-    return loaded
+    return cast(nn.Module, model)
 
 
 def export(trained: Trained, out: Path, form: Format, license: str = "unknown", overwrite: bool = False) -> None:
     """Write the adapter for PEFT, or as a file of this package without the weights that only training needs.
-
-    With `overwrite`, an earlier output is replaced.
 
     Raises:
         RepLoRAError: PEFT cannot express the adapter, or `out` exists.
@@ -247,14 +242,13 @@ def merge(trained: Trained, out: Path, license: str = "unknown", overwrite: bool
     """Merge the update into the backbone, verify it on an input, and write the model for stock tools.
 
     A timm model becomes a folder that `timm.create_model("local-dir:OUT", pretrained=True)` opens, a transformers model
-    one for `from_pretrained`, any other a folder with `model.safetensors`. Each has a model card. With `overwrite`, an
-    earlier output is replaced.
+    one for `from_pretrained`, any other a folder with `model.safetensors`. Each has a model card.
 
     Returns:
         The largest difference between merged and unmerged outputs, as a fraction of the largest output.
 
     Raises:
-        RepLoRAError: A weight is quantized, the outputs differ, or `out` exists.
+        RepLoRAError: A weight is quantized, the outputs differ, or `out` exists and `overwrite` is off.
         OSError: It cannot be written; then nothing is left behind.
     """
     model, description = trained.model, replora.describe(trained.model)

@@ -56,6 +56,8 @@ def check_output(
         OutputError: It may not be written; nothing is changed.
         OSError: It cannot be looked at.
     """
+    if "\0" in str(path):
+        raise OutputError(f"{str(path)!r} is no name of a file: it holds a zero byte.")
     if formats and path.suffix.lower() not in formats:
         raise OutputError(f"{path}: the file has to end in {' or '.join(formats)}, which selects the format.")
     if files := [parent for parent in path.parents if parent.is_file()]:
@@ -112,15 +114,20 @@ def new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Itera
     folder = Path(folder)
     check_output(folder, overwrite, folder=True)
     with _parents_of(folder):
-        temporary = _temporary(folder)
+        empty = folder.is_dir() and not any(folder.iterdir())  # it may be a mount point, or where the user stands
+        temporary = _temporary(folder / folder.name) if empty else _temporary(folder)
         temporary.mkdir()  # 0777 less the umask
         mode = temporary.stat().st_mode
         try:
             yield temporary
             for path in temporary.rglob("*"):
                 path.chmod(mode if path.is_dir() else mode & 0o666)
-            check_output(folder, overwrite, folder=True)  # another process may have been faster
-            _put(temporary, folder)
+            if empty:
+                for path in temporary.iterdir():
+                    path.rename(folder / path.name)
+            else:
+                check_output(folder, overwrite, folder=True)  # another process may have been faster
+                _put(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -133,9 +140,6 @@ def _put(temporary: Path, folder: Path) -> None:
     there, new = ({path.relative_to(one) for path in one.rglob("*")} for one in (folder, temporary))
     if lost := sorted(map(str, there - new)):
         raise OutputError(f"{folder} holds {lost[0]!r}, which is no part of this output. Choose another name.")
-    if not there:
-        temporary.replace(folder)
-        return
     former = _temporary(folder)
     folder.rename(former)
     temporary.rename(folder)
@@ -144,7 +148,7 @@ def _put(temporary: Path, folder: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     """A name beside `path` that nothing has, however long the name of `path` is."""
-    return path.with_name(f"{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+    return path.parent / f"{path.name[:100]}.{secrets.token_hex(4)}.tmp"
 
 
 @contextmanager
@@ -283,9 +287,14 @@ def parse_json(text: str, where: str) -> Any:
         raise UnreadableFileError(f"{where} is corrupt: {name} is no number of JSON. {_AGAIN}")
 
     try:
-        return json.loads(text, parse_constant=no_number, object_hook=lambda content: Entries(content, where))
-    except json.JSONDecodeError as error:
-        what = f"{error}" if text.strip() else "it is empty"
+        content = json.loads(text, parse_constant=no_number, object_hook=lambda content: Entries(content, where))
+        if "\\ud" in text.lower():  # half of a surrogate pair is a character that no file can hold
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
+    except UnreadableFileError:
+        raise
+    except ValueError as error:
+        what = str(error).partition(";")[0] if text.strip() else "it is empty"
         raise UnreadableFileError(f"{where} is corrupt: {what}. {_AGAIN}") from error
     except RecursionError:
         raise UnreadableFileError(f"{where} is corrupt: it is nested too deeply. {_AGAIN}") from None

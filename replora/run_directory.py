@@ -66,11 +66,13 @@ def left_as_found(run_dir: Path, verb: str, fresh: bool, started: Callable[[], b
         run_dir: Directory of the run, which need not exist.
         verb: Name of the verb.
         fresh: Whether `create_unique` has just made the directory, and the one in which it lies if that is empty.
-        started: Whether the verb has begun its work, after which everything stays.
+        started: Whether the verb has begun its work, after which everything stays. In the directory of an earlier run,
+            whose record tells nothing of this verb, a log of metrics tells.
     """
     before = {run_dir, *run_dir.rglob("*")} if run_dir.exists() and not fresh else set()
     file = run_dir / f"{verb}.yaml"
     former = file.read_bytes() if file.is_file() else None
+    recorded = (run_dir / "results.json").exists()
     parents = [run_dir.parent] if fresh else [folder for folder in run_dir.parents if not folder.exists()]
     try:
         yield
@@ -78,7 +80,8 @@ def left_as_found(run_dir: Path, verb: str, fresh: bool, started: Callable[[], b
         new = sorted({run_dir, *run_dir.rglob("*")} - before, reverse=True)  # what lies in a folder before the folder
         own = {f"{verb}.yaml", "logs", LOCK, HOLDER}
         others = [path for path in new if path.is_file() and path.relative_to(run_dir).parts[0] not in own]
-        if not started() and not others:
+        begun = any(path.name == "metrics.csv" for path in new) if recorded else started()
+        if not begun and not others:
             for path in new:
                 path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
             if former is not None:

@@ -253,10 +253,7 @@ def load_adapter(
             the adapter computes (not dropout, not init).
     """
     description, state = read_adapter(path)
-    try:
-        config = config_of(description)
-    except RepLoRAError as error:
-        raise RepLoRAError(f"{path}: {error}") from error
+    config = config_of(description)
     target = unwrap(model)
     present = adapters_of(target) if isinstance(getattr(target, "replora", None), Adapters) else None
 
@@ -328,7 +325,7 @@ def config_of(description: Mapping[str, Any]) -> AdapterConfig:
             return PeftMethodConfig(**options)
         if method in _PLAIN_CONFIGS:
             return _PLAIN_CONFIGS[method]()
-    except TypeError as error:
+    except (RepLoRAError, TypeError) as error:
         raise RepLoRAError(f"The adapter file has an option that this release does not know ({error}).") from error
     raise RepLoRAError(f"The adapter file's method {method!r} is not known. {nearest(method, _PLAIN_CONFIGS)}")
 

@@ -123,7 +123,10 @@ def _blocks(
 
 def is_report(folder: Path) -> bool:
     """Whether a folder is that of an earlier report."""
-    return all((folder / name).is_file() for name in ("report.md", "report.html", "runs.csv", "runs.jsonl"))
+    if not all((folder / name).is_file() for name in ("report.md", "report.html", "runs.csv", "runs.jsonl")):
+        return False
+    with (folder / "runs.jsonl").open("rb") as stream:
+        return stream.read(1) == b"{"
 
 
 def _left_out(contents: Sequence[dict[str, Any]], groups: Sequence[Group], skipped: Sequence[str]) -> list[Block]:

@@ -271,8 +271,11 @@ def _check_complete(file: Path, content: dict[str, Any]) -> None:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    lines = read_text(file).splitlines()
-    return [parse_results(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
+    try:
+        lines = read_text(file).splitlines()
+        return [parse_results(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
+    except (ResultsError, UnreadableFileError) as error:
+        raise ReportError(f"{file} cannot be read: {error}") from error
 
 
 def partial_measurement(content: dict[str, Any]) -> list[str]:

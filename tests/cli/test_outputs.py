@@ -11,6 +11,7 @@ from PIL import Image
 
 from replora.cli.main import main
 from replora.io import OutputError, check_output, made_by, new_folder, replacing
+from replora.reports.report import is_report
 from tests.cli.helpers import fit, refused
 from tests.cli.unchanged import unchanged
 
@@ -166,6 +167,26 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
         raise KeyError
     with unchanged(tmp_path), pytest.raises(KeyError), replacing(tmp_path / "x" / "y" / "file"):
         raise KeyError
+
+
+def test_an_empty_folder_keeps_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a mount point, or the folder that the user stands in."""
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    place = Path.cwd().stat().st_ino
+    with new_folder(Path()) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "a").write_text("new")
+    assert Path.cwd().stat().st_ino == place
+    assert [path.name for path in Path.cwd().iterdir()] == ["inner"]
+    with unchanged(tmp_path), pytest.raises(OutputError, match="zero byte"):
+        check_output(tmp_path / "a\0b")
+
+
+def test_a_report_is_known_by_more_than_names(tmp_path: Path) -> None:
+    for name in ("report.md", "report.html", "runs.csv", "runs.jsonl"):
+        (tmp_path / name).write_text("mine")
+    assert not is_report(tmp_path)
 
 
 def test_names_as_long_as_the_file_system_allows(tmp_path: Path) -> None:

@@ -22,4 +22,5 @@ def unchanged(folder: Path) -> Iterator[None]:
     before = snapshot(folder)
     yield
     after = snapshot(folder)
-    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == set()
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    assert changed == [], changed
