@@ -105,6 +105,17 @@ def startup(results: dict[str, Any]) -> list[str]:
     return [table(["command", "seconds", "time / import torch"], rows)]
 
 
+def compilation(results: dict[str, Any]) -> list[str]:
+    rows = [
+        [batch, *(f"{found[batch]['seconds']:.2f} ({found[batch]['graphs']})" for found in results.values())]
+        for batch in next(iter(results.values()))
+    ]
+    return [
+        "Processor seconds of each batch, and in parentheses the graphs compiled so far.",
+        table(["batch", *results], rows),
+    ]
+
+
 def record_memory(results: dict[str, Any]) -> list[str]:
     rows = [
         [
@@ -153,6 +164,7 @@ TABLES = {
     "video_decoding": video_decoding,
     "startup": startup,
     "record_memory": record_memory,
+    "compilation": compilation,
     "scaling": scaling,
     "step_profile": step_profile,
 }

@@ -185,7 +185,8 @@ def test_page_shows_the_results_files(benchmark) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["training_step", "evaluation", "loading", "video_decoding", "startup", "scaling", "record_memory"]
+    "name",
+    ["training_step", "evaluation", "loading", "video_decoding", "startup", "scaling", "record_memory", "compilation"],
 )
 def test_help_explains_every_option(name: str, benchmark, capsys) -> None:
     with pytest.raises(SystemExit):
