@@ -106,6 +106,7 @@ FIELDS = (
     Field("data.shots", "cell splits", "data.shots"),
     Field("data.subset_seed", "splits", "data.subset_seed"),
     Field("data.subset_rule", "stage method splits", label="subset rule"),
+    Field("data.select_fraction", "stage method splits", "data.select_fraction"),
     Field("data.val_fraction", "splits", "data.val_fraction"),
     Field("data.split_seed", "table splits", "data.split_seed", "split seed"),
     Field("fit.optimizer", "splits"),
@@ -168,6 +169,7 @@ OPTIONS: dict[str, Kind] = {
     "data.subset_seed": "repeat",
     "data.shuffle_seed": "repeat",
     "data.train_fraction": "axis",
+    "data.select_fraction": "axis",
     "data.shots": "axis",
     "data.task": "axis",
     "data.split": "axis",
@@ -180,6 +182,7 @@ OPTIONS: dict[str, Kind] = {
 ADDED: dict[str, tuple[Any, ...] | None] = {
     "data.framing": ("crop", "squash"),  # of two runs that both have it, and in the field of the results, these differ
     "data.background": ("white",),
+    "data.select_fraction": (1.0,),
     "data.skip_corrupt": (False,),
     "data.augmentation": ("crop_flip",),
     "model.image_size": None,  # it follows data.image_size

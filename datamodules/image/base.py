@@ -15,7 +15,7 @@ from datamodules.base import BaseDataModule, Split, at_least, one_of
 from datamodules.loader import EpochLoader
 from replora.datasets.common.augment import Augmentation, Augmented
 from replora.datasets.common.in_memory import InMemory, in_memory
-from replora.datasets.common.subsample import places_within, subsample_indices
+from replora.datasets.common.subsample import check_subset_options, places_within, subsample_indices
 from replora.datasets.errors import CorruptImageError, SubsetError
 from replora.datasets.image.normalized import Normalized
 from replora.datasets.image.read import Framing, ImageReader
@@ -81,6 +81,9 @@ class ImageDataModule(BaseDataModule):
         subset_rule: What a fraction or shots of `train` is under `tune`. `within_final` takes the part of
             the subset of `final` that is not validation, so that options are selected on images that are trained on
             later. `by_split` draws a subset of its own: the rule of runs whose files do not have this option.
+        select_fraction: Fraction of the validation images that `tune` validates on, in (0, 1], stratified and drawn by
+            `subset_seed`. With the value of `train_fraction`, options are selected on no more labels than the data that
+            are meant to be few.
         skip_corrupt: Whether to leave out images that cannot be read and count them in the results, instead of stopping
             at the first one.
         allowed_roots: Folders outside `root` where links and absolute paths may lead, one or a list, besides those of
@@ -106,6 +109,7 @@ class ImageDataModule(BaseDataModule):
         background: str = "white",
         normalization: Normalization = "imagenet",
         subset_rule: SubsetRule = "within_final",
+        select_fraction: float = 1.0,
         skip_corrupt: bool = False,
         allowed_roots: list[Path] | Path | None = None,
         **options: Any,
@@ -119,7 +123,9 @@ class ImageDataModule(BaseDataModule):
         one_of(get_args(Framing), framing=framing)
         one_of(get_args(Normalization), normalization=normalization)
         one_of(get_args(SubsetRule), subset_rule=subset_rule)
+        check_subset_options(select_fraction, None)
         self.subset_rule: SubsetRule = subset_rule
+        self.select_fraction = select_fraction
         self.cache_bytes = cache_bytes
         self.image_size = image_size
         self.normalization: Normalization = normalization
@@ -143,6 +149,8 @@ class ImageDataModule(BaseDataModule):
         described = super().describe() | {"num_classes": self.num_classes, **self.preprocessing(), **skipping}
         if self._within_final():
             described["subset_rule"] = self.subset_rule
+        if self._selects_on_part():
+            described["select_fraction"] = self.select_fraction
         return described
 
     def preprocessing(self) -> dict[str, Any]:
@@ -165,12 +173,15 @@ class ImageDataModule(BaseDataModule):
         full = self.build_dataset(split)
         dataset = usable = SkipCorrupt(full, self.image_size) if self.skip_corrupt else full
         names = [str(path) for path in getattr(full, "paths", [])] or [f"{split}/{i}" for i in range(len(full))]
+        used: list[int] | None = None
         if split == self.train_split:
             self.train_indices = self._subset(full)
-            if len(self.train_indices) < len(full):
-                dataset = Subset(usable, self.train_indices)
+            used = self.train_indices
+        elif split == "val" and self._selects_on_part():
+            used = subsample_indices(full.labels, self.select_fraction, seed=self.subset_seed)
+        if used is not None and len(used) < len(full):
+            dataset = Subset(usable, used)
         classes = self.own_classes
-        used = self.train_indices if split == self.train_split else None
         self.lists.add(split, names, [classes[label] for label in full.labels], used)
         form = self.form_of(split)
         if self.reader.interpolation == "tf1_bilinear" and form != "original":
@@ -195,6 +206,9 @@ class ImageDataModule(BaseDataModule):
         """Whether the subset is the part of that of `final`; elsewhere both rules give the same images."""
         subset = self._fraction is not None or self.shots is not None
         return subset and self.protocol == "tune" and self.subset_rule == "within_final"
+
+    def _selects_on_part(self) -> bool:
+        return self.protocol == "tune" and self.select_fraction < 1
 
     def _subset(self, full: ImageDataset) -> list[int]:
         """The positions of the training subset in `train_split`."""

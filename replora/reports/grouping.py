@@ -134,7 +134,9 @@ def _data_of(content: dict[str, Any]) -> dict[str, str]:
         digest = hashlib.sha256(listed.encode()).hexdigest()[:8]
         found["classes"] = listed if len(listed) <= CLASSES_SHOWN else f"{len(names)} classes, list {digest}"
     if measured.get("sha256"):
-        found["measured on"] = f"{measured.get('size')} examples, list {measured['sha256'][:8]}"
+        # Each size may select its options on a part of one validation list (data.select_fraction).
+        count = "" if data.get("protocol") == "tune" else f"{measured.get('size')} examples, "
+        found["measured on"] = f"{count}list {measured['sha256'][:8]}"
     return found
 
 

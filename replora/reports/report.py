@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote
 
 from replora.io import csv_text, replace_text
 from replora.reports.grouping import group_runs
-from replora.reports.render.document import Block, Heading, Paragraph, Table, write_document
-from replora.reports.runs import Group, ReportError, Run, read_runs
+from replora.reports.render.charts import vector_files
+from replora.reports.render.document import Block, Contents, Heading, Paragraph, Table, as_csv, as_markdown
+from replora.reports.render.latex import latex
+from replora.reports.render.page import page
+from replora.reports.runs import Group, ReportError, Run, counted, read_runs
 from replora.reports.sections.benchmarks import benchmark_section
 from replora.reports.sections.commonsense import commonsense_section
+from replora.reports.sections.comparisons import answer_section
 from replora.reports.sections.learning_curves import learning_curve_section
 from replora.reports.sections.learning_rates import learning_rate_section
-from replora.reports.sections.low_data import low_data_section
+from replora.reports.sections.limits import limits_section
+from replora.reports.sections.low_data import low_data_figure, low_data_section
+from replora.reports.sections.provenance import provenance_section
 from replora.reports.sections.validation import validation_section
 from replora.reports.sections.video import video_section
 from replora.results import other_conditions, status_of, stored
@@ -33,7 +42,14 @@ SHOWN_OPTIONS = ("rank", "factors", "hidden", "activation", "sharing")
 UNUSED = {"none": ("hidden", "activation", "sharing"), "linear": ("activation",)}
 
 
-def write_report(sources: Sequence[Path], folder: Path, trials: Collection[str] | None = None) -> list[Path]:
+def write_report(
+    sources: Sequence[Path],
+    folder: Path,
+    trials: Collection[str] | None = None,
+    *,
+    format: Literal["page", "latex"] = "page",
+    all_tasks: bool = False,
+) -> list[Path]:
     """Write the report of the runs in `sources`.
 
     Args:
@@ -42,6 +58,8 @@ def write_report(sources: Sequence[Path], folder: Path, trials: Collection[str] 
             file per table, the pictures, `runs.csv` with one line per run, and `runs.jsonl`, the results themselves,
             from which the report can be made again.
         trials: Trials of the sweep whose report it is; results of other trials are left out and named. Default: all.
+        format: `latex` also writes each table as LaTeX and each picture as PDF and SVG.
+        all_tasks: Whether means include tasks that are trained on at most one example per ten classes.
 
     Returns:
         The files; `report.html` is the second.
@@ -60,24 +78,47 @@ def write_report(sources: Sequence[Path], folder: Path, trials: Collection[str] 
     if not groups:
         reasons = "".join(f"\n  {reason}" for reason in skipped)
         raise ReportError(f"The files hold no run that was trained or tested, so there is nothing to report.{reasons}")
+    groups = [replace(group, all_tasks=all_tasks) for group in groups]
     folder.mkdir(parents=True, exist_ok=True)
-    blocks: list[Block] = [Heading(1, TITLE), Paragraph(_summary(groups))]
+    with vector_files(("pdf", "svg") if format == "latex" else ()):
+        blocks = _blocks(groups, folder, contents, skipped)
+    files = [folder / "report.md", folder / "report.html", folder / "runs.csv", folder / "runs.jsonl"]
+    lines = sorted(_line(content) for content in contents)
+    texts = [as_markdown(blocks), page(blocks, TITLE), _runs_csv(groups), "".join(f"{line}\n" for line in lines)]
+    for table in blocks:
+        if isinstance(table, Table) and not table.links:
+            files.append(folder / f"{table.name}.csv")
+            texts.append(as_csv(table))
+            if format == "latex":
+                files.append(folder / f"{table.name}.tex")
+                texts.append(latex(table))
+    for file, text in zip(files, texts, strict=True):
+        replace_text(file, text)
+    return files
+
+
+def _blocks(
+    groups: Sequence[Group], folder: Path, contents: Sequence[dict[str, Any]], skipped: Sequence[str]
+) -> list[Block]:
+    """The whole report: the answers, then a section for each group that begins with its figure and its limits."""
+    blocks: list[Block] = [Heading(1, TITLE)]
+    for group in groups:
+        blocks += answer_section(group, len(groups) > 1)
+    blocks += [Contents()]
     for number, group in enumerate(groups, start=1):
         prefix = f"{number}_" if len(groups) > 1 else ""
-        blocks += [Heading(2, group.title), *(_conditions(group, prefix))]
+        blocks += [Heading(2, group.title), *low_data_figure(group, folder, prefix), *limits_section(group)]
+        blocks += [Heading(3, "Methods"), *_conditions(group, prefix)]
         blocks += benchmark_section(group, prefix)
         blocks += commonsense_section(group, prefix)
-        blocks += low_data_section(group, folder, prefix)
+        blocks += low_data_section(group, prefix)
         blocks += validation_section(group, prefix)
         blocks += learning_rate_section(group, folder, prefix)
         blocks += learning_curve_section(group, folder, prefix)
     blocks += video_section(groups)
-    blocks += _provenance(groups)
-    blocks += _left_out(contents, groups, skipped)
-    files = write_document(blocks, folder, TITLE)
-    replace_text(folder / "runs.csv", _runs_csv(groups))
-    replace_text(folder / "runs.jsonl", "".join(f"{line}\n" for line in sorted(_line(content) for content in contents)))
-    return [*files, folder / "runs.csv", folder / "runs.jsonl"]
+    blocks += provenance_section(groups)
+    blocks.insert(len(blocks) - 1, Paragraph(_summary(groups)))
+    return [*blocks, *_left_out(contents, groups, skipped), *_links(groups, folder)]
 
 
 def is_report(folder: Path) -> bool:
@@ -155,14 +196,14 @@ def _summary(groups: Sequence[Group]) -> str:
     diverged = sum(run.diverged for run in runs)
     partial = sum(run.status.startswith("partial") for run in runs)
     copies = [same for _, _, same in _replaced(groups)]
-    text = f"{len(runs)} runs: {final} measured on test data"
+    text = f"{counted(len(runs), 'run')}: {final} measured on test data"
     text += f", {selecting} by which options were chosen on validation data" if selecting else ""
     text += f"; {diverged} diverged" if diverged else ""
     text += f"; {partial} partial, in rows of their own and excluded from the means of complete runs" if partial else ""
     if older := copies.count(False):
-        text += f"; {older} older ones with the same method, options, data and seed as a newer one are left out"
+        text += f"; left out: {counted(older, 'older run')} with the same method, options, data and seed as a newer one"
     if any(copies):
-        text += f"; {copies.count(True)} copies of runs among them are left out"
+        text += f"; left out: {counted(copies.count(True), 'further copy')} of runs"
     return f"{text}. Every number comes from the runs' results.json files (runs.jsonl beside this report)."
 
 
@@ -221,20 +262,33 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _provenance(groups: Sequence[Group]) -> list[Block]:
-    """Code, versions, machines and dates of the runs."""
-    entries = [run.results.get("fit") or run.results.get("test") or {} for group in groups for run in group.runs]
-    rows = []
-    for name, values in (
-        ("code", {entry.get("git") for entry in entries}),
-        ("torch", {entry.get("versions", {}).get("torch") for entry in entries}),
-        ("lightning", {entry.get("versions", {}).get("lightning") for entry in entries}),
-        ("machine", {f"{e.get('accelerator')}, {e.get('precision')}" for e in entries if "accelerator" in e}),
-        ("days", {str(entry.get("date", ""))[:10] for entry in entries}),
-    ):
-        known = sorted(str(value) for value in values if value)
-        rows.append([name, ", ".join(known) or "not recorded"])
-    return [Heading(2, "Where the numbers come from"), Table("provenance", "Code and machines", ["", "values"], rows)]
+def _links(groups: Sequence[Group], folder: Path) -> list[Block]:
+    """A link to the directory of each run, where it is known."""
+    found = {id(run.results): run for group in groups for run in group.runs}
+    rows = sorted(
+        ([_short_name(run.results), run.stage, run.method, run.task, str(run.size), str(run.seed), run.status], link)
+        for run in found.values()
+        for link in [_link(run, folder)]
+    )
+    columns = ["run", "stage", "method", "task", "size", "seed", "status"]
+    cells, links = [row for row, _ in rows], [link for _, link in rows]
+    words = "runs.csv has one line per run, and runs.jsonl the results of each."
+    return [
+        Heading(2, "Runs"),
+        Paragraph(words),
+        Table("links", counted(len(rows), "run"), columns, cells, folded=True, links=links),
+    ]
+
+
+def _short_name(content: dict[str, Any]) -> str:
+    """The trial of a run, else the last part of its directory, else what it is."""
+    place = str(content.get("file", ""))
+    return str(content.get("sweep", {}).get("trial") or Path(place).name or _name(content))
+
+
+def _link(run: Run, folder: Path) -> str:
+    place = run.results.get("file")
+    return quote(os.path.relpath(place, folder)) if place and Path(place).exists() else ""
 
 
 def _runs_csv(groups: Sequence[Group]) -> str:

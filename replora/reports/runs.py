@@ -10,6 +10,7 @@ from typing import Any
 from replora.errors import RepLoRAError
 from replora.io import UnreadableFileError, read_text
 from replora.reports.answers import with_right_answers
+from replora.reports.choice import PROPORTIONS
 from replora.results import UNTRAINED, ResultsError, parse_results, read_results, status_of, weights_source
 
 # Order of the methods in tables; other methods follow by name.
@@ -101,6 +102,33 @@ class Run:
         return len(indices) if isinstance(indices, list) and indices else None
 
     @property
+    def validation_examples(self) -> int | None:
+        """Number of labeled validation examples; None if the results do not say."""
+        return self._split_size("val")
+
+    @property
+    def scarce(self) -> bool:
+        """Whether the run was trained on at most one example per ten classes."""
+        classes = self.results.get("data", {}).get("num_classes")
+        return classes is not None and self.examples is not None and 10 * self.examples <= classes
+
+    def test_examples(self, task: str) -> int | None:
+        """Number of test examples of a task on which the metric is a proportion; None if it is none, or unknown."""
+        test = self.results.get("test", {})
+        if self.metric not in PROPORTIONS:
+            return None
+        items = test.get("tasks", {}).get(task, {}).get("items")
+        if items is not None or task != self.task:
+            return None if items is None else int(items)
+        found = test.get("data", {}).get("size") or self._split_size("test")
+        return None if found is None else int(found) - int(self.metrics("test").get("test/skipped") or 0)
+
+    def _split_size(self, split: str) -> int | None:
+        data = self.results.get("data", {})
+        size = data.get("split_sizes", {}).get(split, data.get("splits", {}).get(split, {}).get("size"))
+        return None if size is None else int(size)
+
+    @property
     def rate(self) -> float | None:
         """Peak learning rate."""
         return self._of_optimizer("lr")
@@ -132,11 +160,13 @@ class Group:
         title: Data set and backbone, and in what the group differs from others with the same ones.
         conditions: What they have in common.
         runs: All of them.
+        all_tasks: Whether means include tasks on which a run is `scarce`.
     """
 
     title: str
     conditions: dict[str, Any]
     runs: list[Run]
+    all_tasks: bool = False
 
     @property
     def methods(self) -> list[str]:
@@ -155,6 +185,13 @@ def ordered(methods: Iterable[str]) -> list[str]:
     """Methods in the order of every table and picture."""
     known = {name: place for place, name in enumerate(METHOD_ORDER)}
     return sorted(methods, key=lambda name: (known.get(name, len(known)), name))
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 seed`, `5 seeds`, `2 copies`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
 
 
 def spread(sizes: Sequence[Size]) -> list[Size]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Literal
 
 from replora.datasets.vision_language.tasks import VL_TASKS
 from replora.reports.runs import Group, Run, Size, ordered
-from replora.reports.statistics import Comparison, Mean, compare_paired, mean_over_seeds
+from replora.reports.statistics import Comparison, Mean, compare_paired, mean_over_seeds, proportion_error
 from replora.reports.tasks import ordered_tasks
-
-AVERAGE = "mean of all tasks"
 
 
 class Scores:
@@ -35,13 +34,24 @@ class Scores:
         for run in self.runs:
             self.by_cell.setdefault((run.method, run.size, run.seed), {}).update(_per_task(run, stage))
         self.tasks = ordered_tasks({task for found in self.by_cell.values() for task in found})
+        self.scarce = [] if group.all_tasks else [run for run in self.runs if run.scarce]
+        scarce = {run.task for run in self.scarce}
+        # Means are over the same tasks at every size.
+        self.averaged = [task for task in self.tasks if task not in scarce] or self.tasks
+        self.average = "mean of all tasks"
+        if len(self.averaged) < len(self.tasks):
+            self.average = f"mean of {len(self.averaged)} of {len(self.tasks)} tasks"
+        self.choosing = {
+            size: {run.validation_examples for run in group.selection if run.size == size and not run.diverged}
+            for size in self.sizes
+        }
 
     def over_seeds(self, method: str, size: Size, task: str) -> dict[int, float]:
-        """Seed -> score. The score of `AVERAGE` is the mean over the tasks, for seeds that have all tasks."""
+        """Seed -> score. The score of `average` is the mean over the averaged tasks, for seeds that have all."""
         found = {seed: self.by_cell.get((method, size, seed), {}) for seed in self.seeds}
-        if task == AVERAGE:
-            whole = {seed: scores for seed, scores in found.items() if len(scores) == len(self.tasks) > 0}
-            return {seed: statistics.fmean(scores.values()) for seed, scores in whole.items()}
+        if task == self.average:
+            whole = {seed: [scores[t] for t in self.averaged if t in scores] for seed, scores in found.items()}
+            return {s: statistics.fmean(v) for s, v in whole.items() if len(v) == len(self.averaged) > 0}
         return {seed: scores[task] for seed, scores in found.items() if task in scores}
 
     def mean(self, method: str, size: Size, task: str) -> Mean | None:
@@ -54,34 +64,74 @@ class Scores:
         means = {size: self.mean(method, size, task) for size in self.sizes}
         return {self.place(size): mean for size, mean in means.items() if mean is not None}
 
-    def compare(self, first: str, second: str, sizes: Sequence[Size]) -> Comparison | None:
-        """Compare two methods over all tasks and seeds and the given sizes; None if they have no pair of scores.
+    def sampling_error(self, methods: Sequence[str], sizes: Sequence[Size], task: str) -> float | None:
+        """Standard error from the choice of test examples: of a mean accuracy, or of the difference of two.
 
-        One task with one seed is a unit, because the training sets of its sizes are nested. A unit counts only if it
-        has a pair at every size at which any unit has one; otherwise units would be means over different sizes.
+        It is an upper bound. Two methods count as if they erred on unrelated examples, sizes as if on the same ones;
+        the tests of different tasks are independent. None if a number of test examples is unknown.
         """
-        units: dict[tuple[str, int], list[float]] = {}
+        tasks = self.averaged if task == self.average else [task]
+        per_task = []
+        for each in tasks:
+            errors = []
+            for size in sizes:
+                means = [self.mean(method, size, each) for method in methods]
+                counts = {run.test_examples(each) for run in self.runs if run.size == size and run.method in methods}
+                (count,) = {n for n in counts if n is not None} if len(counts - {None}) == 1 else {None}
+                if count is None or not all(mean is not None and 0 <= mean.value <= 1 for mean in means):
+                    return None
+                errors.append(math.hypot(*(proportion_error(mean.value, count) for mean in means if mean is not None)))
+            per_task.append(statistics.fmean(errors))
+        return math.hypot(*per_task) / len(per_task) if per_task and sizes else None
+
+    def compare(self, first: str, second: str, sizes: Sequence[Size]) -> Comparison | None:
+        """Compare two methods over tasks, or seeds of the only task, at sizes; None if they have no pair of scores.
+
+        Of several tasks each is a unit, with its mean over seeds and sizes: seeds of one task say nothing about other
+        tasks. The interval then contains the choice of test examples as well. Of one task each seed is a unit, because
+        the training sets of its sizes are nested. A seed counts only if it has a pair at every size at which any has
+        one; otherwise units would be means over different sizes.
+        """
+        pairs = {task: self._pairs(first, second, sizes, task) for task in self.averaged}
+        if len(self.averaged) > 1:
+            units = [[d for seed in found.values() for d in seed] for found in pairs.values() if found]
+            return compare_paired(units) if units else None
+        return self.compare_on(self.averaged[0], first, second, sizes)
+
+    def compare_on(self, task: str, first: str, second: str, sizes: Sequence[Size]) -> Comparison | None:
+        """Compare two methods on a task, or on these tasks if it is `average`, with seeds as units."""
+        units = self._pairs(first, second, sizes, task)
+        if not units:
+            return None
+        common = self.common_sizes(first, second, sizes)
+        return compare_paired(
+            [units[seed] for seed in sorted(units)], self.sampling_error((first, second), common, task)
+        )
+
+    def _pairs(self, first: str, second: str, sizes: Sequence[Size], task: str) -> dict[int, list[float]]:
+        """Seed -> differences at each of the sizes that the two have in common, for seeds that have all of them."""
+        units: dict[int, list[float]] = {}
         for size in sizes:
-            for task in self.tasks:
-                one, other = (self.over_seeds(method, size, task) for method in (first, second))
-                for seed in one.keys() & other.keys():
-                    units.setdefault((task, seed), []).append(one[seed] - other[seed])
+            one, other = (self.over_seeds(method, size, task) for method in (first, second))
+            for seed in one.keys() & other.keys():
+                units.setdefault(seed, []).append(one[seed] - other[seed])
         most = len(self.common_sizes(first, second, sizes))
-        whole = [units[unit] for unit in sorted(units) if len(units[unit]) == most]
-        return compare_paired(whole) if whole else None
+        return {seed: found for seed, found in units.items() if len(found) == most}
 
     def common_sizes(self, first: str, second: str, sizes: Sequence[Size]) -> list[Size]:
         """The sizes at which two methods have a pair of scores."""
         return [
             size
             for size in sizes
-            if any(self.over_seeds(first, size, t).keys() & self.over_seeds(second, size, t).keys() for t in self.tasks)
+            if any(
+                self.over_seeds(first, size, t).keys() & self.over_seeds(second, size, t).keys() for t in self.averaged
+            )
         ]
 
     @property
     def panels(self) -> list[str]:
         """Names of the panels: the only task, or the mean of all tasks followed by each task."""
-        return self.tasks if len(self.tasks) == 1 else [AVERAGE, *self.tasks]
+        return self.tasks if len(self.tasks) == 1 else [self.average, *self.tasks]
 
     @property
     def counted(self) -> bool:
@@ -97,14 +147,23 @@ class Scores:
 
     @property
     def axis(self) -> str:
-        """Label of the axis of `place`."""
+        """Label of the axis of `place`, with the number of further labels by which options were selected."""
+        counts = {self.labels(size) for size in self.sizes}
+        more = f" (+ {min(counts)} validation labels)" if len(counts) == 1 and counts != {0} else ""
         if self.counted:
-            return "training examples"
-        return "training examples per class" if self.shots else "part of the training data (%)"
+            return f"training examples{more}"
+        return ("training examples per class" if self.shots else "part of the training data (%)") + more
+
+    def labels(self, size: Size) -> int:
+        """Number of validation labels that selected the options of a size; 0 if there are none, or it is not known."""
+        counts = self.choosing[size]
+        return min(n or 0 for n in counts) if len(counts) == 1 else 0
 
     def name(self, size: Size) -> str:
-        """Name of a size in tables: `10 % (80)`."""
-        return f"{size} ({self.place(size):g})" if self.counted else str(size)
+        """Name of a size in tables: `10 % (80 + 200)`, with the labels that train and those that select options."""
+        labels = [f"{self.place(size):g}"] if self.counted else []
+        labels += [str(self.labels(size))] if labels and self.labels(size) else []
+        return f"{size} ({' + '.join(labels)})" if labels else str(size)
 
 
 def _per_task(run: Run, stage: str) -> dict[str, float]:

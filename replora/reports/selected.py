@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from replora.reports.choice import Choice, choose, edges_of
 from replora.reports.runs import Group, Run, Size
 
 Point = tuple[float | None, float | None]  # learning rate, weight decay
@@ -22,6 +22,12 @@ class Selected:
         value: Mean of the metric over the seeds of the first stage.
         metric: Metric of the selection, such as `val/accuracy`.
         recorded: Whether the final runs record the selection.
+        seeds: Number of seeds of the first stage; None if it is not known.
+        examples: Number of validation examples; None if it is not known.
+        tied: Number of other points that are equally good.
+        noise: Whether the next best point lies within one standard error; None if the error is not known.
+        edge: `lowest` or `highest` if the learning rate is at an edge of its grid and no other point is equally good.
+        shared: Whether all sizes share the point.
     """
 
     rate: float
@@ -29,33 +35,78 @@ class Selected:
     value: float
     metric: str
     recorded: bool
+    seeds: int | None
+    examples: int | None
+    tied: int
+    noise: bool | None
+    edge: str
+    shared: bool = False
 
 
 def find_selected(group: Group, method: str, task: str, size: Size) -> Selected | None:
     """The selected point of one method, task and size; None if no point qualifies."""
+    there = _of(group.selection, method, task, size)
     finals = [run for run in _of(group.final, method, task, size) if _rule(run).get("means")]
+    counts = {run.validation_examples for run in there or finals if not run.diverged}
+    (examples,) = counts if len(counts) == 1 else (None,)
+    grid = {_name(point): _options(point) for point in sorted(set(map(_point, there)), key=_ascending)}
     if finals:
         newest = max(finals, key=lambda run: str(run.results.get("fit", {}).get("date", "")))
         rule = _rule(newest)
-        best = min if rule.get("mode") == "min" else max
-        known = [mean for mean in rule["means"].values() if mean is not None]
-        if known and newest.rate is not None:
-            return Selected(newest.rate, newest.decay, best(known), rule["metric"], recorded=True)
-    there = _of(group.selection, method, task, size)
+        known = {name: [mean] for name, mean in rule["means"].items() if mean is not None}
+        best = choose(known, {name: {} for name in known}, rule["metric"], rule.get("mode", "max"), "lowest", examples)
+        if best is not None and newest.rate is not None:
+            seeds = rule.get("seeds") or len({run.seed for run in there}) or None
+            if seeds == 1 or rule.get("noise") is not None or not there:
+                noise, tied = rule.get("noise", best.noise), rule.get("tied", best.tied)
+            else:
+                again = _choose(there, grid, rule, {run.seed for run in there}, examples)
+                noise, tied = (again.noise, again.tied) if again else (None, best.tied)
+            edge = "" if tied else _edge(newest.rate, newest.decay, grid)
+            value, shared = known[best.point][0], rule.get("choice") == "per_method"
+            metric, decay = rule["metric"], newest.decay
+            return Selected(newest.rate, decay, value, metric, True, seeds, examples, tied, noise, edge, shared)
     if not there:
         return None
     rule = next((rule for run in group.runs if (rule := _rule(run))), {})
-    metric = str(rule.get("metric", f"val/{there[0].metric}"))
-    sign = -1 if rule.get("mode") == "min" else 1
-    seeds = {run.seed for run in group.selection}
-    means = {point: _mean(there, point, metric, seeds) for point in dict.fromkeys(map(_point, there))}
-    usable = {point: mean for point, mean in means.items() if mean is not None and point[0] is not None}
-    if not usable:
+    rule = {"metric": f"val/{there[0].metric}", **rule}
+    found = _choose(there, grid, rule, {run.seed for run in group.selection}, examples)
+    if found is None:
         return None
-    best_point = max(sorted(usable, key=_ascending), key=lambda point: sign * usable[point])
-    rate, decay = best_point
+    rate, decay = next(point for point in map(_point, there) if _name(point) == found.point)
     assert rate is not None
-    return Selected(rate, decay, usable[best_point], metric, recorded=False)
+    seeds, values = len({run.seed for run in group.selection}), _values(there, rule["metric"])[found.point]
+    value, edge = sum(values.values()) / len(values), "" if found.tied else _edge(rate, decay, grid)
+    return Selected(rate, decay, value, rule["metric"], False, seeds, examples, found.tied, found.noise, edge)
+
+
+def _choose(
+    runs: Sequence[Run],
+    grid: dict[str, dict[str, float]],
+    rule: dict[str, Any],
+    seeds: set[int],
+    examples: int | None,
+) -> Choice | None:
+    """The choice among the points that have all seeds; a run that diverged has no value."""
+    values = _values(runs, rule["metric"])
+    usable = {n: [v[s] for s in sorted(v)] for n, v in values.items() if v.keys() == seeds and "lr" in grid[n]}
+    return choose(usable, grid, rule["metric"], rule.get("mode", "max"), rule.get("ties", "middle"), examples)
+
+
+def _values(runs: Sequence[Run], metric: str) -> dict[str, dict[int, float]]:
+    """Name of a point -> seed -> value."""
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        value = run.metrics("fit").get(metric)
+        if value is not None:
+            found.setdefault(_name(_point(run)), {})[run.seed] = value
+    return found
+
+
+def _edge(rate: float, decay: float | None, grid: dict[str, dict[str, float]]) -> str:
+    if not edges_of(_options((rate, decay)), list(grid.values())).get("lr"):
+        return ""
+    return "lowest" if rate == min(point["lr"] for point in grid.values() if "lr" in point) else "highest"
 
 
 def _of(runs: Sequence[Run], method: str, task: str, size: Size) -> list[Run]:
@@ -72,11 +123,12 @@ def _point(run: Run) -> Point:
     return run.rate, run.decay
 
 
-def _mean(runs: Sequence[Run], point: Point, metric: str, seeds: set[int]) -> float | None:
-    """Mean of a point over the seeds; None if a run diverged or a seed is missing."""
-    values = {run.seed: run.metrics("fit").get(metric) for run in runs if _point(run) == point}
-    known = [value for value in values.values() if value is not None]
-    return statistics.fmean(known) if len(known) == len(seeds) else None
+def _name(point: Point) -> str:
+    return str(point)
+
+
+def _options(point: Point) -> dict[str, float]:
+    return {name: value for name, value in zip(("lr", "decay"), point, strict=True) if value is not None}
 
 
 def _ascending(point: Point) -> tuple[float, float]:

@@ -1,6 +1,6 @@
-"""The statistics of reports: intervals over seeds, paired comparisons, the data that one method needs to reach another.
+"""The statistics of reports: intervals over seeds or tasks, paired comparisons, data needed.
 
-Each function states its assumptions. With few seeds the intervals are wide, as they should be.
+Each function states its assumptions. All intervals are Student's t intervals, also with few units, where they are wide.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import norm, t
 
-RESAMPLES = 10_000
-DATA_RESAMPLES = 2_000
-BOOTSTRAP_SEED = 0
+EXACT_UNITS = 20  # largest number of units of which a test tries all sign patterns
+PATTERNS = 10_000  # number of random sign patterns beyond
+SIGN_SEED = 0
+CURVE_POINTS = 1_000
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,19 @@ def in_percent(mean: Mean | None, seeds: float = math.inf) -> str:
     return f"{100 * mean.value:.1f}{half}" + (f" (n={mean.count})" if mean.count < seeds else "")
 
 
+def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the 95 % interval of the mean over the last axis by Student's t: mean ± t(n-1) s / sqrt(n).
+
+    Assumes independent units with about normal values. There must be at least two units.
+    """
+    count = values.shape[-1]
+    quantile = float(t.ppf(0.5 + CONFIDENCE / 2, count - 1))
+    mean, half = values.mean(axis=-1), quantile * values.std(axis=-1, ddof=1) / math.sqrt(count)
+    return mean - half, mean + half
+
+
 def mean_over_seeds(values: Sequence[float]) -> Mean:
-    """The mean and its 95 % interval by Student's t: mean ± t(n-1) s / sqrt(n). Assumes runs of independent seeds.
+    """The mean and its 95 % interval by Student's t. Assumes runs of independent seeds.
 
     Raises:
         ValueError: There is no value.
@@ -57,9 +70,22 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
     mean, count = statistics.fmean(values), len(values)
     if count == 1:
         return Mean(mean, None, None, 1, None)
-    deviation = statistics.stdev(values)
-    half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
-    return Mean(mean, mean - half, mean + half, count, deviation)
+    low, high = t_interval(np.array(values))
+    return Mean(mean, float(low), float(high), count, statistics.stdev(values))
+
+
+def proportion_error(accuracy: float, examples: int) -> float:
+    """Standard error of an accuracy from the choice of its test examples: that of a binomial proportion.
+
+    For a mean over runs on the same test examples it is an upper bound, reached if all runs err on the same ones.
+    """
+    return math.sqrt(accuracy * (1 - accuracy) / examples)
+
+
+def half_widths(low: float, high: float, error: float) -> tuple[float, float, float]:
+    """Half the 95 % interval of what its ends contain, of an independent standard error, and of both together."""
+    own, other = (high - low) / 2, float(norm.ppf(0.5 + CONFIDENCE / 2)) * error
+    return own, other, math.hypot(own, other)
 
 
 @dataclass(frozen=True)
@@ -68,16 +94,18 @@ class Comparison:
 
     Attributes:
         difference: Mean of first minus second.
-        low: Lower end of the 95 % bootstrap interval; None for a single unit.
+        low: Lower end of the 95 % interval by Student's t over the units; None for a single unit.
         high: Upper end of the interval; None for a single unit.
         p_value: Two-sided p value of the sign-flip test: how often a difference of this size or larger arises if both
             methods are equally good.
         least: Smallest possible p value with this number of units: 1 / 2 ** (units - 1), which is 0.0625 for five. For
-            many units, whose sign patterns are sampled, it is 1 / `RESAMPLES`.
+            many units, whose sign patterns are sampled, it is 1 / `PATTERNS`.
         units: Number of independent units.
         wins: Number of pairs in which the first is better.
         ties: Number of pairs in which they are equal.
         losses: Number of pairs in which the second is better.
+        sampling_error: Standard error of the difference from the choice of test examples, which the interval does not
+            contain; None if it is unknown, or in the interval.
     """
 
     difference: float
@@ -89,21 +117,37 @@ class Comparison:
     wins: int
     ties: int
     losses: int
+    sampling_error: float | None = None
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 if the interval excludes 0, the rule for a significant difference; 0 if it does not."""
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+            return 0
+        return 1 if self.low > 0 else -1
+
+    @property
+    def total(self) -> tuple[float, float] | None:
+        """The interval with the choice of test examples; None if that is unknown, or already in the interval."""
+        if self.low is None or self.high is None or self.sampling_error is None:
+            return None
+        *_, half = half_widths(self.low, self.high, self.sampling_error)
+        return self.difference - half, self.difference + half
 
 
-def compare_paired(units: Sequence[Sequence[float]]) -> Comparison:
-    """The mean of paired differences, first minus second, with a percentile bootstrap interval and a sign-flip test.
+def compare_paired(units: Sequence[Sequence[float]], sampling_error: float | None = None) -> Comparison:
+    """The mean of paired differences, first minus second, with an interval by Student's t and a sign-flip test.
 
-    A unit holds differences that depend on each other: those of one task and seed over the sizes, whose training sets
-    are nested. The bootstrap draws units, and the test flips their signs, as a whole. The bootstrap draws `RESAMPLES`
-    samples with replacement and a fixed seed, so the same units always give the same interval. With few units the
-    interval is too narrow; the p value is not affected.
+    A unit holds differences that depend on each other: those of one seed over the sizes, whose training sets are
+    nested, or those of one task. The interval decides whether a difference is significant: it keeps its level also for
+    the few units with which the sign-flip test, which needs no normal differences, cannot fall below 0.05.
 
-    Both are written in NumPy instead of calling scipy.stats: published figures depend on this stream of random numbers,
-    and `permutation_test` never returns less than 2 / (n + 1) where it samples.
+    The test is written in NumPy instead of calling scipy.stats: `permutation_test` never returns less than 2 / (n + 1)
+    where it samples.
 
     Args:
         units: Differences of the pairs of each unit.
+        sampling_error: As in `Comparison`.
 
     Raises:
         ValueError: There is no unit, or a unit without a difference.
@@ -111,35 +155,33 @@ def compare_paired(units: Sequence[Sequence[float]]) -> Comparison:
     if not units or not all(units):
         raise ValueError("A comparison needs at least one unit, and each at least one difference.")
     means = np.array([statistics.fmean(unit) for unit in units])
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
-    low = high = None
-    if len(means) > 1:
-        drawn = means[generator.integers(len(means), size=(RESAMPLES, len(means)))].mean(axis=1)
-        low, high = (float(end) for end in np.quantile(drawn, [0.025, 0.975]))
+    low, high = map(float, t_interval(means)) if len(means) > 1 else (None, None)
     pairs = np.array([difference for unit in units for difference in unit])
     return Comparison(
         difference=float(means.mean()),
         low=low,
         high=high,
-        p_value=_sign_flips(means, generator),
-        least=0.5 ** (len(means) - 1) if 2 ** len(means) <= RESAMPLES else 1 / RESAMPLES,
+        p_value=_sign_flips(means),
+        least=0.5 ** (len(means) - 1) if len(means) <= EXACT_UNITS else 1 / PATTERNS,
         units=len(means),
         wins=int((pairs > 0).sum()),
         ties=int((pairs == 0).sum()),
         losses=int((pairs < 0).sum()),
+        sampling_error=sampling_error,
     )
 
 
-def _sign_flips(means: np.ndarray, generator: np.random.Generator) -> float:
-    """Fraction of sign patterns (all, or `RESAMPLES` random ones for many units) whose mean is at least as large."""
-    count = len(means)
-    if 2**count <= RESAMPLES:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=count)))
+def _sign_flips(means: np.ndarray) -> float:
+    """Fraction of sign patterns (all, or `PATTERNS` random ones for many units) whose sum is at least as large."""
+    if len(means) <= EXACT_UNITS:
+        sums = means[:1]  # the other sign of the first unit gives the same sizes
+        for mean in means[1:]:
+            sums = np.concatenate([sums + mean, sums - mean])
     else:
-        signs = generator.choice((1.0, -1.0), size=(RESAMPLES, count))
+        signs = np.random.default_rng(SIGN_SEED).choice((1.0, -1.0), size=(PATTERNS, len(means)))
         signs[0] = 1.0  # the observed pattern is one of them
-    found = np.abs((signs * means).mean(axis=1))
-    return float((found >= abs(means.mean()) - 1e-12).mean())
+        sums = signs @ means
+    return float((np.abs(sums) >= abs(means.sum()) - 1e-12 * len(means)).mean())
 
 
 @dataclass(frozen=True)
@@ -183,10 +225,10 @@ def data_needed(curve: Mapping[float, float], accuracy: float) -> DataNeeded:
 def data_needed_interval(
     curve: Mapping[float, Mapping[int, float]], target: Mapping[int, float]
 ) -> tuple[DataNeeded, DataNeeded] | None:
-    """A 95 % percentile bootstrap interval of `data_needed` over seeds, the same for the curve and the target.
+    """A 95 % interval of `data_needed` over seeds, the same for the curve and the target.
 
-    If an end is a bound, the interval may reach beyond the measured sizes. The bootstrap draws `DATA_RESAMPLES` samples
-    with a fixed seed. With few seeds the interval is too narrow.
+    It reaches from the smallest to the largest amount at which the paired difference between curve and target has an
+    interval by Student's t that contains 0. If an end is a bound, the interval may reach beyond the measured sizes.
 
     Args:
         curve: Size -> seed -> accuracy, for the method that needs the data.
@@ -195,17 +237,19 @@ def data_needed_interval(
     Returns:
         The ends of the interval; None if a seed is missing at some size, or there is only one seed.
     """
-    seeds = sorted(target)
+    seeds, sizes = sorted(target), sorted(curve)
     if len(seeds) < 2 or any(sorted(scores) != seeds for scores in curve.values()):
         return None
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
-    drawn = generator.integers(len(seeds), size=(DATA_RESAMPLES, len(seeds)))
-    means = {size: np.array([scores[s] for s in seeds])[drawn].mean(axis=1) for size, scores in curve.items()}
-    reached = np.array([target[seed] for seed in seeds])[drawn].mean(axis=1)
-    order = {"at most": 0, "": 1, "more than": 2}
-    found = [
-        data_needed({size: float(mean[i]) for size, mean in means.items()}, float(reached[i]))
-        for i in range(DATA_RESAMPLES)
-    ]
-    found.sort(key=lambda needed: (order[needed.bound], needed.size))
-    return found[round(0.025 * (DATA_RESAMPLES - 1))], found[round(0.975 * (DATA_RESAMPLES - 1))]
+    amounts = np.union1d(np.geomspace(sizes[0], sizes[-1], CURVE_POINTS)[1:-1], sizes)
+    of_seeds = [np.interp(np.log(amounts), np.log(sizes), [curve[size][seed] for size in sizes]) for seed in seeds]
+    low, high = t_interval(np.stack(of_seeds, axis=1) - np.array([target[seed] for seed in seeds]))
+    possible = amounts[(low <= 0) & (high >= 0)]
+    if not len(possible):
+        means = {size: statistics.fmean(scores.values()) for size, scores in curve.items()}
+        only = data_needed(means, statistics.fmean(target.values()))
+        return only, only
+    first, last = float(possible[0]), float(possible[-1])
+    return (
+        DataNeeded(first, "at most" if first == sizes[0] else ""),
+        DataNeeded(last, "more than" if last == sizes[-1] else ""),
+    )

@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Stage = Literal["select", "final"]
@@ -121,6 +121,15 @@ class Sweep:
     final: StagePlan | None
     overriding: Options
     seconds_per_trial: float | None
+
+    def with_select_seeds(self, count: int) -> Sweep:
+        """The sweep with this number of seeds in its first stage: those of the file, then the next whole numbers."""
+        if self.select is None:
+            return self
+        seeds = self.select.seeds
+        more = (seed for seed in itertools.count() if seed not in seeds)
+        seeds = [*seeds, *itertools.islice(more, max(0, count - len(seeds)))][:count]
+        return replace(self, select=replace(self.select, seeds=seeds))
 
     def selection_trials(self) -> list[Trial]:
         """Every method, task and size at every point of its grid, seed after seed: early results are balanced."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from replora.progress import table_console
 from replora.reports.summary import format_metric
 from replora.sweeps.plan import Point, Sweep, Trial
 from replora.sweeps.progress import Progress
-from replora.sweeps.select import Selection, select_points
+from replora.sweeps.select import Per, Rule, Selection, select_points, selection_rule
 from replora.sweeps.trial import check_options, check_same_configuration, finished, set_aside_other_point
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class UnfinishedSweepError(RepLoRAError):
     """Some trials failed or were not started."""
 
 
-def run_sweep(sweep: Sweep, home: Path, address: str | None, resources: Resources) -> None:
+def run_sweep(sweep: Sweep, home: Path, address: str | None, resources: Resources, choice: Per | None = None) -> None:
     """Run the trials that are not finished yet.
 
     Args:
@@ -32,6 +33,7 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, resources: Resource
         home: Directory of the trials, locked by `locked`.
         address: Address of a Ray cluster; None for this machine.
         resources: Resources of a trial.
+        choice: Whether sizes share a selected point. Default: as the directory records it, else each has its own.
 
     Raises:
         RepLoRAError: A directory holds other trials, no cluster answers, or no point can be selected.
@@ -45,9 +47,10 @@ def run_sweep(sweep: Sweep, home: Path, address: str | None, resources: Resource
         chosen: dict[tuple[str, str, str], Selection] = {}
         if sweep.select:
             trials = sweep.selection_trials()
-            will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode}
+            rule = selection_rule(home, choice)
+            will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
             failures |= _run_stage(cluster, sweep, home, trials, dict.fromkeys(sweep.cells(), will_be))
-            chosen = selections_so_far(sweep, home)
+            chosen = selections_so_far(sweep, home, rule)
             print_selections(sweep, chosen)
         if sweep.final and sweep.select:
             finals = sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
@@ -115,7 +118,7 @@ def _run_stage(
     return {folder: progress.failures.get(folder, reason) for folder, reason in reasons.items()}
 
 
-def selections_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Selection]:
+def selections_so_far(sweep: Sweep, home: Path, rule: Rule) -> dict[tuple[str, str, str], Selection]:
     """`Trial.cell` -> selection, for the cells whose trials of the first stage have all ended.
 
     Prints the missing trials of the other cells: without them a grid would have fewer points than the other grids.
@@ -124,6 +127,8 @@ def selections_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Se
     results = [(trial, finished(home, trial)) for trial in sweep.selection_trials()]
     missing = [trial for trial, result in results if result is None]
     waiting = {trial.cell for trial in missing}
+    if rule.choice == "per_method":
+        waiting = {cell for cell in sweep.cells() if any(cell[:2] == other[:2] for other in waiting)}
     if missing:
         listed = "".join(f"\n  {trial.folder}" for trial in missing[:10])
         more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
@@ -132,7 +137,8 @@ def selections_so_far(sweep: Sweep, home: Path) -> dict[tuple[str, str, str], Se
             f"method, task and size, because trials of their grids did not end:{listed}{more}",
             flush=True,
         )
-    return select_points(sweep.select, [(trial, result) for trial, result in results if trial.cell not in waiting])
+    there = [(trial, result) for trial, result in results if trial.cell not in waiting]
+    return select_points(sweep.select, there, rule)
 
 
 def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -> None:
@@ -144,7 +150,7 @@ def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -
 
 
 def print_selections(sweep: Sweep, chosen: dict[tuple[str, str, str], Selection]) -> None:
-    """Print one row per method, task and size. A selection at the edge of its grid is marked."""
+    """Print one row per method, task and size. Ties, noise and edges of a grid are marked."""
     if all(len(method.grid) == 1 for method in sweep.methods):
         return
     table = Table(title="chosen on the validation images", title_style="bold", title_justify="left")
@@ -157,6 +163,6 @@ def print_selections(sweep: Sweep, chosen: dict[tuple[str, str, str], Selection]
             table.add_row(task, size, method, "nothing: trials are missing, or every point diverged", "")
             continue
         assert sweep.select is not None
-        edge = ", at the edge of the grid" if any(choice.at_edge.values()) else ""
-        table.add_row(task, size, method, choice.point.name + edge, format_metric(sweep.select.metric, choice.mean))
+        mean = format_metric(sweep.select.metric, choice.mean)
+        table.add_row(task, size, method, choice.point.name + choice.remarks(), mean)
     table_console().print(table)

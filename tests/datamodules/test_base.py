@@ -219,6 +219,25 @@ def test_the_subset_of_tune_is_the_part_of_final_s_that_is_not_validation(amount
     assert "subset_rule" not in former.describe()  # as in results from before there was a choice
 
 
+def test_options_may_be_selected_on_a_part_of_the_validation_images() -> None:
+    """A stratified part under `tune` alone, drawn by the seed of the subset; else nothing changes."""
+    whole, part = made(protocol="tune"), made(protocol="tune", select_fraction=0.5)
+    assert part.describe()["split_sizes"] == {"train": 80, "val": 10}
+    assert part.describe()["splits"]["val"]["sha256"] == whole.describe()["splits"]["val"]["sha256"]
+    assert part.describe()["select_fraction"] == 0.5
+    labels = list(part.build_dataset("val").labels)
+    used = subsample_indices(labels, 0.5, seed=0)
+    assert flat(positions(part.val_dataloader())) == used
+    other = made(protocol="tune", select_fraction=0.5, subset_seed=1)
+    assert flat(positions(other.val_dataloader())) != used
+    holdout = made(protocol="holdout", select_fraction=0.5).describe()
+    assert holdout["split_sizes"]["val"] == 20
+    assert "select_fraction" not in holdout
+    assert "select_fraction" not in whole.describe()
+    with pytest.raises(SubsetError):
+        made(protocol="tune", select_fraction=0.0)
+
+
 def test_subsets_are_nested_and_seeded() -> None:
     chosen = {options: set(made(train_fraction=options[0], subset_seed=options[1]).train_indices or [])
               for options in [(0.1, 0), (0.3, 0), (0.1, 1)]}  # fmt: skip

@@ -38,7 +38,7 @@ def dated(date: str, run_id: str, seed: int = 0) -> dict[str, Any]:
 def test_a_replaced_run_is_named_with_its_directory_and_its_successor(tmp_path: Path) -> None:
     page = page_of(tmp_path, {"new": dated("2026-11-02", "b"), "old": dated("2026-11-01", "a")})
     old, new = tmp_path / "runs" / "old", tmp_path / "runs" / "new"
-    assert "1 older ones with the same method, options, data and seed as a newer one are left out" in page
+    assert "left out: 1 older run with the same method, options, data and seed as a newer one" in page
     assert (
         f"{old} (RepLoRAConfig run aaaaaaaa of 2026-11-01), replaced by {new} "
         "(RepLoRAConfig run bbbbbbbb of 2026-11-02)." in page
@@ -48,7 +48,7 @@ def test_a_replaced_run_is_named_with_its_directory_and_its_successor(tmp_path: 
 def test_copies_of_a_run_are_called_copies(tmp_path: Path) -> None:
     content = dated("2026-11-01", "a")
     page = page_of(tmp_path, {"one": content, "two": copy.deepcopy(content)})
-    assert "1 runs: 1 measured on test data; 1 copies of runs among them are left out." in page
+    assert "1 run: 1 measured on test data; left out: 1 further copy of runs." in page
     assert f"{tmp_path / 'runs' / 'one'} (RepLoRAConfig run aaaaaaaa of 2026-11-01) is a copy of " in page
     assert f"{tmp_path / 'runs' / 'two'} (" in page
     assert "Older runs" not in page
@@ -58,7 +58,7 @@ def test_copies_of_a_run_that_is_replaced_are_called_copies_too(tmp_path: Path) 
     content = dated("2026-11-01", "a")
     page = page_of(tmp_path, {"a": content, "c": copy.deepcopy(content), "new": dated("2026-11-02", "b")})
     old, copied, new = (f"{tmp_path / 'runs' / name} (RepLoRAConfig run " for name in ("a", "c", "new"))
-    assert "1 runs: 1 measured on test data; 1 older ones" in page
+    assert "1 run: 1 measured on test data; left out: 1 older run" in page
     assert f"{old}aaaaaaaa of 2026-11-01), replaced by {new}" in page
     assert f"{copied}aaaaaaaa of 2026-11-01) is a copy of {old}" in page
 
@@ -118,5 +118,5 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_reported(tmp_path: Pat
     (tmp_path / "runs" / "bad").mkdir(parents=True)
     (tmp_path / "runs" / "bad" / "results.json").write_text(bad, "utf-8")
     page = page_of(tmp_path, {"good": dated("2026-11-01", "a")})
-    assert "1 runs: 1 measured on test data" in page
+    assert "1 run: 1 measured on test data" in page
     assert f"Not part of this report: {tmp_path / 'runs' / 'bad' / 'results.json'} is " in page

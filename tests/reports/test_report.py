@@ -149,12 +149,13 @@ def test_data_that_one_needs_to_reach_the_other(report):
 def test_pairs_are_of_the_same_seed(report):
     few = row(report, "size_paired", size="10 % (80)")
     assert (few["mean"], few["wins / ties / losses"], few["p"]) == ("+9.0", "2 / 0 / 0", "0.5")
-    assert few["95 % interval"] == "+8.0 to +10.0"
+    assert few["95 % interval"] == "-3.7 to +21.7", "t(1; 0.975) * 1 = 12.7"
+    assert (few["units"], few["least p"]) == ("2 seeds", "0.5")
     many = row(report, "size_paired", size="100 % (800)")
     assert (many["mean"], many["95 % interval"]) == ("+6.0", "")
     # Seed 0: the mean of 10 and 6; seed 1 has no pair at 100 %.
     assert row(report, "size_paired", size="all sizes")["mean"] == "+8.0"
-    assert "can be no less than 0.5 with 2 pairs, 1 with 1 pair." in (report / "report.md").read_text()
+    assert many["least p"] == "1"
 
 
 def test_all_sizes_are_those_that_both_have(tmp_path):
@@ -169,38 +170,42 @@ def test_all_sizes_are_those_that_both_have(tmp_path):
     assert row(tmp_path / "out", "size_paired", size="2 of 3 sizes")["mean"] == "+1.0"
 
 
-def test_the_verdict_in_words(report, tmp_path):
-    """Two seeds cannot tell, whatever the bootstrap says; five that agree can, each of them alone too."""
+def test_the_answer_in_words(report, tmp_path):
+    """Two seeds that agree cannot tell; five that agree can, at each size too."""
     words = (report / "report.md").read_text()
-    assert "Whether RepLoRA is better than LoRA cannot be said here: too few seeds have all sizes of both." in words
+    assert words.startswith("# Results\n\n> RepLoRA and LoRA: no comparison, all sizes, digits\n>\n> No second draw")
     two = [
-        result(method, score + 0.1 * seed, size=size, seed=seed)
+        result(method, score + 0.1 * seed + 0.001 * seed * (method == "LoRA"), size=size, seed=seed)
         for method, score in {"LoRA": 0.5, "RepLoRA": 0.58}.items()
         for seed in range(2)
         for size in SIZES
     ]
     write_report([write(tmp_path / "two", two)], tmp_path / "out")
     words = (tmp_path / "out" / "report.md").read_text()
-    assert "RepLoRA is not shown to be better or worse than LoRA here: +8.0 points (" in words
-    assert "of 2 single sizes better at 0, worse at 0, undecided at 2. Better and worse mean: 0 lies outside" in words
-    assert "p is below 0.1, a weak rule; with 2 pairs p is at least 0.5." in words
-    assert "can be no less than 0.5 with 2 pairs." in words
+    answer = "significantly better, +7.9 points, 95 % interval +7.3 to +8.6, 2 draws, all sizes, digits"
+    assert f"> RepLoRA against LoRA: {answer}\n" in words
+    assert "Sign-flip test: p 0.5, which can be no less than 0.5." in words
+    assert "Of 2 single sizes significantly better at 2, worse at 0." in words
     worse = [
-        result(method, accuracy + 0.01 * seed, seed=seed, size=size)
-        for method, accuracy in {"LoRA": 0.8, "RepLoRA": 0.7}.items()
+        result(method, accuracy + 0.01 * seed + 0.02 * (seed % 2) * (method == "LoRA"), seed=seed, size=size)
+        for method, accuracy in {"LoRA": 0.8, "RepLoRA": 0.78}.items()
         for seed in range(5)
         for size in (0.1, 1.0)
     ]
+    for content in worse:
+        content["data"]["split_sizes"] = {"test": 797}
     write_report([write(tmp_path / "runs", worse)], tmp_path / "out")
     words = (tmp_path / "out" / "report.md").read_text()
-    assert (
-        "RepLoRA is worse than LoRA here: -10.0 points (95 % interval -10.0 to -10.0, p 0.062) over all sizes" in words
-    )
-    assert "of 2 single sizes better at 0, worse at 2, undecided at 0." in words
+    assert "> RepLoRA against LoRA: significantly worse, -2.8 points, 95 % interval -4.2 to -1.4, 5 draws" in words
+    assert "so the difference is significant on these test examples only." in words
+    paired = row(tmp_path / "out", "size_paired", size="all sizes")
+    assert (paired["95 % interval"], paired["with test examples"]) == ("-4.2 to -1.4", "-6.9 to +1.3")
+    contained = row(tmp_path / "out", "size_intervals", method="LoRA", size="10 % (80)")
+    assert (contained["± draw and seed"], contained["± test examples"], contained["± total"]) == ("2.4", "2.6", "3.5")
 
 
 @pytest.mark.parametrize("rates", [(0.01, 0.02, 0.04), (0.04, 0.02, 0.01)])
-def test_of_equal_points_the_lowest_rate_is_chosen_as_in_a_sweep(tmp_path, rates):
+def test_of_equal_points_the_middle_of_the_grid_is_chosen_as_in_a_sweep(tmp_path, rates):
     same = [result(stage="select", rate=rate, score=None, validation=0.4 - 0.1 * (rate == 0.01)) for rate in rates]
     write_report([write(tmp_path / "runs", [*same, result(rate=0.02)])], tmp_path / "out")
     assert row(tmp_path / "out", "choices")["learning rate"] == "0.02"
@@ -214,9 +219,10 @@ def test_the_choice_is_what_the_final_runs_record(tmp_path):
     final["sweep"]["chosen_by"] = rule | {"means": {"lr=0.01": 0.7, "lr=0.02": 0.9}}
     write_report([write(tmp_path / "runs", [*contents, final])], tmp_path / "out")
     line = row(tmp_path / "out", "choices")
-    assert (line["learning rate"], line["edge"], line["validation, %"]) == ("0.01", "lowest", "0.7 (val/loss)")
+    assert (line["learning rate"], line["remark"], line["validation, %"]) == ("0.01", "lowest", "0.7 (val/loss)")
     words = (tmp_path / "out" / "report.md").read_text()
-    assert "The chosen point of each grid by val/loss (as the final runs record it)" in words
+    assert "The selected point of each grid by val/loss" in words
+    assert "Selections are shown as the final runs record it." in words
 
 
 def test_a_choice_without_final_runs_has_the_sweeps_rule(tmp_path):
@@ -230,7 +236,7 @@ def test_a_choice_without_final_runs_has_the_sweeps_rule(tmp_path):
             contents.append(content)
     write_report([write(tmp_path / "runs", contents)], tmp_path / "out")
     assert row(tmp_path / "out", "choices")["learning rate"] == "0.02"
-    assert "no final run records it" in (tmp_path / "out" / "report.md").read_text()
+    assert "because no final run records one" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_several_tasks_have_choices_of_their_own_and_no_ring(tmp_path):
@@ -243,19 +249,19 @@ def test_several_tasks_have_choices_of_their_own_and_no_ring(tmp_path):
     assert row(tmp_path / "out", "choices", task="a")["learning rate"] == "0.02"
     assert row(tmp_path / "out", "choices", task="b")["learning rate"] == "0.01"
     words = (tmp_path / "out" / "report.md").read_text()
-    assert "Choices are made for each task" in words
+    assert "Each task has its own selections" in words
     assert "ring" not in words.replace("during", "")
 
 
 def test_what_was_chosen(report):
     lora = row(report, "choices", method="LoRA", size="10 %")
-    assert (lora["learning rate"], lora["edge"], lora["validation, %"], lora["points tried"]) == (
+    assert (lora["learning rate"], lora["remark"], lora["validation, %"], lora["points tried"]) == (
         "0.02",
         "",
         "60.0",
         "4",
     )
-    assert row(report, "choices", method="RepLoRA", size="10 %")["edge"] == "highest"
+    assert row(report, "choices", method="RepLoRA", size="10 %")["remark"] == "highest"
 
 
 def test_every_picture_is_in_the_page(report):
@@ -263,7 +269,8 @@ def test_every_picture_is_in_the_page(report):
     pictures = {"size.png", "learning_rate.png", "grid.png", "course_val.png", "course_train_loss.png"}
     assert {file.name for file in report.glob("*.png")} == pictures
     assert page.count('<img src="data:image/png;base64,') == len(pictures)
-    assert not re.search(r'(src|href)="(?!data:)', page), "nothing is loaded from elsewhere"
+    assert not re.search(r'src="(?!data:)', page), "nothing is loaded from elsewhere"
+    assert not re.search(r'href="(?!#|\.\./runs/)', page), "links lead to headings and to runs"
     for name in pictures:
         with Image.open(report / name) as picture:
             assert picture.width >= 600
@@ -406,7 +413,9 @@ def test_the_summary_says_how_many_repeats_are_left_out(tmp_path):
     contents = [result(date="2026-02"), result(date="2026-03"), result(date="2026-01"), result("RepLoRA")]
     write_report([write(tmp_path / "runs", contents)], tmp_path / "out")
     words = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "2 runs: 2 measured on test data; 2 older ones with the same method, options, data and seed" in words
+    assert (
+        "2 runs: 2 measured on test data; left out: 2 older runs with the same method, options, data and seed" in words
+    )
 
 
 def test_options_that_changed_within_a_sweep_are_refused():

@@ -196,7 +196,7 @@ def test_the_report_of_a_sweep_leaves_out_and_names_what_its_file_no_longer_has(
         (tmp_path / trial / "results.json").write_text(json.dumps(content))
     write_report([tmp_path], tmp_path / "report", {"final/LoRA/seed=0"})
     page = (tmp_path / "report" / "report.md").read_text("utf-8")
-    assert "1 runs: 1 measured on test data" in page
+    assert "1 run: 1 measured on test data" in page
     assert "final/LoRA/seed=1 does not belong to the sweep as its file is now" in " ".join(page.split())
 
 

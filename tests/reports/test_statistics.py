@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+from scipy.stats import permutation_test
 
 from replora.reports.statistics import (
     Comparison,
@@ -12,7 +14,9 @@ from replora.reports.statistics import (
     compare_paired,
     data_needed,
     data_needed_interval,
+    half_widths,
     mean_over_seeds,
+    proportion_error,
 )
 
 
@@ -62,9 +66,11 @@ def test_five_seeds_can_show_no_less_than_a_sixteenth():
     assert compare_paired([[1.0], [2.0], [3.0], [4.0], [5.0]]).p_value == 0.0625
 
 
-@pytest.mark.parametrize(("units", "least"), [(1, 1.0), (5, 0.0625), (13, 1 / 4096), (14, 1e-4), (57, 1e-4)])
+@pytest.mark.parametrize(
+    ("units", "least"), [(1, 1.0), (5, 0.0625), (13, 1 / 4096), (19, 2**-18), (20, 2**-19), (21, 1e-4), (57, 1e-4)]
+)
 def test_the_least_p_value(units, least):
-    """Up to 13 units all patterns are tried, of which two have the largest mean; beyond 10,000 are sampled."""
+    """Up to 20 units all patterns are tried, of which two have the largest sum; beyond 10,000 are sampled."""
     found = compare_paired([[1.0 + 0.01 * unit] for unit in range(units)])
     assert found.least == least
     assert found.least <= found.p_value <= 4 * found.least
@@ -72,32 +78,46 @@ def test_the_least_p_value(units, least):
 
 
 def test_many_units_are_flipped_at_random():
-    """Twenty units of 1: among 10,000 random patterns only the one that was found (and hardly another) reaches it."""
-    assert 1e-4 <= compare_paired([[1.0]] * 20).p_value <= 5e-4
-    alternating = [[1.0], [-1.0]] * 10
+    """Thirty units of 1: among 10,000 random patterns only the one that was found reaches their sum."""
+    assert compare_paired([[1.0]] * 30).p_value == 1e-4
+    alternating = [[1.0], [-1.0]] * 15
     assert compare_paired(alternating).p_value == 1.0
 
 
-def test_bootstrap_of_two_units():
-    """Means of two draws from {0, 1} are 0, 0.5 and 1 with 1/4, 1/2, 1/4: the interval is all of it."""
-    found = compare_paired([[0.0], [1.0]])
-    assert (found.low, found.high) == (0.0, 1.0)
+def test_sign_flips_equal_those_of_scipy():
+    means = np.random.default_rng(0).normal(0.3, 1, 9)
+    expected = permutation_test((means,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert compare_paired([[mean] for mean in means]).p_value == pytest.approx(expected)
 
 
-def test_bootstrap_of_equal_differences_has_no_width():
+def test_the_interval_of_pairs_is_students_t():
+    """Differences 1 to 5: mean 3, s = sqrt(2.5), t(4; 0.975) = 2.776445, as for means."""
+    found = compare_paired([[1.0], [2.0], [3.0], [4.0], [5.0]])
+    assert found.high == pytest.approx(3 + 2.7764451 * math.sqrt(0.5))
+    assert found.low == pytest.approx(3 - 2.7764451 * math.sqrt(0.5))
+    assert found.sign == 1
+    assert compare_paired([[0.0], [1.0]]).low == pytest.approx(0.5 - 12.7062047 / 2)
+
+
+def test_equal_differences_have_no_width():
     found = compare_paired([[0.25]] * 4)
     assert found == Comparison(0.25, 0.25, 0.25, 0.125, 0.125, 4, 4, 0, 0)
 
 
-def test_bootstrap_is_the_same_every_time_and_covers_the_mean():
-    units = [[0.1], [0.4], [-0.2], [0.3], [0.0], [0.6]]
-    found = compare_paired(units)
-    assert found == compare_paired(units)
-    assert found.low < found.difference < found.high
-    # The bootstrap's standard error is s / sqrt(n) with s over n: half the interval is about 1.96 times that.
-    mean = sum(u[0] for u in units) / 6
-    error = math.sqrt(sum((u[0] - mean) ** 2 for u in units) / 6 / 6)
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+def test_five_pairs_may_be_significant_though_the_sign_flip_test_cannot_say_so():
+    """The interval decides: it excludes 0, and p is as small as it can be."""
+    found = compare_paired([[0.010], [0.012], [0.011], [0.013], [0.009]])
+    assert (found.sign, found.p_value, found.least) == (1, 0.0625, 0.0625)
+    assert compare_paired([[0.03], [-0.01], [0.01], [0.02], [-0.02]]).sign == 0
+
+
+def test_the_total_interval_adds_the_choice_of_test_examples():
+    """Half of the t interval 1, standard error 1.5: sqrt(1 + (1.96 * 1.5) ** 2) = 3.1054."""
+    assert half_widths(2.0, 4.0, 1.5) == pytest.approx((1.0, 1.959964 * 1.5, 3.10537), rel=1e-5)
+    assert proportion_error(0.88, 797) == pytest.approx(0.01151, abs=1e-5)
+    found = compare_paired([[1.0], [3.0]], sampling_error=1.0)
+    assert found.total == pytest.approx((2 - math.hypot(12.7062, 1.96), 2 + math.hypot(12.7062, 1.96)), rel=1e-5)
+    assert compare_paired([[1.0], [3.0]]).total is None
 
 
 def test_a_unit_counts_once_however_many_pairs_it_has():
@@ -151,15 +171,18 @@ def test_a_curve_needs_sizes():
 
 
 def test_the_interval_of_the_data_needed():
-    """Two seeds, of which one needs 10 ** 1.5 and the other 100: samples of one seed alone are a quarter each."""
+    """Differences at x = log10(size) between 1 and 2 are 0.2 (x - 1) - 0.1 ± 0.01: t(1) * 0.01 = 0.127, so x is in
+    1.5 ± 0.635, beyond 1 and 2; with ± 0.001 in 1.5 ± 0.0635."""
     curve = {10: {0: 0.4, 1: 0.4}, 100: {0: 0.6, 1: 0.6}}
-    ends = data_needed_interval(curve, {0: 0.5, 1: 0.6})
+    assert data_needed_interval(curve, {0: 0.49, 1: 0.51}) == (DataNeeded(10, "at most"), DataNeeded(100, "more than"))
+    ends = data_needed_interval(curve, {0: 0.499, 1: 0.501})
     assert ends
-    assert [end.size for end in ends] == pytest.approx([10**1.5, 100])
-    assert data_needed_interval(curve, {0: 0.5, 1: 0.7}) == (pytest.approx(ends[0]), DataNeeded(100, "more than"))
-    assert data_needed_interval(curve, {0: 0.3, 1: 0.6})[0] == DataNeeded(10, "at most")
-    same = {0: 0.5, 1: 0.5}
-    assert data_needed_interval(curve, same)[0] == data_needed_interval(curve, same)[1]
+    assert [math.log10(end.size) for end in ends] == pytest.approx([1.5 - 0.0635, 1.5 + 0.0635], abs=2e-3)
+    assert [end.bound for end in ends] == ["", ""]
+    same = data_needed_interval(curve, {0: 0.5, 1: 0.5})
+    assert same == (DataNeeded(pytest.approx(10**1.5), ""),) * 2
+    assert data_needed_interval(curve, {0: 0.3, 1: 0.3}) == (DataNeeded(10, "at most"),) * 2
+    assert data_needed_interval(curve, {0: 0.7, 1: 0.7}) == (DataNeeded(100, "more than"),) * 2
 
 
 @pytest.mark.parametrize("target", [{0: 0.5}, {0: 0.5, 1: 0.5, 2: 0.5}])

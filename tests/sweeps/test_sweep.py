@@ -18,6 +18,7 @@ from replora.cli.commands.sweep import _trials_at_once
 from replora.cli.main import main
 from replora.results import with_own_measurements, write_json
 from replora.sweeps.progress import describe_plan
+from replora.sweeps.select import Rule, selection_rule
 from replora.sweeps.sweep import selections_so_far
 from replora.sweeps.sweep_file import read_sweep
 from replora.sweeps.trial import TrialError, set_aside_other_point
@@ -142,13 +143,45 @@ def test_a_grid_with_a_trial_missing_is_not_chosen_from(tmp_path, capsys):
     assert [trial.method for trial in trials] == ["LoRA", "LoRA", "RepLoRA", "RepLoRA"]
     for trial, value in zip(trials[:3], (None, 0.5, 0.6), strict=True):
         written(tmp_path, trial, value)
-    assert set(selections_so_far(sweep, tmp_path)) == {("LoRA", "", "shots=1")}
+    assert set(selections_so_far(sweep, tmp_path, Rule())) == {("LoRA", "", "shots=1")}
     shown = capsys.readouterr().out
     assert "no final trial starts, for 1 of 2 combinations" in shown
     assert trials[3].folder in shown
     written(tmp_path, trials[3], 0.4)
-    assert selections_so_far(sweep, tmp_path)["RepLoRA", "", "shots=1"].point.name == "lr=0.005"
+    assert selections_so_far(sweep, tmp_path, Rule())["RepLoRA", "", "shots=1"].point.name == "lr=0.005"
     assert capsys.readouterr().out == ""
+
+
+def test_a_final_trial_under_the_former_rule_for_ties_stays_valid(tmp_path):
+    """Two of three rates are equally good: the lowest has a final run and stays; a new sweep takes the middle."""
+    methods = {"LoRA": {"configs": ["adapter/lora.yaml"], "grid": {"model.optimizer.lr": [0.005, 0.01, 0.02]}}}
+    sweep = read_sweep(write_sweep(tmp_path / "s.yaml", methods=methods))
+    for home in (tmp_path / "old", tmp_path / "new"):
+        for trial, value in zip(sweep.selection_trials(), (0.5, 0.5, 0.4), strict=True):
+            written(home, trial, value)
+    cell = ("LoRA", "", "shots=1")
+    final = sweep.final_trials({cell: sweep.methods[0].grid[0]})[0]
+    written(tmp_path / "old", final, 0.5)
+    for _ in range(2):  # also when it is started again
+        kept = selections_so_far(sweep, tmp_path / "old", selection_rule(tmp_path / "old"))[cell].point
+        assert kept.name == "lr=0.005"
+        assert (
+            set_aside_other_point(tmp_path / "old", sweep.final_trials({cell: kept})[0], sweep.methods[0].grid) is None
+        )
+    assert selections_so_far(sweep, tmp_path / "new", selection_rule(tmp_path / "new"))[cell].point.name == "lr=0.01"
+
+
+def test_one_point_for_all_sizes_waits_for_all_sizes(tmp_path):
+    sweep = read_sweep(write_sweep(tmp_path / "s.yaml", sizes={"data.shots": [1, 2]}))
+    *trials, last = [trial for trial in sweep.selection_trials() if trial.method == "LoRA"]
+    for trial in trials:
+        written(tmp_path, trial, 0.5)
+    assert set(selections_so_far(sweep, tmp_path, Rule())) == {("LoRA", "", "shots=1")}
+    assert selections_so_far(sweep, tmp_path, Rule(choice="per_method")) == {}
+    written(tmp_path, last, 0.6)
+    found = selections_so_far(sweep, tmp_path, Rule(choice="per_method"))
+    assert {cell: choice.point.name for cell, choice in found.items()} == dict.fromkeys(found, last.grid.name)
+    assert len(found) == 2
 
 
 def test_the_final_trial_of_a_former_choice_is_set_aside(tmp_path):

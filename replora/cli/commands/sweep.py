@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from replora.errors import RepLoRAError
 from replora.io import check_output
@@ -21,6 +21,8 @@ def sweep(
     gpus_per_trial: float = 0,
     max_concurrent: int | None = None,
     max_failures: int = 1,
+    select_seeds: int | None = None,
+    choice: Literal["per_size", "per_method"] | None = None,
     make_report: bool = True,
 ) -> None:
     """Run methods, tasks, training set sizes, grids and seeds against each other.
@@ -43,6 +45,11 @@ def sweep(
             the sweep must then train on a GPU.
         max_concurrent: Largest number of trials at the same time. Default: as many as the machines have room for.
         max_failures: How often a failed trial is retried (>= 0).
+        select_seeds: Number of seeds by whose mean options are selected (>= 1): those of the file, then the next whole
+            numbers. With one seed and few validation images a selection is mostly noise; 3 triples the cost of the
+            first stage. Default: the seeds of the file.
+        choice: Whether each size has its own selected point, or each method and task one point for all sizes. Default:
+            as the directory of the sweep records it, else per_size.
         make_report: Whether to end with a report in OUT/report. After failures it covers the finished trials.
     """
     from replora.config_files import find_config
@@ -55,6 +62,9 @@ def sweep(
     home = out or Path("runs") / plan.name
     _at_least(0, max_failures=max_failures, gpus_per_trial=gpus_per_trial)
     _at_least(0.01, cpus_per_trial=cpus_per_trial, max_concurrent=max_concurrent)
+    _at_least(1, select_seeds=select_seeds)
+    if select_seeds is not None:
+        plan = plan.with_select_seeds(select_seeds)
     check_sweep(plan)
     check_output(home, None, [Path(config)], folder=True, is_own=_is_sweep)
     if dry_run:
@@ -65,7 +75,8 @@ def sweep(
     remedy = "Wait until it ends, stop it, or choose another directory with --out."
     with left_as_found(home, "sweep", False, lambda: False), locked(home, "A sweep", remedy):
         try:
-            run_sweep(plan, home, address, Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
+            resources = Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures)
+            run_sweep(plan, home, address, resources, choice)
         finally:
             if make_report and any(home.rglob("results.json")):
                 from replora.reports.report import write_report

@@ -6,15 +6,17 @@ distinguish the methods without color.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from replora.io import save_picture
+from replora.io import replacing, save_picture
 from replora.reports.render.fonts import drawable, pyplot
 from replora.reports.statistics import Mean
 
@@ -27,6 +29,8 @@ FEW = 6  # largest number of methods for one panel with a legend
 # The same method looks the same in every picture.
 PLACES = {"LoRA": 0, "RepLoRA": 1, "DoRA": 2, "linear": 3, "linear probe": 4}
 
+MAKER = "replora-cli report"
+_VECTOR: ContextVar[Sequence[str]] = ContextVar("vector", default=())
 Curve = Mapping[float, Mean]  # position on the x axis -> mean with its interval, as fractions
 
 
@@ -306,7 +310,24 @@ def _whole_ticks(axis: Any) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
+@contextlib.contextmanager
+def vector_files(suffixes: Sequence[str]) -> Iterator[None]:
+    """Within the context every picture is also saved with these suffixes (pdf, svg), beside its PNG file."""
+    token = _VECTOR.set(suffixes)
+    try:
+        yield
+    finally:
+        _VECTOR.reset(token)
+
+
 def _save(figure: Any, file: Path) -> Path:
-    save_picture(figure, file, "replora-cli report", dpi=130)
+    import matplotlib as mpl
+
+    save_picture(figure, file, MAKER, dpi=130)
+    with mpl.rc_context({"svg.hashsalt": file.name, "svg.fonttype": "none", "pdf.fonttype": 42}):
+        for suffix in _VECTOR.get():
+            undated = {"Creator": MAKER, "CreationDate" if suffix == "pdf" else "Date": None}
+            with replacing(file.with_suffix(f".{suffix}")) as temporary:
+                figure.savefig(temporary, format=suffix, metadata=undated)
     pyplot().close(figure)
     return file

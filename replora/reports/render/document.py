@@ -1,30 +1,18 @@
-"""Writes a list of blocks as Markdown with pictures and CSV files beside it, and as one HTML file."""
+"""The blocks of a report, and their form in Markdown and CSV. `page.py` has their form in HTML, `latex.py` in LaTeX."""
 
 from __future__ import annotations
 
-import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from replora.io import csv_text, markdown, replace_text
+from replora.io import csv_text, markdown
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
-h1, h2, h3 { line-height: 1.2; margin: 1.6em 0 0.5em; }
-table { border-collapse: collapse; margin: 0.6em 0 1.2em; font-variant-numeric: tabular-nums; font-size: 14px; }
-caption { text-align: left; font-weight: 600; padding: 0.3em 0; }
-th, td { border-bottom: 1px solid #ccc; padding: 0.25em 0.6em; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #666; }
-.wide { overflow-x: auto; }
-img { max-width: 100%; height: auto; border: 1px solid #ddd; }
-figure { margin: 1em 0 1.5em; }
-figcaption { font-size: 14px; color: #444; }
-code { background: #f2f2f2; padding: 0 0.2em; }
-"""
+WORDS = re.compile(r"[^\W\d_]+|%|\d-\d")
+WORDS_OF_NUMBERS = {"n", "x", "e", "to", "at", "most", "more", "than"}  # `4.1 (n=3)`, `at most 8 to 9.4 (0.9 x)`
 
 
 @dataclass(frozen=True)
@@ -43,20 +31,60 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
+class Bullets:
+    """A list of sentences."""
+
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The list of all headings of levels 2 and 3."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The outcome of a comparison.
+
+    Attributes:
+        text: The outcome with its interval.
+        detail: What else belongs to it.
+        sign: 1 if the first is significantly better, -1 if it is significantly worse, 0 if neither.
+    """
+
+    text: str
+    detail: str
+    sign: int
+
+
+@dataclass(frozen=True)
 class Table:
     """A table, also written as a CSV file.
 
     Attributes:
         name: Name of the CSV file, without its suffix.
-        caption: Description of the numbers.
+        caption: What the numbers are, in a few words.
         columns: Headings of the columns.
         rows: Cells as they are shown; an empty cell means that there is no run.
+        note: How to read the table, which unfolds.
+        folded: Whether the table unfolds as well.
+        links: Target of the first cell of each row, relative to the report; empty for none. A table with links is only
+            on the HTML page, because runs may lie elsewhere when the report is made again.
     """
 
     name: str
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    note: str = ""
+    folded: bool = False
+    links: Sequence[str] = ()
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether each column after the first holds numbers."""
+        columns = [[row[place] for row in self.rows if row[place]] for place in range(1, len(self.columns))]
+        return [False, *(bool(cells) and all(map(_is_number, cells)) for cells in columns)]
 
 
 @dataclass(frozen=True)
@@ -65,86 +93,76 @@ class Picture:
 
     Attributes:
         file: Its path.
-        caption: Description of the picture.
+        caption: What it shows, in a few words.
+        note: How to read it, which unfolds.
     """
 
     file: Path
     caption: str
+    note: str = ""
 
 
-Block = Heading | Paragraph | Table | Picture
+Block = Heading | Paragraph | Bullets | Contents | Answer | Table | Picture
 
 
-def write_document(blocks: Sequence[Block], folder: Path, title: str) -> list[Path]:
-    """Write `report.md`, `report.html` and a CSV file for each table.
+def _is_number(cell: str) -> bool:
+    return any(map(str.isdigit, cell)) and set(WORDS.findall(cell)) <= WORDS_OF_NUMBERS
 
-    Args:
-        blocks: What to write, in order.
-        folder: Directory to write to; it already holds the pictures.
-        title: Title of the HTML page.
 
-    Returns:
-        The files.
-    """
-    files = [folder / "report.md", folder / "report.html"]
-    replace_text(files[0], "\n\n".join(_markdown(block) for block in blocks) + "\n")
-    replace_text(files[1], _page(blocks, title))
+def anchor(text: str) -> str:
+    """Name of a heading in links, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+
+
+def anchors(blocks: Sequence[Block]) -> list[tuple[Heading, str]]:
+    """Each heading with its name in links; repeated ones are numbered, as GitHub does it."""
+    seen: dict[str, int] = {}
+    found = []
     for block in blocks:
-        if isinstance(block, Table):
-            files.append(folder / f"{block.name}.csv")
-            replace_text(files[-1], _csv(block))
-    return files
+        if isinstance(block, Heading):
+            name = anchor(block.text)
+            seen[name] = seen.get(name, -1) + 1
+            found.append((block, f"{name}-{seen[name]}" if seen[name] else name))
+    return found
 
 
-def _markdown(block: Block) -> str:
+def as_markdown(blocks: Sequence[Block]) -> str:
+    """The blocks as Markdown, with pictures beside it."""
+    texts = [_markdown(block, blocks) for block in blocks if not (isinstance(block, Table) and block.links)]
+    return "\n\n".join(filter(None, texts)) + "\n"
+
+
+def _markdown(block: Block, blocks: Sequence[Block]) -> str:
     match block:
         case Heading(level, text):
             return f"{'#' * level} {markdown(text)}"
         case Paragraph(text):
             return markdown(text)
-        case Picture(file, caption):
-            return f"![{markdown(caption)}]({quote(file.name)})\n\n{markdown(caption)}"
-        case Table(_, caption, columns, rows):
-            lines = [_row(columns), "|---" + "|---:" * (len(columns) - 1) + "|", *map(_row, rows)]
-            return f"**{markdown(caption)}**\n\n" + "\n".join(lines)
+        case Bullets(texts):
+            return "\n".join(f"- {markdown(text)}" for text in texts)
+        case Contents():
+            listed = [(heading, name) for heading, name in anchors(blocks) if heading.level > 1]
+            return "\n".join(f"{'  ' * (h.level - 2)}- [{markdown(h.text)}](#{name})" for h, name in listed)
+        case Answer(text, detail, _):
+            return f"> {markdown(text)}\n>\n> {markdown(detail)}"
+        case Picture(file, caption, note):
+            return f"![{markdown(caption)}]({quote(file.name)})\n\n{markdown(caption)}{_folded_note(note)}"
+        case Table(_, caption, columns, rows, note, folded):
+            rule = "|" + "|".join("---:" if number else "---" for number in block.numeric) + "|"
+            text = "\n".join([_row(columns), rule, *map(_row, rows)])
+            if folded:
+                return f"<details><summary>{html.escape(caption)}</summary>\n\n{markdown(note)}\n\n{text}\n\n</details>"
+            return f"{markdown(caption)}\n\n{text}{_folded_note(note)}"
+
+
+def _folded_note(note: str) -> str:
+    return f"\n\n<details><summary>How to read it</summary>\n\n{markdown(note)}\n\n</details>" if note else ""
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(markdown(cell) for cell in cells) + " |"
+    return "| " + " | ".join(map(markdown, cells)) + " |"
 
 
-def _page(blocks: Sequence[Block], title: str) -> str:
-    body = "\n".join(_html(block) for block in blocks)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{html.escape(title)}</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
-
-
-def _html(block: Block) -> str:
-    match block:
-        case Heading(level, text):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
-        case Paragraph(text):
-            return f"<p>{html.escape(text)}</p>"
-        case Picture(file, caption):
-            data = base64.b64encode(file.read_bytes()).decode("ascii")
-            words = html.escape(caption)
-            return (
-                f'<figure><img src="data:image/png;base64,{data}" alt="{words}">'
-                f"<figcaption>{words}</figcaption></figure>"
-            )
-        case Table(_, caption, columns, rows):
-            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in columns)
-            lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-            return (
-                f'<div class="wide"><table>\n<caption>{html.escape(caption)}</caption>\n'
-                f"<thead><tr>{head}</tr></thead>\n<tbody>\n"
-                + "\n".join(f"<tr>{line}</tr>" for line in lines)
-                + "\n</tbody></table></div>"
-            )
-
-
-def _csv(table: Table) -> str:
+def as_csv(table: Table) -> str:
+    """The cells of a table."""
     return csv_text([table.columns, *table.rows])

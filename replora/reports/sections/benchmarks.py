@@ -7,7 +7,7 @@ are never in one table with ours.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from replora.datasets.vtab.dataset import VTAB_TASKS
@@ -31,15 +31,19 @@ def benchmark_section(group: Group, prefix: str) -> list[Block]:
         scores = Scores(group, shots)
         for size in reversed(scores.sizes):
             seeds = len({run.seed for run in scores.runs if run.size == size})
+            scarce = {run.task for run in scores.scarce if run.size == size}
             rows = []
             for method in scores.methods:
                 means, counts = _means(scores, method, size)
-                rows.append([method, *_row(benchmark, columns, means, {t: n for t, n in counts.items() if n < seeds})])
+                few = {task: count for task, count in counts.items() if count < seeds}
+                rows.append([method, *_row(benchmark, columns, means, few, scarce)])
             repeated = f"mean over the seeds ({seeds}, or n)" if seeds > 1 else "one seed"
             measured = f"test {scores.runs[0].metric} in %, {repeated}; blank: no run"
             caption = f"{_name(benchmark)}, {_amount(size)}: {measured}"
             name = f"{prefix}{benchmark}_{'shots' if shots else 'part'}_{size.amount:g}"
-            blocks.append(Table(name, caption, ["method", *columns, *_averages(benchmark)], rows))
+            left = ", ".join(task for task in columns if task in scarce)
+            note = f"Averages leave out {left}, trained on at most one example per ten classes." if left else ""
+            blocks.append(Table(name, caption, ["method", *columns, *_averages(benchmark)], rows, note))
     if benchmark == "vtab":
         blocks.append(
             Paragraph(
@@ -71,29 +75,42 @@ def _means(scores: Scores, method: str, size: Size) -> tuple[dict[str, float], d
 
 
 def _row(
-    benchmark: str, columns: list[str], values: Mapping[str, float], fewer: Mapping[str, int] | None = None
+    benchmark: str,
+    columns: list[str],
+    values: Mapping[str, float],
+    fewer: Mapping[str, int] | None = None,
+    left_out: Collection[str] = (),
 ) -> list[str]:
-    """The cells of a method: tasks and averages. `fewer`: task -> number of its seeds, if some are missing."""
+    """The cells of a method: tasks and averages.
+
+    Args:
+        benchmark: Name of the benchmark.
+        columns: Its tasks.
+        values: Task -> accuracy in percent.
+        fewer: Task -> number of its seeds, if some are missing.
+        left_out: Tasks that are in no average.
+    """
 
     def few(tasks: Iterable[str]) -> str:
         counts = [fewer[task] for task in tasks if fewer and task in fewer]
         return f" (n={min(counts)})" if counts else ""
 
     cells = [f"{values[task]:.1f}{few([task])}" if task in values else "" for task in columns]
-    averages = _averages(benchmark)
+    counted = [task for task in columns if task not in left_out]
     if benchmark != "vtab":
-        whole = all(task in values for task in columns)
-        mean = f"{statistics.fmean(values[task] for task in columns):.2f}{few(columns)}" if whole else ""
+        whole = bool(counted) and all(task in values for task in counted)
+        mean = f"{statistics.fmean(values[task] for task in counted):.2f}{few(counted)}" if whole else ""
         return [*cells, mean]
-    by_group = []
-    for tasks in _groups().values():
-        there = [values[task] for task in tasks if task in values]
-        by_group.append(statistics.fmean(there) if len(there) == len(tasks) else None)
+    groups = [[task for task in tasks if task in counted] for tasks in _groups().values()]
+    by_group = [
+        statistics.fmean(values[task] for task in tasks) if tasks and all(task in values for task in tasks) else None
+        for tasks in groups
+    ]
     known = [mean for mean in by_group if mean is not None]
-    whole = len(known) == len(averages) - 2
-    total = statistics.fmean(values[task] for task in columns) if whole else None
+    whole = len(known) == len(groups)
+    total = statistics.fmean(values[task] for task in counted) if whole else None
     means = [*by_group, statistics.fmean(known) if whole else None, total]
-    of = [*_groups().values(), columns, columns]
+    of = [*groups, counted, counted]
     return [*cells, *("" if mean is None else f"{mean:.2f}{few(t)}" for mean, t in zip(means, of, strict=True))]
 
 

@@ -81,8 +81,8 @@ def commonsense_section(group: Group, prefix: str) -> list[Block]:
     if not rows:
         return []
     columns = ["method", "size", "seed", *PAIRED_COLUMNS]
-    caption = f"Test {untuned.metric} of single runs against the untuned model, on the same questions. {PAIRED_NOTE}"
-    return [Heading(3, "Against the untuned model"), Table(f"{prefix}untuned", caption, columns, rows)]
+    caption = f"Test {untuned.metric} of single runs against the untuned model, on the same questions"
+    return [Heading(3, "Against the untuned model"), Table(f"{prefix}untuned", caption, columns, rows, PAIRED_NOTE)]
 
 
 PAIRED_COLUMNS = ["task", "intervals", "gained", "lost", "p"]

@@ -12,6 +12,8 @@ from replora.reports.selected import Selected, find_selected
 from replora.reports.statistics import Mean, mean_over_seeds
 from replora.reports.tasks import ordered_tasks
 
+TUNED_ACTIVATION = "tanh"  # with a width of twice the rank, the default that the ablation selected
+TUNED_ON = ("Digits", "SmallImages")  # data sets whose validation images selected it
 FRACTIONS = {f"val/{name}" for name in HEADLINES}  # metrics in [0, 1]
 
 
@@ -24,24 +26,19 @@ def learning_rate_section(group: Group, folder: Path, prefix: str) -> list[Block
     sizes = sorted({run.size for run in runs})
     methods = ordered({run.method for run in runs})
     tasks = ordered_tasks({run.task for run in runs})
-    found = {
-        (method, task, size): find_selected(group, method, task, size)
-        for task in tasks
-        for size in sizes
-        for method in methods
-    }
+    found = selections(group)
     # Each task has its own selected point; a mean over several tasks has none.
     ringed = {
         (method, size): choice for (method, _, size), choice in found.items() if choice is not None and len(tasks) == 1
     }
-    ring = "A ring marks the choice." if len(tasks) == 1 else "Choices are made for each task: the table has them."
-    over = f"mean over {len(tasks)} tasks" if len(tasks) > 1 else f"task {tasks[0]}"
+    ring = "A ring marks the selection." if len(tasks) == 1 else "Each task has its own selections: the table has them."
+    over = f"Mean over {len(tasks)} tasks" if len(tasks) > 1 else f"Task {tasks[0]}"
     blocks: list[Block] = [
         Heading(3, "Learning rates"),
         Paragraph(
-            "Chosen on validation images alone. Methods are compared at their own best rates, from grids with equal "
-            "numbers of points; at one shared rate any of them can be made to look better. A choice at the edge of its "
-            "grid may have a better one beyond."
+            "Selected on validation examples alone. Methods are compared at their own best rates, from grids with "
+            "equal numbers of points; at one shared rate any of them can be made to look better. A selection at the "
+            f"edge of its grid may have a better one beyond.{tuned_alone(group)}"
         ),
         _curves(
             runs,
@@ -50,13 +47,43 @@ def learning_rate_section(group: Group, folder: Path, prefix: str) -> list[Block
             ringed,
             folder / f"{prefix}learning_rate.png",
             metric,
-            f"({over}; at the best weight "
-            f"decay of each rate). {ring} Arrows: less than half of the panel's best, the value beside them.",
+            f"{over}, at the best weight decay of each rate. {ring} Arrows: less than half of the panel's best, the "
+            "value beside them.",
         ),
         *_heat_maps(runs, methods, sizes, ringed, folder, prefix, metric),
         _choices(runs, found, f"{prefix}choices"),
     ]
     return blocks
+
+
+def selections(group: Group) -> dict[tuple[str, str, Size], Selected | None]:
+    """The selected point of each method, task and size of the first stage."""
+    runs = [run for run in group.selection if run.rate is not None]
+    return {
+        (method, task, size): find_selected(group, method, task, size)
+        for task in ordered_tasks({run.task for run in runs})
+        for size in sorted({run.size for run in runs})
+        for method in ordered({run.method for run in runs})
+    }
+
+
+def tuned_alone(group: Group) -> str:
+    """A sentence on tuning that RepLoRA alone had, if a run has its tuned defaults."""
+    options = [run.results.get("options", {}) for run in group.runs]
+    tuned = any(
+        o.get("factors") == "mlp"
+        and o.get("activation") == TUNED_ACTIVATION
+        and o.get("hidden") == 2 * o.get("rank", 0)
+        for o in options
+    )
+    if not tuned:
+        return ""
+    same = group.conditions.get("dataset") in TUNED_ON
+    return (
+        " RepLoRA alone was tuned further: its default width and activation were selected on "
+        + ("these validation images" if same else f"validation images of other data ({', '.join(TUNED_ON)})")
+        + " (sweep/ablation.yaml, sweep/transfer_low_data.yaml), which equal grids do not make up for."
+    )
 
 
 def _curves(
@@ -66,7 +93,7 @@ def _curves(
     ringed: Mapping[tuple[str, Size], Selected],
     file: Path,
     label: str,
-    words: str,
+    note: str,
 ) -> Picture:
     """One panel per size with one line per method; with many methods, one panel per method with LoRA in gray behind."""
     names = {size: str(size) + (" of the data" if not size.shots else "") for size in sizes}
@@ -74,7 +101,7 @@ def _curves(
         panels = {names[size]: {method: _over_rates(_of(runs, method, size)) for method in methods} for size in sizes}
         rings = {(names[size], method): choice.rate for (method, size), choice in ringed.items()}
         draw_curves(file, panels, "learning rate (peak)", label, marked=rings, clip=True)
-        return Picture(file, f"Validation score against the learning rate {words}")
+        return Picture(file, "Validation score against the learning rate", note)
     shown = spread(sizes)
     panels = {method: {names[size]: _over_rates(_of(runs, method, size)) for size in shown} for method in methods}
     rings = {(method, names[size]): choice.rate for (method, size), choice in ringed.items()}
@@ -82,7 +109,7 @@ def _curves(
     draw_curves(file, panels, "learning rate (peak)", label, marked=rings, clip=True, behind=behind)
     some = f", {len(shown)} of {len(sizes)} sizes" if len(shown) < len(sizes) else ""
     gray = f", {REFERENCE}'s curves in gray" if behind else ""
-    return Picture(file, f"Validation score against the learning rate, one panel per method{some}{gray} {words}")
+    return Picture(file, f"Validation score against the learning rate, one panel per method{some}{gray}", note)
 
 
 def _of(runs: Iterable[Run], method: str, size: Size) -> list[Run]:
@@ -123,7 +150,7 @@ def _heat_maps(
 ) -> list[Block]:
     """Learning rate by weight decay for each size if weight decays vary, otherwise learning rate by size."""
     blocks: list[Block] = []
-    frame = "; a frame marks the choice" if ringed else ""
+    frame = "; a frame marks the selection" if ringed else ""
     if len({run.decay for run in runs if run.decay is not None}) > 1:
         for size in sizes:
             cells = {
@@ -142,7 +169,7 @@ def _heat_maps(
             }
             file = folder / f"{prefix}grid_{'shots' if size.shots else 'part'}_{size.amount:g}.png"
             draw_heat_maps(file, cells, "weight decay", "learning rate", label, framed)
-            blocks.append(Picture(file, f"Validation score over the grid, {size} of the data; X diverged{frame}."))
+            blocks.append(Picture(file, f"Validation score over the grid, {size} of the data; X diverged{frame}"))
         return blocks
     by_rate = {
         method: {
@@ -157,7 +184,7 @@ def _heat_maps(
     framed = {m: {(str(s), f"{c.rate:g}") for (other, s), c in ringed.items() if other == m} for m in methods}
     file = folder / f"{prefix}grid.png"
     draw_heat_maps(file, by_rate, "training data", "learning rate", label, framed)
-    caption = f"Validation score over learning rate and amount of training data; X diverged{frame}."
+    caption = f"Validation score over learning rate and amount of training data; X diverged{frame}"
     return [Picture(file, caption)]
 
 
@@ -174,22 +201,30 @@ def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Selected
         points = len({(run.rate, run.decay) for run in there})
         row = [task, str(size), method]
         if choice is None:
-            rows.append([*row, "", "", "", "", str(points)])
+            rows.append([*row, "", "", "", "", "", str(points)])
             continue
-        rates = sorted({run.rate for run in there if run.rate is not None})
-        edge = "lowest" if choice.rate == min(rates, default=None) else ""
-        edge = "highest" if choice.rate == max(rates, default=None) else edge
         value = f"{100 * choice.value:.1f}" if choice.metric in FRACTIONS else f"{choice.value:.4g} ({choice.metric})"
         decay = "" if choice.decay is None else f"{choice.decay:g}"
-        rows.append([*row, f"{choice.rate:g}", edge if len(rates) > 1 else "", decay, value, str(points)])
+        noise = f"tie of {choice.tied + 1}" if choice.tied else "noise" if choice.noise else ""
+        remark = ", ".join(filter(None, [noise, choice.edge, "all sizes" if choice.shared else ""]))
+        seeds = "" if choice.seeds is None else str(choice.seeds)
+        rows.append([*row, f"{choice.rate:g}", remark, decay, value, seeds, str(points)])
     metrics = sorted({choice.metric for choice in found.values() if choice})
     recorded = {choice.recorded for choice in found.values() if choice}
     source = {
         frozenset([True]): "as the final runs record it",
-        frozenset([False]): "no final run records it: the best of the points with all seeds",
+        frozenset([False]): "as the best of the points with all seeds, because no final run records one",
     }.get(
         frozenset(recorded), "as the final runs record it; where there are none, the best of the points with all seeds"
     )
-    caption = f"The chosen point of each grid by {' or '.join(metrics) or 'validation'} ({source})"
-    columns = ["task", "size", "method", "learning rate", "edge", "weight decay", "validation, %", "points tried"]
-    return Table(name, caption, columns, rows)
+    caption = f"The selected point of each grid by {' or '.join(metrics) or 'validation'}"
+    note = (
+        "Remarks: tie, other points are equally good (where they are, sweeps select the one nearest the middle of the "
+        "grid; formerly they selected the lowest rate); noise, the next best point lies within one standard error (of "
+        "the paired difference over the seeds, or of the accuracy on the validation examples if there is one seed); "
+        "lowest or highest, the rate is at an edge of its grid; all sizes, they share the selection. Seeds are those "
+        "of the first stage. "
+        f"Selections are shown {source}."
+    )
+    columns = ["task", "size", "method", "learning rate", "remark", "weight decay", "validation, %", "seeds"]
+    return Table(name, caption, [*columns, "points tried"], rows, note)

@@ -6,42 +6,56 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from replora.reports.render.charts import FEW, REFERENCE, draw_curves, draw_dots
-from replora.reports.render.document import Block, Heading, Paragraph, Picture, Table
-from replora.reports.runs import Group, Size, spread
+from replora.reports.render.document import Block, Heading, Picture, Table
+from replora.reports.runs import Group, spread
 from replora.reports.scores import Scores
-from replora.reports.statistics import Comparison, data_needed, data_needed_interval, in_percent
-
-# The method that is compared with the reference first.
-FIRST = "RepLoRA"
-OF_CHOICE = (
-    "Intervals hold for the options that were chosen: that other seeds might have chosen others is in none of them."
-)
+from replora.reports.sections.comparisons import FIRST, paired_section
+from replora.reports.sections.provenance import origins
+from replora.reports.statistics import data_needed, data_needed_interval, half_widths, in_percent
 
 
-def low_data_section(group: Group, folder: Path, prefix: str) -> list[Block]:
+def low_data_section(group: Group, prefix: str) -> list[Block]:
     """The section of a group; empty without a test."""
     blocks: list[Block] = []
     for shots in (False, True):
         scores = Scores(group, shots)
         if scores.by_cell and scores.tasks:
-            blocks += _section(scores, folder, f"{prefix}{'shots' if shots else 'size'}")
+            blocks += _section(scores, f"{prefix}{'shots' if shots else 'size'}")
     return blocks
 
 
-def _section(scores: Scores, folder: Path, name: str) -> list[Block]:
+def low_data_figure(group: Group, folder: Path, prefix: str) -> list[Block]:
+    """The figure of a group's test scores; empty without a test."""
+    return [
+        _figure(scores, folder / f"{prefix}{'shots' if shots else 'size'}.png")
+        for shots in (False, True)
+        if (scores := Scores(group, shots)).by_cell and scores.tasks
+    ]
+
+
+def _section(scores: Scores, name: str) -> list[Block]:
     metric = scores.runs[0].metric
     several = len(scores.sizes) > 1
     title = "Scores" if metric == "score" else "Accuracy"
     blocks: list[Block] = [Heading(3, f"{title} by amount of training data" if several else title)]
     blocks.append(_accuracies(scores, scores.panels[:1], name, metric))
-    seeds = len(scores.seeds)
+    if scores.panels[1:]:
+        blocks.append(_accuracies(scores, scores.panels[1:], f"{name}_tasks", metric))
+    blocks += _intervals(scores, name)
+    if several:
+        blocks += _data_needed(scores, name)
+    return [*blocks, *paired_section(scores, name)]
+
+
+def _figure(scores: Scores, file: Path) -> Picture:
+    metric, seeds, several = scores.runs[0].metric, len(scores.seeds), len(scores.sizes) > 1
     repeated = f"mean over {seeds} seeds and its 95 % interval (Student's t)" if seeds > 1 else "one seed"
-    caption = f"Test {metric}: {repeated}. {OF_CHOICE}"
-    file = folder / f"{name}.png"
+    caption = f"Test {metric}: {repeated}."
     if several and len(scores.methods) <= FEW:
         panels = {task: {m: scores.curve(m, task) for m in scores.methods} for task in scores.panels}
         panels = {task: {m: curve for m, curve in curves.items() if curve} for task, curves in panels.items()}
-        draw_curves(file, panels, scores.axis, f"test {metric}, %")
+        label = scores.axis.replace(" (+", "\n(+") if len(panels) > 1 else scores.axis  # panels are narrow
+        draw_curves(file, panels, label, f"test {metric}, %")
     else:  # lines of many methods would cover each other
         shown = spread(scores.sizes)
         means = {
@@ -54,24 +68,58 @@ def _section(scores: Scores, folder: Path, name: str) -> list[Block]:
         draw_dots(file, dots, f"test {metric}, %")
         caption += " The gray line is LoRA's mean." if REFERENCE in scores.methods else ""
         caption += f" {len(shown)} of {len(scores.sizes)} sizes are shown." if len(shown) < len(scores.sizes) else ""
-    blocks.append(Picture(file, caption))
-    if scores.panels[1:]:
-        blocks.append(_accuracies(scores, scores.panels[1:], f"{name}_tasks", metric))
-    if several:
-        blocks += _data_needed(scores, name)
-    return [*blocks, *_paired(scores, name)]
+    return Picture(file, caption)
 
 
 def _accuracies(scores: Scores, tasks: Sequence[str], name: str, metric: str) -> Table:
     seeds = len(scores.seeds)
+    origin = origins(scores.runs)
+    code = len(set(origin.values())) > 1
     rows = [
-        [method, task, *(in_percent(scores.mean(method, size, task), seeds) for size in scores.sizes)]
+        [
+            method,
+            task,
+            *(in_percent(scores.mean(method, size, task), seeds) for size in scores.sizes),
+            *([origin.get(method, "")] if code else []),
+        ]
         for task in tasks
         for method in scores.methods
     ]
     repeated = f"mean of {seeds} seeds ± half the 95 % interval" if seeds > 1 else "one seed"
-    columns = ["method", "task", *(scores.name(size) for size in scores.sizes)]
-    return Table(name, f"Test {metric} in %, {repeated}", columns, rows)
+    columns = ["method", "task", *(scores.name(size) for size in scores.sizes), *(["made with"] if code else [])]
+    labels = any(scores.counted and scores.labels(size) for size in scores.sizes)
+    note = "In brackets: training labels + validation labels by which options were selected. " if labels else ""
+    if labels and any(run.results["data"].get("protocol") == "final" for run in scores.runs):
+        note += "Under the protocol final, examples may be among both. "
+    if seeds > 1:
+        note += (
+            "The interval contains the draw of the training data and the seed. It does not contain the choice of the "
+            "test examples (the next table has it), nor that of the options. "
+            + ("That of a mean over tasks holds for these tasks." if tasks[0] == scores.average else "")
+        )
+    return Table(name, f"Test {metric} in %, {repeated}", columns, rows, note.strip())
+
+
+def _intervals(scores: Scores, name: str) -> list[Block]:
+    """What the intervals of the accuracies contain; empty where the number of test examples is not known."""
+    rows = []
+    for task in scores.panels:
+        for method in scores.methods:
+            for size in scores.sizes:
+                mean, error = scores.mean(method, size, task), scores.sampling_error([method], [size], task)
+                if mean is None or mean.low is None or mean.high is None or error is None:
+                    continue
+                halves = (f"{100 * half:.1f}" for half in half_widths(mean.low, mean.high, error))
+                rows.append([method, task, scores.name(size), f"{100 * mean.value:.1f}", *halves])
+    if not rows:
+        return []
+    note = (
+        "Half the 95 % interval: of the draw of the training data and the seed (Student's t over seeds), of the choice "
+        "of the test examples (binomial; at most, reached if all seeds err on the same ones), and of both together."
+    )
+    columns = ["method", "task", "size", "mean", "± draw and seed", "± test examples", "± total"]
+    caption = "What the intervals of the accuracies contain, in percentage points"
+    return [Table(f"{name}_intervals", caption, columns, rows, note, folded=True)]
 
 
 def _data_needed(scores: Scores, name: str) -> list[Block]:
@@ -101,89 +149,13 @@ def _data_needed(scores: Scores, name: str) -> list[Block]:
             interval = " to ".join(dict.fromkeys(f"{end.bound} {end.size:.3g}".strip() for end in ends or ()))
             cells += [f"{100 * accuracy:.1f}", f"{needed.bound} {needed.size:.3g}{ratio}".strip(), interval]
         rows.append(cells)
-    unit = scores.axis
+    unit = scores.axis.partition(" (+")[0]
     columns = ["size", f"{FIRST} reaches", f"{REFERENCE} needs for that", f"95 % interval ({REFERENCE})"]
     columns += [f"{REFERENCE} reaches", f"{FIRST} needs", f"95 % interval ({FIRST})"]
-    caption = (
-        f"Data to reach the other's mean accuracy ({task}), in {unit}; in brackets as a multiple of what the other "
-        "had. Straight lines over the logarithm of the size between measured sizes; nothing is extrapolated. Intervals "
-        "are of a bootstrap over the seeds (2,000 resamples, the same seeds for both; too narrow for few); blank where "
-        "a seed is missing."
+    note = (
+        "In brackets as a multiple of what the other had. Straight lines over the logarithm of the size between "
+        "measured sizes; nothing is extrapolated. The interval holds the amounts at which the paired difference of the "
+        "two has a 95 % interval by Student's t over the seeds that contains 0; blank where a seed is missing."
     )
-    return [Heading(3, "Data needed"), Table(f"{name}_data_needed", caption, columns, rows)]
-
-
-def _paired(scores: Scores, name: str) -> list[Block]:
-    """Each method minus LoRA on the same tasks and seeds, at each size and over all sizes."""
-    reference = REFERENCE if REFERENCE in scores.methods else scores.methods[0]
-    others = sorted((m for m in scores.methods if m != reference), key=lambda m: m != FIRST)
-    rows = []
-    least: dict[int, float] = {}
-    for method in others:
-        sizes = [(scores.name(size), [size]) for size in scores.sizes]
-        if len(scores.sizes) > 1:
-            common = scores.common_sizes(method, reference, scores.sizes)
-            sizes.append((_all(scores, common), common))
-        for label, chosen in sizes:
-            found = scores.compare(method, reference, chosen)
-            row = [f"{method} - {reference}", label, "", "", "", ""]
-            if found is not None:
-                least[found.units] = found.least
-                row[2] = f"{100 * found.difference:+.1f}"
-                row[4] = f"{found.wins} / {found.ties} / {found.losses}"
-                row[5] = f"{found.p_value:.2g}"
-                if found.low is not None and found.high is not None:
-                    row[3] = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
-            rows.append(row)
-    if not rows:
-        return []
-    pairs = "seed" if len(scores.tasks) == 1 else "task and seed"
-    most_first = sorted(least.items(), reverse=True)
-    bounds = ", ".join(f"{bound:.2g} with {units} pair{'s' if units > 1 else ''}" for units, bound in most_first)
-    caption = (
-        f"Paired differences in percentage points: two runs of the same {pairs} have the same training data. 95 % "
-        "bootstrap interval of the mean (10,000 resamples, fixed seed; too narrow for few pairs) and two-sided p value "
-        f"of the sign-flip test (10,000 patterns of signs at most), which can be no less than {bounds or '1'}. "
-        f"Over all sizes a {pairs} counts as one, because its training sets are nested, and only where it has a pair at"
-        " every size. No correction for the number of comparisons, nor for the choice of options."
-    )
-    columns = ["difference", "size", "mean", "95 % interval", "wins / ties / losses", "p"]
-    verdict = _verdict(scores, reference)
-    return [Heading(3, "Paired differences"), *verdict, Table(f"{name}_paired", caption, columns, rows)]
-
-
-def _all(scores: Scores, common: Sequence[Size]) -> str:
-    """Name of a comparison over several sizes."""
-    return "all sizes" if len(common) == len(scores.sizes) else f"{len(common)} of {len(scores.sizes)} sizes"
-
-
-def _verdict(scores: Scores, reference: str) -> list[Block]:
-    """A sentence that says whether RepLoRA is better than the reference, and the rule that decides it."""
-    if FIRST not in scores.methods or reference == FIRST:
-        return []
-    common = scores.common_sizes(FIRST, reference, scores.sizes)
-    whole = scores.compare(FIRST, reference, common)
-    if whole is None or whole.low is None or whole.high is None:
-        missing = "cannot be said here: too few seeds have all sizes of both."
-        return [Paragraph(f"Whether {FIRST} is better than {reference} {missing}")]
-    verdict = _sign(whole, "better", "worse", "not shown to be better or worse")
-    interval = f"95 % interval {100 * whole.low:+.1f} to {100 * whole.high:+.1f}, p {whole.p_value:.2g}"
-    means = f"{100 * whole.difference:+.1f} points ({interval})"
-    text = f"{FIRST} is {verdict} than {reference} here: {means}"
-    if len(scores.sizes) > 1:
-        single = [found for size in common if (found := scores.compare(FIRST, reference, [size]))]
-        counts = [_sign(found, "better", "worse", "undecided") for found in single]
-        listed = ", ".join(f"{word} at {counts.count(word)}" for word in ("better", "worse", "undecided"))
-        text += f" over {_all(scores, common)}; of {len(counts)} single sizes {listed}"
-    rule = (
-        "Better and worse mean: 0 lies outside the interval, and p is below 0.1, a weak rule; "
-        f"with {whole.units} pairs p is at least {whole.least:.2g}."
-    )
-    return [Paragraph(f"{text}. {rule}")]
-
-
-def _sign(found: Comparison, above: str, below: str, neither: str) -> str:
-    """One of the three words for a difference. With few pairs the bootstrap interval alone would be too narrow."""
-    if found.low is None or found.high is None or found.low <= 0 <= found.high or found.p_value >= 0.1:
-        return neither
-    return above if found.low > 0 else below
+    caption = f"Data to reach the other's mean accuracy ({task}), in {unit}"
+    return [Heading(3, "Data needed"), Table(f"{name}_data_needed", caption, columns, rows, note)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from replora.reports.render.document import Block, Heading, Table
 from replora.reports.runs import Group
-from replora.reports.scores import AVERAGE, Scores
+from replora.reports.scores import Scores
 from replora.reports.statistics import in_percent
 
 WITHOUT_TEST = ("VideoText",)
@@ -18,14 +18,18 @@ def validation_section(group: Group, prefix: str) -> list[Block]:
     if not scores.tasks:
         return []
     rows = [
-        [method, scores.name(size), *(in_percent(scores.mean(method, size, task)) for task in (*scores.tasks, AVERAGE))]
+        [
+            method,
+            scores.name(size),
+            *(in_percent(scores.mean(method, size, task)) for task in (*scores.tasks, scores.average)),
+        ]
         for size in scores.sizes
         for method in scores.methods
     ]
-    caption = (
-        "Validation scores, not test scores: the answers of this benchmark's tests are not public. Accuracy in %, of "
-        "captions CIDEr as tables show it, and their plain mean; mean of the seeds ± half the 95 % interval (n seeds). "
-        "Options chosen by the same scores flatter them."
+    caption = "Validation scores, not test scores: the answers of this benchmark's tests are not public"
+    note = (
+        "Accuracy in %, of captions CIDEr as tables show it, and their plain mean; mean of the seeds ± half the 95 % "
+        "interval (n seeds). Options selected by the same scores flatter them."
     )
-    columns = ["method", "size", *scores.tasks, AVERAGE]
-    return [Heading(3, "Validation scores"), Table(f"{prefix}validation", caption, columns, rows)]
+    columns = ["method", "size", *scores.tasks, scores.average]
+    return [Heading(3, "Validation scores"), Table(f"{prefix}validation", caption, columns, rows, note)]

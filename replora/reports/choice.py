@@ -1,0 +1,96 @@
+"""Which point of a grid is selected, and how sure that is: one rule for sweeps and for reports."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from replora.reports.statistics import proportion_error
+
+Ties = Literal["middle", "lowest"]  # which of equally good points is selected; `lowest` is the first of the grid
+PROPORTIONS = ("accuracy", "acc", "acc_norm")  # metrics that are the correct part of the examples
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The selected point of a grid.
+
+    Attributes:
+        point: Its name.
+        tied: Number of other points that are equally good.
+        noise: Whether the next best point lies within one standard error of it; None if the error is not known.
+        at_edge: Option of the grid -> whether the selected value is the lowest or highest of several; never for a tie.
+    """
+
+    point: str
+    tied: int
+    noise: bool | None
+    at_edge: dict[str, bool]
+
+
+def choose(
+    values: Mapping[str, Sequence[float]],
+    grid: Mapping[str, Mapping[str, Any]],
+    metric: str,
+    mode: str,
+    ties: Ties,
+    examples: int | None,
+) -> Choice | None:
+    """Select the point with the best mean over the seeds; None if there is no point.
+
+    Args:
+        values: Name of a point -> its values, one per seed in the same order. Points without all seeds are absent.
+        grid: Name of each point of the grid, in its order -> its options.
+        metric: Name of the values, such as `val/accuracy`.
+        mode: `max` or `min`.
+        ties: Which of equally good points is selected.
+        examples: Number of validation examples; None if it is not known.
+    """
+    sign = -1 if mode == "min" else 1
+    # Rounded, because sums of equal scores in another order differ in the last bit.
+    means = {name: round(sign * statistics.fmean(values[name]), 12) for name in grid if name in values}
+    if not means:
+        return None
+    best = [name for name, mean in means.items() if mean == max(means.values())]
+    point = min(best, key=lambda name: _off_center(grid[name], grid)) if ties == "middle" else best[0]
+    others = sorted((name for name in means if name != point), key=lambda name: -means[name])
+    examples = examples if metric.rpartition("/")[2] in PROPORTIONS else None
+    noise = _within_error(values[point], values[others[0]], examples) if others else False
+    edges = {option: edge and len(best) == 1 for option, edge in edges_of(grid[point], list(grid.values())).items()}
+    return Choice(point, len(best) - 1, noise, edges)
+
+
+def edges_of(point: Mapping[str, Any], grid: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+    """Option of a point -> whether its value is the lowest or highest of several numbers."""
+    edges = {}
+    for option, value in point.items():
+        others = {other[option] for other in grid if option in other}
+        if len(others) > 1 and all(isinstance(other, int | float) for other in others):
+            edges[option] = value in (min(others), max(others))
+    return edges
+
+
+def _off_center(point: Mapping[str, Any], grid: Mapping[str, Mapping[str, Any]]) -> float:
+    """Distance from the middle of the grid in steps, over all of its options."""
+    distance = 0.0
+    for option, value in point.items():
+        axis = list(dict.fromkeys(other[option] for other in grid.values() if option in other))
+        if all(isinstance(other, int | float) for other in axis):
+            axis.sort()
+        distance += abs(axis.index(value) - (len(axis) - 1) / 2)
+    return distance
+
+
+def _within_error(best: Sequence[float], other: Sequence[float], examples: int | None) -> bool | None:
+    """Whether two means differ by at most a standard error: that of paired seeds, or of a proportion for one seed."""
+    differences = [one - two for one, two in zip(best, other, strict=True)]
+    if len(differences) > 1:
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+    elif examples:
+        error = proportion_error(best[0], examples)
+    else:
+        return True if differences == [0] else None
+    return abs(statistics.fmean(differences)) <= error + 1e-12
