@@ -256,17 +256,8 @@ def merge(trained: Trained, out: Path, license: str = "unknown", overwrite: bool
     merge_and_unload(model, force=trained.force)
     with new_folder(out, overwrite) as folder:
         library, usage = _save(model, trained, folder)
-        card = model_card(
-            description,
-            trained.base,
-            license,
-            trained.trained_on,
-            describe_images(trained.data),
-            trained.metrics,
-            base_class=type(model).__name__,
-            library=library,
-            usage=usage,
-        )
+        about = (trained.base, license, trained.trained_on, describe_images(trained.data), trained.metrics)
+        card = model_card(description, *about, base_class=type(model).__name__, library=library, usage=usage)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return difference
 

@@ -87,6 +87,7 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, 
         adapters.peft_called[name] = False
         layer.train(layer.get_base_layer().training)
         layer.forward = partial(_forward, layer, adapters.switch)
+        layer._replicate_for_data_parallel = partial(_replicate, layer, adapters.switch)
         layer.register_load_state_dict_pre_hook(_take_base_names)
         layer.register_forward_pre_hook(partial(_note_call, adapters.peft_called, name))
     kept = [p for p in added if p.requires_grad] + [b for b in model.buffers() if id(b) not in before]
@@ -98,6 +99,13 @@ def _forward(layer: Any, switch: Switch, *args: Any, **options: Any) -> Any:
     if not switch.on:
         return layer.get_base_layer()(*args, **options)
     return switch.steadily(partial(type(layer).forward, layer, *args, **options))
+
+
+def _replicate(layer: Any, switch: Switch) -> Any:
+    """The copy that `nn.DataParallel` makes for a device, which computes with its own tensors."""
+    replica = type(layer)._replicate_for_data_parallel(layer)
+    replica.forward = partial(_forward, replica, switch)
+    return replica
 
 
 def _take_base_names(_layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -110,14 +110,14 @@ def configuration(trial: Trial) -> dict[str, Any]:
     Raises:
         TrialError: An option does not exist, or a value is not valid.
     """
-    shown, words = io.StringIO(), io.StringIO()
+    shown = io.StringIO()
     try:
-        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(words):
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(io.StringIO()):
             launch(["fit", *trial.arguments, "--print_config"])
-    except SystemExit as stopped:
-        if stopped.code:
-            _, _, mistake = words.getvalue().partition("error:")
-            raise TrialError(f"The trials of {trial.method!r} ({trial.stage}) cannot run: {mistake.strip()}") from None
+    except RepLoRAError as error:
+        raise TrialError(f"The trials of {trial.method!r} ({trial.stage}) cannot run: {error}") from error
+    except SystemExit:  # the configuration is printed
+        pass
     text = shown.getvalue()
     return _options(text[text.index("seed_everything:") :])  # before it the files that were read
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 from lightning_modules.callbacks.results_writer import best_checkpoint
 from replora.errors import RepLoRAError
 from replora.results import UNTRAINED
+from replora.resuming import read_checkpoint
 from replora.run_directory import last_checkpoint
 
 
@@ -24,6 +24,7 @@ def find_checkpoint(verb: str, path: Path | None, run_dir: Path | None) -> Path 
 
     Raises:
         RepLoRAError: It does not exist, or is not a checkpoint.
+        OSError: It cannot be read.
     """
     last = None if run_dir is None else last_checkpoint(run_dir)
     if path is None and verb == "fit":
@@ -46,6 +47,5 @@ def find_checkpoint(verb: str, path: Path | None, run_dir: Path | None) -> Path 
             f"--ckpt_path: {path} is an adapter for replora.load_adapter; a run's checkpoint is "
             "RUN/checkpoints/last.ckpt."
         )
-    if not zipfile.is_zipfile(path):
-        raise RepLoRAError(f"--ckpt_path: {path} is damaged or no checkpoint of torch.")
+    read_checkpoint(path)
     return path

@@ -267,6 +267,19 @@ def test_copies_of_data_parallel_run_where_no_factors_are_read() -> None:
     assert call(copy, tiny.inputs()).shape == (2, 5)
 
 
+def test_copies_of_data_parallel_compute_with_their_own_layers_of_peft() -> None:
+    model, _ = adapted("timm_vit", "dora")
+    layer = model.blocks[0].attn.qkv
+    copy = layer._replicate_for_data_parallel()
+    copy._parameters, copy._modules = layer._parameters, dict(layer._modules)
+    copy._modules["base_layer"] = torch.nn.Linear(24, 72)  # which DataParallel gives it on its device
+    x = torch.randn(1, 3, 24)
+    with replora.disabled(model):
+        torch.testing.assert_close(copy(x), copy.base_layer(x))
+        assert not torch.allclose(copy(x), layer(x))
+    assert not torch.allclose(copy(x), layer(x))
+
+
 @pytest.mark.parametrize(
     ("build_tied", "head"), [(tied_llama, "lm_head"), (tied_llama, "model.embed_tokens"), (hf_bart, "lm_head")]
 )

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import AutoPeftModel
 from torch import Tensor, nn
 from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
     CLIPVisionConfig,
     CLIPVisionModel,
     LlamaConfig,
@@ -20,6 +23,7 @@ from transformers import (
 
 import replora
 from replora.adapters.container import DeadTargetError
+from tests.adapters.test_contract import disturb
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = torch.tensor([[1, 7, 9, 3]])
@@ -115,6 +119,30 @@ def test_an_export_asks_for_an_input_that_reaches_all_targets(tmp_path: Path) ->
     with pytest.raises(replora.PeftFormatError, match=r"No input so far has reached .*vision.*example="):
         replora.export_peft(model, tmp_path / "peft")
     replora.export_peft(model, tmp_path / "peft", example={"input_ids": WITH_IMAGE, "pixel_values": IMAGE})
+
+
+def blip() -> nn.Module:
+    torch.manual_seed(0)
+    vision = SHAPE | {"image_size": 16, "patch_size": 8, "initializer_range": 0.02}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2, "pad_token_id": 0}
+    text = SHAPE | tokens | {"vocab_size": 64, "encoder_hidden_size": 16, "max_position_embeddings": 16}
+    return BlipForConditionalGeneration(BlipConfig(vision_config=vision, text_config=text))
+
+
+@pytest.mark.parametrize("config", METHODS)
+@pytest.mark.parametrize("build", [llava, blip])
+def test_stock_peft_opens_an_export_by_its_own_class(
+    build: type[nn.Module], config: replora.AdapterConfig, tmp_path: Path
+) -> None:
+    x = {"input_ids": WITH_IMAGE if build is llava else TEXT, "pixel_values": IMAGE}
+    model = build().eval()
+    model.save_pretrained(tmp_path / "base")
+    replora.inject(model, config, example=x)
+    disturb(model)
+    folder = replora.export_peft(model, tmp_path / "peft", base_model=str(tmp_path / "base"))
+    stock = AutoPeftModel.from_pretrained(folder).eval()
+    assert type(stock.base_model.model) is type(model)
+    torch.testing.assert_close(stock(**x).logits, model(**x).logits, rtol=1e-4, atol=1e-5)
 
 
 class Unused(nn.Module):

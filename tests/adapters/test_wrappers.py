@@ -209,3 +209,38 @@ def test_a_rank_beyond_the_matrices_is_refused() -> None:
     with pytest.raises(replora.RepLoRAError, match="rank: 1000000000 is out of range"):
         replora.inject(model, replora.RepLoRAConfig(rank=10**9))
     assert not hasattr(model, "replora")
+
+
+@pytest.mark.parametrize("method", ["replora", "lora", "dora", "full", "linear_probe"])
+@pytest.mark.parametrize("model_name", ["hf_llama", "timm_vit"])
+def test_a_model_prepared_by_accelerate_trains_saves_and_goes_on(model_name: str, method: str, tmp_path) -> None:
+    from accelerate import Accelerator
+
+    model, tiny = adapted(model_name, method)
+    accelerator = Accelerator(cpu=True)
+    prepared, optimizer = accelerator.prepare(model, torch.optim.AdamW(replora.parameter_groups(model), lr=1e-2))
+    for _ in range(2):
+        with accelerator.accumulate(prepared):
+            accelerator.backward(call(prepared.train(), tiny.inputs()).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+    accelerator.save_state(str(tmp_path / "state"))
+    want = call(prepared.eval(), tiny.inputs()).detach()
+    with torch.no_grad():
+        for parameter in prepared.parameters():
+            parameter.add_(parameter.requires_grad)
+    accelerator.load_state(str(tmp_path / "state"))
+    torch.testing.assert_close(call(prepared, tiny.inputs()), want, rtol=0, atol=0)
+    there, _ = build(model_name)
+    replora.load_adapter(there, replora.save_adapter(prepared, tmp_path / "adapter.safetensors"))
+    torch.testing.assert_close(call(there, tiny.inputs()), want)
+    unwrapped = accelerator.unwrap_model(prepared)
+    if method not in ("full", "linear_probe"):
+        with replora.merged(prepared):
+            torch.testing.assert_close(call(unwrapped, tiny.inputs()), want, rtol=1e-4, atol=1e-5)
+    if model_name == "hf_llama":
+        unwrapped.save_pretrained(tmp_path / "saved", state_dict=accelerator.get_state_dict(prepared))
+        saved = type(unwrapped).from_pretrained(tmp_path / "saved").eval()
+        if method != "full":
+            replora.load_adapter(saved, tmp_path / "saved" / "adapter.safetensors")
+        torch.testing.assert_close(call(saved, tiny.inputs()), want)

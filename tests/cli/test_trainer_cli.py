@@ -264,7 +264,9 @@ def test_wrong_checkpoints(run, tmp_path, capsys):
         capsys, "test", config, f"--ckpt_path={run / 'adapter.safetensors'}"
     )
     (tmp_path / "half.ckpt").write_bytes((run / "checkpoints/last.ckpt").read_bytes()[:1000])
-    assert "is damaged or no checkpoint" in refused(capsys, "test", config, f"--ckpt_path={tmp_path / 'half.ckpt'}")
+    assert "is damaged, or no checkpoint that a fit wrote" in refused(
+        capsys, "test", config, f"--ckpt_path={tmp_path / 'half.ckpt'}"
+    )
     error = refused(
         capsys,
         "test",

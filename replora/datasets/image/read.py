@@ -166,7 +166,7 @@ def describe_images(data: Mapping[str, Any]) -> str | None:
     if data["interpolation"] != "tf1_bilinear":
         return line
     return (
-        f"{line}. This filter is TensorFlow 1's, `tf.compat.v1.image.resize`. timm and torchvision do not have it: "
+        f"{line}. This filter is TensorFlow 1's (tf.compat.v1.image.resize). timm and torchvision do not have it: "
         "with their bilinear filter, which timm takes for a merged model, the pixels and the accuracy differ"
     )
 
