@@ -42,6 +42,7 @@ WRONG: dict[str, list[Any]] = {
     "check": FLAGS,
     "force": FLAGS,
     "deploy": FLAGS,
+    "overwrite": FLAGS,
     "path": PATHS,
     "folder": PATHS,
     "name": TEXTS,
