@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from replora.cli import main as cli
+from replora.config_files import packaged_configs
 from tests.cli.helpers import refused
 
 QUICK = "fit --config=quickstart.yaml"
@@ -215,4 +217,39 @@ COMMANDS = {
 @pytest.mark.parametrize("call", [call for call in COMMANDS if COMMANDS[call]])
 def test_a_command(call: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(refused(capsys, *call.split(" ")), COMMANDS[call], call)
+    assert not list(tmp_path.iterdir())
+
+
+CONFIGS = [name for name in packaged_configs() if "/" not in name]
+MISSPELLED = {
+    "--data.batch_sze=3": "has no option 'batch_sze'. Did you mean --data.batch_size",
+    "--model.adapter.rnk=3": "has no option 'rnk'. Did you mean --model.adapter.rank?",
+    "--trainer.max_epoch=3": "there is no such option. Did you mean --trainer.max_epochs?",
+    "--model.optimizer.lr=quick": "--model.optimizer.lr takes a number, not 'quick'",
+}
+
+
+@pytest.mark.parametrize("option", MISSPELLED)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_an_option_of_each_configuration(config: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check(refused(capsys, "fit", f"--config={config}", option), MISSPELLED[option], config)
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+@pytest.mark.parametrize("option", MISSPELLED)
+def test_an_option_of_each_verb(verb: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check(refused(capsys, verb, "--config=quickstart.yaml", option), MISSPELLED[option], verb)
+
+
+VERBS = [
+    f"{verb} {word}" if word else verb
+    for verb, command in cli.COMMANDS.items()
+    for word in (command if isinstance(command, dict) else [""])
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_option_that_a_command_does_not_have(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(refused(capsys, *verb.split(" "), "--no_such_option=1"), f"{verb} --no_such_option: there is no such", verb)
+    check(refused(capsys, *verb.split(" "), "--no_such_option"), f"{verb} --no_such_option: there is no such", verb)
     assert not list(tmp_path.iterdir())
