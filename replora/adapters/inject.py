@@ -28,7 +28,7 @@ from replora.adapters.container import Adapters, adapters_of, device_of, leave_i
 from replora.adapters.fingerprint import describe_base, in_head
 from replora.adapters.labels import match_classes
 from replora.adapters.low_rank.factors import build_factors
-from replora.adapters.low_rank.frozen_layers import check_adaptable, stops_gradients
+from replora.adapters.low_rank.frozen_layers import check_adaptable, check_trainable, stops_gradients
 from replora.adapters.low_rank.layer import (
     AdaptedLinear,
     AdaptedMultiheadAttention,
@@ -115,6 +115,7 @@ def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[st
     model.replora = adapters
     try:
         trained = head_tensors | _apply(model, adapters, heads)
+        check_trainable(model, trained)
         for parameter in model.parameters():
             parameter.requires_grad = id(parameter) in trained
         tensors = (*model.named_parameters(), *model.named_buffers())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -102,6 +102,38 @@ def stops_gradients(model: nn.Module) -> str | None:
 
 # What an update can be added to. Narrower floats (float8) hold scaled values and would round the update away.
 MERGEABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_trainable(model: nn.Module, trained: Container[int]) -> None:
+    """Refuse parameters that are to train but that no optimizer can change, because their values are quantized.
+
+    Args:
+        model: The model.
+        trained: The identities of what is to train.
+
+    Raises:
+        RepLoRAError: There is such a parameter.
+    """
+    for name, parameter in model.named_parameters():
+        if id(parameter) in trained and not _is_writable(parameter):
+            kind = type(parameter).__name__ if is_tensor_subclass(parameter) else parameter.dtype
+            raise RepLoRAError(
+                f"{name} is quantized ({kind}), so it cannot train. Leave its module in 16 or 32 bit when you quantize "
+                "the backbone (torchao's filter_fn, transformers' modules_to_not_convert or llm_int8_skip_modules)."
+            )
+
+
+@torch.no_grad()
+def _is_writable(parameter: Tensor) -> bool:
+    if parameter.dtype in MERGEABLE and not is_tensor_subclass(parameter):
+        return True
+    if not parameter.is_floating_point():
+        return False
+    try:
+        parameter.detach().clone().mul_(1.0)  # as an optimizer does
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 def check_is_parameter(weight: object, layer: nn.Module, name: str) -> None:
