@@ -120,8 +120,8 @@ class VisionLanguageDataModule(BaseDataModule):
             raise RepLoRAError(f"tasks: {list(tasks)} is empty or names a task twice. {nearest('', self.known_tasks)}")
         for name, size in (task_batch_sizes or {}).items():
             at_least(1, **{f"task_batch_sizes.{name}": size})
-        for fraction in (task_fractions or {}).values():
-            check_subset_options(fraction, None)
+        for name, fraction in (task_fractions or {}).items():
+            check_subset_options(fraction, None, f"task_fractions.{name}")
         self.class_names: list[str] = []  # answers are texts
         self.root = data_root(root)
         self.tokenizer_name = tokenizer
@@ -285,8 +285,9 @@ class VisionLanguageDataModule(BaseDataModule):
             )
         if split != self.train_split or self.task_fractions[name] == 1:  # the largest fraction
             return records, None, features
-        strata = [record.stratum for record in records]
-        self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)
+        strata, fraction = [record.stratum for record in records], self.task_fractions[name]
+        option = "train_fraction" if fraction == self.train_fraction else f"task_fractions.{name}"
+        self.chosen[name] = subsample_indices(strata, fraction, None, self.subset_seed, option=option)
         return records, self.chosen[name], features
 
     def padding_of(self, sample: VLSample) -> VLSample:
