@@ -53,6 +53,9 @@ UNKNOWN_OPTIONS = {
     "fit vtab.yaml": "takes no argument 'vtab.yaml'|--config vtab.yaml",
     "test runs/mine": "takes no argument 'runs/mine'|--config runs/mine",
     f"{QUICK} --run_dir x y": "takes no argument 'y'",
+    f"{QUICK} ": "takes no argument '' without an option before it.",
+    f"{QUICK} --model.adapter={{rnk:3}}": "--model.adapter",
+    f"{QUICK} --trainer.callbacks=[{{class_path:EarlyStopping}}]": "--trainer.callbacks",
 }
 WRONG_VALUES = {
     f"{QUICK} --model.optimizer.lr=fast": "--model.optimizer.lr takes a number, not 'fast'",
@@ -110,6 +113,13 @@ WRONG_VALUES = {
     "fit --config=ssv2.yaml --model.num_frames=3": "the number of frames is the data's. Set --data.clips.num_frames",
     "fit --config=ssv2.yaml --model.image_size=3": "the size of the images is the data's",
     f"{QUICK} --model.image_size=3": "the size of the images is the data's. Set --data.image_size",
+    f"{QUICK} --model.adapter.rank+=3": "--model.adapter.rank+= adds to a list, but it takes an integer",
+    f"{QUICK} --model.backbone+=x": "--model.backbone+= adds to a list|Write --model.backbone instead",
+    f"{QUICK} --model.adapter+=replora.LoRAConfig": "--model.adapter+= adds to a list",
+    f"{QUICK} --model.optimizer=": "there is no class '' of the kind Optimizer",
+    f"{QUICK} --model.adapter.targets=": "--model.adapter.targets takes a list",
+    f"{QUICK} --config={{model:": "--config, line 1, column 8 is not valid YAML",
+    f"{QUICK} --config={{a:[&a,*a]}}": "--config",
     "fit": "There is no --model: give a configuration",
     "validate": "There is no --model: give a configuration",
     "fit --model=ImageClassification": "There is no --data: give a configuration|DigitsDataModule",
@@ -125,6 +135,19 @@ FILES = {
     "data:\n  class_path: DigitsDataModule\n  init_args:\n    batch_size: many\n": "data.batch_size takes an integer",
     "data: 3\n": "data takes",
     "- a\n- b\n": "is no configuration: it is not a mapping but a list",
+    "model: null\n": "model takes a class and its options, not null",
+    "data: null\n": "data takes a class and its options, not null",
+    "model:\n  init_args: null\n": "model.init_args takes a mapping of options",
+    "model:\n  class_path: null\n": "model.class_path takes the name of a class",
+    "1: 2\n": "a mapping of keys that are no text",
+    "trainer:\n  callbacks:\n  - class_path: EarlyStoping\n": "callbacks[0]: there is no class|'EarlyStopping'",
+    "trainer:\n  callbacks:\n  - clas_path: EarlyStopping\n": "callbacks[0] takes a class_path and init_args",
+    "trainer:\n  callbacks:\n  - class_path: EarlyStopping\n    init_args:\n      monitr: x\n": (
+        "trainer.callbacks[0].monitr: EarlyStopping has no option 'monitr'. Did you mean trainer.callbacks[0].monitor?"
+    ),
+    "trainer:\n  callbacks:\n  - class_path: EarlyStopping\n    init_args: {monitor: a, patience: x}\n": (
+        "trainer.callbacks[0].patience takes an integer, not 'x'"
+    ),
     "hello\n": "is no configuration: it is not a mapping but a str",
     "root:x:0:0\n": "is no configuration",
     "": "is no configuration: it is empty",
