@@ -288,9 +288,11 @@ def read_text(file: Path) -> str:
     """The text of a UTF-8 file.
 
     Raises:
-        UnreadableFileError: It is not UTF-8.
+        UnreadableFileError: It is not UTF-8, or a named pipe or a device, which may never end.
         OSError: It cannot be read.
     """
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise UnreadableFileError(f"{file} is no regular file but a pipe or a device. {_AGAIN}")
     try:
         return file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:

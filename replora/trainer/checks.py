@@ -39,6 +39,8 @@ def check_arguments(arguments: list[str]) -> None:
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         value = value if equals else " ".join(arguments[position + 1 : position + 2])
+        if option in ("--run_dir", "--ckpt_path") and not value and (equals or arguments[position + 1 :]):
+            raise RepLoRAError(f"{option} is empty, as from a variable that is not set. Name a path, or leave it out.")
         if plain_option(option) in OF_THE_DATA:
             what, names = OF_THE_DATA[plain_option(option)]
             raise RepLoRAError(f"{option}: {what} is the data's. {_where_to_set(arguments, names)}")
