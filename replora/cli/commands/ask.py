@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from replora.errors import visible
 from replora.io import check_output
 from replora.progress import progress_bar
 
@@ -84,13 +85,13 @@ def ask(
     if out is None:
         for question, answer in zip(found.questions, found.answers, strict=True):
             asked_about = " | ".join(filter(None, [*map(printable, question.files), question.text]))
-            print(f"{asked_about}\n  {shown_answer(question, answer)}")
+            print(visible(f"{asked_about}\n  {shown_answer(question, answer)}"))
         if status != "complete":
             print(f"status of the run: {status}")
     else:
         inference.write_answers(out, found, selected, status)
         print(f"{len(found.answers):,} answers ({selected.name}) are in {out}")
     for path, reason in found.skipped.items():
-        print(f"skipped: {printable(path)}: {reason}")
+        print(visible(f"skipped: {printable(path)}: {reason}"))
     if found.skipped:
         print(f"{len(questions) - len(found.answers):,} of {len(questions):,} questions are about such files")
