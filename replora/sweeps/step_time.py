@@ -103,8 +103,16 @@ def _measure(trial: Trial, steps: int) -> _MeasuredError:
         except _MeasuredError as measured:
             return measured
         except Exception as error:
-            raise NotMeasuredError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
+            raise NotMeasuredError(_reason(error)) from error
         raise NotMeasuredError(f"{trial.folder} trains no step.")
+
+
+def _reason(error: BaseException) -> str:
+    """The message of the first error of this package in the chain, which the parser wraps; else of the error itself."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, RepLoRAError):
+        cause = cause.__cause__ or cause.__context__
+    return (str(cause or error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _wait_for_gpu() -> None:

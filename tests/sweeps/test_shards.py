@@ -127,7 +127,7 @@ def _has_ray() -> bool:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_shard_and_the_same_command_resumes_it(folder, number, status):
-    options = SMALL["options"] | {"trainer.max_epochs": 40}
+    options = SMALL["options"] | {"trainer.max_epochs": 20}
     sweep = read_sweep(write_sweep(folder / "s.yaml", methods=ONE_METHOD, options=options, select=None))
     home = folder / "runs" / "s"
     first, second = sweep.only_trials()
@@ -211,7 +211,9 @@ def test_methods_are_run_alone(folder, capsys):
         (["--dry_run=true", "--list=true"], "--dry_run cannot be combined with --list"),
         (["--shard=1/2", "--address=auto"], "--address cannot be combined with --shard"),
         (["--trial=1", "--stage=select"], "--trial cannot be combined with --stage"),
-        (["--stage=finale"], "finale"),
+        (["--stage=finale"], "--stage takes"),
+        (["--shard=1/2", "--status=maybe"], "--status takes"),
+        (["--choice=size"], "--choice takes"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(folder, capsys, options, message):
