@@ -116,7 +116,7 @@ def _why_refused(verb: str, command: Callable[..., None], arguments: list[str], 
 
     plain, options = _split(arguments)
     names, known = _positional(command), options_of(command)
-    settings = settings_of(options)
+    settings = settings_of(options, read_configs="config" not in known)
     if message := Explanation(known, settings, frozenset(known)).message():
         return f"{verb} {message}" if message.startswith("-") else message
     given = {setting.name for setting in settings}

@@ -35,8 +35,12 @@ class Setting:
         return f"{self.file}: {self.name}" if self.file else f"--{self.name}"
 
 
-def settings_of(arguments: list[str]) -> list[Setting]:
+def settings_of(arguments: list[str], read_configs: bool = True) -> list[Setting]:
     """The settings of the arguments of a verb.
+
+    Args:
+        arguments: Arguments without the verb.
+        read_configs: Whether `--config` names a file of options. That of a sweep is a file of another kind.
 
     Raises:
         RepLoRAError: A configuration file does not exist or cannot be read.
@@ -50,7 +54,7 @@ def settings_of(arguments: list[str]) -> list[Setting]:
         if not equals and position < len(arguments) and not arguments[position].startswith("--"):
             value = arguments[position]
             position += 1
-        if option in CONFIG and isinstance(value, str):
+        if read_configs and option in CONFIG and isinstance(value, str):
             settings += _settings_of_config(value)
         elif option.startswith("-"):
             name = plain_option(option.lstrip("-").rstrip("+"))

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from replora.errors import RepLoRAError
 from replora.sweeps.plan import Trial
+from replora.sweeps.state import claimed
 from replora.sweeps.trial import reason_of_failure, run_trial
 
 # Ray Tune reads these when it is imported: write no files into the directories of trials, and send no statistics.
@@ -30,7 +31,10 @@ try:
     import ray
     from ray import tune
 except ImportError as error:
-    raise RepLoRAError('A sweep needs Ray Tune. Install it: pip install "replora[sweep]"') from error
+    raise RepLoRAError(
+        'A sweep needs Ray Tune. Install it: pip install "replora[sweep]". Without it, '
+        "--shard 1/1 runs the trials one after the other, in any number of processes side by side."
+    ) from error
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,8 @@ class Worker(tune.Trainable):
         if job["cwd"].is_dir():  # relative paths refer to the directory in which the sweep was started
             os.chdir(job["cwd"])
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        return {"done": True, "results": run_trial(job["home"], job["sweep"], job["trial"], job["rule"])}
+        with claimed(job["home"], job["trial"], wait=True):  # what another process runs is finished after it
+            return {"done": True, "results": run_trial(job["home"], job["sweep"], job["trial"], job["rule"])}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Does nothing: the state of a trial is in its directory."""

@@ -32,6 +32,7 @@ from replora.io import replace_text
 from replora.launch import launch
 from replora.results import FORMAT, DivergedError, read_results, stored, write_json
 from replora.sweeps.plan import Point, Trial
+from replora.sweeps.slurm import drop_task_variables
 
 
 class TrialError(RepLoRAError):
@@ -71,6 +72,7 @@ def run_trial(home: Path, sweep: str, trial: Trial, rule: dict[str, Any] | None 
     Raises:
         TrialError: The command line is not valid, or the directory holds a trial with other options.
     """
+    drop_task_variables()
     # Only here: checking a plan does not wait for torch.
     from lightning_modules.base import NonFiniteLossError
 
