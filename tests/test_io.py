@@ -116,7 +116,7 @@ def test_a_model_card_of_hostile_names() -> None:
     for name in HOSTILE:
         description = {"method": name, "options": {name: name}, "parameters": counts, "targets": []}
         card = model_card(
-            description, name, name, name, {name: 0.5}, base_class="A", library="timm", usage="import timm"
+            description, name, name, name, name, {name: 0.5}, base_class="A", library="timm", usage="import timm"
         )
         _, head, body = card.split("---\n", 2)
         assert "<" not in body
