@@ -75,6 +75,10 @@ class Progress:
         self.failures[trial.folder] = reason
         self._tell(f"{trial.folder}  failed: {reason}")
 
+    def retried(self, trial: Trial, reason: str, at_once: int) -> None:
+        self.state[trial.folder] = "waiting"
+        self._tell(f"{trial.folder}  {reason}; it is tried again after the others, with at most {at_once} at once")
+
     def table(self) -> Table:
         """The state of every method."""
         title = f"{self.stage}: {self._remaining()}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from replora.errors import RepLoRAError
 from replora.io import check_output
+from replora.memory import usable_cpus
 from replora.run_directory import LOCK
 
 
@@ -55,7 +55,7 @@ def sweep(
     from replora.config_files import find_config
     from replora.run_directory import left_as_found, locked
     from replora.sweeps.progress import describe_plan
-    from replora.sweeps.sweep import check_sweep, run_sweep
+    from replora.sweeps.sweep import UnfinishedSweepError, check_sweep, run_sweep
     from replora.sweeps.sweep_file import read_sweep
 
     plan = read_sweep(find_config(config), options)
@@ -74,16 +74,20 @@ def sweep(
 
     remedy = "Wait until it ends, stop it, or choose another directory with --out."
     with left_as_found(home, "sweep", False, lambda: False), locked(home, "A sweep", remedy):
+        failure = None
         try:
             resources = Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures)
             run_sweep(plan, home, address, resources, choice)
-        finally:
-            if make_report and any(home.rglob("results.json")):
-                from replora.reports.report import write_report
+        except UnfinishedSweepError as error:
+            failure = error
+        if make_report and any(home.rglob("results.json")):
+            from replora.reports.report import write_report
 
-                planned = [*plan.selection_trials(), *plan.planned_final_trials(), *plan.only_trials()]
-                files = write_report([home], home / "report", {trial.folder for trial in planned})
-                print(f"report: {files[1]}")
+            planned = [*plan.selection_trials(), *plan.planned_final_trials(), *plan.only_trials()]
+            files = write_report([home], home / "report", {trial.folder for trial in planned})
+            print(f"report: {files[1]}")
+        if failure:
+            raise failure
 
 
 def _is_sweep(home: Path) -> bool:
@@ -96,7 +100,7 @@ def _trials_at_once(
     """Number of trials that there is room for, None if it is not known, and the reason why not."""
     if address is not None:
         return most, f"the number of trials that the cluster at {address} has room for is not known yet"
-    room = int((os.cpu_count() or 1) / cpus_per_trial)
+    room = int(usable_cpus() / cpus_per_trial)
     if gpus_per_trial:
         from torch import cuda
 
