@@ -36,6 +36,9 @@ except ImportError as error:
     raise RepLoRAError('A sweep needs Ray. Install it: pip install "replora[sweep]"') from error
 
 
+Outcome = tuple[dict[str, Any] | None, str, list[str]]  # results or None, why it failed, and what was corrupt before
+
+
 @dataclass(frozen=True)
 class Resources:
     """Resources of a trial, and limits on the number of trials.
@@ -61,6 +64,8 @@ class ProgressCallback(Protocol):
     def ended(self, trial: Trial, results: dict[str, Any]) -> None: ...
 
     def failed(self, trial: Trial, reason: str) -> None: ...
+
+    def noted(self, trial: Trial, note: str) -> None: ...
 
     def retried(self, trial: Trial, reason: str, at_once: int) -> None: ...
 
@@ -169,7 +174,9 @@ class Cluster:
             for reference in ended:
                 at_once = len(running)
                 job, actor = running.pop(reference)
-                results, reason = _outcome(reference)
+                results, reason, notes = _outcome(reference)
+                for note in notes:
+                    progress.noted(job.trial, note)
                 if results is not None:
                     idle.append(actor)
                     progress.ended(job.trial, results)
@@ -215,10 +222,11 @@ class _Worker:
     def __init__(self, home: Path, sweep: str, cwd: Path) -> None:
         self.home, self.sweep, self.cwd = home, sweep, cwd
 
-    def run(self, trial: Trial, rule: dict[str, Any] | None) -> tuple[dict[str, Any] | None, str]:
-        """The results of a trial; or None, and why it failed."""
+    def run(self, trial: Trial, rule: dict[str, Any] | None) -> Outcome:
+        """Run a trial."""
         import torch  # not for a plan that is only checked
 
+        notes: list[str] = []
         try:
             if self.cwd.is_dir():
                 os.chdir(self.cwd)
@@ -228,19 +236,19 @@ class _Worker:
                     "give --out as a path that all machines share."
                 )
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-            return run_trial(self.home, self.sweep, trial, rule), ""
+            return run_trial(self.home, self.sweep, trial, rule, notes.append), "", notes
         except Exception as error:  # an error of a library may not survive the way to the other process
-            return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+            return None, (str(error).strip() or type(error).__name__).splitlines()[0], notes
 
 
-def _outcome(reference: Any) -> tuple[dict[str, Any] | None, str]:
+def _outcome(reference: Any) -> Outcome:
     """What `_Worker.run` returned, or why there is nothing."""
     try:
-        outcome: tuple[dict[str, Any] | None, str] = ray.get(reference)
+        outcome: Outcome = ray.get(reference)
     except OutOfMemoryError:
-        return None, "Ray ended its process, because the memory of its machine was used up"
+        return None, "Ray ended its process, because the memory of its machine was used up", []
     except RayActorError:
-        return None, "its process died (out of memory?)"
+        return None, "its process died (out of memory?)", []
     except RayError as error:
-        return None, str(error).strip().splitlines()[0]
+        return None, str(error).strip().splitlines()[0], []
     return outcome

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from replora.io import UnreadableFileError
 from replora.reports.summary import format_metric
-from replora.results import read_results, status_of
+from replora.results import status_of
 from replora.sweeps.plan import Sweep, Trial
+from replora.sweeps.trial import results_there
 
 STATES = ("waiting", "running", "done", "failed")
 
@@ -74,6 +76,9 @@ class Progress:
         self._count(trial, "failed")
         self.failures[trial.folder] = reason
         self._tell(f"{trial.folder}  failed: {reason}")
+
+    def noted(self, trial: Trial, note: str) -> None:
+        self.console.print(f"{trial.folder}  {note}", markup=False, highlight=False, soft_wrap=True)
 
     def retried(self, trial: Trial, reason: str, at_once: int) -> None:
         self.state[trial.folder] = "waiting"
@@ -185,8 +190,10 @@ def _similar(trial: Trial) -> list[tuple[str, ...]]:
 
 def _recorded(home: Path, trial: Trial) -> dict[str, Any] | None:
     """Like `finished`, but also for final trials whose point is not selected yet."""
-    file = home / trial.folder / "results.json"
-    results = read_results(file) if file.is_file() else {}
+    try:
+        results = results_there(home / trial.folder)
+    except UnreadableFileError:  # the trial will run again
+        return None
     return results if "sweep" in results else None
 
 

@@ -81,6 +81,8 @@ def test_a_worker_that_dies_ends_nothing_else(tmp_path):
     assert {name: one["fit"]["metrics"] for name, one in disturbed.items()} == {
         name: one["fit"]["metrics"] for name, one in expected.items()
     }
+    for file in (tmp_path / "out").rglob("results.json"):
+        assert "parameters train" in (file.parent / "output.log").read_text(), "the log has the lines of the run"
 
 
 def test_a_trial_whose_process_dies_again_has_failed(tmp_path):
