@@ -16,9 +16,12 @@ Checkpoints of the first stage are deleted at the end; those of the second stage
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import io
 import itertools
 import json
+import logging
 import os
 import shutil
 import sys
@@ -34,9 +37,12 @@ from replora.errors import RepLoRAError
 from replora.identity import differing_options, flat_options, plain_option
 from replora.io import UnreadableFileError, check_types, read_json, read_text, replace_text
 from replora.launch import launch
+from replora.options.class_options import find_class
 from replora.results import FORMAT, DivergedError, parse_results, read_results, stored, write_json
 from replora.run_directory import last_checkpoint
 from replora.sweeps.plan import Point, Trial
+
+log = logging.getLogger(__name__)
 
 
 class TrialError(RepLoRAError):
@@ -123,6 +129,10 @@ def configuration(trial: Trial) -> dict[str, Any]:
     Raises:
         TrialError: An option does not exist, or a value is not valid.
     """
+    return _options(_configuration_text(trial))
+
+
+def _configuration_text(trial: Trial) -> str:
     shown = io.StringIO()
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(io.StringIO()):
@@ -132,23 +142,66 @@ def configuration(trial: Trial) -> dict[str, Any]:
     except SystemExit:  # the configuration is printed
         pass
     text = shown.getvalue()
-    return _options(text[text.index("seed_everything:") :])  # before it the files that were read
+    return text[text.index("seed_everything:") :]  # before it the files that were read
 
 
 def check_options(trial: Trial) -> None:
-    """Parse a trial's command line, without running it.
+    """Parse a trial's command line and build its model without weights, without running it.
 
     Raises:
-        TrialError: It has an option that does not exist, or a value that does not fit, or a trial of the first stage
-            would not leave the test images alone.
+        TrialError: It has an option that does not exist, or a value that does not fit, the adapter's targets are not in
+            the model, or a trial of the first stage would not leave the test images alone.
     """
-    protocol = configuration(trial).get("data.protocol")
+    text = _configuration_text(trial)
+    options = _options(text)
+    protocol = options.get("data.protocol")
     if trial.stage == "select" and protocol != "tune":
         raise TrialError(
             f"{trial.folder}: trials of the first stage have data.protocol tune, which leaves the test images alone; "
             f"here it is {protocol or 'not an option of the data'}. Write `options: {{data.protocol: tune}}` under "
             "`select`, and set it nowhere else."
         )
+    model = yaml.safe_load(text)["model"]
+    for name in ("optimizer", "schedule"):  # which do not change what is built
+        model["init_args"].pop(name, None)
+    of_data = {"image_size": options.get("data.image_size"), "num_frames": options.get("data.clips.num_frames")}
+    if problem := _target_not_found(json.dumps(model), json.dumps(of_data)):
+        raise TrialError(f"The trials of {trial.method!r} ({trial.stage}) cannot run: {problem}")
+
+
+@functools.cache
+def _target_not_found(model: str, of_data: str) -> str | None:
+    """Build a model on the meta device, which has shapes and no values: what is wrong with the adapter's targets.
+
+    Args:
+        model: Class of the module and its options, as JSON.
+        of_data: What it gets from the data, as JSON.
+    """
+    # Only here: they import torch, which `configuration` has loaded by now.
+    import torch
+
+    from lightning_modules import AdaptedModule
+    from replora.adapters.config import AdapterConfig
+    from replora.adapters.targets import TargetNotFoundError
+
+    def made(section: dict[str, Any], base: type, **more: Any) -> Any:
+        cls = find_class(section["class_path"], (base,))
+        assert cls is not None
+        taken = {name: value for name, value in more.items() if name in inspect.signature(cls).parameters}
+        return cls(**section.get("init_args", {}) | taken)
+
+    section = json.loads(model)
+    no_weights = {"num_classes": 2, "pretrained": False, "checkpoint": None, "quantization": "none", "compile": False}
+    try:
+        with torch.device("meta"), contextlib.redirect_stderr(io.StringIO()):
+            adapter = section["init_args"].get("adapter")
+            adapter = {"adapter": made(adapter, AdapterConfig)} if adapter else {}
+            made(section, AdaptedModule, **no_weights, **json.loads(of_data), **adapter)
+    except TargetNotFoundError as error:
+        return str(error)
+    except Exception:  # a model that cannot be built like this, for lack of a file for example, is left to its trials
+        log.debug("targets are not checked", exc_info=True)
+    return None
 
 
 def check_same_configuration(home: Path, trial: Trial) -> None:

@@ -240,6 +240,29 @@ def test_a_checkpoint_with_a_changed_byte_is_corrupt(home, final, tmp_path):
         _check_archive(folder / "checkpoints" / "last.ckpt")
 
 
+TARGETS = "--model.adapter.targets=[nosuch]"
+BACKBONES = {
+    "vit_nano": ["--config=quickstart.yaml"],
+    "timm": ["--config=quickstart.yaml", "--model.backbone=vit_tiny_patch16_224", "--data.image_size=224"],
+    "video": ["--config=video_demo.yaml"],
+    "language": ["--config=commonsense_smollm2.yaml"],
+    "vision and language": ["--config=vl_demo.yaml"],
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_target_that_is_not_there_is_found_before_anything_runs(sweep, backbone):
+    good = replace(sweep.planned_final_trials()[0], arguments=[*BACKBONES[backbone], "--config=adapter/lora.yaml"])
+    check_options(good)
+    with pytest.raises(TrialError, match=r"trials of 'LoRA' \(final\) cannot run: targets: 'nosuch' matches nothing"):
+        check_options(replace(good, arguments=[*good.arguments, TARGETS]))
+
+
+def test_a_model_that_cannot_be_built_without_weights_is_left_to_its_trials(sweep):
+    good = sweep.planned_final_trials()[0]
+    check_options(replace(good, arguments=[*good.arguments, "--model.backbone=no_such_backbone", TARGETS]))
+
+
 def test_results_of_a_newer_release_are_not_deleted(home, final, tmp_path):
     trial, results = final
     folder = tmp_path / trial.folder
