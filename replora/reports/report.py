@@ -123,7 +123,7 @@ def _blocks(
 
 def is_report(folder: Path) -> bool:
     """Whether a folder is that of an earlier report."""
-    if not all((folder / name).is_file() for name in ("report.md", "report.html", "runs.csv", "runs.jsonl")):
+    if not all((folder / name).is_file() for name in ("report.md", "runs.csv", "runs.jsonl")):
         return False
     with (folder / "runs.jsonl").open("rb") as stream:
         return stream.read(1) == b"{"

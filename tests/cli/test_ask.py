@@ -384,6 +384,10 @@ def test_texts_are_asked_as_they_are(images: Path, tmp_path: Path, capsys: pytes
     main(["ask", str(images / "run"), picture, *texts[:-1], f"--out={tmp_path / 'a.json'}"])
     content = json.loads((tmp_path / "a.json").read_text())
     assert [row["question"] for row in content["answers"]] == texts[:-1]
+    error = refused(capsys, "ask", str(images / "run"), picture, "Who?", f"--out={tmp_path / 'a.json'}")
+    assert "a.json already exists and is not overwritten" in error
+    main(["ask", str(images / "run"), picture, "Who?", f"--out={tmp_path / 'a.json'}", "--overwrite=true"])
+    assert len(json.loads((tmp_path / "a.json").read_text())["answers"]) == 1
     assert "vqa needs a question, but '#' was given" in refused(
         capsys, "ask", str(images / "run"), picture, "#", "--task=vqa"
     )

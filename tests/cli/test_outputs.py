@@ -141,6 +141,7 @@ def test_documented_commands_can_be_given_again(home: Path) -> None:
     for _ in range(2):
         main(["plot", "run"])
         main(["report", "run", "--out=report"])
+        main(["report", "report/runs.jsonl", "--out=report"])
         main(["plot", "quickstart.yaml", "--out=pictures"])
     for _ in range(2):
         options = ["--out=new.csv", "--contact_sheet=new.png", "--overwrite=true"]

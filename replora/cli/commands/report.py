@@ -35,7 +35,9 @@ def report(
     from replora.reports.report import is_report, write_report
 
     sources = [Path(run) for run in ([runs] if isinstance(runs, str) else runs)]
-    read = [run for run in sources if (run if run.is_dir() else run.parent).resolve() == out.resolve()]
+    # A report can be made again from its own runs.jsonl, which then holds the same runs.
+    inside = [run for run in sources if (run if run.is_dir() else run.parent).resolve() == out.resolve()]
+    read = [] if is_report(out) else inside
     check_output(out, overwrite, read, folder=True, is_own=is_report)
     files = write_report(sources, out, format=format, all_tasks=all_tasks)
     print(f"report: {files[1]}")
