@@ -159,6 +159,9 @@ class Cluster:
             trials: Trials to run.
             rules: Rule by which each trial's point was or will be selected; None without a selection.
             progress: Receives the events.
+
+        Raises:
+            RepLoRAError: No machine has room for a trial any more.
         """
         worker: Any = ray.remote(_Worker).options(num_cpus=self.resources.cpus, num_gpus=self.resources.gpus)
         waiting = deque(_Job(trial, rule) for trial, rule in zip(trials, rules, strict=True))
@@ -198,7 +201,11 @@ class Cluster:
         return min(limit for limit in limits if limit is not None)
 
     def _capacity(self) -> int:
-        """Number of trials that the machines of the cluster have room for, at least 1."""
+        """Number of trials that the machines of the cluster have room for.
+
+        Raises:
+            RepLoRAError: No machine is left that has room for one.
+        """
         cpus, gpus = self.resources.cpus, self.resources.gpus
         room = 0
         for node in ray.nodes():  # type: ignore[no-untyped-call]
@@ -207,7 +214,12 @@ class Cluster:
             if gpus:  # one trial never has parts of two GPUs
                 counts.append(int(int(there.get("GPU", 0)) * int(1 / gpus) if gpus < 1 else there.get("GPU", 0) / gpus))
             room += min(counts)
-        return max(room, 1)
+        if not room:
+            raise RepLoRAError(
+                "No machine of the Ray cluster that has room for a trial is alive any more. Start the cluster, where "
+                "--address names one, and the same command again; it repeats nothing that is finished."
+            )
+        return room
 
 
 class _Worker:

@@ -110,3 +110,24 @@ def test_cores_are_those_of_the_process(tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("max 100000\n")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "16")
     assert memory.usable_cpus() == 6
+
+
+def test_a_sweep_goes_on_after_ray_itself_was_killed(tmp_path):
+    """In another place as well: nothing in its directory names the former one."""
+    methods = {"LoRA": {"configs": ["adapter/lora.yaml"]}}
+    write_sweep(tmp_path / "s.yaml", methods=methods, select=None, final=SMALL["final"] | {"seeds": [0, 1, 2]})
+    process = start(tmp_path, "--make_report=false")
+    wait_until(lambda: finished(tmp_path) or process.poll() is not None)
+    found = psutil.Process(process.pid).children(recursive=True)
+    next(child for child in found if child.name() == "raylet").kill()
+    process.communicate(timeout=200)  # workers that live may end their trials
+    before = finished(tmp_path)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("s.yaml", "out"):
+        (tmp_path / name).rename(moved / name)
+    shown, _ = (again := start(moved, "--make_report=false")).communicate(timeout=300)
+    assert again.returncode == 0, shown
+    after = finished(moved)
+    assert len(after) == 3
+    assert {name: after[name]["fit"]["date"] for name in before} == {n: r["fit"]["date"] for n, r in before.items()}
