@@ -177,9 +177,9 @@ def _target_not_found(model: str, of_data: str) -> str | None:
         model: Class of the module and its options, as JSON.
         of_data: What it gets from the data, as JSON.
     """
-    # Only here: they import torch, which `configuration` has loaded by now.
-    import torch
+    import torch  # as below
 
+    # Only here: checking a plan's words alone does not wait for torch.
     from lightning_modules import AdaptedModule
     from replora.adapters.config import AdapterConfig
     from replora.adapters.targets import TargetNotFoundError
