@@ -157,6 +157,14 @@ def step_profile(results: dict[str, Any]) -> list[str]:
     return [table(["method", *(f"{kind}, ms" for kind in kinds), "operators"], rows)]
 
 
+def sweep_throughput(results: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, f"{found['seconds']:,.1f}", f"{found['trial_seconds']:,.1f}", f"{found['share']:.1%}"]
+        for name, found in results.items()
+    ]
+    return [table(["queue", "wall time, s", "sum of trials, s", "useful share of the workers' time"], rows)]
+
+
 TABLES = {
     "training_step": training_step,
     "evaluation": evaluation,
@@ -167,6 +175,7 @@ TABLES = {
     "compilation": compilation,
     "scaling": scaling,
     "step_profile": step_profile,
+    "sweep_throughput": sweep_throughput,
 }
 
 

@@ -136,8 +136,9 @@ class CausalLanguageModel(AdaptedModule):
         self.counts = ChoiceCounts(())
         self._results: dict[str, dict[str, Any]] = {}
         self._clock = 0.0
-        self._seconds = 0.0  # of model time in the current loop
-        self._processed = 0  # tokens or questions that this process handled in that time
+        self._seconds = 0.0  # of model time in the current evaluation
+        self._processed = 0  # questions that this process handled in that time
+        self._train_seconds, self._train_tokens = 0.0, 0  # of the current epoch, in which validations may run
 
     @classmethod
     def build_backbone(
@@ -226,7 +227,7 @@ class CausalLanguageModel(AdaptedModule):
         return self._logits(input_ids, attention_mask, first=0)
 
     def on_train_epoch_start(self) -> None:
-        self._seconds, self._processed = 0.0, 0
+        self._train_seconds, self._train_tokens = 0.0, 0
 
     def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
@@ -236,7 +237,7 @@ class CausalLanguageModel(AdaptedModule):
         loss, count = self._loss(batch)
         self.check_finite(loss, batch_idx)
         tokens = int(batch["attention_mask"][batch["index"] >= 0].sum())
-        self._processed += tokens
+        self._train_tokens += tokens
         self.train_loss.update(loss.detach(), count)
         self.tokens.update(tokens)
         self.loss_tokens.update(count)
@@ -249,10 +250,10 @@ class CausalLanguageModel(AdaptedModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: TextBatch, batch_idx: int) -> None:  # noqa: ARG002
-        self._seconds += time.perf_counter() - self._clock
+        self._train_seconds += time.perf_counter() - self._clock
 
     def on_train_epoch_end(self) -> None:
-        rate = self._processed * self.trainer.world_size / max(self._seconds, 1e-9)
+        rate = self._train_tokens * self.trainer.world_size / max(self._train_seconds, 1e-9)
         self._results["fit"] = {"tokens_per_second": round(rate, 1)}
 
     def _loss(self, batch: TextBatch) -> tuple[Tensor, Tensor]:

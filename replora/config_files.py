@@ -49,19 +49,37 @@ def read_config(file: Path) -> dict[str, Any]:
     Raises:
         RepLoRAError: It is not a YAML mapping, or its aliases expand to more than `MOST_NODES` entries.
     """
-    import yaml  # light verbs read no file
-
-    text = ""
     try:
         text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RepLoRAError(f"{file} is no configuration: it is not a text in UTF-8.") from error
+    return parse_config(text, str(file))
+
+
+def is_yaml(value: str) -> bool:
+    """Whether the value of `--config` is YAML, not the name of a file."""
+    return any(mark in value for mark in "{\n")
+
+
+def parse_config(text: str, file: str) -> dict[str, Any]:
+    """The content of a configuration.
+
+    Args:
+        text: YAML.
+        file: Where it stands, for messages.
+
+    Raises:
+        RepLoRAError: It is not a YAML mapping, or its aliases expand to more than `MOST_NODES` entries.
+    """
+    import yaml  # light verbs read no file
+
+    try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and _expanded_size(root, {}) > MOST_NODES:
             raise RepLoRAError(
                 f"{file}: its aliases expand to more than {MOST_NODES:,} entries. Write it without them."
             )
         content = yaml.safe_load(text)
-    except UnicodeDecodeError as error:
-        raise RepLoRAError(f"{file} is no configuration: it is not a text in UTF-8.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -70,6 +88,7 @@ def read_config(file: Path) -> dict[str, Any]:
         raise RepLoRAError(f"{file} is nested too deeply to be read.") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         kind = "empty" if content is None else f"not a mapping but a {type(content).__name__}"
+        kind = "a mapping of keys that are no text" if isinstance(content, dict) else kind
         raise RepLoRAError(f"{file} is no configuration: it is {kind}. Its first lines are like `model:` and `data:`.")
     return content
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -33,6 +34,15 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
 def listed(names: list[str], most: int = 8) -> str:
     """Names for a message, the first few of many."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# Control characters other than tabs and line ends, and those that turn the direction of what follows.
+_ACTS_ON_TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """Text for a screen: what a terminal would act upon is escaped like `\\x1b`."""
+    return _ACTS_ON_TERMINAL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 # Name of a type -> how a message calls one value of it, and several.

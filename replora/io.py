@@ -94,10 +94,11 @@ def replacing(file: Path) -> Iterator[Path]:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less the umask
         mode = temporary.stat().st_mode
         try:
-            yield temporary
-            temporary.chmod(mode)  # some writers put a file of their own in its place
-            _sync(temporary)
-            temporary.replace(file)
+            with _naming(file, temporary):
+                yield temporary
+                temporary.chmod(mode)  # some writers put a file of their own in its place
+                _sync(temporary)
+                temporary.replace(file)
             with suppress(OSError):  # some file systems cannot do that for a folder
                 _sync(file.parent)
         finally:
@@ -124,7 +125,8 @@ def new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Itera
         temporary.mkdir()  # 0777 less the umask
         mode = temporary.stat().st_mode
         try:
-            yield temporary
+            with _naming(folder, temporary):
+                yield temporary
             for path in temporary.rglob("*"):
                 path.chmod(mode if path.is_dir() else mode & 0o666)
             if empty:
@@ -135,6 +137,24 @@ def new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Itera
                 _put(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def new_or_existing(folder: Path) -> Iterator[None]:
+    """Create a folder to write files into, unless it is there; one that was not is removed again after an error.
+
+    Raises:
+        OSError: The folder cannot be created.
+    """
+    is_new = not folder.exists()
+    with _parents_of(folder):
+        folder.mkdir(exist_ok=True)
+        try:
+            yield
+        except BaseException:
+            if is_new:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _put(temporary: Path, folder: Path) -> None:
@@ -166,6 +186,21 @@ def _sync(path: Path) -> None:
 def _temporary(path: Path) -> Path:
     """A name beside `path` that nothing has, however long the name of `path` is."""
     return path.parent / f"{path.name[:100]}.{secrets.token_hex(4)}.tmp"
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Name `path` in the errors of writing, which name nothing or the temporary path."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(temporary)):
+            error.filename, error.filename2 = str(path), None
+        raise
+    except Exception as error:  # of writers in Rust, such as that of safetensors
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
 
 
 @contextmanager
@@ -270,9 +305,11 @@ def read_text(file: Path) -> str:
     """The text of a UTF-8 file.
 
     Raises:
-        UnreadableFileError: It is not UTF-8.
+        UnreadableFileError: It is not UTF-8, or a named pipe or a device, which may never end.
         OSError: It cannot be read.
     """
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise UnreadableFileError(f"{file} is no regular file but a pipe or a device. {_AGAIN}")
     try:
         return file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import os
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def test_a_report_of_hostile_names(name: str, tmp_path: Path) -> None:
         pages[-1].feed((folder / "report.html").read_text("utf-8"))
     assert pages[0].tags == pages[1].tags
     assert pages[0].attributes == pages[1].attributes
-    assert "<" not in (tmp_path / "out" / "report.md").read_text("utf-8")
+    text = (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert "<" not in re.sub(r"</?(details|summary)>", "", text)  # the report's own
     for file in (tmp_path / "out").glob("*.csv"):
         with file.open(newline="", encoding="utf-8") as stream:
             cells = {cell for line in csv.reader(stream) for cell in line}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from replora.adapters.container import options_of
 from replora.backbones.vit_nano import VIT_NANO_WEIGHTS
 from replora.cli.main import COMMANDS, TRAINER_VERBS
 from replora.config_files import find_config, packaged_configs
+from replora.datasets.vision_language.demo import demo_records, demo_scenes
+from replora.metrics.cider import cider_d
 from replora.plots.quickstart import METHODS, row
 from replora.sweeps.sweep_file import read_sweep
 
@@ -80,6 +83,20 @@ def test_figures_of_the_vision_and_language_page_are_those_of_its_results_file()
     assert row in page
     assert f"({val['val/accuracy/vqa']:.3f} on the 300 of validation)" in page
     assert found["fit"]["seed"] == 0
+
+
+def test_baselines_of_the_vision_and_language_page_are_computed_from_its_scenes() -> None:
+    page = (ROOT / "docs" / "vision_language.md").read_text(encoding="utf-8")
+    train, test = (demo_records("vqa", split, demo_scenes(split)) for split in ("train", "test"))
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in train:
+        answers[record.text][record.answers[0]] += 1
+    right = [answers[record.text].most_common(1)[0][0] == record.answers[0] for record in test]
+    assert f"without a look at the scene | {sum(right) / len(right):.3f} | |" in page
+    train, test = (demo_records("coco", split, demo_scenes(split)) for split in ("train", "test"))
+    caption = Counter(record.answers[0] for record in train).most_common(1)[0][0]
+    scores = cider_d([caption] * len(test), [record.truth for record in test])
+    assert f"for every scene | | {sum(scores) / len(scores):.2f} |" in page
 
 
 def test_the_multimodal_demonstration_ran_with_the_options_of_its_configuration() -> None:

@@ -123,7 +123,7 @@ class ImageDataModule(BaseDataModule):
         one_of(get_args(Framing), framing=framing)
         one_of(get_args(Normalization), normalization=normalization)
         one_of(get_args(SubsetRule), subset_rule=subset_rule)
-        check_subset_options(select_fraction, None)
+        check_subset_options(select_fraction, None, "select_fraction")
         self.subset_rule: SubsetRule = subset_rule
         self.select_fraction = select_fraction
         self.cache_bytes = cache_bytes
@@ -178,7 +178,7 @@ class ImageDataModule(BaseDataModule):
             self.train_indices = self._subset(full)
             used = self.train_indices
         elif split == "val" and self._selects_on_part():
-            used = subsample_indices(full.labels, self.select_fraction, seed=self.subset_seed)
+            used = subsample_indices(full.labels, self.select_fraction, seed=self.subset_seed, option="select_fraction")
         if used is not None and len(used) < len(full):
             dataset = Subset(usable, used)
         classes = self.own_classes

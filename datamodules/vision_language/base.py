@@ -120,8 +120,8 @@ class VisionLanguageDataModule(BaseDataModule):
             raise RepLoRAError(f"tasks: {list(tasks)} is empty or names a task twice. {nearest('', self.known_tasks)}")
         for name, size in (task_batch_sizes or {}).items():
             at_least(1, **{f"task_batch_sizes.{name}": size})
-        for fraction in (task_fractions or {}).values():
-            check_subset_options(fraction, None)
+        for name, fraction in (task_fractions or {}).items():
+            check_subset_options(fraction, None, f"task_fractions.{name}")
         self.class_names: list[str] = []  # answers are texts
         self.root = data_root(root)
         self.tokenizer_name = tokenizer
@@ -164,7 +164,12 @@ class VisionLanguageDataModule(BaseDataModule):
         return {"extractions": self.extractions}
 
     def file_features(
-        self, recorded: Mapping[str, Any], weights: Path | None, device: str, fps: float | None = None
+        self,
+        recorded: Mapping[str, Any],
+        weights: Path | None,
+        device: str,
+        fps: float | None = None,
+        upright: bool = False,
     ) -> FeatureSource:
         """The source that extracts features of files, named by their paths, as those in the data were extracted.
 
@@ -174,6 +179,7 @@ class VisionLanguageDataModule(BaseDataModule):
             weights: File or folder of the encoder's weights. Default: they are downloaded from the hub.
             device: Device of the encoder; `auto` is the first GPU, if there is one.
             fps: Frames per second (> 0) of folders of frames, if it is not recorded.
+            upright: Whether to turn photos as their EXIF orientation says.
 
         Raises:
             RepLoRAError: The encoder is not that of the data, or its weights are not available.
@@ -192,7 +198,8 @@ class VisionLanguageDataModule(BaseDataModule):
                 f"The weights of {weights or TIMM_NAMES[name]} ({encoder.weights}) are not those that extracted the "
                 f"features of the training ({recorded['weights']}). Give their file with --encoder."
             )
-        return FileFeatures(encoder, self.frames, recorded.get("seconds") or 1.5, recorded.get("fps") or fps)
+        seconds = recorded.get("seconds") or 1.5
+        return FileFeatures(encoder, self.frames, seconds, recorded.get("fps") or fps, upright)
 
     @property
     def tokenizer(self) -> Any:
@@ -278,8 +285,9 @@ class VisionLanguageDataModule(BaseDataModule):
             )
         if split != self.train_split or self.task_fractions[name] == 1:  # the largest fraction
             return records, None, features
-        strata = [record.stratum for record in records]
-        self.chosen[name] = subsample_indices(strata, self.task_fractions[name], None, self.subset_seed)
+        strata, fraction = [record.stratum for record in records], self.task_fractions[name]
+        option = "train_fraction" if fraction == self.train_fraction else f"task_fractions.{name}"
+        self.chosen[name] = subsample_indices(strata, fraction, None, self.subset_seed, option=option)
         return records, self.chosen[name], features
 
     def padding_of(self, sample: VLSample) -> VLSample:

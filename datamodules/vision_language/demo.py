@@ -81,8 +81,9 @@ class VLDemoDataModule(VisionLanguageDataModule):
         weights: Path | None,  # noqa: ARG002
         device: str,  # noqa: ARG002
         fps: float | None = None,  # noqa: ARG002
+        upright: bool = False,
     ) -> PictureFeatures:
-        return PictureFeatures()
+        return PictureFeatures(upright)
 
     def _needs_workers(self, dataset: Dataset[Any]) -> bool:  # noqa: ARG002
         return False

@@ -38,6 +38,9 @@ class EpochLines(Callback):
         self.started = 0.0
         self.validated = -1  # epoch of the last validation
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self.started = time.monotonic()  # a fit that is resumed inside an epoch does not start that one
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self.started = time.monotonic()
 

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from replora.adapters.config import BitFitConfig, FullConfig
 from replora.adapters.container import Adapters
 from replora.adapters.low_rank.frozen_layers import MERGEABLE
-from replora.adapters.wrappers import plain_name
+from replora.adapters.model_methods import base_state
+from replora.adapters.wrappers import is_sharded
 from replora.errors import RepLoRAError
 
 
@@ -38,6 +40,19 @@ def describe_base(model: nn.Module, heads: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def base_of(model: nn.Module, adapters: Adapters) -> dict[str, Any]:
+    """The same for a model with an adapter: its weights may have been loaded after the injection.
+
+    That of the injection where training changes these weights themselves, or where they can no longer be compared.
+    """
+    heads = tuple(f"{head}." for head in adapters.also_train)
+    trains_base = isinstance(adapters.config, FullConfig | BitFitConfig)
+    if trains_base or any(not name.startswith(heads) for name in adapters.head) or is_sharded(model):
+        return adapters.base
+    now = describe_base(model, adapters.also_train)
+    return adapters.base if now["fingerprint"] is None else adapters.base | now
+
+
 def check_base_weights(
     model: nn.Module,
     recorded: Mapping[str, Any] | None,
@@ -48,7 +63,7 @@ def check_base_weights(
     """Refuse a base that is not the one `recorded` in an adapter file; the earliest files record none.
 
     Args:
-        model: The base. With an adapter, it is compared only as it was when that was injected.
+        model: The base. With an adapter, it is compared only if that trains the same heads.
         recorded: The entry `base` of the file.
         heads: Names of the modules that the adapter trains as a whole.
         file: The file's name, for the error.
@@ -72,8 +87,9 @@ def check_base_weights(
             wanted = recorded.get("rounded", {}).get(str(own).removeprefix("torch."))
         found = None if wanted is None else _fingerprint(model, heads, dtype)
     else:
-        like = injected.base["dtype"] == recorded["dtype"] and set(injected.also_train) == set(heads)
-        found = injected.base["fingerprint"] if like else None
+        own_base = base_of(model, injected)
+        like = own_base["dtype"] == recorded["dtype"] and set(injected.also_train) == set(heads)
+        found = own_base["fingerprint"] if like else None
     if found not in (None, wanted):
         raise RepLoRAError(
             f"{where} with other weights: their fingerprint is {wanted}, this base's {found} (both in "
@@ -119,8 +135,7 @@ def fingerprint(
     With `dtype`, of the values rounded to it.
     """
     digest = hashlib.sha256()
-    for key, tensor in model.state_dict().items():
-        name = plain_name(key)
+    for name, tensor in base_state(model).items():
         if not in_head(name, heads) and isinstance(tensor, Tensor):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             if not tensor.is_meta:

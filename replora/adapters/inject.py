@@ -28,7 +28,7 @@ from replora.adapters.container import Adapters, adapters_of, device_of, leave_i
 from replora.adapters.fingerprint import describe_base, in_head
 from replora.adapters.labels import match_classes
 from replora.adapters.low_rank.factors import build_factors
-from replora.adapters.low_rank.frozen_layers import check_adaptable, stops_gradients
+from replora.adapters.low_rank.frozen_layers import check_adaptable, check_trainable, stops_gradients
 from replora.adapters.low_rank.layer import (
     AdaptedLinear,
     AdaptedMultiheadAttention,
@@ -115,6 +115,7 @@ def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[st
     model.replora = adapters
     try:
         trained = head_tensors | _apply(model, adapters, heads)
+        check_trainable(model, trained)
         for parameter in model.parameters():
             parameter.requires_grad = id(parameter) in trained
         tensors = (*model.named_parameters(), *model.named_buffers())
@@ -136,6 +137,7 @@ def _inject(model: nn.Module, config: AdapterConfig, heads_to_train: Iterable[st
 def remove(model: nn.Module) -> nn.Module:
     """Take the adapter out of `model` again: the frozen backbone as it was (a trained head stays trained)."""
     adapters, wrapped, model = adapters_of(model), model, unwrap(model)
+    check_merged_in_place(model, adapters)
     adapters.unhook(model)
     for update in adapters.updates:
         update.unmerge()
@@ -152,6 +154,19 @@ def remove(model: nn.Module) -> nn.Module:
     del model.replora
     train_only(model, adapters.required_grad)
     return wrapped
+
+
+def check_merged_in_place(model: nn.Module, adapters: Adapters) -> None:
+    """Refuse to unmerge if a program has replaced a merged layer.
+
+    Raises:
+        RepLoRAError: One has.
+    """
+    for update in adapters.updates:
+        if update.aside is not None:
+            update.aside.check_in_place(update.owner, ", ".join(update.names))
+    for name, aside in adapters.aside.items():
+        aside.check_in_place(model.get_submodule(name).get_base_layer(), name)  # type: ignore[operator]
 
 
 @check_arguments
@@ -281,7 +296,6 @@ def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAC
             adapted: nn.Module = AdaptedLinear(module)
             for alias in aliases[id(module)]:
                 model.set_submodule(alias, adapted)
-            owner: nn.Module = module
         elif type(module) in (nn.MultiheadAttention, AdaptedMultiheadAttention):
             if config.dropout > 0:
                 raise RepLoRAError(
@@ -291,7 +305,7 @@ def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAC
             if type(module) is nn.MultiheadAttention:
                 module.__class__ = AdaptedMultiheadAttention
                 module.updates = []  # type: ignore[assignment]
-            adapted = owner = module
+            adapted = module
         elif is_wrapper(module):
             raise RepLoRAError(f"{name} is compiled by itself. Call torch.compile after replora.inject.")
         else:
@@ -299,7 +313,7 @@ def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAC
                 f"{name} is a {type(module).__name__}, a subclass of nn.MultiheadAttention that is not known."
             )
         own = [view for _, view in pairs]
-        update = WeightUpdate(owner, attribute, names, own, config.scale, config.dropout, adapters.switch)
+        update = WeightUpdate(adapted, attribute, names, own, config.scale, config.dropout, adapters.switch)
         adapted.updates.append(update)  # type: ignore[union-attr, operator]
         adapters.updates.append(update)
     # The factors live where the first layer computes; they stay in float32 on a 16-bit backbone.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from replora.adapters.config import BitFitConfig, FullConfig, PeftMethodConfig, RepLoRAConfig
 from replora.adapters.container import Adapters, adapters_of
-from replora.adapters.inject import remove
-from replora.adapters.low_rank.frozen_layers import check_merge_keeps_outputs, check_mergeable
+from replora.adapters.inject import check_merged_in_place, remove
+from replora.adapters.low_rank.frozen_layers import check_is_parameter, check_merge_keeps_outputs, check_mergeable
 from replora.adapters.peft_methods import MULTIPLYING, merge_peft, peft_layers, unmerge_peft
 from replora.adapters.weight_tying import declare_untied, shared_with
 from replora.adapters.wrappers import unwrap
@@ -54,6 +54,7 @@ def _merge(model: nn.Module, adapters: Adapters, force: bool) -> None:
         check_merge_keeps_outputs(update.owner, ", ".join(update.names))
     layers = peft_layers(model) if isinstance(adapters.config, PeftMethodConfig) else {}
     for name, layer in layers.items():
+        check_is_parameter(layer.get_base_layer().weight, layer.get_base_layer(), name)
         check_mergeable(layer.get_base_layer().weight, name)
         if cast(PeftMethodConfig, adapters.config).method not in MULTIPLYING:
             check_merge_keeps_outputs(layer.get_base_layer(), name)
@@ -87,6 +88,7 @@ def unmerge(model: nn.Module) -> nn.Module:
 
 @torch.inference_mode(False)
 def _unmerge(model: nn.Module, adapters: Adapters) -> None:
+    check_merged_in_place(model, adapters)
     with adapters.switch.changing():
         for update in adapters.updates:
             update.unmerge()

@@ -138,6 +138,16 @@ def base_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
     return renamed
 
 
+def base_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state that a plain model has, or that an adapted one would have without its adapter."""
+    state = model.state_dict()
+    layers = tuple(f"{plain_name(name)}." for name, _ in _adapted_layers(model))
+    added = ("replora.", *layers) if hasattr(model, "replora") else layers
+    pairs = zip(state.items(), base_names(model, state), strict=True)
+    # Inside of an adapted layer only the frozen tensors have other names in the plain model.
+    return {name: t for (key, t), name in pairs if not plain_name(key).startswith(added) or name != plain_name(key)}
+
+
 def _adapted_layers(model: nn.Module) -> list[tuple[str, str]]:
     """Name of each wrapped layer, and of its attribute that holds the frozen one."""
     return [

@@ -199,8 +199,13 @@ def _attach(model: nn.Module, inactive: InactiveAdapter) -> None:
     adapters = inactive.adapters
     adapters.required_grad = {plain_name(name) for name, p in model.named_parameters() if p.requires_grad}
     for name, module in inactive.layers.items():
+        there = model.get_submodule(name)
+        if isinstance(module, AdaptedLinear):
+            module.linear = there  # it may have been replaced in the meantime
+        elif name not in adapters.also_train:
+            module.base_layer = there
         # A head takes the data type of what stood there; factors keep theirs.
-        model.set_submodule(name, _like(module, model.get_submodule(name), dtype=name in adapters.also_train))
+        model.set_submodule(name, _like(module, there, dtype=name in adapters.also_train))
         module.train(model.training)
     match_classes(model, adapters.also_train)
     for name, updates in inactive.attention.items():

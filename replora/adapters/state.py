@@ -39,7 +39,7 @@ from replora.adapters.config import (
     acting_options,
 )
 from replora.adapters.container import Adapters, adapters_of, describe, options_of, parameter_counts
-from replora.adapters.fingerprint import check_base_weights
+from replora.adapters.fingerprint import base_of, check_base_weights
 from replora.adapters.inject import inject
 from replora.adapters.low_rank.factors import FactorBank
 from replora.adapters.low_rank.frozen_layers import MERGEABLE, check_not_merged
@@ -165,7 +165,7 @@ def save_adapter(
     """
     path = Path(path)
     adapters = adapters_of(model)
-    description = describe(model) | {"also_train": list(adapters.also_train), "base": adapters.base}
+    description = describe(model) | {"also_train": list(adapters.also_train), "base": base_of(unwrap(model), adapters)}
     state = adapter_state(model)
     if deploy and isinstance(adapters.config, RepLoRAConfig):
         description, state = _deployed(model, description, state)

@@ -53,6 +53,13 @@ def is_wrapper(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule"
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP or DeepSpeed's ZeRO-3 shares out the weights, so that one process alone cannot read them."""
+    return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()) or any(
+        hasattr(p, "ds_id") for p in model.parameters()
+    )
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model or a layer of it runs compiled, so that its Python code does not run in each pass."""
     return any(is_wrapper(m) or m._compiled_call_impl is not None for m in model.modules())

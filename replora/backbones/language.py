@@ -149,7 +149,7 @@ def _check_causal(model: nn.Module, name: str) -> None:
     """Check that the logits of a position depend on no later token; transformers builds an encoder without a word.
 
     Raises:
-        BackboneError: They do.
+        BackboneError: They do, or they are not numbers.
     """
     if any(p.is_meta for p in model.parameters()):
         return
@@ -161,6 +161,11 @@ def _check_causal(model: nn.Module, name: str) -> None:
     changed[0, -1] = 2
     one, other = (model(input_ids=x).logits[0] for x in (ids, changed))
     model.train(was_training)
+    if one.isnan().any():
+        raise BackboneError(
+            f"{name!r} computes logits that are not numbers (NaN): its weights are corrupt, or too large for "
+            f"{one.dtype}. Copy the files again from their source, or set --model.dtype fp32."
+        )
     difference = (one - other).float().abs().amax(dim=-1)  # of each position
     # Rounding alone may differ: kernels see other numbers in the columns that are masked.
     rounding = 1e-5 if one.dtype == torch.float32 else 1e-2

@@ -34,7 +34,7 @@ from replora.cli.commands.sweep import sweep
 from replora.cli.defects import report_defect
 from replora.cli.run_command import columns, described, run_command
 from replora.cli.user_errors import user_error
-from replora.errors import RepLoRAError, nearest
+from replora.errors import RepLoRAError, nearest, visible
 from replora.launch import launch
 from replora.progress import is_terminal
 
@@ -119,7 +119,7 @@ def main(args: list[str] | None = None) -> None:
             sys.stdout.flush()
         except (OSError, AttributeError):  # what is left in the buffer would fail again at the very end
             _silence_output()
-        print(f"replora-cli: error: {message}", file=sys.stderr)
+        print(f"replora-cli: error: {visible(message)}", file=sys.stderr)
         sys.exit(status)
 
 

@@ -36,6 +36,12 @@ def run_command(verb: str, command: Callable[..., None] | dict[str, Callable[...
             raise RepLoRAError(f"{verb}: there is no {word!r}. {nearest(word, command)}")
         arguments = name_root(arguments)[1:] if verb == "prepare" else arguments[1:]
         verb, command = f"{verb} {word}", command[word]
+    for before, argument in zip([verb, *arguments], arguments, strict=False):
+        if not argument or (argument.startswith("--") and argument.endswith("=")):  # Path("") is the working directory
+            raise RepLoRAError(
+                f"{verb}: what follows {argument or before!r} is empty, as from a variable that is not set. Give a "
+                "value, or leave it out."
+            )
     # Only here: `--help` of the program does not wait for the parser.
     from jsonargparse import ArgumentError, ArgumentParser, auto_cli
 
@@ -110,7 +116,7 @@ def _why_refused(verb: str, command: Callable[..., None], arguments: list[str], 
 
     plain, options = _split(arguments)
     names, known = _positional(command), options_of(command)
-    settings = settings_of(options)
+    settings = settings_of(options, read_configs="config" not in known)
     if message := Explanation(known, settings, frozenset(known)).message():
         return f"{verb} {message}" if message.startswith("-") else message
     given = {setting.name for setting in settings}

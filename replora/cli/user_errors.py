@@ -44,6 +44,7 @@ _LIBRARIES = {
 # Modules that check options and say what is wrong with them.
 _CHECKS_OPTIONS = ("lightning.", "torch.optim.")
 _NO_MEMORY = "can't allocate memory"  # in the RuntimeError of torch on a CPU
+_ZERO_BYTE = "embedded null"  # in the ValueError of a path
 LONGEST = 500  # characters of a library's message
 
 
@@ -64,6 +65,8 @@ def user_error(error: BaseException) -> str | None:
         for name, remedy in _LIBRARIES.items():
             if name in names:
                 return " ".join(filter(None, [_first_paragraph(cause), remedy]))
+        if isinstance(cause, ValueError) and _ZERO_BYTE in str(cause):
+            return "A path holds a zero byte, which no name of a file does. Write the path without \\0."
         if isinstance(cause, RuntimeError) and _NO_MEMORY in str(cause):
             return f"{_LIBRARIES['MemoryError']} Asked for by the options: {_first_paragraph(cause)}"
         if isinstance(cause, ValueError | RuntimeError | TypeError) and _raised_in(cause).startswith(_CHECKS_OPTIONS):

@@ -154,6 +154,7 @@ def load_answerer(
     checkpoint: Path | None = None,
     device: str = "auto",
     force: bool = False,
+    upright: bool = True,
 ) -> Answerer:
     """Build the model of a run and the encoder of its features.
 
@@ -166,6 +167,7 @@ def load_answerer(
         checkpoint: Folder of the backbone to use instead of the source in `fit.yaml`.
         device: A torch device, or `auto` for the first GPU if there is one, else the CPU.
         force: Whether to use an adapter whose training diverged.
+        upright: Whether to turn photos as their EXIF orientation says, although the training's were read as stored.
 
     Raises:
         RepLoRAError: A file is missing or of another kind of run, weights are not available or not those of the run, or
@@ -182,7 +184,7 @@ def load_answerer(
             run,
             data.encoder,
         )
-    features = data.file_features(recorded, encoder, str(place), fps)
+    features = data.file_features(recorded, encoder, str(place), fps, upright)
     loaded = load_run(run, checkpoint, force)
     data.tokenizer_name, data.revision = str(checkpoint or loaded.backbone.name), loaded.options.get("revision")
     return Answerer(loaded.model.to(place), data, task, features, loaded.options.get("num_beams"), place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
@@ -85,9 +86,17 @@ def classes_in(hint: Any) -> tuple[type, ...]:
     return () if hint.__module__.partition(".")[0] in ("builtins", "pathlib", "datetime", "jsonargparse") else (hint,)
 
 
+def takes_list(hint: Any) -> bool:
+    """Whether an option takes several values."""
+    return any(
+        (origin := get_origin(part)) is not None and origin is not Literal and issubclass(origin, Iterable)
+        for part in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))
+    )
+
+
 def takes_other_values(hint: Any) -> bool:
     """Whether an option takes numbers, texts and the like too."""
-    return any(part in PLAIN and part is not type(None) for part in (hint, *get_args(hint)))
+    return any(isinstance(part, type) and part in PLAIN and part is not type(None) for part in (hint, *get_args(hint)))
 
 
 def subclasses(base: type) -> dict[str, type]:
@@ -119,7 +128,7 @@ def accepts(option: Option, value: Any) -> bool:
         if isinstance(value, str):
             parser.parse_args([f"--value={value}"])
         else:
-            parser.parse_object({"value": value})
+            parser.parse_object({"value": copy.deepcopy(value)})  # it puts what it parsed into a list
     except (ArgumentError, ValueError, TypeError):
         return False
     return True

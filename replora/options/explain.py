@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import get_args
+from typing import Any, Union, get_args
 
+from replora.config_files import parse_config
 from replora.errors import nearest
 from replora.options.class_options import (
     Option,
@@ -14,9 +15,10 @@ from replora.options.class_options import (
     describe_type,
     options_of,
     subclasses,
+    takes_list,
     takes_other_values,
 )
-from replora.options.settings import NO_VALUE, Setting
+from replora.options.settings import NO_VALUE, Setting, settings_in
 from replora.options.tree import OptionTree
 
 ENDINGS = (".help", "print_config", "help")  # options that print and end
@@ -82,7 +84,11 @@ class Explanation:
 
     def _value_problem(self, setting: Setting, option: Option) -> str | None:
         bases, value = classes_in(option.hint), setting.value
+        if setting.adds and option.hint is not Any and not takes_list(option.hint):
+            return f"{setting}+= adds to a list, but it takes {describe_type(option.hint)}. Write {setting} instead."
         takes = f"{setting} takes {describe_type(option.hint)}"
+        if value is None and bases and option.required:
+            return f"{setting} takes a class and its options, not null. Set them, or remove the line."
         if value is NO_VALUE:
             return f"{takes}; a value is missing."
         named = isinstance(value, str) and (value[:1].isupper() or "." in value or not takes_other_values(option.hint))
@@ -90,7 +96,9 @@ class Explanation:
             return self._class_problem(setting, option, bases)
         if accepts(option, value):
             return None
-        if isinstance(value, str) and accepts(option, f"[{value}]"):
+        if bases and (problem := self._item_problem(setting, bases)):
+            return problem
+        if isinstance(value, str) and value.strip() and accepts(option, f"[{value}]"):
             return f"{takes}, not {value!r}. Write [{value}]"
         choices = [str(choice) for choice in get_args(option.hint) if isinstance(choice, str)]
         hint = f" {nearest(str(value), choices)}" if choices else ""
@@ -108,6 +116,21 @@ class Explanation:
         kinds = " or ".join(sorted({base.__name__ for base in bases}))
         hint = nearest(setting.value.rpartition(".")[2], names)
         return f"{setting}: there is no class {setting.value!r} of the kind {kinds}. {hint}"
+
+    def _item_problem(self, setting: Setting, bases: tuple[type, ...]) -> str | None:
+        """What is wrong with the first wrong item of a list of classes and their options."""
+        items, last = setting.value, setting.name.rpartition(".")[2]
+        if isinstance(items, str):
+            items = parse_config(f"items: {items}", str(setting))["items"]
+        for number, item in enumerate(items if isinstance(items, list) else []):
+            name = f"{last}[{number}]"
+            if isinstance(item, dict) and (unknown := [key for key in item if key not in ("class_path", "init_args")]):
+                return f"{setting}[{number}] takes a class_path and init_args, not {unknown[0]!r}."
+            inner = Explanation({name: Option(Union[bases])}, settings_in({name: item}, setting.file), frozenset())  # noqa: UP007
+            if problem := inner.message():
+                problem = problem.replace(f"--{name}.help", f"--{setting.name}.help")
+                return problem.replace(name, f"{setting.name}[{number}]")
+        return None
 
     # --- all settings
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from replora.config_files import find_config, read_config
+from replora.config_files import find_config, is_yaml, parse_config, read_config
+from replora.errors import RepLoRAError
 from replora.identity import plain_option
 
 CONFIG = ("-c", "--config")
@@ -28,13 +29,18 @@ class Setting:
     name: str
     value: Any
     file: str | None = None
+    adds: bool = False  # `--name+=value`, to a list
 
     def __str__(self) -> str:
         return f"{self.file}: {self.name}" if self.file else f"--{self.name}"
 
 
-def settings_of(arguments: list[str]) -> list[Setting]:
+def settings_of(arguments: list[str], read_configs: bool = True) -> list[Setting]:
     """The settings of the arguments of a verb.
+
+    Args:
+        arguments: Arguments without the verb.
+        read_configs: Whether `--config` names a file of options. That of a sweep is a file of another kind.
 
     Raises:
         RepLoRAError: A configuration file does not exist or cannot be read.
@@ -48,23 +54,43 @@ def settings_of(arguments: list[str]) -> list[Setting]:
         if not equals and position < len(arguments) and not arguments[position].startswith("--"):
             value = arguments[position]
             position += 1
-        if option in CONFIG and isinstance(value, str):
+        if read_configs and option in CONFIG and isinstance(value, str):
             settings += _settings_of_config(value)
         elif option.startswith("-"):
-            settings.append(Setting(plain_option(option.lstrip("-").rstrip("+")), value))
+            name = plain_option(option.lstrip("-").rstrip("+"))
+            content = _mapping(value)
+            settings += settings_in({name: content}) if content else [Setting(name, value, adds=option[-1] == "+")]
     return [_named_class(setting) for setting in settings]
 
 
+def _mapping(value: Any) -> Mapping[str, Any] | None:
+    """The content of a value such as `{class_path: X}`; None for any other."""
+    try:
+        content = yaml.safe_load(value) if isinstance(value, str) and value.startswith("{") else None
+    except (yaml.YAMLError, RecursionError):
+        return None
+    return content if isinstance(content, Mapping) else None
+
+
 def _settings_of_config(value: str) -> list[Setting]:
-    if any(mark in value for mark in "{\n"):  # YAML on the command line
-        content = yaml.safe_load(value)
-        return settings_in(content, "--config") if isinstance(content, dict) else []
+    if is_yaml(value):
+        return settings_in(parse_config(value, "--config"), "--config")
     return settings_in(read_config(find_config(value)), value)
 
 
-def settings_in(content: Mapping[str, Any], file: str) -> list[Setting]:
-    """The settings of a configuration file."""
-    return [Setting(plain_option(name), value, file) for name, value in _leaves(content)]
+def settings_in(content: Mapping[str, Any], file: str | None = None) -> list[Setting]:
+    """The settings of a configuration file, or of a mapping on the command line.
+
+    Raises:
+        RepLoRAError: A class or its options are null or of another type.
+    """
+    settings = [Setting(name, value, file) for name, value in _leaves(content)]
+    for setting in settings:
+        group, _, last = setting.name.rpartition(".")
+        kind = {"class_path": (str, "the name of a class"), "init_args": (Mapping, "a mapping of options")}.get(last)
+        if group and kind and not isinstance(setting.value, kind[0]):
+            raise RepLoRAError(f"{setting} takes {kind[1]}, not {setting.value!r}. Set it, or leave it out.")
+    return [_named_class(replace(setting, name=plain_option(setting.name))) for setting in settings]
 
 
 def _leaves(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -78,4 +104,4 @@ def _leaves(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, A
 
 def _named_class(setting: Setting) -> Setting:
     """`--model.class_path X` is `--model X`."""
-    return Setting(setting.name.removesuffix(".class_path"), setting.value, setting.file)
+    return replace(setting, name=setting.name.removesuffix(".class_path"))

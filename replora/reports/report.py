@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from replora.io import csv_text, replace_text
+from replora.io import csv_text, new_or_existing, replace_text
 from replora.reports.grouping import group_runs
 from replora.reports.render.charts import vector_files
 from replora.reports.render.document import Block, Contents, Heading, Paragraph, Table, as_csv, as_markdown
@@ -79,7 +79,14 @@ def write_report(
         reasons = "".join(f"\n  {reason}" for reason in skipped)
         raise ReportError(f"The files hold no run that was trained or tested, so there is nothing to report.{reasons}")
     groups = [replace(group, all_tasks=all_tasks) for group in groups]
-    folder.mkdir(parents=True, exist_ok=True)
+    with new_or_existing(folder):
+        return _write(folder, groups, contents, skipped, format)
+
+
+def _write(
+    folder: Path, groups: Sequence[Group], contents: Sequence[dict[str, Any]], skipped: Sequence[str], format: str
+) -> list[Path]:
+    """Write all files of a report."""
     with vector_files(("pdf", "svg") if format == "latex" else ()):
         blocks = _blocks(groups, folder, contents, skipped)
     files = [folder / "report.md", folder / "report.html", folder / "runs.csv", folder / "runs.jsonl"]

@@ -22,6 +22,7 @@ from typing import Any, NoReturn, Protocol
 from replora.errors import RepLoRAError
 from replora.memory import usable_cpus
 from replora.sweeps.plan import Trial
+from replora.sweeps.state import claimed
 from replora.sweeps.trial import run_trial
 
 # Ray reads these when it is imported and when it starts. By its default, workers have nearly the lowest priority, and
@@ -33,7 +34,10 @@ try:
     import ray
     from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 except ImportError as error:
-    raise RepLoRAError('A sweep needs Ray. Install it: pip install "replora[sweep]"') from error
+    raise RepLoRAError(
+        'A sweep needs Ray. Install it: pip install "replora[sweep]". Without it, '
+        "--shard 1/1 runs the trials one after the other, in any number of processes side by side."
+    ) from error
 
 
 Outcome = tuple[dict[str, Any] | None, str, list[str]]  # results or None, why it failed, and what was corrupt before
@@ -248,7 +252,8 @@ class _Worker:
                     "give --out as a path that all machines share."
                 )
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-            return run_trial(self.home, self.sweep, trial, rule, notes.append), "", notes
+            with claimed(self.home, trial, wait=True):  # what another process runs is finished after it
+                return run_trial(self.home, self.sweep, trial, rule, notes.append), "", notes
         except Exception as error:  # an error of a library may not survive the way to the other process
             return None, (str(error).strip() or type(error).__name__).splitlines()[0], notes
 

@@ -1,13 +1,11 @@
-"""Shows the progress of a sweep (a live table on a terminal, otherwise one line per trial) and estimates its cost."""
+"""Shows the progress of a sweep: a live table on a terminal, otherwise one line per trial."""
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -15,11 +13,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from replora.io import UnreadableFileError
 from replora.reports.summary import format_metric
 from replora.results import status_of
-from replora.sweeps.plan import Sweep, Trial
-from replora.sweeps.trial import results_there
+from replora.sweeps.plan import Trial
 
 STATES = ("waiting", "running", "done", "failed")
 
@@ -126,76 +122,3 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
-def describe_plan(sweep: Sweep, home: Path, at_once: int | None, unsure: str = "") -> str:
-    """The trials of a sweep and their expected cost, for `--dry_run`.
-
-    Args:
-        sweep: The sweep.
-        home: Directory of the trials. The durations of finished trials are the basis of the estimate.
-        at_once: Number of trials at the same time; None if it is not known.
-        unsure: Reason why that number is not known or may be smaller.
-    """
-    measured: dict[tuple[str, ...], list[float]] = {}
-    lines: list[str] = []
-    left: list[Trial] = []
-    finals = sweep.planned_final_trials() if sweep.select else sweep.only_trials()
-    for trial in [*sweep.selection_trials(), *finals]:
-        done = _recorded(home, trial)
-        lines.append(f"{'finished' if done else 'to run':<9} {trial.folder}")
-        if done is None:
-            left.append(trial)
-        elif "failed" not in done["sweep"]:
-            for alike in _similar(trial):
-                measured.setdefault(alike, []).append(_seconds(done))
-    stages = [f"{len(sweep.selection_trials())} to select" if sweep.select else ""]
-    stages += [f"{len(finals)} final" if sweep.final else ""]
-    total = " + ".join(stage for stage in stages if stage)
-    return "\n".join(
-        [*lines, f"{len(lines)} trials ({total}), {len(left)} to run: {_cost(sweep, left, measured, at_once, unsure)}"]
-    )
-
-
-def _cost(
-    sweep: Sweep,
-    left: Sequence[Trial],
-    measured: Mapping[tuple[str, ...], list[float]],
-    at_once: int | None,
-    unsure: str,
-) -> str:
-    if not left:
-        return "nothing to do"
-    means = {alike: statistics.fmean(seconds) for alike, seconds in measured.items()}
-    guesses = [
-        next((means[alike] for alike in _similar(trial) if alike in means), sweep.seconds_per_trial) for trial in left
-    ]
-    known = [guess for guess in guesses if guess is not None]
-    if len(known) < len(left):
-        return "cost unknown: run one trial of it, or write seconds_per_trial into the sweep's file"
-    source = "the sweep's file"
-    if () in measured:
-        source = f"from {len(measured[()])} finished ones, of the same stage, size and method where there are any"
-    mean = f"{statistics.fmean(known):.1f} seconds per trial, {source}"
-    if at_once is None:
-        return f"about {duration(sum(known))} one after the other ({mean}); {unsure}"
-    return f"about {duration(sum(known) / at_once)} with {at_once} at once ({mean})" + (f"; {unsure}" if unsure else "")
-
-
-def _similar(trial: Trial) -> list[tuple[str, ...]]:
-    """Names of groups of trials with similar durations that a trial belongs to, from the narrowest group to all."""
-    of_size = (trial.stage, trial.size.name)
-    return [(*of_size, trial.method, trial.task.name), (*of_size, trial.method), of_size, (trial.stage,), ()]
-
-
-def _recorded(home: Path, trial: Trial) -> dict[str, Any] | None:
-    """Like `finished`, but also for final trials whose point is not selected yet."""
-    try:
-        results = results_there(home / trial.folder)
-    except UnreadableFileError:  # the trial will run again
-        return None
-    return results if "sweep" in results else None
-
-
-def _seconds(results: dict[str, Any]) -> float:
-    return sum(float(results.get(verb, {}).get("seconds", 0.0)) for verb in ("fit", "test"))

@@ -1,4 +1,4 @@
-"""Runs a complete sweep: the first stage, the selection, the second stage. Started again, it continues."""
+"""Runs a sweep or a part of it: the first stage, the selection, the second stage. Started again, it continues."""
 
 from __future__ import annotations
 
@@ -12,53 +12,70 @@ from rich.table import Table
 from replora.errors import RepLoRAError
 from replora.progress import table_console
 from replora.reports.summary import format_metric
+from replora.sweeps.part import Part
 from replora.sweeps.plan import Point, Sweep, Trial
 from replora.sweeps.progress import Progress
 from replora.sweeps.select import Per, Rule, Selection, select_points, selection_rule
+from replora.sweeps.state import LOCKS, claimed, holder_of
 from replora.sweeps.trial import check_options, check_same_configuration, finished, set_aside_other_point
 
 if TYPE_CHECKING:
-    from replora.sweeps.executor import Cluster, Resources
+    from replora.sweeps.executor import Cluster
+    from replora.sweeps.local_queue import LocalQueue
 
 
 class UnfinishedSweepError(RepLoRAError):
     """Some trials failed or were not started."""
 
 
-def run_sweep(sweep: Sweep, home: Path, address: str | None, resources: Resources, choice: Per | None = None) -> None:
+def run_sweep(
+    sweep: Sweep, home: Path, queue: Cluster | LocalQueue, choice: Per | None = None, part: Part | None = None
+) -> None:
     """Run the trials that are not finished yet.
 
     Args:
         sweep: The sweep, checked by `check_sweep`.
-        home: Directory of the trials, locked by `locked`.
-        address: Address of a Ray cluster; None for this machine.
-        resources: Resources of a trial.
+        home: Directory of the trials. A cluster needs it alone (`locked`); local queues share it.
+        queue: Runs the trials.
         choice: Whether sizes share a selected point. Default: as the directory records it, else each has its own.
+        part: The trials to run. Default: all.
 
     Raises:
         RepLoRAError: A directory holds other trials, no cluster answers, or no point can be selected.
         UnfinishedSweepError: Trials failed too often; the others are finished.
     """
-    from replora.sweeps.executor import Cluster  # imports Ray
-
-    home.mkdir(parents=True, exist_ok=True)
+    part = part or Part()
+    (home / LOCKS).mkdir(parents=True, exist_ok=True)  # first, so that the directory is known as that of a sweep
     failures: dict[str, str] = {}
-    with Cluster(address, resources) as cluster:
-        chosen: dict[tuple[str, str, str], Selection] = {}
+    with queue:
         if sweep.select:
-            trials = sweep.selection_trials()
             rule = selection_rule(home, choice)
-            will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
-            failures |= _run_stage(cluster, sweep, home, trials, dict.fromkeys(sweep.cells(), will_be))
-            chosen = selections_so_far(sweep, home, rule)
-            print_selections(sweep, chosen)
-        if sweep.final and sweep.select:
-            finals = sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
-            _set_aside_other_points(sweep, home, finals)
-            descriptions = {cell: choice.describe() for cell, choice in chosen.items()}
-            failures |= _run_stage(cluster, sweep, home, finals, descriptions)
-        elif sweep.final:
-            failures |= _run_stage(cluster, sweep, home, sweep.only_trials(), {})
+            if part.stage != "final":
+                will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
+                trials = part.of(sweep.selection_trials())
+                failures |= _run_stage(queue, sweep, home, part, trials, dict.fromkeys(sweep.cells(), will_be))
+            if part.stage != "select" or part.shard == (1, 1):
+                chosen = selections_so_far(sweep, home, rule)
+                if chosen or part == Part():
+                    print_selections(sweep, chosen)
+        if sweep.final and part.stage != "select":
+            if sweep.select:
+                planned = {trial.folder for trial in part.of(sweep.planned_final_trials())}
+                selected = sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
+                finals = [trial for trial in selected if trial.folder in planned]
+                _set_aside_other_points(sweep, home, finals)
+                descriptions = {cell: choice.describe() for cell, choice in chosen.items()}
+                waiting = planned - {trial.folder for trial in finals}
+                if waiting and part.stage == "final":
+                    failures |= dict.fromkeys(sorted(waiting), "no point is selected yet")
+                elif waiting and part != Part():
+                    print(
+                        f"{len(waiting)} final trials wait for a selection. The same command runs them later.",
+                        flush=True,
+                    )
+            else:
+                finals, descriptions = part.of(sweep.only_trials()), {}
+            failures |= _run_stage(queue, sweep, home, part, finals, descriptions)
     if failures:
         listed = "\n".join(f"  {folder}: {reason}" for folder, reason in list(failures.items())[:10])
         more = f"\n  and {len(failures) - 10} more" if len(failures) > 10 else ""
@@ -91,13 +108,15 @@ def _kinds(point: Point) -> str:
 
 
 def _run_stage(
-    cluster: Cluster,
+    queue: Cluster | LocalQueue,
     sweep: Sweep,
     home: Path,
+    part: Part,
     trials: Sequence[Trial],
     rules: Mapping[tuple[str, str, str], dict[str, Any]],
 ) -> dict[str, str]:
     """Run a stage. `rules`: `Trial.cell` -> rule of its selection. Returns directory -> reason of each failed trial."""
+    trials = part.left(home, trials)
     done = [trial for trial in trials if finished(home, trial)]
     finished_before = {trial.folder for trial in done}
     left = [trial for trial in trials if trial.folder not in finished_before]
@@ -112,10 +131,13 @@ def _run_stage(
         if done:
             progress.console.print(f"{stage}: {len(done)} of {len(trials)} trials are finished already")
         if left:
-            cluster.run(home, sweep.name, left, [rules.get(trial.cell) for trial in left], progress)
-    reached = {trial.folder for trial in trials if finished(home, trial)}
-    reasons = {trial.folder: "was not reached" for trial in trials if trial.folder not in reached}
-    return {folder: progress.failures.get(folder, reason) for folder, reason in reasons.items()}
+            queue.run(home, sweep.name, left, [rules.get(trial.cell) for trial in left], progress)
+    missing = [trial for trial in left if not finished(home, trial)]
+    others = {trial.folder: holder for trial in missing if (holder := holder_of(home, trial))}
+    for folder, holder in others.items():
+        print(f"{folder} is being run by {holder}", flush=True)
+    missing = [trial for trial in missing if trial.folder not in others]
+    return {trial.folder: progress.failures.get(trial.folder, "was not reached") for trial in missing}
 
 
 def selections_so_far(sweep: Sweep, home: Path, rule: Rule) -> dict[tuple[str, str, str], Selection]:
@@ -144,7 +166,8 @@ def selections_so_far(sweep: Sweep, home: Path, rule: Rule) -> dict[tuple[str, s
 def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -> None:
     grids = {method.name: method.grid for method in sweep.methods}
     for trial in finals:
-        moved = set_aside_other_point(home, trial, grids[trial.method])
+        with claimed(home, trial) as mine:
+            moved = set_aside_other_point(home, trial, grids[trial.method]) if mine else None
         if moved:
             print(f"{trial.folder}: {trial.grid.name} is chosen now; the former choice's is {moved}", flush=True)
 

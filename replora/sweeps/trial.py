@@ -41,6 +41,7 @@ from replora.options.class_options import find_class
 from replora.results import FORMAT, DivergedError, parse_results, read_results, stored, write_json
 from replora.run_directory import last_checkpoint
 from replora.sweeps.plan import Point, Trial
+from replora.sweeps.slurm import drop_task_variables
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ def run_trial(
     Raises:
         TrialError: The command line is not valid, or the directory holds a trial with other options.
     """
+    drop_task_variables()
     # Only here: checking a plan does not wait for torch.
     from lightning_modules.base import NonFiniteLossError
 
@@ -255,6 +257,13 @@ def set_aside_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> Pa
         (folder / "results.json").rename(folder / "former_results.json")
     number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.former-{n}").exists())
     return folder.rename(folder.with_name(f"{folder.name}.former-{number}"))
+
+
+def reason_of_failure(home: Path, trial: Trial) -> str:
+    """The first line of the error that a failed trial left."""
+    file = home / trial.folder / "error.txt"
+    lines = file.read_text(encoding="utf-8").strip().splitlines() if file.is_file() else []
+    return lines[0].strip() if lines else "its process died (out of memory?)"
 
 
 def _discard_corrupt(folder: Path, tell: Callable[[str], None]) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator
 
 from datamodules import BaseDataModule
 from lightning_modules import AdaptedModule
@@ -37,6 +39,8 @@ def check_arguments(arguments: list[str]) -> None:
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         value = value if equals else " ".join(arguments[position + 1 : position + 2])
+        if option in ("--run_dir", "--ckpt_path") and not value and (equals or arguments[position + 1 :]):
+            raise RepLoRAError(f"{option} is empty, as from a variable that is not set. Name a path, or leave it out.")
         if plain_option(option) in OF_THE_DATA:
             what, names = OF_THE_DATA[plain_option(option)]
             raise RepLoRAError(f"{option}: {what} is the data's. {_where_to_set(arguments, names)}")
@@ -71,12 +75,46 @@ SMALLEST = {
 }
 
 
-def check_trainer(options: Mapping[str, Any]) -> None:
+NOT_ZERO = {
+    "limit_train_batches": "Leave it out for all batches, or use replora-cli validate.",
+    "val_check_interval": "Leave it out for a validation per epoch; --trainer.limit_val_batches 0 leaves them out.",
+}
+# Callbacks of Lightning that expect another kind of module -> what to use.
+NOT_HERE = {
+    "BackboneFinetuning": "the adapter selects what trains. Set --model.adapter, such as replora.FullConfig.",
+    "LearningRateFinder": "set --model.optimizer.lr, or compare learning rates with replora-cli sweep.",
+    "Timer": "set --trainer.max_time DD:HH:MM:SS.",
+}
+GPUS: dict[str, tuple[type[Accelerator], ...]] = {
+    "gpu": (CUDAAccelerator, MPSAccelerator),
+    "cuda": (CUDAAccelerator,),
+    "mps": (MPSAccelerator,),
+}
+
+
+def check_trainer(options: Mapping[str, Any] | None) -> None:
     """Check the ranges of options of the Trainer.
 
     Raises:
-        RepLoRAError: One is too small; the message names it.
+        RepLoRAError: One is too small, or there is no such accelerator, or a callback cannot work; it is named.
     """
+    if options is None:
+        raise RepLoRAError("trainer: null leaves it without options. Remove the line, or set options below it.")
+    for name, remedy in NOT_ZERO.items():
+        if options.get(name) == 0:
+            raise RepLoRAError(f"--trainer.{name} 0 is too small: it must be above 0. {remedy}")
+    accelerator = str(options.get("accelerator"))
+    if accelerator in GPUS and not any(gpu.is_available() for gpu in GPUS[accelerator]):
+        raise RepLoRAError(
+            f"--trainer.accelerator {accelerator}: torch {torch.__version__} finds none on this machine. Set "
+            "--trainer.accelerator cpu (or --config trainer/cpu.yaml), or install a torch for the driver of the GPU: "
+            "https://pytorch.org/get-started/locally."
+        )
+    callbacks = options.get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        name = str(callback["class_path"]).rpartition(".")[2]
+        if name in NOT_HERE:
+            raise RepLoRAError(f"--trainer.callbacks {name} does not work here: {NOT_HERE[name]}")
     for name, smallest in SMALLEST.items():
         value = options.get(name)
         if value is not None and value < smallest:

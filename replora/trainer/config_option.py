@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.pytorch.utilities import rank_zero_info
 
-from replora.config_files import find_config, former_defaults, read_config
+from replora.config_files import find_config, former_defaults, is_yaml, parse_config, read_config
 
 
 class PackagedConfigFile(ActionConfigFile):
@@ -16,7 +16,9 @@ class PackagedConfigFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         file = None
-        if isinstance(values, str) and not any(mark in values for mark in "{\n"):  # otherwise it is YAML
+        if isinstance(values, str) and is_yaml(values):
+            parse_config(values, "--config")
+        elif isinstance(values, str):
             file = find_config(values)
             read_config(file)  # names what is wrong with it, which the parser would print as a whole
             rank_zero_info(f"config {values}: {file}")

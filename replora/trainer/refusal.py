@@ -18,7 +18,8 @@ def why_refused(verb: str, arguments: list[str], error: Exception) -> str:
     """
     stray = [a for before, a in zip(["--", *arguments], arguments, strict=False) if _is_stray(before, a)]
     if stray:
-        return f"{verb} takes no argument {stray[0]!r} without an option before it, such as --config {stray[0]}."
+        example = f", such as --config {stray[0]}" if stray[0].strip() else ""
+        return f"{verb} takes no argument {stray[0]!r} without an option before it{example}."
     found = Explanation(TOP, settings_of(arguments), LINKED).message()
     return found or " ".join(str(error).split())
 

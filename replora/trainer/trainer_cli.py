@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 # Importing the packages makes their classes available by name: --model ImageClassification, --data VTABDataModule.
 from datamodules import BaseDataModule
 from lightning_modules import AdaptedModule, FinalValidation, LastCheckpoint, ResultsWriter
+from lightning_modules.callbacks.monitor_check import MonitorCheck
 from lightning_modules.callbacks.progress import progress_callbacks
 from lightning_modules.callbacks.results_writer import trained_classes
 from replora.errors import RepLoRAError
@@ -169,7 +170,7 @@ class TrainerCLI(LightningCLI):
         self.options.run_dir = run_dir
         given = self.config_init[self.verb].trainer
         self.record = ResultsWriter(run_dir, self.untrained, self._configuration())
-        callbacks: list[Callback] = [FinalValidation(), self.record]
+        callbacks: list[Callback] = [FinalValidation(), MonitorCheck(), self.record]
         callbacks += progress_callbacks(given.callbacks, given.enable_progress_bar)
         if given.enable_checkpointing is not False and not given.fast_dev_run:
             # The last epoch's weights, in one file: what a run is measured with, and what it resumes from.

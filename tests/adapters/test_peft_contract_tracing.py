@@ -1,7 +1,8 @@
-"""`torch.jit.trace` and the ONNX export that uses it work on an adapted model as on the plain one."""
+"""`torch.jit.trace`, and the ONNX exports by it and by `torch.export`, work on an adapted model as on the plain one."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,22 @@ def test_an_exported_model_gives_them_too(model_name: str, tmp_path: Path) -> No
         session = runtime.InferenceSession(exported(model, tmp_path), providers=["CPUExecutionProvider"])
         got = torch.from_numpy(session.run(None, {"x": model.example.numpy()})[0])
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "state"), [("replora", "adapted"), ("replora", "merged"), ("dora", "disabled")])
+def test_the_other_exporter_gives_them_for_every_batch_size(method: str, state: str, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    if method == "dora":
+        pytest.importorskip("peft")
+    model = disturbed("timm_vit", method).eval()
+    block = {"disabled": replora.disabled, "merged": replora.merged}.get(state, nullcontext)
+    larger = torch.cat([model.example, model.example.flip(0), model.example])
+    file = tmp_path / "model.onnx"
+    with torch.no_grad(), block(model.model):
+        want = model(larger)
+        shapes = ({0: torch.export.Dim.DYNAMIC},)
+        torch.onnx.export(model, (model.example,), file, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    got = torch.from_numpy(session.run(None, {"x": larger.numpy()})[0])
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

@@ -227,6 +227,16 @@ def test_weights_that_are_missing_are_named(kind, lost, tmp_path):
         build_language_backbone(str(tmp_path))
 
 
+def test_weights_that_give_no_numbers_are_refused(tmp_path):
+    written(tmp_path, CAUSAL[0])
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    state[min(name for name in state if "layers" in name)].fill_(float("nan"))
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match="logits that are not numbers"):
+        build_language_backbone(str(tmp_path))
+
+
 def test_special_tokens_that_a_folder_leaves_empty(folder, tmp_path):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "tokenizer_config.json"

@@ -29,7 +29,17 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["training_step", "evaluation", "loading", "video_decoding", "startup", "scaling", "step_profile"]
+    "name",
+    [
+        "training_step",
+        "evaluation",
+        "loading",
+        "video_decoding",
+        "startup",
+        "scaling",
+        "step_profile",
+        "sweep_throughput",
+    ],
 )
 def test_runs_and_its_results_make_tables(name: str, benchmark, tmp_path: Path, capsys) -> None:
     benchmark(name).main(["--quick", "--out", str(tmp_path), "--threads", "1"])

@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import nn
 
+from datamodules import VLDemoDataModule
 from replora import inference
 from replora.cli.main import main
 from replora.datasets.vision_language import clip_encoder
 from replora.datasets.vision_language.clip_encoder import FEATURE_SIZES, TIMM_NAMES, ClipEncoder, encoder_of
 from replora.datasets.vision_language.demo import demo_records, demo_scenes
 from replora.datasets.vision_language.questions import sort_arguments
-from replora.datasets.vision_language.tasks import VL_TASKS
+from replora.datasets.vision_language.tasks import VL_TASKS, vl_task
 from replora.errors import RepLoRAError
 from tests.cli.helpers import fit as fit_digits
 from tests.cli.test_own_data import refused
@@ -376,6 +377,49 @@ def test_damaged_images(images: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "None of the files" in refused(
         capsys, "ask", str(images / "run"), str(tmp_path), "What?", "--skip_corrupt=true"
     )
+
+
+@pytest.mark.parametrize("kind", ["encoder", "demonstration"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_that_was_stored_turned_is_seen_upright(
+    images: Path, tmp_path: Path, kind: str, orientation: int
+) -> None:
+    """A phone stores what its sensor saw and says in EXIF how to turn it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "plain.png")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.png") as photo:
+        ImageOps.exif_transpose(photo).save(tmp_path / "upright.png", exif=Image.Exif())
+    if kind == "encoder":
+        data = inference.data_of(images / "run")
+        load = [
+            inference.load_answerer(images / "run", data, vl_task("vqa"), upright=u).features for u in (True, False)
+        ]
+    else:
+        load = [VLDemoDataModule().file_features({}, None, "cpu", upright=upright) for upright in (True, False)]
+    turned, stored = (features.read(str(tmp_path / "photo.png")) for features in load)
+    torch.testing.assert_close(turned, load[1].read(str(tmp_path / "upright.png")), rtol=0, atol=0)
+    torch.testing.assert_close(stored, load[1].read(str(tmp_path / "plain.png")), rtol=0, atol=0)
+    assert torch.equal(turned, stored) == (orientation == 1)
+
+
+def test_photos_are_turned_unless_refused(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By both verbs that answer questions."""
+    picture = str(next((images / "pictures" / "GQA").iterdir()))
+    given: list[bool] = []
+    real = clip_encoder.FileFeatures.__init__
+
+    def init(self, *arguments, **options) -> None:
+        real(self, *arguments, **options)
+        given.append(self.reader.upright)
+
+    monkeypatch.setattr(clip_encoder.FileFeatures, "__init__", init)
+    main(["ask", str(images / "run"), picture, "Why?"])
+    main(["ask", str(images / "run"), picture, "Why?", "--upright=false"])
+    main(["predict-files", str(images / "run"), picture, "Why?", f"--out={tmp_path / 'a.csv'}", "--progress=false"])
+    assert given == [True, False, True]
 
 
 def test_texts_are_asked_as_they_are(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture, caplog) -> None:

@@ -347,3 +347,13 @@ def test_recipes_of_published_rows_differ_from_ours_where_their_code_does():
     assert settings("adapter_plus") == ("torch.optim.AdamW", "bolts", 1e-5, 1e-6, "half", True, 0.1)
     assert settings("adapter_plus_fgvc") == ("torch.optim.AdamW", "bolts", 1e-5, 1e-6, "half", False, 0.1)
     assert settings("vpt") == settings("vpt_fgvc") == ("torch.optim.SGD", "vpt", 0.0, 0.0, "imagenet", False, 0.0)
+
+
+@pytest.mark.parametrize("name", [name for name in packaged_configs() if name.startswith("recipe/")])
+def test_rates_that_follow_the_batch_are_computed_from_it(name):
+    """VPT's and V-PETL's rates are those of 256 images, for any batch, devices and accumulation."""
+    text = packaged_configs()[name].read_text()
+    follows = name in ("recipe/vpt.yaml", "recipe/vpt_fgvc.yaml", "recipe/v_petl.yaml")
+    schedule = (yaml.safe_load(text).get("model") or {}).get("init_args", {}).get("schedule") or {}
+    assert schedule.get("lr_base_size") == (256 if follows else None)
+    assert ("/ 256" in text) == follows

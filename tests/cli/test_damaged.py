@@ -160,6 +160,14 @@ RESULTS: dict[str, Callable[[Any], object]] = {
 }
 
 
+@pytest.mark.parametrize("verb", ["report", "plot", "test"])
+def test_a_pipe_is_not_waited_for(verb: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = home / "run" / "results.json"
+    file.unlink()
+    os.mkfifo(file)
+    assert "run/results.json is no regular file but a pipe" in refused(capsys, *VERBS[verb])
+
+
 @pytest.mark.parametrize("case", RESULTS)
 def test_results_that_are_not_whole(case: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edited(RESULTS[case])(file := home / "run" / "results.json")

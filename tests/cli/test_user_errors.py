@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from replora.cli import main as cli
 from replora.cli.main import main
@@ -52,7 +55,9 @@ OF_THE_SYSTEM = {
     "sweep into a file": (["sweep", "--config=sweep/quickstart_low_data.yaml", "--out=file"], "file"),
 }
 OF_LIBRARIES = {
-    "accelerator=gpu": "No supported gpu backend found",
+    "accelerator=gpu": "finds none on this machine. Set --trainer.accelerator cpu",
+    "accelerator=cuda": "finds none on this machine",
+    "accelerator=mps": "finds none on this machine",
     "accelerator=abacus": "invalid accelerator name",
     "strategy=nosuch": "invalid strategy name",
     "devices=0": "not a valid input",
@@ -62,6 +67,11 @@ OF_LIBRARIES = {
     "max_time=abc": "not a valid duration",
     "limit_train_batches=-1": "limit_train_batches",
     "val_check_interval=1000": "val_check_interval",
+    "val_check_interval=0": "--trainer.val_check_interval 0 is too small",
+    "limit_train_batches=0": "--trainer.limit_train_batches 0 is too small",
+    "callbacks=LearningRateFinder": "does not work here: set --model.optimizer.lr",
+    "callbacks=BackboneFinetuning": "does not work here: the adapter selects what trains",
+    "callbacks=Timer": "does not work here: set --trainer.max_time",
     "logger=WandbLogger": "wandb",
 }
 
@@ -91,7 +101,7 @@ def test_lightning_refuses(option: str, tmp_path: Path, capsys: pytest.CaptureFi
     [
         (["--model.optimizer.lr=-1"], "Invalid learning rate"),
         (["--model.optimizer.weight_decay=-1"], "Invalid weight_decay"),
-        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/nosuch"], "`val/accuracy`"),
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=train/nosuch"], "`val/accuracy`"),
         (["--trainer.callbacks+=LearningRateMonitor", "--trainer.logger=false"], "no logger"),
     ],
 )
@@ -101,6 +111,62 @@ def test_a_library_refuses(
     error = refused(capsys, *FIT, *options, f"--run_dir={tmp_path / 'run'}")
     assert message in error.splitlines()[-1]
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("callback", ["EarlyStopping", "ModelCheckpoint"])
+@pytest.mark.parametrize(("monitor", "meant"), [("val/acc", "val/accuracy"), ("val_loss", "val/loss")])
+def test_a_metric_that_does_not_exist_is_noticed_before_an_epoch(
+    callback: str, monitor: str, meant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [f"--trainer.callbacks+={callback}", f"--trainer.callbacks.monitor={monitor}"]
+    error = refused(capsys, *FIT, *options, f"--run_dir={tmp_path / 'run'}")
+    assert f"{callback}: monitor is {monitor!r}, and the validation has no such metric" in error
+    assert f"'{meant}'" in error.splitlines()[-1]
+    assert "epoch 1" not in error
+    assert not list(tmp_path.iterdir())
+
+
+FULL = {
+    "export": ["export", "run", "--out=there/out"],
+    "adapter": ["export", "run", "--format=adapter", "--out=there/out.safetensors"],
+    "merge": ["merge", "run", "--out=there/out"],
+    "report": ["report", "run", "--out=there/out"],
+    "predict-files": ["predict-files", "run", "image.png", "--out=there/out.csv"],
+}
+
+
+@pytest.mark.parametrize("size", [64, 2_000])
+@pytest.mark.parametrize("verb", FULL)
+def test_a_file_that_cannot_grow_is_named_and_nothing_is_left(
+    verb: str,
+    size: int,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As on a full disk, whose errors name no file; the limit makes each write beyond it fail."""
+    shutil.copytree(home / "run", tmp_path / "run")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 if verb == "predict-files" else size, most))  # its file is small
+    try:
+        error = refused(capsys, *FULL[verb]).splitlines()[-1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    assert "there/out" in error
+    assert "would become larger" in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_zero_byte_and_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "zero.yaml").write_text('run_dir: "a\\0b"')
+    assert "zero byte" in refused(capsys, *FIT, f"--config={tmp_path / 'zero.yaml'}")
+    (tmp_path / "red.yaml").write_text('"\\e[2J\\u202ename": 3')
+    error = refused(capsys, *FIT, f"--config={tmp_path / 'red.yaml'}")
+    assert r"\x1b[2J\u202ename: there is no such option" in error
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.EIO])

@@ -219,7 +219,7 @@ def test_the_subset_of_tune_is_the_part_of_final_s_that_is_not_validation(amount
     assert "subset_rule" not in former.describe()  # as in results from before there was a choice
 
 
-def test_options_may_be_selected_on_a_part_of_the_validation_images() -> None:
+def test_options_may_be_selected_on_a_part_of_the_validation_images(caplog: pytest.LogCaptureFixture) -> None:
     """A stratified part under `tune` alone, drawn by the seed of the subset; else nothing changes."""
     whole, part = made(protocol="tune"), made(protocol="tune", select_fraction=0.5)
     assert part.describe()["split_sizes"] == {"train": 80, "val": 10}
@@ -234,8 +234,10 @@ def test_options_may_be_selected_on_a_part_of_the_validation_images() -> None:
     assert holdout["split_sizes"]["val"] == 20
     assert "select_fraction" not in holdout
     assert "select_fraction" not in whole.describe()
-    with pytest.raises(SubsetError):
+    with pytest.raises(SubsetError, match=r"^select_fraction=0.0 is not in"):
         made(protocol="tune", select_fraction=0.0)
+    made(protocol="tune", select_fraction=0.001)
+    assert [line.split("=")[0] for line in caplog.messages if "have no example" in line] == ["select_fraction"]
 
 
 def test_subsets_are_nested_and_seeded() -> None:

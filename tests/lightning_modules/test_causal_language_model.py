@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,6 +134,19 @@ def test_it_learns_and_its_results_say_how_well(folder, tmp_path):
         assert answer["predicted_norm"] == answer["options"][max(range(4), key=by_length.__getitem__)]
         assert answer["right"]
         assert answer["predicted"] == answer["options"][best] == answer["answer"]
+
+
+@pytest.mark.parametrize("interval", [0.5, 1.0])
+def test_tokens_per_second_are_those_of_training_whatever_is_validated(folder, tmp_path, monkeypatch, interval):
+    seconds = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: float(next(seconds)))  # each batch takes one second
+    monkeypatch.setattr(causal_language_model, "time", clock)
+    module, data = language_module(folder, **STRONG), TinyTexts(str(folder), padding=3)
+    fit = trainer(tmp_path, 1, (ResultsWriter(tmp_path),), val_check_interval=interval)
+    fit.fit(module, data)
+    content = read_results(tmp_path)["fit"]
+    expected = content["metrics"]["train/tokens"] / fit.num_training_batches
+    assert content["tokens_per_second"] == pytest.approx(expected, abs=0.1)
 
 
 def test_acc_norm_divides_by_the_characters_of_an_option(folder, monkeypatch):

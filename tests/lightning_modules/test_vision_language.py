@@ -239,6 +239,11 @@ def test_options_out_of_range(home):
             {"tasks": ["vqa"], "task_fractions": {"coco": 0.5}},
             "task_fractions: there is no task 'coco'",
         ),
+        (
+            ImageTextDataModule,
+            {"tasks": ["vqa"], "task_fractions": {"vqa": 1.5}},
+            r"^task_fractions\.vqa=1\.5 is not in",
+        ),
         (VideoTextDataModule, {"tasks": []}, "is empty or names a task twice"),
         (ImageTextDataModule, {"predict_split": "submit"}, "a split of GQA alone"),
         (ImageTextDataModule, {"truncation_side": "left"}, "which is the name of its task"),

@@ -15,7 +15,7 @@ import pytest
 from replora.cli.commands.sweep import _trials_at_once
 from replora.cli.main import main
 from replora.results import with_own_measurements, write_json
-from replora.sweeps.progress import describe_plan
+from replora.sweeps.cost import describe_plan
 from replora.sweeps.select import Rule, selection_rule
 from replora.sweeps.sweep import selections_so_far
 from replora.sweeps.sweep_file import read_sweep

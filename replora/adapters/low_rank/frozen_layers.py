@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -104,6 +104,52 @@ def stops_gradients(model: nn.Module) -> str | None:
 MERGEABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def check_trainable(model: nn.Module, trained: Container[int]) -> None:
+    """Refuse parameters that are to train but that no optimizer can change, because their values are quantized.
+
+    Args:
+        model: The model.
+        trained: The identities of what is to train.
+
+    Raises:
+        RepLoRAError: There is such a parameter.
+    """
+    for name, parameter in model.named_parameters():
+        if id(parameter) in trained and not _is_writable(parameter):
+            kind = type(parameter).__name__ if is_tensor_subclass(parameter) else parameter.dtype
+            raise RepLoRAError(
+                f"{name} is quantized ({kind}), so it cannot train. Leave its module in 16 or 32 bit when you quantize "
+                "the backbone (torchao's filter_fn, transformers' modules_to_not_convert or llm_int8_skip_modules)."
+            )
+
+
+@torch.no_grad()
+def _is_writable(parameter: Tensor) -> bool:
+    if parameter.dtype in MERGEABLE and not is_tensor_subclass(parameter):
+        return True
+    if not parameter.is_floating_point():
+        return False
+    try:
+        parameter.detach().clone().mul_(1.0)  # as an optimizer does
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+def check_is_parameter(weight: object, layer: nn.Module, name: str) -> None:
+    """Refuse a frozen layer that was replaced after the injection by one whose weight is no parameter.
+
+    Raises:
+        RepLoRAError: It is such a layer.
+    """
+    if not isinstance(weight, Tensor):
+        raise RepLoRAError(
+            f"{name} has become a {type(layer).__module__}.{type(layer).__name__} since replora.inject, and its "
+            "weight is no parameter that could be merged or written. Do that first and replace the layers afterwards: "
+            "replora.merge_and_unload(model)."
+        )
+
+
 def check_mergeable(weight: Tensor, name: str) -> None:
     """Raise if nothing can be added to the frozen `weight` of the layers `name`.
 
@@ -168,6 +214,18 @@ class SetAside:
             hooked.register_state_dict_post_hook(partial(self._save_frozen)),
             hooked.register_load_state_dict_pre_hook(check_not_merged),
         ]
+
+    def check_in_place(self, owner: nn.Module, name: str) -> None:
+        """Refuse to unmerge the layer `name` if another module has taken the place of the merged one.
+
+        Raises:
+            RepLoRAError: It has: `owner` is another one.
+        """
+        if owner is not self.owner:
+            raise RepLoRAError(
+                f"{name} was replaced by a {type(owner).__name__} while the adapter was merged, and that one has no "
+                "frozen weight to go back to. replora.merge_and_unload(model) keeps it as it is."
+            )
 
     def put_back(self) -> None:
         """Put the frozen parameters back, bit for bit; they follow the device and dtype of what stands there."""

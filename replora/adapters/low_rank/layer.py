@@ -19,7 +19,13 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from replora.adapters.low_rank.factors import FactorBank
-from replora.adapters.low_rank.frozen_layers import SetAside, check_finite, check_mergeable, take_base_names
+from replora.adapters.low_rank.frozen_layers import (
+    SetAside,
+    check_finite,
+    check_is_parameter,
+    check_mergeable,
+    take_base_names,
+)
 from replora.adapters.low_rank.ops import (
     Piece,
     add_update_to_output,
@@ -99,6 +105,7 @@ class WeightUpdate:
     """The low-rank update of one frozen weight matrix of one module.
 
     Attributes:
+        holder: What stands in the model: an `AdaptedLinear` or an `AdaptedMultiheadAttention`.
         transposed: Whether the weight is stored as (in, out).
         interleaved: Whether the rows of an update repeat for each head.
         enabled: Whether the update is added; False in a thread that is inside `disabled()`.
@@ -108,7 +115,7 @@ class WeightUpdate:
 
     def __init__(
         self,
-        owner: nn.Module,
+        holder: nn.Module,
         attribute: str,
         names: list[str],
         views: list[FactorView],
@@ -116,13 +123,18 @@ class WeightUpdate:
         dropout: float,
         switch: Switch,
     ) -> None:
-        self.owner, self.attribute, self.names = owner, attribute, names
+        self.holder, self.attribute, self.names = holder, attribute, names
         self.views, self.scale, self.dropout = views, scale, dropout
         self.switch = switch
-        self.transposed = is_conv1d(owner)
+        self.transposed = is_conv1d(self.owner)
         self.interleaved = any(isinstance(view.rows, Interleaved) for view in views)
         self.called = self.read = False
         self.aside: SetAside | None = None
+
+    @property
+    def owner(self) -> nn.Module:
+        """The frozen module that stands there now: a program may have replaced it, as quantization does."""
+        return self.holder._modules.get("linear") or self.holder
 
     @property
     def enabled(self) -> bool:
@@ -130,8 +142,15 @@ class WeightUpdate:
 
     @property
     def base(self) -> Tensor:
-        """The frozen weight as it is stored, which holds the update while it is merged."""
-        return cast(Tensor, self.owner._parameters[self.attribute])
+        """The frozen weight as it is stored, which holds the update while it is merged.
+
+        Raises:
+            RepLoRAError: The module has been replaced by one without such a parameter.
+        """
+        weight = self.owner._parameters.get(self.attribute)
+        if weight is None:
+            check_is_parameter(weight, self.owner, ", ".join(self.names))
+        return cast(Tensor, weight)
 
     @property
     def base_before_merge(self) -> nn.Parameter | None:

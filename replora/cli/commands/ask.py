@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from replora.errors import visible
 from replora.io import check_output
 from replora.progress import progress_bar
 
@@ -26,6 +27,7 @@ def ask(
     import_module: str | None = None,
     force: bool = False,
     overwrite: bool = False,
+    upright: bool = True,
 ) -> None:
     """Answer questions about images or videos, or describe them, with a trained run of image_text or video_text.
 
@@ -56,6 +58,7 @@ def ask(
         import_module: Python module that defines the run's datamodule, if it is your own.
         force: Whether to use an adapter whose training diverged.
         overwrite: Whether to replace the file if it exists.
+        upright: Whether to turn photos as their EXIF orientation says. The training's were read as stored.
     """
     # Only here: the light verbs of the command line do not wait for torch.
     from replora import inference, runs
@@ -75,20 +78,20 @@ def ask(
         )
     defaults = {"choices": tuple(choices or ()), "times": times, "subtitles": subtitles}
     selected, questions = inference.find_questions([asked] if isinstance(asked, str) else asked, data, task, defaults)
-    answerer = inference.load_answerer(run, data, selected, encoder, fps, checkpoint, device, force)
+    answerer = inference.load_answerer(run, data, selected, encoder, fps, checkpoint, device, force, upright)
     with progress_bar("ask", len(questions), progress) as advance:
         found = inference.answer_questions(answerer, questions, batch_size, skip_corrupt, advance)
     status = runs.status_of_adapter(read_metadata(run / "adapter.safetensors"))
     if out is None:
         for question, answer in zip(found.questions, found.answers, strict=True):
             asked_about = " | ".join(filter(None, [*map(printable, question.files), question.text]))
-            print(f"{asked_about}\n  {shown_answer(question, answer)}")
+            print(visible(f"{asked_about}\n  {shown_answer(question, answer)}"))
         if status != "complete":
             print(f"status of the run: {status}")
     else:
         inference.write_answers(out, found, selected, status)
         print(f"{len(found.answers):,} answers ({selected.name}) are in {out}")
     for path, reason in found.skipped.items():
-        print(f"skipped: {printable(path)}: {reason}")
+        print(visible(f"skipped: {printable(path)}: {reason}"))
     if found.skipped:
         print(f"{len(questions) - len(found.answers):,} of {len(questions):,} questions are about such files")

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from replora.cli.commands.ask import ask
-from replora.errors import RepLoRAError
+from replora.errors import RepLoRAError, visible
 from replora.io import check_output
 from replora.progress import progress_bar
 
@@ -96,9 +96,9 @@ def predict_files(
     counts = Counter(names).most_common()
     more = f" and {len(counts) - MOST_NAMED} more classes" if len(counts) > MOST_NAMED else ""
     print(f"{len(found.paths):,} predictions are in {out}")
-    print(f"predicted: {', '.join(f'{name} {count:,}' for name, count in counts[:MOST_NAMED])}{more}")
+    print(visible(f"predicted: {', '.join(f'{name} {count:,}' for name, count in counts[:MOST_NAMED])}{more}"))
     for path, reason in found.skipped.items():
-        print(f"skipped: {printable(path)}: {reason}")
+        print(visible(f"skipped: {printable(path)}: {reason}"))
     if found.skipped:
         print(f"{len(found.skipped):,} of {len(paths):,} files could not be read")
     if contact_sheet is not None:

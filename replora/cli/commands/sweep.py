@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from replora.errors import RepLoRAError
 from replora.io import check_output
 from replora.memory import usable_cpus
 from replora.run_directory import LOCK
+
+if TYPE_CHECKING:
+    from replora.sweeps.plan import Sweep
 
 
 def sweep(
@@ -24,11 +27,20 @@ def sweep(
     select_seeds: int | None = None,
     choice: Literal["per_size", "per_method"] | None = None,
     make_report: bool = True,
+    methods: list[str] | None = None,
+    stage: Literal["select", "final"] | None = None,
+    retry_failed: bool = False,
+    shard: str | None = None,
+    trial: str | None = None,
+    list: bool = False,
+    status: bool = False,
 ) -> None:
     """Run methods, tasks, training set sizes, grids and seeds against each other.
 
         replora-cli sweep --config sweep/quickstart_low_data.yaml
         replora-cli sweep --config sweep/vtab_low_data.yaml --options '{"data.root": "vtab-1k"}' --gpus_per_trial 0.5
+        replora-cli sweep --config sweep/digits_low_data.yaml --shard "$SLURM_ARRAY_TASK_ID/8"
+        replora-cli sweep --config sweep/digits_low_data.yaml --status true
 
     Every trial is a run of fit in its own directory. After an interruption, the same command continues the sweep and
     repeats nothing that is finished. A sweep ends with a page of curves and tables (replora-cli report). docs/sweeps.md
@@ -50,48 +62,95 @@ def sweep(
             first stage. Default: the seeds of the file.
         choice: Whether each size has its own selected point, or each method and task one point for all sizes. Default:
             as the directory of the sweep records it, else per_size.
-        make_report: Whether to end with a report in OUT/report. After failures it covers the finished trials.
+        make_report: Whether to end with a report in OUT/report. After failures it covers the finished trials. With
+            --shard or --trial it is made by the process after which no trial is left.
+        methods: Names of the only methods to run, such as [LoRA,RepLoRA]. Default: all.
+        stage: The only stage to run. Default: both.
+        retry_failed: Run only the trials that failed before. Without it, they are run with all others that are left.
+        shard: i/n, such as 2/8: run every 8th trial of a stage from the 2nd on, in this process and without Ray. 1/1
+            means all trials. Any number of processes may share a directory: what one runs, the others leave out.
+        trial: Number or directory of the only trial to run, as --list shows them; in this process and without Ray.
+        list: Print the number, state and directory of each trial, and run nothing.
+        status: Print how many trials are done, running, failed and waiting, and run nothing.
     """
+    from replora.sweeps.slurm import drop_task_variables
+
+    drop_task_variables()  # before anything imports Lightning
     from replora.config_files import find_config
     from replora.run_directory import left_as_found, locked
-    from replora.sweeps.progress import describe_plan
+    from replora.sweeps.part import Part, find_trial, parse_shard
     from replora.sweeps.sweep import UnfinishedSweepError, check_sweep, run_sweep
     from replora.sweeps.sweep_file import read_sweep
+    from replora.sweeps.trial import check_options
 
-    plan = read_sweep(find_config(config), options)
-    home = out or Path("runs") / plan.name
     _at_least(0, max_failures=max_failures, gpus_per_trial=gpus_per_trial)
     _at_least(0.01, cpus_per_trial=cpus_per_trial, max_concurrent=max_concurrent)
     _at_least(1, select_seeds=select_seeds)
+    _not_together(dry_run=dry_run, list=list, status=status, trial=trial, shard=None if list else shard)
+    _not_together(address=address, trial=trial, shard=shard)
+    for name, value in {"stage": stage, "methods": methods, "retry_failed": retry_failed}.items():
+        _not_together(trial=trial, **{name: value})
+    whole = read_sweep(find_config(config), options)
+    home = out or Path("runs") / whole.name
     if select_seeds is not None:
-        plan = plan.with_select_seeds(select_seeds)
-    check_sweep(plan)
+        whole = whole.with_select_seeds(select_seeds)
+    if stage and not getattr(whole, stage):
+        raise RepLoRAError(f"--stage {stage}: {config} has no such stage.")
+    plan = whole if methods is None else whole.with_methods(methods)
+    if trial is None:
+        part = Part(stage, (1, 1) if shard is None else parse_shard(shard), failed=retry_failed)
+    else:
+        one = find_trial(whole, trial)
+        part = Part(one.stage, folder=one.folder)
+    if list or status:
+        from replora.sweeps.status import show_list, show_status
+
+        shown = part.left(home, part.planned(plan))
+        show_list(home, whole, shown) if list else show_status(home, shown)
+        return
+    check_sweep(plan) if trial is None else check_options(one)
     check_output(home, None, [Path(config)], folder=True, is_own=_is_sweep)
     if dry_run:
-        print(describe_plan(plan, home, *_trials_at_once(address, cpus_per_trial, gpus_per_trial, max_concurrent)))
-        return
-    from replora.sweeps.executor import Resources
+        from replora.sweeps.cost import describe_plan
 
-    remedy = "Wait until it ends, stop it, or choose another directory with --out."
-    with left_as_found(home, "sweep", False, lambda: False), locked(home, "A sweep", remedy):
-        failure = None
-        try:
-            resources = Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures)
-            run_sweep(plan, home, address, resources, choice)
-        except UnfinishedSweepError as error:
-            failure = error
-        if make_report and any(home.rglob("results.json")):
-            from replora.reports.report import write_report
+        room = _trials_at_once(address, cpus_per_trial, gpus_per_trial, max_concurrent)
+        print(describe_plan(plan, home, *room, part=part, gpus_per_trial=gpus_per_trial))
+    elif trial is None and shard is None:
+        from replora.sweeps.executor import Cluster, Resources
 
-            planned = [*plan.selection_trials(), *plan.planned_final_trials(), *plan.only_trials()]
-            files = write_report([home], home / "report", {trial.folder for trial in planned})
-            print(f"report: {files[1]}")
-        if failure:
-            raise failure
+        cluster = Cluster(address, Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
+        remedy = "Wait until it ends, stop it, or choose another directory with --out."
+        with left_as_found(home, "sweep", False, lambda: False), locked(home, "A sweep", remedy):
+            failure = None
+            try:
+                run_sweep(plan, home, cluster, choice, part)
+            except UnfinishedSweepError as error:
+                failure = error
+            if make_report and any(home.rglob("results.json")):
+                _report(whole, home)
+            if failure:
+                raise failure
+    else:
+        from replora.sweeps.local_queue import LocalQueue
+        from replora.sweeps.state import recorded
+
+        run_sweep(plan, home, LocalQueue(max(1, round(cpus_per_trial)), max_failures), choice, part)
+        if make_report and all(recorded(home, trial) for trial in Part().planned(whole)):
+            _report(whole, home)
+
+
+def _report(sweep: Sweep, home: Path) -> None:
+    from replora.reports.report import write_report
+    from replora.sweeps.part import Part
+
+    files = write_report([home], home / "report", {trial.folder for trial in Part().planned(sweep)})
+    print(f"report: {files[1]}")
 
 
 def _is_sweep(home: Path) -> bool:
-    return (home / LOCK).exists() or any(home.rglob("trial.json"))
+    from replora.sweeps.state import LOCKS
+
+    return (home / LOCK).exists() or (home / LOCKS).exists() or any(home.rglob("trial.json"))
 
 
 def _trials_at_once(
@@ -114,3 +173,9 @@ def _at_least(least: float, **options: float | None) -> None:
     for name, value in options.items():
         if value is not None and value < least:
             raise RepLoRAError(f"--{name} {value:g} is too small. It must be at least {least:g}.")
+
+
+def _not_together(**options: Any) -> None:
+    given = [f"--{name}" for name, value in options.items() if value not in (None, False)]
+    if len(given) > 1:
+        raise RepLoRAError(f"{given[0]} cannot be combined with {' and '.join(given[1:])}. Leave one of them out.")

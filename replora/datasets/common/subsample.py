@@ -30,6 +30,7 @@ def subsample_indices(
     shots: int | None = None,
     seed: int = 0,
     kind: str = "classes",
+    option: str = "train_fraction",
 ) -> list[int]:
     """The positions of a subset.
 
@@ -46,6 +47,7 @@ def subsample_indices(
         shots: Images per class (>= 1), instead of `fraction`.
         seed: Random seed; any integer.
         kind: What the labels are, in the plural, for the warning about those without an example.
+        option: Name of the option that gave `fraction`, for messages.
 
     Returns:
         Sorted positions in `labels`, each at most once.
@@ -53,7 +55,7 @@ def subsample_indices(
     Raises:
         SubsetError: An option is out of its range, both are given, or a class has fewer images than `shots`.
     """
-    check_subset_options(fraction, shots)
+    check_subset_options(fraction, shots, option)
     if shots is not None:
         return sorted(position for ranked in _shots_per_class(labels, shots, seed) for position in ranked)
     if fraction is None or not labels:
@@ -63,7 +65,8 @@ def subsample_indices(
     classes = len(set(labels))
     if size < classes:
         log.warning(
-            "train_fraction=%s of %d examples is %d, fewer than the %d %s present: %d %s have no example",
+            "%s=%s of %d examples is %d, fewer than the %d %s present: %d %s have no example",
+            option,
             fraction,
             len(labels),
             size,
@@ -104,8 +107,8 @@ def places_within(
     return list(range(len(part)))
 
 
-def check_subset_options(fraction: float | None, shots: int | None) -> None:
-    """Check the options of a subset before the training set is known.
+def check_subset_options(fraction: float | None, shots: int | None, option: str = "train_fraction") -> None:
+    """Check the options of a subset before the training set is known. `option` is the name of that of `fraction`.
 
     Raises:
         SubsetError: An option is out of its range, or both are given.
@@ -118,9 +121,7 @@ def check_subset_options(fraction: float | None, shots: int | None) -> None:
         )
     # NaN fails the comparison as well.
     if fraction is not None and not 0 < fraction <= 1:
-        raise SubsetError(
-            f"train_fraction={fraction} is not in (0, 1]: 0.1 takes a tenth of the examples, 1.0 takes all."
-        )
+        raise SubsetError(f"{option}={fraction} is not in (0, 1]: 0.1 takes a tenth of the examples, 1.0 takes all.")
     if shots is not None and (not isinstance(shots, int) or shots < 1):
         raise SubsetError(f"shots={shots} is not a whole number of examples per class (>= 1).")
 

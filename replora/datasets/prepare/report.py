@@ -10,6 +10,7 @@ from typing import Protocol
 
 from rich.table import Table
 
+from replora.errors import visible
 from replora.progress import table_console
 
 Labeled = list[tuple[Path, str, str]]  # file, class and split
@@ -122,7 +123,7 @@ def print_reports(reports: Sequence[Report], heading: str, remedy: str = "") -> 
     for kind in ("note", "problem"):
         for report in reports:
             for text in report.notes if kind == "note" else report.problems:
-                print(f"{kind}: {report.name}: {text}")
+                print(visible(f"{kind}: {report.name}: {text}"))
     if remedy:
         print(remedy)
 

@@ -270,12 +270,19 @@ class FileFeatures:
         frames: Number of vectors to resize each video to, as in `FeatureFolder`.
         seconds: Seconds between two frames of a video (> 0).
         fps: Frames per second of folders of frames (> 0).
+        upright: Whether to turn photos as their EXIF orientation says, which `extract` does not.
     """
 
     def __init__(
-        self, encoder: ClipEncoder, frames: int | None = None, seconds: float = 1.5, fps: float | None = None
+        self,
+        encoder: ClipEncoder,
+        frames: int | None = None,
+        seconds: float = 1.5,
+        fps: float | None = None,
+        upright: bool = False,
     ) -> None:
         self.encoder, self.frames, self.seconds, self.fps = encoder, frames, seconds, fps
+        self.reader = ImageReader(SIZE, upright=upright)
         self.extraction: dict[str, Any] = {}
         self.read = functools.lru_cache(maxsize=8)(self._read)  # several questions about one file follow each other
 
@@ -288,7 +295,7 @@ class FileFeatures:
         """
         file = Path(name)
         if self.encoder.name == "rn101":
-            return torch.from_numpy(self.encoder(ImageReader(SIZE).read(file)[None])[0])
+            return torch.from_numpy(self.encoder(self.reader.read(file)[None])[0])
         _check_rate(file, self.fps)
         features = torch.from_numpy(video_features(file, self.encoder, self.seconds, self.fps))
         return features if self.frames is None else resized(features, self.frames)

@@ -99,14 +99,19 @@ class DemoFeatures:
 
 
 class PictureFeatures:
-    """The features of image files, as those of scenes: the pixels of 4 x 4 cells. The name of a file is its path."""
+    """The features of image files, as those of scenes: the pixels of 4 x 4 cells. The name of a file is its path.
 
-    def __init__(self) -> None:
+    Args:
+        upright: Whether to turn photos as their EXIF orientation says.
+    """
+
+    def __init__(self, upright: bool = False) -> None:
         self.extraction: dict[str, Any] = {}
+        self.reader = ImageReader(SIDE * CELL, upright=upright)
 
     def read(self, name: str) -> Tensor:
         """The features (16, 192) of a file. Raises CorruptImageError if it cannot be decoded."""
-        pixels = ImageReader(SIDE * CELL).read(Path(name)).float() / 255  # (3, 32, 32)
+        pixels = self.reader.read(Path(name)).float() / 255  # (3, 32, 32)
         cells = pixels.view(3, SIDE, CELL, SIDE, CELL).permute(1, 3, 2, 4, 0)
         return cells.reshape(SIDE * SIDE, FEATURE_SIZE) - 0.5
 
