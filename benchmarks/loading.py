@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules import VTABDataModule
-from replora.datasets.common.in_memory import usable_cpus
+from replora.memory import usable_cpus
 
 CLASSES = 10
 

@@ -22,7 +22,7 @@ from typing import Any
 import measure
 import yaml
 
-from replora.datasets.common.in_memory import usable_cpus
+from replora.memory import usable_cpus
 
 SWEEP: dict[str, Any] = {
     "base": ["quickstart.yaml"],

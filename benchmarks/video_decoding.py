@@ -27,9 +27,9 @@ import torch
 from PIL import Image
 
 from datamodules import VideoFolderDataModule
-from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.video.motion import write_video
 from replora.datasets.video.sampling import ClipOptions
+from replora.memory import usable_cpus
 
 # Name -> file extension, encoder, its options, frames per second, width, height, frames.
 KINDS: dict[str, tuple[str, str, dict[str, str], int, int, int, int]] = {

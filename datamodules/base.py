@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.loader import EpochLoader, TrainSampler, start_worker
 from datamodules.split_lists import SplitLists
-from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.subsample import check_subset_options
 from replora.datasets.errors import ProtocolError
 from replora.errors import RepLoRAError, nearest
+from replora.memory import usable_cpus
 
 Split = Literal["train", "val", "trainval", "test"]
 # What may change a measurement in addition to the list of the split, among the entries of `describe`.

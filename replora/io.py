@@ -81,6 +81,8 @@ def check_output(
 def replacing(file: Path) -> Iterator[Path]:
     """A temporary file next to `file` to write to, which replaces it at the end and is deleted after an error.
 
+    After a loss of power the file is the former one or the new one, never empty.
+
     Args:
         file: File to write. Its folder is created if it does not exist, and removed again after an error.
 
@@ -95,7 +97,10 @@ def replacing(file: Path) -> Iterator[Path]:
             with _naming(file, temporary):
                 yield temporary
                 temporary.chmod(mode)  # some writers put a file of their own in its place
+                _sync(temporary)
                 temporary.replace(file)
+            with suppress(OSError):  # some file systems cannot do that for a folder
+                _sync(file.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -164,6 +169,18 @@ def _put(temporary: Path, folder: Path) -> None:
     folder.rename(former)
     temporary.rename(folder)
     shutil.rmtree(former, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or the names in a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # network shares report a full disk here
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def _temporary(path: Path) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +17,7 @@ from PIL import Image
 
 from replora.adapters.peft_format.model_card import model_card
 from replora.cli.main import main
-from replora.io import csv_text, markdown, read_csv
+from replora.io import csv_text, markdown, read_csv, replace_text
 from replora.reports.report import write_report
 from tests.cli.test_own_data import TINY
 from tests.fuzz import fuzz
@@ -141,3 +143,28 @@ def test_predictions_of_hostile_classes_are_read_back(tmp_path: Path, monkeypatc
     assert {Path(line["path"]).parent.name for line in found} == set(names)
     assert {line["predicted"] for line in found} <= set(names)
     assert {line["label_name"] for line in read_csv(Path("run/predictions.csv"))} == set(names)
+
+
+def test_content_is_on_the_disk_before_a_file_gets_its_name(tmp_path, monkeypatch):
+    """After a loss of power a file is the former one or the new one, never empty."""
+    events = []
+    monkeypatch.setattr(os, "fsync", lambda number: events.append(Path(f"/proc/self/fd/{number}").readlink()))
+    rename = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, file: (events.append("named"), rename(self, file))[1])
+    replace_text(tmp_path / "a.txt", "text")
+    content, named, folder = events
+    assert content.name.startswith("a.txt.")
+    assert named == "named"
+    assert folder == tmp_path
+
+
+def test_a_full_disk_that_is_found_at_the_end_is_named(tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.txt").write_text("before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.txt"):
+        replace_text(tmp_path / "a.txt", "text")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "before"

@@ -90,8 +90,8 @@ def main(args: list[str] | None = None) -> None:
         args: Command line without the name of the program. Default: that of this process.
 
     Raises:
-        SystemExit: With status 2 for what a user can fix, 1 for a defect, and 128 and the signal's number for Ctrl-C
-            and a closed pipe.
+        SystemExit: With status 2 for what a user can fix, 1 for a defect, and 128 and the signal's number for Ctrl-C,
+            SIGTERM in a sweep, and a closed pipe.
         Exception: A defect, if `args` are given by a program; any error with REPLORA_DEBUG=1 in the environment.
     """
     arguments = sys.argv[1:] if args is None else list(args)
@@ -103,9 +103,9 @@ def main(args: list[str] | None = None) -> None:
         run(arguments)
         if sys.stdout is not None:  # closed by the caller
             sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:  # SIGTERM raises it as well in a sweep, with the number
         print("replora-cli: interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + next(iter(interrupt.args), signal.SIGINT))
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         _silence_output()
         sys.exit(128 + signal.SIGPIPE)

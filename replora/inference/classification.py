@@ -16,10 +16,10 @@ from torch import Tensor
 import replora
 from lightning_modules.predictors import Predictor
 from replora.datasets.common.files import LeftOut, is_foreign, log_left_out, printable
-from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.errors import CorruptImageError, CorruptVideoError
 from replora.errors import RepLoRAError, nearest
 from replora.io import csv_text, replace_text
+from replora.memory import usable_cpus
 from replora.runs import load_run, module_of
 
 PICTURES = 40  # files kept for a contact sheet

@@ -1,8 +1,8 @@
-"""Distributes trials over the cores and GPUs of one machine or of a cluster, with Ray Tune.
+"""Distributes trials over the cores and GPUs of one machine or of a cluster, with Ray.
 
-Ray starts the trials, retries failed ones, and keeps as many workers as the resources allow. A worker runs one trial
-after the other, so that it imports the libraries only once. The state of a trial is in its own directory (`trial.py`),
-so a sweep continues after an interruption without any state of Ray.
+A worker is a Ray actor that runs one trial after the other, so that it imports the libraries only once. This process
+hands out the trials: Ray starts the workers and reports the ones that die. The state of a trial is in its own directory
+(`trial.py`), so a sweep continues after an interruption without any state of Ray.
 """
 
 from __future__ import annotations
@@ -10,31 +10,37 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import tempfile
+import signal
+import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any, NoReturn, Protocol
 
 from replora.errors import RepLoRAError
+from replora.memory import usable_cpus
 from replora.sweeps.plan import Trial
 from replora.sweeps.state import claimed
-from replora.sweeps.trial import reason_of_failure, run_trial
+from replora.sweeps.trial import run_trial
 
-# Ray Tune reads these when it is imported: write no files into the directories of trials, and send no statistics.
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+# Ray reads these when it is imported and when it starts. By its default, workers have nearly the lowest priority, and
+# get next to nothing of a machine on which anything else runs.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 try:
     import ray
-    from ray import tune
+    from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 except ImportError as error:
     raise RepLoRAError(
-        'A sweep needs Ray Tune. Install it: pip install "replora[sweep]". Without it, '
+        'A sweep needs Ray. Install it: pip install "replora[sweep]". Without it, '
         "--shard 1/1 runs the trials one after the other, in any number of processes side by side."
     ) from error
+
+
+Outcome = tuple[dict[str, Any] | None, str, list[str]]  # results or None, why it failed, and what was corrupt before
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,32 @@ class ProgressCallback(Protocol):
 
     def failed(self, trial: Trial, reason: str) -> None: ...
 
+    def noted(self, trial: Trial, note: str) -> None: ...
+
+    def retried(self, trial: Trial, reason: str, at_once: int) -> None: ...
+
+
+@dataclass
+class _Job:
+    """A trial in the queue.
+
+    Attributes:
+        trial: The trial.
+        rule: Rule of its selection.
+        failures: How often it has failed.
+        at_once: Largest number of trials while it runs, itself included; None for no limit of its own.
+    """
+
+    trial: Trial
+    rule: dict[str, Any] | None
+    failures: int = 0
+    at_once: int | None = None
+
 
 class Cluster:
     """A Ray cluster, as a context manager: the one at an address, or a new one on this machine.
+
+    SIGTERM inside it ends a sweep as Ctrl-C does: by `KeyboardInterrupt`, here with the number of the signal.
 
     Args:
         address: `HOST:PORT`, `auto` for the cluster that this machine belongs to, or None to start one here.
@@ -77,11 +106,14 @@ class Cluster:
 
     def __init__(self, address: str | None, resources: Resources) -> None:
         self.address, self.resources = address, resources
+        self.terminated = False
 
     def __enter__(self) -> Cluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address is None:  # trials exchange only a few kilobytes
-            options |= {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+            options |= {"include_dashboard": False, "object_store_memory": 100 * 2**20, "num_cpus": usable_cpus()}
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        self.former_handler = signal.getsignal(signal.SIGTERM) if in_main_thread else None
         try:
             ray.init(address=self.address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -89,19 +121,28 @@ class Cluster:
                 f"No Ray cluster answers at {self.address}: {error}. Start one with `ray start --head` on one machine "
                 "and `ray start --address HEAD:6379` on the others, or leave --address out."
             ) from error
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `ProgressCallback.failed` reports failures
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, self._terminate)  # Ray has set its own, which ends with status 15
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
         for name, wanted in (("CPU", self.resources.cpus), ("GPU", self.resources.gpus)):
             if wanted > there.get(name, 0):
-                ray.shutdown()
+                self.__exit__()
                 raise RepLoRAError(
                     f"A trial needs {wanted:g} {name}, but there are only {there.get(name, 0):g} in total, so it would "
                     f"never start. Lower --{name.lower()}s_per_trial."
                 )
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object = None, error: object = None, _traceback: object = None) -> None:
         ray.shutdown()
+        if self.terminated and isinstance(error, KeyboardInterrupt):
+            error.args = (signal.SIGTERM,)  # Ray raises an error of its own, without the number
+        if self.former_handler is not None:
+            signal.signal(signal.SIGTERM, self.former_handler)
+
+    def _terminate(self, number: int, _frame: FrameType | None) -> NoReturn:
+        self.terminated = True
+        raise KeyboardInterrupt(number)
 
     def run(
         self,
@@ -113,82 +154,118 @@ class Cluster:
     ) -> None:
         """Run each trial until it has ended or failed too often. Trials start in the order of the list.
 
+        A trial that failed is retried after the others, with half as many at the same time as when it failed, because
+        what kills a process is most often a lack of memory.
+
         Args:
             home: Directory of the sweep; the same path on every machine.
             sweep: Name of the sweep.
             trials: Trials to run.
             rules: Rule by which each trial's point was or will be selected; None without a selection.
             progress: Receives the events.
+
+        Raises:
+            RepLoRAError: No machine has room for a trial any more.
         """
-        with tempfile.TemporaryDirectory(prefix="replora-sweep-") as scratch:
-            jobs = [
-                {"home": home, "sweep": sweep, "trial": trial, "rule": rule, "cwd": Path.cwd()}
-                for trial, rule in zip(trials, rules, strict=True)
-            ]
-            tune.Tuner(
-                tune.with_resources(
-                    tune.with_parameters(Worker, jobs=jobs), {"cpu": self.resources.cpus, "gpu": self.resources.gpus}
-                ),
-                param_space={"number": tune.grid_search(list(range(len(jobs))))},
-                tune_config=tune.TuneConfig(max_concurrent_trials=self.resources.at_once, reuse_actors=True),
-                run_config=tune.RunConfig(
-                    # With a remote cluster the scratch folder must be on storage that all machines share.
-                    storage_path=scratch if self.address is None else str((home / ".ray").resolve()),
-                    failure_config=tune.FailureConfig(max_failures=self.resources.failures),
-                    callbacks=[_ForwardProgress(home, trials, progress)],
-                    verbose=0,
-                ),
-            ).fit()
+        worker: Any = ray.remote(_Worker).options(num_cpus=self.resources.cpus, num_gpus=self.resources.gpus)
+        waiting = deque(_Job(trial, rule) for trial, rule in zip(trials, rules, strict=True))
+        running: dict[Any, tuple[_Job, Any]] = {}  # reference to the outcome -> job and its worker
+        idle: list[Any] = []
+        while waiting or running:
+            while waiting and len(running) < self._room([waiting[0], *(job for job, _ in running.values())]):
+                job = waiting.popleft()
+                actor = idle.pop() if idle else worker.remote(home, sweep, Path.cwd())
+                running[actor.run.remote(job.trial, job.rule)] = job, actor
+                progress.started(job.trial)
+            ended, _ = ray.wait(list(running), timeout=10)  # looks again whether the cluster has grown
+            for reference in ended:
+                at_once = len(running)
+                job, actor = running.pop(reference)
+                results, reason, notes = _outcome(reference)
+                for note in notes:
+                    progress.noted(job.trial, note)
+                if results is not None:
+                    idle.append(actor)
+                    progress.ended(job.trial, results)
+                    continue
+                ray.kill(actor)  # an error may leave a process or its GPU in any state
+                job.failures += 1
+                if job.failures > self.resources.failures:
+                    progress.failed(job.trial, reason)
+                else:
+                    job.at_once = max(1, at_once // 2)
+                    waiting.append(job)
+                    progress.retried(job.trial, reason, job.at_once)
+        for actor in idle:
+            ray.kill(actor)
+
+    def _room(self, jobs: Sequence[_Job]) -> int:
+        """How many trials may run at the same time, if these are among them."""
+        limits = [self._capacity(), self.resources.at_once, *(job.at_once for job in jobs)]
+        return min(limit for limit in limits if limit is not None)
+
+    def _capacity(self) -> int:
+        """Number of trials that the machines of the cluster have room for.
+
+        Raises:
+            RepLoRAError: No machine is left that has room for one.
+        """
+        cpus, gpus = self.resources.cpus, self.resources.gpus
+        room = 0
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
+            there = node["Resources"] if node["Alive"] else {}
+            counts = [int(there.get("CPU", 0) / cpus)]
+            if gpus:  # one trial never has parts of two GPUs
+                counts.append(int(int(there.get("GPU", 0)) * int(1 / gpus) if gpus < 1 else there.get("GPU", 0) / gpus))
+            room += min(counts)
+        if not room:
+            raise RepLoRAError(
+                "No machine of the Ray cluster that has room for a trial is alive any more. Start the cluster, where "
+                "--address names one, and the same command again; it repeats nothing that is finished."
+            )
+        return room
 
 
-class Worker(tune.Trainable):
-    """A process that runs trials one after the other."""
+class _Worker:
+    """A process that runs trials one after the other.
 
-    def setup(self, config: dict[str, Any], jobs: list[dict[str, Any]]) -> None:  # type: ignore[override]
-        self.jobs, self.number = jobs, config["number"]
+    Args:
+        home: Directory of the sweep.
+        sweep: Name of the sweep.
+        cwd: Directory in which the sweep was started, to which relative paths refer.
+    """
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.number = new_config["number"]
-        return True
+    def __init__(self, home: Path, sweep: str, cwd: Path) -> None:
+        self.home, self.sweep, self.cwd = home, sweep, cwd
 
-    def step(self) -> dict[str, Any]:
+    def run(self, trial: Trial, rule: dict[str, Any] | None) -> Outcome:
+        """Run a trial."""
         import torch  # not for a plan that is only checked
 
-        job = self.jobs[self.number]
-        if not job["cwd"].is_dir() and not job["home"].is_absolute():
-            raise RepLoRAError(
-                f"{job['cwd']} does not exist on {platform.node()}, so {job['home']} has no place there. On a cluster "
-                "give --out as a path that all machines share."
-            )
-        if job["cwd"].is_dir():  # relative paths refer to the directory in which the sweep was started
-            os.chdir(job["cwd"])
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        with claimed(job["home"], job["trial"], wait=True):  # what another process runs is finished after it
-            return {"done": True, "results": run_trial(job["home"], job["sweep"], job["trial"], job["rule"])}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Does nothing: the state of a trial is in its directory."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Does nothing."""
+        notes: list[str] = []
+        try:
+            if self.cwd.is_dir():
+                os.chdir(self.cwd)
+            elif not self.home.is_absolute():
+                raise RepLoRAError(
+                    f"{self.cwd} does not exist on {platform.node()}, so {self.home} has no place there. On a cluster "
+                    "give --out as a path that all machines share."
+                )
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+            with claimed(self.home, trial, wait=True):  # what another process runs is finished after it
+                return run_trial(self.home, self.sweep, trial, rule, notes.append), "", notes
+        except Exception as error:  # an error of a library may not survive the way to the other process
+            return None, (str(error).strip() or type(error).__name__).splitlines()[0], notes
 
 
-class _ForwardProgress(tune.Callback):
-    """Forwards the reports of Ray Tune to a `ProgressCallback`."""
-
-    def __init__(self, home: Path, trials: Sequence[Trial], progress: ProgressCallback) -> None:
-        self.home, self.trials, self.progress = home, trials, progress
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune saves its callbacks to resume by itself, which sweeps do not use."""
-        return {}
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
-        self.progress.started(self.trials[trial.config["number"]])
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **_: Any) -> None:  # noqa: ARG002
-        self.progress.ended(self.trials[trial.config["number"]], result["results"])
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
-        failed = self.trials[trial.config["number"]]
-        self.progress.failed(failed, reason_of_failure(self.home, failed))
+def _outcome(reference: Any) -> Outcome:
+    """What `_Worker.run` returned, or why there is nothing."""
+    try:
+        outcome: Outcome = ray.get(reference)
+    except OutOfMemoryError:
+        return None, "Ray ended its process, because the memory of its machine was used up", []
+    except RayActorError:
+        return None, "its process died (out of memory?)", []
+    except RayError as error:
+        return None, str(error).strip().splitlines()[0], []
+    return outcome

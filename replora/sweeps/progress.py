@@ -73,6 +73,13 @@ class Progress:
         self.failures[trial.folder] = reason
         self._tell(f"{trial.folder}  failed: {reason}")
 
+    def noted(self, trial: Trial, note: str) -> None:
+        self.console.print(f"{trial.folder}  {note}", markup=False, highlight=False, soft_wrap=True)
+
+    def retried(self, trial: Trial, reason: str, at_once: int) -> None:
+        self.state[trial.folder] = "waiting"
+        self._tell(f"{trial.folder}  {reason}; it is tried again after the others, with at most {at_once} at once")
+
     def table(self) -> Table:
         """The state of every method."""
         title = f"{self.stage}: {self._remaining()}"

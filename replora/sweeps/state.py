@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from replora.results import read_results
+from replora.io import UnreadableFileError
 from replora.sweeps.plan import Trial
+from replora.sweeps.trial import results_there
 
 State = Literal["done", "running", "failed", "waiting"]
 LOCKS = ".locks"
@@ -68,8 +69,10 @@ def holder_of(home: Path, trial: Trial) -> str | None:
 
 def recorded(home: Path, trial: Trial) -> dict[str, Any] | None:
     """Like `finished`, but also for final trials whose point is not selected yet."""
-    file = home / trial.folder / "results.json"
-    results = read_results(file) if file.is_file() else {}
+    try:
+        results = results_there(home / trial.folder)
+    except UnreadableFileError:  # it runs again
+        return None
     return results if "sweep" in results else None
 
 

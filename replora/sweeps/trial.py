@@ -8,19 +8,26 @@ left by a killed process, and is used as far as possible:
     checkpoints/last.ckpt                         the fit resumes
     anything else                                 is deleted; the fit starts again
 
+A file that is corrupt, by a loss of power for example, counts as absent, and its trial starts again and says so.
+
 Checkpoints of the first stage are deleted at the end; those of the second stage are kept.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import io
 import itertools
 import json
+import logging
+import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +35,15 @@ import yaml  # type: ignore[import-untyped]
 
 from replora.errors import RepLoRAError
 from replora.identity import differing_options, flat_options, plain_option
-from replora.io import replace_text
+from replora.io import UnreadableFileError, check_types, read_json, read_text, replace_text
 from replora.launch import launch
-from replora.results import FORMAT, DivergedError, read_results, stored, write_json
+from replora.options.class_options import find_class
+from replora.results import FORMAT, DivergedError, parse_results, read_results, stored, write_json
+from replora.run_directory import last_checkpoint
 from replora.sweeps.plan import Point, Trial
 from replora.sweeps.slurm import drop_task_variables
+
+log = logging.getLogger(__name__)
 
 
 class TrialError(RepLoRAError):
@@ -40,21 +51,28 @@ class TrialError(RepLoRAError):
 
 
 def finished(home: Path, trial: Trial) -> dict[str, Any] | None:
-    """The results of a trial; None if it has not ended.
+    """The results of a trial; None if it has not ended, or if its files are corrupt.
 
     Raises:
         TrialError: The directory holds a trial with other arguments.
-        ResultsError: The results cannot be read.
+        ResultsError: The results are of a newer format.
     """
     folder = home / trial.folder
-    _check_same_arguments(folder, trial)
-    if not (folder / "results.json").is_file():
+    try:
+        _check_same_arguments(folder, trial)
+        results = results_there(folder)
+    except UnreadableFileError:  # `run_trial` names the file
         return None
-    results = read_results(folder)
     return results if "sweep" in results else None
 
 
-def run_trial(home: Path, sweep: str, trial: Trial, rule: dict[str, Any] | None = None) -> dict[str, Any]:
+def run_trial(
+    home: Path,
+    sweep: str,
+    trial: Trial,
+    rule: dict[str, Any] | None = None,
+    tell: Callable[[str], None] = print,
+) -> dict[str, Any]:
     """Fit, and test if the protocol has a test; or continue where a killed process stopped.
 
     A loss that is not finite is a result of the trial, because a retry would give the same. Output is written to
@@ -65,6 +83,7 @@ def run_trial(home: Path, sweep: str, trial: Trial, rule: dict[str, Any] | None 
         sweep: Name of the sweep.
         trial: The trial to run.
         rule: Rule by which its point was or will be selected; None without a selection.
+        tell: Receives what was corrupt, as a sentence.
 
     Returns:
         The content of `results.json`.
@@ -80,9 +99,11 @@ def run_trial(home: Path, sweep: str, trial: Trial, rule: dict[str, Any] | None 
     if done is not None:
         return done
     folder = home / trial.folder
+    _discard_corrupt(folder, tell)
     arguments = _remaining(home, trial)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "trial.json", json.dumps({"arguments": trial.arguments}, indent=1) + "\n")
+    (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     label = _label(sweep, trial) | ({"chosen_by": rule} if rule else {})
     try:
         with _called(arguments), _output_to(folder / "output.log"):
@@ -93,7 +114,8 @@ def run_trial(home: Path, sweep: str, trial: Trial, rule: dict[str, Any] | None 
     except SystemExit as error:  # a signal ended it
         raise TrialError(f"{trial.folder}: the run was ended with status {error.code}.") from error
     except Exception as error:
-        replace_text(folder / "error.txt", f"{error}\n\n{traceback.format_exc()}")
+        with contextlib.suppress(OSError):  # the disk may be full, which `error` says better
+            replace_text(folder / "error.txt", f"{error}\n\n{traceback.format_exc()}")
         raise
     else:
         content = read_results(folder) | {"sweep": label}
@@ -109,6 +131,10 @@ def configuration(trial: Trial) -> dict[str, Any]:
     Raises:
         TrialError: An option does not exist, or a value is not valid.
     """
+    return _options(_configuration_text(trial))
+
+
+def _configuration_text(trial: Trial) -> str:
     shown = io.StringIO()
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(io.StringIO()):
@@ -118,23 +144,66 @@ def configuration(trial: Trial) -> dict[str, Any]:
     except SystemExit:  # the configuration is printed
         pass
     text = shown.getvalue()
-    return _options(text[text.index("seed_everything:") :])  # before it the files that were read
+    return text[text.index("seed_everything:") :]  # before it the files that were read
 
 
 def check_options(trial: Trial) -> None:
-    """Parse a trial's command line, without running it.
+    """Parse a trial's command line and build its model without weights, without running it.
 
     Raises:
-        TrialError: It has an option that does not exist, or a value that does not fit, or a trial of the first stage
-            would not leave the test images alone.
+        TrialError: It has an option that does not exist, or a value that does not fit, the adapter's targets are not in
+            the model, or a trial of the first stage would not leave the test images alone.
     """
-    protocol = configuration(trial).get("data.protocol")
+    text = _configuration_text(trial)
+    options = _options(text)
+    protocol = options.get("data.protocol")
     if trial.stage == "select" and protocol != "tune":
         raise TrialError(
             f"{trial.folder}: trials of the first stage have data.protocol tune, which leaves the test images alone; "
             f"here it is {protocol or 'not an option of the data'}. Write `options: {{data.protocol: tune}}` under "
             "`select`, and set it nowhere else."
         )
+    model = yaml.safe_load(text)["model"]
+    for name in ("optimizer", "schedule"):  # which do not change what is built
+        model["init_args"].pop(name, None)
+    of_data = {"image_size": options.get("data.image_size"), "num_frames": options.get("data.clips.num_frames")}
+    if problem := _target_not_found(json.dumps(model), json.dumps(of_data)):
+        raise TrialError(f"The trials of {trial.method!r} ({trial.stage}) cannot run: {problem}")
+
+
+@functools.cache
+def _target_not_found(model: str, of_data: str) -> str | None:
+    """Build a model on the meta device, which has shapes and no values: what is wrong with the adapter's targets.
+
+    Args:
+        model: Class of the module and its options, as JSON.
+        of_data: What it gets from the data, as JSON.
+    """
+    import torch  # as below
+
+    # Only here: checking a plan's words alone does not wait for torch.
+    from lightning_modules import AdaptedModule
+    from replora.adapters.config import AdapterConfig
+    from replora.adapters.targets import TargetNotFoundError
+
+    def made(section: dict[str, Any], base: type, **more: Any) -> Any:
+        cls = find_class(section["class_path"], (base,))
+        assert cls is not None
+        taken = {name: value for name, value in more.items() if name in inspect.signature(cls).parameters}
+        return cls(**section.get("init_args", {}) | taken)
+
+    section = json.loads(model)
+    no_weights = {"num_classes": 2, "pretrained": False, "checkpoint": None, "quantization": "none", "compile": False}
+    try:
+        with torch.device("meta"), contextlib.redirect_stderr(io.StringIO()):
+            adapter = section["init_args"].get("adapter")
+            adapter = {"adapter": made(adapter, AdapterConfig)} if adapter else {}
+            made(section, AdaptedModule, **no_weights, **json.loads(of_data), **adapter)
+    except TargetNotFoundError as error:
+        return str(error)
+    except Exception:  # a model that cannot be built like this, for lack of a file for example, is left to its trials
+        log.debug("targets are not checked", exc_info=True)
+    return None
 
 
 def check_same_configuration(home: Path, trial: Trial) -> None:
@@ -197,12 +266,40 @@ def reason_of_failure(home: Path, trial: Trial) -> str:
     return lines[0].strip() if lines else "its process died (out of memory?)"
 
 
+def _discard_corrupt(folder: Path, tell: Callable[[str], None]) -> None:
+    """Delete what a trial cannot go on from: all of it if its arguments are not known, else only the corrupt file."""
+    for file, read in (
+        (folder / "trial.json", lambda: _arguments_there(folder)),
+        (folder / "results.json", lambda: results_there(folder)),
+        (last_checkpoint(folder), lambda: _check_archive(last_checkpoint(folder))),
+    ):
+        try:
+            read()
+        except UnreadableFileError as error:
+            shutil.rmtree(folder) if file.name == "trial.json" else file.unlink()
+            where = "from its last checkpoint" if last_checkpoint(folder).is_file() else "from the beginning"
+            tell(f"{str(error).partition('. ')[0]}; the trial runs again {where}")
+
+
+def _check_archive(checkpoint: Path) -> None:
+    """Raise an UnreadableFileError if a checkpoint, which is an archive with checksums, is corrupt."""
+    if not checkpoint.is_file():
+        return
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise UnreadableFileError(f"{checkpoint} is corrupt: {error}") from error
+    if damaged is not None:
+        raise UnreadableFileError(f"{checkpoint} is corrupt: {damaged} has another checksum")
+
+
 def _remaining(home: Path, trial: Trial) -> list[str]:
     """The command line that completes a trial from the state of its directory; empty if nothing is left to run."""
     folder = home / trial.folder
     fresh = ["fit", *trial.arguments, f"--run_dir={folder}"]
-    results = read_results(folder) if (folder / "results.json").is_file() else {}
-    checkpoint = folder / "checkpoints" / "last.ckpt"
+    results = results_there(folder)
+    checkpoint = last_checkpoint(folder)
     if "fit" in results and ("test" in results or results["data"].get("protocol") == "tune"):
         return []
     if not checkpoint.is_file():
@@ -243,18 +340,37 @@ def _arguments_there(folder: Path) -> list[str] | None:
     file = folder / "trial.json"
     if not file.is_file():
         return None
-    arguments: list[str] = json.loads(file.read_text(encoding="utf-8"))["arguments"]
+    content = read_json(file)
+    check_types(content, {"arguments": [str]}, str(file))
+    arguments: list[str] = content["arguments"]
     return arguments
+
+
+def results_there(folder: Path) -> dict[str, Any]:
+    """Content of the results file in a directory; empty if there is none.
+
+    Raises:
+        UnreadableFileError: It is corrupt.
+        ResultsError: It is of a newer format, or of another program.
+    """
+    file = folder / "results.json"
+    return parse_results(read_text(file), str(file)) if file.is_file() else {}
 
 
 @contextlib.contextmanager
 def _output_to(file: Path) -> Iterator[None]:
-    with (
-        file.open("a", encoding="utf-8") as stream,
-        contextlib.redirect_stdout(stream),
-        contextlib.redirect_stderr(stream),
-    ):
-        yield
+    """Append all output of this process to a file, by the descriptors of its streams.
+
+    Log handlers, warnings and libraries in C hold the streams that were there when they were loaded.
+    """
+    with file.open("a", encoding="utf-8", buffering=1) as stream, contextlib.ExitStack() as after:
+        for number in (1, 2):
+            former = os.dup(number)
+            after.callback(os.close, former)
+            after.callback(os.dup2, former, number)
+            os.dup2(stream.fileno(), number)
+        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+            yield
 
 
 @contextlib.contextmanager

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +37,27 @@ def write_sweep(file: Path, **changes: Any) -> Path:
     content = {key: value for key, value in (SMALL | changes).items() if value is not None}
     file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return file
+
+
+def start(folder: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+    """A sweep in a process group of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "replora", "sweep", "--config=s.yaml", "--max_concurrent=1"]
+    return subprocess.Popen(
+        [*command, "--out=out", *options],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+
+
+def finished(folder: Path) -> dict[str, dict]:
+    """Directory -> results of every finished trial."""
+    found = {}
+    for file in (folder / "out").rglob("results.json"):
+        content = json.loads(file.read_text())
+        if "sweep" in content:
+            found[content["sweep"]["trial"]] = content
+    return found

@@ -40,7 +40,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
 
 def test_the_command_started_twice(tmp_path, monkeypatch, capsys):
     """Neither trials nor a report are written into the other's directory."""
-    pytest.importorskip("ray.tune", reason="the extra [sweep] is not installed")
+    pytest.importorskip("ray", reason="the extra [sweep] is not installed")
     monkeypatch.chdir(tmp_path)
     write_sweep(tmp_path / "s.yaml")
     with locked(tmp_path / "runs" / "s", "A sweep", ""), pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Whole sweeps on Ray Tune, by the command line: both stages, a kill, a failure, a dry run."""
+"""Whole sweeps on Ray, by the command line: both stages, a kill, a failure, a dry run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,33 +21,9 @@ from replora.sweeps.sweep import selections_so_far
 from replora.sweeps.sweep_file import read_sweep
 from replora.sweeps.trial import TrialError, set_aside_other_point
 from replora.sweeps.trial import finished as finished_trial
-from tests.sweeps.small_sweep import SMALL, write_sweep
+from tests.sweeps.small_sweep import SMALL, finished, start, write_sweep
 
-pytest.importorskip("ray.tune", reason="the extra [sweep] is not installed")
-
-
-def start(folder: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
-    """A sweep in a process group of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "replora", "sweep", "--config=s.yaml", "--max_concurrent=1"]
-    return subprocess.Popen(
-        [*command, "--out=out", *options],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"} | environment,
-    )
-
-
-def finished(folder: Path) -> dict[str, dict]:
-    """Directory -> results of every finished trial."""
-    found = {}
-    for file in (folder / "out").rglob("results.json"):
-        content = json.loads(file.read_text())
-        if "sweep" in content:
-            found[content["sweep"]["trial"]] = content
-    return found
+pytest.importorskip("ray", reason="the extra [sweep] is not installed")
 
 
 def test_a_killed_sweep_goes_on_without_repeating_anything(tmp_path):
@@ -226,7 +200,7 @@ def test_dry_run_prints_trials_and_cost(tmp_path, monkeypatch, capsys):
 
 
 def test_dry_run_counts_gpus(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("replora.cli.commands.sweep.usable_cpus", lambda: 16)
     assert _trials_at_once(None, 2, 0, None) == (8, "")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert _trials_at_once(None, 1, 0.5, None)[0] is None

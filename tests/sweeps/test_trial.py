@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -11,14 +13,15 @@ import pytest
 
 from replora.cli.main import main
 from replora.errors import RepLoRAError
-from replora.results import read_results, weights_source, write_json
+from replora.io import UnreadableFileError, replace_text
+from replora.results import ResultsError, read_results, weights_source, write_json
 from replora.sweeps.sweep_file import read_sweep
 from replora.sweeps.trial import (
     TrialError,
+    _check_archive,
     check_options,
     check_same_configuration,
     finished,
-    reason_of_failure,
     run_trial,
 )
 from tests.sweeps.small_sweep import SMALL, write_sweep
@@ -194,7 +197,106 @@ def test_a_mistake_in_the_options_is_found_before_anything_runs(sweep, tmp_path)
         check_options(bad)
     with pytest.raises(RepLoRAError, match="lrr"):
         run_trial(tmp_path, "s", bad)
-    assert problem in reason_of_failure(tmp_path, bad)
-    assert reason_of_failure(tmp_path, sweep.selection_trials()[1]) == "its process died (out of memory?)"
+    assert problem in (tmp_path / bad.folder / "error.txt").read_text().splitlines()[0]
     assert finished(tmp_path, bad) is None
     assert json.loads((tmp_path / bad.folder / "trial.json").read_text())["arguments"] == bad.arguments
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda data: data[: len(data) // 2], lambda _: b"\x00" * 4096])
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("trial.json", "from the beginning"),
+        ("results.json", "from its last checkpoint"),
+        ("checkpoints/last.ckpt", "from the beginning"),
+    ],
+)
+def test_a_corrupt_file_is_named_and_its_trial_runs_again(home, final, tmp_path, name, where, damage):
+    """As a loss of power leaves it."""
+    trial, results = final
+    folder = tmp_path / trial.folder
+    shutil.copytree(home / "runs" / trial.folder, folder)
+    if name == "checkpoints/last.ckpt":  # killed in the fit
+        (folder / "results.json").unlink()
+    (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    assert finished(tmp_path, trial) is None
+    told: list[str] = []
+    again = run_trial(tmp_path, "s", trial, tell=told.append)
+    assert len(told) == 1
+    assert told[0].startswith(f"{folder / name} is corrupt: ")
+    assert told[0].endswith(f"; the trial runs again {where}")
+    assert again["test"]["metrics"] == results["test"]["metrics"]
+    assert finished(tmp_path, trial) == again
+
+
+def test_a_checkpoint_with_a_changed_byte_is_corrupt(home, final, tmp_path):
+    trial, _ = final
+    folder = tmp_path / trial.folder
+    shutil.copytree(home / "runs" / trial.folder, folder)
+    data = bytearray((folder / "checkpoints" / "last.ckpt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "checkpoints" / "last.ckpt").write_bytes(data)
+    with pytest.raises(UnreadableFileError, match=r"last.ckpt is corrupt: .* checksum"):
+        _check_archive(folder / "checkpoints" / "last.ckpt")
+
+
+TARGETS = "--model.adapter.targets=[nosuch]"
+BACKBONES = {
+    "vit_nano": ["--config=quickstart.yaml"],
+    "timm": ["--config=quickstart.yaml", "--model.backbone=vit_tiny_patch16_224", "--data.image_size=224"],
+    "video": ["--config=video_demo.yaml"],
+    "language": ["--config=commonsense_smollm2.yaml"],
+    "vision and language": ["--config=vl_demo.yaml"],
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_target_that_is_not_there_is_found_before_anything_runs(sweep, backbone):
+    good = replace(sweep.planned_final_trials()[0], arguments=[*BACKBONES[backbone], "--config=adapter/lora.yaml"])
+    check_options(good)
+    with pytest.raises(TrialError, match=r"trials of 'LoRA' \(final\) cannot run: targets: 'nosuch' matches nothing"):
+        check_options(replace(good, arguments=[*good.arguments, TARGETS]))
+
+
+def test_a_model_that_cannot_be_built_without_weights_is_left_to_its_trials(sweep):
+    good = sweep.planned_final_trials()[0]
+    check_options(replace(good, arguments=[*good.arguments, "--model.backbone=no_such_backbone", TARGETS]))
+
+
+def test_results_of_a_newer_release_are_not_deleted(home, final, tmp_path):
+    trial, results = final
+    folder = tmp_path / trial.folder
+    shutil.copytree(home / "runs" / trial.folder, folder)
+    write_json(folder / "results.json", {**results, "format": 99})
+    with pytest.raises(ResultsError, match="Update replora"):
+        run_trial(tmp_path, "s", trial)
+    assert (folder / "results.json").is_file()
+
+
+def test_the_error_of_an_earlier_attempt_goes(home, final, tmp_path):
+    trial, _ = final
+    folder = tmp_path / trial.folder
+    shutil.copytree(home / "runs" / trial.folder, folder)
+    (folder / "results.json").unlink()
+    (folder / "error.txt").write_text("The disk was full.")
+    run_trial(tmp_path, "s", trial)
+    assert not (folder / "error.txt").exists()
+
+
+def test_a_full_disk_is_named(sweep, tmp_path, monkeypatch):
+    """Although there is no space for error.txt either."""
+    executor = pytest.importorskip("replora.sweeps.executor", reason="the extra [sweep] is not installed")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "last.ckpt")
+
+    def refuse(*_):
+        raise full
+
+    def only_the_first(file, text):
+        replace_text(file, text) if file.name == "trial.json" else refuse()
+
+    monkeypatch.setattr("replora.sweeps.trial.launch", refuse)
+    monkeypatch.setattr("replora.sweeps.trial.replace_text", only_the_first)
+    worker = executor._Worker(tmp_path, "s", tmp_path)
+    results, reason, _ = worker.run(sweep.selection_trials()[0], None)
+    assert results is None
+    assert "No space left on device: 'last.ckpt'" in reason

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from replora.errors import RepLoRAError
 from replora.io import check_output
+from replora.memory import usable_cpus
 from replora.run_directory import LOCK
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def sweep(
     from replora.config_files import find_config
     from replora.run_directory import left_as_found, locked
     from replora.sweeps.part import Part, find_trial, parse_shard
-    from replora.sweeps.sweep import check_sweep, run_sweep
+    from replora.sweeps.sweep import UnfinishedSweepError, check_sweep, run_sweep
     from replora.sweeps.sweep_file import read_sweep
     from replora.sweeps.trial import check_options
 
@@ -121,11 +121,15 @@ def sweep(
         cluster = Cluster(address, Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
         remedy = "Wait until it ends, stop it, or choose another directory with --out."
         with left_as_found(home, "sweep", False, lambda: False), locked(home, "A sweep", remedy):
+            failure = None
             try:
                 run_sweep(plan, home, cluster, choice, part)
-            finally:
-                if make_report and any(home.rglob("results.json")):
-                    _report(whole, home)
+            except UnfinishedSweepError as error:
+                failure = error
+            if make_report and any(home.rglob("results.json")):
+                _report(whole, home)
+            if failure:
+                raise failure
     else:
         from replora.sweeps.local_queue import LocalQueue
         from replora.sweeps.state import recorded
@@ -155,7 +159,7 @@ def _trials_at_once(
     """Number of trials that there is room for, None if it is not known, and the reason why not."""
     if address is not None:
         return most, f"the number of trials that the cluster at {address} has room for is not known yet"
-    room = int((os.cpu_count() or 1) / cpus_per_trial)
+    room = int(usable_cpus() / cpus_per_trial)
     if gpus_per_trial:
         from torch import cuda
 

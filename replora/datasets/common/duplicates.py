@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from replora.datasets.common.files import printable
-from replora.datasets.common.in_memory import usable_cpus
+from replora.memory import usable_cpus
 
 log = logging.getLogger(__name__)
 

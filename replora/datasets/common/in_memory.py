@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch.utils.data import Dataset
 
 from replora.datasets.samples import ImageDataset, ImageSample
+from replora.memory import usable_cpus
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +74,3 @@ def in_memory(dataset: Dataset[ImageSample], max_bytes: int, name: str = "data")
 def mebibytes(count: int) -> str:
     """A number of bytes as text."""
     return f"{count / 2**20:,.1f} MiB"
-
-
-def usable_cpus() -> int:
-    """The number of CPU cores that this process may use, which may be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -7,13 +7,13 @@ from pathlib import Path, PurePosixPath
 
 from replora.datasets.common.file_table import read_file_table
 from replora.datasets.common.files import LeftOut, files_of, printable
-from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.labeled_files import FileKind, FileTable
 from replora.datasets.common.packed import pack_paths
 from replora.datasets.errors import CorruptImageError
 from replora.datasets.image.image_files import ImageFiles
 from replora.datasets.image.read import IMAGE_SUFFIXES, ImageReader, check_header
 from replora.datasets.samples import ImageForm
+from replora.memory import usable_cpus
 
 
 def image_files(folder: Path, left_out: LeftOut) -> list[Path]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.errors import CorruptImageError
 from replora.datasets.image.fgvc import FGVC, FGVCSplit, FGVCTask
 from replora.datasets.image.folder import read_image_table
@@ -18,6 +17,7 @@ from replora.datasets.image.read import ImageReader
 from replora.datasets.prepare.report import DataReport, Labeled
 from replora.datasets.vtab.verify import in_threads
 from replora.errors import RepLoRAError
+from replora.memory import usable_cpus
 from replora.progress import progress_bar
 
 SMALL = 32  # pixels: images are decoded whole, then made small, so that the check needs no memory

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.common.labeled_files import FileSplit, FileTable
 from replora.datasets.errors import CorruptVideoError
 from replora.datasets.prepare.report import DataReport
@@ -16,6 +15,7 @@ from replora.datasets.video.hmdb51 import OfficialSplit, read_hmdb51
 from replora.datasets.video.ssv2 import read_ssv2
 from replora.datasets.vtab.verify import in_threads
 from replora.errors import RepLoRAError
+from replora.memory import usable_cpus
 from replora.progress import progress_bar
 
 

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.errors import PrepareError
 from replora.datasets.vtab.dataset import VTABSplit, VTABTask
 from replora.datasets.vtab.labels import label_of
 from replora.datasets.vtab.tracks import TRACKS, Track, track_options, write_marker
 from replora.datasets.vtab.verify import in_threads, sun397_note
 from replora.errors import RepLoRAError
+from replora.memory import usable_cpus
 
 VERSIONS = ("tensorflow-datasets", "tensorflow", "pillow", "numpy", "replora")
 

@@ -13,11 +13,11 @@ from typing import Literal, TypeVar
 
 from PIL import Image
 
-from replora.datasets.common.in_memory import usable_cpus
 from replora.datasets.errors import DatasetNotFoundError
 from replora.datasets.vtab.dataset import SPLITS, VTAB, VTABSplit, VTABTask, find_task_folder, lists_sha256
 from replora.datasets.vtab.tracks import MARKER, TRACKS, Track, read_marker, track_of_format
 from replora.errors import RepLoRAError
+from replora.memory import usable_cpus
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
