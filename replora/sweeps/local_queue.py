@@ -84,7 +84,7 @@ class LocalQueue:
         progress.started(trial)
         for _ in range(self.failures + 1):
             try:
-                results = run_trial(home, sweep, trial, rule)
+                results = run_trial(home, sweep, trial, rule, lambda note: progress.noted(trial, note))
             except Exception as error:
                 if isinstance(error, TrialError) and isinstance(error.__cause__, SystemExit):
                     _stop_if_signaled(error.__cause__)
