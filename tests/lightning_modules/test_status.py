@@ -80,7 +80,7 @@ def titles(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
 def test_pictures_of_a_run(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = f"--out={tmp_path}"
     assert titles(monkeypatch, "plot", str(home / "partial"), out).count(LIMITED) == 2, "curves and confusion"
-    shown = titles(monkeypatch, "plot", str(home / "complete"), out)
+    shown = titles(monkeypatch, "plot", str(home / "complete"), f"--out={tmp_path / 'complete'}")
     assert "partial" not in shown
     assert "complete" not in shown
     content = read_results(home / "complete")
