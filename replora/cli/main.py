@@ -37,6 +37,7 @@ from replora.cli.user_errors import user_error
 from replora.errors import RepLoRAError, nearest, visible
 from replora.launch import launch
 from replora.progress import is_terminal
+from replora.trainer.run_options import HELP_FLAGS
 
 # Verbs that LightningCLI runs, and verbs that are functions of `replora.cli.commands` (several with a second word).
 TRAINER_VERBS = {
@@ -67,7 +68,6 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "report": report,
 }
 
-HELP = {"-h", "--help", "--help_all", "--trainer.help"}
 # What other programs call it -> verb.
 OTHER_NAMES = {
     "train": "fit",
@@ -137,7 +137,7 @@ def run(arguments: list[str]) -> None:
         print(f"replora {importlib.metadata.version('replora')}")
     elif verb in COMMANDS:
         run_command(verb, COMMANDS[verb], arguments[1:])
-    elif verb in TRAINER_VERBS and HELP.intersection(arguments):
+    elif verb in TRAINER_VERBS and any(flag in arguments for flag in HELP_FLAGS):
         # Only here: the other verbs do not wait for torch and Lightning.
         from replora.trainer.help import help_page
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Callable, Mapping
 
+from replora.cli.arguments import FLAGS, split_arguments
 from replora.cli.commands.prepare import name_root
 from replora.cli.commands.sweep import sweep
 from replora.datasets.common.files import printable
 from replora.errors import RepLoRAError, nearest
-
-FLAGS = ("-h", "--help", "--print_config")  # options without a value
-_OPTION = re.compile(r"--?\w[\w.+-]*(=|$)")  # unlike a question that begins with a dash
 
 
 def run_command(verb: str, command: Callable[..., None] | dict[str, Callable[..., None]], arguments: list[str]) -> None:
@@ -74,23 +71,9 @@ def _takes_list(command: Callable[..., None], name: str) -> bool:
     return "list" in str(inspect.signature(command).parameters[name].annotation)
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments without an option, and the options with their values."""
-    plain: list[str] = []
-    options: list[str] = []
-    waits = False  # the next argument is the value of the last option
-    for argument in arguments:
-        if waits or _OPTION.match(argument):
-            options.append(argument)
-            waits = not waits and "=" not in argument and argument not in FLAGS
-        else:
-            plain.append(argument)
-    return plain, options
-
-
 def _positional_first(command: Callable[..., None], arguments: list[str]) -> list[str]:
     """`RUN --out x a.jpg b.jpg` -> `RUN ["a.jpg", "b.jpg"] --out x`, as the parser takes a list as one argument."""
-    plain, options = _split(arguments)
+    plain, options = split_arguments(arguments)
     names = _positional(command)
     before = len(names) - 1
     if names and _takes_list(command, names[-1]) and len(plain) > before:
@@ -114,7 +97,7 @@ def _why_refused(verb: str, command: Callable[..., None], arguments: list[str], 
     from replora.options.explain import Explanation
     from replora.options.settings import settings_of
 
-    plain, options = _split(arguments)
+    plain, options = split_arguments(arguments)
     names, known = _positional(command), options_of(command)
     settings = settings_of(options, read_configs="config" not in known)
     if message := Explanation(known, settings, frozenset(known)).message():

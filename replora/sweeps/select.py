@@ -85,7 +85,7 @@ def selection_rule(home: Path, choice: Per | None = None) -> Rule:
         try:
             rule = Rule(**json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise SweepError(f"{file} holds no rule of a selection: {error}. Delete it to select anew.") from error
+            raise SweepError(f"{file} holds no rule of a selection: {error}. Delete it to select again.") from error
     else:
         rule = Rule("lowest" if any((home / "final").rglob("trial.json")) else "middle")
     rule = Rule(rule.ties, choice or rule.choice)

@@ -29,7 +29,7 @@ OF_THE_DATA = {
 }
 
 
-def check_arguments(arguments: list[str]) -> None:
+def check_command_line(arguments: list[str]) -> None:
     """Check arguments that the parser would ignore silently, or reject without listing the valid names.
 
     Raises:

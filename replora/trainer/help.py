@@ -17,9 +17,8 @@ from replora.options.explain import Explanation
 from replora.options.settings import Setting, settings_of
 from replora.options.tree import OptionTree
 from replora.trainer.in_force import TOP, options_in_force
-from replora.trainer.run_options import LINKED
+from replora.trainer.run_options import HELP_FLAGS, LINKED
 
-FLAGS = ("-h", "--help", "--help_all", "--trainer.help")
 # In the order of the page: what every verb needs, and what a fit needs beyond it.
 ALWAYS = (
     *("config", "run_dir", "ckpt_path", "data", "data.root", "data.task", "data.tasks", "data.protocol"),
@@ -85,7 +84,7 @@ def help_page(verb: str, summary: str, arguments: list[str]) -> str:
         RepLoRAError: A configuration file does not exist or cannot be read.
     """
     everything = bool({"--help_all", "--trainer.help"}.intersection(arguments))
-    settings = settings_of([argument for argument in arguments if argument not in FLAGS])
+    settings = settings_of([argument for argument in arguments if argument not in HELP_FLAGS])
     tree, values = options_in_force(settings)
     named = {"model", "data"} <= tree.classes.keys()
     if not named:
@@ -143,7 +142,7 @@ def _what_is_shown(verb: str, named: bool, everything: bool, arguments: list[str
 
 
 def _given(arguments: list[str]) -> str:
-    return shlex.join(argument for argument in arguments if argument not in FLAGS)
+    return shlex.join(argument for argument in arguments if argument not in HELP_FLAGS)
 
 
 def _entry(name: str, option: Option, setting: Setting | None, tree: OptionTree, everything: bool) -> list[str]:

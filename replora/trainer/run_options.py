@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+HELP_FLAGS = ("-h", "--help", "--help_all", "--trainer.help")
 CONFIG_TEXT = "YAML file, local or packaged. Can be repeated; later files take precedence."
 # Name -> type, default and text.
 RUN_OPTIONS: dict[str, tuple[Any, Any, str]] = {

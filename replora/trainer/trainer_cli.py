@@ -37,7 +37,7 @@ from replora.results import UNTRAINED, DivergedError
 from replora.resuming import is_finished
 from replora.run_directory import check_unused, create_unique, left_as_found, locked
 from replora.trainer.checkpoint import find_checkpoint
-from replora.trainer.checks import check_arguments, check_data_files, check_trainer, fix_int_float_union
+from replora.trainer.checks import check_command_line, check_data_files, check_trainer, fix_int_float_union
 from replora.trainer.config_option import PackagedConfigFile
 from replora.trainer.in_force import name_classes_of_help
 from replora.trainer.loggers import loggers
@@ -120,7 +120,7 @@ class TrainerCLI(LightningCLI):
             parser.link_arguments(source, target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        check_arguments(args)
+        check_command_line(args)
         try:
             self.config = parser.parse_args(name_classes_of_help(args))
         except ArgumentError as error:

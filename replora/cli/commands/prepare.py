@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from replora.datasets.prepare.report import DataReport, Report
+from replora.cli.arguments import split_arguments
 from replora.datasets.common.paths import data_root
 from replora.errors import RepLoRAError
 from replora.io import UnreadableFileError, check_output, read_text, replace_text
@@ -27,26 +28,21 @@ def name_root(arguments: list[str]) -> list[str]:
     """
     if not arguments or arguments[0] == "clip-features":  # which reads from one place and writes to another
         return arguments
-    named: list[str] = []  # what --root says
-    plain: list[int] = []  # positions of arguments that are neither options nor their values
-    position = 1
-    while position < len(arguments):
-        option, equals, value = arguments[position].partition("=")
-        follows = option.startswith("-") and not equals and option not in ("-h", "--help", "--print_config")
-        if option == "--root":
-            named += [value] if equals else arguments[position + 1 : position + 2]
-        elif not option.startswith("-"):
-            plain.append(position)
-        position += 2 if follows else 1
+    plain, options = split_arguments(arguments[1:])
     if not plain:
         return arguments
-    place = arguments[plain[0]]
+    place, *more = plain
+    named: list[str] = []  # what --root says
+    for position, option in enumerate(options):
+        name, equals, value = option.partition("=")
+        if name == "--root":
+            named += [value] if equals else options[position + 1 : position + 2]
     if other := [name for name in named if Path(name).expanduser().absolute() != Path(place).expanduser().absolute()]:
         raise RepLoRAError(
             f"prepare {arguments[0]}: two places are given for the data, {place} and --root {other[0]}. Give one of "
             "them."
         )
-    return [*arguments[: plain[0]], f"--root={place}", *arguments[plain[0] + 1 :]]
+    return [arguments[0], f"--root={place}", *more, *options]
 
 
 def prepare_vtab(
