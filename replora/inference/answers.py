@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 import datamodules
@@ -20,6 +19,7 @@ from lightning_modules import VisionLanguage
 from lightning_modules.predictors import ImagePredictor, VideoPredictor
 from replora.adapters.state import read_metadata
 from replora.backbones.vl_answers import answer
+from replora.config_files import read_config
 from replora.datasets.common.files import printable
 from replora.datasets.errors import CorruptImageError, CorruptVideoError
 from replora.datasets.vision_language.clip_encoder import check_options
@@ -35,7 +35,7 @@ from replora.datasets.vision_language.questions import (
 from replora.datasets.vision_language.tasks import VLDataset, VLTask, vl_task, with_prompt
 from replora.inference.classification import PredictionError, find_files, torch_device
 from replora.io import csv_text, replace_text
-from replora.runs import concrete_subclasses, load_run, module_of
+from replora.runs import concrete_subclasses, load_run, module_of, read_entry
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def data_of(run: Path) -> VisionLanguageDataModule:
             f"{run / 'fit.yaml'} is of {module_of(run).__name__!r}, but only a run of 'VisionLanguage' answers "
             "questions about images and videos. Runs that classify them: replora-cli predict-files."
         )
-    section = yaml.safe_load((run / "fit.yaml").read_text(encoding="utf-8")).get("data") or {}
+    section = read_config(run / "fit.yaml").get("data") or {}
     path, options = str(section.get("class_path")), section.get("init_args") or {}
     package, _, name = path.rpartition(".")
     own = getattr(datamodules, name, None) if package.partition(".")[0] in ("", "datamodules") else None
@@ -175,7 +175,8 @@ def load_answerer(
     """
     check_options(1.5, 1, fps)
     place = torch_device(device)
-    known = json.loads(read_metadata(run / "adapter.safetensors").get("data", "{}")).get("extractions", {})
+    adapter = run / "adapter.safetensors"
+    known = read_entry(read_metadata(adapter), "data", adapter).get("extractions", {})
     recorded = known.get(task.name, {})
     if not recorded and data.encoder is not None:
         log.warning(

@@ -41,7 +41,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from replora.config_files import find_config
+from replora.config_files import find_config, read_config
 from replora.errors import RepLoRAError, nearest
 from replora.identity import flat_options
 from replora.sweeps.plan import ONLY, SEED_OPTIONS, Method, Options, Point, StagePlan, Sweep, written
@@ -177,7 +177,7 @@ def _differing_in_configs(sweep: Sweep) -> list[str]:
     for method in sweep.methods:
         merged: dict[str, Any] = {}
         for name in method.configs:
-            merged |= flat_options(yaml.safe_load(find_config(name).read_text(encoding="utf-8")))
+            merged |= flat_options(read_config(find_config(name)))
         for option, value in merged.items():
             values.setdefault(option, set()).add(json.dumps(value))
     return [option for option, found in values.items() if len(found) > 1]
