@@ -186,7 +186,13 @@ ADDED: dict[str, tuple[Any, ...] | None] = {
     "data.skip_corrupt": (False,),
     "data.augmentation": ("crop_flip",),
     "model.image_size": None,  # it follows data.image_size
+    "model.adapter.reparameterize": (False,),
 }
+
+# Options of PeftMethodConfig that say nothing while the first of them is off.
+GENERATOR_OPTIONS = tuple(
+    f"model.adapter.{name}" for name in ("reparameterize", "hidden", "activation", "sharing", "scale_exponent")
+)
 
 # `data.interpolation` of VTAB-1K may leave the filter to `data.track`: value -> track -> filter. Runs from before there
 # was a choice have None.
@@ -208,8 +214,13 @@ def option_kind(option: str) -> Kind:
 
 
 def compared_options(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run that can change a number, in canonical order; "1" is 1 where an option takes both."""
-    names = [name for name in sorted(configuration) if option_kind(name) != "harmless"]
+    """The options of a run that can change a number, in canonical order; "1" is 1 where an option takes both.
+
+    A method of peft without generators has none of their options: it is as it was before it could have them.
+    """
+    given = {plain_option(name): value for name, value in configuration.items()}
+    unused = GENERATOR_OPTIONS if given.get(GENERATOR_OPTIONS[0]) is False else ()
+    names = [n for n in sorted(configuration) if option_kind(n) != "harmless" and plain_option(n) not in unused]
     return {name: _number(configuration[name]) for name in names}
 
 

@@ -7,11 +7,11 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from replora.adapters.config import RepLoRAConfig
 from replora.adapters.low_rank.factors import DiagonalMLP, FactorBank, GeneratedFactors
-from replora.adapters.peft_lora.layers import LoraPair
+from replora.adapters.peft_lora.layers import LoraPair, grouped
 from replora.adapters.peft_lora.matrices import Matrix
 from replora.errors import RepLoRAError
 
@@ -97,10 +97,38 @@ class Generators(nn.Module):
         for groups in self.members:
             yield from flat(groups)
 
+    def seconds(self) -> Iterator[Matrix]:
+        """Of each of those layers, the matrix that is zero at the start."""
+        for matrices in self.matrices:
+            yield from matrices[1::2]
+
+    def deployed(self) -> dict[str, Tensor]:
+        """A and B of all layers, by the names that they have in the state of the model."""
+        return {key: t for pair in self.pairs() for key, t in zip(pair.keys(), pair.stored(), strict=True)}
+
+    def follow_layers(self) -> None:
+        """Move each bank to where its layers are: a model may have moved while it had other adapters."""
+        for bank, groups in zip(self.banks, self.members, strict=True):
+            bank.to(next(groups[0][0].layer.get_base_layer().parameters()).device)
+
     def settle(self) -> None:
         """Solve for the matrices that were loaded without the generators that produce them."""
         for bank, matrices in zip(self.factor_banks(), self.matrices, strict=True):
             solve(bank, matrices)
+
+
+def generators_of(pairs: Sequence[LoraPair], options: dict[str, Any]) -> Generators:
+    """The generators of these LoRA layers, which compute with their own A and B until `install`.
+
+    Args:
+        pairs: A and B of the layers of one adapter.
+        options: Arguments of `replora.reparameterize`.
+    """
+    configs = {pair.rank: RepLoRAConfig(rank=pair.rank, **options) for pair in pairs}
+    made = Generators(options)
+    for groups in grouped(pairs, options["sharing"]):
+        made.add(configs[groups[0][0].rank], groups)
+    return made
 
 
 def flat(groups: list[list[LoraPair]]) -> Iterator[LoraPair]:

@@ -17,11 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from replora.adapters.config import Activation, RepLoRAConfig
+from replora.adapters.config import Activation
 from replora.adapters.peft_lora.client import attach, detach
 from replora.adapters.peft_lora.file import agreed_options, find_file, take_up
-from replora.adapters.peft_lora.generators import Generators, Reparameterized
-from replora.adapters.peft_lora.layers import grouped, lora_pairs
+from replora.adapters.peft_lora.generators import Reparameterized, generators_of
+from replora.adapters.peft_lora.layers import lora_pairs
 from replora.adapters.wrappers import unwrap
 from replora.errors import RepLoRAError, check_arguments, nearest
 
@@ -75,13 +75,10 @@ def reparameterize(
     file = find_file(generators) if generators is not None else None
     if file is not None:
         options = agreed_options(file, options)
-    configs = {pair.rank: RepLoRAConfig(rank=pair.rank, **options) for pair in pairs}
     present = getattr(host, "replora", None)
     if present is not None and not isinstance(present, Reparameterized):
         raise RepLoRAError("reparameterize: the model carries an adapter of replora.inject. Call replora.remove first.")
-    made = Generators(options)
-    for groups in grouped(pairs, sharing):
-        made.add(configs[groups[0][0].rank], groups)
+    made = generators_of(pairs, options)
     if file is not None:
         take_up(made, file)
     made.install()
