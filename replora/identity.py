@@ -186,7 +186,6 @@ ADDED: dict[str, tuple[Any, ...] | None] = {
     "data.skip_corrupt": (False,),
     "data.augmentation": ("crop_flip",),
     "model.image_size": None,  # it follows data.image_size
-    "model.adapter.reparameterize": (False,),
 }
 
 # Options of PeftMethodConfig that say nothing while the first of them is off.
@@ -214,13 +213,9 @@ def option_kind(option: str) -> Kind:
 
 
 def compared_options(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run that can change a number, in canonical order; "1" is 1 where an option takes both.
-
-    A method of peft without generators has none of their options: it is as it was before it could have them.
-    """
-    given = {plain_option(name): value for name, value in configuration.items()}
-    unused = GENERATOR_OPTIONS if given.get(GENERATOR_OPTIONS[0]) is False else ()
-    names = [n for n in sorted(configuration) if option_kind(n) != "harmless" and plain_option(n) not in unused]
+    """The options of a run that can change a number, in canonical order; "1" is 1 where an option takes both."""
+    configuration = _without_unused(configuration)
+    names = [name for name in sorted(configuration) if option_kind(name) != "harmless"]
     return {name: _number(configuration[name]) for name in names}
 
 
@@ -251,7 +246,7 @@ def differing_options(
         second: The same of the other run.
         ignored: Kinds of options that are not compared.
     """
-    first, second = _with_filter(first), _with_filter(second)
+    first, second = _with_filter(_without_unused(first)), _with_filter(_without_unused(second))
     names = sorted(first.keys() | second.keys())
     compared = [name for name in names if option_kind(name) not in ignored]
     different = [name for name in compared if _meaning(name, first.get(name)) != _meaning(name, second.get(name))]
@@ -260,6 +255,13 @@ def differing_options(
         for name in different
         if (name in first and name in second) or not _as_before(name, {**first, **second}[name])
     }
+
+
+def _without_unused(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options without those of generators, where a method of peft has none: as they were before it could have any."""
+    if all(value is not False for name, value in options.items() if plain_option(name) == GENERATOR_OPTIONS[0]):
+        return options
+    return {name: value for name, value in options.items() if plain_option(name) not in GENERATOR_OPTIONS}
 
 
 def _with_filter(options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -78,6 +78,7 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, 
         peft.inject_adapter_in_model(own, model)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RepLoRAError(f"{config.method}: peft refuses: {error}") from error
+    del model.peft_config  # that of this adapter, and of no later one
     added = [p for p in model.parameters() if id(p) not in before]
     for parameter in added:
         if parameter.requires_grad and parameter.is_floating_point() and parameter.dtype.itemsize < 4:
