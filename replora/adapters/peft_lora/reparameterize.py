@@ -65,6 +65,7 @@ def reparameterize(
             changed.
     """
     host = unwrap(model)
+    present = _present(host)
     pairs = lora_pairs(host, adapter_name)
     options: dict[str, Any] = {
         "hidden": hidden,
@@ -75,9 +76,6 @@ def reparameterize(
     file = find_file(generators) if generators is not None else None
     if file is not None:
         options = agreed_options(file, options)
-    present = getattr(host, "replora", None)
-    if present is not None and not isinstance(present, Reparameterized):
-        raise RepLoRAError("reparameterize: the model carries an adapter of replora.inject. Call replora.remove first.")
     made = generators_of(pairs, options)
     if file is not None:
         take_up(made, file)
@@ -106,8 +104,8 @@ def materialize(model: nn.Module, adapter_name: str = "default") -> nn.Module:
         RepLoRAError: The adapter is not reparameterized.
     """
     host = unwrap(model)
-    present = getattr(host, "replora", None)
-    known = present.generators() if isinstance(present, Reparameterized) else {}
+    present = _present(host)
+    known = {} if present is None else present.generators()
     if adapter_name not in known:
         raise RepLoRAError(f"materialize: {adapter_name!r} is not reparameterized. {nearest(adapter_name, known)}")
     made = known[adapter_name]
@@ -118,3 +116,19 @@ def materialize(model: nn.Module, adapter_name: str = "default") -> nn.Module:
     if len(known) == 1:
         detach(host)
     return model
+
+
+def _present(host: nn.Module) -> Reparameterized | None:
+    """What `reparameterize` added to the model before.
+
+    Raises:
+        RepLoRAError: It carries something else.
+    """
+    present = getattr(host, "replora", None)
+    if present is not None and not isinstance(present, Reparameterized):
+        raise RepLoRAError(
+            "The model carries an adapter of replora.inject, not one that peft made. There the generators are an "
+            "option: PeftMethodConfig(method='lora', reparameterize=True); replora.save_adapter(deploy=True) writes A "
+            "and B alone. replora.remove(model) takes the adapter out."
+        )
+    return present
