@@ -13,6 +13,7 @@ from .adapters.merge import disabled, merge, merge_and_unload, merged, unmerge
 from .adapters.multi_adapter import adapter_names, delete_adapter, set_adapter
 from .adapters.peft_format.export import PeftFormatError, export_peft
 from .adapters.peft_format.load import import_peft
+from .adapters.peft_lora.reparameterize import materialize, reparameterize
 from .adapters.state import (
     StateMismatchError,
     adapter_state,
@@ -54,6 +55,7 @@ __all__ = [
     "inject",
     "load_adapter",
     "load_adapter_state",
+    "materialize",
     "merge",
     "merge_and_unload",
     "merged",
@@ -61,6 +63,7 @@ __all__ = [
     "parameter_groups",
     "read_adapter",
     "remove",
+    "reparameterize",
     "save_adapter",
     "set_adapter",
     "unmerge",

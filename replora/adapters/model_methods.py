@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,17 +18,17 @@ from replora.adapters.wrappers import plain_name
 from replora.errors import RepLoRAError
 
 if TYPE_CHECKING:
-    from replora.adapters.container import Adapters
+    pass
 
 ADAPTER_FILE = "adapter.safetensors"  # beside the files of `save_pretrained`
 
 
-class _Method:
+class Method:
     """A method of one model, in place of its class's or of one that a program has put there."""
 
     name: ClassVar[str]
 
-    def __init__(self, model: nn.Module, adapters: Adapters) -> None:
+    def __init__(self, model: nn.Module, adapters: Any) -> None:
         self.model, self.adapters = model, adapters
         self.replaced = {self.name: model.__dict__[self.name]} if self.name in model.__dict__ else {}
 
@@ -41,8 +41,16 @@ class _Method:
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.own)
 
+    def arguments(self, *args: Any, **options: Any) -> dict[str, Any]:
+        """The arguments of a call by name, those of `**kwargs` among them."""
+        given = dict(self.__signature__.bind(*args, **options).arguments)
+        for name, parameter in self.__signature__.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                given |= given.pop(name, {})
+        return given
 
-class Generate(_Method):
+
+class Generate(Method):
     """`generate`, in all passes of which the factors are produced once."""
 
     name = "generate"
@@ -54,7 +62,7 @@ class Generate(_Method):
             return self.own(*args, **options)
 
 
-class SavePretrained(_Method):
+class SavePretrained(Method):
     """`save_pretrained`: the frozen weights (and trained heads) under their own names, and the adapter beside them.
 
     So `from_pretrained` gives the backbone, `replora.load_adapter` of `adapter.safetensors` the adapter. The state has
@@ -78,7 +86,7 @@ class SavePretrained(_Method):
         return result
 
 
-class TieWeights(_Method):
+class TieWeights(Method):
     """`tie_weights`, which sees the frozen layers: the parameters that it shares are theirs."""
 
     name = "tie_weights"
@@ -97,7 +105,7 @@ class TieWeights(_Method):
             return self.own(*args, **options)
 
 
-class ResizeTokenEmbeddings(_Method):
+class ResizeTokenEmbeddings(Method):
     """`resize_token_embeddings`, which cannot change the shape of an adapted layer."""
 
     name = "resize_token_embeddings"
@@ -122,7 +130,7 @@ class ResizeTokenEmbeddings(_Method):
         return table
 
 
-_METHODS: tuple[type[_Method], ...] = (Generate, SavePretrained, TieWeights, ResizeTokenEmbeddings)
+_METHODS: tuple[type[Method], ...] = (Generate, SavePretrained, TieWeights, ResizeTokenEmbeddings)
 
 
 def base_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -157,16 +165,16 @@ def _adapted_layers(model: nn.Module) -> list[tuple[str, str]]:
     ]
 
 
-def replace_methods(model: nn.Module, adapters: Adapters) -> None:
+def replace_methods(model: nn.Module, adapters: Any, methods: Sequence[type[Method]] = _METHODS) -> None:
     """Let these methods of the model know of the adapter."""
-    for method in _METHODS:
+    for method in methods:
         if callable(getattr(model, method.name, None)):
             setattr(model, method.name, method(model, adapters))
 
 
 def restore_methods(model: nn.Module) -> None:
     """Undo `replace_methods`."""
-    for method in _METHODS:
-        if isinstance(own := model.__dict__.get(method.name), _Method):
-            del model.__dict__[method.name]
+    for name, own in list(model.__dict__.items()):
+        if isinstance(own, Method):
+            del model.__dict__[name]
             model.__dict__ |= own.replaced

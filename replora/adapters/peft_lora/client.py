@@ -1,0 +1,127 @@
+"""Methods of a model of `peft`, transformers or diffusers that need to know of its generators."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from replora.adapters.model_methods import Generate, Method, replace_methods, restore_methods
+from replora.adapters.peft_lora.file import find_file, take_up, write
+from replora.adapters.peft_lora.generators import Reparameterized
+
+
+class SavePretrained(Method):
+    """`save_pretrained`: the plain LoRA adapter, and its generators beside it."""
+
+    name = "save_pretrained"
+
+    def __call__(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
+        result = self.own(save_directory, *args, **options)
+        given = self.arguments(save_directory, *args, **options)
+        if not given.get("is_main_process", True):
+            return result
+        state = given.get("state_dict")
+        selected = given.get("selected_adapters")
+        for name, generators in self.adapters.generators().items():
+            if is_peft_model(self.model):
+                folder = Path(save_directory) if name == "default" else Path(save_directory) / name
+                written = selected is None or name in selected
+            else:
+                folder = Path(save_directory)
+                written = name in self.model.active_adapters()  # type: ignore[operator]
+            if written:
+                prefix = f"replora.{name}."
+                own = {k.partition(prefix)[2]: t for k, t in (state or {}).items() if prefix in k}
+                write(generators, folder, own or None)
+        return result
+
+
+class LoadAdapter(Method):
+    """`load_adapter`: A and B of a folder, and the generators beside them."""
+
+    name = "load_adapter"
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        result = self.own(*args, **options)
+        given = self.arguments(*args, **options)
+        folder = given.get("model_id") or given.get("peft_model_id")
+        name = given.get("adapter_name") or "default"
+        if name in self.adapters and folder is not None and Path(folder).is_dir():
+            generators = self.adapters[name]
+            generators.settle()
+            if file := find_file(folder):
+                take_up(generators, file)
+        return result
+
+
+class DeleteAdapter(Method):
+    """`delete_adapter`: its generators go with it."""
+
+    name = "delete_adapter"
+
+    def __call__(self, adapter_name: Any, *args: Any, **options: Any) -> Any:
+        result = self.own(adapter_name, *args, **options)
+        for name in [adapter_name] if isinstance(adapter_name, str) else list(adapter_name):
+            if name in self.adapters:
+                del self.adapters[name]
+        return result
+
+
+class DeleteAdapters(DeleteAdapter):
+    """The same in diffusers."""
+
+    name = "delete_adapters"
+
+
+class Unload(Method):
+    """`unload`: the plain model keeps nothing of the generators."""
+
+    name = "unload"
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        result = self.own(*args, **options)
+        detach(self.adapters.host[0])
+        return result
+
+
+class MergeAndUnload(Unload):
+    """`merge_and_unload`: the same."""
+
+    name = "merge_and_unload"
+
+
+def attach(host: nn.Module, present: Reparameterized) -> None:
+    """Let the model produce the factors once for each of its forward passes, and its methods know of them."""
+    inner = inner_model(host)
+    present.host = [host]
+    present.hooks = [
+        inner.register_forward_pre_hook(present.before_forward),
+        inner.register_forward_hook(present.after_forward, always_call=True),
+    ]
+    replace_methods(inner, present, [Generate])
+    replace_methods(host, present, [SavePretrained, LoadAdapter, DeleteAdapter, DeleteAdapters])
+    if is_peft_model(host):
+        replace_methods(host.get_submodule("base_model"), present, [Unload, MergeAndUnload])
+
+
+def detach(host: nn.Module) -> None:
+    """Undo `attach`."""
+    present: Any = host.replora
+    for hook in present.hooks:
+        hook.remove()
+    for model in {host, inner_model(host), host._modules.get("base_model") or host}:
+        restore_methods(model)
+    del host.replora
+
+
+def is_peft_model(model: nn.Module) -> bool:
+    """Whether a model is the `PeftModel` around another one."""
+    return hasattr(model, "get_base_model") and hasattr(model, "peft_config")
+
+
+def inner_model(host: nn.Module) -> nn.Module:
+    """The model that runs in each pass; that of `PeftModel` around it runs in some only, not in those of `generate`."""
+    return host.get_base_model() if is_peft_model(host) else host  # type: ignore[operator]

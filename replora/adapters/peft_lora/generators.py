@@ -1,0 +1,213 @@
+"""What `reparameterize` adds to a model: the generators of each adapter, and when they produce the factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from replora.adapters.config import RepLoRAConfig
+from replora.adapters.low_rank.factors import DiagonalMLP, FactorBank, GeneratedFactors
+from replora.adapters.peft_lora.layers import LoraPair
+from replora.adapters.peft_lora.matrices import Matrix
+from replora.errors import RepLoRAError
+
+
+class NamedDiagonalMLP(DiagonalMLP):
+    """The same under names by which programs know what weight decay leaves alone: those with "bias" in them.
+
+    The Trainer of transformers, and what derives from it, decides by the name.
+    """
+
+    def rename(self) -> None:
+        for name in ("diagonal", "c"):
+            self.register_parameter(f"bias_{name}", self._parameters.pop(name))
+
+    @property
+    def diagonal(self) -> nn.Parameter:  # type: ignore[override]
+        return self.bias_diagonal  # type: ignore[return-value]
+
+    @property
+    def c(self) -> nn.Parameter:  # type: ignore[override]
+        return self.bias_c  # type: ignore[return-value]
+
+
+class Generators(nn.Module):
+    """The generators of one adapter.
+
+    Attributes:
+        options: Arguments of `replora.reparameterize` that made it.
+        banks: One for each shape of group.
+        members: For each bank, the LoRA layers of each of its groups.
+        matrices: For each bank, the matrices that it produces.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.options = options
+        self.banks = nn.ModuleList()
+        self.members: list[list[list[LoraPair]]] = []
+        self.matrices: list[list[Matrix]] = []
+        hooked: Any = self
+        hooked.register_load_state_dict_pre_hook(_before_load)
+        hooked.register_load_state_dict_post_hook(_after_load)
+        hooked.register_state_dict_pre_hook(_settle)
+        self._loads_own = False
+
+    def add(self, config: RepLoRAConfig, groups: list[list[LoraPair]]) -> None:
+        """Add the bank of these groups, which are alike. The model computes what it computed before."""
+        experts = groups[0][0].experts
+        shapes = [pair.shape for pair in groups[0]]
+        bank = GeneratedFactors(
+            len(groups) * experts, shapes, config.rank, config.width, config.nonlinearity, config.scale_exponent
+        )
+        for mlp in (bank.mlp_A, bank.mlp_B):
+            mlp.__class__ = NamedDiagonalMLP
+            mlp.rename()  # type: ignore[operator]
+        present = groups[0][0].stored()[0]
+        bank.to(present.device, present.dtype)
+        matrices = []
+        for number, members in enumerate(groups):
+            numbers = range(number * experts, (number + 1) * experts)
+            for slot, pair in enumerate(members):
+                first, second = pair.matrices(bank, numbers, slot)
+                A, B = reversed(pair.stored()) if pair.is_embedding else pair.stored()
+                first.given, second.given = A.detach(), B.detach()
+                matrices += [first, second]
+        start(bank, matrices)
+        bank.requires_grad_(any(tensor.requires_grad for pair in flat(groups) for tensor in pair.stored()))
+        self.banks.append(bank)
+        self.members.append(groups)
+        self.matrices.append(matrices)
+
+    def install(self) -> None:
+        """Let the layers compute with what the generators give."""
+        for matrices, groups in zip(self.matrices, self.members, strict=True):
+            for pair, first, second in zip(flat(groups), matrices[::2], matrices[1::2], strict=True):
+                pair.generate(first, second)
+
+    def factor_banks(self) -> list[FactorBank]:
+        return [bank for bank in self.banks if isinstance(bank, FactorBank)]
+
+    def pairs(self) -> Iterator[LoraPair]:
+        """The LoRA layers, bank by bank."""
+        for groups in self.members:
+            yield from flat(groups)
+
+    def settle(self) -> None:
+        """Solve for the matrices that were loaded without the generators that produce them."""
+        for bank, matrices in zip(self.factor_banks(), self.matrices, strict=True):
+            solve(bank, matrices)
+
+
+def flat(groups: list[list[LoraPair]]) -> Iterator[LoraPair]:
+    """The LoRA layers of all groups."""
+    return chain.from_iterable(groups)
+
+
+def _before_load(generators: Generators, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Prefer generators to the A and B that they produce, where both are loaded."""
+    generators._loads_own = any(key.startswith(prefix) for key in state)
+    if generators._loads_own:
+        for matrices in generators.matrices:
+            forget(matrices)
+
+
+def _after_load(generators: Generators, incompatible: Any) -> None:
+    """Solve where only A and B were loaded: then the generators are not missing."""
+    if not generators._loads_own:
+        names = {name for name, _ in generators.named_parameters()}
+        missing = incompatible.missing_keys
+        missing[:] = [key for key in missing if not any(key.endswith(name) for name in names)]
+        generators.settle()
+
+
+def _settle(generators: Generators, *_: Any) -> None:
+    generators.settle()
+
+
+def start(bank: GeneratedFactors, matrices: Sequence[Matrix]) -> None:
+    """Take up the factors that the layers had: of an adapter that has not begun, the scale; else the values."""
+    fresh = all(matrix.given is None or not matrix.given.any() for matrix in matrices if matrix.side == "B")
+    if not fresh:
+        solve(bank, matrices)
+        return
+    with torch.no_grad():
+        drawn = bank()
+        for slot, (A, _) in enumerate(drawn):
+            wanted = [m.given for m in matrices if (m.side, m.slot) == ("A", slot) and m.given is not None]
+            scale = torch.stack([A_given.float().square().mean() for A_given in wanted]).mean().sqrt()
+            if scale > 0:
+                bank.mlp_A.V[slot].mul_(scale.to(A.device) / A.float().square().mean().sqrt())
+    forget(matrices)
+
+
+def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
+    """Let the bank give the matrices that were loaded.
+
+    Raises:
+        RepLoRAError: No parameters of the bank do.
+    """
+    if all(matrix.given is None for matrix in matrices):
+        return
+    with torch.no_grad():
+        pairs = [(A.detach().clone(), B.detach().clone()) for A, B in bank()]
+        for matrix in matrices:
+            if matrix.given is not None:
+                factors = matrix.factors_in(matrix.given)
+                for group, factor in zip(matrix.groups, factors, strict=True):
+                    pairs[matrix.slot]["AB".index(matrix.side)][group].copy_(factor)
+        bank.assign(pairs)
+    forget(matrices)
+
+
+def forget(matrices: Sequence[Matrix]) -> None:
+    """The values that were loaded are taken up, or of no use."""
+    for matrix in matrices:
+        matrix.given = None
+
+
+class Reparameterized(nn.ModuleDict):
+    """The generators of all adapters of a model, by the adapter's name; its child `replora`.
+
+    Attributes:
+        host: The model, in a list, as it is no child of its child.
+        hooks: Those on the model that runs.
+    """
+
+    host: list[nn.Module]
+    hooks: list[torch.utils.hooks.RemovableHandle]
+
+    def generators(self) -> dict[str, Generators]:
+        return {name: child for name, child in self.items() if isinstance(child, Generators)}
+
+    def factor_banks(self) -> list[FactorBank]:
+        """Those of adapters that take part in the next forward pass."""
+        return [bank for one in self.generators().values() if _is_active(one) for bank in one.factor_banks()]
+
+    def before_forward(self, model: nn.Module, *_inputs: Any) -> None:
+        if getattr(model, "_is_replica", False):
+            raise RepLoRAError(
+                "nn.DataParallel runs copies of the model, which would all read the factors of the first device. "
+                "Start one process for each GPU, with DistributedDataParallel (torchrun, accelerate launch), or let "
+                "this one see a single GPU: CUDA_VISIBLE_DEVICES=0."
+            )
+        for generators in self.generators().values():
+            generators.settle()
+        for bank in self.factor_banks():
+            bank.open()
+
+    def after_forward(self, *_: Any) -> None:
+        for generators in self.generators().values():
+            for bank in generators.factor_banks():
+                bank.close()
+
+
+def _is_active(generators: Generators) -> bool:
+    """Whether the adapter is in use: by its first layer."""
+    pair = next(generators.pairs())
+    layer = pair.layer
+    return pair.adapter in layer.active_adapters and not layer.disable_adapters and not layer.merged

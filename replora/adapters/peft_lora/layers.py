@@ -1,0 +1,208 @@
+"""The LoRA layers that `peft` put into a model: which matrices they hold, and which of them share a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from replora.adapters.low_rank.factors import FactorBank
+from replora.adapters.low_rank.layer import is_linear
+from replora.adapters.peft_lora.matrices import (
+    GENERATED,
+    GeneratedEntries,
+    GeneratedWeight,
+    Matrix,
+    generate_entry,
+    generate_weight,
+    keep_entry,
+    keep_weight,
+)
+from replora.adapters.roles import roles_of
+from replora.adapters.wrappers import plain_name
+from replora.errors import RepLoRAError, listed, nearest
+
+# What a variant of LoRA computes from A and B as matrices. Others train only one of the two, or more than them.
+_VARIANTS = ("Dora", "ALora")
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """A and B of one LoRA layer for one adapter.
+
+    Attributes:
+        name: The layer's name in the plain model.
+        layer: The layer of `peft`.
+        adapter: Name of the adapter.
+        group: Name of the module with whose other layers it shares a generator.
+        role: What the layer is in its group, such as `q`.
+        rank: The rank, of each expert if there are several.
+        experts: How many experts one parameter holds; 1 otherwise.
+        first, second: The factors' shapes in `peft`: of the one that is drawn and the one that is zero at the start.
+    """
+
+    name: str
+    layer: Any
+    adapter: str
+    group: str
+    role: str
+    rank: int
+    experts: int
+
+    @property
+    def is_embedding(self) -> bool:
+        return self.adapter in self.layer.lora_embedding_A
+
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """A and B as `peft` stores them."""
+        if self.is_embedding:
+            return self.layer.lora_embedding_A[self.adapter], self.layer.lora_embedding_B[self.adapter]
+        return self.layer.lora_A[self.adapter].weight, self.layer.lora_B[self.adapter].weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in, out) of one factor pair.
+
+        Of an embedding `peft` leaves the factor of the tokens at zero, which RepLoRA has in the place of B: the update
+        B A is the transposed table.
+        """
+        A, B = self.stored()
+        if self.is_embedding:
+            return len(B), A.shape[1]
+        return A[0].numel(), len(B)
+
+    def matrices(self, bank: FactorBank, groups: range, slot: int) -> tuple[Matrix, Matrix]:
+        """A and B of the bank, in the form in which `peft` stores them: the factor A first."""
+        A, B = self.stored()
+        if self.is_embedding:
+            of_B = Matrix(bank, groups, slot, "A", B.shape, transposed=True)
+            return of_B, Matrix(bank, groups, slot, "B", A.shape, transposed=True)
+        return Matrix(bank, groups, slot, "A", A.shape), Matrix(bank, groups, slot, "B", B.shape)
+
+    def generate(self, first: Matrix, second: Matrix) -> None:
+        """Let A and B be computed from now on."""
+        if self.is_embedding:
+            generate_entry(self.layer.lora_embedding_B, self.adapter, first)
+            generate_entry(self.layer.lora_embedding_A, self.adapter, second)
+        else:
+            generate_weight(self.layer.lora_A[self.adapter], first)
+            generate_weight(self.layer.lora_B[self.adapter], second)
+
+    def keep(self) -> None:
+        """Let A and B be parameters again."""
+        if self.is_embedding:
+            keep_entry(self.layer.lora_embedding_B, self.adapter)
+            keep_entry(self.layer.lora_embedding_A, self.adapter)
+        else:
+            keep_weight(self.layer.lora_A[self.adapter])
+            keep_weight(self.layer.lora_B[self.adapter])
+
+    @property
+    def is_generated(self) -> bool:
+        if self.is_embedding:
+            entries = self.layer.lora_embedding_A
+            return isinstance(entries, GeneratedEntries) and self.adapter in entries.matrices
+        return isinstance(self.layer.lora_A[self.adapter], GeneratedWeight)
+
+
+def lora_pairs(model: nn.Module, adapter: str) -> list[LoraPair]:
+    """The LoRA layers of `model` that have this adapter, in the model's order.
+
+    Raises:
+        RepLoRAError: There are none, or one has no A and B that a generator could produce.
+    """
+    from peft.tuners.lora import LoraLayer  # slow, and only here
+
+    modules = {plain_name(name): module for name, module in model.named_modules()}
+    # What the roles go by: the frozen layers under the names of those around them.
+    plain = {name: m.get_base_layer() if isinstance(m, LoraLayer) else m for name, m in modules.items()}
+    layers = {name: module for name, module in modules.items() if isinstance(module, LoraLayer)}
+    has = {name: layer for name, layer in layers.items() if adapter in (*layer.lora_A, *layer.lora_embedding_A)}
+    if not has:
+        _nothing_found(modules, layers, adapter)
+    for name, layer in has.items():
+        _check_layer(name, layer, adapter)
+    return [_pair(name, layer, adapter, plain) for name, layer in has.items()]
+
+
+def _pair(name: str, layer: Any, adapter: str, plain: dict[str, nn.Module]) -> LoraPair:
+    frozen, parent, own = layer.get_base_layer(), name.rpartition(".")[0], name.rpartition(".")[2]
+    make = partial(LoraPair, name, layer, adapter, rank=layer.r[adapter], experts=getattr(layer, "num_experts", 1))
+    if parameter := getattr(layer, "parameter_name", None):
+        # Several parameters of one module are wrapped one inside another, and share a generator.
+        while own == "base_layer":
+            parent, own = parent.rpartition(".")[0], parent.rpartition(".")[2]
+        return make(group=f"{parent}.{own}".strip("."), role=parameter)
+    if is_linear(frozen):
+        roles = roles_of(name, frozen, plain)
+        if len(roles) == 1:
+            return make(group=roles[0].group, role=roles[0].name)
+        return make(group=name if roles else parent or name, role=own)
+    return make(group=name, role=own)
+
+
+def _check_layer(name: str, layer: Any, adapter: str) -> None:
+    """Refuse a layer whose update is not B A, or whose matrices are not parameters of their own."""
+
+    def refuse(found: str, remedy: str) -> None:
+        raise RepLoRAError(f"reparameterize: {name} {found}. {remedy}")
+
+    if layer.merged:
+        refuse("is merged", "Call unmerge_adapter() of the model first.")
+    variant = type(layer.lora_variant[adapter]).__name__ if adapter in layer.lora_variant else ""
+    if variant and not variant.startswith(_VARIANTS):
+        refuse(f"uses {variant.removesuffix('Variant')}", "RepLoRA produces A and B of plain LoRA, DoRA and aLoRA.")
+    if adapter in getattr(layer, "frozen_peft_weight_names", {}):
+        refuse("trains only one of A and B", "Choose an `init_lora_weights` of LoraConfig that trains both.")
+    if adapter in layer.lora_embedding_A:
+        return
+    A, B = layer.lora_A[adapter], layer.lora_B[adapter]
+    if type(A) in GENERATED.values():
+        refuse(f"is reparameterized already (adapter {adapter!r})", "replora.materialize(model) undoes it.")
+    if type(A) not in GENERATED or type(B) not in GENERATED:
+        refuse(f"holds A as {type(A).__name__}", f"Known: {', '.join(kind.__name__ for kind in GENERATED)}.")
+    if getattr(B, "groups", 1) > 1:
+        refuse("is a convolution with groups, whose B is not a matrix", "Leave it out of target_modules.")
+    if any(weight.is_meta for weight in (A.weight, B.weight)):
+        refuse("has no values yet", "Load the adapter first: without low_cpu_mem_usage, or after it.")
+
+
+def _nothing_found(modules: dict[str, nn.Module], layers: dict[str, Any], adapter: str) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer  # slow, and only here
+
+    known = sorted({name for layer in layers.values() for name in (*layer.lora_A, *layer.lora_embedding_A)})
+    if known:
+        raise RepLoRAError(f"reparameterize: the model has no adapter {adapter!r}. {nearest(adapter, known)}")
+    others = sorted({type(m).__module__.split(".")[2] for m in modules.values() if isinstance(m, BaseTunerLayer)})
+    if others:
+        raise RepLoRAError(
+            f"reparameterize: the model carries {listed(others)} of peft, but RepLoRA says where LoRA's A and B come "
+            "from. Make it with peft.LoraConfig."
+        )
+    raise RepLoRAError(
+        "reparameterize: the model has no LoRA layers. Make them first: model = peft.get_peft_model(model, "
+        "peft.LoraConfig(target_modules=[...])). Without peft: replora.inject(model, replora.RepLoRAConfig())."
+    )
+
+
+def grouped(pairs: Sequence[LoraPair], sharing: Literal["group", "none"]) -> Iterator[list[list[LoraPair]]]:
+    """Groups that share a generator, those of equal shapes, rank, device and type together: one bank for each list."""
+    groups: dict[Any, list[LoraPair]] = {}
+    for pair in pairs:
+        key = (pair.group if sharing == "group" else pair.name, pair.rank, pair.experts, *_place(pair))
+        groups.setdefault(key, []).append(pair)
+    alike: dict[Any, list[list[LoraPair]]] = {}
+    for members in groups.values():
+        first = members[0]
+        roles = tuple((m.role if sharing == "group" else "", *m.shape) for m in members)
+        alike.setdefault((first.rank, first.experts, *_place(first), roles), []).append(members)
+    yield from alike.values()
+
+
+def _place(pair: LoraPair) -> tuple[torch.device, torch.dtype]:
+    A, _ = pair.stored()
+    return A.device, A.dtype

@@ -1,0 +1,222 @@
+"""LoRA's matrices inside the layers of `peft`, computed from a bank of generators instead of being parameters.
+
+A layer of `peft` keeps A and B as the weights of small modules, `lora_A["default"]` and `lora_B["default"]`, and an
+embedding keeps them in two `ParameterDict`s. They stay where they are, with all that `peft` knows of them; only where
+their values come from changes: an existing module becomes a `Generated...` one by a change of its class, whose
+`weight` is computed. Other code reads these modules by name and by their class, so they cannot be wrapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from replora.adapters.low_rank.factors import FactorBank
+
+
+class Matrix:
+    """One of the matrices of `peft`, as its bank gives it.
+
+    Attributes:
+        bank: What produces the factors.
+        groups: The group in the bank; those of all experts, in their order, where one parameter holds several.
+        slot: Which target of the group it is.
+        side: Which factor it is.
+        transposed: Whether `peft` stores it as (columns, rows).
+        shape: The shape that `peft` gives it.
+        given: Values that were loaded, and that the bank has not been solved for yet.
+    """
+
+    def __init__(
+        self,
+        bank: FactorBank,
+        groups: range,
+        slot: int,
+        side: Literal["A", "B"],
+        shape: torch.Size,
+        *,
+        transposed: bool = False,
+    ) -> None:
+        self.bank, self.groups, self.slot, self.side = bank, groups, slot, side
+        self.shape, self.transposed = shape, transposed
+        self.given: Tensor | None = None
+
+    def value(self) -> Tensor:
+        """The matrix: that of the running forward pass, or one computed now."""
+        index = "AB".index(self.side)
+        factors = [self.bank.factors_of(group, self.slot)[index] for group in self.groups]
+        if len(factors) == 1:
+            return (factors[0].T if self.transposed else factors[0]).reshape(self.shape)
+        # Of all experts: A (experts * rank, in), and B (out, rank * experts) with the expert as its fastest index.
+        return torch.cat(factors) if self.side == "A" else torch.stack(factors, -1).reshape(self.shape)
+
+    def factors_in(self, matrix: Tensor) -> list[Tensor]:
+        """The factors, one a group, that `matrix` of this shape holds: A (rank, in) or B (out, rank)."""
+        count = len(self.groups)
+        if count == 1:
+            flat = matrix.reshape(len(matrix), -1)
+            return [flat.T if self.transposed else flat]
+        if self.side == "A":
+            return list(matrix.chunk(count))
+        return list(matrix.reshape(len(matrix), -1, count).unbind(-1))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that it is computed from."""
+        return self.bank.parameters()
+
+    @property
+    def requires_grad(self) -> bool:
+        return next(self.parameters()).requires_grad
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def take(self, state: dict[str, Any], key: str, errors: list[str]) -> None:
+        """Remember a value that is being loaded, if there is one under `key`."""
+        if key not in state:
+            return
+        if state[key].shape != self.shape:
+            errors.append(f"size mismatch for {key}: {tuple(state[key].shape)} instead of {tuple(self.shape)}.")
+            return
+        self.given = state[key].detach().clone()
+
+
+class GeneratedWeight(nn.Module):
+    """What the modules below have in common: their `weight` is computed."""
+
+    matrix: Matrix
+
+    @property
+    def weight(self) -> Tensor:
+        return self.matrix.value()
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Those that train when this module is to train: `peft` freezes and releases adapters by them."""
+        yield from super().parameters(recurse)
+        yield from self.matrix.parameters()
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        value = self.matrix.value()
+        destination[f"{prefix}weight"] = value if keep_vars else value.detach().clone()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        self.matrix.take(state_dict, f"{prefix}weight", error_msgs)
+        unexpected: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected, error_msgs)
+        unexpected_keys += [key for key in unexpected if key != f"{prefix}weight"]
+
+
+class GeneratedLinear(GeneratedWeight, nn.Linear):  # type: ignore[override]
+    """A or B of a linear layer."""
+
+
+class GeneratedConv1d(GeneratedWeight, nn.Conv1d):  # type: ignore[override]
+    """A or B of a convolution over one dimension."""
+
+
+class GeneratedConv2d(GeneratedWeight, nn.Conv2d):  # type: ignore[override]
+    """A or B of a convolution over two dimensions."""
+
+
+class GeneratedConv3d(GeneratedWeight, nn.Conv3d):  # type: ignore[override]
+    """A or B of a convolution over three dimensions."""
+
+
+GENERATED: dict[type[nn.Module], type[GeneratedWeight]] = {
+    nn.Linear: GeneratedLinear,
+    nn.Conv1d: GeneratedConv1d,
+    nn.Conv2d: GeneratedConv2d,
+    nn.Conv3d: GeneratedConv3d,
+}
+
+
+class GeneratedEntries(nn.ParameterDict):
+    """The matrices of an embedding by adapter, some of which are computed."""
+
+    matrices: dict[str, Matrix]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.matrices[key].value() if key in self.matrices else super().__getitem__(key)
+
+    def __delitem__(self, key: str) -> None:
+        if self.matrices.pop(key, None) is None:
+            super().__delitem__(key)
+        else:
+            del self._keys[key]
+
+    def items(self) -> Any:
+        """By adapter, the parameter or what lists the parameters that it is computed from."""
+        return [(key, self.matrices.get(key) or self[key]) for key in self.keys()]
+
+    def values(self) -> Any:
+        return [value for _, value in self.items()]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for key, matrix in self.matrices.items():
+            value = matrix.value()
+            destination[f"{prefix}{key}"] = value if keep_vars else value.detach().clone()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for key, matrix in self.matrices.items():
+            matrix.take(state_dict, f"{prefix}{key}", error_msgs)
+        unexpected: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected, error_msgs)
+        unexpected_keys += [key for key in unexpected if key.removeprefix(prefix) not in self.matrices]
+
+
+def generate_weight(module: Any, matrix: Matrix) -> None:
+    """Let the weight of a module be computed from now on."""
+    del module._parameters["weight"]
+    module.__class__ = GENERATED[type(module)]
+    module.matrix = matrix
+
+
+def keep_weight(module: Any) -> None:
+    """Let the weight of such a module be a parameter again, with the value that it has."""
+    trains = module.matrix.requires_grad
+    value = module.weight.detach().clone()
+    module.__class__ = next(kind for kind, own in GENERATED.items() if type(module) is own)
+    del module.matrix
+    module.weight = nn.Parameter(value, requires_grad=trains)
+
+
+def generate_entry(entries: Any, adapter: str, matrix: Matrix) -> None:
+    """Let the entry of one adapter in the `ParameterDict` of an embedding be computed from now on."""
+    if not isinstance(entries, GeneratedEntries):
+        entries.__class__ = GeneratedEntries
+        entries.matrices = {}
+    del entries._parameters[adapter]
+    entries.matrices[adapter] = matrix
+
+
+def keep_entry(entries: Any, adapter: str) -> None:
+    """Let such an entry be a parameter again, with the value that it has."""
+    matrix = entries.matrices.pop(adapter)
+    entries[adapter] = nn.Parameter(matrix.value().detach().clone(), requires_grad=matrix.requires_grad)
+    if not entries.matrices:
+        entries.__class__ = nn.ParameterDict
+        del entries.matrices
