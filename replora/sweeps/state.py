@@ -60,7 +60,7 @@ def holder_of(home: Path, trial: Trial) -> str | None:
     """The process that runs a trial, such as `process 12 on node3`; None if no process does."""
     file = _lock_file(home, trial)
     try:
-        holder = file.with_suffix(".holder").read_text(encoding="utf-8").strip()
+        holder = file.with_suffix(".holder").read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
         return None
     try:
@@ -69,6 +69,8 @@ def holder_of(home: Path, trial: Trial) -> str | None:
             return None
     except Timeout:
         return holder or "another process"
+    except PermissionError:  # the directory of another user, whose locks cannot be tried
+        return f"{holder or 'another process'}, or was when it was killed"
 
 
 def recorded(home: Path, trial: Trial) -> dict[str, Any] | None:

@@ -271,7 +271,7 @@ def set_aside_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> Pa
 def reason_of_failure(home: Path, trial: Trial) -> str:
     """The first line of the error that a failed trial left."""
     file = home / trial.folder / "error.txt"
-    lines = file.read_text(encoding="utf-8").strip().splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines() if file.is_file() else []
     return lines[0].strip() if lines else "its process died (out of memory?)"
 
 

@@ -49,13 +49,15 @@ def workers(sweep: int) -> list[psutil.Process]:
 
 
 def workers_left(folder: Path) -> list[psutil.Process]:
-    """Processes of Ray that still work in a folder a moment later."""
+    """Processes of a sweep in a folder that still run trials a moment later."""
 
     def found() -> list[psutil.Process]:
         there = psutil.process_iter(["cmdline", "cwd"])
-        return [p for p in there if "ray::" in " ".join(p.info["cmdline"] or []) and p.info["cwd"] == str(folder)]
+        return [
+            p for p in there if "ray::_Worker" in " ".join(p.info["cmdline"] or []) and p.info["cwd"] == str(folder)
+        ]
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while found() and time.monotonic() < deadline:
         time.sleep(0.1)
     return found()

@@ -7,10 +7,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from replora.cli.main import main
 from replora.results import read_results
@@ -205,6 +207,47 @@ def test_mistakes_are_named_before_anything_runs(folder, capsys, options, messag
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert not (folder / "runs").exists()
+
+
+def test_states_that_nobody_wrote_like_this(folder, capsys, monkeypatch):
+    """Bytes that are no text, a killed holder, and the directory of another user."""
+    sweep = read_sweep(write_sweep(folder / "s.yaml"))
+    home = folder / "runs" / "s"
+    first, second, *_ = sweep.selection_trials()
+    for trial in (first, second):
+        (home / trial.folder).mkdir(parents=True)
+        (home / ".locks" / trial.folder).parent.mkdir(parents=True, exist_ok=True)
+    (home / first.folder / "error.txt").write_bytes(b"\xff\xfe\x00")
+    holder = home / ".locks" / f"{second.folder}.holder"
+    holder.write_bytes(b"\xff killed")
+    for _ in range(2):
+        here("--status=true")
+        shown = capsys.readouterr().out
+        assert re.search(r"select \W+0 \W+0 \W+1 \W+3 \W", shown)
+        assert f"failed: {first.folder}: \ufffd" in shown
+    assert not holder.exists(), "nobody waits for it"
+    holder.write_text("process 1 on node1")
+
+    def refused(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refused)
+    here("--status=true")
+    assert f"running: {second.folder}, process 1 on node1, or was when it was killed" in capsys.readouterr().out
+
+
+def test_a_held_lock_is_left_at_once_and_one_that_is_looked_at_is_not(folder):
+    trial = read_sweep(write_sweep(folder / "s.yaml")).selection_trials()[0]
+    with claimed(folder, trial):
+        begin = time.monotonic()
+        with claimed(folder, trial) as mine:
+            assert not mine
+        assert time.monotonic() - begin < 0.4
+    looking = FileLock(folder / ".locks" / f"{trial.folder}.lock", thread_local=False)
+    looking.acquire()
+    threading.Timer(0.1, looking.release).start()
+    with claimed(folder, trial) as mine:
+        assert mine
 
 
 def test_a_stage_that_the_file_does_not_have(folder, capsys):

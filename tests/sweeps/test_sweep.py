@@ -10,6 +10,7 @@ import pytest
 
 from replora.cli.commands.sweep import _trials_at_once
 from replora.cli.main import main
+from replora.errors import RepLoRAError
 from replora.results import write_json
 from replora.sweeps.cost import describe_plan
 from replora.sweeps.select import Rule, selection_rule
@@ -181,3 +182,22 @@ def test_more_than_there_is(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["sweep", "--config=s.yaml", "--gpus_per_trial=99"])
     assert "A trial needs 99 GPU, but there are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "No Ray cluster answers at 127.0.0.1:1: .*refused. Start one with `ray start --head`"),
+        ("127.0.0.1:99999", "No Ray cluster answers at 127.0.0.1:99999: "),
+        ("6379", "--address 6379 is neither HOST:PORT, such as node1:6379, nor auto"),
+        ("node1:", "neither HOST:PORT"),
+        ("ray://node1:10001", "neither HOST:PORT"),
+        ("local", "neither HOST:PORT"),
+    ],
+)
+def test_a_wrong_address_is_named_at_once(address, message):
+    """Ray would end the whole process a minute later."""
+    from replora.sweeps.executor import Cluster, Resources
+
+    with pytest.raises(RepLoRAError, match=message), Cluster(address, Resources(1, 0, None, 0)):
+        pass
