@@ -88,7 +88,7 @@ class AddAdapter(Method):
         result = self.own(*args, **options)
         if self.arguments(*args, **options).get("adapter_name") == "ref":
             configs: Any = self.model.peft_config
-            like = [one for name, one in self.adapters.generators().items() if configs[name] is configs["ref"]]
+            like = [one for name, one in self.adapters.generators().items() if configs.get(name) is configs["ref"]]
             if like:
                 made = generators_of(lora_pairs(self.model, "ref"), like[0].options)
                 made.install()

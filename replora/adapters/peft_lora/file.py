@@ -105,7 +105,8 @@ def find_file(name: str | os.PathLike[str]) -> Path | None:
         return path if path.exists() else None
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         raise RepLoRAError(f"generators: {path} does not exist. Give the folder that save_pretrained wrote.")
-    from huggingface_hub import hf_hub_download  # slow, and only for names of the hub
+    # Slow, and only for names of the hub.
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
