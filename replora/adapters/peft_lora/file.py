@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from replora.adapters.config import RepLoRAConfig
-from replora.adapters.peft_lora.generators import Generators, forget
+from replora.adapters.peft_lora.generators import Generators
+from replora.adapters.peft_lora.matrices import forget
 from replora.errors import RepLoRAError
 from replora.io import UnreadableFileError, parse_json, replacing
 

@@ -12,7 +12,7 @@ from torch import nn
 from replora.adapters.config import RepLoRAConfig
 from replora.adapters.low_rank.factors import DiagonalMLP, FactorBank, GeneratedFactors
 from replora.adapters.peft_lora.layers import LoraPair
-from replora.adapters.peft_lora.matrices import Matrix
+from replora.adapters.peft_lora.matrices import Matrix, forget, solve
 from replora.errors import RepLoRAError
 
 
@@ -143,31 +143,6 @@ def start(bank: GeneratedFactors, matrices: Sequence[Matrix]) -> None:
             if scale > 0:
                 bank.mlp_A.V[slot].mul_(scale.to(A.device) / A.float().square().mean().sqrt())
     forget(matrices)
-
-
-def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
-    """Let the bank give the matrices that were loaded.
-
-    Raises:
-        RepLoRAError: No parameters of the bank do.
-    """
-    if all(matrix.given is None for matrix in matrices):
-        return
-    with torch.no_grad():
-        pairs = [(A.detach().clone(), B.detach().clone()) for A, B in bank()]
-        for matrix in matrices:
-            if matrix.given is not None:
-                factors = matrix.factors_in(matrix.given)
-                for group, factor in zip(matrix.groups, factors, strict=True):
-                    pairs[matrix.slot]["AB".index(matrix.side)][group].copy_(factor)
-        bank.assign(pairs)
-    forget(matrices)
-
-
-def forget(matrices: Sequence[Matrix]) -> None:
-    """The values that were loaded are taken up, or of no use."""
-    for matrix in matrices:
-        matrix.given = None
 
 
 class Reparameterized(nn.ModuleDict):
