@@ -1,7 +1,7 @@
 """A computed matrix that other code may write into.
 
 Where a matrix is a parameter, programs set it in place: `nn.init.zeros_(weight)`, `weight.data = ...`,
-`weight.data[:4].copy_(...)`. A computed one would only be a temporary tensor, and what is written into it would be lost.
+`weight.data[:4].copy_(...)`. A computed one would only be a temporary tensor, and what is written into it be lost.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class WritableTensor(Tensor):
     def plain(self) -> Tensor:
         """The same tensor, of torch's own class."""
         with torch._C.DisableTorchFunctionSubclass():
-            return self.as_subclass(Tensor)  # type: ignore[arg-type]
+            return self.as_subclass(Tensor)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -55,7 +55,7 @@ class WritableTensor(Tensor):
 
     def _part(self, result: Tensor) -> Tensor:
         """What was made from this tensor: a part of it if they share memory."""
-        if isinstance(result, WritableTensor) or not torch._C._is_alias_of(result, self):
+        if isinstance(result, WritableTensor) or not torch._C._is_alias_of(result, self):  # type: ignore[attr-defined]
             return result
         return self.of(result, self.write, self if self.complete is None else self.complete)
 
@@ -63,7 +63,7 @@ class WritableTensor(Tensor):
         return self.plain().__deepcopy__(memo)  # type: ignore[no-any-return,no-untyped-call]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.plain().__reduce_ex__(protocol)
+        return self.plain().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
 def _writes(func: Any) -> bool:
