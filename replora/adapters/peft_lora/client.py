@@ -10,7 +10,8 @@ from torch import nn
 
 from replora.adapters.model_methods import Generate, Method, replace_methods, restore_methods
 from replora.adapters.peft_lora.file import find_file, take_up, write
-from replora.adapters.peft_lora.generators import Reparameterized
+from replora.adapters.peft_lora.generators import Reparameterized, generators_of
+from replora.adapters.peft_lora.layers import lora_pairs
 
 
 class SavePretrained(Method):
@@ -45,15 +46,41 @@ class LoadAdapter(Method):
     name = "load_adapter"
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        given = self.arguments(*args, **options)
+        generators = self.adapters.generators().get(given.get("adapter_name") or "default")
+        if generators is None:
+            return self.own(*args, **options)
+        generators.awaits_file = True
+        try:
+            result = self.own(*args, **options)
+            folder = given.get("model_id") or given.get("peft_model_id")
+            folder = Path(folder or "", given.get("subfolder") or "") if folder else None
+            if folder is not None and folder.is_dir() and (file := find_file(folder)):
+                take_up(generators, file)
+        finally:
+            generators.awaits_file = False
+        generators.settle()
+        return result
+
+
+class AddAdapter(Method):
+    """`add_adapter`, as which trainers of TRL make their reference: `ref`, like the adapter that trains.
+
+    They copy that adapter's parameters into it, by the names that these have in the model.
+    """
+
+    name = "add_adapter"
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
         result = self.own(*args, **options)
         given = self.arguments(*args, **options)
-        folder = given.get("model_id") or given.get("peft_model_id")
-        name = given.get("adapter_name") or "default"
-        if name in self.adapters and folder is not None and Path(folder).is_dir():
-            generators = self.adapters[name]
-            generators.settle()
-            if file := find_file(folder):
-                take_up(generators, file)
+        if given.get("adapter_name") == "ref":
+            for name, like in self.adapters.generators().items():
+                if self.model.peft_config.get(name) is given.get("peft_config"):
+                    made = generators_of(lora_pairs(self.model, "ref"), like.options)
+                    made.install()
+                    self.adapters["ref"] = made
+                    break
         return result
 
 
@@ -62,9 +89,11 @@ class DeleteAdapter(Method):
 
     name = "delete_adapter"
 
-    def __call__(self, adapter_name: Any, *args: Any, **options: Any) -> Any:
-        result = self.own(adapter_name, *args, **options)
-        for name in [adapter_name] if isinstance(adapter_name, str) else list(adapter_name):
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        result = self.own(*args, **options)
+        given = self.arguments(*args, **options)
+        names = given.get("adapter_names") or given["adapter_name"]
+        for name in [names] if isinstance(names, str) else names:
             if name in self.adapters:
                 del self.adapters[name]
         return result
@@ -93,6 +122,12 @@ class MergeAndUnload(Unload):
     name = "merge_and_unload"
 
 
+class UnloadLora(Unload):
+    """The same in diffusers."""
+
+    name = "unload_lora"
+
+
 def attach(host: nn.Module, present: Reparameterized) -> None:
     """Let the model produce the factors once for each of its forward passes, and its methods know of them."""
     inner = inner_model(host)
@@ -102,7 +137,7 @@ def attach(host: nn.Module, present: Reparameterized) -> None:
         inner.register_forward_hook(present.after_forward, always_call=True),
     ]
     replace_methods(inner, present, [Generate])
-    replace_methods(host, present, [SavePretrained, LoadAdapter, DeleteAdapter, DeleteAdapters])
+    replace_methods(host, present, [SavePretrained, LoadAdapter, AddAdapter, DeleteAdapter, DeleteAdapters, UnloadLora])
     if is_peft_model(host):
         replace_methods(host.get_submodule("base_model"), present, [Unload, MergeAndUnload])
 

@@ -11,9 +11,10 @@ from torch import nn
 
 from replora.adapters.config import RepLoRAConfig
 from replora.adapters.low_rank.factors import DiagonalMLP, FactorBank, GeneratedFactors
-from replora.adapters.peft_lora.layers import LoraPair
+from replora.adapters.peft_lora.layers import LoraPair, grouped
 from replora.adapters.peft_lora.matrices import Matrix, forget, solve
-from replora.errors import RepLoRAError
+from replora.adapters.wrappers import unwrap
+from replora.errors import RepLoRAError, nearest
 
 
 class NamedDiagonalMLP(DiagonalMLP):
@@ -43,6 +44,7 @@ class Generators(nn.Module):
         banks: One for each shape of group.
         members: For each bank, the LoRA layers of each of its groups.
         matrices: For each bank, the matrices that it produces.
+        awaits_file: Whether the generators of the A and B that are being loaded may come from a file.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
@@ -56,9 +58,10 @@ class Generators(nn.Module):
         hooked.register_load_state_dict_post_hook(_after_load)
         hooked.register_state_dict_pre_hook(_settle)
         self._loads_own = False
+        self.awaits_file = False
 
     def add(self, config: RepLoRAConfig, groups: list[list[LoraPair]]) -> None:
-        """Add the bank of these groups, which are alike. The model computes what it computed before."""
+        """Add the bank of these groups, which are alike, and remember the A and B that they have."""
         experts = groups[0][0].experts
         shapes = [pair.shape for pair in groups[0]]
         bank = GeneratedFactors(
@@ -77,14 +80,15 @@ class Generators(nn.Module):
                 A, B = reversed(pair.stored()) if pair.is_embedding else pair.stored()
                 first.given, second.given = A.detach(), B.detach()
                 matrices += [first, second]
-        start(bank, matrices)
         bank.requires_grad_(any(tensor.requires_grad for pair in flat(groups) for tensor in pair.stored()))
         self.banks.append(bank)
         self.members.append(groups)
         self.matrices.append(matrices)
 
     def install(self) -> None:
-        """Let the layers compute with what the generators give."""
+        """Let the layers compute with what the generators give, which is what they computed with before."""
+        for bank, matrices in zip(self.factor_banks(), self.matrices, strict=True):
+            start(bank, matrices)
         for matrices, groups in zip(self.matrices, self.members, strict=True):
             for pair, first, second in zip(flat(groups), matrices[::2], matrices[1::2], strict=True):
                 pair.generate(first, second)
@@ -99,8 +103,24 @@ class Generators(nn.Module):
 
     def settle(self) -> None:
         """Solve for the matrices that were loaded without the generators that produce them."""
+        if self.awaits_file:
+            return
         for bank, matrices in zip(self.factor_banks(), self.matrices, strict=True):
             solve(bank, matrices)
+
+
+def generators_of(pairs: Sequence[LoraPair], options: dict[str, Any]) -> Generators:
+    """The generators of these LoRA layers, which compute with their own A and B until `install`.
+
+    Args:
+        pairs: A and B of the layers of one adapter.
+        options: Arguments of `replora.reparameterize`.
+    """
+    configs = {pair.rank: RepLoRAConfig(rank=pair.rank, **options) for pair in pairs}
+    made = Generators(options)
+    for groups in grouped(pairs, options["sharing"]):
+        made.add(configs[groups[0][0].rank], groups)
+    return made
 
 
 def flat(groups: list[list[LoraPair]]) -> Iterator[LoraPair]:
@@ -131,6 +151,8 @@ def _settle(generators: Generators, *_: Any) -> None:
 
 def start(bank: GeneratedFactors, matrices: Sequence[Matrix]) -> None:
     """Take up the factors that the layers had: of an adapter that has not begun, the scale; else the values."""
+    if all(matrix.given is None for matrix in matrices):
+        return
     fresh = all(matrix.given is None or not matrix.given.any() for matrix in matrices if matrix.side == "B")
     if not fresh:
         solve(bank, matrices)
@@ -186,3 +208,29 @@ def _is_active(generators: Generators) -> bool:
     pair = next(generators.pairs())
     layer = pair.layer
     return pair.adapter in layer.active_adapters and not layer.disable_adapters and not layer.merged
+
+
+def host_of(model: nn.Module) -> nn.Module:
+    """The model that holds the adapters: the given one, or one inside that `peft` or transformers put all of them into.
+
+    Such a one is the transformer in a `SentenceTransformer`, which calls and saves all of its own children in turn.
+    """
+    from peft.tuners.lora import LoraLayer  # slow, and only here
+
+    model = unwrap(model)
+    inside = next((module for module in model.modules() if hasattr(module, "peft_config")), model)
+    counts = [sum(isinstance(module, LoraLayer) for module in one.modules()) for one in (model, inside)]
+    return inside if counts[0] == counts[1] else model
+
+
+def generators_in(model: nn.Module, adapter_name: str, asked: str) -> Generators:
+    """The generators of one adapter of a model.
+
+    Raises:
+        RepLoRAError: The adapter is not reparameterized; `asked` is the function that needs it to be.
+    """
+    present = getattr(host_of(model), "replora", None)
+    known = present.generators() if isinstance(present, Reparameterized) else {}
+    if adapter_name not in known:
+        raise RepLoRAError(f"{asked}: {adapter_name!r} is not reparameterized. {nearest(adapter_name, known)}")
+    return known[adapter_name]
