@@ -259,6 +259,8 @@ def generate_weight(module: Any, matrix: Matrix) -> None:
 
 def keep_weight(module: Any) -> None:
     """Let the weight of such a module be a parameter again, with the value that it has."""
+    if type(module) not in GENERATED.values():
+        return  # other code has replaced it
     trains = module.matrix.requires_grad
     value = module.matrix.value().detach().clone()
     module.__class__ = next(kind for kind, own in GENERATED.items() if type(module) is own)
@@ -277,6 +279,8 @@ def generate_entry(entries: Any, adapter: str, matrix: Matrix) -> None:
 
 def keep_entry(entries: Any, adapter: str) -> None:
     """Let such an entry be a parameter again, with the value that it has."""
+    if type(entries) is not GeneratedEntries or adapter not in entries.matrices:
+        return
     matrix = entries.matrices.pop(adapter)
     entries[adapter] = nn.Parameter(matrix.value().detach().clone(), requires_grad=matrix.requires_grad)
     if not entries.matrices:
