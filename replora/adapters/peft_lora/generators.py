@@ -12,7 +12,8 @@ from torch import nn
 from replora.adapters.config import RepLoRAConfig
 from replora.adapters.low_rank.factors import DiagonalMLP, FactorBank, GeneratedFactors
 from replora.adapters.peft_lora.layers import LoraPair, grouped
-from replora.adapters.peft_lora.matrices import Matrix
+from replora.adapters.peft_lora.matrices import Matrix, forget, solve
+from replora.adapters.peft_lora.places import LayerPlaces, all_removed, check_kept
 from replora.adapters.wrappers import unwrap
 from replora.errors import RepLoRAError, nearest
 
@@ -44,6 +45,7 @@ class Generators(nn.Module):
         banks: One for each shape of group.
         members: For each bank, the LoRA layers of each of its groups.
         matrices: For each bank, the matrices that it produces.
+        places: Where the layers and their matrices stand.
         awaits_file: Whether the generators of the A and B that are being loaded may come from a file.
     """
 
@@ -53,6 +55,7 @@ class Generators(nn.Module):
         self.banks = nn.ModuleList()
         self.members: list[list[list[LoraPair]]] = []
         self.matrices: list[list[Matrix]] = []
+        self.places: list[LayerPlaces] = []
         hooked: Any = self
         hooked.register_load_state_dict_pre_hook(_before_load)
         hooked.register_load_state_dict_post_hook(_after_load)
@@ -76,10 +79,11 @@ class Generators(nn.Module):
         for number, members in enumerate(groups):
             numbers = range(number * experts, (number + 1) * experts)
             for slot, pair in enumerate(members):
-                first, second = pair.matrices(bank, numbers, slot)
-                A, B = reversed(pair.stored()) if pair.is_embedding else pair.stored()
-                first.given, second.given = A.detach(), B.detach()
-                matrices += [first, second]
+                for each in (pair, *pair.tied):
+                    first, second = each.matrices(bank, numbers, slot)
+                    A, B = reversed(each.stored()) if each.is_embedding else each.stored()
+                    first.given, second.given = A.detach(), B.detach()
+                    matrices += [first, second]
         bank.requires_grad_(any(tensor.requires_grad for pair in flat(groups) for tensor in pair.stored()))
         self.banks.append(bank)
         self.members.append(groups)
@@ -87,11 +91,12 @@ class Generators(nn.Module):
 
     def install(self) -> None:
         """Let the layers compute with what the generators give, which is what they computed with before."""
-        for bank, matrices in zip(self.factor_banks(), self.matrices, strict=True):
-            start(bank, matrices)
+        for bank, matrices, groups in zip(self.factor_banks(), self.matrices, self.members, strict=True):
+            start(bank, matrices, keep_a=groups[0][0].keep_a)
         for matrices, groups in zip(self.matrices, self.members, strict=True):
             for pair, first, second in zip(flat(groups), matrices[::2], matrices[1::2], strict=True):
                 pair.generate(first, second)
+        self.places = [pair.places() for pair in self.pairs()]
 
     def factor_banks(self) -> list[GeneratedFactors]:
         return [bank for bank in self.banks if isinstance(bank, GeneratedFactors)]
@@ -124,8 +129,10 @@ def generators_of(pairs: Sequence[LoraPair], options: dict[str, Any]) -> Generat
 
 
 def flat(groups: list[list[LoraPair]]) -> Iterator[LoraPair]:
-    """The LoRA layers of all groups."""
-    return chain.from_iterable(groups)
+    """The LoRA layers of all groups, each followed by those that are tied to it."""
+    for pair in chain.from_iterable(groups):
+        yield pair
+        yield from pair.tied
 
 
 def _before_load(generators: Generators, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -149,12 +156,18 @@ def _settle(generators: Generators, *_: Any) -> None:
     generators.settle()
 
 
-def start(bank: GeneratedFactors, matrices: Sequence[Matrix]) -> None:
-    """Take up the factors that the layers had: of an adapter that has not begun, the scale; else the values."""
+def start(bank: GeneratedFactors, matrices: Sequence[Matrix], *, keep_a: bool) -> None:
+    """Take up the factors that the layers had: of an adapter that has not begun, the scale; else the values.
+
+    Args:
+        bank: What is to produce the factors.
+        matrices: What it produces.
+        keep_a: Whether A is taken up in either case.
+    """
     if all(matrix.given is None for matrix in matrices):
         return
     fresh = all(matrix.given is None or not matrix.given.any() for matrix in matrices if matrix.side == "B")
-    if not fresh:
+    if keep_a or not fresh:
         solve(bank, matrices)
         return
     with torch.no_grad():
@@ -165,31 +178,6 @@ def start(bank: GeneratedFactors, matrices: Sequence[Matrix]) -> None:
             if scale > 0:
                 bank.mlp_A.V[slot].mul_(scale.to(A.device) / A.float().square().mean().sqrt())
     forget(matrices)
-
-
-def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
-    """Let the bank give the matrices that were loaded.
-
-    Raises:
-        RepLoRAError: No parameters of the bank do.
-    """
-    if all(matrix.given is None for matrix in matrices):
-        return
-    with torch.no_grad():
-        pairs = [(A.detach().clone(), B.detach().clone()) for A, B in bank()]
-        for matrix in matrices:
-            if matrix.given is not None:
-                factors = matrix.factors_in(matrix.given)
-                for group, factor in zip(matrix.groups, factors, strict=True):
-                    pairs[matrix.slot]["AB".index(matrix.side)][group].copy_(factor)
-        bank.assign(pairs)
-    forget(matrices)
-
-
-def forget(matrices: Sequence[Matrix]) -> None:
-    """The values that were loaded are taken up, or of no use."""
-    for matrix in matrices:
-        matrix.given = None
 
 
 class Reparameterized(nn.ModuleDict):
@@ -204,7 +192,10 @@ class Reparameterized(nn.ModuleDict):
     hooks: list[torch.utils.hooks.RemovableHandle]
 
     def generators(self) -> dict[str, Generators]:
-        return {name: child for name, child in self.items() if isinstance(child, Generators)}
+        known = {name: child for name, child in self.items() if isinstance(child, Generators)}
+        for name in [name for name, child in known.items() if child.places and all_removed(child.places)]:
+            del self[name], known[name]
+        return known
 
     def factor_banks(self) -> list[FactorBank]:
         """Those of adapters that take part in the next forward pass."""
@@ -217,7 +208,9 @@ class Reparameterized(nn.ModuleDict):
                 "Start one process for each GPU, with DistributedDataParallel (torchrun, accelerate launch), or let "
                 "this one see a single GPU: CUDA_VISIBLE_DEVICES=0."
             )
-        for generators in self.generators().values():
+        for name, generators in self.generators().items():
+            if not torch.compiler.is_compiling():
+                check_kept(name, generators.places)
             generators.settle()
         for bank in self.factor_banks():
             bank.open()
