@@ -29,6 +29,7 @@ KINDS = {
     "color": ["red", "blue", "pink", "gray", "gold"],
     "metal": ["iron", "zinc", "tin", "lead", "steel"],
 }
+WORDS = [word for words in KINDS.values() for word in words]
 
 
 def pairs(count: int) -> Dataset:
@@ -39,7 +40,7 @@ def pairs(count: int) -> Dataset:
 
 
 def random_bert(folder: Path) -> SentenceTransformer:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sum(KINDS.values(), [])]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -50,9 +51,8 @@ def random_bert(folder: Path) -> SentenceTransformer:
 
 def margin(model: SentenceTransformer) -> float:
     """How much more alike two words of one kind are than two of different kinds."""
-    words = sum(KINDS.values(), [])
-    kind = torch.arange(len(words)) // 5
-    alike = model.similarity(vectors := model.encode(words, convert_to_tensor=True), vectors)
+    kind = torch.arange(len(WORDS)) // 5
+    alike = model.similarity(vectors := model.encode(WORDS, convert_to_tensor=True), vectors)
     same = kind[:, None] == kind
     return float(alike[same].mean() - alike[~same].mean())
 

@@ -100,6 +100,6 @@ def _check_optimizer(optimizer: Any, parameters: dict[int, str], banks: list[Any
     if pulled := {decay[id(p)] for bank in banks for p in bank.no_weight_decay() if decay.get(id(p))}:
         warnings.warn(
             f"A weight decay of {max(pulled)} pulls the diagonals of RepLoRA to 0. Leave the optimizer to the trainer, "
-            "or put the parameters with 'bias' in their names into a group without decay.",
+            "or make it with replora.parameter_groups(model).",
             stacklevel=2,
         )

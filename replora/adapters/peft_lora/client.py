@@ -32,7 +32,7 @@ class SavePretrained(Method):
                 written = selected is None or name in selected
             else:
                 folder = Path(save_directory)
-                written = name in self.model.active_adapters()  # type: ignore[operator]
+                written = name in next(generators.pairs()).layer.active_adapters
             if written:
                 prefix = f"replora.{name}."
                 own = {k.partition(prefix)[2]: t for k, t in (state or {}).items() if prefix in k}

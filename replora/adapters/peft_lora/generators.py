@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from replora.adapters.config import RepLoRAConfig
 from replora.adapters.low_rank.factors import DiagonalMLP, FactorBank, GeneratedFactors
@@ -105,6 +105,20 @@ class Generators(nn.Module):
         """The LoRA layers, bank by bank."""
         for groups in self.members:
             yield from flat(groups)
+
+    def seconds(self) -> Iterator[Matrix]:
+        """Of each of those layers, the matrix that is zero at the start."""
+        for matrices in self.matrices:
+            yield from matrices[1::2]
+
+    def deployed(self) -> dict[str, Tensor]:
+        """A and B of all layers, by the names that they have in the state of the model."""
+        return {key: t for pair in self.pairs() for key, t in zip(pair.keys(), pair.stored(), strict=True)}
+
+    def follow_layers(self) -> None:
+        """Move each bank to where its layers are: a model may have moved while it had other adapters."""
+        for bank, groups in zip(self.banks, self.members, strict=True):
+            bank.to(next(groups[0][0].layer.get_base_layer().parameters()).device)
 
     def settle(self) -> None:
         """Solve for the matrices that were loaded without the generators that produce them."""

@@ -289,5 +289,5 @@ def keep_entry(entries: Any, adapter: str) -> None:
     matrix = entries.matrices.pop(adapter)
     entries[adapter] = nn.Parameter(copied(matrix.value()), requires_grad=matrix.requires_grad)
     if not entries.matrices:
-        entries.__class__ = nn.ParameterDict
+        entries.__class__ = nn.ParameterDict  # type: ignore[assignment]
         del entries.matrices
