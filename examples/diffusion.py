@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"step {step}: loss {loss.item():.3f}")
     unet.save_lora_adapter(options.out)  # plain LoRA, and the generators beside it
     plain = random_unet()
-    plain.load_lora_adapter(options.out, prefix=None)  # needs no replora
+    plain.load_lora_adapter(options.out, prefix=None, use_safetensors=True)  # needs no replora
     with torch.no_grad():
         outputs = [model(images[:8], 1, prompts[:8]).sample for model in (plain, unet)]
         difference = (outputs[0] - outputs[1]).abs().max().item()

@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     with TemporaryDirectory() as temporary:
         model = random_bert(Path(temporary))
         lora = peft.LoraConfig(r=4, target_modules=["query", "value"])
-        model[0].auto_model = peft.get_peft_model(model[0].auto_model, lora)  # or model.add_adapter(lora)
+        model[0].model = peft.get_peft_model(model[0].model, lora)  # or model.add_adapter(lora)
         replora.reparameterize(model)
         print(f"margin before: {margin(model):.3f}")
         trainer = SentenceTransformerTrainer(
@@ -86,9 +86,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
         trainer.train()
         print(f"margin after: {margin(model):.3f}")
-        model[0].auto_model.save_pretrained(options.out)
+        model[0].model.save_pretrained(options.out)
         plain = random_bert(Path(temporary))
-        plain[0].auto_model = peft.PeftModel.from_pretrained(plain[0].auto_model, options.out)  # needs no replora
+        plain[0].model = peft.PeftModel.from_pretrained(plain[0].model, options.out)  # needs no replora
         print(f"{options.out}: plain LoRA, margin {margin(plain):.3f}")
 
 
