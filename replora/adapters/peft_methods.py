@@ -14,6 +14,8 @@ from replora.adapters.container import Adapters
 from replora.adapters.low_rank.frozen_layers import SetAside, check_finite, computes_by_weight, take_base_names
 from replora.adapters.low_rank.layer import is_conv1d
 from replora.adapters.low_rank.threads import Switch
+from replora.adapters.peft_lora.generators import generators_of
+from replora.adapters.peft_lora.layers import lora_pairs
 from replora.adapters.targets import Target
 from replora.adapters.wrappers import aliases_of, is_wrapper, plain_name
 from replora.errors import RepLoRAError, nearest
@@ -76,10 +78,15 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, 
         peft.inject_adapter_in_model(own, model)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RepLoRAError(f"{config.method}: peft refuses: {error}") from error
+    del model.peft_config  # that of this adapter, and of no later one
     added = [p for p in model.parameters() if id(p) not in before]
     for parameter in added:
         if parameter.requires_grad and parameter.is_floating_point() and parameter.dtype.itemsize < 4:
             parameter.data = parameter.data.float()
+    if config.reparameterize:
+        adapters.generators = generators_of(lora_pairs(model, "default"), config.generator_options)
+        adapters.generators.install()
+        added = [p for p in model.parameters() if id(p) not in before]
     adapters.targets = modules
     for name, layer in peft_layers(model).items():
         for alias in aliases[id(layer.get_base_layer())]:  # peft knows only the first name of a layer
