@@ -134,6 +134,11 @@ def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
     forget(matrices)
 
 
+def copied(value: Tensor) -> Tensor:
+    """A copy of a matrix as files take it: B comes out of its MLP transposed."""
+    return value.detach().clone(memory_format=torch.contiguous_format)
+
+
 def forget(matrices: Sequence[Matrix]) -> None:
     """The values that were loaded are taken up, or of no use."""
     for matrix in matrices:
@@ -284,7 +289,7 @@ def generate_entry(entries: Any, adapter: str, matrix: Matrix) -> None:
 
 def keep_entry(entries: Any, adapter: str) -> None:
     """Let such an entry be a parameter again, with the value that it has."""
-    if type(entries) is not GeneratedEntries or adapter not in entries.matrices:
+    if adapter not in getattr(entries, "matrices", {}):
         return
     matrix = entries.matrices.pop(adapter)
     entries[adapter] = nn.Parameter(copied(matrix.value()), requires_grad=matrix.requires_grad)
