@@ -24,6 +24,7 @@ from .adapters.state import (
 )
 from .adapters.targets import Target, TargetNotFoundError, find_targets
 from .errors import RepLoRAError
+from .inference.classification import load_run
 
 __version__: str
 
@@ -55,6 +56,7 @@ __all__ = [
     "inject",
     "load_adapter",
     "load_adapter_state",
+    "load_run",
     "materialize",
     "merge",
     "merge_and_unload",

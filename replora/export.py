@@ -33,7 +33,7 @@ from replora.datasets.image.read import describe_images, short_side
 from replora.errors import RepLoRAError, nearest
 from replora.io import check_output, new_folder
 from replora.results import describe_training_data, read_results
-from replora.runs import check_usable, load_run, read_entry
+from replora.runs import check_usable, open_run, read_entry
 
 Format = Literal["peft", "adapter"]
 # Maximum difference between merged and unmerged outputs, as a fraction of the largest output.
@@ -90,7 +90,7 @@ def load_trained(source: Path, base: str | None = None, checkpoint: Path | None 
         )
     if base is not None:
         raise ExportError(f"--base {base} is for an adapter file; {source} is a run, which names its own backbone.")
-    run = load_run(source, checkpoint, force)
+    run = open_run(source, checkpoint, force)
     results = read_results(source) if (source / "results.json").is_file() else {}
     measured = (results.get("test") or results.get("validate") or {}).get("metrics", {})
     name = run.backbone.name
