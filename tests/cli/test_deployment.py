@@ -220,7 +220,7 @@ def test_a_quantized_base_is_refused(
     opened = load_transformers(str(home / "llama_base"))
     attention = opened.model.layers[0].self_attn
     attention.q_proj = Int8Linear(attention.q_proj)
-    monkeypatch.setattr("replora.export.load_transformers", lambda *_: opened)
+    monkeypatch.setattr("replora.export.trained.load_transformers", lambda *_: opened)
     source = (str(home / "llama.safetensors"), f"--base={home / 'llama_base'}", f"--out={tmp_path / 'out'}")
     assert "is quantized (torch.int8)" in refused(capsys, "merge", *source)
     assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from PIL import Image
 import replora
 from replora import RepLoRAError
 from replora.cli.main import main
+from replora.datasets.image.read import ImageReader
+from replora.export import onnx, usage
 from tests.cli.helpers import fit
-from tests.cli.test_own_data import TINY
+from tests.cli.test_own_data import TINY, refused
 from tests.fake_data import write_image_folder
 
 torch.set_num_threads(1)
@@ -122,3 +126,103 @@ def test_a_moved_run_in_a_folder_that_cannot_be_written(home: Path, tmp_path: Pa
     finally:
         (tmp_path / "moved").chmod(0o755)
         (tmp_path / "moved").rename(home / "run")
+
+
+# --- formats
+
+
+@pytest.fixture(scope="module")
+def exported(home: Path) -> dict[str, Path]:
+    """Format -> the folder that it was written to."""
+    folders = {}
+    for form in ("peft", "adapter", "timm", "onnx"):
+        folders[form] = home / form
+        out = home / form / "small.safetensors" if form == "adapter" else home / form
+        main(["export", str(home / "run"), f"--format={form}", f"--out={out}"])
+    return folders
+
+
+LIBRARIES = {"peft": "peft", "adapter": "replora", "timm": "timm", "onnx": "onnx"}
+
+
+@pytest.mark.parametrize("form", LIBRARIES)
+def test_the_code_of_every_card_gives_the_probabilities_of_the_predictor(
+    form: str,
+    home: Path,
+    exported: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    card = next(exported[form].glob("*.md")).read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    text = card.replace("\\", "")  # Markdown's escapes
+    for part in ("chat d'été", "32 x 32 pixels, crop", "test/accuracy", "pets", f'library_name: "{LIBRARIES[form]}"'):
+        assert part in text
+    assert "<img" not in card.replace("\\<", "")
+    monkeypatch.chdir(exported[form])
+    predictor = replora.load_run(home / "run")
+    for name in ("turned.jpg", "gray.png", "plain.png"):
+        shutil.copy(home / "odd" / name, "photo.jpg")
+        found = predictor.predict("photo.jpg")
+        names: dict = {}
+        exec(compile(code, "card", "exec"), names)
+        np.testing.assert_allclose(np.asarray(names["probabilities"]), found.probabilities[0], atol=2e-6)
+        assert list(names["classes"]) == found.class_names
+        assert capsys.readouterr().out.startswith(found.labels[0])
+    Path("photo.jpg").unlink()
+
+
+def test_a_file_of_onnx_takes_batches_and_says_what_it_needs(home: Path, exported: dict[str, Path]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(exported["onnx"] / "model.onnx")
+    metadata = session.get_modelmeta().custom_metadata_map
+    preprocessing = json.loads(metadata["preprocessing"])
+    assert (preprocessing["framing"], preprocessing["upright"], preprocessing["image_size"]) == ("crop", True, 32)
+    assert "test/accuracy" in json.loads(metadata["metrics"])
+    predictor = replora.load_run(home / "run")
+    files = sorted((home / "odd").iterdir()) * 2
+    batch = torch.stack([predictor.read(file) for file in files]).div(255).sub(predictor.mean).div(predictor.std)
+    (found,) = session.run(["probabilities"], {"image": batch.numpy()})
+    np.testing.assert_allclose(found, predictor.predict(files).probabilities, atol=2e-6)
+    model = onnx._WithProbabilities(predictor.model)
+    assert onnx._verify(model, batch[:2], exported["onnx"] / "model.onnx") < 2e-6
+    with torch.no_grad():
+        predictor.model.get_submodule(predictor.head).bias += 0.1
+    with pytest.raises(RepLoRAError, match="The outputs of onnxruntime and torch differ by 0.1"):
+        onnx._verify(model, batch[:2], exported["onnx"] / "model.onnx")
+
+
+@pytest.mark.parametrize("framing", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "tf1_bilinear"])
+def test_the_code_reads_a_photo_as_the_run_does(
+    framing: str, interpolation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_odd_photos(tmp_path / "odd")
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    data = {"image_size": 50, "interpolation": interpolation, "framing": framing, "upright": True}
+    data |= {"normalization": {"mean": mean, "std": std}}
+    reader = ImageReader(50, interpolation, framing, True, mean=tuple(mean))  # type: ignore[arg-type]
+    for name in ("turned.jpg", "plain.png", "cmyk.tiff"):
+        shutil.copy(tmp_path / "odd" / name, "photo.jpg")
+        names: dict = {}
+        exec(usage._joined(usage._photo(data)), names)
+        pixels = reader.read(Path("photo.jpg")).permute(1, 2, 0) / 255
+        wanted = ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)
+        np.testing.assert_allclose(names["batch"][0], wanted, atol=2e-6)
+
+
+def test_formats_that_do_not_fit_are_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = str(home / "run"), f"--out={tmp_path / 'out'}"
+    with monkeypatch.context() as patch:
+        patch.setattr("replora.export.onnx.find_spec", lambda name: None if name == "onnxruntime" else name)
+        error = refused(capsys, "export", run, "--format=onnx", out)
+        assert 'needs onnxruntime, which is not installed: pip install "replora[onnx]"' in error
+    assert "'onnx'" in refused(capsys, "export", run, "--format=onxx", out)
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "a.md").write_text("mine")
+    file = f"--out={tmp_path / 'a.safetensors'}"
+    assert "a.md already exists" in refused(capsys, "export", run, "--format=adapter", file)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.md"]
