@@ -30,6 +30,7 @@ from replora.cli.commands.prepare import (
 )
 from replora.cli.commands.quickstart import quickstart
 from replora.cli.commands.report import report
+from replora.cli.commands.serve import serve
 from replora.cli.commands.sweep import sweep
 from replora.cli.defects import report_defect
 from replora.cli.run_command import columns, described, run_command
@@ -62,6 +63,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "ask": ask,
     "export": export,
     "merge": merge,
+    "serve": serve,
     "plot": plot,
     "quickstart": quickstart,
     "sweep": sweep,
@@ -80,6 +82,8 @@ OTHER_NAMES = {
     "demo": "quickstart",
     "save": "export",
     "convert": "merge",
+    "deploy": "serve",
+    "server": "serve",
 }
 
 
@@ -178,4 +182,6 @@ For example:
   replora-cli sweep --config sweep/quickstart_low_data.yaml
   replora-cli report runs/quickstart_low_data --out report
   replora-cli export runs/NAME
-  replora-cli merge runs/NAME --out model"""
+  replora-cli export runs/NAME --format onnx --out model
+  replora-cli merge runs/NAME --out model
+  replora-cli serve runs/NAME"""
