@@ -23,6 +23,7 @@ from replora.backbones.backbone import Backbone
 from replora.datasets.samples import PADDING_LABEL
 from replora.errors import RepLoRAError
 from replora.metrics.class_accuracy import MeanClassAccuracy
+from replora.metrics.class_report import ClassReport
 
 
 class ClassPredictions(TypedDict):
@@ -74,6 +75,9 @@ class ClassificationModule(AdaptedModule):
         # Lightning's mean over processes rounds their numbers of examples; torchmetrics' does not.
         self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self.train_skipped, self.val_skipped, self.test_skipped = SumMetric(), SumMetric(), SumMetric()
+        report = ClassReport(num_classes, ignore_index=PADDING_LABEL)
+        self.val_report, self.test_report = report, report.clone()
+        self._reported: dict[str, dict[str, Any]] = {}  # verb -> what its report said at the end
 
     def compile_model(self) -> None:
         """Compile the model with `torch.compile`; the names in checkpoints do not change."""
@@ -97,8 +101,11 @@ class ClassificationModule(AdaptedModule):
                 "compiled, some minutes each on a CPU (docs/video.md)"
             )
 
-    def writers(self, verb: str, run_dir: Path) -> list[Callback]:
-        return [PredictionWriter(run_dir)] if verb == "predict" else []
+    def writers(self, verb: str, run_dir: Path) -> list[Callback]:  # noqa: ARG002
+        return [PredictionWriter(run_dir)]
+
+    def measured(self, verb: str) -> dict[str, Any]:
+        return super().measured(verb) | self._reported.get(verb, {})
 
     @abstractmethod
     def logits_of(self, batch: Any) -> Tensor:
@@ -122,12 +129,22 @@ class ClassificationModule(AdaptedModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        self._evaluate(batch, self.val_metrics, self.val_loss, "val/")
+        self.val_report.update(self._evaluate(batch, self.val_metrics, self.val_loss, "val/"), batch["label"])
         self._count_skipped(batch, self.val_skipped, "val/skipped")
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        self._evaluate(batch, self.test_metrics, self.test_loss, "test/")
+    def test_step(self, batch: Any, batch_idx: int) -> ClassPredictions:  # noqa: ARG002
+        logits = self._evaluate(batch, self.test_metrics, self.test_loss, "test/")
+        self.test_report.update(logits, batch["label"])
         self._count_skipped(batch, self.test_skipped, "test/skipped")
+        return {"index": batch["index"], "probabilities": logits.float().softmax(dim=-1)}
+
+    def on_validation_epoch_end(self) -> None:
+        self._reported["validate"] = self.val_report.compute()
+        self.val_report.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self._reported["test"] = self.test_report.compute()
+        self.test_report.reset()
 
     def predict_step(self, batch: Any, batch_idx: int) -> ClassPredictions:  # noqa: ARG002
         return {"index": batch["index"], "probabilities": self.logits_of(batch).float().softmax(dim=-1)}
@@ -138,7 +155,7 @@ class ClassificationModule(AdaptedModule):
             skipped.update(((batch["label"] == PADDING_LABEL) & (batch["index"] >= 0)).sum())
             self.log(name, skipped, on_step=False, on_epoch=True)
 
-    def _evaluate(self, batch: Any, metrics: MetricCollection, mean_loss: MeanMetric, prefix: str) -> None:
+    def _evaluate(self, batch: Any, metrics: MetricCollection, mean_loss: MeanMetric, prefix: str) -> Tensor:
         logits, label = self.logits_of(batch), batch["label"]
         metrics.update(logits, label)
         counted = label != PADDING_LABEL
@@ -146,3 +163,4 @@ class ClassificationModule(AdaptedModule):
         self.log(f"{prefix}loss", mean_loss)
         for name, metric in metrics.items(keep_base=False, copy_state=False):
             self.log(name, metric, prog_bar=name == f"{prefix}accuracy")
+        return logits

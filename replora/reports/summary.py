@@ -20,7 +20,15 @@ COUNTED = {"accuracy", "acc", "acc_norm", "unparsed"}  # shares of items
 COUNTED_KINDS = {"gqa", "nlvr2", "choice"}  # of vision-and-language tasks; an answer of VQA may be partly right
 FILES = (
     *("results.json", "fit.yaml", "adapter.safetensors", "checkpoints/last.ckpt"),
-    *("predictions.csv", "predictions.jsonl", "predictions", "predictions_partial"),
+    *(
+        "test_predictions.csv",
+        "plots/confusion.png",
+        "plots/mistakes.png",
+        "predictions.csv",
+        "predictions.jsonl",
+        "predictions",
+        "predictions_partial",
+    ),
 )
 
 Row = tuple[str, str, str, str]

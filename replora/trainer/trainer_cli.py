@@ -31,6 +31,7 @@ from lightning_modules.callbacks.progress import progress_callbacks
 from lightning_modules.callbacks.results_writer import trained_classes
 from replora.errors import RepLoRAError
 from replora.identity import flat_options, plain_option
+from replora.plots.mistakes import draw_test
 from replora.recipes import changed_options
 from replora.reports.summary import summarize
 from replora.results import UNTRAINED, DivergedError
@@ -60,10 +61,12 @@ class TrainerCLI(LightningCLI):
 
     Args:
         arguments: Verb and its options.
+        pictures: Whether a test of images is drawn.
     """
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], *, pictures: bool = False) -> None:
         self.verb = arguments[0]
+        self.pictures = pictures
         fix_int_float_union()
         ignore_messages()
         self.resources = ExitStack()
@@ -86,7 +89,10 @@ class TrainerCLI(LightningCLI):
             auto_configure_optimizers=False,
         )
         if getattr(rank_zero_only, "rank", 0) == 0:
-            print(summarize(self.options.run_dir, self.verb, recorded=not self.options.trainer.fast_dev_run))
+            recorded = not self.options.trainer.fast_dev_run
+            if self.pictures and recorded and self.verb in ("fit", "test"):
+                draw_test(self.options.run_dir, self.datamodule)
+            print(summarize(self.options.run_dir, self.verb, recorded=recorded))
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> TrainerCLI:
         """Itself: weight averaging copies the module, whose optimizer function leads to the parser and to here."""
