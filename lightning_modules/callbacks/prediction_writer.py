@@ -60,7 +60,8 @@ class PredictionWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end(trainer, "test", self.run_dir / TEST_PREDICTIONS)
-        classes = pl_module.measured("test").get("classes", [])
+        module: Any = pl_module
+        classes = module.measured("test").get("classes", [])
         if classes and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             names = _names_and_paths(trainer)[0] or range(len(classes))
             rows = [[name, *row.values()] for name, row in zip(names, classes, strict=True)]

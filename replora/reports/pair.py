@@ -20,8 +20,8 @@ def compare_runs(first: Path, second: Path) -> str:
     Raises:
         RepLoRAError: A run has no test predictions, or they are of other images than those of the other run.
     """
-    results = [read_results(run) for run in (first, second)]
     answers = [_answers(run) for run in (first, second)]
+    results = [read_results(run) for run in (first, second)]
     _check_same(answers, (first, second))
     rights = [[label == predicted for label, predicted, _ in rows.values()] for rows in answers]
     counts = paired(*rights)
