@@ -42,6 +42,7 @@ from replora.trainer.checks import check_command_line, check_data_files, check_t
 from replora.trainer.config_option import PackagedConfigFile
 from replora.trainer.in_force import name_classes_of_help
 from replora.trainer.loggers import loggers
+from replora.trainer.precision import offer_auto, resolve_auto
 from replora.trainer.quiet import ignore_messages
 from replora.trainer.refusal import why_refused
 from replora.trainer.run_options import CONFIG_TEXT, LINKS, RUN_OPTIONS
@@ -68,6 +69,7 @@ class TrainerCLI(LightningCLI):
         self.verb = arguments[0]
         self.pictures = pictures
         fix_int_float_union()
+        offer_auto()
         ignore_messages()
         self.resources = ExitStack()
         with self.resources:
@@ -151,6 +153,7 @@ class TrainerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         check_trainer(self.options.trainer)
+        resolve_auto(self.options.trainer)
         check_data_files(self.options.data)
         if self.options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run of this process
