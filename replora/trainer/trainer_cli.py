@@ -41,6 +41,7 @@ from replora.trainer.checkpoint import find_checkpoint
 from replora.trainer.checks import check_command_line, check_data_files, check_trainer, fix_int_float_union
 from replora.trainer.config_option import PackagedConfigFile
 from replora.trainer.in_force import name_classes_of_help
+from replora.trainer.logger_files import send_files
 from replora.trainer.loggers import loggers
 from replora.trainer.precision import offer_auto, resolve_auto
 from replora.trainer.quiet import ignore_messages
@@ -93,7 +94,8 @@ class TrainerCLI(LightningCLI):
         if getattr(rank_zero_only, "rank", 0) == 0:
             recorded = not self.options.trainer.fast_dev_run
             if self.pictures and recorded and self.verb in ("fit", "test"):
-                draw_test(self.options.run_dir, self.datamodule)
+                drawn = draw_test(self.options.run_dir, self.datamodule)
+                send_files(self.trainer.loggers, drawn, self.options.run_dir / "results.json")
             print(summarize(self.options.run_dir, self.verb, recorded=recorded))
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> TrainerCLI:

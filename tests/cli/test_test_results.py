@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from sklearn.metrics import precision_recall_fscore_support
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from replora.cli.main import main
 from replora.evaluation.paired import Paired, paired
@@ -54,6 +55,25 @@ def test_a_test_writes_its_predictions_the_classes_and_pictures(runs) -> None:
     assert test["calibration"]["accuracy"] == test["metrics"]["test/accuracy"]
     for name in ("confusion", "mistakes"):
         assert (runs[0] / "plots" / f"{name}.png").stat().st_size > 10_000
+
+
+def test_tensorboard_has_the_pictures(runs) -> None:
+    (log,) = (runs[0] / "logs").glob("fit*")
+    events = EventAccumulator(str(log), size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == ["confusion", "mistakes"]
+
+
+def test_mlflow_has_pictures_results_and_metrics(tmp_path) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    logger = ["--trainer.logger=MLFlowLogger", f"--trainer.logger.tracking_uri={store}"]
+    run(tmp_path / "run", *logger, f"--trainer.logger.artifact_location={tmp_path / 'files'}")
+    client = mlflow.MlflowClient(store)
+    (kept,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert {"confusion.png", "mistakes.png", "results.json"} <= {
+        file.path for file in client.list_artifacts(kept.info.run_id)
+    }
+    assert "test/accuracy" in kept.data.metrics
 
 
 def test_compare(runs, capsys) -> None:
