@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ COUNTED = {"accuracy", "acc", "acc_norm", "unparsed"}  # shares of items
 COUNTED_KINDS = {"gqa", "nlvr2", "choice"}  # of vision-and-language tasks; an answer of VQA may be partly right
 FILES = (
     *("results.json", "fit.yaml", "adapter.safetensors", "checkpoints/last.ckpt"),
-    *("test_classes.csv", "test_predictions.csv", "plots/confusion.png", "plots/mistakes.png"),
+    *("test_classes.csv", "test_predictions.csv", "plots"),
     *("predictions.csv", "predictions.jsonl", "predictions", "predictions_partial"),
 )
 WEAKEST = 3  # number of classes that a summary names
@@ -77,14 +78,17 @@ def summarize(run_dir: Path, verb: str, recorded: bool = True) -> str:
         facts += _epochs(results, fit)
     elif evaluation:
         facts.append(("weights", weights_source(evaluation)))
-    facts += _by_class(results, evaluation)
+    if not evaluation.get("partial"):
+        facts += _by_class(results, evaluation)
     status = status_of(results, evaluation.get("partial", []))
     if status != "complete":
         facts.append(("status", status))
     spent = [(name, part["seconds"]) for name, part in (("fit", fit), (measured, evaluation)) if part]
     facts.append(("time", ", ".join(f"{format_seconds(seconds)} ({name})" for name, seconds in spent)))
     facts.append(("folder", str(run_dir)))
-    facts.append(("files", ", ".join(name for name in FILES if (run_dir / name).exists())))
+    written = ", ".join(name for name in FILES if (run_dir / name).exists())
+    lines_of_files = textwrap.wrap(written, 71, break_on_hyphens=False)
+    facts += zip(("files", *[""] * len(lines_of_files)), lines_of_files, strict=False)
     facts.append(("next", next_command(results, run_dir, verb)))
     return "\n".join([*lines, "", *(f"{name:<9}{text}" for name, text in facts if text)])
 
