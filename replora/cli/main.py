@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 
 from replora.cli.commands.ask import ask
+from replora.cli.commands.compare import compare
 from replora.cli.commands.configs import configs
 from replora.cli.commands.export import export, merge
 from replora.cli.commands.plot import plot
@@ -65,6 +66,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "merge": merge,
     "serve": serve,
     "plot": plot,
+    "compare": compare,
     "quickstart": quickstart,
     "sweep": sweep,
     "report": report,
@@ -147,7 +149,7 @@ def run(arguments: list[str]) -> None:
 
         print(help_page(verb, TRAINER_VERBS[verb], arguments[1:]))
     elif verb in TRAINER_VERBS:
-        launch(arguments)
+        launch(arguments, pictures=True)
     else:
         verbs = [*TRAINER_VERBS, *COMMANDS]
         meant = f"Did you mean {OTHER_NAMES[verb]!r}?" if verb in OTHER_NAMES else nearest(verb, verbs)
