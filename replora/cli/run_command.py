@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from replora.cli.arguments import FLAGS, split_arguments
 from replora.cli.commands.prepare import name_root
 from replora.cli.commands.sweep import sweep
+from replora.cli.commands.tune import options_apart, tune
 from replora.datasets.common.files import printable
 from replora.errors import RepLoRAError, nearest
 
@@ -50,7 +51,11 @@ def run_command(verb: str, command: Callable[..., None] | dict[str, Callable[...
             parser.add_function_arguments(sweep, as_group=False)
             options = parser.parse_args(arguments)
         else:
-            ordered = _positional_first(command, arguments)
+            if command is tune:
+                of_fit, own = options_apart(arguments)
+                ordered = [_json(of_fit), *own]
+            else:
+                ordered = _positional_first(command, arguments)
             auto_cli(command, args=ordered, prog=prog, allow_abbrev=False, exit_on_error=False)
             return
     except ArgumentError as error:

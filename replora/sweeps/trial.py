@@ -253,6 +253,11 @@ def set_aside_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> Pa
     same = [[a for a in arguments if not a.startswith(of_grid)] for arguments in (before or [], trial.arguments)]
     if before is None or before == trial.arguments or same[0] != same[1]:
         return None
+    return set_aside(folder)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename the directory of a trial to one that is free, and its results so that reports do not find them."""
     if (folder / "results.json").is_file():
         (folder / "results.json").rename(folder / "former_results.json")
     number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.former-{n}").exists())

@@ -73,7 +73,7 @@ def test_folds_divide_what_final_trains_on(kinds: dict[str, Make], kind: str, su
     final.setup("fit")
     pool = used(final, "trainval")
     if kind == "photos" and subset:
-        with pytest.raises(SubsetError, match="largest class has 1. Add examples"):
+        with pytest.raises(SubsetError, match=r"largest class has 1. Add examples"):
             kinds[kind](protocol="tune", fold="1/2", **subset).setup("fit")
         return
     validated: list[int] = []
@@ -136,14 +136,14 @@ def test_what_contradicts_a_fold(kinds: dict[str, Make]) -> None:
         kinds["digits"](fold="1/5")
     with pytest.raises(SubsetError, match="which a fold replaces"):
         kinds["digits"](fold="1/5", protocol="tune", select_fraction=0.5)
-    with pytest.raises(SubsetError, match="the largest class has 8. Use at most 8 folds"):
+    with pytest.raises(SubsetError, match=r"the largest class has 8. Use at most 8 folds"):
         kinds["photos"](fold="1/20", protocol="tune").setup("fit")
     with pytest.raises(TypeError, match="fold"):
         VLDemoDataModule(fold="1/5", protocol="tune")
 
 
 def test_a_class_with_too_few_for_shots_is_named(kinds: dict[str, Make]) -> None:
-    with pytest.raises(SubsetError, match="but 'dog' has 5, 'one' has 1. Use at most shots=1"):
+    with pytest.raises(SubsetError, match=r"but 'dog' has 5, 'one' has 1. Use at most shots=1"):
         kinds["photos"](protocol="final", shots=6).setup("fit")
-    with pytest.raises(SubsetError, match="but 'left' has 7, 'right' has 7. Use at most shots=7"):
+    with pytest.raises(SubsetError, match=r"but 'left' has 7, 'right' has 7. Use at most shots=7"):
         kinds["videos"](protocol="final", shots=9).setup("fit")
