@@ -106,7 +106,7 @@ def run_trial(
     (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     label = _label(sweep, trial) | ({"chosen_by": rule} if rule else {})
     try:
-        with _called(arguments), _output_to(folder / "output.log"):
+        with _called(arguments), output_to(folder / "output.log"):
             if arguments:
                 launch([*arguments, "--trainer.enable_progress_bar=false"])
     except (NonFiniteLossError, DivergedError) as error:
@@ -363,7 +363,7 @@ def results_there(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _output_to(file: Path) -> Iterator[None]:
+def output_to(file: Path) -> Iterator[None]:
     """Append all output of this process to a file, by the descriptors of its streams.
 
     Log handlers, warnings and libraries in C hold the streams that were there when they were loaded.

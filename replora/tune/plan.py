@@ -114,7 +114,7 @@ class Plan:
         count = len(self.candidates)
         rungs = max(0, math.ceil(math.log2(count)) - 1) if count > 1 else 0  # two are left for the last
         passed = sum(math.ceil(self.measurements * 2**rung / 2**rungs) <= measured for rung in range(rungs))
-        return math.ceil(count / 2**passed)
+        return math.ceil(count / (1 << passed))
 
     def trials(self) -> int:
         """The number of trials that choose, unless candidates fail or an edge is extended."""

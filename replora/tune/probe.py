@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -15,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from replora.errors import RepLoRAError
 from replora.sweeps.plan import Trial
 from replora.sweeps.step_time import NotMeasuredError, StepTimer, run_timed
+from replora.sweeps.trial import output_to
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def probe(trial: Trial, steps: int) -> Facts:
         begin = time.perf_counter()
         timer = {"class_path": f"{__name__}.ProbeTimer", "init_args": {"steps": steps, "file": str(file)}}
         try:
-            measured = run_timed(trial, timer)
+            with output_to(Path(os.devnull)):
+                measured = run_timed(trial, timer)
         except NotMeasuredError as error:
             raise _own_error(error) from error
         facts = json.loads(file.read_text(encoding="utf-8"))

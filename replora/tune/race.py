@@ -16,11 +16,8 @@ from replora.tune.budget import Clock, OutOfTimeError
 from replora.tune.plan import Candidate, Plan
 from replora.tune.probe import Facts
 
-METRICS = (
-    "val/accuracy",
-    "val/acc_norm",
-    "val/acc",
-)  # by which candidates are compared, if there is one; else the loss
+# By which candidates are compared, if there is one; else by the loss.
+METRICS = ("val/accuracy", "val/acc_norm", "val/acc")
 LOSS = "val/loss"
 SAFETY = 1.2  # the time kept for the final fit, over its estimate
 SECONDS = 1.0  # and in addition, for files and pictures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ def run_tune(request: Request, home: Path, clock: Clock, dry_run: bool = False) 
     plan, facts, why = _planned(request)
     best_guess = plan.candidates[len(plan.candidates) // 2]
     tests = probe(plan.final(best_guess), 0)  # data without a test, for example, fail now and not at the end
+    facts = replace(facts, start=tests.start)  # the first one waited for packages
     race = Race(home, plan, facts, tests, clock)
     _check_same_plan(home, plan, facts)
     print(_announcement(race, why), flush=True)
@@ -107,9 +108,8 @@ def run_tune(request: Request, home: Path, clock: Clock, dry_run: bool = False) 
         outcome = outcome_of(race)
     if outcome is None:
         listed = "\n".join(f"  {name}: {reason.splitlines()[0]}" for name, reason in race.failures.items())
-        raise TuneError(
-            f"No candidate could be measured.\n{listed or '  ' + race.stopped}\nTheir output.log says more."
-        )
+        reasons = listed or f"  {race.stopped}"
+        raise TuneError(f"No candidate could be measured.\n{reasons}\nTheir output.log in {home} says more.")
     write_json(home / RECORD, {"format": 1} | record(race, outcome))
     show(race, outcome)
     picture = draw(race, outcome)
@@ -162,7 +162,8 @@ def _planned(request: Request) -> tuple[Plan, Facts, str]:
     facts, folds = _probed(plan, bare, request.folds, offered="data.fold" in options[0])
     folds, why = _measurements(request, facts, folds)
     subset = any(options[0].get(name) not in (None, 1.0) for name in ("data.shots", "data.train_fraction"))
-    draws = request.draws or (REPEATS if folds == 1 else -(-FOLDS // folds))
+    # Other draws of a subset have other training examples: only who asks for them has so many.
+    draws = request.draws or (1 if subset else REPEATS if folds == 1 else -(-FOLDS // folds))
     candidates: list[Candidate] = []
     for one, configured in zip(bare, options, strict=True):
         rates = list(request.rates) or around(float(configured[RATE]))
@@ -170,7 +171,7 @@ def _planned(request: Request) -> tuple[Plan, Facts, str]:
         candidates += grid_of(one.method or facts.method, one.config, sorted(rates), ranks, request.epochs)
     repeated = f", {draws} times with other seeds" if draws > 1 else ""
     drawn = f" Each draw has other training examples (subset_seed {plan.subset_seed} and on)." if subset else ""
-    full = Plan(**{**plan.__dict__, "candidates": candidates, "folds": folds, "draws": draws})
+    full = replace(plan, candidates=candidates, folds=folds, draws=draws)
     return full, facts, f"{why}{repeated}.{drawn if draws > 1 else ''}"
 
 
@@ -194,7 +195,7 @@ def _probed(plan: Plan, bare: list[Candidate], folds: int | None, offered: bool)
     failure: Exception | None = None
     for one in bare:
         for count in (2, 1) if offered and folds != 1 else (1,):
-            trial = Plan(**{**plan.__dict__, "folds": count}).trial(one, 0)
+            trial = replace(plan, folds=count).trial(one, 0)
             try:
                 return probe(trial, 3), count
             except SubsetError as error:
@@ -214,10 +215,7 @@ def _measurements(request: Request, facts: Facts, probed: int) -> tuple[int, str
     if request.folds:
         return request.folds, f"Compared by cross-validation with {request.folds} folds of {pool:,} examples, as asked"
     if facts.given_validation:
-        return (
-            1,
-            "Compared on the validation examples, because they were chosen by hand (--folds 5 mixes them with others)",
-        )
+        return 1, f"Compared on the {val:,} validation examples, because they were chosen by hand"
     if pool >= FEW_EXAMPLES:
         return 1, f"Compared on the validation examples, because there are {pool:,} to train and validate on"
     folds = max(2, min(FOLDS, pool // facts.classes))
