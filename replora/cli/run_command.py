@@ -40,6 +40,9 @@ def run_command(verb: str, command: Callable[..., None] | dict[str, Callable[...
                 f"{verb}: what follows {argument or before!r} is empty, as from a variable that is not set. Give a "
                 "value, or leave it out."
             )
+    if command is tune:  # the options of fit are one argument
+        of_fit, own = options_apart(arguments)
+        arguments = [_json(of_fit), *own]
     # Only here: `--help` of the program does not wait for the parser.
     from jsonargparse import ArgumentError, ArgumentParser, auto_cli
 
@@ -51,11 +54,7 @@ def run_command(verb: str, command: Callable[..., None] | dict[str, Callable[...
             parser.add_function_arguments(sweep, as_group=False)
             options = parser.parse_args(arguments)
         else:
-            if command is tune:
-                of_fit, own = options_apart(arguments)
-                ordered = [_json(of_fit), *own]
-            else:
-                ordered = _positional_first(command, arguments)
+            ordered = arguments if command is tune else _positional_first(command, arguments)
             auto_cli(command, args=ordered, prog=prog, allow_abbrev=False, exit_on_error=False)
             return
     except ArgumentError as error:

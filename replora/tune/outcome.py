@@ -94,8 +94,10 @@ def describe(race: Race, outcome: Outcome) -> str:
     if outcome.alike:
         named = "; ".join(one.name for one in outcome.alike)
         lines.append(f"No significant difference, within one standard error: {named}.")
-    else:
+    elif any(one is not outcome.candidate and one.name not in race.failures for one in plan.candidates):
         lines.append("All others are worse by more than one standard error.")
+    else:
+        lines.append("No other candidate could be measured, so it was not compared with anything.")
     if outcome.edge:
         lines.append("It is at the edge of the grid: a better rate may lie beyond. Name others with --rates.")
     if len(outcome.draws) > 1:

@@ -109,12 +109,14 @@ class Plan:
         """How many candidates are left after so many measurements of each: successive halving.
 
         Each rung has half as many candidates as the one before and twice as many measurements of each, so that all
-        rungs cost the same.
+        rungs cost the same; but no measurement halves them twice.
         """
         count = len(self.candidates)
         rungs = max(0, math.ceil(math.log2(count)) - 1) if count > 1 else 0  # two are left for the last
-        passed = sum(math.ceil(self.measurements * 2**rung / 2**rungs) <= measured for rung in range(rungs))
-        return math.ceil(count / (1 << passed))
+        ends: list[int] = []
+        for rung in range(rungs):
+            ends.append(max(math.ceil(self.measurements / 2.0 ** (rungs - rung)), ends[-1] + 1 if ends else 1))
+        return math.ceil(count / 2.0 ** sum(end <= measured for end in ends))
 
     def trials(self) -> int:
         """The number of trials that choose, unless candidates fail or an edge is extended."""
@@ -159,5 +161,5 @@ def default_home(arguments: list[str]) -> Path:
 
 def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
     following = [*arguments[1:], ""]
-    split = [(argument.partition("="), after) for argument, after in zip(arguments, following, strict=True)]
+    split = [(argument.partition("="), after) for argument, after in zip(arguments, following, strict=False)]
     return [(option, value if equals else after) for (option, equals, value), after in split]
