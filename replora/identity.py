@@ -168,6 +168,7 @@ OPTIONS: dict[str, Kind] = {
     "data.subset_rule": "harmless",
     "data.subset_seed": "repeat",
     "data.shuffle_seed": "repeat",
+    "data.fold": "repeat",
     "data.train_fraction": "axis",
     "data.select_fraction": "axis",
     "data.shots": "axis",

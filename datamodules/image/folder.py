@@ -104,7 +104,11 @@ class ImageFolderDataModule(ImageDataModule):
                 f"The protocol {self.protocol!r} needs the split {split!r}, but {self.root} has no image in it: give "
                 "it images, or a fraction above 0 (--data.val_fraction, --data.test_fraction)."
             )
-        return ImageFolder(self.table, positions, self.reader, self.form_of(split))
+        return ImageFolder(self.table, positions, self.reader)
+
+    @property
+    def given_validation(self) -> bool:
+        return "val" in self.table.splits
 
     def describe(self) -> dict[str, Any]:
         listed = zip(self.table.paths, self.table.labels, self.split_of, strict=True)

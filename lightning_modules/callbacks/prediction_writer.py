@@ -99,5 +99,5 @@ def _names_and_paths(trainer: Trainer) -> tuple[list[str], list[str]]:
     datamodule = getattr(trainer, "datamodule", None)
     if datamodule is None or not hasattr(datamodule, "build_dataset"):
         return [], []
-    paths = getattr(datamodule.build_dataset(datamodule.eval_split), "paths", [])
+    paths = getattr(datamodule.build_dataset(datamodule.listed(datamodule.eval_split)), "paths", [])
     return datamodule.class_names, [str(path) for path in paths]
