@@ -20,10 +20,15 @@ from torch import nn
 from replora.adapters.config import Activation
 from replora.adapters.peft_lora.client import attach, detach
 from replora.adapters.peft_lora.file import agreed_options, find_file, take_up
-from replora.adapters.peft_lora.generators import Reparameterized, generators_of
+from replora.adapters.peft_lora.generators import (
+    Reparameterized,
+    generators_in,
+    generators_of,
+    host_of,
+    reparameterized_in,
+)
 from replora.adapters.peft_lora.layers import lora_pairs
-from replora.adapters.wrappers import unwrap
-from replora.errors import RepLoRAError, check_arguments, nearest
+from replora.errors import check_arguments
 
 
 @check_arguments
@@ -64,8 +69,8 @@ def reparameterize(
         RepLoRAError: The model has no such adapter, or a layer whose A and B cannot be generated; then nothing is
             changed.
     """
-    host = unwrap(model)
-    present = _present(host)
+    host = host_of(model)
+    present = reparameterized_in(host)
     pairs = lora_pairs(host, adapter_name)
     options: dict[str, Any] = {
         "hidden": hidden,
@@ -103,32 +108,11 @@ def materialize(model: nn.Module, adapter_name: str = "default") -> nn.Module:
     Raises:
         RepLoRAError: The adapter is not reparameterized.
     """
-    host = unwrap(model)
-    present = _present(host)
-    known = {} if present is None else present.generators()
-    if adapter_name not in known:
-        raise RepLoRAError(f"materialize: {adapter_name!r} is not reparameterized. {nearest(adapter_name, known)}")
-    made = known[adapter_name]
+    host, made = host_of(model), generators_in(model, adapter_name, "materialize")
     made.settle()
     for pair in made.pairs():
         pair.keep()
     del host.replora[adapter_name]  # type: ignore[operator,union-attr]
-    if len(known) == 1:
+    if not host.replora:
         detach(host)
     return model
-
-
-def _present(host: nn.Module) -> Reparameterized | None:
-    """What `reparameterize` added to the model before.
-
-    Raises:
-        RepLoRAError: It carries something else.
-    """
-    present = getattr(host, "replora", None)
-    if present is not None and not isinstance(present, Reparameterized):
-        raise RepLoRAError(
-            "The model carries an adapter of replora.inject, not one that peft made. There the generators are an "
-            "option: PeftMethodConfig(method='lora', reparameterize=True); replora.save_adapter(deploy=True) writes A "
-            "and B alone. replora.remove(model) takes the adapter out."
-        )
-    return present
