@@ -13,7 +13,6 @@ from torch import nn
 import replora
 from replora.cli.main import main
 from replora.results import read_results
-from replora.runs import load_run
 from tests.adapters.tiny_models import call
 from tests.cli.helpers import QUICK, refused
 from tests.fake_data import write_commonsense
