@@ -110,11 +110,6 @@ class Matrix:
         self.given = state[key].detach().clone()
 
 
-def copied(value: Tensor) -> Tensor:
-    """A copy of a matrix as files take it: B comes out of its MLP transposed."""
-    return value.detach().clone(memory_format=torch.contiguous_format)
-
-
 def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
     """Let the bank give the matrices that were loaded.
 
@@ -132,6 +127,11 @@ def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
                     pairs[matrix.slot]["AB".index(matrix.side)][group].copy_(factor)
         bank.assign(pairs)
     forget(matrices)
+
+
+def copied(value: Tensor) -> Tensor:
+    """A copy of a matrix as files take it: B comes out of its MLP transposed."""
+    return value.detach().clone(memory_format=torch.contiguous_format)
 
 
 def forget(matrices: Sequence[Matrix]) -> None:
@@ -284,10 +284,10 @@ def generate_entry(entries: Any, adapter: str, matrix: Matrix) -> None:
 
 def keep_entry(entries: Any, adapter: str) -> None:
     """Let such an entry be a parameter again, with the value that it has."""
-    if type(entries) is not GeneratedEntries or adapter not in entries.matrices:
+    if adapter not in getattr(entries, "matrices", {}):
         return
     matrix = entries.matrices.pop(adapter)
     entries[adapter] = nn.Parameter(copied(matrix.value()), requires_grad=matrix.requires_grad)
     if not entries.matrices:
-        entries.__class__ = nn.ParameterDict  # type: ignore[assignment]
+        entries.__class__ = nn.ParameterDict
         del entries.matrices
