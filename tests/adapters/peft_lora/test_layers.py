@@ -153,7 +153,11 @@ CASES = {
     "patterns": Case(
         hf_llama,
         tokens,
-        {"target_modules": ATTENTION, "rank_pattern": {"v_proj": 2, "layers.0.q_proj": 6}, "alpha_pattern": {"q_proj": 3}},
+        {
+            "target_modules": ATTENTION,
+            "rank_pattern": {"v_proj": 2, "layers.0.q_proj": 6},
+            "alpha_pattern": {"q_proj": 3},
+        },
     ),
     "DoRA": Case(hf_llama, tokens, {"target_modules": ATTENTION, "use_dora": True}, ("lora_magnitude_vector",)),
     "DoRA of Embedding": Case(
@@ -168,8 +172,16 @@ CASES = {
     "trainable tokens": Case(
         hf_llama, tokens, {"target_modules": ATTENTION, "trainable_token_indices": [1, 2]}, ("trainable_tokens",)
     ),
-    "tied": Case(tied_llama, tokens, {"target_modules": ["embed_tokens", "lm_head"], "ensure_weight_tying": True}, merges=False, copies=False),
-    "replicated": Case(hf_llama, tokens, {"target_modules": ATTENTION, "layer_replication": [[0, 2], [1, 2]]}, merges=False),
+    "tied": Case(
+        tied_llama,
+        tokens,
+        {"target_modules": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+        merges=False,
+        copies=False,
+    ),
+    "replicated": Case(
+        hf_llama, tokens, {"target_modules": ATTENTION, "layer_replication": [[0, 2], [1, 2]]}, merges=False
+    ),
     "aLoRA": Case(
         hf_llama,
         tokens,
@@ -177,10 +189,17 @@ CASES = {
         merges=False,
     ),
     **{
-        f"{init}": Case(hf_llama, tokens, {"target_modules": ATTENTION, "init_lora_weights": init}, fresh=init in ("gaussian", "eva"))
+        f"{init}": Case(
+            hf_llama,
+            tokens,
+            {"target_modules": ATTENTION, "init_lora_weights": init},
+            fresh=init in ("gaussian", "eva"),
+        )
         for init in ("gaussian", "pissa", "pissa_niter_2", "olora", "orthogonal", "eva")
     },
-    "int8 of bitsandbytes": Case(partial(Wide, int8_of_bitsandbytes, "is_loaded_in_8bit"), rows, QUANTIZED, merges=False),
+    "int8 of bitsandbytes": Case(
+        partial(Wide, int8_of_bitsandbytes, "is_loaded_in_8bit"), rows, QUANTIZED, merges=False
+    ),
     "nf4 of bitsandbytes": Case(partial(Wide, nf4_of_bitsandbytes, "is_loaded_in_4bit"), rows, QUANTIZED, merges=False),
     "int8 of torchao": Case(partial(Wide, int8_of_torchao), rows, QUANTIZED, merges=False),
     **{
@@ -188,7 +207,7 @@ CASES = {
         for kind in (GPTQLoraLinear, AwqLoraLinear, AqlmLoraLinear)
     },
     "random": Case(hf_llama, tokens, {"target_modules": ATTENTION, "init_lora_weights": False}, fresh=False),
-}  # fmt: skip
+}
 
 
 def plain(tensor: Tensor) -> Tensor:
