@@ -1,4 +1,4 @@
-"""The layers that share a generator are those that share one in our own injection, and get equal factors, to the bit."""
+"""The layers that share a generator share one in our own injection too, and get equal factors, to the bit."""
 
 from __future__ import annotations
 
