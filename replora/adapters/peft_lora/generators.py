@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from replora.adapters.config import RepLoRAConfig
 from replora.adapters.low_rank.factors import DiagonalMLP, FactorBank, GeneratedFactors
@@ -106,6 +106,20 @@ class Generators(nn.Module):
         for groups in self.members:
             yield from flat(groups)
 
+    def seconds(self) -> Iterator[Matrix]:
+        """Of each of those layers, the matrix that is zero at the start."""
+        for matrices in self.matrices:
+            yield from matrices[1::2]
+
+    def deployed(self) -> dict[str, Tensor]:
+        """A and B of all layers, by the names that they have in the state of the model."""
+        return {key: t for pair in self.pairs() for key, t in zip(pair.keys(), pair.stored(), strict=True)}
+
+    def follow_layers(self) -> None:
+        """Move each bank to where its layers are: a model may have moved while it had other adapters."""
+        for bank, groups in zip(self.banks, self.members, strict=True):
+            bank.to(next(groups[0][0].layer.get_base_layer().parameters()).device)
+
     def settle(self) -> None:
         """Solve for the matrices that were loaded without the generators that produce them."""
         if self.awaits_file:
@@ -191,6 +205,10 @@ class Reparameterized(nn.ModuleDict):
     host: list[nn.Module]
     hooks: list[torch.utils.hooks.RemovableHandle]
 
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Take every name that `peft` takes, also that of an attribute here."""
+        self._modules[name] = module  # type: ignore[assignment]
+
     def generators(self) -> dict[str, Generators]:
         known = {name: child for name, child in self.items() if isinstance(child, Generators)}
         for name in [name for name, child in known.items() if child.places and all_removed(child.places)]:
@@ -241,14 +259,30 @@ def host_of(model: nn.Module) -> nn.Module:
     return inside if counts[0] == counts[1] else model
 
 
+def reparameterized_in(host: nn.Module) -> Reparameterized | None:
+    """What `reparameterize` added to the model before.
+
+    Raises:
+        RepLoRAError: It carries something else.
+    """
+    present = getattr(host, "replora", None)
+    if present is not None and not isinstance(present, Reparameterized):
+        raise RepLoRAError(
+            "The model carries an adapter of replora.inject, not one that peft made. There the generators are an "
+            "option: PeftMethodConfig(method='lora', reparameterize=True); replora.save_adapter(deploy=True) writes A "
+            "and B alone. replora.remove(model) takes the adapter out."
+        )
+    return present
+
+
 def generators_in(model: nn.Module, adapter_name: str, asked: str) -> Generators:
     """The generators of one adapter of a model.
 
     Raises:
         RepLoRAError: The adapter is not reparameterized; `asked` is the function that needs it to be.
     """
-    present = getattr(host_of(model), "replora", None)
-    known = present.generators() if isinstance(present, Reparameterized) else {}
+    present = reparameterized_in(host_of(model))
+    known = {} if present is None else present.generators()
     if adapter_name not in known:
         raise RepLoRAError(f"{asked}: {adapter_name!r} is not reparameterized. {nearest(adapter_name, known)}")
     return known[adapter_name]

@@ -66,6 +66,12 @@ class LoraPair:
             return self.layer.lora_embedding_A[self.adapter], self.layer.lora_embedding_B[self.adapter]
         return self.layer.lora_A[self.adapter].weight, self.layer.lora_B[self.adapter].weight
 
+    def keys(self) -> tuple[str, str]:
+        """Their names in the state of the plain model."""
+        if self.is_embedding:
+            return f"{self.name}.lora_embedding_A.{self.adapter}", f"{self.name}.lora_embedding_B.{self.adapter}"
+        return f"{self.name}.lora_A.{self.adapter}.weight", f"{self.name}.lora_B.{self.adapter}.weight"
+
     @property
     def shape(self) -> tuple[int, int]:
         """(in, out) of one factor pair.
