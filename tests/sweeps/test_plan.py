@@ -82,6 +82,10 @@ def test_unequal_grids_are_refused(tmp_path):
         ({"options": {"--data.shots": 3}}, "'--data.shots' is no option. Write it as on the command line without"),
         ({"base": "quickstart.yaml"}, "must be a list of names of configurations"),
         ({"seconds_per_trial": "long"}, "must be a number above 0"),
+        ({"seconds_per_trial": float("nan")}, "must be a number above 0"),
+        ({"final": {"seeds": [-1]}}, r"seeds: -1 is not a seed. It must be in \[0, 4294967295\]"),
+        ({"final": {"seeds": [2**32]}}, "4294967296 is not a seed"),
+        ({"methods": {"..": {}}, "select": None}, "'..' has no letter or digit"),
     ],
 )
 def test_mistakes_are_named(tmp_path, changes, message):
