@@ -168,6 +168,7 @@ OPTIONS: dict[str, Kind] = {
     "data.subset_rule": "harmless",
     "data.subset_seed": "repeat",
     "data.shuffle_seed": "repeat",
+    "data.fold": "repeat",
     "data.train_fraction": "axis",
     "data.select_fraction": "axis",
     "data.shots": "axis",
@@ -185,6 +186,9 @@ ADDED: dict[str, tuple[Any, ...] | None] = {
     "data.select_fraction": (1.0,),
     "data.skip_corrupt": (False,),
     "data.augmentation": ("crop_flip",),
+    "data.policy": ("none",),
+    "model.class_weights": ("none",),
+    "model.mixup": (0.0,),
     "model.image_size": None,  # it follows data.image_size
 }
 

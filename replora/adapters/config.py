@@ -273,7 +273,7 @@ class PeftMethodConfig(AdapterConfig):
 
     @property
     def name(self) -> str:
-        names = {"lora": "peft_replora", "dora": "replora_dora"} if self.reparameterize else {"lora": "peft_lora"}
+        names = {"lora": "replora_peft", "dora": "replora_dora"} if self.reparameterize else {"lora": "peft_lora"}
         return names.get(self.method, self.method)
 
     @property

@@ -292,7 +292,7 @@ def options_of(config: AdapterConfig) -> dict[str, Any]:
         if not config.reparameterize:
             unused = {"reparameterize", *config.generator_options}
             return {name: value for name, value in options.items() if name not in unused}
-        if "rank_pattern" not in config.options:
+        if not {"r", "rank_pattern"} & config.options.keys():
             options["hidden"] = config.hidden or 2 * config.rank
     return options
 

@@ -87,8 +87,10 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, 
         adapters.generators = generators_of(lora_pairs(model, "default"), config.generator_options)
         adapters.generators.install()
         added = [p for p in model.parameters() if id(p) not in before]
-    adapters.targets = modules
-    for name, layer in peft_layers(model).items():
+    found = peft_layers(model)
+    adapters.targets = [name for name in modules if name in found]  # `options` may leave some out, or name others
+    adapters.targets += [name for name in found if name not in modules]
+    for name, layer in found.items():
         for alias in aliases[id(layer.get_base_layer())]:  # peft knows only the first name of a layer
             model.set_submodule(alias, layer)
         adapters.peft_called[name] = False
@@ -151,7 +153,10 @@ def merge_peft(model: nn.Module, aside: dict[str, SetAside], force: bool = False
         aside[name] = SetAside(base, frozen)
         for key, parameter in frozen.items():
             base._parameters[key] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-        layer.merge()
+        try:
+            layer.merge()
+        except (RuntimeError, ValueError) as error:
+            raise RepLoRAError(f"{name}: peft cannot merge it: {error}") from error
         if not force:
             check_finite(base.weight, frozen["weight"], name)
 
@@ -197,4 +202,7 @@ def peft_config(config: PeftMethodConfig, modules: list[str], *, transposed: boo
         arguments["fan_in_fan_out"] = True
     # One regular expression that matches these full names and nothing else.
     arguments["target_modules"] = "|".join(re.escape(name) for name in modules)
-    return cls(**arguments | config.options)
+    try:
+        return cls(**arguments | config.options)
+    except (TypeError, ValueError) as error:
+        raise RepLoRAError(f"options: {class_name} of peft refuses {config.options}: {error}") from error

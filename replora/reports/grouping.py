@@ -27,7 +27,7 @@ METHOD_NAMES = {
     "linear": "linear",
     "dora": "DoRA",
     "peft_lora": "LoRA (peft)",
-    "peft_replora": "RepLoRA (peft)",
+    "replora_peft": "RepLoRA (peft)",
     "replora_dora": "DoRA on RepLoRA",
     "bitfit": "BitFit",
     "linear_probe": "linear probe",

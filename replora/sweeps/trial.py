@@ -107,7 +107,7 @@ def run_trial(
     (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     label = _label(sweep, trial) | ({"chosen_by": rule} if rule else {})
     try:
-        with _called(arguments), _output_to(folder / "output.log"):
+        with _called(arguments), output_to(folder / "output.log"):
             if arguments:
                 launch([*arguments, "--trainer.enable_progress_bar=false"])
     except (NonFiniteLossError, DivergedError) as error:
@@ -262,6 +262,11 @@ def set_aside_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> Pa
     same = [[a for a in arguments if not a.startswith(of_grid)] for arguments in (before or [], trial.arguments)]
     if before is None or before == trial.arguments or same[0] != same[1]:
         return None
+    return set_aside(folder)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename the directory of a trial to one that is free, and its results so that reports do not find them."""
     if (folder / "results.json").is_file():
         (folder / "results.json").rename(folder / "former_results.json")
     number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.former-{n}").exists())
@@ -367,7 +372,7 @@ def results_there(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _output_to(file: Path) -> Iterator[None]:
+def output_to(file: Path) -> Iterator[None]:
     """Append all output of this process to a file, by the descriptors of its streams.
 
     Log handlers, warnings and libraries in C hold the streams that were there when they were loaded.

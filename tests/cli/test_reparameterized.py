@@ -54,7 +54,7 @@ def outputs(model: nn.Module, name: str) -> torch.Tensor:
 def test_the_record_says_what_trained_and_what_is_deployed(run: tuple[str, list[str], Path]) -> None:
     name, _, folder = run
     results = read_results(folder)
-    assert results["method"] == "peft_replora"
+    assert results["method"] == "replora_peft"
     assert results["options"]["hidden"] == 4
     counts, model = results["parameters"], load_run(folder).model
     own = {n: t.numel() for n, t in replora.adapter_state(model).items() if n.startswith("replora.generators.")}
@@ -75,8 +75,8 @@ def test_a_run_that_was_stopped_goes_on_exactly(run: tuple[str, list[str], Path]
 @pytest.mark.parametrize(
     ("option", "found"),
     [
-        ("reparameterize=false", "method: 'peft_replora' in the checkpoint, 'peft_lora' here"),
-        ("method=dora", "method: 'peft_replora' in the checkpoint, 'replora_dora' here"),
+        ("reparameterize=false", "method: 'replora_peft' in the checkpoint, 'peft_lora' here"),
+        ("method=dora", "method: 'replora_peft' in the checkpoint, 'replora_dora' here"),
         ("hidden=6", "adapter.hidden: 4 in the checkpoint, 6 here"),
         ("activation=gelu", "adapter.activation: 'tanh' in the checkpoint, 'gelu' here"),
         ("sharing=none", "adapter.sharing: 'group' in the checkpoint, 'none' here"),
@@ -105,7 +105,7 @@ def test_its_files_are_plain_lora(run: tuple[str, list[str], Path], tmp_path: Pa
     base = replora.remove(model)
     assert not torch.allclose(outputs(base, name), want, atol=1e-4)
     described = replora.load_adapter(base, tmp_path / "small.safetensors")
-    assert (described["method"], described["trained_as"]["method"]) == ("peft_lora", "peft_replora")
+    assert (described["method"], described["trained_as"]["method"]) == ("peft_lora", "replora_peft")
     assert torch.equal(outputs(base, name), want)
     opened = PeftModel.from_pretrained(replora.remove(base), tmp_path / "peft")
     torch.testing.assert_close(outputs(opened, name), want, rtol=1e-5, atol=1e-5)

@@ -255,14 +255,30 @@ def host_of(model: nn.Module) -> nn.Module:
     return inside if counts[0] == counts[1] else model
 
 
+def reparameterized_in(host: nn.Module) -> Reparameterized | None:
+    """What `reparameterize` added to the model before.
+
+    Raises:
+        RepLoRAError: It carries something else.
+    """
+    present = getattr(host, "replora", None)
+    if present is not None and not isinstance(present, Reparameterized):
+        raise RepLoRAError(
+            "The model carries an adapter of replora.inject, not one that peft made. There the generators are an "
+            "option: PeftMethodConfig(method='lora', reparameterize=True); replora.save_adapter(deploy=True) writes A "
+            "and B alone. replora.remove(model) takes the adapter out."
+        )
+    return present
+
+
 def generators_in(model: nn.Module, adapter_name: str, asked: str) -> Generators:
     """The generators of one adapter of a model.
 
     Raises:
         RepLoRAError: The adapter is not reparameterized; `asked` is the function that needs it to be.
     """
-    present = getattr(host_of(model), "replora", None)
-    known = present.generators() if isinstance(present, Reparameterized) else {}
+    present = reparameterized_in(host_of(model))
+    known = {} if present is None else present.generators()
     if adapter_name not in known:
         raise RepLoRAError(f"{asked}: {adapter_name!r} is not reparameterized. {nearest(adapter_name, known)}")
     return known[adapter_name]

@@ -110,11 +110,6 @@ class Matrix:
         self.given = state[key].detach().clone()
 
 
-def copied(value: Tensor) -> Tensor:
-    """A copy of a matrix as files take it: B comes out of its MLP transposed."""
-    return value.detach().clone(memory_format=torch.contiguous_format)
-
-
 def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
     """Let the bank give the matrices that were loaded.
 
@@ -294,5 +289,5 @@ def keep_entry(entries: Any, adapter: str) -> None:
     matrix = entries.matrices.pop(adapter)
     entries[adapter] = nn.Parameter(copied(matrix.value()), requires_grad=matrix.requires_grad)
     if not entries.matrices:
-        entries.__class__ = nn.ParameterDict  # type: ignore[assignment]
+        entries.__class__ = nn.ParameterDict
         del entries.matrices
