@@ -140,7 +140,8 @@ def test_shipped_sweeps_are_fair_and_complete(name):
     assert sweep.select
     assert sweep.final or name == "sweep/method_rates.yaml", "which compares rates alone"
     assert sweep.seconds_per_trial, "a dry run says what it costs"
-    assert {trial.arguments[-3] for trial in sweep.selection_trials()} == {"--seed_everything=0"}
+    seeds = [0, 1] if sweep.final is None else [0]
+    assert {trial.arguments[-3] for trial in sweep.selection_trials()} == {f"--seed_everything={s}" for s in seeds}
     assert all("--data.protocol=tune" in trial.arguments for trial in sweep.selection_trials())
     assert not any("--data.protocol=tune" in trial.arguments for trial in sweep.planned_final_trials())
     for config in (*sweep.base, *(config for method in sweep.methods for config in method.configs)):
