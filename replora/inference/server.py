@@ -124,9 +124,9 @@ def listen(host: str, port: int | None) -> socket.socket:
     except OSError as error:
         if port is None:
             return listen(host, 0)
+        why = error.strerror if error.errno is None or isinstance(error, socket.gaierror) else os.strerror(error.errno)
         raise ServerError(
-            f"{host}:{port} cannot be used ({error.strerror or error}). Choose another port, or leave --port out for a "
-            "free one."
+            f"{host}:{port} cannot be used ({why}). Choose another port, or leave --port out for a free one."
         ) from error
 
 
