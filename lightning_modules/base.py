@@ -146,7 +146,7 @@ class AdaptedModule(LightningModule, ABC):
         """
         adapters = adapters_of(self.model)
         heads = [p for name in self.backbone.head_names for p in self.model.get_submodule(name).parameters()]
-        kept = {parameter: parameter.data for parameter in (*adapters.banks.parameters(), *heads)}
+        kept = {parameter: parameter.data for parameter in (*adapters.parameters(), *heads)}
         super().to(*args, **kwargs)
         for parameter, data in kept.items():
             if data.dtype == torch.float32:

@@ -13,6 +13,8 @@ from .adapters.merge import disabled, merge, merge_and_unload, merged, unmerge
 from .adapters.multi_adapter import adapter_names, delete_adapter, set_adapter
 from .adapters.peft_format.export import PeftFormatError, export_peft
 from .adapters.peft_format.load import import_peft
+from .adapters.peft_lora.callback import RepLoRACallback
+from .adapters.peft_lora.file import load_generators, save_generators
 from .adapters.peft_lora.reparameterize import materialize, reparameterize
 from .adapters.state import (
     StateMismatchError,
@@ -39,6 +41,7 @@ __all__ = [
     "ParameterCounts",
     "PeftFormatError",
     "PeftMethodConfig",
+    "RepLoRACallback",
     "RepLoRAConfig",
     "RepLoRAError",
     "StateMismatchError",
@@ -56,6 +59,7 @@ __all__ = [
     "inject",
     "load_adapter",
     "load_adapter_state",
+    "load_generators",
     "load_run",
     "materialize",
     "merge",
@@ -67,6 +71,7 @@ __all__ = [
     "remove",
     "reparameterize",
     "save_adapter",
+    "save_generators",
     "set_adapter",
     "unmerge",
     "use_parameter_groups",

@@ -118,7 +118,7 @@ def _wanted(hint: Any) -> str:
     if kind in (Union, types.UnionType):
         return " or ".join(_wanted(each) for each in arguments)
     if kind is Literal:
-        return repr(arguments[0])
+        return " or ".join(map(repr, arguments))
     if kind is Mapping:
         return f"a dict of {_WORDS[arguments[0].__name__][1]} and {_WORDS[arguments[1].__name__][1]}"
     if kind in (Iterable, Sequence):

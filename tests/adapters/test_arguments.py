@@ -24,7 +24,7 @@ FUNCTIONS = [  # what works with files and runs has its tests elsewhere
     and function.__module__.startswith("replora.adapters.")
     and name != "use_parameter_groups"
 ]
-CARRYING = set(FUNCTIONS) - {"inject", "load_adapter", "import_peft", "find_targets", "read_adapter"}
+CARRYING = set(FUNCTIONS) - {"inject", "load_adapter", "import_peft", "find_targets", "read_adapter", "reparameterize"}
 
 NAMES = ["head", b"head", 5, 2.5, True, [None], [5], [b"head"], {"head": 1}, nn.Linear(2, 2), [nn.Linear(2, 2)]]
 PATHS = [None, 5, True, ["a"], {}, b"x", nn.Linear(2, 2)]
@@ -46,6 +46,12 @@ WRONG: dict[str, list[Any]] = {
     "path": PATHS,
     "folder": PATHS,
     "name": TEXTS,
+    "adapter_name": [None, *TEXTS],
+    "hidden": ["8", 2.5, True, [8], nn.Linear(2, 2)],
+    "activation": [None, "sigmoid", 5, ["tanh"], nn.Tanh()],
+    "sharing": [None, "all", 5, ["group"], False],
+    "scale_exponent": [None, "0.5", True, [0.5]],
+    "generators": PATHS[1:],
     "base_model": TEXTS,
     "license": [None, *TEXTS],
     "data": TEXTS,

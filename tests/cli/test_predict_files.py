@@ -181,7 +181,7 @@ def test_the_backbone_has_to_be_that_of_the_run(home: Path, tmp_path: Path) -> N
         inference.load_run(tmp_path / "run")
 
 
-def test_a_module_of_ones_own(home: Path, tmp_path: Path) -> None:
+def test_a_module_of_ones_own(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It runs by its class path alone; its run is opened once the module that defines it is imported."""
     (tmp_path / "my_task.py").write_text(
         "from lightning_modules import ImageClassification\n\n\nclass MyTask(ImageClassification):\n    pass\n"
@@ -199,10 +199,9 @@ def test_a_module_of_ones_own(home: Path, tmp_path: Path) -> None:
     data = [f"--data.root={home / 'pets'}", f"--run_dir={run}", "--trainer.max_epochs=1"]
     fit = call("fit", "--config=image_folder.yaml", "--model=my_task.MyTask", *model, *rest, *data)
     assert fit.returncode == 0, fit.stderr
-    refused_run = call("predict-files", str(run), image, f"--out={tmp_path / 'p.csv'}")
-    assert refused_run.returncode == 2
-    assert "is of 'my_task.MyTask'" in refused_run.stderr
-    assert "--import_module my_task" in refused_run.stderr
+    error = refused(capsys, "predict-files", str(run), image, f"--out={tmp_path / 'p.csv'}")
+    assert "is of 'my_task.MyTask'" in error
+    assert "--import_module my_task" in error
     found = call("predict-files", str(run), image, f"--out={tmp_path / 'p.csv'}", "--import_module=my_task")
     assert found.returncode == 0, found.stderr
     assert len(rows(tmp_path / "p.csv")) == 1

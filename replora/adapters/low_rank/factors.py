@@ -155,6 +155,11 @@ class FactorBank(nn.Module, ABC):
         return here.kept
 
     @property
+    def is_running(self) -> bool:
+        """Whether the code that asks belongs to a forward pass, or to what a backward pass computes again."""
+        return _transformed() or self._of_thread.running is not None or in_backward()
+
+    @property
     def _here(self) -> Pass | CompiledPass:
         return self._compiled if torch.compiler.is_compiling() else self._of_thread
 
@@ -256,12 +261,16 @@ class DiagonalMLP(nn.Module):
 
     @torch.no_grad()
     def assign(self, outputs: Sequence[Tensor]) -> None:
-        """Solve H V = output for each V with the least change of V; diagonals and first layer stay as they are."""
+        """Solve H V = output for each V with the least change of V; diagonals and first layer stay as they are.
+
+        An output of zero gets a V of zero, which gives exactly that and not up to rounding.
+        """
         H = self.hidden_layer().double()
         inverse = torch.linalg.pinv(H)
         for V, output in zip(self.V, outputs, strict=True):
             missing = output.double() - H @ V.double()
             solved = V.double() + inverse @ missing
+            solved[(output == 0).all(dim=(1, 2))] = 0
             if not torch.allclose(H @ solved, output.double(), rtol=1e-4, atol=1e-6):
                 raise RepLoRAError(
                     f"hidden: an MLP of width {H.shape[-1]} cannot produce the given factors of rank {H.shape[-2]}. "

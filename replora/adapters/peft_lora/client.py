@@ -10,7 +10,8 @@ from torch import nn
 
 from replora.adapters.model_methods import Generate, Method, replace_methods, restore_methods
 from replora.adapters.peft_lora.file import find_file, take_up, write
-from replora.adapters.peft_lora.generators import Reparameterized
+from replora.adapters.peft_lora.generators import Reparameterized, generators_of
+from replora.adapters.peft_lora.layers import lora_pairs
 
 
 class SavePretrained(Method):
@@ -31,11 +32,24 @@ class SavePretrained(Method):
                 written = selected is None or name in selected
             else:
                 folder = Path(save_directory)
-                written = name in self.model.active_adapters()  # type: ignore[operator]
+                written = name in next(generators.pairs()).layer.active_adapters
             if written:
                 prefix = f"replora.{name}."
                 own = {k.partition(prefix)[2]: t for k, t in (state or {}).items() if prefix in k}
                 write(generators, folder, own or None)
+        return result
+
+
+class SaveLoraAdapter(Method):
+    """The same of one adapter in diffusers."""
+
+    name = "save_lora_adapter"
+
+    def __call__(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
+        result = self.own(save_directory, *args, **options)
+        given = self.arguments(save_directory, *args, **options)
+        if generators := self.adapters.generators().get(given.get("adapter_name") or "default"):
+            write(generators, save_directory)
         return result
 
 
@@ -45,15 +59,40 @@ class LoadAdapter(Method):
     name = "load_adapter"
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        result = self.own(*args, **options)
         given = self.arguments(*args, **options)
-        folder = given.get("model_id") or given.get("peft_model_id")
-        name = given.get("adapter_name") or "default"
-        if name in self.adapters and folder is not None and Path(folder).is_dir():
-            generators = self.adapters[name]
-            generators.settle()
-            if file := find_file(folder):
+        generators = self.adapters.generators().get(given.get("adapter_name") or "default")
+        if generators is None:
+            return self.own(*args, **options)
+        generators.awaits_file = True
+        try:
+            result = self.own(*args, **options)
+            folder = given.get("model_id") or given.get("peft_model_id")
+            folder = Path(folder or "", given.get("subfolder") or "") if folder else None
+            if folder is not None and folder.is_dir() and (file := find_file(folder)):
                 take_up(generators, file)
+        finally:
+            generators.awaits_file = False
+        generators.settle()
+        return result
+
+
+class AddAdapter(Method):
+    """`add_adapter`, as which trainers of TRL make their reference: `ref`, like the adapter that trains.
+
+    They copy that adapter's parameters into it, by the names that these have in the model.
+    """
+
+    name = "add_adapter"
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        result = self.own(*args, **options)
+        if self.arguments(*args, **options).get("adapter_name") == "ref":
+            configs: Any = self.model.peft_config
+            like = [one for name, one in self.adapters.generators().items() if configs.get(name) is configs["ref"]]
+            if like:
+                made = generators_of(lora_pairs(self.model, "ref"), like[0].options)
+                made.install()
+                self.adapters["ref"] = made
         return result
 
 
@@ -62,9 +101,11 @@ class DeleteAdapter(Method):
 
     name = "delete_adapter"
 
-    def __call__(self, adapter_name: Any, *args: Any, **options: Any) -> Any:
-        result = self.own(adapter_name, *args, **options)
-        for name in [adapter_name] if isinstance(adapter_name, str) else list(adapter_name):
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        result = self.own(*args, **options)
+        given = self.arguments(*args, **options)
+        names = given.get("adapter_names") or given["adapter_name"]
+        for name in [names] if isinstance(names, str) else names:
             if name in self.adapters:
                 del self.adapters[name]
         return result
@@ -93,6 +134,15 @@ class MergeAndUnload(Unload):
     name = "merge_and_unload"
 
 
+class UnloadLora(Unload):
+    """The same in diffusers."""
+
+    name = "unload_lora"
+
+
+_OF_HOST = (SavePretrained, SaveLoraAdapter, LoadAdapter, AddAdapter, DeleteAdapter, DeleteAdapters, UnloadLora)
+
+
 def attach(host: nn.Module, present: Reparameterized) -> None:
     """Let the model produce the factors once for each of its forward passes, and its methods know of them."""
     inner = inner_model(host)
@@ -102,7 +152,7 @@ def attach(host: nn.Module, present: Reparameterized) -> None:
         inner.register_forward_hook(present.after_forward, always_call=True),
     ]
     replace_methods(inner, present, [Generate])
-    replace_methods(host, present, [SavePretrained, LoadAdapter, DeleteAdapter, DeleteAdapters])
+    replace_methods(host, present, _OF_HOST)
     if is_peft_model(host):
         replace_methods(host.get_submodule("base_model"), present, [Unload, MergeAndUnload])
 

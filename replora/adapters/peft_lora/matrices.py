@@ -8,13 +8,15 @@ their values come from changes: an existing module becomes a `Generated...` one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from replora.adapters.low_rank.factors import FactorBank
+from replora.adapters.peft_lora.writable import WritableTensor
+from replora.errors import RepLoRAError
 
 
 class Matrix:
@@ -53,6 +55,29 @@ class Matrix:
         # Of all experts: A (experts * rank, in), and B (out, rank * experts) with the expert as its fastest index.
         return torch.cat(factors) if self.side == "A" else torch.stack(factors, -1).reshape(self.shape)
 
+    def read(self) -> Tensor:
+        """The same for other code, which may write into it unless the model is running."""
+        return self.value() if self.bank.is_running else WritableTensor.of(self.value(), self.write)
+
+    def write(self, value: Tensor) -> None:
+        """Let the bank give another value.
+
+        Raises:
+            RepLoRAError: The value has another shape, or the bank cannot give it.
+        """
+        if value.shape != self.shape:
+            raise RepLoRAError(
+                f"A reparameterized matrix {self.side} of shape {tuple(self.shape)} cannot become one of shape "
+                f"{tuple(value.shape)}. Call replora.materialize(model) before its rank changes."
+            )
+        if torch.equal(value, self.value()):
+            return
+        self.given = value.detach().clone()
+        try:
+            solve(self.bank, [self])
+        finally:
+            self.given = None
+
     def factors_in(self, matrix: Tensor) -> list[Tensor]:
         """The factors, one a group, that `matrix` of this shape holds: A (rank, in) or B (out, rank)."""
         count = len(self.groups)
@@ -85,6 +110,36 @@ class Matrix:
         self.given = state[key].detach().clone()
 
 
+def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
+    """Let the bank give the matrices that were loaded.
+
+    Raises:
+        RepLoRAError: No parameters of the bank do.
+    """
+    if all(matrix.given is None for matrix in matrices):
+        return
+    with torch.no_grad():
+        pairs = [(A.detach().clone(), B.detach().clone()) for A, B in bank()]
+        for matrix in matrices:
+            if matrix.given is not None:
+                factors = matrix.factors_in(matrix.given)
+                for group, factor in zip(matrix.groups, factors, strict=True):
+                    pairs[matrix.slot]["AB".index(matrix.side)][group].copy_(factor)
+        bank.assign(pairs)
+    forget(matrices)
+
+
+def copied(value: Tensor) -> Tensor:
+    """A copy of a matrix as files take it: B comes out of its MLP transposed."""
+    return value.detach().clone(memory_format=torch.contiguous_format)
+
+
+def forget(matrices: Sequence[Matrix]) -> None:
+    """The values that were loaded are taken up, or of no use."""
+    for matrix in matrices:
+        matrix.given = None
+
+
 class GeneratedWeight(nn.Module):
     """What the modules below have in common: their `weight` is computed."""
 
@@ -92,7 +147,13 @@ class GeneratedWeight(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return self.matrix.value()
+        return self.matrix.read()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            self.matrix.write(value)
+        else:
+            super().__setattr__(name, value)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Those that train when this module is to train: `peft` freezes and releases adapters by them."""
@@ -101,7 +162,7 @@ class GeneratedWeight(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         value = self.matrix.value()
-        destination[f"{prefix}weight"] = value if keep_vars else value.detach().clone()
+        destination[f"{prefix}weight"] = value if keep_vars else copied(value)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
@@ -150,7 +211,13 @@ class GeneratedEntries(nn.ParameterDict):
     matrices: dict[str, Matrix]
 
     def __getitem__(self, key: str) -> Any:
-        return self.matrices[key].value() if key in self.matrices else super().__getitem__(key)
+        return self.matrices[key].read() if key in self.matrices else super().__getitem__(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in self.matrices:
+            self.matrices[key].write(value)
+        else:
+            super().__setitem__(key, value)
 
     def __delitem__(self, key: str) -> None:
         if self.matrices.pop(key, None) is None:
@@ -169,7 +236,7 @@ class GeneratedEntries(nn.ParameterDict):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for key, matrix in self.matrices.items():
             value = matrix.value()
-            destination[f"{prefix}{key}"] = value if keep_vars else value.detach().clone()
+            destination[f"{prefix}{key}"] = value if keep_vars else copied(value)
 
     def _load_from_state_dict(
         self,
@@ -197,8 +264,10 @@ def generate_weight(module: Any, matrix: Matrix) -> None:
 
 def keep_weight(module: Any) -> None:
     """Let the weight of such a module be a parameter again, with the value that it has."""
+    if type(module) not in GENERATED.values():
+        return  # other code has replaced it
     trains = module.matrix.requires_grad
-    value = module.weight.detach().clone()
+    value = copied(module.matrix.value())
     module.__class__ = next(kind for kind, own in GENERATED.items() if type(module) is own)
     del module.matrix
     module.weight = nn.Parameter(value, requires_grad=trains)
@@ -215,8 +284,10 @@ def generate_entry(entries: Any, adapter: str, matrix: Matrix) -> None:
 
 def keep_entry(entries: Any, adapter: str) -> None:
     """Let such an entry be a parameter again, with the value that it has."""
+    if adapter not in getattr(entries, "matrices", {}):
+        return
     matrix = entries.matrices.pop(adapter)
-    entries[adapter] = nn.Parameter(matrix.value().detach().clone(), requires_grad=matrix.requires_grad)
+    entries[adapter] = nn.Parameter(copied(matrix.value()), requires_grad=matrix.requires_grad)
     if not entries.matrices:
         entries.__class__ = nn.ParameterDict
         del entries.matrices

@@ -17,13 +17,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from replora.adapters.config import Activation, RepLoRAConfig
+from replora.adapters.config import Activation
 from replora.adapters.peft_lora.client import attach, detach
 from replora.adapters.peft_lora.file import agreed_options, find_file, take_up
-from replora.adapters.peft_lora.generators import Generators, Reparameterized
-from replora.adapters.peft_lora.layers import grouped, lora_pairs
-from replora.adapters.wrappers import unwrap
-from replora.errors import RepLoRAError, check_arguments, nearest
+from replora.adapters.peft_lora.generators import (
+    Reparameterized,
+    generators_in,
+    generators_of,
+    host_of,
+    reparameterized_in,
+)
+from replora.adapters.peft_lora.layers import lora_pairs
+from replora.errors import check_arguments
 
 
 @check_arguments
@@ -64,7 +69,8 @@ def reparameterize(
         RepLoRAError: The model has no such adapter, or a layer whose A and B cannot be generated; then nothing is
             changed.
     """
-    host = unwrap(model)
+    host = host_of(model)
+    present = reparameterized_in(host)
     pairs = lora_pairs(host, adapter_name)
     options: dict[str, Any] = {
         "hidden": hidden,
@@ -75,13 +81,7 @@ def reparameterize(
     file = find_file(generators) if generators is not None else None
     if file is not None:
         options = agreed_options(file, options)
-    configs = {pair.rank: RepLoRAConfig(rank=pair.rank, **options) for pair in pairs}
-    present = getattr(host, "replora", None)
-    if present is not None and not isinstance(present, Reparameterized):
-        raise RepLoRAError("reparameterize: the model carries an adapter of replora.inject. Call replora.remove first.")
-    made = Generators(options)
-    for groups in grouped(pairs, sharing):
-        made.add(configs[groups[0][0].rank], groups)
+    made = generators_of(pairs, options)
     if file is not None:
         take_up(made, file)
     made.install()
@@ -108,16 +108,11 @@ def materialize(model: nn.Module, adapter_name: str = "default") -> nn.Module:
     Raises:
         RepLoRAError: The adapter is not reparameterized.
     """
-    host = unwrap(model)
-    present = getattr(host, "replora", None)
-    known = present.generators() if isinstance(present, Reparameterized) else {}
-    if adapter_name not in known:
-        raise RepLoRAError(f"materialize: {adapter_name!r} is not reparameterized. {nearest(adapter_name, known)}")
-    made = known[adapter_name]
+    host, made = host_of(model), generators_in(model, adapter_name, "materialize")
     made.settle()
     for pair in made.pairs():
         pair.keep()
     del host.replora[adapter_name]  # type: ignore[operator,union-attr]
-    if len(known) == 1:
+    if not host.replora:
         detach(host)
     return model

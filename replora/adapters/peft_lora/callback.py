@@ -1,0 +1,105 @@
+"""The callback for the Trainer of transformers, and for what derives from it: TRL, sentence-transformers."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from replora.adapters.peft_lora.file import FILE_NAME, write
+from replora.adapters.peft_lora.generators import Reparameterized, host_of
+from replora.adapters.wrappers import is_sharded
+from replora.errors import RepLoRAError
+
+_log = logging.get_logger("transformers.replora")  # with the level that the user has set for the Trainer's own
+
+
+class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
+    """Checks, before the first step of a Trainer, that it trains what `replora.reparameterize` made, and says so.
+
+        trainer = Trainer(model, ..., callbacks=[replora.RepLoRACallback()])
+
+    It refuses an optimizer that was made before `reparameterize`, which would train nothing, and a frozen adapter. It
+    warns where weight decay would pull RepLoRA's diagonals to 0. Generators that a trainer has rounded to 16 bits, as
+    TRL does on a quantized model, are kept in float32: there a step is too small to change a diagonal of 1. Where a
+    checkpoint has no generators beside the adapter, it writes them.
+    """
+
+    def on_init_end(self, *_args: Any, model: Any = None, **_: Any) -> None:
+        """Keep generators in float32."""
+        for generators in _generators(model).values():
+            for bank in generators.factor_banks():
+                if any(p.dtype in (torch.float16, torch.bfloat16) for p in bank.parameters()):
+                    bank.float()
+
+    def on_train_begin(
+        self, _args: Any, state: Any, _control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
+        """Check what trains.
+
+        Raises:
+            RepLoRAError: Nothing is reparameterized, no generator trains, or the optimizer has none of them.
+        """
+        every = _generators(model)
+        if not every:
+            raise RepLoRAError(
+                "RepLoRACallback: the model is not reparameterized. Call replora.reparameterize(model) before the "
+                "trainer trains; where the trainer made the adapter itself: replora.reparameterize(trainer.model)."
+            )
+        trained = {name: one for name, one in every.items() if any(p.requires_grad for p in one.parameters())}
+        if not trained:
+            raise RepLoRAError(
+                f"RepLoRACallback: the adapter {' and '.join(map(repr, every))} is frozen. Load it with "
+                "PeftModel.from_pretrained(..., is_trainable=True), or call model.set_adapter(name)."
+            )
+        if optimizer is not None and not _has_shares(model, optimizer):
+            parameters = {id(p): name for one in trained.values() for name, p in one.named_parameters()}
+            _check_optimizer(optimizer, parameters, [bank for one in trained.values() for bank in one.factor_banks()])
+        if state.is_world_process_zero:
+            for name, one in trained.items():
+                count = sum(p.numel() for p in one.parameters())
+                deployed = sum(bank.deployed_count() for bank in one.factor_banks())
+                _log.info(f"RepLoRA: {count:,} parameters of {name!r} train. They deploy as {deployed:,} of LoRA.")
+
+    def on_save(self, args: Any, state: Any, _control: Any, model: Any = None, **_: Any) -> None:
+        """Write the generators where the checkpoint has none, as `save_pretrained` has not written it."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if not state.is_world_process_zero or not folder.is_dir() or is_sharded(model):
+            return
+        for name, generators in _generators(model).items():
+            own = folder if name == "default" else folder / name
+            if not any((place / FILE_NAME).exists() for place in (own, folder)):
+                write(generators, own)
+
+
+def _generators(model: nn.Module | None) -> dict[str, Any]:
+    present = getattr(host_of(model), "replora", None) if model is not None else None
+    return present.generators() if isinstance(present, Reparameterized) else {}
+
+
+def _has_shares(model: nn.Module, optimizer: Any) -> bool:
+    """Whether the optimizer holds shares of the parameters instead of these, as those of FSDP and DeepSpeed do."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return is_sharded(model) or type(optimizer).__module__.startswith("deepspeed")
+
+
+def _check_optimizer(optimizer: Any, parameters: dict[int, str], banks: list[Any]) -> None:
+    """Refuse an optimizer without these parameters, and warn of weight decay on those that should have none."""
+    decay = {id(p): float(group.get("weight_decay", 0)) for group in optimizer.param_groups for p in group["params"]}
+    if missing := [name for key, name in parameters.items() if key not in decay]:
+        raise RepLoRAError(
+            f"RepLoRACallback: the optimizer lacks {len(missing)} of the {len(parameters)} parameters of RepLoRA, such "
+            f"as {missing[0]}. It was made before replora.reparameterize: make it afterwards."
+        )
+    if pulled := {decay[id(p)] for bank in banks for p in bank.no_weight_decay() if decay.get(id(p))}:
+        warnings.warn(
+            f"A weight decay of {max(pulled)} pulls the diagonals of RepLoRA to 0. Leave the optimizer to the trainer, "
+            "or make it with replora.parameter_groups(model).",
+            stacklevel=2,
+        )
