@@ -1,0 +1,65 @@
+"""docs/own_photos.md is true word for word, in an empty folder with drawn photos."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from replora.cli.main import main
+from tests.fake_photos import SHAPES, write_photos
+
+PAGE = (Path(__file__).parents[1] / "docs" / "own_photos.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    replora-cli (.*)$", PAGE, flags=re.MULTILINE)
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+OPTIONS = re.findall(r"`(--[^`]+)`", PAGE.partition("## Options")[2])
+
+
+@pytest.fixture(scope="module")
+def empty_folder(tmp_path_factory):
+    torch.set_num_threads(1)
+    home = tmp_path_factory.mktemp("own")
+    write_photos(home / "photos", dict(zip(SHAPES, (40, 36, 33, 30, 26, 22), strict=True)))
+    write_photos(home / "new_photos", dict.fromkeys(SHAPES, 2), seed=1, folders=False)
+    return home
+
+
+def test_the_page_word_for_word(empty_folder, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(empty_folder)
+    shown = ""
+    for command in COMMANDS:
+        if not command.startswith("serve"):  # tests/cli/test_serve.py drops photos on that page
+            main(shlex.split(command))
+            shown += capsys.readouterr().out
+    for example in EXAMPLES:
+        exec(compile(example, "docs/own_photos.md", "exec"), {})
+    shown += capsys.readouterr().out
+    for said in ("6    151   17    19", "Chosen: replora, lr", "weakest", "McNemar", "star-000.jpg"):
+        assert said in shown
+    for file in (
+        *("look/batch.png", "runs/photos/tune.png", "runs/photos/final/plots/mistakes.png", "sheet.png"),
+        *("runs/probe/test_classes.csv", "runs/probe/plots/confusion.png", "predictions.csv"),
+        *("model_onnx/model.onnx", "model_timm/model.safetensors", "model_onnx/README.md"),
+    ):
+        assert Path(file).stat().st_size > 100, file
+
+
+@pytest.mark.parametrize("options", [o for o in OPTIONS if o.startswith("--") and "Logger" not in o])
+def test_options_of_the_table_are_taken(empty_folder, options, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(empty_folder)
+    words = [word.replace("runs/photos/checkpoints", str(tmp_path / "run" / "checkpoints")) for word in options.split()]
+    if words[0] in ("--config", "--ckpt_path"):
+        pytest.skip("an option of another verb")
+    small = "--config image_folder.yaml --data.root photos --model.backbone vit_nano --data.image_size 32"
+    quick = "--trainer.max_epochs 1 --trainer.limit_train_batches 1 --trainer.limit_test_batches 1 --data.batch_size 8"
+    main(["fit", *small.split(), *quick.split(), *words, "--run_dir", str(tmp_path / "run")])
+    saved = yaml.safe_load((tmp_path / "run" / "fit.yaml").read_text())
+    if "ModelCheckpoint" in options:
+        main(["test", "--config", str(tmp_path / "run" / "fit.yaml"), "--ckpt_path", "best"])
+    name, _, value = words[0].removeprefix("--").partition("=")
+    given = saved["trainer"] if name.startswith("trainer") else saved[name.partition(".")[0]]["init_args"]
+    assert given[name.partition(".")[2].rstrip("+")] not in (None, "none", 0.0), value
