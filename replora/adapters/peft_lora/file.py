@@ -208,4 +208,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     description = parse_json(header.get("description", ""), str(path))
     if not isinstance(description, dict) or not isinstance(description["options"], dict):
         raise UnreadableFileError(f"{path} is corrupt: its description and the options in it must have names.")
+    hidden, widths = description["options"]["hidden"], {t.shape[-1] for key, t in tensors.items() if key.endswith(".U")}
+    if hidden is not None and [hidden] != list(widths):  # before memory is asked for
+        raise UnreadableFileError(f"{path} is corrupt: its width is {hidden!r}, and that of its tensors {widths}.")
     return description, tensors
