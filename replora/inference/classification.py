@@ -80,8 +80,8 @@ def predictor_of(run: Path) -> type[Predictor]:
     module = module_of(run)
     if module.predictor is None:
         raise PredictionError(
-            f"{run / 'fit.yaml'} is of {module.__name__!r}, but this is for a run that classifies images or videos, or "
-            "answers questions about them."
+            f"{run / 'fit.yaml'} is of {module.__name__!r}, but this is for a run that classifies images or videos. "
+            "Questions about files: replora-cli ask. The model of any run, in Python: replora.runs.open_run(run).model."
         )
     return module.predictor
 

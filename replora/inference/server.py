@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import io
 import os
+import signal
 import socket
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from importlib.util import find_spec
@@ -122,14 +124,14 @@ def listen(host: str, port: int | None) -> socket.socket:
     except OSError as error:
         if port is None:
             return listen(host, 0)
+        why = error.strerror if error.errno is None or isinstance(error, socket.gaierror) else os.strerror(error.errno)
         raise ServerError(
-            f"{host}:{port} cannot be used ({error.strerror or error}). Choose another port, or leave --port out for a "
-            "free one."
+            f"{host}:{port} cannot be used ({why}). Choose another port, or leave --port out for a free one."
         ) from error
 
 
 def serve(predictor: Predictor, limits: Limits, bound: socket.socket, name: str) -> None:
-    """Serve until the process is interrupted. Uploads are deleted at the end; nothing leaves the machine.
+    """Serve until Ctrl-C or SIGTERM. Uploads are deleted at the end; nothing leaves the machine.
 
     Args:
         predictor: Predictor of the run.
@@ -143,14 +145,17 @@ def serve(predictor: Predictor, limits: Limits, bound: socket.socket, name: str)
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads, "GRADIO_RUN_HISTORY": "False"}
         import uvicorn  # an extra
 
-        app = build_app(Classifier(predictor, limits), name, bound.getsockname()[0])
+        app = build_app(Classifier(predictor, limits), name, bound.getsockname()[0], Path(uploads))
         config = uvicorn.Config(
             app, log_level="warning", limit_concurrency=MOST_CONNECTIONS, timeout_graceful_shutdown=1
         )
-        uvicorn.Server(config).run(sockets=[bound])
+        # uvicorn finishes what it has begun, and then raises the signal again.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[bound])
 
 
-def build_app(classifier: Classifier, name: str, host: str) -> Any:
+def build_app(classifier: Classifier, name: str, host: str, uploads: Path) -> Any:
     """The FastAPI application: Gradio's page at /, and POST /classify."""
     # An extra.
     import gradio
@@ -158,6 +163,17 @@ def build_app(classifier: Classifier, name: str, host: str) -> Any:
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.responses import JSONResponse
+
+    # Gradio would fetch addresses, read paths of this machine for a client, and turn and convert the image. These are
+    # set on the component, because Gradio writes files beside the source of a class that derives from one.
+    async def only_uploaded(path: Any) -> str:
+        file = Path(path or "").resolve()
+        if uploads.resolve() not in file.parents:
+            raise gradio.Error("Only files that were uploaded here are classified.", print_exception=False)
+        return str(file)
+
+    def as_sent(payload: Any) -> Any:
+        return payload and payload.path
 
     async def endpoint(request: Any) -> Any:
         def refused(status: HTTPStatus, why: object) -> JSONResponse:
@@ -196,7 +212,8 @@ def build_app(classifier: Classifier, name: str, host: str) -> Any:
     with gradio.Blocks(title=name, analytics_enabled=False) as page:
         gradio.Markdown(f"# {markdown(name)}")
         with gradio.Row():
-            image = gradio.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image")
+            image = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Image")
+            image.async_move_resource_to_block_cache, image.preprocess = only_uploaded, as_sent
             answer = gradio.Label(num_top_classes=TOP, label="Class")
         image.change(shown, image, answer, api_name=False, show_progress="hidden")
     return gradio.mount_gradio_app(

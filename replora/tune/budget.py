@@ -31,6 +31,34 @@ def parse_budget(text: str) -> float:
     return seconds
 
 
+class Signals:
+    """Remembers Ctrl-C and SIGTERM, as a context manager.
+
+    The exception that they raise may be lost inside a library, in a destructor for example; `stop` raises it again
+    before anything else begins.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __enter__(self) -> Signals:
+        self.former = {number: signal.signal(number, self._raise) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def _raise(self, number: int, _: object) -> None:
+        self.number = number
+        raise KeyboardInterrupt(number)
+
+    def stop(self) -> None:
+        """Raise KeyboardInterrupt if a signal has come."""
+        if self.number is not None:
+            raise KeyboardInterrupt(self.number)
+
+
 class Clock:
     """What is left of a budget, from the moment that it is made.
 

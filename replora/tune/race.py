@@ -12,7 +12,7 @@ from replora.sweeps.local_queue import LocalQueue
 from replora.sweeps.plan import Trial
 from replora.sweeps.progress import Progress, value_of
 from replora.sweeps.trial import finished
-from replora.tune.budget import Clock, OutOfTimeError
+from replora.tune.budget import Clock, OutOfTimeError, Signals
 from replora.tune.plan import Candidate, Plan
 from replora.tune.probe import Facts
 
@@ -33,6 +33,7 @@ class Race:
         facts: What a trial is, and how long it takes.
         tests: What the final fit is.
         clock: The budget.
+        signals: Ctrl-C and SIGTERM.
         metric: Metric of the comparison; empty until the first trial has ended.
         values: Name of a candidate -> its values, one per measurement.
         failures: Name of a candidate -> why it is out.
@@ -45,6 +46,7 @@ class Race:
     facts: Facts
     tests: Facts
     clock: Clock
+    signals: Signals
     metric: str = ""
     values: dict[str, list[float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -123,6 +125,7 @@ class Race:
             for one in entered:
                 trial = trials[one.name]
                 if one.name not in done:
+                    self.signals.stop()
                     if self.clock.left(self.reserve()) < self.seconds_of_trial():
                         self.stopped = "the budget leaves no time for another trial beside the final fit"
                         return False
@@ -133,6 +136,7 @@ class Race:
                     except OutOfTimeError:
                         self.stopped = f"the budget ended inside {trial.folder}"
                         return False
+                    self.signals.stop()
                     results = finished(self.home, trial)
                     if results is None:
                         self.failures[one.name] = shown.failures.get(trial.folder, "it did not end")

@@ -20,7 +20,7 @@ from replora.sweeps.plan import ONLY
 from replora.sweeps.progress import Progress
 from replora.sweeps.trial import TrialError, configuration, finished, set_aside
 from replora.trainer.run_options import RUN_OPTIONS
-from replora.tune.budget import Clock
+from replora.tune.budget import Clock, Signals
 from replora.tune.outcome import Outcome, beyond, describe, draw, outcome_of, record, show
 from replora.tune.plan import (
     FEW_EXAMPLES,
@@ -82,13 +82,19 @@ def run_tune(request: Request, home: Path, clock: Clock, dry_run: bool = False) 
     Raises:
         RepLoRAError: An option is wrong, the data have changed since the tune began, the budget is too small, or every
             candidate failed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, with its number.
     """
+    with Signals() as signals:
+        _run(request, home, clock, signals, dry_run)
+
+
+def _run(request: Request, home: Path, clock: Clock, signals: Signals, dry_run: bool) -> None:
     _check_arguments(request.arguments)
     plan, facts, why = _planned(request)
     best_guess = plan.candidates[len(plan.candidates) // 2]
     tests = probe(plan.final(best_guess), 0)  # data without a test, for example, fail now and not at the end
     facts = replace(facts, start=tests.start)  # the first one waited for packages
-    race = Race(home, plan, facts, tests, clock)
+    race = Race(home, plan, facts, tests, clock, signals)
     _check_same_plan(home, plan, facts)
     print(_announcement(race, why), flush=True)
     least = _least_seconds(race)

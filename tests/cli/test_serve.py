@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -24,7 +26,7 @@ from PIL import Image
 import replora
 from replora.cli.main import main
 from tests.cli.test_own_data import TINY, refused
-from tests.cli.test_use import write_odd_photos
+from tests.cli.test_use import PAGE, write_odd_photos
 from tests.fake_data import write_image_folder
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[serve]'")
@@ -89,6 +91,20 @@ def test_the_endpoint_gives_the_numbers_of_the_predictor_also_to_many_at_once(ho
     assert len(post(f"{url}/classify?top_k=1", files[0].read_bytes())[1]["probabilities"]) == 1
 
 
+def test_the_examples_of_the_page_run(home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(home / "pets" / "cat" / "0.jpg", "photo.jpg")
+    page = PAGE.replace("http://127.0.0.1:7860", url)
+    (example,) = (code for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "urllib" in code)
+    names: dict[str, Any] = {}
+    exec(compile(example, "serving.md", "exec"), names)
+    assert names["answer"]["predicted"] == "cat"
+    if shutil.which("curl"):
+        (line,) = re.findall("^    (curl .*)$", page, flags=re.MULTILINE)
+        printed = subprocess.run(shlex.split(line), capture_output=True, check=True).stdout
+        assert json.loads(printed) == names["answer"]  # of three classes at most
+
+
 def test_what_the_endpoint_refuses(home: Path, url: str) -> None:
     photo = (home / "pets" / "cat" / "0.jpg").read_bytes()
     address = f"{url}/classify"
@@ -110,13 +126,28 @@ def test_what_the_endpoint_refuses(home: Path, url: str) -> None:
     assert post(address, photo)[0] == 200
 
 
+@pytest.mark.parametrize("path", ["http://127.0.0.1:9/a.png", "{photo}", "{tmp}/b.png"])
+def test_the_page_takes_uploads_alone(path: str, home: Path, url: str, tmp_path: Path) -> None:
+    """Neither does the server fetch an address, nor does it read a file of its machine for a client."""
+    photo = home / "pets" / "cat" / "0.jpg"
+    named = {"path": path.format(photo=photo, tmp=tmp_path), "meta": {"_type": "gradio.FileData"}}
+    call = {"data": [named], "fn_index": 0, "session_hash": tmp_path.name, "trigger_id": 1}
+    assert (
+        post(f"{url}/gradio_api/queue/join", json.dumps(call).encode(), {"Content-Type": "application/json"})[0] == 200
+    )
+    with urllib.request.urlopen(f"{url}/gradio_api/queue/data?session_hash={tmp_path.name}", timeout=60) as events:
+        found = next(line for line in events if b"process_completed" in line).decode()
+    assert '"success":false' in found
+    assert "cat" not in found
+
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Drops a file on the element that listens.
 DROP = """([name, content]) => {
     const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
     const data = new DataTransfer();
     data.items.add(new File([bytes], name, {type: "image/jpeg"}));
-    const zone = document.querySelector("input[type=file]").parentElement.querySelector("button");
+    const zone = document.querySelector("input[type=file]").closest("button");
     for (const kind of ["dragenter", "dragover", "drop"])
         zone.dispatchEvent(new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true}));
 }"""

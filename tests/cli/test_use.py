@@ -24,6 +24,7 @@ from tests.fake_data import write_image_folder
 
 torch.set_num_threads(1)
 
+PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 CLASSES = ["<img src=x onerror=alert(1)>", "chat d'été", "x;y,|z"]
 
 
@@ -83,6 +84,19 @@ def test_a_predictor_gives_the_numbers_of_predict_files(home: Path, tmp_path: Pa
     with torch.no_grad():
         torch.testing.assert_close(head(found.embeddings).softmax(dim=1), found.probabilities)
     assert predictor.predict([]).probabilities.shape == (0, 3)
+
+
+def test_the_example_of_the_page_runs(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = (code for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL) if "load_run" in code)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "photos").symlink_to(home / "run")
+    for name in ("a.jpg", "b.jpg"):
+        shutil.copy(home / "odd" / "turned.jpg", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(example, "serving.md", "exec"), names)
+    assert names["found"].sources == [Path("a.jpg"), Path("b.jpg")]
+    assert names["found"].embeddings.shape == (2, 128)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,5 @@ def serve(
         print(f'curl --data-binary @photo.jpg "{url}/classify"', flush=True)
         if host not in server.LOOPBACK:
             print(f"{host}: everybody who reaches this address can use it, there is no password", flush=True)
-        try:
-            server.serve(predictor, limits, bound, name)
-        except KeyboardInterrupt:
-            print("stopped")
+        server.serve(predictor, limits, bound, name)
+    print("stopped")
