@@ -50,8 +50,8 @@ def check_kept(adapter: str, layers: Sequence[LayerPlaces]) -> None:
     Raises:
         RepLoRAError: There is such a layer.
     """
-    if all(holder.get(key) is held for layer in layers for holder, key, held in layer.places):
-        return  # fast, as this runs in each pass
+    if _unchanged(layers):
+        return
     replaced = [
         layer.name for layer in layers if not layer.is_removed and not all(place.is_kept for place in layer.places)
     ]
@@ -61,3 +61,12 @@ def check_kept(adapter: str, layers: Sequence[LayerPlaces]) -> None:
             "replora.reparameterize, so the generators no longer reach them. Call replora.materialize(model, "
             f"{adapter!r}) and then replora.reparameterize(model, {adapter!r}) again."
         )
+
+
+def _unchanged(layers: Sequence[LayerPlaces]) -> bool:
+    """Whether all are as they were: plain loops, as this runs in each pass."""
+    for _, places in layers:
+        for holder, key, held in places:
+            if holder.get(key) is not held:
+                return False
+    return True

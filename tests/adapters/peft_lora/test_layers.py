@@ -261,3 +261,34 @@ def test_layers(name: str) -> None:
     replora.materialize(model)
     torch.testing.assert_close(case.out(model), trained, rtol=1e-5, atol=1e-5)
     assert {key for key, p in model.named_parameters() if p.requires_grad} == before.keys()
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
+    "grouped convolution": (
+        lambda: Convolved(2, groups=2),
+        {"target_modules": ["conv"]},
+        "conv is a convolution with groups",
+    ),
+    "MiCA": (Narrow, {"target_modules": LINEAR, "init_lora_weights": "mica"}, "(first|last) uses MiCALinear"),
+    "KaSA": (Narrow, {"target_modules": ["first"], "kasa_config": peft.KasaConfig()}, "first uses KasaLinear"),
+    "VeLoRA": (
+        Narrow,
+        {"target_modules": LINEAR, "velora_config": peft.VeloraConfig()},
+        "(first|last) uses VeloraLinear",
+    ),
+    "BD-LoRA": (
+        Narrow,
+        {"target_modules": LINEAR, "use_bdlora": peft.BdLoraConfig(target_modules_bd_a=LINEAR, nblocks=2)},
+        "(first|last) uses BdLoraLinear",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_a_and_b_is_refused_by_name_and_nothing_changes(name: str) -> None:
+    build, options, says = REFUSED[name]
+    model = peft.get_peft_model(build(), peft.LoraConfig(**{"r": 4} | options))
+    before = {key: type(module) for key, module in model.named_modules()}
+    with pytest.raises(replora.RepLoRAError, match=says):
+        replora.reparameterize(model)
+    assert {key: type(module) for key, module in model.named_modules()} == before
