@@ -24,13 +24,13 @@ class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
 
         trainer = Trainer(model, ..., callbacks=[replora.RepLoRACallback()])
 
-    It refuses an optimizer that was made before `reparameterize`, so that it would train nothing, and an adapter that is
-    frozen. It warns where weight decay would pull RepLoRA's diagonals to 0. Generators that a trainer has rounded to 16
-    bits, as TRL does on a quantized model, are kept in float32: there a step is too small to change a diagonal of 1.
-    Where a checkpoint has no generators beside the adapter, it writes them.
+    It refuses an optimizer that was made before `reparameterize`, which would train nothing, and a frozen adapter. It
+    warns where weight decay would pull RepLoRA's diagonals to 0. Generators that a trainer has rounded to 16 bits, as
+    TRL does on a quantized model, are kept in float32: there a step is too small to change a diagonal of 1. Where a
+    checkpoint has no generators beside the adapter, it writes them.
     """
 
-    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
+    def on_init_end(self, *_args: Any, model: Any = None, **_: Any) -> None:
         """Keep generators in float32."""
         for generators in _generators(model).values():
             for bank in generators.factor_banks():
@@ -38,7 +38,7 @@ class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
                     bank.float()
 
     def on_train_begin(
-        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any  # noqa: ARG002
+        self, _args: Any, state: Any, _control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
         """Check what trains.
 
@@ -66,7 +66,7 @@ class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
                 deployed = sum(bank.deployed_count() for bank in one.factor_banks())
                 _log.info(f"RepLoRA: {count:,} parameters of {name!r} train. They deploy as {deployed:,} of LoRA.")
 
-    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
+    def on_save(self, args: Any, state: Any, _control: Any, model: Any = None, **_: Any) -> None:
         """Write the generators where the checkpoint has none, as `save_pretrained` has not written it."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not state.is_world_process_zero or not folder.is_dir() or is_sharded(model):

@@ -40,6 +40,19 @@ class SavePretrained(Method):
         return result
 
 
+class SaveLoraAdapter(Method):
+    """The same of one adapter in diffusers."""
+
+    name = "save_lora_adapter"
+
+    def __call__(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
+        result = self.own(save_directory, *args, **options)
+        given = self.arguments(save_directory, *args, **options)
+        if generators := self.adapters.generators().get(given.get("adapter_name") or "default"):
+            write(generators, save_directory)
+        return result
+
+
 class LoadAdapter(Method):
     """`load_adapter`: A and B of a folder, and the generators beside them."""
 
@@ -73,14 +86,13 @@ class AddAdapter(Method):
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         result = self.own(*args, **options)
-        given = self.arguments(*args, **options)
-        if given.get("adapter_name") == "ref":
-            for name, like in self.adapters.generators().items():
-                if self.model.peft_config.get(name) is given.get("peft_config"):
-                    made = generators_of(lora_pairs(self.model, "ref"), like.options)
-                    made.install()
-                    self.adapters["ref"] = made
-                    break
+        if self.arguments(*args, **options).get("adapter_name") == "ref":
+            configs: Any = self.model.peft_config
+            like = [one for name, one in self.adapters.generators().items() if configs[name] is configs["ref"]]
+            if like:
+                made = generators_of(lora_pairs(self.model, "ref"), like[0].options)
+                made.install()
+                self.adapters["ref"] = made
         return result
 
 
@@ -128,6 +140,9 @@ class UnloadLora(Unload):
     name = "unload_lora"
 
 
+_OF_HOST = (SavePretrained, SaveLoraAdapter, LoadAdapter, AddAdapter, DeleteAdapter, DeleteAdapters, UnloadLora)
+
+
 def attach(host: nn.Module, present: Reparameterized) -> None:
     """Let the model produce the factors once for each of its forward passes, and its methods know of them."""
     inner = inner_model(host)
@@ -137,7 +152,7 @@ def attach(host: nn.Module, present: Reparameterized) -> None:
         inner.register_forward_hook(present.after_forward, always_call=True),
     ]
     replace_methods(inner, present, [Generate])
-    replace_methods(host, present, [SavePretrained, LoadAdapter, AddAdapter, DeleteAdapter, DeleteAdapters, UnloadLora])
+    replace_methods(host, present, _OF_HOST)
     if is_peft_model(host):
         replace_methods(host.get_submodule("base_model"), present, [Unload, MergeAndUnload])
 

@@ -93,8 +93,8 @@ class Generators(nn.Module):
             for pair, first, second in zip(flat(groups), matrices[::2], matrices[1::2], strict=True):
                 pair.generate(first, second)
 
-    def factor_banks(self) -> list[FactorBank]:
-        return [bank for bank in self.banks if isinstance(bank, FactorBank)]
+    def factor_banks(self) -> list[GeneratedFactors]:
+        return [bank for bank in self.banks if isinstance(bank, GeneratedFactors)]
 
     def pairs(self) -> Iterator[LoraPair]:
         """The LoRA layers, bank by bank."""

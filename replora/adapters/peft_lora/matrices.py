@@ -110,6 +110,11 @@ class Matrix:
         self.given = state[key].detach().clone()
 
 
+def copied(value: Tensor) -> Tensor:
+    """A copy of a matrix as files take it: B comes out of its MLP transposed."""
+    return value.detach().clone(memory_format=torch.contiguous_format)
+
+
 def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
     """Let the bank give the matrices that were loaded.
 
@@ -157,7 +162,7 @@ class GeneratedWeight(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         value = self.matrix.value()
-        destination[f"{prefix}weight"] = value if keep_vars else value.detach().clone()
+        destination[f"{prefix}weight"] = value if keep_vars else copied(value)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
@@ -231,7 +236,7 @@ class GeneratedEntries(nn.ParameterDict):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for key, matrix in self.matrices.items():
             value = matrix.value()
-            destination[f"{prefix}{key}"] = value if keep_vars else value.detach().clone()
+            destination[f"{prefix}{key}"] = value if keep_vars else copied(value)
 
     def _load_from_state_dict(
         self,
@@ -260,7 +265,7 @@ def generate_weight(module: Any, matrix: Matrix) -> None:
 def keep_weight(module: Any) -> None:
     """Let the weight of such a module be a parameter again, with the value that it has."""
     trains = module.matrix.requires_grad
-    value = module.matrix.value().detach().clone()
+    value = copied(module.matrix.value())
     module.__class__ = next(kind for kind, own in GENERATED.items() if type(module) is own)
     del module.matrix
     module.weight = nn.Parameter(value, requires_grad=trains)
@@ -278,7 +283,7 @@ def generate_entry(entries: Any, adapter: str, matrix: Matrix) -> None:
 def keep_entry(entries: Any, adapter: str) -> None:
     """Let such an entry be a parameter again, with the value that it has."""
     matrix = entries.matrices.pop(adapter)
-    entries[adapter] = nn.Parameter(matrix.value().detach().clone(), requires_grad=matrix.requires_grad)
+    entries[adapter] = nn.Parameter(copied(matrix.value()), requires_grad=matrix.requires_grad)
     if not entries.matrices:
         entries.__class__ = nn.ParameterDict
         del entries.matrices
