@@ -1,4 +1,4 @@
-"""How busy does a sweep keep its cores? Wall time against the sum of the trials' own times.
+"""How busy does a sweep keep its cores? Wall time against the sum of the trials' own times, and a trial's start-up.
 
     python benchmarks/sweep_throughput.py
 
@@ -6,10 +6,20 @@
 workers. Each worker trains with one thread. The useful share of its time is the sum of the times that fits and tests
 report, divided by the wall time of the whole command and by the number of workers. The wall time includes the start of
 Python and Ray, and that of each trial.
+
+The start-up of a trial is the time from the end of the worker's previous trial, which is when its `results.json` was
+written, to the first training step. It contains whatever lies between: the hand-over by the queue, locks, the options,
+the data and the model. The validation batches of Lightning's sanity check are subtracted, because they are a part of
+the fit that grows with the model. The first trial of each worker, which waits for the imports, is not counted. The
+start-up of a plain fit is that of the same command line, run again and again in one process without a sweep: the
+difference is what a sweep adds.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import json
 import os
 import subprocess
@@ -17,18 +27,43 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import measure
+import torch
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 
+from replora.launch import launch
 from replora.memory import usable_cpus
+from replora.sweeps.sweep_file import read_sweep
 
 SWEEP: dict[str, Any] = {
     "base": ["quickstart.yaml"],
     "options": {"model.pretrained": False, "trainer.logger": False},
     "methods": {"LoRA": {"configs": ["adapter/lora.yaml"]}},
 }
+FIRST_STEP = "first_step.json"
+
+
+class FirstStep(Callback):
+    """Writes into the directory of a run when its first training step begins, and in which process."""
+
+    def __init__(self) -> None:
+        self.sanity_check = 0.0
+
+    def on_sanity_check_start(self, *_: object) -> None:
+        self.sanity_check -= time.time()
+
+    def on_sanity_check_end(self, *_: object) -> None:
+        self.sanity_check += time.time()
+
+    def on_train_batch_start(self, trainer: Trainer, _module: LightningModule, _batch: object, batch_idx: int) -> None:
+        if batch_idx == 0:
+            # As if there had been no sanity check.
+            found = {"process": os.getpid(), "time": time.time() - self.sanity_check}
+            Path(trainer.default_root_dir, FIRST_STEP).write_text(json.dumps(found), encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,12 +74,22 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.quick:
         options.trials, options.workers, options.rounds = 4, 2, 1
-    results = {name: run(name, options) for name in ("shards", "ray")}
+    with tempfile.TemporaryDirectory() as name:
+        write_sweep(Path(name), options)
+        plain = plain_start_up(Path(name), options)
+    results = {name: run(name, options) | {"plain_start_up": plain} for name in ("shards", "ray")}
     measure.show(
         f"{options.trials} trials by {options.workers} workers",
-        ["queue", "wall time, s", "sum of trials, s", "useful share of the workers' time"],
+        ["queue", "wall time, s", "sum of trials, s", "useful share", "start-up of a trial, s", "of a plain fit, s"],
         [
-            [name, f"{one['seconds']:.1f}", f"{one['trial_seconds']:.1f}", f"{one['share']:.1%}"]
+            [
+                name,
+                f"{one['seconds']:.1f}",
+                f"{one['trial_seconds']:.1f}",
+                f"{one['share']:.1%}",
+                f"{one['start_up']:.3f}",
+                f"{one['plain_start_up']:.3f}",
+            ]
             for name, one in results.items()
         ],
     )
@@ -52,18 +97,28 @@ def main(arguments: list[str] | None = None) -> None:
     print(measure.write(options.out, "sweep_throughput", settings, results))
 
 
+def write_sweep(folder: Path, options: Any) -> Path:
+    own: dict[str, Any] = {"trainer.max_epochs": options.epochs}
+    if options.quick:
+        own |= {f"trainer.limit_{verb}_batches": 2 for verb in ("train", "val", "test")}
+    own["trainer.callbacks"] = [{"class_path": f"sweep_throughput.{FirstStep.__name__}"}]
+    content = SWEEP | {"options": SWEEP["options"] | own, "final": {"seeds": list(range(options.trials))}}
+    file = folder / "sweep.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return file
+
+
 def run(queue: str, options: Any) -> dict[str, float]:
     """Run the sweep once, from an empty directory."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        own = {"trainer.max_epochs": options.epochs} | ({"trainer.limit_train_batches": 2} if options.quick else {})
-        content = SWEEP | {"options": SWEEP["options"] | own, "final": {"seeds": list(range(options.trials))}}
-        (folder / "sweep.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        write_sweep(folder, options)
         command = [sys.executable, "-W", "ignore", "-m", "replora", "sweep", "--config=sweep.yaml"]
         command += ["--out=out", "--make_report=false"]
         count = 1 if queue == "ray" else options.workers
         command += [f"--max_concurrent={options.workers}"] if queue == "ray" else ["--shard=1/1"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+        here = Path(__file__).parent
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
         begin = time.perf_counter()
         processes = [
             subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -76,14 +131,48 @@ def run(queue: str, options: Any) -> dict[str, float]:
         seconds = time.perf_counter() - begin
         spent = [trial_seconds(file) for file in (folder / "out").rglob("results.json")]
         assert len(spent) == options.trials
+        start_up = median(start_ups(folder / "out"))
     share = sum(spent) / seconds / options.workers
-    return {"seconds": seconds, "trial_seconds": sum(spent), "share": share}
+    return {"seconds": seconds, "trial_seconds": sum(spent), "share": share, "start_up": start_up}
 
 
 def trial_seconds(file: Path) -> float:
     """Seconds of the fit and the test of a trial, without what lies before and between them."""
     results = json.loads(file.read_text(encoding="utf-8"))
     return sum(results.get(verb, {}).get("seconds", 0.0) for verb in ("fit", "test"))
+
+
+def start_ups(home: Path) -> list[float]:
+    """Seconds from the end of a trial to the first step of the next one in the same process."""
+    of_process: dict[int, list[tuple[float, float]]] = {}  # process -> begin and end of each trial
+    for file in home.rglob(FIRST_STEP):
+        first = json.loads(file.read_text(encoding="utf-8"))
+        trial = first["time"], file.with_name("results.json").stat().st_mtime
+        of_process.setdefault(first["process"], []).append(trial)
+    found = []
+    for trials in of_process.values():
+        trials.sort()
+        found += [begin - end for (_, end), (begin, _) in itertools.pairwise(trials)]
+    return found
+
+
+def plain_start_up(folder: Path, options: Any) -> float:
+    """The median seconds from the call of a fit to its first step, in this process, which has run one before."""
+    trials = read_sweep(folder / "sweep.yaml").only_trials()[: 3 if options.quick else 10]
+    short = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = []
+    for trial in trials:
+        run_dir = folder / trial.folder
+        arguments = [*trial.arguments, *short, f"--run_dir={run_dir}", "--trainer.enable_progress_bar=false"]
+        silent = io.StringIO()
+        begin = time.time()
+        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+            launch(["fit", *arguments])
+        found.append(json.loads((run_dir / FIRST_STEP).read_text(encoding="utf-8"))["time"] - begin)
+    torch.set_num_threads(threads)
+    return median(found[1:])
 
 
 if __name__ == "__main__":

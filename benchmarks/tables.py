@@ -159,10 +159,18 @@ def step_profile(results: dict[str, Any]) -> list[str]:
 
 def sweep_throughput(results: dict[str, Any]) -> list[str]:
     rows = [
-        [name, f"{found['seconds']:,.1f}", f"{found['trial_seconds']:,.1f}", f"{found['share']:.1%}"]
+        [
+            name,
+            f"{found['seconds']:,.1f}",
+            f"{found['trial_seconds']:,.1f}",
+            f"{found['share']:.1%}",
+            f"{found['start_up']:.2f}",
+            f"{found['plain_start_up']:.2f}",
+        ]
         for name, found in results.items()
     ]
-    return [table(["queue", "wall time, s", "sum of trials, s", "useful share of the workers' time"], rows)]
+    head = ["queue", "wall time, s", "sum of trials, s", "useful share of the workers' time"]
+    return [table([*head, "start-up of a trial, s", "start-up of a plain fit, s"], rows)]
 
 
 TABLES = {

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.loader import EpochLoader, TrainSampler, start_worker
 from datamodules.split_lists import SplitLists
-from replora.datasets.common.subsample import check_subset_options
+from replora.datasets.common.subsample import check_subset_options, folds_of, parse_fold, subsample_indices
 from replora.datasets.errors import ProtocolError
 from replora.errors import RepLoRAError, nearest
 from replora.memory import usable_cpus
@@ -23,7 +23,7 @@ from replora.memory import usable_cpus
 Split = Literal["train", "val", "trainval", "test"]
 # What may change a measurement in addition to the list of the split, among the entries of `describe`.
 IDENTITY = (
-    *("dataset", "task", "group", "track", "protocol", "official_split", "root"),
+    *("dataset", "task", "group", "track", "protocol", "fold", "official_split", "root"),
     *("image_size", "interpolation", "framing", "upright", "background", "normalization", "clips", "skip_corrupt"),
     *("preset", "tokenizer", "cutoff", "test_items", "prompts", "truncation_side", "feature_size"),
 )
@@ -64,6 +64,8 @@ class BaseDataModule(LightningDataModule, ABC):
             batch is always one batch.
         shuffle_seed: Random seed (>= 0) for the order of the training examples and their augmentation, which change
             every epoch. Default: the seed of the run.
+        fold: `i/k`, such as `2/5`, for cross-validation under `tune`: of the examples that `final` trains on, validate
+            on the i-th of k stratified parts, drawn by `subset_seed`, and train on the others.
 
     Raises:
         RepLoRAError: An option is out of its range, or data are missing or wrong (from `setup`, before the first
@@ -83,6 +85,7 @@ class BaseDataModule(LightningDataModule, ABC):
         protocol: Protocol = "final",
         drop_last: bool = True,
         shuffle_seed: int | None = None,
+        fold: str | None = None,
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
@@ -99,6 +102,9 @@ class BaseDataModule(LightningDataModule, ABC):
         self._seeds = {"subset_seed": subset_seed, "shuffle_seed": shuffle_seed}
         self.subset_seed = subset_seed or 0
         self.protocol: Protocol = protocol
+        self.fold = None if fold is None else parse_fold(fold)
+        if fold is not None and protocol != "tune":
+            raise ProtocolError(f"fold={fold} is for the protocol 'tune', but this is {protocol!r}. Leave one out.")
         self.drop_last = drop_last
         self.shuffle_seed = shuffle_seed or 0
         self.train_indices: list[int] | None = None
@@ -151,6 +157,7 @@ class BaseDataModule(LightningDataModule, ABC):
             "shots": self.shots,
             "subset_seed": self.subset_seed,
             "shuffle_seed": self.shuffle_seed,
+            **({"fold": "{}/{}".format(*self.fold)} if self.fold else {}),  # absent in earlier results
             "split_sizes": {name: length_of(dataset) for name, dataset in self._splits.items()},
             "train_indices": self.train_indices,
             "train_size": self.train_size(),
@@ -235,6 +242,29 @@ class BaseDataModule(LightningDataModule, ABC):
             for split in self._splits:
                 if split != self.train_split:
                     self.lists.check_disjoint(self.train_split, split)
+
+    @property
+    def given_validation(self) -> bool:
+        """Whether the validation examples were chosen by hand, so that no fold should mix them with others."""
+        return False
+
+    def listed(self, split: Split) -> Split:
+        """The split whose list has the examples: folds of `tune` are parts of train and val together."""
+        return "trainval" if self.fold is not None and split != "test" else split
+
+    def part_of_fold(self, split: Split, labels: Sequence[int], groups: Sequence[object] | None = None) -> list[int]:
+        """The positions of the training or validation examples of the fold.
+
+        Args:
+            split: `train` or `val`.
+            labels: Class of each example of train and val together.
+            groups: Group of each of them, as for `folds_of`.
+        """
+        fold, folds = cast("tuple[int, int]", self.fold)
+        pool = subsample_indices(labels, self._fraction, self.shots, self.subset_seed, names=self.own_classes)
+        grouped = None if groups is None else [groups[position] for position in pool]
+        found = folds_of([labels[position] for position in pool], folds, self.subset_seed, grouped)
+        return [position for position, own in zip(pool, found, strict=True) if (own == fold) == (split == "val")]
 
     def _build(self, split: Split) -> None:
         if split not in self._splits:

@@ -88,7 +88,7 @@ class AdaptedModule(LightningModule, ABC):
         data: dict[str, Any],  # noqa: ARG003
         checkpoint: Path | None,  # noqa: ARG003
     ) -> Backbone:
-        """Build the backbone of a finished run, for `replora.runs.load_run`.
+        """Build the backbone of a finished run, for `replora.runs.open_run`.
 
         Args:
             options: Options of the run's module, from its `fit.yaml`.
@@ -146,7 +146,7 @@ class AdaptedModule(LightningModule, ABC):
         """
         adapters = adapters_of(self.model)
         heads = [p for name in self.backbone.head_names for p in self.model.get_submodule(name).parameters()]
-        kept = {parameter: parameter.data for parameter in (*adapters.banks.parameters(), *heads)}
+        kept = {parameter: parameter.data for parameter in (*adapters.parameters(), *heads)}
         super().to(*args, **kwargs)
         for parameter, data in kept.items():
             if data.dtype == torch.float32:

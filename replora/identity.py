@@ -168,6 +168,7 @@ OPTIONS: dict[str, Kind] = {
     "data.subset_rule": "harmless",
     "data.subset_seed": "repeat",
     "data.shuffle_seed": "repeat",
+    "data.fold": "repeat",
     "data.train_fraction": "axis",
     "data.select_fraction": "axis",
     "data.shots": "axis",
@@ -185,8 +186,16 @@ ADDED: dict[str, tuple[Any, ...] | None] = {
     "data.select_fraction": (1.0,),
     "data.skip_corrupt": (False,),
     "data.augmentation": ("crop_flip",),
+    "data.policy": ("none",),
+    "model.class_weights": ("none",),
+    "model.mixup": (0.0,),
     "model.image_size": None,  # it follows data.image_size
 }
+
+# Options of PeftMethodConfig that say nothing while the first of them is off.
+GENERATOR_OPTIONS = tuple(
+    f"model.adapter.{name}" for name in ("reparameterize", "hidden", "activation", "sharing", "scale_exponent")
+)
 
 # `data.interpolation` of VTAB-1K may leave the filter to `data.track`: value -> track -> filter. Runs from before there
 # was a choice have None.
@@ -209,6 +218,7 @@ def option_kind(option: str) -> Kind:
 
 def compared_options(configuration: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run that can change a number, in canonical order; "1" is 1 where an option takes both."""
+    configuration = _without_unused(configuration)
     names = [name for name in sorted(configuration) if option_kind(name) != "harmless"]
     return {name: _number(configuration[name]) for name in names}
 
@@ -240,7 +250,7 @@ def differing_options(
         second: The same of the other run.
         ignored: Kinds of options that are not compared.
     """
-    first, second = _with_filter(first), _with_filter(second)
+    first, second = _with_filter(_without_unused(first)), _with_filter(_without_unused(second))
     names = sorted(first.keys() | second.keys())
     compared = [name for name in names if option_kind(name) not in ignored]
     different = [name for name in compared if _meaning(name, first.get(name)) != _meaning(name, second.get(name))]
@@ -249,6 +259,13 @@ def differing_options(
         for name in different
         if (name in first and name in second) or not _as_before(name, {**first, **second}[name])
     }
+
+
+def _without_unused(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options without those of generators, where a method of peft has none: as they were before it could have any."""
+    if all(value is not False for name, value in options.items() if plain_option(name) == GENERATOR_OPTIONS[0]):
+        return options
+    return {name: value for name, value in options.items() if plain_option(name) not in GENERATOR_OPTIONS}
 
 
 def _with_filter(options: Mapping[str, Any]) -> Mapping[str, Any]:

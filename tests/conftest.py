@@ -8,6 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+# Before torch is imported, and inherited by the processes that tests start: tests run beside each other, and the last
+# digits of a sum do not depend on the number of cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # What Lightning's launcher of processes writes into the environment of the process that calls it.
 LAUNCHER_VARIABLES = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE")
 

@@ -114,6 +114,16 @@ def test_a_run_from_before_an_option_equals_one_with_what_it_did_then() -> None:
     assert list(differing_options(now, crop)) == ["data.init_args.framing"]
 
 
+def test_a_run_of_peft_from_before_the_generators_keeps_its_hash() -> None:
+    before = flat_options(yaml.safe_load((FORMER / "vtab_dora.yaml").read_text("utf-8")))
+    unused = {"hidden": None, "activation": "tanh", "sharing": "group", "scale_exponent": 0.5}
+    now = before | {f"model.init_args.adapter.init_args.{name}": value for name, value in unused.items()}
+    for reparameterize, same in ((False, True), (True, False)):
+        now["model.init_args.adapter.init_args.reparameterize"] = reparameterize
+        assert (differing_options(before, now) == differing_options(now, before) == {}) == same
+        assert (configuration_sha256(before) == configuration_sha256(now)) == same
+
+
 def test_each_new_option_of_a_datamodule_or_module_says_what_earlier_runs_did() -> None:
     """A checkpoint and a sweep from before an option go on with it."""
     former = [flat_options(yaml.safe_load(file.read_text("utf-8"))) for file in sorted(FORMER.glob("*.yaml"))]

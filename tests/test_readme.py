@@ -126,32 +126,6 @@ def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (tmp_path / "adapter.safetensors").is_file()
 
 
-def test_example_with_the_trainer_of_transformers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's own lines, with a small Llama in the place of the one that has to be fetched."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    from tests.adapters.tiny_models import hf_llama
-
-    monkeypatch.chdir(tmp_path)
-    hf_llama().save_pretrained("small")
-    example = EXAMPLES[1]
-    assert len(example.splitlines()) <= 11
-    tokens = torch.arange(8)
-    rows = [{"input_ids": tokens + start, "labels": tokens + start} for start in range(24)]
-    names: dict = {"train_dataset": rows}
-    exec(example.replace("HuggingFaceTB/SmolLM2-135M", "small"), names)
-    model, batch = names["model"].cpu().eval(), tokens[None]
-    base = AutoModelForCausalLM.from_pretrained("small", dtype="bfloat16")
-    before = base(batch).logits
-    assert {p.dtype for p in model.replora.parameters()} == {torch.float32}
-    assert not torch.equal(model(batch).logits, before)
-    served = PeftModel.from_pretrained(base, "out/peft").eval()
-    torch.testing.assert_close(served(batch).logits, model(batch).logits, rtol=0.05, atol=0.05)
-    assert Path("out/adapter.safetensors").is_file()
-
-
 SWEEPS = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +19,7 @@ from replora.datasets.common.augment import Augmentation, Augmented
 from replora.datasets.common.in_memory import InMemory, in_memory
 from replora.datasets.common.subsample import check_subset_options, places_within, subsample_indices
 from replora.datasets.errors import CorruptImageError, SubsetError
+from replora.datasets.image.image_files import ImageFiles
 from replora.datasets.image.normalized import Normalized
 from replora.datasets.image.read import Framing, ImageReader
 from replora.datasets.image.resize import Interpolation
@@ -63,8 +66,8 @@ class ImageDataModule(BaseDataModule):
     | `holdout` | train (800)         | val (200)    | test     | test     |
 
     A subclass sets `num_classes` and `class_names` when it is constructed, and gives the images by `build_dataset`. It
-    may set `augmentation`; then `build_dataset` gives the images of `train_split` in the form that the augmentation
-    takes (`form_of`), and they are read from disk every epoch.
+    may set `augmentation`; then the images of `train_split` are given in the form that the augmentation takes
+    (`form_of`), and they are read from disk every epoch.
 
     Args:
         cache_bytes: Memory for decoded images per process, in bytes (>= 0). What does not fit, and images that are
@@ -124,6 +127,9 @@ class ImageDataModule(BaseDataModule):
         one_of(get_args(Normalization), normalization=normalization)
         one_of(get_args(SubsetRule), subset_rule=subset_rule)
         check_subset_options(select_fraction, None, "select_fraction")
+        self._train_labels: list[int] = []
+        if self.fold and select_fraction < 1:
+            raise SubsetError(f"select_fraction={select_fraction} is a part of val, which a fold replaces. Keep one.")
         self.subset_rule: SubsetRule = subset_rule
         self.select_fraction = select_fraction
         self.cache_bytes = cache_bytes
@@ -170,13 +176,20 @@ class ImageDataModule(BaseDataModule):
 
     def build_split(self, split: Split) -> Dataset[ImageSample]:
         dataset: Dataset[ImageSample]
-        full = self.build_dataset(split)
+        full = self.build_dataset(self.listed(split))
+        if isinstance(full, ImageFiles):
+            full.form = self.form_of(split)
         dataset = usable = SkipCorrupt(full, self.image_size) if self.skip_corrupt else full
-        names = [str(path) for path in getattr(full, "paths", [])] or [f"{split}/{i}" for i in range(len(full))]
+        names = [str(path) for path in getattr(full, "paths", [])] or [
+            f"{self.listed(split)}/{i}" for i in range(len(full))
+        ]
         used: list[int] | None = None
         if split == self.train_split:
             self.train_indices = self._subset(full)
             used = self.train_indices
+            self._train_labels = [full.labels[i] for i in used]
+        elif split == "val" and self.fold:
+            used = self.part_of_fold(split, full.labels)
         elif split == "val" and self._selects_on_part():
             used = subsample_indices(full.labels, self.select_fraction, seed=self.subset_seed, option="select_fraction")
         if used is not None and len(used) < len(full):
@@ -197,6 +210,11 @@ class ImageDataModule(BaseDataModule):
         except CorruptImageError as error:
             raise CorruptImageError(f"{error}{LEAVE_OUT}") from error
 
+    def training_counts(self) -> list[int]:
+        """The number of training images of each class, in the order of `class_names`."""
+        counts = Counter(self._train_labels)
+        return [counts[label] for label in range(self.num_classes)]
+
     def _loader(self, *arguments: Any, **options: Any) -> EpochLoader:
         loader = super()._loader(*arguments, **options)
         loader.corrupt_image_remedy = LEAVE_OUT
@@ -205,19 +223,27 @@ class ImageDataModule(BaseDataModule):
     def _within_final(self) -> bool:
         """Whether the subset is the part of that of `final`; elsewhere both rules give the same images."""
         subset = self._fraction is not None or self.shots is not None
-        return subset and self.protocol == "tune" and self.subset_rule == "within_final"
+        return subset and self.fold is None and self.protocol == "tune" and self.subset_rule == "within_final"
 
     def _selects_on_part(self) -> bool:
         return self.protocol == "tune" and self.select_fraction < 1
 
     def _subset(self, full: ImageDataset) -> list[int]:
-        """The positions of the training subset in `train_split`."""
-        options = (self._fraction, self.shots, self.subset_seed)
+        """The positions of the training subset in the list of `train_split`, or of the fold."""
+        if self.fold:
+            return self.part_of_fold("train", full.labels)
+        draw = partial(
+            subsample_indices,
+            fraction=self._fraction,
+            shots=self.shots,
+            seed=self.subset_seed,
+            names=self.own_classes,
+        )
         if not self._within_final():
-            return subsample_indices(full.labels, *options)
+            return draw(full.labels)
         both = self.build_dataset("trainval")
         places = places_within(full.labels, both.labels, getattr(full, "paths", []), getattr(both, "paths", []))
-        chosen = set(subsample_indices(both.labels, *options))
+        chosen = set(draw(both.labels))
         found = [position for position, place in enumerate(places) if place in chosen]
         if not found:
             raise SubsetError(

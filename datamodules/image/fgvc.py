@@ -84,7 +84,6 @@ class FGVCDataModule(ImageDataModule):
                 self.task.name,
                 split,
                 self.reader,
-                form=self.form_of(split),
                 check_sizes=self.check_sizes,
             )
         if self._own_classes is None:  # else they are those of the run that is measured

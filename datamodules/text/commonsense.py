@@ -192,7 +192,8 @@ class CommonsenseDataModule(BaseDataModule):
                 )
             return Questions(choice_items(self.tokenizer, records, self.preset))
         left = self._left(held_out)
-        self.train_indices = self._subset(left)
+        pool = set(left)
+        self.train_indices = [i for i in self._fold("train") if i in pool] if self.fold else self._subset(left)
         chosen = set(self.train_indices)
         used = [place for place, position in enumerate(left) if position in chosen]
         self._list(split, [self._read_union()[position] for position in left], used)
@@ -228,6 +229,8 @@ class CommonsenseDataModule(BaseDataModule):
         """Positions of the validation records; none under `final`."""
         if self.protocol == "final":
             return set()
+        if self.fold:
+            return set(self._fold("val"))
         union = self._read_union()
         if self.validation == "llm_adapters":
             size = LLM_ADAPTERS_VALIDATION
@@ -241,6 +244,10 @@ class CommonsenseDataModule(BaseDataModule):
                 "training records: none would be left. Take more tasks, or a smaller --data.val_fraction."
             )
         return set(order[:size])
+
+    def _fold(self, split: Split) -> list[int]:
+        """Positions of the training or validation records of the fold, stratified by task."""
+        return self.part_of_fold(split, _strata(self._read_union()))
 
     def _left(self, held_out: set[int]) -> list[int]:
         """Positions of the training records, without copies of held-out ones, which LLM-Adapters' validation keeps.

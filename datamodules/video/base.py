@@ -137,7 +137,7 @@ class VideoDataModule(BaseDataModule):
     # --- splits
 
     def build_split(self, split: Split) -> Dataset[VideoSample]:
-        wanted = ("train", "val") if split == "trainval" else (split,)
+        wanted = ("train", "val") if self.listed(split) == "trainval" else (split,)
         positions = [i for i, own in enumerate(self.split_of) if own in wanted]
         if not positions:
             raise FileTableError(
@@ -146,17 +146,24 @@ class VideoDataModule(BaseDataModule):
             )
         if not (self.table.home / self.table.paths[positions[0]]).is_dir():
             check_decoder()
-        self._add_list(split, positions)
+        labels = [self.table.labels[i] for i in positions]
+        used: list[int] | None = None
+        if self.fold and split != "test":
+            used = self.part_of_fold(split, labels, [self.group_of(self.table.paths[i]) for i in positions])
+        elif split == self.train_split and (self._fraction is not None or self.shots is not None):
+            subset = (self._fraction, self.shots, self.subset_seed)
+            used = subsample_indices(labels, *subset, names=self.own_classes)
+        self._add_list(split, positions, used)
         shared = (self.table, positions, self.clips, self.cache, self.skip_corrupt)
         if split != self.train_split:
             views = (self.clips.test_clips, self.clips.test_crops) if split == "test" else (1, 1)
-            return VideoClips(*shared, views)
-        chosen = None
-        if self._fraction is not None or self.shots is not None:
-            labels = [self.table.labels[i] for i in positions]
-            self.train_indices = chosen = subsample_indices(labels, self._fraction, self.shots, self.subset_seed)
-            self._add_list(split, positions, chosen)
-        return VideoClips(*shared, seed=self.shuffle_seed, chosen=chosen)
+            return VideoClips(*shared, views, chosen=used)
+        self.train_indices = used
+        return VideoClips(*shared, seed=self.shuffle_seed, chosen=used)
+
+    @property
+    def given_validation(self) -> bool:
+        return "val" in self.table.splits
 
     def _add_list(self, split: Split, positions: list[int], used: list[int] | None = None) -> None:
         names = [str(self.table.paths[i]) for i in positions]

@@ -104,7 +104,7 @@ class VisionLanguageDataModule(BaseDataModule):
         drop_last: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, shots=None, drop_last=drop_last, **options)
+        super().__init__(batch_size=batch_size, shots=None, fold=None, drop_last=drop_last, **options)
         at_least(1, feature_size=feature_size)
         one_of(get_args(Prompts), prompts=prompts)
         one_of(get_args(TruncationSide), truncation_side=truncation_side)

@@ -121,14 +121,8 @@ class RepLoRAConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         _check_rank(self.rank, self.alpha, self.dropout, self.targets)
-        _require(_is_whole(self.width) and self.width >= 1, "hidden", self.hidden, "a width of at least 1")
-        exponent = self.scale_exponent
-        _require(
-            _is_number(exponent) and 0 <= exponent <= 1, "scale_exponent", self.scale_exponent, "a number in [0, 1]"
-        )
+        _check_generators(self.hidden, self.activation, self.sharing, self.scale_exponent)
         _check_choice("factors", self.factors, ("mlp", "linear", "none"))
-        _check_choice("activation", self.activation, ("gelu", "relu", "tanh", "silu", "identity"))
-        _check_choice("sharing", self.sharing, ("group", "none"))
         _check_choice("init", self.init, ("zero", "normal002"))
         if self.init == "normal002" and self.factors != "none":
             raise RepLoRAError("init: normal002 imitates public LoRA baselines, so it needs factors: none.")
@@ -233,6 +227,14 @@ class PeftMethodConfig(AdapterConfig):
         targets: What to adapt, as for `RepLoRAConfig`.
         blocks: `all`, or the indices of the blocks to adapt.
         options: Further arguments of the method's config class in `peft`, such as `{"init_lora_weights": "olora"}`.
+        reparameterize: Whether RepLoRA's generators produce A and B, as `replora.reparameterize` says; of `lora` and
+            `dora` alone.
+        hidden: Width h of the MLP's hidden layer (>= 1), with `reparameterize`. Default: twice the rank of each layer.
+        activation: The MLP's non-linearity, with `reparameterize`; `identity` is the linear ablation.
+        sharing: With `reparameterize`, `group` shares the diagonals and the first layer among the layers of one
+            attention module (or of one MLP), `none` gives each layer its own.
+        scale_exponent: With `reparameterize`, the generated factors are multiplied by hidden ** -scale_exponent, in
+            [0, 1].
 
     Raises:
         RepLoRAError: An option is out of its range.
@@ -245,11 +247,23 @@ class PeftMethodConfig(AdapterConfig):
     targets: Sequence[str] = ("q", "v")
     blocks: Literal["all"] | Sequence[int] = "all"
     options: dict[str, Any] = field(default_factory=dict)
+    reparameterize: bool = False
+    hidden: int | None = None
+    activation: Activation = "tanh"
+    sharing: Literal["group", "none"] = "group"
+    scale_exponent: float = 0.5
 
     def __post_init__(self) -> None:
         _check_rank(self.rank, self.alpha, self.dropout, self.targets)
         _check_blocks(self.blocks)
         _check_choice("method", self.method, PeftMethod.__args__)  # type: ignore[attr-defined]
+        _check_generators(self.hidden, self.activation, self.sharing, self.scale_exponent)
+        _require(isinstance(self.reparameterize, bool), "reparameterize", self.reparameterize, "true or false")
+        if self.reparameterize and self.method not in _WITH_A_AND_B:
+            raise RepLoRAError(
+                f"reparameterize: {self.method!r} has no A and B that RepLoRA's generators could produce. Choose "
+                f"method: {' or '.join(_WITH_A_AND_B)}, or reparameterize: false."
+            )
         _require(
             isinstance(self.options, dict) and all(isinstance(name, str) for name in self.options),
             "options",
@@ -259,11 +273,18 @@ class PeftMethodConfig(AdapterConfig):
 
     @property
     def name(self) -> str:
-        return self.method if self.method != "lora" else "peft_lora"
+        names = {"lora": "replora_peft", "dora": "replora_dora"} if self.reparameterize else {"lora": "peft_lora"}
+        return names.get(self.method, self.method)
+
+    @property
+    def generator_options(self) -> dict[str, Any]:
+        """The arguments of `replora.reparameterize`."""
+        return {name: getattr(self, name) for name in ("hidden", "activation", "sharing", "scale_exponent")}
 
 
-# Methods of `peft` that have neither rank nor scale.
+# Methods of `peft` that have neither rank nor scale, and those of LoRA's matrices.
 _WITHOUT_RANK = ("ia3", "oft", "boft")
+_WITH_A_AND_B = ("lora", "dora")
 
 
 def acting_options(config: AdapterConfig) -> dict[str, Any]:
@@ -280,7 +301,11 @@ def acting_options(config: AdapterConfig) -> dict[str, Any]:
         return options | generator
     if isinstance(config, PeftMethodConfig):
         scale = {} if config.method in _WITHOUT_RANK else {"rank": config.rank, "alpha": config.alpha or config.rank}
-        return {"method": config.method, **scale, "options": dict(config.options)}
+        options = {"method": config.method, **scale, "options": dict(config.options)}
+        if not config.reparameterize:
+            return options
+        width = config.hidden or 2 * config.rank
+        return options | {"reparameterize": True} | config.generator_options | {"hidden": width}
     return {}
 
 
@@ -294,6 +319,13 @@ def _check_rank(rank: int, alpha: float | None, dropout: float, targets: Sequenc
         targets,
         "a list of roles or names, such as [q, v]",
     )
+
+
+def _check_generators(hidden: int | None, activation: str, sharing: str, exponent: float) -> None:
+    _require(hidden is None or (_is_whole(hidden) and hidden >= 1), "hidden", hidden, "a width of at least 1")
+    _require(_is_number(exponent) and 0 <= exponent <= 1, "scale_exponent", exponent, "a number in [0, 1]")
+    _check_choice("activation", activation, Activation.__args__)  # type: ignore[attr-defined]
+    _check_choice("sharing", sharing, ("group", "none"))
 
 
 def _check_blocks(blocks: Literal["all"] | Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from replora.adapters.config import (
     AdapterConfig,
+    PeftMethodConfig,
     RepLoRAConfig,
 )
 from replora.adapters.low_rank.factors import FactorBank
@@ -20,6 +21,8 @@ from replora.adapters.low_rank.frozen_layers import SetAside, check_not_merged
 from replora.adapters.low_rank.layer import WeightUpdate
 from replora.adapters.low_rank.threads import Lock, MergedBlocks, Switch
 from replora.adapters.model_methods import replace_methods, restore_methods
+from replora.adapters.peft_lora import summary
+from replora.adapters.peft_lora.generators import Generators, Reparameterized
 from replora.adapters.wrappers import is_compiled, plain_name, unwrap
 from replora.errors import RepLoRAError, check_arguments, listed
 
@@ -30,6 +33,7 @@ class Adapters(nn.Module):
     Attributes:
         config: The method and its options.
         banks: The factor banks, one for each shape of group; empty for methods without generated factors.
+        generators: Those of the LoRA layers of `peft`, where the method reparameterizes them.
         updates: The updated weights, in the model's order.
         targets: Names of what is adapted.
         trained: Names, in the model, of every parameter and buffer that training changes.
@@ -52,6 +56,7 @@ class Adapters(nn.Module):
         super().__init__()
         self.config = config
         self.banks = nn.ModuleList()
+        self.generators: Generators | None = None
         self.updates: list[WeightUpdate] = []
         self.targets: list[str] = []
         self.trained: list[str] = []
@@ -93,7 +98,7 @@ class Adapters(nn.Module):
         super()._load_from_state_dict(*arguments)
 
     def factor_banks(self) -> list[FactorBank]:
-        return [bank for bank in self.banks if isinstance(bank, FactorBank)]
+        return [bank for bank in self.modules() if isinstance(bank, FactorBank)]
 
     def hook_onto(self, model: nn.Module) -> None:
         self._hooks.append(model.register_forward_pre_hook(self._before_forward))
@@ -107,7 +112,7 @@ class Adapters(nn.Module):
         restore_methods(model)
 
     def _before_forward(self, model: nn.Module, _inputs: Any) -> None:
-        if self.updates and getattr(model, "_is_replica", False):
+        if self.factor_banks() and getattr(model, "_is_replica", False):
             raise RepLoRAError(
                 "nn.DataParallel runs copies of the model, which would all read the factors of the first device. "
                 "Start one process for each GPU, with DistributedDataParallel (torchrun, or the Trainer's strategy: "
@@ -127,6 +132,8 @@ class Adapters(nn.Module):
                     "The adapter is merged into the backbone, so it cannot train. Call replora.unmerge first."
                 )
             return
+        if self.generators is not None:
+            self.generators.settle()
         for bank in self.factor_banks():
             bank.open()
 
@@ -204,28 +211,41 @@ def adapters_of(model: nn.Module) -> Adapters:
     Raises:
         RepLoRAError: Nothing was injected.
     """
-    model = unwrap(model)
-    adapters = getattr(model, "replora", None)
-    if not isinstance(adapters, Adapters):
-        inside = [
-            name for name, module in model.named_modules() if isinstance(getattr(module, "replora", None), Adapters)
-        ]
-        call = (
-            f"Its module {inside[0]!r} does: pass that one." if inside else "Call replora.inject(model, config) first."
-        )
-        raise RepLoRAError(f"This {type(model).__name__} carries no adapter. {call}")
+    adapters = carried_by(model)
+    if isinstance(adapters, Reparameterized):
+        raise RepLoRAError(summary.say_whose(adapters))
     return adapters
+
+
+def carried_by(model: nn.Module) -> Adapters | Reparameterized:
+    """What `inject` or `reparameterize` added to `model`.
+
+    Raises:
+        RepLoRAError: Neither added anything.
+    """
+    model = unwrap(model)
+    carried = getattr(model, "replora", None)
+    if isinstance(carried, Adapters | Reparameterized):
+        return carried
+    named = ((name, getattr(module, "replora", None)) for name, module in model.named_modules())
+    inside = next((name for name, found in named if isinstance(found, Adapters | Reparameterized)), None)
+    call = f"Its module {inside!r} does: pass that one." if inside else "Call replora.inject(model, config) first."
+    raise RepLoRAError(f"This {type(model).__name__} carries no adapter. {call}")
 
 
 @check_arguments
 def parameter_counts(model: nn.Module) -> ParameterCounts:
-    """Trained and deployed numbers of the method that `model` carries."""
-    adapters = adapters_of(model)
+    """Trained and deployed numbers of the method that `model` carries, or of the adapter of `peft` that is in use."""
+    adapters = carried_by(model)
+    if isinstance(adapters, Reparameterized):
+        return ParameterCounts(*summary.counts(adapters))
     parameters = {plain_name(name): p for name, p in unwrap(model).named_parameters()}
     head = sum(parameters[name].numel() for name in adapters.head)
     trained = sum(parameters[name].numel() for name in adapters.trained if name in parameters) - head
     banks = adapters.factor_banks()
-    deployed = sum(bank.deployed_count() for bank in banks) if banks else trained
+    # What has no bank is deployed as it trains: free matrices of peft, DoRA's magnitudes.
+    free = trained - sum(p.numel() for bank in banks for p in bank.parameters())
+    deployed = free + sum(bank.deployed_count() for bank in banks)
     return ParameterCounts(adapters.backbone_count, trained, deployed, head)
 
 
@@ -245,14 +265,20 @@ def describe(model: nn.Module) -> Description:
 
     For an adapter read from a deployed file also `trained_as`: method, options and parameter counts of its training.
     """
-    adapters = adapters_of(model)
+    adapters = carried_by(model)
+    config: AdapterConfig
+    if isinstance(adapters, Reparameterized):
+        config = summary.config_of(adapters)
+        targets = list(config.targets)
+    else:
+        config, targets = adapters.config, list(adapters.targets)
     description: Description = {
-        "method": adapters.config.name,
-        "options": options_of(adapters.config),
-        "targets": list(adapters.targets),
+        "method": config.name,
+        "options": options_of(config),
+        "targets": targets,
         "parameters": asdict(parameter_counts(model)),
     }
-    if adapters.trained_as:
+    if isinstance(adapters, Adapters) and adapters.trained_as:
         description["trained_as"] = adapters.trained_as
     return description
 
@@ -262,6 +288,12 @@ def options_of(config: AdapterConfig) -> dict[str, Any]:
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
     if isinstance(config, RepLoRAConfig) and config.factors != "none":
         options["hidden"] = config.width
+    if isinstance(config, PeftMethodConfig):
+        if not config.reparameterize:
+            unused = {"reparameterize", *config.generator_options}
+            return {name: value for name, value in options.items() if name not in unused}
+        if not {"r", "rank_pattern"} & config.options.keys():
+            options["hidden"] = config.hidden or 2 * config.rank
     return options
 
 

@@ -24,7 +24,14 @@ from replora.adapters.config import (
     PeftMethodConfig,
     RepLoRAConfig,
 )
-from replora.adapters.container import Adapters, adapters_of, device_of, leave_inference_mode, train_only
+from replora.adapters.container import (
+    Adapters,
+    adapters_of,
+    carried_by,
+    device_of,
+    leave_inference_mode,
+    train_only,
+)
 from replora.adapters.fingerprint import describe_base, in_head
 from replora.adapters.labels import match_classes
 from replora.adapters.low_rank.factors import build_factors
@@ -93,7 +100,8 @@ def _checked(model: nn.Module) -> nn.Module:
     if of_peft := next((type(m).__name__ for m in model.modules() if type(m).__module__.startswith("peft.")), None):
         raise RepLoRAError(
             f"The model carries an adapter of the peft library already ({of_peft}). Inject into the plain model: "
-            "model = model.merge_and_unload() folds that adapter in, model.unload() takes it out."
+            "model = model.merge_and_unload() folds that adapter in, model.unload() takes it out. To train its LoRA "
+            "layers with RepLoRA: replora.reparameterize(model)."
         )
     return model
 
@@ -172,7 +180,7 @@ def check_merged_in_place(model: nn.Module, adapters: Adapters) -> None:
 @check_arguments
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer: matrices, and vectors (biases, norms, diagonals) without weight decay."""
-    adapters = adapters_of(model)
+    adapters = carried_by(model)
     vectors = {id(p) for bank in adapters.factor_banks() for p in bank.no_weight_decay()}
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1 and id(p) not in vectors]

@@ -24,6 +24,7 @@ from replora.adapters.container import Adapters, adapters_of, device_of, leave_i
 from replora.adapters.inject import remove
 from replora.adapters.labels import LAST_LAYERS, match_classes
 from replora.adapters.low_rank.layer import AdaptedLinear, AdaptedMultiheadAttention, WeightUpdate
+from replora.adapters.peft_lora.generators import Reparameterized
 from replora.adapters.peft_methods import peft_layers
 from replora.adapters.weight_tying import check_not_tied
 from replora.adapters.wrappers import plain_name, unwrap
@@ -107,7 +108,8 @@ def registry_of(model: nn.Module) -> AdapterRegistry:
     """The model's registry, created at the first use."""
     model = unwrap(model)
     registry = model.__dict__.get("replora_registry")
-    present = isinstance(getattr(model, "replora", None), Adapters)
+    carried = getattr(model, "replora", None)
+    present = isinstance(carried, Adapters | Reparameterized) and adapters_of(model) is carried
     if registry is None:
         registry = model.__dict__["replora_registry"] = AdapterRegistry(DEFAULT_NAME if present else None)
     if not present:
@@ -214,6 +216,8 @@ def _attach(model: nn.Module, inactive: InactiveAdapter) -> None:
         attention.updates = updates
     if adapters.updates:
         adapters.banks.to(device_of(adapters.updates[0]))
+    if adapters.generators is not None:
+        adapters.generators.follow_layers()
     model.replora = adapters.train(model.training)
     train_only(model, set(adapters.trained))
     adapters.hook_onto(model)

@@ -14,6 +14,8 @@ from replora.adapters.container import Adapters
 from replora.adapters.low_rank.frozen_layers import SetAside, check_finite, computes_by_weight, take_base_names
 from replora.adapters.low_rank.layer import is_conv1d
 from replora.adapters.low_rank.threads import Switch
+from replora.adapters.peft_lora.generators import generators_of
+from replora.adapters.peft_lora.layers import lora_pairs
 from replora.adapters.targets import Target
 from replora.adapters.wrappers import aliases_of, is_wrapper, plain_name
 from replora.errors import RepLoRAError, nearest
@@ -76,12 +78,19 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, 
         peft.inject_adapter_in_model(own, model)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RepLoRAError(f"{config.method}: peft refuses: {error}") from error
+    del model.peft_config  # that of this adapter, and of no later one
     added = [p for p in model.parameters() if id(p) not in before]
     for parameter in added:
         if parameter.requires_grad and parameter.is_floating_point() and parameter.dtype.itemsize < 4:
             parameter.data = parameter.data.float()
-    adapters.targets = modules
-    for name, layer in peft_layers(model).items():
+    if config.reparameterize:
+        adapters.generators = generators_of(lora_pairs(model, "default"), config.generator_options)
+        adapters.generators.install()
+        added = [p for p in model.parameters() if id(p) not in before]
+    found = peft_layers(model)
+    adapters.targets = [name for name in modules if name in found]  # `options` may leave some out, or name others
+    adapters.targets += [name for name in found if name not in modules]
+    for name, layer in found.items():
         for alias in aliases[id(layer.get_base_layer())]:  # peft knows only the first name of a layer
             model.set_submodule(alias, layer)
         adapters.peft_called[name] = False
@@ -144,7 +153,10 @@ def merge_peft(model: nn.Module, aside: dict[str, SetAside], force: bool = False
         aside[name] = SetAside(base, frozen)
         for key, parameter in frozen.items():
             base._parameters[key] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-        layer.merge()
+        try:
+            layer.merge()
+        except (RuntimeError, ValueError) as error:
+            raise RepLoRAError(f"{name}: peft cannot merge it: {error}") from error
         if not force:
             check_finite(base.weight, frozen["weight"], name)
 
@@ -190,4 +202,7 @@ def peft_config(config: PeftMethodConfig, modules: list[str], *, transposed: boo
         arguments["fan_in_fan_out"] = True
     # One regular expression that matches these full names and nothing else.
     arguments["target_modules"] = "|".join(re.escape(name) for name in modules)
-    return cls(**arguments | config.options)
+    try:
+        return cls(**arguments | config.options)
+    except (TypeError, ValueError) as error:
+        raise RepLoRAError(f"options: {class_name} of peft refuses {config.options}: {error}") from error

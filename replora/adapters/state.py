@@ -1,8 +1,7 @@
 """Adapter-only state: what training changed, by name, in memory and as a safetensors file.
 
 The file, format "replora-adapter" version 1: a safetensors file whose tensors have their names in the adapted model,
-and whose header holds `format`, `version`, `description` and what `save_adapter` was given as `metadata`. `description`
-is JSON:
+and whose header holds `format`, `version`, `metadata` of `save_adapter` and `description`, which is JSON:
 
     method, options, targets, parameters      as `replora.describe` gives them
     also_train                                names of the modules that train as a whole (absent in the earliest files)
@@ -92,16 +91,11 @@ def _copy_state(model: nn.Module, state: Mapping[str, Tensor], found: str, diffe
     own = adapter_state(model)
     state = plain_keys(state, own)
     problems = [*differing, *(f"missing: {name}" for name in own if name not in state)]
-    problems += [
-        f"{name}: {_dtype(state[name])} instead of {_dtype(tensor)}"
-        for name, tensor in own.items()
-        if name in state and _kind(state[name]) != _kind(tensor)
-    ]
+    shared = {name: (state[name], tensor) for name, tensor in own.items() if name in state}
+    problems += [f"{n}: {_dtype(t)} instead of {_dtype(o)}" for n, (t, o) in shared.items() if _kind(t) != _kind(o)]
     problems += [f"unknown: {name}" for name in state if name not in own]
     problems += [
-        f"{name}: {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+        f"{name}: {tuple(t.shape)} instead of {tuple(o.shape)}" for name, (t, o) in shared.items() if t.shape != o.shape
     ]
     if problems:
         adapters = adapters_of(model)
@@ -167,7 +161,7 @@ def save_adapter(
     adapters = adapters_of(model)
     description = describe(model) | {"also_train": list(adapters.also_train), "base": base_of(unwrap(model), adapters)}
     state = adapter_state(model)
-    if deploy and isinstance(adapters.config, RepLoRAConfig):
+    if deploy and adapters.factor_banks():
         description, state = _deployed(model, description, state)
     header = {"format": FILE_FORMAT, "version": str(FILE_VERSION), "description": json.dumps(description)}
     check_in_memory(state)
@@ -209,11 +203,14 @@ def check_in_memory(tensors: Mapping[str, Tensor]) -> None:
 def _deployed(
     model: nn.Module, description: dict[str, Any], state: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Description and state of the vanilla LoRA that has the same A and B."""
+    """Description and state of the LoRA, ours or that of `peft`, that has the same A and B."""
     adapters = adapters_of(model)
-    assert isinstance(adapters.config, RepLoRAConfig)
-    config = RepLoRAConfig(**vars(adapters.config) | {"factors": "none", "init": "zero"})
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith("replora.banks.")}
+    kept = {n: t for n, t in state.items() if not n.startswith(("replora.banks.", "replora.generators."))}
+    if adapters.generators is None:
+        config: AdapterConfig = RepLoRAConfig(**vars(adapters.config) | {"factors": "none", "init": "zero"})
+    else:
+        config = PeftMethodConfig(**vars(adapters.config) | {"reparameterize": False})
+        kept |= adapters.generators.deployed()
     for number, bank in enumerate(adapters.banks):
         assert isinstance(bank, FactorBank)
         for slot, (A, B) in enumerate(bank()):
@@ -358,7 +355,7 @@ def _check_sizes(options: Mapping[str, Any], state: Mapping[str, Tensor], path: 
     used = {"mlp": ("rank", "hidden"), "linear": ("rank", "hidden"), "none": ("rank",)}
     if "method" in options:  # of peft; some have matrices of other sizes, but none more ranks than values
         sizes = range(1 + max([8, *(tensor.numel() for tensor in state.values())]))
-    for name in used.get(str(options.get("factors", "none")), ()):
+    for name in used["mlp"] if options.get("reparameterize") else used.get(str(options.get("factors", "none")), ()):
         if isinstance(options.get(name), int) and options[name] not in sizes:
             raise RepLoRAError(f"{path} is damaged: its option {name} is {options[name]}, and no tensor has that size.")
 

@@ -156,19 +156,26 @@ def example_input(model: nn.Module) -> Any:
 
 def _without_gradient(model: nn.Module, adapters: Adapters, total: Tensor) -> list[str]:
     """Names of the targets for which d total / d B is 0."""
-    if not adapters.updates:
+    if not adapters.factor_banks():
         owned = peft_parameters(model)
         flat = [p for parameters in owned.values() for p in parameters]
         moved = {id(p) for p, g in zip(flat, _gradients(total, flat), strict=True) if g is not None and bool(g.any())}
         return [name for name, parameters in owned.items() if not any(id(p) in moved for p in parameters)]
     last = {(id(bank), slot): p for bank in adapters.factor_banks() for slot, p in enumerate(bank.last_matrices())}
     gradients = dict(zip(last, _gradients(total, list(last.values())), strict=True))
+    places = [
+        (name, view.bank, view.slot, [view.group])
+        for update in adapters.updates
+        for name, view in zip(update.names, update.views, strict=True)
+    ]
+    if adapters.generators is not None:
+        made = zip(adapters.generators.pairs(), adapters.generators.seconds(), strict=True)
+        places += [(pair.name, m.bank, m.slot, list(m.groups)) for pair, m in made]
     dead = []
-    for update in adapters.updates:
-        for name, view in zip(update.names, update.views, strict=True):
-            gradient = gradients[id(view.bank), view.slot]
-            if gradient is None or not bool(gradient[view.group].any()):
-                dead.append(name)
+    for name, bank, slot, groups in places:
+        gradient = gradients[id(bank), slot]
+        if gradient is None or not bool(gradient[groups].any()):
+            dead.append(name)
     return dead
 
 

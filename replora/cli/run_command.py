@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from replora.cli.arguments import FLAGS, split_arguments
 from replora.cli.commands.prepare import name_root
 from replora.cli.commands.sweep import sweep
+from replora.cli.commands.tune import options_apart, tune
 from replora.datasets.common.files import printable
 from replora.errors import RepLoRAError, nearest
 
@@ -39,6 +40,9 @@ def run_command(verb: str, command: Callable[..., None] | dict[str, Callable[...
                 f"{verb}: what follows {argument or before!r} is empty, as from a variable that is not set. Give a "
                 "value, or leave it out."
             )
+    if command is tune:  # the options of fit are one argument
+        of_fit, own = options_apart(arguments)
+        arguments = [_json(of_fit), *own]
     # Only here: `--help` of the program does not wait for the parser.
     from jsonargparse import ArgumentError, ArgumentParser, auto_cli
 
@@ -50,7 +54,7 @@ def run_command(verb: str, command: Callable[..., None] | dict[str, Callable[...
             parser.add_function_arguments(sweep, as_group=False)
             options = parser.parse_args(arguments)
         else:
-            ordered = _positional_first(command, arguments)
+            ordered = arguments if command is tune else _positional_first(command, arguments)
             auto_cli(command, args=ordered, prog=prog, allow_abbrev=False, exit_on_error=False)
             return
     except ArgumentError as error:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from replora.config_files import find_config, is_yaml, parse_config, read_config
+from replora.config_files import find_config, is_yaml, packaged_configs, parse_config, read_config
 from replora.errors import RepLoRAError
 from replora.identity import plain_option
 
 CONFIG = ("-c", "--config")
+RATE = "model.optimizer.lr"
 NO_VALUE = object()  # of an option that is the last argument, or before another option
 
 
@@ -30,6 +32,7 @@ class Setting:
     value: Any
     file: str | None = None
     adds: bool = False  # `--name+=value`, to a list
+    scaled: bool = False  # whether it is the rate of a task's configuration times the factor of a method's
 
     def __str__(self) -> str:
         return f"{self.file}: {self.name}" if self.file else f"--{self.name}"
@@ -60,7 +63,39 @@ def settings_of(arguments: list[str], read_configs: bool = True) -> list[Setting
             name = plain_option(option.lstrip("-").rstrip("+"))
             content = _mapping(value)
             settings += settings_in({name: content}) if content else [Setting(name, value, adds=option[-1] == "+")]
-    return [_named_class(setting) for setting in settings]
+    return _with_rates([_named_class(setting) for setting in settings])
+
+
+def rate_factor(value: Any) -> float | None:
+    """`10x` -> 10: the learning rate of a method relative to that of LoRA, which tasks' configurations have."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)x", value) if isinstance(value, str) else None
+    return float(found[1]) if found else None
+
+
+def _with_rates(settings: list[Setting]) -> list[Setting]:
+    """The settings with rates instead of factors.
+
+    A factor applies to the rate that a packaged configuration of a task gives. A rate of the command line, a recipe or
+    a file of the user's own holds: before a factor it makes that void, and after it it takes precedence as always.
+    """
+    found: list[Setting] = []
+    base: float | None = None
+    for setting in settings:
+        factor = rate_factor(setting.value) if setting.name == RATE else None
+        if setting.name == RATE and factor is None:
+            base = float(setting.value) if _is_of_task(setting) else None
+        if factor is None:
+            found.append(setting)
+        elif base is not None:
+            found.append(replace(setting, value=float(f"{base * factor:.6g}"), scaled=True))
+    return found
+
+
+def _is_of_task(setting: Setting) -> bool:
+    """Whether a rate is that of a packaged configuration of a task, such as `vtab.yaml`, not of a recipe."""
+    name = str(setting.file)
+    file = packaged_configs().get(name if name.endswith(".yaml") else f"{name}.yaml")
+    return file is not None and "/" not in name and find_config(name) == file
 
 
 def _mapping(value: Any) -> Mapping[str, Any] | None:

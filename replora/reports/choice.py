@@ -58,7 +58,7 @@ def choose(
     point = min(best, key=lambda name: _off_center(grid[name], grid)) if ties == "middle" else best[0]
     others = sorted((name for name in means if name != point), key=lambda name: -means[name])
     examples = examples if metric.rpartition("/")[2] in PROPORTIONS else None
-    noise = _within_error(values[point], values[others[0]], examples) if others else False
+    noise = within_error(values[point], values[others[0]], examples) if others else False
     edges = {option: edge and len(best) == 1 for option, edge in edges_of(grid[point], list(grid.values())).items()}
     return Choice(point, len(best) - 1, noise, edges)
 
@@ -84,7 +84,7 @@ def _off_center(point: Mapping[str, Any], grid: Mapping[str, Mapping[str, Any]])
     return distance
 
 
-def _within_error(best: Sequence[float], other: Sequence[float], examples: int | None) -> bool | None:
+def within_error(best: Sequence[float], other: Sequence[float], examples: int | None) -> bool | None:
     """Whether two means differ by at most a standard error: that of paired seeds, or of a proportion for one seed."""
     differences = [one - two for one, two in zip(best, other, strict=True)]
     if len(differences) > 1:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -25,10 +27,15 @@ from replora.sweeps.plan import Trial
 from replora.sweeps.state import claimed
 from replora.sweeps.trial import run_trial
 
+TOKEN = Path(os.environ.get("HOME", "/"), ".ray", "auth_token")
+
 # Ray reads these when it is imported and when it starts. By its default, workers have nearly the lowest priority, and
 # get next to nothing of a machine on which anything else runs.
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# A cluster asks for the token of the user who started it, and Ray sends it by itself only to a cluster that it finds.
+if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or TOKEN.is_file():
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 try:
     import ray
@@ -40,6 +47,10 @@ except ImportError as error:
     ) from error
 
 
+START = (
+    "Start one with `ray start --head` on one machine and `ray start --address HEAD:6379` on the others, or leave "
+    "--address out."
+)
 Outcome = tuple[dict[str, Any] | None, str, list[str]]  # results or None, why it failed, and what was corrupt before
 
 
@@ -112,15 +123,16 @@ class Cluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address is None:  # trials exchange only a few kilobytes
             options |= {"include_dashboard": False, "object_store_memory": 100 * 2**20, "num_cpus": usable_cpus()}
+        else:
+            _check_address(self.address)
         in_main_thread = threading.current_thread() is threading.main_thread()
         self.former_handler = signal.getsignal(signal.SIGTERM) if in_main_thread else None
         try:
             ray.init(address=self.address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RepLoRAError(
-                f"No Ray cluster answers at {self.address}: {error}. Start one with `ray start --head` on one machine "
-                "and `ray start --address HEAD:6379` on the others, or leave --address out."
-            ) from error
+            if self.address is None:
+                raise RepLoRAError(f"Ray does not start on this machine: {error}") from error
+            raise RepLoRAError(f"No Ray cluster answers at {self.address}: {error}. {START}") from error
         if in_main_thread:
             signal.signal(signal.SIGTERM, self._terminate)  # Ray has set its own, which ends with status 15
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -224,6 +236,19 @@ class Cluster:
                 "--address names one, and the same command again; it repeats nothing that is finished."
             )
         return room
+
+
+def _check_address(address: str) -> None:
+    """Raise unless something listens there: Ray itself ends this process after a while, with lines of its own."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host) or not re.fullmatch(r"\d{1,5}", port):
+        raise RepLoRAError(f"--address {address} is neither HOST:PORT, such as node1:6379, nor auto.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise RepLoRAError(f"No Ray cluster answers at {address}: {error}. {START}") from error
 
 
 class _Worker:

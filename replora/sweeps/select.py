@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from replora.io import replace_text
 from replora.reports.choice import Choice, Ties, choose
@@ -84,6 +84,8 @@ def selection_rule(home: Path, choice: Per | None = None) -> Rule:
     if file.is_file():
         try:
             rule = Rule(**json.loads(file.read_text(encoding="utf-8")))
+            if rule.ties not in get_args(Ties) or rule.choice not in get_args(Per):
+                raise ValueError(f"{asdict(rule)} is none that there is")
         except (ValueError, TypeError) as error:
             raise SweepError(f"{file} holds no rule of a selection: {error}. Delete it to select again.") from error
     else:

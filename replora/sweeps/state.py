@@ -21,7 +21,7 @@ from replora.sweeps.trial import results_there
 
 State = Literal["done", "running", "failed", "waiting"]
 LOCKS = ".locks"
-PATIENCE = 0.5  # seconds; whoever asks for the state of a trial may hold its lock for an instant
+PATIENCE = 0.5  # seconds; whoever asks for the state of a trial holds its lock for an instant
 
 
 @contextmanager
@@ -39,12 +39,15 @@ def claimed(home: Path, trial: Trial, wait: bool = False) -> Iterator[bool]:
     file = _lock_file(home, trial)
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
-    try:
-        lock.acquire(timeout=-1 if wait else PATIENCE)
-    except Timeout:
-        yield False
-        return
     holder = file.with_suffix(".holder")
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        try:
+            lock.acquire(timeout=0 if holder.exists() else PATIENCE)
+        except Timeout:
+            yield False
+            return
     try:
         holder.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield True
@@ -57,14 +60,17 @@ def holder_of(home: Path, trial: Trial) -> str | None:
     """The process that runs a trial, such as `process 12 on node3`; None if no process does."""
     file = _lock_file(home, trial)
     try:
-        holder = file.with_suffix(".holder").read_text(encoding="utf-8").strip()
+        holder = file.with_suffix(".holder").read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
         return None
     try:
         with FileLock(file).acquire(timeout=0):
-            return None  # it was killed
+            file.with_suffix(".holder").unlink(missing_ok=True)  # it was killed
+            return None
     except Timeout:
         return holder or "another process"
+    except PermissionError:  # the directory of another user, whose locks cannot be tried
+        return f"{holder or 'another process'}, or was when it was killed"
 
 
 def recorded(home: Path, trial: Trial) -> dict[str, Any] | None:

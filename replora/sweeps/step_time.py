@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -17,6 +18,7 @@ from replora.errors import RepLoRAError
 from replora.launch import launch
 from replora.sweeps.plan import Trial
 
+TIMER = f"{__name__}.StepTimer"
 STEPS = 4  # the first of them, which warms caches up, is not counted
 
 
@@ -24,7 +26,7 @@ class NotMeasuredError(RepLoRAError):
     """A step cannot be measured here: the data, the GPU or a package is missing."""
 
 
-class _MeasuredError(Exception):
+class MeasuredError(Exception):
     """Ends a fit in which enough was measured."""
 
     def __init__(self, batches: float, seconds: list[float]) -> None:
@@ -58,7 +60,7 @@ class StepTimer(Callback):
     def _end_if_measured(self, trainer: Trainer) -> None:
         batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
         if len(self.seconds) >= min(self.steps, batches):
-            raise _MeasuredError(batches, self.seconds)
+            raise MeasuredError(batches, self.seconds)
 
 
 def measure_steps(trials: Sequence[Trial]) -> tuple[list[float], str]:
@@ -74,12 +76,12 @@ def measure_steps(trials: Sequence[Trial]) -> tuple[list[float], str]:
         NotMeasuredError: A trial cannot be started on this machine.
     """
     first = trials[0]
-    found = _measure(first, STEPS)
+    found = run_timed(first, {"class_path": TIMER, "init_args": {"steps": STEPS}})
     step = statistics.fmean(found.seconds[1:] or found.seconds)
     batches = {_kind(first): found.batches}
     for trial in trials:
         if _kind(trial) not in batches:
-            batches[_kind(trial)] = _measure(trial, 0).batches
+            batches[_kind(trial)] = run_timed(trial, {"class_path": TIMER, "init_args": {"steps": 0}}).batches
     source = f"from {step:.3g} seconds per step of {first.folder}, measured here; without validation, test and start"
     return [batches[_kind(trial)] * step for trial in trials], source
 
@@ -88,8 +90,16 @@ def _kind(trial: Trial) -> tuple[str, str, str]:
     return trial.stage, trial.task.name, trial.size.name
 
 
-def _measure(trial: Trial, steps: int) -> _MeasuredError:
-    timer = {"class_path": f"{__name__}.{StepTimer.__name__}", "init_args": {"steps": steps}}
+def run_timed(trial: Trial, timer: dict[str, Any]) -> MeasuredError:
+    """Run a trial in a temporary directory until its timer ends it.
+
+    Args:
+        trial: The trial.
+        timer: Class path and arguments of a `StepTimer`.
+
+    Raises:
+        NotMeasuredError: The trial cannot be started on this machine.
+    """
     silent = io.StringIO()
     with (
         tempfile.TemporaryDirectory(prefix="replora-step-") as folder,
@@ -100,7 +110,7 @@ def _measure(trial: Trial, steps: int) -> _MeasuredError:
         arguments = [f"--run_dir={Path(folder) / 'run'}", *(f"--trainer.{option}" for option in options)]
         try:
             launch(["fit", *trial.arguments, *arguments, f"--trainer.callbacks+={json.dumps(timer)}"])
-        except _MeasuredError as measured:
+        except MeasuredError as measured:
             return measured
         except Exception as error:
             raise NotMeasuredError(_reason(error)) from error

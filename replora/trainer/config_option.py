@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.pytorch.utilities import rank_zero_info
 
 from replora.config_files import find_config, former_defaults, is_yaml, parse_config, read_config
+from replora.identity import flat_options, plain_option
+from replora.options.settings import RATE, rate_factor, settings_of
 
 
 class PackagedConfigFile(ActionConfigFile):
@@ -20,14 +23,35 @@ class PackagedConfigFile(ActionConfigFile):
             parse_config(values, "--config")
         elif isinstance(values, str):
             file = find_config(values)
-            read_config(file)  # names what is wrong with it, which the parser would print as a whole
             rank_zero_info(f"config {values}: {file}")
-            values = str(file)
+            values = _without_factor(read_config(file)) or str(file)
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
         if file is not None:
             _point_to_folder(cfg, file)
             for name, value in former_defaults(file).items():
                 cfg[name] = value
+
+
+def scaled_rate(arguments: list[str]) -> list[str]:
+    """The argument that sets the learning rate where the factor of a method's configuration decides it."""
+    rates = [setting for setting in settings_of(arguments) if setting.name == RATE]
+    return [f"--{RATE}={rates[-1].value}"] if rates and rates[-1].scaled else []
+
+
+def _without_factor(content: dict[str, Any]) -> str | None:
+    """The content, as YAML, of a file whose learning rate is a factor; None for others. `TrainerCLI` sets the rate."""
+    for name, value in flat_options(content).items():
+        if plain_option(name) == RATE and rate_factor(value) is not None:
+            *groups, last = name.split(".")
+            inner = [content]
+            for group in groups:
+                inner.append(inner[-1][group])
+            del inner[-1][last]
+            for group, outer, section in zip(groups[::-1], inner[-2::-1], inner[:0:-1], strict=True):
+                if not section:
+                    del outer[group]
+            return str(yaml.safe_dump(content))
+    return None
 
 
 def _point_to_folder(options: Any, file: Path) -> None:

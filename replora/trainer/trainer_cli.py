@@ -31,6 +31,7 @@ from lightning_modules.callbacks.progress import progress_callbacks
 from lightning_modules.callbacks.results_writer import trained_classes
 from replora.errors import RepLoRAError
 from replora.identity import flat_options, plain_option
+from replora.plots.mistakes import draw_test
 from replora.recipes import changed_options
 from replora.reports.summary import summarize
 from replora.results import UNTRAINED, DivergedError
@@ -38,9 +39,11 @@ from replora.resuming import is_finished
 from replora.run_directory import check_unused, create_unique, left_as_found, locked
 from replora.trainer.checkpoint import find_checkpoint
 from replora.trainer.checks import check_command_line, check_data_files, check_trainer, fix_int_float_union
-from replora.trainer.config_option import PackagedConfigFile
+from replora.trainer.config_option import PackagedConfigFile, scaled_rate
 from replora.trainer.in_force import name_classes_of_help
+from replora.trainer.logger_files import send_files
 from replora.trainer.loggers import loggers
+from replora.trainer.precision import offer_auto, resolve_auto
 from replora.trainer.quiet import ignore_messages
 from replora.trainer.refusal import why_refused
 from replora.trainer.run_options import CONFIG_TEXT, LINKS, RUN_OPTIONS
@@ -52,7 +55,8 @@ class SaveVerbConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         file = Path(self.config.run_dir) / self.config_filename
         file.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(file), skip_none=False, overwrite=True, multifile=False)
+        # As parsed, so validating it again would only take time, of every trial of a sweep.
+        self.parser.save(self.config, str(file), skip_none=False, skip_validation=True, overwrite=True, multifile=False)
 
 
 class TrainerCLI(LightningCLI):
@@ -60,11 +64,14 @@ class TrainerCLI(LightningCLI):
 
     Args:
         arguments: Verb and its options.
+        pictures: Whether a test of images is drawn.
     """
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], *, pictures: bool = False) -> None:
         self.verb = arguments[0]
+        self.pictures = pictures
         fix_int_float_union()
+        offer_auto()
         ignore_messages()
         self.resources = ExitStack()
         with self.resources:
@@ -86,7 +93,11 @@ class TrainerCLI(LightningCLI):
             auto_configure_optimizers=False,
         )
         if getattr(rank_zero_only, "rank", 0) == 0:
-            print(summarize(self.options.run_dir, self.verb, recorded=not self.options.trainer.fast_dev_run))
+            recorded = not self.options.trainer.fast_dev_run
+            if self.pictures and recorded and self.verb in ("fit", "test"):
+                drawn = draw_test(self.options.run_dir, self.datamodule)
+                send_files(self.trainer.loggers, drawn, self.options.run_dir / "results.json")
+            print(summarize(self.options.run_dir, self.verb, recorded=recorded))
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> TrainerCLI:
         """Itself: weight averaging copies the module, whose optimizer function leads to the parser and to here."""
@@ -122,7 +133,7 @@ class TrainerCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         check_command_line(args)
         try:
-            self.config = parser.parse_args(name_classes_of_help(args))
+            self.config = parser.parse_args(name_classes_of_help([*args, *scaled_rate(args[1:])]))
         except ArgumentError as error:
             raise RepLoRAError(why_refused(self.verb, args[1:], error)) from error
 
@@ -135,6 +146,14 @@ class TrainerCLI(LightningCLI):
             raise RepLoRAError(f"--seed_everything {seed} is not a seed: give an integer in [0, 4294967295].")
         super()._set_seed()
 
+    def _dump_config(self) -> None:
+        """The options that the checkpoint records, not validated again: Lightning's own takes eight times as long."""
+        if not hasattr(self, "config_dump"):
+            dumped = self.parser.dump(
+                self.config, skip_link_targets=False, skip_none=False, skip_validation=True, format="json"
+            )
+            self.config_dump = json.loads(dumped)[self.verb]
+
     # --- the run
 
     @property
@@ -145,6 +164,7 @@ class TrainerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         check_trainer(self.options.trainer)
+        resolve_auto(self.options.trainer)
         check_data_files(self.options.data)
         if self.options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run of this process

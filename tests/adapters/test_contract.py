@@ -21,6 +21,7 @@ METHODS: dict[str, replora.AdapterConfig] = {
     "linear": replora.RepLoRAConfig(rank=2, hidden=4, factors="linear"),
     "lora": replora.RepLoRAConfig(rank=2, factors="none", targets=("q", "k", "v", "out")),
     "dora": replora.PeftMethodConfig("dora", rank=2),
+    "replora_peft": replora.PeftMethodConfig("lora", rank=2, reparameterize=True, hidden=4),
     "bitfit": replora.BitFitConfig(),
     "full": replora.FullConfig(),
     "linear_probe": replora.LinearProbeConfig(),
@@ -31,9 +32,10 @@ PEFT_MODELS = ["timm_vit", "timm_swin", "hf_vit", "hf_llama", "hf_gpt2", "hf_bar
 PAIRS = [
     *product(MODELS, LOW_RANK),
     *product(PEFT_MODELS, ["dora"]),
+    *product(["timm_vit", "hf_llama"], ["replora_peft"]),
     *product(["timm_vit", "hf_bart"], ["bitfit", "full", "linear_probe"]),
 ]
-UPDATING = [(model, method) for model, method in PAIRS if method in (*LOW_RANK, "dora")]
+UPDATING = [(model, method) for model, method in PAIRS if method in (*LOW_RANK, "dora", "replora_peft")]
 
 
 def build(model_name: str, seed: int = 0) -> tuple[nn.Module, TinyModel]:

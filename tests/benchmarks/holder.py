@@ -13,5 +13,5 @@ def hold(megabytes: int, child: int) -> None:
         other = multiprocessing.get_context("spawn").Process(target=hold, args=(child, 0))
         other.start()
         other.join()
-    time.sleep(0.3)
+    time.sleep(0.6)
     assert held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ QUICK = [
     "--trainer.enable_progress_bar=false",
 ]
 DIGITS = ["--config=quickstart.yaml", *QUICK, "--model.adapter.rank=2", "--model.adapter.hidden=8"]
+# The line of an epoch, where there is no terminal.
+EPOCH = re.compile(r"^epoch (\d+)/(\d+): loss [\d.]+, val/accuracy [\d.]+ %, train/accuracy [\d.]+ %, [\d.]+ s$", re.M)
 
 
 def fit(run_dir: Path, *options: str) -> Path:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 import replora
 from replora.cli.main import main
 from replora.results import read_results
-from tests.cli.helpers import fit
+from tests.cli.helpers import EPOCH, fit
 
 REPOSITORY = Path(__file__).parents[2]
 OPTIONS = [
@@ -29,7 +29,6 @@ OPTIONS = [
     "--model.adapter.hidden=8",
     "--data.shots=4",
     "--trainer.max_epochs=2",
-    "--trainer.enable_progress_bar=false",
 ]
 
 
@@ -38,7 +37,7 @@ def run_process(directory: Path, *arguments: str, launcher: tuple[str, ...] = ()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, *launcher, "-m", "replora", *arguments]
     return subprocess.run(
-        command, check=False, cwd=directory, env=environment, capture_output=True, text=True, timeout=300
+        command, check=False, cwd=directory, env=environment, capture_output=True, text=True, timeout=600
     )
 
 
@@ -56,9 +55,17 @@ def runs(tmp_path_factory):
     two = ["--config=trainer/ddp_cpu.yaml", "--data.batch_size=4", "--data.eval_batch_size=64", "--run_dir=two"]
     done = run_process(home, "fit", *OPTIONS, *two)
     assert done.returncode == 0, done.stderr[-3000:]
+    (home / "shown.json").write_text(json.dumps([done.stdout, done.stderr]))
     done = run_process(home, "predict", "--config=two/fit.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
     return home / "one", home / "two"
+
+
+def test_two_processes_print_once(runs):
+    stdout, stderr = json.loads((runs[0].parent / "shown.json").read_text())
+    assert EPOCH.findall(stderr) == [("1", "2"), ("2", "2")]
+    assert stdout.count("replora on vit_nano, digits") == 1
+    assert " of 797" in stdout
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(runs):

@@ -174,14 +174,14 @@ def test_the_backbone_has_to_be_that_of_the_run(home: Path, tmp_path: Path) -> N
     config["model"]["init_args"]["pretrained"] = False
     (tmp_path / "run" / "fit.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(RepLoRAError, match=r"The backbone's weights \(random\) are not those that .* was trained on"):
-        inference.load_predictor(tmp_path / "run")
+        inference.load_run(tmp_path / "run")
     config["model"]["class_path"] = "mine.Regression"
     (tmp_path / "run" / "fit.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(RepLoRAError, match=r"is of 'mine.Regression', but this is for a run"):
-        inference.load_predictor(tmp_path / "run")
+        inference.load_run(tmp_path / "run")
 
 
-def test_a_module_of_ones_own(home: Path, tmp_path: Path) -> None:
+def test_a_module_of_ones_own(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It runs by its class path alone; its run is opened once the module that defines it is imported."""
     (tmp_path / "my_task.py").write_text(
         "from lightning_modules import ImageClassification\n\n\nclass MyTask(ImageClassification):\n    pass\n"
@@ -199,10 +199,9 @@ def test_a_module_of_ones_own(home: Path, tmp_path: Path) -> None:
     data = [f"--data.root={home / 'pets'}", f"--run_dir={run}", "--trainer.max_epochs=1"]
     fit = call("fit", "--config=image_folder.yaml", "--model=my_task.MyTask", *model, *rest, *data)
     assert fit.returncode == 0, fit.stderr
-    refused_run = call("predict-files", str(run), image, f"--out={tmp_path / 'p.csv'}")
-    assert refused_run.returncode == 2
-    assert "is of 'my_task.MyTask'" in refused_run.stderr
-    assert "--import_module my_task" in refused_run.stderr
+    error = refused(capsys, "predict-files", str(run), image, f"--out={tmp_path / 'p.csv'}")
+    assert "is of 'my_task.MyTask'" in error
+    assert "--import_module my_task" in error
     found = call("predict-files", str(run), image, f"--out={tmp_path / 'p.csv'}", "--import_module=my_task")
     assert found.returncode == 0, found.stderr
     assert len(rows(tmp_path / "p.csv")) == 1
@@ -213,7 +212,7 @@ def test_a_module_of_ones_own(home: Path, tmp_path: Path) -> None:
 def test_random_weights_are_those_of_the_seed(tmp_path: Path) -> None:
     run = fit_digits(tmp_path / "run", "--seed_everything=7")
     state = torch.get_rng_state()
-    predictor = inference.load_predictor(run)
+    predictor = inference.load_run(run)
     assert torch.equal(torch.get_rng_state(), state)
     assert predictor.class_names == [str(digit) for digit in range(10)]
     assert (predictor.reader.framing, predictor.reader.image_size) == ("squash", 32)
@@ -229,7 +228,7 @@ def test_every_method(method: str, home: Path, tmp_path: Path) -> None:
     main(["fit", "--config=image_folder.yaml", *options, *small])
     main(["predict", f"--config={tmp_path / 'run' / 'fit.yaml'}"])
     own = predictions(tmp_path / "run")
-    found = inference.classify(inference.load_predictor(tmp_path / "run"), [home / "pets" / row["path"] for row in own])
+    found = inference.load_run(tmp_path / "run").predict([home / "pets" / row["path"] for row in own])
     expected = torch.tensor([float(row["probability"]) for row in own])
     assert torch.allclose(found.probabilities.max(dim=1).values, expected, atol=1e-4)
 

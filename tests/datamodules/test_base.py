@@ -270,7 +270,7 @@ def test_bad_options_fail_when_they_are_given(options: dict[str, Any], error: ty
 
 
 def test_shots_that_a_class_lacks_fail_in_setup() -> None:
-    with pytest.raises(SubsetError, match="class 0 has 10"):
+    with pytest.raises(SubsetError, match="but '0' has 10, '1' has 10"):
         made(shots=11)
 
 

@@ -18,6 +18,7 @@ METHODS = [
     replora.LinearProbeConfig(),
     replora.BitFitConfig(),
     replora.PeftMethodConfig(method="dora", rank=2, blocks=[0]),
+    replora.PeftMethodConfig(method="dora", rank=2, blocks=[0], reparameterize=True),
     replora.FullConfig(),
 ]
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from replora.results import read_results
+
 SMALL: dict[str, Any] = {
     "base": ["quickstart.yaml"],
     "options": {
@@ -60,4 +62,14 @@ def finished(folder: Path) -> dict[str, dict]:
         content = json.loads(file.read_text())
         if "sweep" in content:
             found[content["sweep"]["trial"]] = content
+    return found
+
+
+def measurements(home: Path) -> dict[str, Any]:
+    """Directory -> what a trial has measured and how its point was selected."""
+    found = {}
+    for file in home.rglob("results.json"):
+        results = read_results(file.parent)
+        verbs = {verb: results[verb]["metrics"] for verb in ("fit", "test") if verb in results}
+        found[results["sweep"]["trial"]] = (verbs, results["fit"]["history"], results["sweep"].get("chosen_by"))
     return found

@@ -116,9 +116,10 @@ def test_a_sweep_keeps_the_rule_it_began_with(tmp_path):
     assert selection_rule(tmp_path / "old") == Rule("lowest", "per_size")
     assert selection_rule(tmp_path / "old", "per_method") == Rule("lowest", "per_method")
     assert selection_rule(tmp_path / "old") == Rule("lowest", "per_method"), "the choice is recorded"
-    (tmp_path / "old" / "selection.json").write_text("[]")
-    with pytest.raises(SweepError, match=r"selection.json holds no rule of a selection"):
-        selection_rule(tmp_path / "old")
+    for damaged in ("", "[]", '{"ties": "lowest"', '{"ties": "first"}', '{"choice": null}', '{"rule": 1}'):
+        (tmp_path / "old" / "selection.json").write_text(damaged)
+        with pytest.raises(SweepError, match=r"selection.json holds no rule of a selection"):
+            selection_rule(tmp_path / "old")
 
 
 def test_less_may_be_better(tmp_path):

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from replora.cli.main import main
 from replora.results import read_results
 from replora.sweeps.state import claimed, holder_of, state_of
 from replora.sweeps.sweep_file import read_sweep
-from tests.sweeps.small_sweep import SMALL, write_sweep
+from tests.sweeps.small_sweep import SMALL, measurements, write_sweep
 
 # What a task of `sbatch --array=1-2 --ntasks=4` sees.
 SLURM = {
@@ -60,16 +60,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def measurements(home: Path) -> dict[str, Any]:
-    """Directory -> what a trial has measured and how its point was selected."""
-    found = {}
-    for file in home.rglob("results.json"):
-        results = read_results(file.parent)
-        verbs = {verb: results[verb]["metrics"] for verb in ("fit", "test") if verb in results}
-        found[results["sweep"]["trial"]] = (verbs, results["fit"]["history"], results["sweep"].get("chosen_by"))
-    return found
-
-
 def wait_for(condition, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 240
     while not condition():
@@ -78,7 +68,7 @@ def wait_for(condition, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def test_shards_equal_the_sweep_on_ray(folder, capsys):
+def test_shards_equal_an_undisturbed_sweep(folder, capsys, undisturbed):
     """Shard 1 is killed in its first trial, shard 2 goes on, shard 1 begins again, then come selection and finals."""
     sweep = read_sweep(write_sweep(folder / "s.yaml"))
     home = folder / "runs" / "s"
@@ -112,32 +102,29 @@ def test_shards_equal_the_sweep_on_ray(folder, capsys):
     assert "report:" in capsys.readouterr().out, "no trial is left"
     assert not list(home.rglob("*.holder"))
 
-    whole = ["--max_concurrent=1"] if _has_ray() else ["--shard=1/1"]
-    here("--out=whole", "--make_report=false", *whole)
-    assert measurements(home) == measurements(folder / "whole")
-    assert len(measurements(home)) == 8
+    assert measurements(home) == undisturbed
+    assert len(undisturbed) == 8
 
 
-def _has_ray() -> bool:
-    return importlib.util.find_spec("ray") is not None
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_shard_and_the_same_command_resumes_it(folder, number, status):
+def test_a_signal_ends_a_shard_and_the_same_command_resumes_it(folder):
+    """SIGTERM in the first trial, Ctrl-C in the second."""
     options = SMALL["options"] | {"trainer.max_epochs": 20}
     sweep = read_sweep(write_sweep(folder / "s.yaml", methods=ONE_METHOD, options=options, select=None))
     home = folder / "runs" / "s"
     first, second = sweep.only_trials()
-    process = start(folder, "--shard=1/1")
-    wait_for((home / first.folder / "checkpoints" / "last.ckpt").is_file, process)
-    process.send_signal(number)
-    shown, _ = process.communicate(timeout=300)
-    assert process.returncode == status, shown
-    assert not (home / second.folder).exists(), "nothing begins after the signal"
-    assert [state_of(home, trial) for trial in (first, second)] == ["waiting", "waiting"]
+    for trial, number, states in (
+        (first, signal.SIGTERM, ["waiting", "waiting"]),
+        (second, signal.SIGINT, ["done", "waiting"]),
+    ):
+        process = start(folder, "--shard=1/1")
+        wait_for((home / trial.folder / "checkpoints" / "last.ckpt").is_file, process)
+        process.send_signal(number)
+        shown, _ = process.communicate(timeout=300)
+        assert process.returncode == 128 + number, shown
+        assert [state_of(home, trial) for trial in (first, second)] == states
+        assert (home / second.folder).exists() == (trial is second), "nothing begins after the signal"
     here("--shard=1/1", "--make_report=false")
-    assert "resumed_from" in read_results(home / first.folder)["fit"]
-    assert len(measurements(home)) == 2
+    assert all("resumed_from" in read_results(home / trial.folder)["fit"] for trial in (first, second))
 
 
 def test_what_another_process_runs_is_left_out(folder, capsys):
@@ -220,6 +207,47 @@ def test_mistakes_are_named_before_anything_runs(folder, capsys, options, messag
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert not (folder / "runs").exists()
+
+
+def test_states_that_nobody_wrote_like_this(folder, capsys, monkeypatch):
+    """Bytes that are no text, a killed holder, and the directory of another user."""
+    sweep = read_sweep(write_sweep(folder / "s.yaml"))
+    home = folder / "runs" / "s"
+    first, second, *_ = sweep.selection_trials()
+    for trial in (first, second):
+        (home / trial.folder).mkdir(parents=True)
+        (home / ".locks" / trial.folder).parent.mkdir(parents=True, exist_ok=True)
+    (home / first.folder / "error.txt").write_bytes(b"\xff\xfe\x00")
+    holder = home / ".locks" / f"{second.folder}.holder"
+    holder.write_bytes(b"\xff killed")
+    for _ in range(2):
+        here("--status=true")
+        shown = capsys.readouterr().out
+        assert re.search(r"select \W+0 \W+0 \W+1 \W+3 \W", shown)
+        assert f"failed: {first.folder}: \ufffd" in shown
+    assert not holder.exists(), "nobody waits for it"
+    holder.write_text("process 1 on node1")
+
+    def refused(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refused)
+    here("--status=true")
+    assert f"running: {second.folder}, process 1 on node1, or was when it was killed" in capsys.readouterr().out
+
+
+def test_a_held_lock_is_left_at_once_and_one_that_is_looked_at_is_not(folder):
+    trial = read_sweep(write_sweep(folder / "s.yaml")).selection_trials()[0]
+    with claimed(folder, trial):
+        begin = time.monotonic()
+        with claimed(folder, trial) as mine:
+            assert not mine
+        assert time.monotonic() - begin < 0.4
+    looking = FileLock(folder / ".locks" / f"{trial.folder}.lock", thread_local=False)
+    looking.acquire()
+    threading.Timer(0.1, looking.release).start()
+    with claimed(folder, trial) as mine:
+        assert mine
 
 
 def test_a_stage_that_the_file_does_not_have(folder, capsys):

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,63 +10,17 @@ import pytest
 
 from replora.cli.commands.sweep import _trials_at_once
 from replora.cli.main import main
-from replora.results import with_own_measurements, write_json
+from replora.errors import RepLoRAError
+from replora.results import write_json
 from replora.sweeps.cost import describe_plan
 from replora.sweeps.select import Rule, selection_rule
 from replora.sweeps.sweep import selections_so_far
 from replora.sweeps.sweep_file import read_sweep
 from replora.sweeps.trial import TrialError, set_aside_other_point
 from replora.sweeps.trial import finished as finished_trial
-from tests.sweeps.small_sweep import SMALL, finished, start, write_sweep
+from tests.sweeps.small_sweep import SMALL, write_sweep
 
 pytest.importorskip("ray", reason="the extra [sweep] is not installed")
-
-
-def test_a_killed_sweep_goes_on_without_repeating_anything(tmp_path):
-    """Killed in the first stage; the second start ends both and makes the report."""
-    write_sweep(tmp_path / "s.yaml")
-    first = start(tmp_path)
-    deadline = time.monotonic() + 240
-    while not finished(tmp_path) and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    before = finished(tmp_path)
-    assert 1 <= len(before) < 8, first.stdout and first.stdout.read()
-
-    second = start(tmp_path)
-    shown, _ = second.communicate(timeout=300)
-    assert second.returncode == 0, shown
-    after = finished(tmp_path)
-    assert len(after) == 4 + 4
-    assert {trial: after[trial]["fit"]["date"] for trial in before} == {
-        trial: results["fit"]["date"] for trial, results in before.items()
-    }
-    assert re.search(r"select: [123] of 4 trials are finished already", shown)
-    assert "chosen on the validation images" in shown
-    final = after["final/RepLoRA/shots=1/seed=1"]
-    assert "test/accuracy" in with_own_measurements(final)["test"]["metrics"]
-    means = final["sweep"]["chosen_by"]["means"]
-    best = max(means, key=means.get)
-    assert f"lr={final['fit']['optimizer']['lr']:g}" == best
-    assert len({results["fit"]["git"] for results in after.values()}) == 1
-    report = tmp_path / "out" / "report"
-    assert "data:image/png;base64," in (report / "report.html").read_text()
-    assert len((report / "runs.jsonl").read_text().splitlines()) == 8
-
-
-def test_failures_do_not_stop_the_others(tmp_path):
-    """One size asks for more images per class than there are: its trials fail, the others end, the exit status is 2."""
-    methods = {"LoRA": {"configs": ["adapter/lora.yaml"]}}
-    write_sweep(
-        tmp_path / "s.yaml", methods=methods, select=None, sizes={"data.shots": [1, 5000]}, final={"seeds": [0]}
-    )
-    process = start(tmp_path, "--max_failures=0", "--make_report=false")
-    shown, _ = process.communicate(timeout=300)
-    assert process.returncode == 2, shown
-    assert set(finished(tmp_path)) == {"final/LoRA/shots=1/seed=0"}
-    assert "1 trials failed" in shown
-    assert "asks for 5000 examples of every class" in shown
 
 
 def written(home: Path, trial, value: float | None, seconds: float = 1.0) -> None:
@@ -81,33 +31,6 @@ def written(home: Path, trial, value: float | None, seconds: float = 1.0) -> Non
     fit = {"metrics": {"val/accuracy": value}, "seconds": seconds}
     outcome = {"fit": fit, "sweep": {}} if value else {"sweep": {"failed": "nan"}}
     write_json(folder / "results.json", {"format": 1, **outcome})
-
-
-DYING = """
-import os, signal
-from pathlib import Path
-from lightning.pytorch import Callback
-
-class DiesOnce(Callback):
-    def on_train_start(self, trainer, module):
-        marker = Path("died")
-        if not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_worker_that_dies_is_replaced(tmp_path):
-    """Killed in its first trial, as by a machine without memory; the trial is tried again, the others run."""
-    (tmp_path / "dying.py").write_text(DYING)
-    methods = {"LoRA": {"configs": ["adapter/lora.yaml"]}}
-    options = SMALL["options"] | {"trainer.callbacks": [{"class_path": "dying.DiesOnce"}]}
-    write_sweep(tmp_path / "s.yaml", methods=methods, options=options, select=None)
-    process = start(tmp_path, "--max_failures=1", "--make_report=false", PYTHONPATH=str(tmp_path))
-    shown, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, shown
-    assert (tmp_path / "died").is_file()
-    assert set(finished(tmp_path)) == {"final/LoRA/shots=1/seed=0", "final/LoRA/shots=1/seed=1"}
 
 
 def test_a_grid_with_a_trial_missing_is_not_chosen_from(tmp_path, capsys):
@@ -234,6 +157,9 @@ def test_the_estimate_is_of_trials_alike(tmp_path):
     for trial in sweep.planned_final_trials():
         if trial.size.name == "shots=2":
             written(tmp_path, trial, 0.5, seconds=1000)
+    changed = read_sweep(write_sweep(tmp_path / "s.yaml", options=SMALL["options"] | {"data.batch_size": 4}))
+    with pytest.raises(TrialError, match=r"other options(.|\n)*--data.batch_size=8(.|\n)*--data.batch_size=4"):
+        describe_plan(changed, tmp_path, 1)
     # Left: two of RepLoRA to select and two final ones, all with one shot; 20 and 2000 seconds.
     assert "about 34 minutes with 1 at once (505.0 seconds" in describe_plan(sweep, tmp_path, 1)
 
@@ -259,3 +185,22 @@ def test_more_than_there_is(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["sweep", "--config=s.yaml", "--gpus_per_trial=99"])
     assert "A trial needs 99 GPU, but there are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "No Ray cluster answers at 127.0.0.1:1: .*refused. Start one with `ray start --head`"),
+        ("127.0.0.1:99999", "No Ray cluster answers at 127.0.0.1:99999: "),
+        ("6379", "--address 6379 is neither HOST:PORT, such as node1:6379, nor auto"),
+        ("node1:", "neither HOST:PORT"),
+        ("ray://node1:10001", "neither HOST:PORT"),
+        ("local", "neither HOST:PORT"),
+    ],
+)
+def test_a_wrong_address_is_named_at_once(address, message):
+    """Ray would end the whole process a minute later."""
+    from replora.sweeps.executor import Cluster, Resources
+
+    with pytest.raises(RepLoRAError, match=message), Cluster(address, Resources(1, 0, None, 0)):
+        pass

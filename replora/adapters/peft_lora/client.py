@@ -42,7 +42,7 @@ class SavePretrained(Method):
                 written = selected is None or name in selected
             else:
                 folder = Path(save_directory)
-                written = name in self.model.active_adapters()  # type: ignore[operator]
+                written = name in next(generators.pairs()).layer.active_adapters
             if written:
                 prefix = f"replora.{name}."
                 own = {k.partition(prefix)[2]: t for k, t in (state or {}).items() if prefix in k}
@@ -109,7 +109,7 @@ class AddAdapter(Method):
         result = self.own(*args, **options)
         if self.arguments(*args, **options).get("adapter_name") == "ref":
             configs: Any = self.model.peft_config
-            like = [one for name, one in self.adapters.generators().items() if configs[name] is configs["ref"]]
+            like = [one for name, one in self.adapters.generators().items() if configs.get(name) is configs["ref"]]
             if like:
                 made = generators_of(lora_pairs(self.model, "ref"), like[0].options)
                 made.install()
@@ -195,4 +195,4 @@ def is_peft_model(model: nn.Module) -> bool:
 
 def inner_model(host: nn.Module) -> nn.Module:
     """The model that runs in each pass; that of `PeftModel` around it runs in some only, not in those of `generate`."""
-    return host.get_base_model() if is_peft_model(host) else host  # type: ignore[operator]
+    return host.get_submodule("base_model.model") if is_peft_model(host) else host

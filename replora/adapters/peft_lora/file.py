@@ -106,7 +106,8 @@ def find_file(name: str | os.PathLike[str]) -> Path | None:
         return path if path.exists() else None
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         raise RepLoRAError(f"generators: {path} does not exist. Give the folder that save_pretrained wrote.")
-    from huggingface_hub import hf_hub_download  # slow, and only for names of the hub
+    # Slow, and only for names of the hub.
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
@@ -205,6 +206,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} has version {version!r}, and this release reads up to {FILE_VERSION}. Install a newer one."
         )
     description = parse_json(header.get("description", ""), str(path))
-    if not isinstance(description, dict):
-        raise UnreadableFileError(f"{path} is corrupt: its description is {type(description).__name__}, not entries.")
+    if not isinstance(description, dict) or not isinstance(description["options"], dict):
+        raise UnreadableFileError(f"{path} is corrupt: its description and the options in it must have names.")
     return description, tensors

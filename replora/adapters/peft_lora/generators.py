@@ -7,12 +7,13 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from replora.adapters.config import RepLoRAConfig
 from replora.adapters.low_rank.factors import DiagonalMLP, FactorBank, GeneratedFactors
 from replora.adapters.peft_lora.layers import LoraPair, grouped
 from replora.adapters.peft_lora.matrices import Matrix, forget, solve
+from replora.adapters.peft_lora.places import LayerPlaces, all_removed, check_kept
 from replora.adapters.wrappers import unwrap
 from replora.errors import RepLoRAError, nearest
 
@@ -44,6 +45,7 @@ class Generators(nn.Module):
         banks: One for each shape of group.
         members: For each bank, the LoRA layers of each of its groups.
         matrices: For each bank, the matrices that it produces.
+        places: Where the layers and their matrices stand.
         awaits_file: Whether the generators of the A and B that are being loaded may come from a file.
     """
 
@@ -53,6 +55,7 @@ class Generators(nn.Module):
         self.banks = nn.ModuleList()
         self.members: list[list[list[LoraPair]]] = []
         self.matrices: list[list[Matrix]] = []
+        self.places: list[LayerPlaces] = []
         hooked: Any = self
         hooked.register_load_state_dict_pre_hook(_before_load)
         hooked.register_load_state_dict_post_hook(_after_load)
@@ -76,10 +79,11 @@ class Generators(nn.Module):
         for number, members in enumerate(groups):
             numbers = range(number * experts, (number + 1) * experts)
             for slot, pair in enumerate(members):
-                first, second = pair.matrices(bank, numbers, slot)
-                A, B = reversed(pair.stored()) if pair.is_embedding else pair.stored()
-                first.given, second.given = A.detach(), B.detach()
-                matrices += [first, second]
+                for each in (pair, *pair.tied):
+                    first, second = each.matrices(bank, numbers, slot)
+                    A, B = reversed(each.stored()) if each.is_embedding else each.stored()
+                    first.given, second.given = A.detach(), B.detach()
+                    matrices += [first, second]
         bank.requires_grad_(any(tensor.requires_grad for pair in flat(groups) for tensor in pair.stored()))
         self.banks.append(bank)
         self.members.append(groups)
@@ -87,11 +91,12 @@ class Generators(nn.Module):
 
     def install(self) -> None:
         """Let the layers compute with what the generators give, which is what they computed with before."""
-        for bank, matrices in zip(self.factor_banks(), self.matrices, strict=True):
-            start(bank, matrices)
+        for bank, matrices, groups in zip(self.factor_banks(), self.matrices, self.members, strict=True):
+            start(bank, matrices, keep_a=groups[0][0].keep_a)
         for matrices, groups in zip(self.matrices, self.members, strict=True):
             for pair, first, second in zip(flat(groups), matrices[::2], matrices[1::2], strict=True):
                 pair.generate(first, second)
+        self.places = [pair.places() for pair in self.pairs()]
 
     def factor_banks(self) -> list[GeneratedFactors]:
         return [bank for bank in self.banks if isinstance(bank, GeneratedFactors)]
@@ -100,6 +105,20 @@ class Generators(nn.Module):
         """The LoRA layers, bank by bank."""
         for groups in self.members:
             yield from flat(groups)
+
+    def seconds(self) -> Iterator[Matrix]:
+        """Of each of those layers, the matrix that is zero at the start."""
+        for matrices in self.matrices:
+            yield from matrices[1::2]
+
+    def deployed(self) -> dict[str, Tensor]:
+        """A and B of all layers, by the names that they have in the state of the model."""
+        return {key: t for pair in self.pairs() for key, t in zip(pair.keys(), pair.stored(), strict=True)}
+
+    def follow_layers(self) -> None:
+        """Move each bank to where its layers are: a model may have moved while it had other adapters."""
+        for bank, groups in zip(self.banks, self.members, strict=True):
+            bank.to(next(groups[0][0].layer.get_base_layer().parameters()).device)
 
     def settle(self) -> None:
         """Solve for the matrices that were loaded without the generators that produce them."""
@@ -124,8 +143,10 @@ def generators_of(pairs: Sequence[LoraPair], options: dict[str, Any]) -> Generat
 
 
 def flat(groups: list[list[LoraPair]]) -> Iterator[LoraPair]:
-    """The LoRA layers of all groups."""
-    return chain.from_iterable(groups)
+    """The LoRA layers of all groups, each followed by those that are tied to it."""
+    for pair in chain.from_iterable(groups):
+        yield pair
+        yield from pair.tied
 
 
 def _before_load(generators: Generators, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -149,12 +170,18 @@ def _settle(generators: Generators, *_: Any) -> None:
     generators.settle()
 
 
-def start(bank: GeneratedFactors, matrices: Sequence[Matrix]) -> None:
-    """Take up the factors that the layers had: of an adapter that has not begun, the scale; else the values."""
+def start(bank: GeneratedFactors, matrices: Sequence[Matrix], *, keep_a: bool) -> None:
+    """Take up the factors that the layers had: of an adapter that has not begun, the scale; else the values.
+
+    Args:
+        bank: What is to produce the factors.
+        matrices: What it produces.
+        keep_a: Whether A is taken up in either case.
+    """
     if all(matrix.given is None for matrix in matrices):
         return
     fresh = all(matrix.given is None or not matrix.given.any() for matrix in matrices if matrix.side == "B")
-    if not fresh:
+    if keep_a or not fresh:
         solve(bank, matrices)
         return
     with torch.no_grad():
@@ -178,8 +205,15 @@ class Reparameterized(nn.ModuleDict):
     host: list[nn.Module]
     hooks: list[torch.utils.hooks.RemovableHandle]
 
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Take every name that `peft` takes, also that of an attribute here."""
+        self._modules[name] = module  # type: ignore[assignment]
+
     def generators(self) -> dict[str, Generators]:
-        return {name: child for name, child in self.items() if isinstance(child, Generators)}
+        known = {name: child for name, child in self.items() if isinstance(child, Generators)}
+        for name in [name for name, child in known.items() if child.places and all_removed(child.places)]:
+            del self[name], known[name]
+        return known
 
     def factor_banks(self) -> list[FactorBank]:
         """Those of adapters that take part in the next forward pass."""
@@ -192,7 +226,9 @@ class Reparameterized(nn.ModuleDict):
                 "Start one process for each GPU, with DistributedDataParallel (torchrun, accelerate launch), or let "
                 "this one see a single GPU: CUDA_VISIBLE_DEVICES=0."
             )
-        for generators in self.generators().values():
+        for name, generators in self.generators().items():
+            if not torch.compiler.is_compiling():
+                check_kept(name, generators.places)
             generators.settle()
         for bank in self.factor_banks():
             bank.open()
@@ -223,14 +259,30 @@ def host_of(model: nn.Module) -> nn.Module:
     return inside if counts[0] == counts[1] else model
 
 
+def reparameterized_in(host: nn.Module) -> Reparameterized | None:
+    """What `reparameterize` added to the model before.
+
+    Raises:
+        RepLoRAError: It carries something else.
+    """
+    present = getattr(host, "replora", None)
+    if present is not None and not isinstance(present, Reparameterized):
+        raise RepLoRAError(
+            "The model carries an adapter of replora.inject, not one that peft made. There the generators are an "
+            "option: PeftMethodConfig(method='lora', reparameterize=True); replora.save_adapter(deploy=True) writes A "
+            "and B alone. replora.remove(model) takes the adapter out."
+        )
+    return present
+
+
 def generators_in(model: nn.Module, adapter_name: str, asked: str) -> Generators:
     """The generators of one adapter of a model.
 
     Raises:
         RepLoRAError: The adapter is not reparameterized; `asked` is the function that needs it to be.
     """
-    present = getattr(host_of(model), "replora", None)
-    known = present.generators() if isinstance(present, Reparameterized) else {}
+    present = reparameterized_in(host_of(model))
+    known = {} if present is None else present.generators()
     if adapter_name not in known:
         raise RepLoRAError(f"{asked}: {adapter_name!r} is not reparameterized. {nearest(adapter_name, known)}")
     return known[adapter_name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -11,17 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from replora.adapters.low_rank.factors import FactorBank
-from replora.adapters.low_rank.layer import is_linear
 from replora.adapters.peft_lora.matrices import (
     GENERATED,
-    GeneratedEntries,
-    GeneratedWeight,
     Matrix,
     generate_entry,
     generate_weight,
     keep_entry,
     keep_weight,
 )
+from replora.adapters.peft_lora.places import LayerPlaces, Place
 from replora.adapters.roles import roles_of
 from replora.adapters.wrappers import plain_name
 from replora.errors import RepLoRAError, listed, nearest
@@ -42,7 +40,9 @@ class LoraPair:
         role: What the layer is in its group, such as `q`.
         rank: The rank, of each expert if there are several.
         experts: How many experts one parameter holds; 1 otherwise.
-        first, second: The factors' shapes in `peft`: of the one that is drawn and the one that is zero at the start.
+        keep_a: Whether A says something before training begins, as that of EVA does.
+        place: Where the model holds the layer.
+        tied: Layers that have the same A and B, as an output layer that is tied to the embedding may.
     """
 
     name: str
@@ -52,6 +52,9 @@ class LoraPair:
     role: str
     rank: int
     experts: int
+    keep_a: bool
+    place: Place
+    tied: tuple[LoraPair, ...] = ()
 
     @property
     def is_embedding(self) -> bool:
@@ -62,6 +65,12 @@ class LoraPair:
         if self.is_embedding:
             return self.layer.lora_embedding_A[self.adapter], self.layer.lora_embedding_B[self.adapter]
         return self.layer.lora_A[self.adapter].weight, self.layer.lora_B[self.adapter].weight
+
+    def keys(self) -> tuple[str, str]:
+        """Their names in the state of the plain model."""
+        if self.is_embedding:
+            return f"{self.name}.lora_embedding_A.{self.adapter}", f"{self.name}.lora_embedding_B.{self.adapter}"
+        return f"{self.name}.lora_A.{self.adapter}.weight", f"{self.name}.lora_B.{self.adapter}.weight"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -97,16 +106,26 @@ class LoraPair:
         if self.is_embedding:
             keep_entry(self.layer.lora_embedding_B, self.adapter)
             keep_entry(self.layer.lora_embedding_A, self.adapter)
-        else:
+        elif self.adapter in self.layer.lora_A:
             keep_weight(self.layer.lora_A[self.adapter])
             keep_weight(self.layer.lora_B[self.adapter])
 
-    @property
-    def is_generated(self) -> bool:
+    def places(self) -> LayerPlaces:
+        """Where the layer and its generated matrices stand."""
+        layer: Any = self.layer
         if self.is_embedding:
-            entries = self.layer.lora_embedding_A
-            return isinstance(entries, GeneratedEntries) and self.adapter in entries.matrices
-        return isinstance(self.layer.lora_A[self.adapter], GeneratedWeight)
+            of_A, of_B = layer.lora_embedding_A.matrices, layer.lora_embedding_B.matrices
+        else:
+            of_A, of_B = layer.lora_A._modules, layer.lora_B._modules
+        matrices = [Place(holder, self.adapter, holder[self.adapter]) for holder in (of_A, of_B)]
+        return LayerPlaces(self.name, (self.place, matrices[0], matrices[1]))
+
+    def is_tied_to(self, table: LoraPair) -> bool:
+        """Whether `peft` gave this linear layer the matrices of an embedding (`ensure_weight_tying`)."""
+        if self.is_embedding or not table.is_embedding or self.shape != table.shape:
+            return False
+        (A, B), (of_B, of_A) = self.stored(), table.stored()
+        return bool(A.any()) and torch.equal(A, of_A.T) and torch.equal(B, of_B.T)
 
 
 def lora_pairs(model: nn.Module, adapter: str) -> list[LoraPair]:
@@ -126,23 +145,52 @@ def lora_pairs(model: nn.Module, adapter: str) -> list[LoraPair]:
         _nothing_found(modules, layers, adapter)
     for name, layer in has.items():
         _check_layer(name, layer, adapter)
-    return [_pair(name, layer, adapter, plain) for name, layer in has.items()]
+    configs: Any = next((module.peft_config for module in modules.values() if hasattr(module, "peft_config")), {})
+    keep_a = getattr(configs.get(adapter), "init_lora_weights", None) == "eva"
+    pairs = [_pair(name, layer, adapter, keep_a, modules, plain) for name, layer in has.items()]
+    return _with_tied(pairs)
 
 
-def _pair(name: str, layer: Any, adapter: str, plain: dict[str, nn.Module]) -> LoraPair:
-    frozen, parent, own = layer.get_base_layer(), name.rpartition(".")[0], name.rpartition(".")[2]
-    make = partial(LoraPair, name, layer, adapter, rank=layer.r[adapter], experts=getattr(layer, "num_experts", 1))
+def _with_tied(pairs: list[LoraPair]) -> list[LoraPair]:
+    """The layers with matrices of their own, each with those that share them."""
+    tied = {pair.name: [other for other in pairs if other.is_tied_to(pair)] for pair in pairs if pair.is_embedding}
+    followers = {other.name for others in tied.values() for other in others}
+    return [replace(p, tied=tuple(tied.get(p.name, ()))) for p in pairs if p.name not in followers]
+
+
+def _pair(
+    name: str, layer: Any, adapter: str, keep_a: bool, modules: dict[str, nn.Module], plain: dict[str, nn.Module]
+) -> LoraPair:
+    parent, own = name.rpartition(".")[0], name.rpartition(".")[2]
+    is_attention = isinstance(layer.get_base_layer(), nn.MultiheadAttention)
+    make = partial(
+        LoraPair,
+        name,
+        layer,
+        adapter,
+        rank=layer.r[adapter],
+        experts=getattr(layer, "num_experts", 1),
+        keep_a=keep_a,
+        place=_place_of(layer, own, modules[parent]),
+    )
     if parameter := getattr(layer, "parameter_name", None):
         # Several parameters of one module are wrapped one inside another, and share a generator.
         while own == "base_layer":
             parent, own = parent.rpartition(".")[0], parent.rpartition(".")[2]
         return make(group=f"{parent}.{own}".strip("."), role=parameter)
-    if is_linear(frozen):
-        roles = roles_of(name, frozen, plain)
+    # A quantized layer need be no nn.Linear; that of `peft` around it has its sizes.
+    if adapter in layer.lora_A and type(layer.lora_A[adapter]) is nn.Linear and not is_attention:
+        roles = roles_of(name, layer, plain)
         if len(roles) == 1:
             return make(group=roles[0].group, role=roles[0].name)
         return make(group=name if roles else parent or name, role=own)
     return make(group=name, role=own)
+
+
+def _place_of(layer: Any, own: str, parent: nn.Module) -> Place:
+    """Where a model holds a layer: nowhere if it is the model itself."""
+    holder = parent._modules if own else {"": layer}
+    return Place(holder, own, holder[own])
 
 
 def _check_layer(name: str, layer: Any, adapter: str) -> None:

@@ -122,11 +122,6 @@ class Matrix:
         self.given = state[key].detach().clone()
 
 
-def copied(value: Tensor) -> Tensor:
-    """A copy of a matrix as files take it: B comes out of its MLP transposed."""
-    return value.detach().clone(memory_format=torch.contiguous_format)
-
-
 def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
     """Let the bank give the matrices that were loaded.
 
@@ -151,6 +146,11 @@ def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
         for name, share in shares.items():
             share.copy_(distribute_tensor(complete.get_parameter(name), share.device_mesh, share.placements))
     forget(matrices)
+
+
+def copied(value: Tensor) -> Tensor:
+    """A copy of a matrix as files take it: B comes out of its MLP transposed."""
+    return value.detach().clone(memory_format=torch.contiguous_format)
 
 
 def forget(matrices: Sequence[Matrix]) -> None:
@@ -300,6 +300,8 @@ def generate_weight(module: Any, matrix: Matrix) -> None:
 
 def keep_weight(module: Any) -> None:
     """Let the weight of such a module be a parameter again, with the value that it has."""
+    if type(module) not in GENERATED.values():
+        return  # other code has replaced it
     trains = module.matrix.requires_grad
     value = copied(module.matrix.value())
     module.__class__ = next(kind for kind, own in GENERATED.items() if type(module) is own)
@@ -318,6 +320,8 @@ def generate_entry(entries: Any, adapter: str, matrix: Matrix) -> None:
 
 def keep_entry(entries: Any, adapter: str) -> None:
     """Let such an entry be a parameter again, with the value that it has."""
+    if adapter not in getattr(entries, "matrices", {}):
+        return
     matrix = entries.matrices.pop(adapter)
     entries[adapter] = nn.Parameter(copied(matrix.value()), requires_grad=matrix.requires_grad)
     if not entries.matrices:

@@ -20,9 +20,15 @@ from torch import nn
 from replora.adapters.config import Activation
 from replora.adapters.peft_lora.client import attach, detach
 from replora.adapters.peft_lora.file import agreed_options, find_file, take_up
-from replora.adapters.peft_lora.generators import Reparameterized, generators_in, generators_of, host_of
+from replora.adapters.peft_lora.generators import (
+    Reparameterized,
+    generators_in,
+    generators_of,
+    host_of,
+    reparameterized_in,
+)
 from replora.adapters.peft_lora.layers import lora_pairs
-from replora.errors import RepLoRAError, check_arguments
+from replora.errors import check_arguments
 
 
 @check_arguments
@@ -64,6 +70,7 @@ def reparameterize(
             changed.
     """
     host = host_of(model)
+    present = reparameterized_in(host)
     pairs = lora_pairs(host, adapter_name)
     options: dict[str, Any] = {
         "hidden": hidden,
@@ -74,9 +81,6 @@ def reparameterize(
     file = find_file(generators) if generators is not None else None
     if file is not None:
         options = agreed_options(file, options)
-    present = getattr(host, "replora", None)
-    if present is not None and not isinstance(present, Reparameterized):
-        raise RepLoRAError("reparameterize: the model carries an adapter of replora.inject. Call replora.remove first.")
     made = generators_of(pairs, options)
     if file is not None:
         take_up(made, file)

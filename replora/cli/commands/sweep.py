@@ -84,8 +84,8 @@ def sweep(
     from replora.sweeps.trial import check_options
 
     _at_least(0, max_failures=max_failures, gpus_per_trial=gpus_per_trial)
-    _at_least(0.01, cpus_per_trial=cpus_per_trial, max_concurrent=max_concurrent)
-    _at_least(1, select_seeds=select_seeds)
+    _at_least(0.01, cpus_per_trial=cpus_per_trial)
+    _at_least(1, max_concurrent=max_concurrent, select_seeds=select_seeds)
     _not_together(dry_run=dry_run, list=list, status=status, trial=trial, shard=None if list else shard)
     _not_together(address=address, trial=trial, shard=shard)
     for name, value in {"stage": stage, "methods": methods, "retry_failed": retry_failed}.items():

@@ -13,6 +13,8 @@ from replora.memory import usable_cpus
 
 log = logging.getLogger(__name__)
 
+SMALL_IMAGE = 2**14  # bytes, 73 x 73 pixels; handing smaller images to threads takes longer than reading them
+
 
 class InMemory(ImageDataset):
     """All samples of `dataset`, decoded at construction into one tensor.
@@ -37,6 +39,10 @@ class InMemory(ImageDataset):
             self.labels[position] = sample["label"]
             self.indices[position] = sample["index"]
 
+        if first.nbytes < SMALL_IMAGE:
+            for position in range(count):
+                decode(position)
+            return
         with ThreadPoolExecutor(min(16, usable_cpus())) as threads:
             for _ in threads.map(decode, range(count)):
                 pass  # an error of decoding is raised here and cancels the rest

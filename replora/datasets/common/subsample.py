@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -31,6 +32,7 @@ def subsample_indices(
     seed: int = 0,
     kind: str = "classes",
     option: str = "train_fraction",
+    names: Sequence[str] = (),
 ) -> list[int]:
     """The positions of a subset.
 
@@ -48,6 +50,7 @@ def subsample_indices(
         seed: Random seed; any integer.
         kind: What the labels are, in the plural, for the warning about those without an example.
         option: Name of the option that gave `fraction`, for messages.
+        names: Name of each class, for messages. Default: its number.
 
     Returns:
         Sorted positions in `labels`, each at most once.
@@ -57,7 +60,7 @@ def subsample_indices(
     """
     check_subset_options(fraction, shots, option)
     if shots is not None:
-        return sorted(position for ranked in _shots_per_class(labels, shots, seed) for position in ranked)
+        return sorted(position for ranked in _shots_per_class(labels, shots, seed, names) for position in ranked)
     if fraction is None or not labels:
         return list(range(len(labels)))
     # Fraction(repr) is the decimal that the user wrote: 0.145 of 100 is 14.5, which a product of floats may miss.
@@ -138,11 +141,63 @@ def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
     return [position for _, _, position in sorted(timed)]
 
 
-def _shots_per_class(labels: Sequence[int], shots: int, seed: int) -> list[list[int]]:
+def parse_fold(text: str) -> tuple[int, int]:
+    """`2/5` -> (2, 5): the second of five folds.
+
+    Raises:
+        SubsetError: It is not of this form, there are fewer than two folds, or there is no fold of this number.
+    """
+    form = re.fullmatch(r"(\d+)/(\d+)", text)
+    fold, folds = (int(form[1]), int(form[2])) if form else (0, 0)
+    if folds < 2 or not 1 <= fold <= folds:
+        raise SubsetError(f"fold={text} is not of the form i/k with 1 <= i <= k and k >= 2: 2/5 is the second of five.")
+    return fold, folds
+
+
+def folds_of(labels: Sequence[int], folds: int, seed: int, groups: Sequence[object] | None = None) -> list[int | None]:
+    """The fold of each example, from 1, for cross-validation. Folds are stratified and of nearly equal sizes.
+
+    Groups of a class are ranked by SHA-256 and dealt to the folds in turn; each class begins where the one before
+    ended.
+
+    Args:
+        labels: Class of each example.
+        folds: Number of folds (>= 2).
+        seed: Random seed; any integer.
+        groups: Group of each example, such as the film of a clip; the examples of a group are in one fold. Default:
+            each example is a group.
+
+    Returns:
+        None for the examples of a class that has a single group: all folds train on them, as a model that has never
+        seen a class cannot be measured on it.
+
+    Raises:
+        SubsetError: No class has as many groups as there are folds, so a fold would be empty.
+    """
+    found: list[int | None] = [None] * len(labels)
+    dealt, most = 0, 0
+    for ranked in _ranked_classes(labels, seed):
+        of_class = list(dict.fromkeys(ranked if groups is None else (groups[position] for position in ranked)))
+        most = max(most, len(of_class))
+        if len(of_class) < 2:
+            continue
+        places = {group: (dealt + place) % folds + 1 for place, group in enumerate(of_class)}
+        for position in ranked:
+            found[position] = places[position if groups is None else groups[position]]
+        dealt += len(of_class)
+    if most < folds:
+        remedy = f"Use at most {most} folds" if most >= 2 else "Add examples, so that a class has two or more"
+        raise SubsetError(
+            f"{folds} folds need a class with {folds} examples or more, but the largest class has {most}. {remedy}."
+        )
+    return found
+
+
+def _shots_per_class(labels: Sequence[int], shots: int, seed: int, names: Sequence[str]) -> list[list[int]]:
     classes = _ranked_classes(labels, seed)
     short = sorted((labels[ranked[0]], len(ranked)) for ranked in classes if len(ranked) < shots)
     if short:
-        listed = ", ".join(f"class {label} has {count}" for label, count in short[:10])
+        listed = ", ".join(f"{repr(names[k]) if names else f'class {k}'} has {count}" for k, count in short[:10])
         more = f" and {len(short) - 10} more classes have too few" if len(short) > 10 else ""
         raise SubsetError(
             f"shots={shots} asks for {shots} examples of every class, but {listed}{more}. "

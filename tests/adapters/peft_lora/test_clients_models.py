@@ -55,6 +55,15 @@ def test_a_transformers_model_with_an_adapter_of_its_own(name: str, tmp_path: Pa
         assert other.requires_grad
 
 
+def test_layers_that_peft_put_into_a_transformers_model(tmp_path: Path) -> None:
+    """By `inject_adapter_in_model`, of which the model itself knows nothing."""
+    model: Any = build()
+    peft.inject_adapter_in_model(peft.LoraConfig(r=4, target_modules=["q_proj"]), model)
+    train(replora.reparameterize(model))
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / FILE).is_file()
+
+
 def test_adapters_of_a_transformers_model_come_and_go(tmp_path: Path) -> None:
     model: Any = train(with_adapter())
     expected = output(model)

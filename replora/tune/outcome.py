@@ -1,0 +1,176 @@
+"""Which candidate is chosen, how surely, and the picture of it."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from replora.progress import table_console
+from replora.reports.choice import choose, edges_of, within_error
+from replora.reports.render.charts import Curve, draw_curves
+from replora.reports.statistics import Mean, mean_over_seeds
+from replora.reports.summary import format_metric
+from replora.tune.plan import RATE, Candidate, candidate
+from replora.tune.race import Race
+
+PICTURE = "tune.png"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The choice.
+
+    Attributes:
+        candidate: The chosen candidate.
+        mean: Its mean over the measurements, with a 95 % interval over them.
+        alike: Other candidates within one standard error of it, on the measurements that both have.
+        edge: Whether its learning rate is the lowest or highest of its method, and no other candidate is as good.
+        draws: Mean of each draw.
+    """
+
+    candidate: Candidate
+    mean: Mean
+    alike: list[Candidate]
+    edge: bool
+    draws: list[float]
+
+
+def outcome_of(race: Race) -> Outcome | None:
+    """The best of the candidates that are left; None if none is."""
+    grid = {one.name: {"method": one.method} | one.point.options for one in race.plan.candidates}
+    count = min((len(race.values[one.name]) for one in race.alive), default=0)
+    values = {one.name: race.values[one.name][:count] for one in race.alive}
+    held_out = race.facts.sizes["val"]
+    if race.plan.folds > 1:
+        held_out = (race.facts.sizes["train"] + held_out) // race.plan.folds
+    found = choose(values, grid, race.metric, race.mode, "middle", held_out)
+    if found is None:
+        return None
+    chosen = next(one for one in race.plan.candidates if one.name == found.point)
+    own = race.values[chosen.name]
+    examples = held_out if race.mode == "max" else None
+    alike = []
+    for other in race.plan.candidates:
+        both = min(len(own), len(race.values.get(other.name, [])))
+        if other is chosen or not both or other.name in race.failures:
+            continue
+        if within_error(own[:both], race.values[other.name][:both], examples):
+            alike.append(other)
+    same = [one.point.options for one in race.plan.candidates if one.method == chosen.method]
+    edge = edges_of(chosen.point.options, same).get(RATE, False) and not found.tied
+    folds = race.plan.folds
+    draws = [statistics.fmean(own[i : i + folds]) for i in range(0, len(own) - folds + 1, folds)]
+    return Outcome(chosen, mean_over_seeds(own), alike, edge, draws)
+
+
+def beyond(race: Race, chosen: Candidate) -> Candidate | None:
+    """The candidate beyond a rate at the edge of its grid, by the grid's own factor; None for a single rate."""
+    options = chosen.point.options
+    rates = sorted({one.point.options[RATE] for one in race.plan.candidates if one.method == chosen.method})
+    if len(rates) < 2:
+        return None
+    lowest = options[RATE] == rates[0]
+    rate = rates[0] ** 2 / rates[1] if lowest else rates[-1] ** 2 / rates[-2]
+    return candidate(chosen.method, chosen.config, options | {RATE: float(f"{rate:.3g}")})
+
+
+def describe(race: Race, outcome: Outcome) -> str:
+    """The choice and its uncertainty, in sentences."""
+    plan, mean = race.plan, outcome.mean
+    what = f"{plan.folds} folds" if plan.folds > 1 else "the validation data"
+    counted = f"{mean.count} measurement{'s' if mean.count > 1 else ''} on {what}"
+    interval = ""
+    if mean.low is not None and mean.high is not None:
+        low, high = (format_metric(race.metric, end) for end in _bounded(race, mean))
+        interval = f" (95 % interval {low} to {high})"
+    lines = [
+        f"Chosen: {outcome.candidate.name}. Its {race.metric} is {format_metric(race.metric, mean.value)}, the mean of "
+        f"{counted}{interval}. As the best of several it is somewhat optimistic; the test is the measurement."
+    ]
+    if outcome.alike:
+        named = "; ".join(one.name for one in outcome.alike)
+        lines.append(f"No significant difference, within one standard error: {named}.")
+    elif any(one is not outcome.candidate and one.name not in race.failures for one in plan.candidates):
+        lines.append("All others are worse by more than one standard error.")
+    else:
+        lines.append("No other candidate could be measured, so it was not compared with anything.")
+    if outcome.edge:
+        lines.append("It is at the edge of the grid: a better rate may lie beyond. Name others with --rates.")
+    if len(outcome.draws) > 1:
+        spread = ", ".join(format_metric(race.metric, value) for value in outcome.draws)
+        deviation = format_metric(race.metric, statistics.stdev(outcome.draws))
+        lines.append(f"By draw (subset_seed {plan.subset_seed} and on): {spread}; standard deviation {deviation}.")
+    if race.stopped:
+        lines.append(f"Not everything was measured: {race.stopped}. The same command measures more.")
+    return "\n".join(lines)
+
+
+def _bounded(race: Race, mean: Mean) -> tuple[float | None, float | None]:
+    if race.mode == "min" or mean.low is None or mean.high is None:
+        return mean.low, mean.high
+    return max(0.0, mean.low), min(1.0, mean.high)
+
+
+def show(race: Race, outcome: Outcome) -> None:
+    """Print a row for each candidate."""
+    table = Table(title="candidates", title_style="bold", title_justify="left")
+    for column in ("candidate", race.metric, "measured", ""):
+        table.add_column(column, justify="right" if column == race.metric else "left")
+    for one in race.plan.candidates:
+        values = race.values.get(one.name, [])
+        shown = format_metric(race.metric, statistics.fmean(values)) if values else ""
+        note = "chosen" if one is outcome.candidate else "as good" if one in outcome.alike else ""
+        if one.name in race.failures:
+            note = f"out: {race.failures[one.name].splitlines()[0]}"
+        table.add_row(one.name, shown, f"{len(values)} of {race.plan.measurements}", note)
+    table_console().print(table)
+
+
+def draw(race: Race, outcome: Outcome) -> Path:
+    """Draw the metric over the learning rate, one line per method and further options, the choice with a ring."""
+    lines: dict[str, dict[float, Mean]] = {}
+    for one in race.plan.candidates:
+        if race.values.get(one.name):
+            lines.setdefault(_line_of(one), {})[one.point.options[RATE]] = mean_over_seeds(race.values[one.name])
+    curves: dict[str, Curve] = {name: dict(sorted(curve.items())) for name, curve in lines.items()}
+    title = f"mean of the measurements, 95 % intervals; the ring is chosen ({outcome.candidate.name})"
+    accuracy = race.mode == "max"
+    return draw_curves(
+        race.home / PICTURE,
+        {title: curves},
+        "learning rate",
+        "validation accuracy in %" if accuracy else race.metric,
+        marked={(title, _line_of(outcome.candidate)): outcome.candidate.point.options[RATE]},
+    )
+
+
+def _line_of(one: Candidate) -> str:
+    others = [f"{name.rpartition('.')[2].removeprefix('max_')} {value:g}" for name, value in one.point.options.items()]
+    return ", ".join([one.method, *(text for text in others if not text.startswith("lr "))])
+
+
+def record(race: Race, outcome: Outcome) -> dict[str, Any]:
+    """The outcome as JSON values."""
+    return {
+        "metric": race.metric,
+        "mode": race.mode,
+        "chosen": outcome.candidate.name,
+        "options": {"config": outcome.candidate.config} | outcome.candidate.point.options,
+        "mean": outcome.mean.value,
+        "interval": None if outcome.mean.low is None else [outcome.mean.low, outcome.mean.high],
+        "within_one_standard_error": [one.name for one in outcome.alike],
+        "at_edge": outcome.edge,
+        "draws": outcome.draws,
+        "stopped": race.stopped or None,
+        "candidates": {
+            one.name: {
+                "values": race.values.get(one.name, []),
+                "failed": race.failures.get(one.name),
+            }
+            for one in race.plan.candidates
+        },
+    }

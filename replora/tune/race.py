@@ -1,0 +1,186 @@
+"""Measures the candidates of a plan by successive halving, within a budget."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from replora.memory import usable_cpus
+from replora.sweeps.local_queue import LocalQueue
+from replora.sweeps.plan import Trial
+from replora.sweeps.progress import Progress, value_of
+from replora.sweeps.trial import finished
+from replora.tune.budget import Clock, OutOfTimeError, Signals
+from replora.tune.plan import Candidate, Plan
+from replora.tune.probe import Facts
+
+# By which candidates are compared, if there is one; else by the loss.
+METRICS = ("val/accuracy", "val/acc_norm", "val/acc")
+LOSS = "val/loss"
+SAFETY = 1.2  # the time kept for the final fit, over its estimate
+SECONDS = 1.0  # and in addition, for files and pictures
+
+
+@dataclass
+class Race:
+    """The measurements so far.
+
+    Attributes:
+        home: Directory of the trials.
+        plan: What is measured.
+        facts: What a trial is, and how long it takes.
+        tests: What the final fit is.
+        clock: The budget.
+        signals: Ctrl-C and SIGTERM.
+        metric: Metric of the comparison; empty until the first trial has ended.
+        values: Name of a candidate -> its values, one per measurement.
+        failures: Name of a candidate -> why it is out.
+        alive: Candidates that took part in the last complete level, or in the first if none is complete.
+        stopped: Why not all was measured; empty otherwise.
+    """
+
+    home: Path
+    plan: Plan
+    facts: Facts
+    tests: Facts
+    clock: Clock
+    signals: Signals
+    metric: str = ""
+    values: dict[str, list[float]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    alive: list[Candidate] = field(default_factory=list)
+    stopped: str = ""
+    taken: list[float] = field(default_factory=list)  # seconds of trials of this process
+
+    @property
+    def mode(self) -> str:
+        return "min" if self.metric.endswith("loss") else "max"
+
+    # --- what time allows
+
+    def seconds_of_trial(self) -> float:
+        """Expected seconds of one trial."""
+        if self.taken:
+            return statistics.fmean(self.taken)
+        return self._estimate()
+
+    def seconds_of_final(self) -> float:
+        """Expected seconds of the final fit with its test."""
+        slower = self.seconds_of_trial() / self._estimate()
+        # As late as it comes, packages are imported already; only the probe waited for them.
+        return slower * self.tests.seconds(self.tests.steps, self.tests.sizes.get("test", 0))
+
+    def reserve(self) -> float:
+        """Seconds that candidates may not take."""
+        return SAFETY * self.seconds_of_final() + SECONDS
+
+    def _estimate(self) -> float:
+        held = 1 / self.plan.folds if self.plan.folds > 1 else 0.0
+        pool = self.facts.sizes["train"] + (self.facts.sizes["val"] if held else 0)
+        part = pool * (1 - held) / self.facts.sizes["train"]
+        return self.facts.seconds(self.facts.steps * part, round(pool * held) or self.facts.sizes["val"])
+
+    # --- the race
+
+    def run(self) -> None:
+        """Measure all levels, or what the budget allows."""
+        entered = list(self.plan.candidates)
+        for number in range(self.plan.measurements):
+            entered = self._best(entered, number)[: self.plan.kept(number)]
+            if not self._level(entered, number):
+                return
+            entered = [one for one in entered if one.name not in self.failures]
+
+    def extend(self, one: Candidate) -> bool:
+        """Measure one more candidate as often as those that are left; whether that could be completed."""
+        self.plan = self.plan.with_candidate(one)
+        measured = min((len(self.values[other.name]) for other in self.alive), default=0)
+        for number in range(measured):
+            if one.name in self.failures or not self._measure([one], number):
+                return False
+        if one.name not in self.failures:
+            self.alive.append(one)
+        return one.name not in self.failures
+
+    def _level(self, entered: list[Candidate], number: int) -> bool:
+        if not self._measure(entered, number):
+            if number == 0:
+                self.alive = [one for one in entered if self.values.get(one.name)]
+            return False
+        self.alive = [one for one in entered if one.name not in self.failures]
+        return bool(self.alive)
+
+    def _measure(self, entered: list[Candidate], number: int) -> bool:
+        """One measurement of each candidate; whether all were made."""
+        trials = {one.name: self.plan.trial(one, number) for one in entered}
+        done = {name: results for name, trial in trials.items() if (results := finished(self.home, trial))}
+        left = [trial for name, trial in trials.items() if name not in done]
+        title = f"measurement {number + 1} of {self.plan.measurements}"
+        methods = list(dict.fromkeys(one.method for one in self.plan.candidates))
+        queue = LocalQueue(usable_cpus(), failures=0)
+        before = [trial for trial in trials.values() if trial not in left]
+        with queue, _Shown(self, title, methods, left, before) as shown:
+            for one in entered:
+                trial = trials[one.name]
+                if one.name not in done:
+                    self.signals.stop()
+                    if self.clock.left(self.reserve()) < self.seconds_of_trial():
+                        self.stopped = "the budget leaves no time for another trial beside the final fit"
+                        return False
+                    begin = self.clock.spent
+                    try:
+                        with self.clock.alarm(self.reserve()):
+                            queue.run(self.home, self.home.name, [trial], [None], shown)
+                    except OutOfTimeError:
+                        self.stopped = f"the budget ended inside {trial.folder}"
+                        return False
+                    self.signals.stop()
+                    results = finished(self.home, trial)
+                    if results is None:
+                        self.failures[one.name] = shown.failures.get(trial.folder, "it did not end")
+                        continue
+                    self.taken.append(self.clock.spent - begin)
+                    done[one.name] = results
+                self._record(one, number, done[one.name])
+        return True
+
+    def _record(self, one: Candidate, number: int, results: dict[str, Any]) -> None:
+        self.metric = self.metric or metric_of(results)
+        value = None if "failed" in results["sweep"] else value_of(results, self.metric)
+        if value is None:
+            self.failures[one.name] = str(results["sweep"].get("failed", f"it has no {self.metric}"))
+        else:
+            values = self.values.setdefault(one.name, [])
+            values[number:] = [value]
+
+    def _best(self, entered: list[Candidate], number: int) -> list[Candidate]:
+        """The candidates by the mean of their measurements, best first; of equal ones the middle of the grid first."""
+        if not number:
+            return entered
+        middle = (len(self.plan.candidates) - 1) / 2
+        sign = 1 if self.mode == "min" else -1
+
+        def key(one: Candidate) -> tuple[float, float]:
+            off = abs(self.plan.candidates.index(one) - middle)
+            return round(sign * statistics.fmean(self.values[one.name]), 12), off
+
+        return sorted(entered, key=key)
+
+
+def metric_of(results: dict[str, Any]) -> str:
+    """The metric by which candidates are compared: an accuracy, or else the loss; empty after a divergence."""
+    measured = results.get("fit", {}).get("metrics", {})
+    return next((name for name in METRICS if measured.get(name) is not None), LOSS if measured else "")
+
+
+class _Shown(Progress):
+    """The progress of one measurement of all candidates."""
+
+    def __init__(self, race: Race, title: str, methods: list[str], trials: list[Trial], done: list[Trial]) -> None:
+        super().__init__(title, methods, trials, done, race.metric or METRICS[0])
+
+    def ended(self, trial: Trial, results: dict[str, Any]) -> None:
+        self.metric = metric_of(results) or self.metric
+        super().ended(trial, results)

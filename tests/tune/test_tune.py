@@ -1,0 +1,331 @@
+"""`replora-cli tune` with trials that write what they would have measured: choices, budgets, interruptions."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from replora.cli.commands.tune import options_apart
+from replora.cli.main import run as main
+from replora.errors import RepLoRAError
+from replora.results import FORMAT
+from replora.run_directory import RunDirectoryError, locked
+from replora.sweeps.local_queue import LocalQueue
+from replora.tune import outcome
+from replora.tune import tune as tune_module
+from replora.tune.budget import Clock, OutOfTimeError, parse_budget
+from replora.tune.plan import Plan, candidate, default_home
+from replora.tune.probe import Facts
+
+FACTS = Facts(
+    start=0.0, step=0.001, steps=10, sizes={"train": 30, "val": 30}, classes=3, given_validation=False,
+    lists={"train": "a"}, eval_batch=60, method="replora",
+)  # fmt: skip
+CONFIGURATION = {"data.fold": None, "model.optimizer.lr": 0.01, "model.adapter.rank": 8}
+PEAK = 0.01
+
+
+def accuracy(rate: float, fold: int) -> float | str | None:
+    """Best at `PEAK`; a value that is text is a divergence, None an error."""
+    return round(0.9 - 0.1 * abs(rate - PEAK) / PEAK - 0.01 * fold, 4)
+
+
+class Machine:
+    """Stands in for the fits of a tune."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.measure: Callable[[float, int], Any] = accuracy
+        self.facts = FACTS
+        self.ran: list[str] = []
+        self.before: Callable[[str], None] = lambda _: None
+        monkeypatch.setattr(LocalQueue, "run", self._run)
+        monkeypatch.setattr(LocalQueue, "__enter__", lambda queue: queue)
+        monkeypatch.setattr(tune_module, "probe", lambda *_: self.facts)
+        monkeypatch.setattr(tune_module, "configuration", lambda _: dict(CONFIGURATION))
+        monkeypatch.setattr(tune_module, "summarize", lambda *_: "summary")
+        self.draw = outcome.draw
+        monkeypatch.setattr(tune_module, "draw", lambda race, _: race.home / "tune.png")  # a second each
+
+    def _run(self, home: Path, sweep: str, trials: list[Any], _: Any, progress: Any) -> None:
+        for trial in trials:
+            self.before(trial.folder)
+            self.ran.append(trial.folder)
+            fold = next((int(a[-3]) for a in trial.arguments if a.startswith("--data.fold=")), 0)
+            value = self.measure(trial.grid.options["model.optimizer.lr"], fold)
+            if value is None:
+                progress.failed(trial, "No CUDA GPU was found.")
+                continue
+            folder = home / trial.folder
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "trial.json").write_text(json.dumps({"arguments": trial.arguments}))
+            failed = {"failed": value} if isinstance(value, str) else {}
+            metrics = {} if failed else {"fit": {"metrics": {"val/accuracy": value}}}
+            label = {"name": sweep, "stage": trial.stage} | failed
+            (folder / "results.json").write_text(json.dumps({"format": FORMAT, **metrics, "sweep": label}))
+            progress.ended(trial, {**metrics, "sweep": label})
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    monkeypatch.chdir(tmp_path)
+    return Machine(monkeypatch)
+
+
+def tune(*options: str) -> dict[str, Any]:
+    main(["tune", "--config=quickstart.yaml", "--out=out", *options])
+    return json.loads(Path("out/tune.json").read_text())  # type: ignore[no-any-return]
+
+
+def final_rate() -> str:
+    arguments = json.loads(Path("out/final/trial.json").read_text())["arguments"]
+    return next(str(a).partition("=")[2] for a in arguments if a.startswith("--model.optimizer.lr="))
+
+
+def test_halving_ends_at_the_best_rate_and_fits_it_on_everything(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(tune_module, "draw", machine.draw)
+    found = tune()
+    shown = capsys.readouterr().out
+    assert found["chosen"] == "replora, lr 0.01"
+    counts = [len(one["values"]) for one in found["candidates"].values()]
+    assert sorted(counts) == [2, 2, 3, 5, 5]
+    assert len(machine.ran) == 17 + 1
+    assert machine.ran[-1] == "final"
+    assert Path("out/tune.png").stat().st_size > 5_000
+    arguments = json.loads(Path("out/final/trial.json").read_text())["arguments"]
+    assert "--data.protocol=final" in arguments
+    assert not any("fold" in argument for argument in arguments)
+    chosen_on = [json.loads(file.read_text())["arguments"] for file in Path("out/select").rglob("trial.json")]
+    assert all("--data.protocol=tune" in one for one in chosen_on), "the test set is not touched"
+    assert "5 folds, because 60 examples, fewer than 1,000" in shown
+    assert "All others are worse by more than one standard error." in shown
+
+
+def test_the_same_command_repeats_nothing(machine: Machine) -> None:
+    first = tune()
+    machine.ran.clear()
+    assert tune() == first
+    assert machine.ran == ["final"], "which the queue finds finished"
+
+
+def test_what_is_as_good_is_said(machine: Machine, capsys: Any) -> None:
+    machine.measure = lambda rate, fold: 0.8 + (0.01 * fold if rate < 0.012 else -0.01 * fold if rate < 0.03 else -0.3)
+    found = tune()
+    assert "replora, lr 0.005" in found["within_one_standard_error"]
+    assert "replora, lr 0.04" not in found["within_one_standard_error"]
+    assert "No significant difference, within one standard error: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_a_grid_is_extended_beyond_its_edge(machine: Machine, better: str, capsys: Any) -> None:
+    machine.measure = lambda rate, fold: (rate if better == "higher" else -rate) + fold / 1000
+    found = tune()
+    assert found["chosen"] == ("replora, lr 0.32" if better == "higher" else "replora, lr 0.000313")
+    assert found["at_edge"]
+    assert "a better rate may lie beyond" in capsys.readouterr().out
+    Path("out/tune.json").unlink()
+    machine.ran.clear()
+    assert tune()["chosen"] == found["chosen"]
+    assert not [name for name in machine.ran if name != "final"]
+
+
+def test_divergence_and_failure_take_a_candidate_out(machine: Machine, capsys: Any) -> None:
+    def measure(rate: float, fold: int) -> float | str | None:
+        return "The loss is nan." if rate > 0.03 else None if rate < 0.003 else accuracy(rate, fold)
+
+    machine.measure = measure
+    found = tune()
+    assert found["chosen"] == "replora, lr 0.01"
+    assert found["candidates"]["replora, lr 0.04"]["failed"] == "The loss is nan."
+    assert found["candidates"]["replora, lr 0.0025"]["failed"] == "No CUDA GPU was found."
+    assert "out: The loss is nan." in " ".join(capsys.readouterr().out.split())
+    machine.measure = lambda *_: None
+    with pytest.raises(RepLoRAError, match=r"(?s)No candidate could be measured.*No CUDA GPU"):
+        main(["tune", "--config=quickstart.yaml", "--out=other"])
+
+
+@pytest.mark.usefixtures("machine")
+def test_methods_have_grids_around_their_own_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    def configured(trial: Any) -> dict[str, Any]:
+        probe = "--config=adapter/linear_probe.yaml" in trial.arguments
+        return {"data.fold": None, "model.optimizer.lr": 0.1} if probe else dict(CONFIGURATION)
+
+    monkeypatch.setattr(tune_module, "configuration", configured)
+    found = tune("--methods=[linear_probe,lora]", "--ranks=[4,8]")
+    names = list(found["candidates"])
+    assert "linear_probe, lr 0.1" in names
+    assert "lora, lr 0.01, rank 4" in names
+    assert len(names) == 5 + 10
+    arguments = json.loads(Path("out/final/trial.json").read_text())["arguments"]
+    assert arguments[:2] == ["--config=quickstart.yaml", "--config=adapter/lora.yaml"]
+
+
+@pytest.mark.usefixtures("machine")
+def test_draws_have_other_images_and_their_spread_is_reported(capsys: Any) -> None:
+    found = tune("--data.shots=5", "--draws=2", "--data.subset_seed=7", "--seed_everything=3")
+    assert len(found["draws"]) == 2
+    seeds = {
+        argument
+        for file in Path("out/select").rglob("trial.json")
+        for argument in json.loads(file.read_text())["arguments"]
+        if argument.startswith(("--data.subset_seed=", "--seed_everything="))
+    }
+    wanted = {"--data.subset_seed=7", "--data.subset_seed=8", "--seed_everything=3", "--seed_everything=4"}
+    assert wanted <= seeds
+    assert "By draw (subset_seed 7 and on)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("facts", "options", "folds", "words"),
+    [
+        ({"sizes": {"train": 900, "val": 900}}, [], 1, "because there are 1,800 to train and validate on"),
+        ({"given_validation": True}, [], 1, "the 30 validation examples, because they were chosen by hand"),
+        ({"given_validation": True}, ["--folds=3"], 3, "3 folds of 60 examples, as asked"),
+        ({"sizes": {"train": 3, "val": 3}}, [], 2, "2 folds, because 6 examples"),
+    ],
+)
+def test_the_number_of_folds_has_a_reason(
+    machine: Machine, facts: dict[str, Any], options: list[str], folds: int, words: str, capsys: Any
+) -> None:
+    machine.facts = Facts(**FACTS.__dict__ | facts)
+    main(["tune", "--config=quickstart.yaml", "--out=out", "--dry_run=true", *options])
+    shown = capsys.readouterr().out
+    assert words in shown
+    assert not Path("out").exists()
+    assert not machine.ran
+    assert (f"{folds} folds" in shown) == (folds > 1)
+
+
+def test_a_budget_is_kept(machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Too small for one measurement of each: refused. Ended inside a trial: the choice is of what was complete."""
+    machine.facts = Facts(**FACTS.__dict__ | {"start": 1.0})
+    with pytest.raises(RepLoRAError, match=r"--time_budget: 3.0 s are too little. .* about \d+"):
+        tune("--time_budget=3s")
+    assert not Path("out").exists()
+    seconds = [0.0]
+    monkeypatch.setattr(Clock, "spent", property(lambda _: seconds[0]))
+
+    def wait(folder: str) -> None:
+        seconds[0] += 1.0
+        if folder.endswith("lr=0.005/fold=3"):
+            raise OutOfTimeError
+
+    machine.before = wait
+    found = tune("--time_budget=1h")
+    assert found["stopped"] == "the budget ended inside select/replora/lr=0.005/fold=3"
+    assert found["chosen"] == "replora, lr 0.01"
+    assert len(found["candidates"]["replora, lr 0.0025"]["values"]) == 2
+    assert "The same command measures more." in capsys.readouterr().out
+    machine.before = lambda _: None
+    assert tune()["stopped"] is None
+    seconds[0] = 0.0
+    machine.before = lambda _: seconds.__setitem__(0, seconds[0] + 1.0)
+    main(["tune", "--config=quickstart.yaml", "--out=less", "--time_budget=15s"])
+    assert Path("less/final/results.json").is_file()
+    assert "no time for another trial" in json.loads(Path("less/tune.json").read_text())["stopped"]
+    assert seconds[0] <= 15
+
+
+@pytest.mark.usefixtures("machine")
+def test_another_choice_sets_the_former_fit_aside() -> None:
+    tune()
+    before = final_rate()
+    for file in Path("out/select").rglob("results.json"):
+        content = json.loads(file.read_text())
+        content["fit"]["metrics"]["val/accuracy"] = 0.99 if "lr=0.02" in str(file) else 0.1
+        file.write_text(json.dumps(content))
+    assert tune()["chosen"] == "replora, lr 0.02"
+    assert (before, final_rate()) == ("0.01", "0.02")
+    assert Path("out/final.former-1").is_dir()
+
+
+def test_changed_data_and_another_tune_are_refused(machine: Machine) -> None:
+    tune()
+    with pytest.raises(RepLoRAError, match=r"holds another tune:\n  arguments"):
+        tune("--trainer.max_epochs=3")
+    with pytest.raises(RepLoRAError, match=r"holds another tune:\n  candidates"):
+        tune("--rates=[0.3]")
+    machine.facts = Facts(**FACTS.__dict__ | {"lists": {"train": "b"}, "sizes": {"train": 31, "val": 30}})
+    with pytest.raises(RepLoRAError, match=r"The data have changed .* 30 train \+ 30 val then, 31 train \+ 30 val now"):
+        tune()
+
+
+@pytest.mark.usefixtures("machine")
+def test_two_tunes_in_one_directory() -> None:
+    with locked(Path("out"), "A tune", ""), pytest.raises(RunDirectoryError, match="in use by A tune of process"):
+        tune()
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("x")
+    with pytest.raises(RepLoRAError, match="mine already exists and is not overwritten"):
+        main(["tune", "--config=quickstart.yaml", "--out=mine"])
+    assert [file.name for file in Path("mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "tune needs the options of a fit"),
+        (["--config=quickstart.yaml", "--time_budgt=3s"], "no option --time_budgt. Did you mean 'time_budget'"),
+        (["--config=quickstart.yaml", "--run_dir=x"], "--run_dir is set for each trial"),
+        (["--config=quickstart.yaml", "--data.fold=1/2"], "--data.fold is set for each trial"),
+        (["--config=quickstart.yaml", "--time_budget=10"], "is no time: write 90s"),
+        (["--config=quickstart.yaml", "--methods=[lorra]"], "no method 'lorra'. Did you mean 'lora'"),
+        (["--config=quickstart.yaml", "--rates=[0.1,0.1]"], "names a value twice"),
+        (["--config=quickstart.yaml", "--rates=[-1]"], "a learning rate is a number above 0"),
+        (["--config=quickstart.yaml", "--folds=0"], "--folds 0 is too small"),
+        (["--config=quickstart.yaml", "--draws=many"], "--draws"),
+    ],
+)
+@pytest.mark.usefixtures("machine")
+def test_wrong_options(options: list[str], words: str) -> None:
+    with pytest.raises(RepLoRAError) as caught:
+        main(["tune", *options])
+    assert words in str(caught.value)
+    assert not list(Path.cwd().iterdir())
+
+
+def test_options_of_fit_are_told_apart() -> None:
+    given = ["--config", "a.yaml", "--time_budget", "20m", "--data.root", "photos", "--rates=[1]", "--dry_run", "true"]
+    assert options_apart(given) == (
+        ["--config", "a.yaml", "--data.root", "photos"],
+        ["--time_budget", "20m", "--rates=[1]", "--dry_run", "true"],
+    )
+    assert default_home(["--config", "image_folder.yaml", "--data.root", "my/photos"]) == Path(
+        "runs/tune-image_folder-photos"
+    )
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("1h30m", 5400)])
+def test_budgets(text: str, seconds: float) -> None:
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "0s", "-3m", "soon", "3 weeks", "nan"])
+def test_no_budget(text: str) -> None:
+    with pytest.raises(RepLoRAError, match="is no time"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "measurements", "kept"),
+    [(5, 5, [5, 5, 3, 2, 2]), (2, 3, [2, 2, 2]), (1, 5, [1] * 5), (15, 4, [15, 8, 4, 2]), (5, 1, [5])],
+)
+def test_successive_halving(candidates: int, measurements: int, kept: list[int]) -> None:
+    grid = [candidate("lora", "", {"model.optimizer.lr": float(rate + 1)}) for rate in range(candidates)]
+    plan = Plan([], grid, measurements, 1, 0, 0, {}, "final")
+    assert [plan.kept(number) for number in range(measurements)] == kept
+    assert plan.trials() == sum(kept)
+
+
+def test_the_alarm_ends_what_runs() -> None:
+    clock = Clock(0.05)
+    with pytest.raises(OutOfTimeError), clock.alarm(0.0):
+        signal.pause()
+    with Clock(None).alarm(0.0):
+        assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
