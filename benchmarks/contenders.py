@@ -159,12 +159,25 @@ def injected(config: Callable[..., replora.AdapterConfig]) -> Callable[..., nn.M
     return make
 
 
+def replora_over_peft(model: nn.Module, workload: Workload, rank: int, targets: tuple[str, ...]) -> nn.Module:
+    """`replora.reparameterize` on the LoRA layers that "peft_lora" has."""
+    import peft
+
+    heads = [model.get_submodule(name) for name in workload.head]
+    modules = {target.module for target in find_targets(model, targets, "all", skip=heads)}
+    peft.inject_adapter_in_model(peft.LoraConfig(r=rank, target_modules=sorted(modules)), model)
+    for head in heads:
+        head.requires_grad_()
+    return replora.reparameterize(model)
+
+
 METHODS: dict[str, Callable[..., nn.Module]] = {
     "floor": floor,
     "replora": injected(replora.RepLoRAConfig),
     "replora_wide": injected(lambda **options: replora.RepLoRAConfig(hidden=64, **options)),
     "lora": injected(lambda **options: replora.RepLoRAConfig(factors="none", **options)),
     "peft_lora": injected(lambda **options: replora.PeftMethodConfig("lora", **options)),
+    "replora_over_peft": replora_over_peft,
     "peft_dora": injected(lambda **options: replora.PeftMethodConfig("dora", **options)),
     "naive_replora": naive_replora,
     "full": lambda model, *_: model.requires_grad_(),
@@ -175,6 +188,7 @@ TITLES = {
     "replora_wide": "RepLoRA, hidden: 64",
     "lora": "LoRA (ours)",
     "peft_lora": "LoRA (PEFT, on qkv)",
+    "replora_over_peft": "RepLoRA over PEFT, on qkv",
     "peft_dora": "DoRA (PEFT, on qkv)",
     "naive_replora": "RepLoRA, naive",
     "full": "full fine-tuning",

@@ -9,6 +9,7 @@ import re
 from collections.abc import Container, Mapping
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -56,7 +57,7 @@ def is_wrapper(module: nn.Module) -> bool:
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP or DeepSpeed's ZeRO-3 shares out the weights, so that one process alone cannot read them."""
     return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()) or any(
-        hasattr(p, "ds_id") for p in model.parameters()
+        hasattr(p, "ds_id") or isinstance(p, DTensor) for p in model.parameters()
     )
 
 

@@ -54,6 +54,7 @@ class Produced:
         self.pairs = pairs
         self.with_gradients = torch.is_grad_enabled()
         self.by_group: dict[torch.dtype, list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]] = {}
+        self.by_reader: dict[Any, Tensor] = {}  # what others made of them, for as long as they are valid
 
     def factors_of(self, group: int, slot: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         """A (rank, in) and B (out, rank) of one target, in `dtype` or in their own."""
@@ -153,6 +154,14 @@ class FactorBank(nn.Module, ABC):
         here = self._of_thread
         here.kept = here.kept or self._produce()
         return here.kept
+
+    def running(self) -> Produced | None:
+        """The factors of the forward pass that runs, where its layers may keep them: not for reentrant checkpointing.
+
+        Of a pass that `torch.compile` reads there are none.
+        """
+        produced = None if torch.compiler.is_compiling() else self._of_thread.running
+        return None if produced is None or (produced.with_gradients and not torch.is_grad_enabled()) else produced
 
     @property
     def is_running(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from replora.adapters.model_methods import Generate, Method, replace_methods, re
 from replora.adapters.peft_lora.file import find_file, take_up, write
 from replora.adapters.peft_lora.generators import Reparameterized, generators_of
 from replora.adapters.peft_lora.layers import lora_pairs
+from replora.adapters.wrappers import is_sharded, plain_name
+from replora.errors import RepLoRAError
 
 
 class SavePretrained(Method):
@@ -20,11 +24,17 @@ class SavePretrained(Method):
     name = "save_pretrained"
 
     def __call__(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
-        result = self.own(save_directory, *args, **options)
         given = self.arguments(save_directory, *args, **options)
+        state = given.get("state_dict")
+        if state is None and is_sharded(self.model):
+            raise RepLoRAError(
+                "save_pretrained: FSDP or DeepSpeed shares out the weights, so no process has all of them. Gather them "
+                "in all processes and give them: state_dict=accelerator.get_state_dict(model)."
+            )
+        with _names_of_a_state(self.model):
+            result = self.own(save_directory, *args, **options)
         if not given.get("is_main_process", True):
             return result
-        state = given.get("state_dict")
         selected = given.get("selected_adapters")
         for name, generators in self.adapters.generators().items():
             if is_peft_model(self.model):
@@ -38,6 +48,17 @@ class SavePretrained(Method):
                 own = {k.partition(prefix)[2]: t for k, t in (state or {}).items() if prefix in k}
                 write(generators, folder, own or None)
         return result
+
+
+@contextmanager
+def _names_of_a_state(model: nn.Module) -> Iterator[None]:
+    """Let the names of modules be those in a state: `peft` selects A and B by them, and FSDP1 puts parts into them."""
+    own = model.named_modules
+    model.named_modules = lambda *args, **options: ((plain_name(n), m) for n, m in own(*args, **options))  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.__dict__["named_modules"]
 
 
 class SaveLoraAdapter(Method):

@@ -241,7 +241,7 @@ class Reparameterized(nn.ModuleDict):
 
 def _is_active(generators: Generators) -> bool:
     """Whether the adapter is in use: by its first layer."""
-    pair = next(generators.pairs())
+    pair = generators.members[0][0][0]
     layer = pair.layer
     return pair.adapter in layer.active_adapters and not layer.disable_adapters and not layer.merged
 

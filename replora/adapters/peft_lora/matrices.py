@@ -8,11 +8,13 @@ their values come from changes: an existing module becomes a `Generated...` one 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from replora.adapters.low_rank.factors import FactorBank
 from replora.adapters.peft_lora.writable import WritableTensor
@@ -48,16 +50,26 @@ class Matrix:
 
     def value(self) -> Tensor:
         """The matrix: that of the running forward pass, or one computed now."""
+        if not self.bank.is_running and (first := next(self.parameters())).ndim == 1:
+            # FSDP1 keeps its share, flattened. What only asks for the shape or the type gets these.
+            return torch.empty(self.shape, dtype=first.dtype, device="meta")
         index = "AB".index(self.side)
         factors = [self.bank.factors_of(group, self.slot)[index] for group in self.groups]
         if len(factors) == 1:
-            return (factors[0].T if self.transposed else factors[0]).reshape(self.shape)
+            factor = factors[0].T if self.transposed else factors[0]
+            return factor if len(self.shape) == 2 else factor.reshape(self.shape)
         # Of all experts: A (experts * rank, in), and B (out, rank * experts) with the expert as its fastest index.
         return torch.cat(factors) if self.side == "A" else torch.stack(factors, -1).reshape(self.shape)
 
     def read(self) -> Tensor:
         """The same for other code, which may write into it unless the model is running."""
-        return self.value() if self.bank.is_running else WritableTensor.of(self.value(), self.write)
+        if produced := self.bank.running():  # a layer reads each matrix twice in a pass
+            if self not in produced.by_reader:
+                produced.by_reader[self] = self.value()
+            return produced.by_reader[self]
+        value = self.value()
+        shared_out = value.is_meta or isinstance(value, DTensor)
+        return value if shared_out or self.bank.is_running else WritableTensor.of(value, self.write)
 
     def write(self, value: Tensor) -> None:
         """Let the bank give another value.
@@ -118,14 +130,21 @@ def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
     """
     if all(matrix.given is None for matrix in matrices):
         return
+    shares = {name: p for name, p in bank.named_parameters() if isinstance(p, DTensor)}
     with torch.no_grad():
-        pairs = [(A.detach().clone(), B.detach().clone()) for A, B in bank()]
+        complete = (
+            copy.deepcopy(bank, {id(p): nn.Parameter(p.full_tensor()) for p in shares.values()}) if shares else bank
+        )
+        pairs = [(A.detach().clone(), B.detach().clone()) for A, B in complete()]
         for matrix in matrices:
             if matrix.given is not None:
-                factors = matrix.factors_in(matrix.given)
+                given = matrix.given.full_tensor() if isinstance(matrix.given, DTensor) else matrix.given
+                factors = matrix.factors_in(given)
                 for group, factor in zip(matrix.groups, factors, strict=True):
                     pairs[matrix.slot]["AB".index(matrix.side)][group].copy_(factor)
-        bank.assign(pairs)
+        complete.assign(pairs)
+        for name, share in shares.items():
+            share.copy_(distribute_tensor(complete.get_parameter(name), share.device_mesh, share.placements))
     forget(matrices)
 
 
@@ -159,6 +178,12 @@ class GeneratedWeight(nn.Module):
         """Those that train when this module is to train: `peft` freezes and releases adapters by them."""
         yield from super().parameters(recurse)
         yield from self.matrix.parameters()
+
+    def named_buffers(self, prefix: str = "", *args: Any, **options: Any) -> Iterator[tuple[str, Tensor]]:
+        """With the weight: torch.distributed.checkpoint finds by these what is loaded and no parameter."""
+        yield from super().named_buffers(prefix, *args, **options)
+        if not (value := self.matrix.value()).is_meta:
+            yield ".".join(filter(None, (prefix, "weight"))), value
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         value = self.matrix.value()
@@ -225,6 +250,16 @@ class GeneratedEntries(nn.ParameterDict):
         else:
             del self._keys[key]
 
+    def __getattr__(self, name: str) -> Any:
+        return self[name] if name in self.__dict__["matrices"] else super().__getattr__(name)
+
+    def named_buffers(self, prefix: str = "", *args: Any, **options: Any) -> Iterator[tuple[str, Tensor]]:
+        """As of the modules above."""
+        yield from super().named_buffers(prefix, *args, **options)
+        for key, matrix in self.matrices.items():
+            if not (value := matrix.value()).is_meta:
+                yield ".".join(filter(None, (prefix, key))), value
+
     def items(self) -> Any:
         """By adapter, the parameter or what lists the parameters that it is computed from."""
         return [(key, self.matrices.get(key) or self[key]) for key in self.keys()]
@@ -260,6 +295,7 @@ def generate_weight(module: Any, matrix: Matrix) -> None:
     del module._parameters["weight"]
     module.__class__ = GENERATED[type(module)]
     module.matrix = matrix
+    module.computed = nn.Module()  # so it is no leaf: FSDP's policy of `peft` wraps leaves, to share out parameters
 
 
 def keep_weight(module: Any) -> None:
@@ -269,7 +305,7 @@ def keep_weight(module: Any) -> None:
     trains = module.matrix.requires_grad
     value = copied(module.matrix.value())
     module.__class__ = next(kind for kind, own in GENERATED.items() if type(module) is own)
-    del module.matrix
+    del module.matrix, module.computed
     module.weight = nn.Parameter(value, requires_grad=trains)
 
 
