@@ -39,6 +39,7 @@ from replora.tune.race import SAFETY, Race
 
 PLAN = "plan.json"
 RECORD = "tune.json"
+PROBED_STEPS = 6
 EXTENSIONS = 3  # largest number of rates beyond the edge of a grid
 OWN = ("run_dir", "ckpt_path", "data.fold")  # options that this verb sets for each trial
 
@@ -122,6 +123,8 @@ def _run(request: Request, home: Path, clock: Clock, signals: Signals, dry_run: 
     print(f"{describe(race, outcome)}\nThe candidates' curve: {picture}", flush=True)
     _fit(race, outcome)
     over = clock.left()
+    took = {"seconds": round(clock.spent, 1), "budget": clock.budget}
+    write_json(home / RECORD, {"format": 1} | record(race, outcome) | took)
     kept = f" of the budget of {format_seconds(clock.budget)}" if clock.budget else ""
     print(f"{format_seconds(clock.spent)}{kept}{', which was exceeded' if over < 0 else ''}.")
 
@@ -203,7 +206,7 @@ def _probed(plan: Plan, bare: list[Candidate], folds: int | None, offered: bool)
         for count in (2, 1) if offered and folds != 1 else (1,):
             trial = replace(plan, folds=count).trial(one, 0)
             try:
-                return probe(trial, 3), count
+                return probe(trial, PROBED_STEPS), count
             except SubsetError as error:
                 failure = failure or error
             except Exception as error:

@@ -110,7 +110,7 @@ def test_halving_ends_at_the_best_rate_and_fits_it_on_everything(
 def test_the_same_command_repeats_nothing(machine: Machine) -> None:
     first = tune()
     machine.ran.clear()
-    assert tune() == first
+    assert tune() | {"seconds": 0.0} == first | {"seconds": 0.0}
     assert machine.ran == ["final"], "which the queue finds finished"
 
 
