@@ -105,10 +105,7 @@ class BaseDataModule(LightningDataModule, ABC):
         self.protocol: Protocol = protocol
         self.fold = None if fold is None else parse_fold(fold)
         if fold is not None and protocol != "tune":
-            raise ProtocolError(
-                f"fold={fold} is for the protocol 'tune', but this is {protocol!r}. Set --data.protocol tune, or leave "
-                "out --data.fold."
-            )
+            raise ProtocolError(f"fold={fold} is for the protocol 'tune', but this is {protocol!r}. Leave one out.")
         self.drop_last = drop_last
         self.shuffle_seed = shuffle_seed or 0
         self.train_indices: list[int] | None = None
@@ -161,7 +158,7 @@ class BaseDataModule(LightningDataModule, ABC):
             "shots": self.shots,
             "subset_seed": self.subset_seed,
             "shuffle_seed": self.shuffle_seed,
-            **({"fold": "{}/{}".format(*self.fold)} if self.fold else {}),  # else absent, as in earlier results
+            **({"fold": "{}/{}".format(*self.fold)} if self.fold else {}),  # absent in earlier results
             "split_sizes": {name: length_of(dataset) for name, dataset in self._splits.items()},
             "train_indices": self.train_indices,
             "train_size": self.train_size(),
@@ -259,8 +256,7 @@ class BaseDataModule(LightningDataModule, ABC):
             labels: Class of each example of train and val together.
             groups: Group of each of them, as for `folds_of`.
         """
-        assert self.fold is not None
-        fold, folds = self.fold
+        fold, folds = cast("tuple[int, int]", self.fold)
         pool = subsample_indices(labels, self._fraction, self.shots, self.subset_seed, names=self.own_classes)
         grouped = None if groups is None else [groups[position] for position in pool]
         found = folds_of([labels[position] for position in pool], folds, self.subset_seed, grouped)

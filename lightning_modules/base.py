@@ -88,7 +88,7 @@ class AdaptedModule(LightningModule, ABC):
         data: dict[str, Any],  # noqa: ARG003
         checkpoint: Path | None,  # noqa: ARG003
     ) -> Backbone:
-        """Build the backbone of a finished run, for `replora.runs.load_run`.
+        """Build the backbone of a finished run, for `replora.runs.open_run`.
 
         Args:
             options: Options of the run's module, from its `fit.yaml`.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from lightning.pytorch import Callback
@@ -14,15 +15,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
+from torchvision.transforms.v2 import MixUp
 
 from lightning_modules.base import AdaptedModule
 from lightning_modules.callbacks.prediction_writer import PredictionWriter
 from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig
 from replora.backbones.backbone import Backbone
+from replora.datasets.common.augment import generator_of
 from replora.datasets.samples import PADDING_LABEL
-from replora.errors import RepLoRAError
+from replora.errors import RepLoRAError, nearest
 from replora.metrics.class_accuracy import MeanClassAccuracy
+from replora.metrics.class_report import ClassReport
+
+ClassWeights = Literal["none", "balanced"]
 
 
 class ClassPredictions(TypedDict):
@@ -43,10 +49,14 @@ class ClassificationModule(AdaptedModule):
         built: Backbone.
         num_classes: Number of classes.
         label_smoothing: Weight in [0, 1) of the uniform distribution in the training target.
+        class_weights: `balanced` weights each class in the training loss by the inverse of its number of training
+            examples, as in scikit-learn: examples / (classes x examples of the class).
+        mixup: Parameter alpha (>= 0) of mixup (Zhang et al. 2018): training images are mixed in pairs, with weights
+            from Beta(alpha, alpha). 0 mixes none.
         adapter, optimizer, schedule: See `AdaptedModule`.
 
     Raises:
-        RepLoRAError: `label_smoothing` is out of its range.
+        RepLoRAError: An option is out of its range.
     """
 
     counts_skipped = False  # whether `skipped` is logged
@@ -59,11 +69,21 @@ class ClassificationModule(AdaptedModule):
         adapter: AdapterConfig,
         optimizer: OptimizerCallable,
         schedule: WarmupCosine,
+        class_weights: ClassWeights = "none",
+        mixup: float = 0.0,
     ) -> None:
+        if class_weights not in get_args(ClassWeights):
+            known = nearest(str(class_weights), get_args(ClassWeights))
+            raise RepLoRAError(f"class_weights: {class_weights!r} is not known. {known}")
+        if not 0 <= mixup < math.inf:
+            raise RepLoRAError(f"mixup: {mixup} is out of range. It must be a number of at least 0, such as 0.2.")
         if not 0 <= label_smoothing < 1:
             raise RepLoRAError(f"label_smoothing: {label_smoothing} is out of range. It must be a number in [0, 1).")
         super().__init__(built, adapter, optimizer, schedule)
         self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self.mixup = MixUp(alpha=mixup, num_classes=num_classes) if mixup else None
+        self.register_buffer("weight_of_class", None, persistent=False)
         self.compiled = False
         accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING_LABEL)
         by_class = MeanClassAccuracy(num_classes, ignore_index=PADDING_LABEL)
@@ -74,6 +94,9 @@ class ClassificationModule(AdaptedModule):
         # Lightning's mean over processes rounds their numbers of examples; torchmetrics' does not.
         self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self.train_skipped, self.val_skipped, self.test_skipped = SumMetric(), SumMetric(), SumMetric()
+        report = ClassReport(num_classes, ignore_index=PADDING_LABEL)
+        self.val_report, self.test_report = report, report.clone()
+        self._reported: dict[str, dict[str, Any]] = {}  # verb -> what its report said at the end
 
     def compile_model(self) -> None:
         """Compile the model with `torch.compile`; the names in checkpoints do not change."""
@@ -91,14 +114,19 @@ class ClassificationModule(AdaptedModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage == "fit" and self.class_weights == "balanced":
+            self._balance()
         if self.compiled:
             rank_zero_info(
                 "compile: the first batch of an evaluation and the first one of the training wait until the model is "
                 "compiled, some minutes each on a CPU (docs/video.md)"
             )
 
-    def writers(self, verb: str, run_dir: Path) -> list[Callback]:
-        return [PredictionWriter(run_dir)] if verb == "predict" else []
+    def writers(self, verb: str, run_dir: Path) -> list[Callback]:  # noqa: ARG002
+        return [PredictionWriter(run_dir)]
+
+    def measured(self, verb: str) -> dict[str, Any]:
+        return super().measured(verb) | self._reported.get(verb, {})
 
     @abstractmethod
     def logits_of(self, batch: Any) -> Tensor:
@@ -106,8 +134,15 @@ class ClassificationModule(AdaptedModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self._count_skipped(batch, self.train_skipped, "train/skipped")
+        batch, target = (batch, batch["label"]) if self.mixup is None else self._mixed(batch, batch_idx)
         logits, label = self.logits_of(batch), batch["label"]
-        loss = F.cross_entropy(logits, label, ignore_index=PADDING_LABEL, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(
+            logits,
+            target,
+            weight=self.weight_of_class,
+            ignore_index=PADDING_LABEL if target.ndim == 1 else -100,
+            label_smoothing=self.label_smoothing,
+        )
         counted = int((label != PADDING_LABEL).sum())
         if not counted:  # their mean would be 0 / 0
             loss = logits.sum() * 0
@@ -121,13 +156,48 @@ class ClassificationModule(AdaptedModule):
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
+    def _mixed(self, batch: Any, batch_idx: int) -> tuple[Any, Tensor]:
+        """A batch of images mixed in pairs, and its targets (B, num_classes); images that do not count are left out."""
+        generator = generator_of(self.global_rank, self.current_epoch, batch_idx)  # equal in a run that resumes
+        counted = batch["label"] != PADDING_LABEL
+        kept = {name: value[counted] for name, value in batch.items()}
+        if not len(kept["label"]):
+            return batch, batch["label"]
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the generator of the process
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            images, target = self.mixup(kept["image"], kept["label"])  # type: ignore[misc]
+        return {**kept, "image": images}, target
+
+    def _balance(self) -> None:
+        """Weigh the classes by their training examples; one without any has the weight 0."""
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        counts = getattr(datamodule, "training_counts", None)
+        if counts is None:
+            raise RepLoRAError(
+                "class_weights: the datamodule does not say how many training examples each class has "
+                "(`training_counts`). Set --model.class_weights none."
+            )
+        examples = torch.tensor(counts(), dtype=torch.float32)
+        weights = torch.where(examples > 0, examples.sum() / (examples > 0).sum() / examples.clamp(min=1), 0.0)
+        self.weight_of_class = weights.to(self.device)
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        self._evaluate(batch, self.val_metrics, self.val_loss, "val/")
+        self.val_report.update(self._evaluate(batch, self.val_metrics, self.val_loss, "val/"), batch["label"])
         self._count_skipped(batch, self.val_skipped, "val/skipped")
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        self._evaluate(batch, self.test_metrics, self.test_loss, "test/")
+    def test_step(self, batch: Any, batch_idx: int) -> ClassPredictions:  # noqa: ARG002
+        logits = self._evaluate(batch, self.test_metrics, self.test_loss, "test/")
+        self.test_report.update(logits, batch["label"])
         self._count_skipped(batch, self.test_skipped, "test/skipped")
+        return {"index": batch["index"], "probabilities": logits.float().softmax(dim=-1)}
+
+    def on_validation_epoch_end(self) -> None:
+        self._reported["validate"] = self.val_report.compute()
+        self.val_report.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self._reported["test"] = self.test_report.compute()
+        self.test_report.reset()
 
     def predict_step(self, batch: Any, batch_idx: int) -> ClassPredictions:  # noqa: ARG002
         return {"index": batch["index"], "probabilities": self.logits_of(batch).float().softmax(dim=-1)}
@@ -138,7 +208,7 @@ class ClassificationModule(AdaptedModule):
             skipped.update(((batch["label"] == PADDING_LABEL) & (batch["index"] >= 0)).sum())
             self.log(name, skipped, on_step=False, on_epoch=True)
 
-    def _evaluate(self, batch: Any, metrics: MetricCollection, mean_loss: MeanMetric, prefix: str) -> None:
+    def _evaluate(self, batch: Any, metrics: MetricCollection, mean_loss: MeanMetric, prefix: str) -> Tensor:
         logits, label = self.logits_of(batch), batch["label"]
         metrics.update(logits, label)
         counted = label != PADDING_LABEL
@@ -146,3 +216,4 @@ class ClassificationModule(AdaptedModule):
         self.log(f"{prefix}loss", mean_loss)
         for name, metric in metrics.items(keep_base=False, copy_state=False):
             self.log(name, metric, prog_bar=name == f"{prefix}accuracy")
+        return logits

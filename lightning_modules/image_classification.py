@@ -10,7 +10,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_modules.classification import ClassificationModule
+from lightning_modules.classification import ClassificationModule, ClassWeights
 from lightning_modules.predictors import ImagePredictor
 from lightning_modules.schedule import WarmupCosine
 from replora import AdapterConfig, RepLoRAConfig
@@ -39,6 +39,10 @@ class ImageClassification(ClassificationModule):
         image_size: Height and width of the images, in pixels. The command line takes it from the data. Where the
             backbone was made for another size, its position embedding is resampled. Default: the backbone's own size.
         label_smoothing: Label smoothing: weight in [0, 1) of the uniform distribution in the training target.
+        class_weights: `balanced` weights each class in the training loss by the inverse of its number of training
+            images, for classes of very different sizes.
+        mixup: Parameter alpha (>= 0) of mixup: training images are mixed in pairs, with weights from
+            Beta(alpha, alpha). 0 mixes none; 0.2 is usual.
         adapter: Adaptation method: `RepLoRAConfig` (RepLoRA, its ablations, LoRA), `FullConfig`, `LinearProbeConfig`,
             `BitFitConfig`, or `PeftMethodConfig` for another method of the peft library.
         optimizer: Optimizer. Biases, norms and diagonals train without weight decay.
@@ -64,6 +68,8 @@ class ImageClassification(ClassificationModule):
         drop_path_rate: float = 0.0,
         image_size: int | None = None,
         label_smoothing: float = 0.0,
+        class_weights: ClassWeights = "none",
+        mixup: float = 0.0,
         adapter: AdapterConfig = DEFAULT_ADAPTER,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=1e-4),
         schedule: WarmupCosine = DEFAULT_SCHEDULE,
@@ -78,7 +84,7 @@ class ImageClassification(ClassificationModule):
             drop_path_rate=drop_path_rate,
             image_size=image_size,
         )
-        super().__init__(built, num_classes, label_smoothing, adapter, optimizer, schedule)
+        super().__init__(built, num_classes, label_smoothing, adapter, optimizer, schedule, class_weights, mixup)
         if gradient_checkpointing:
             checkpoint_gradients(self.model)
         if compile:

@@ -26,6 +26,7 @@ from .adapters.state import (
 )
 from .adapters.targets import Target, TargetNotFoundError, find_targets
 from .errors import RepLoRAError
+from .inference.classification import load_run
 
 __version__: str
 
@@ -59,6 +60,7 @@ __all__ = [
     "load_adapter",
     "load_adapter_state",
     "load_generators",
+    "load_run",
     "materialize",
     "merge",
     "merge_and_unload",

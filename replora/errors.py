@@ -52,6 +52,7 @@ _WORDS = {
     "NoneType": ("None", "None"),
     "PathLike": ("a path", "paths"),
     "Tensor": ("a tensor", "tensors"),
+    "device": ("a torch.device", "devices"),
     "bool": ("True or False", "truth values"),
     "float": ("a number", "numbers"),
     "int": ("an integer", "integers"),

@@ -186,6 +186,9 @@ ADDED: dict[str, tuple[Any, ...] | None] = {
     "data.select_fraction": (1.0,),
     "data.skip_corrupt": (False,),
     "data.augmentation": ("crop_flip",),
+    "data.policy": ("none",),
+    "model.class_weights": ("none",),
+    "model.mixup": (0.0,),
     "model.image_size": None,  # it follows data.image_size
 }
 

@@ -10,11 +10,12 @@ import sys
 from replora.errors import RepLoRAError
 
 
-def launch(arguments: list[str]) -> None:
+def launch(arguments: list[str], *, pictures: bool = False) -> None:
     """Parse and run a command line of fit, validate, test or predict.
 
     Args:
         arguments: Verb and its options.
+        pictures: Whether a test of images is drawn.
 
     Raises:
         RepLoRAError: A user error; jsonargparse may wrap it in its own error.
@@ -27,7 +28,7 @@ def launch(arguments: list[str]) -> None:
     from replora.trainer.trainer_cli import TrainerCLI  # imports torch
 
     try:
-        TrainerCLI(arguments)
+        TrainerCLI(arguments, pictures=pictures)
     except SIGTERMException:  # Lightning's own exit status would be 0
         sys.exit(128 + signal.SIGTERM)
     except SystemExit as stopped:

@@ -79,7 +79,7 @@ def status_of_adapter(metadata: dict[str, str]) -> str:
     return status_of({"fit": {"diverged": metadata.get("diverged") == "true", "partial": partial}})
 
 
-def load_run(folder: Path, checkpoint: Path | None = None, force: bool = False) -> Run:
+def open_run(folder: Path, checkpoint: Path | None = None, force: bool = False) -> Run:
     """Build the model of a run from its `fit.yaml` and `adapter.safetensors`.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -126,6 +127,7 @@ class ImageDataModule(BaseDataModule):
         one_of(get_args(Normalization), normalization=normalization)
         one_of(get_args(SubsetRule), subset_rule=subset_rule)
         check_subset_options(select_fraction, None, "select_fraction")
+        self._train_labels: list[int] = []
         if self.fold and select_fraction < 1:
             raise SubsetError(f"select_fraction={select_fraction} is a part of val, which a fold replaces. Keep one.")
         self.subset_rule: SubsetRule = subset_rule
@@ -185,6 +187,7 @@ class ImageDataModule(BaseDataModule):
         if split == self.train_split:
             self.train_indices = self._subset(full)
             used = self.train_indices
+            self._train_labels = [full.labels[i] for i in used]
         elif split == "val" and self.fold:
             used = self.part_of_fold(split, full.labels)
         elif split == "val" and self._selects_on_part():
@@ -206,6 +209,11 @@ class ImageDataModule(BaseDataModule):
             return in_memory(dataset, self.cache_bytes - held, name=split)
         except CorruptImageError as error:
             raise CorruptImageError(f"{error}{LEAVE_OUT}") from error
+
+    def training_counts(self) -> list[int]:
+        """The number of training images of each class, in the order of `class_names`."""
+        counts = Counter(self._train_labels)
+        return [counts[label] for label in range(self.num_classes)]
 
     def _loader(self, *arguments: Any, **options: Any) -> EpochLoader:
         loader = super()._loader(*arguments, **options)

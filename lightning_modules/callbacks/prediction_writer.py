@@ -13,25 +13,30 @@ from lightning_modules.callbacks.results_writer import status_of_evaluation
 from replora.datasets.common.files import printable
 from replora.io import csv_text, replace_text
 
+PREDICTIONS, TEST_PREDICTIONS = "predictions.csv", "test_predictions.csv"
+TEST_CLASSES = "test_classes.csv"
 COLUMNS = ["index", "path", "label", "label_name", "predicted", "predicted_name", "probability"]
 
 
 class PredictionWriter(Callback):
     """`predictions.csv` of a classifier: the most likely class and its probability, beside the true label.
 
-    The first process writes the predictions of all processes, each example once. A video that could not be decoded is
-    left out. Predictions of a partial or diverged run have a further column, `status`.
+    A test writes the same of its examples, `test_predictions.csv`, and `test_classes.csv`: how each class fared. The
+    first process writes the predictions of all processes, each example once. A video that could not be decoded is left
+    out. Predictions of a partial or diverged run have a further column, `status`.
 
     Args:
         run_dir: Directory of the run.
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self.file = run_dir / "predictions.csv"
+        self.run_dir = run_dir
         self.rows: dict[int, tuple[int, int, float]] = {}  # index -> label, predicted class, probability
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self.rows = {}
+
+    on_test_start = on_predict_start
 
     def on_predict_batch_end(
         self,
@@ -48,7 +53,21 @@ class PredictionWriter(Callback):
             if index >= 0 and label >= 0:  # -1 marks padding, and videos that could not be decoded
                 self.rows[index] = (label, best, p)
 
+    on_test_batch_end = on_predict_batch_end
+
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self._end(trainer, "predict", self.run_dir / PREDICTIONS)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end(trainer, "test", self.run_dir / TEST_PREDICTIONS)
+        module: Any = pl_module
+        classes = module.measured("test").get("classes", [])
+        if classes and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            names = _names_and_paths(trainer)[0] or range(len(classes))
+            rows = [[name, *row.values()] for name, row in zip(names, classes, strict=True)]
+            replace_text(self.run_dir / TEST_CLASSES, csv_text([["class", *classes[0]], *rows]))
+
+    def _end(self, trainer: Trainer, verb: str, file: Path) -> None:
         rows = self.rows
         if trainer.world_size > 1:
             gathered: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
@@ -56,21 +75,23 @@ class PredictionWriter(Callback):
             for part in gathered or []:
                 rows = rows | part
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            status = status_of_evaluation(self.file.parent, trainer, "predict")
-            self._write(rows, *_names_and_paths(trainer), [] if status == "complete" else [status])
+            status = status_of_evaluation(self.run_dir, trainer, verb)
+            _write(file, rows, *_names_and_paths(trainer), [] if status == "complete" else [status])
+            if verb == "predict":  # those of a test are for other verbs to read
+                rank_zero_info(f"{len(rows):,} predictions are in {file}")
 
-    def _write(
-        self, rows: dict[int, tuple[int, int, float]], names: list[str], paths: list[str], status: list[str]
-    ) -> None:
-        lines: list[list[object]] = [[*COLUMNS, *(["status"] if status else [])]]
-        for index in sorted(rows):
-            label, predicted, probability = rows[index]
-            path = printable(paths[index]) if paths else ""
-            label_name, predicted_name = (names[i] if 0 <= i < len(names) else "" for i in (label, predicted))
-            cells = [index, path, label, label_name, predicted, predicted_name, f"{probability:.6f}"]
-            lines.append([*cells, *status])
-        replace_text(self.file, csv_text(lines))
-        rank_zero_info(f"{len(rows):,} predictions are in {self.file}")
+
+def _write(
+    file: Path, rows: dict[int, tuple[int, int, float]], names: list[str], paths: list[str], status: list[str]
+) -> None:
+    lines: list[list[object]] = [[*COLUMNS, *(["status"] if status else [])]]
+    for index in sorted(rows):
+        label, predicted, probability = rows[index]
+        path = printable(paths[index]) if paths else ""
+        label_name, predicted_name = (names[i] if 0 <= i < len(names) else "" for i in (label, predicted))
+        cells = [index, path, label, label_name, predicted, predicted_name, f"{probability:.6f}"]
+        lines.append([*cells, *status])
+    replace_text(file, csv_text(lines))
 
 
 def _names_and_paths(trainer: Trainer) -> tuple[list[str], list[str]]:

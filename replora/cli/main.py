@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 
 from replora.cli.commands.ask import ask
+from replora.cli.commands.compare import compare
 from replora.cli.commands.configs import configs
 from replora.cli.commands.export import export, merge
 from replora.cli.commands.plot import plot
@@ -30,6 +31,7 @@ from replora.cli.commands.prepare import (
 )
 from replora.cli.commands.quickstart import quickstart
 from replora.cli.commands.report import report
+from replora.cli.commands.serve import serve
 from replora.cli.commands.sweep import sweep
 from replora.cli.commands.tune import tune
 from replora.cli.defects import report_defect
@@ -63,7 +65,9 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "ask": ask,
     "export": export,
     "merge": merge,
+    "serve": serve,
     "plot": plot,
+    "compare": compare,
     "quickstart": quickstart,
     "tune": tune,
     "sweep": sweep,
@@ -82,6 +86,8 @@ OTHER_NAMES = {
     "demo": "quickstart",
     "save": "export",
     "convert": "merge",
+    "deploy": "serve",
+    "server": "serve",
     "search": "tune",
     "optimize": "tune",
 }
@@ -147,7 +153,7 @@ def run(arguments: list[str]) -> None:
 
         print(help_page(verb, TRAINER_VERBS[verb], arguments[1:]))
     elif verb in TRAINER_VERBS:
-        launch(arguments)
+        launch(arguments, pictures=True)
     else:
         verbs = [*TRAINER_VERBS, *COMMANDS]
         meant = f"Did you mean {OTHER_NAMES[verb]!r}?" if verb in OTHER_NAMES else nearest(verb, verbs)
@@ -183,4 +189,6 @@ For example:
   replora-cli sweep --config sweep/quickstart_low_data.yaml
   replora-cli report runs/quickstart_low_data --out report
   replora-cli export runs/NAME
-  replora-cli merge runs/NAME --out model"""
+  replora-cli export runs/NAME --format onnx --out model
+  replora-cli merge runs/NAME --out model
+  replora-cli serve runs/NAME"""

@@ -85,7 +85,7 @@ def option_log_likelihoods(
     )
     row, column_of, token, option_of = torch.tensor(where, device=device).unbind(1)
     log_p = logits[row, column_of - length].float().log_softmax(-1).gather(1, token[:, None])[:, 0]
-    sums = torch.zeros(count, device=device).index_add_(0, option_of, log_p).tolist()
+    sums = log_p.new_zeros(count).index_add_(0, option_of, log_p).tolist()
     scores = iter(sums)
     return [[next(scores) for _ in few] for few in options]
 

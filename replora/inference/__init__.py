@@ -1,5 +1,6 @@
 """What a trained run says of files: classes, or answers to questions."""
 
+from lightning_modules.predictors import PredictionError, Predictions, Predictor
 from replora.inference.answers import (
     Answerer,
     Answers,
@@ -12,12 +13,9 @@ from replora.inference.answers import (
 )
 from replora.inference.classification import (
     FORMATS,
-    PredictionError,
-    Predictions,
     check_options,
-    classify,
     find_files,
-    load_predictor,
+    load_run,
     predictor_of,
     write,
 )
@@ -28,15 +26,15 @@ __all__ = [
     "Answers",
     "PredictionError",
     "Predictions",
+    "Predictor",
     "answer_questions",
     "answers_questions",
     "check_options",
-    "classify",
     "data_of",
     "find_files",
     "find_questions",
     "load_answerer",
-    "load_predictor",
+    "load_run",
     "predictor_of",
     "write",
     "write_answers",

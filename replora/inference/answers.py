@@ -16,7 +16,7 @@ import datamodules
 import replora
 from datamodules import VisionLanguageDataModule
 from lightning_modules import VisionLanguage
-from lightning_modules.predictors import ImagePredictor, VideoPredictor
+from lightning_modules.predictors import ImagePredictor, PredictionError, VideoPredictor
 from replora.adapters.state import read_metadata
 from replora.backbones.vl_answers import answer
 from replora.config_files import read_config
@@ -33,9 +33,9 @@ from replora.datasets.vision_language.questions import (
     sort_arguments,
 )
 from replora.datasets.vision_language.tasks import VLDataset, VLTask, vl_task, with_prompt
-from replora.inference.classification import PredictionError, find_files, torch_device
+from replora.inference.classification import find_files, torch_device
 from replora.io import csv_text, replace_text
-from replora.runs import concrete_subclasses, load_run, module_of, read_entry
+from replora.runs import concrete_subclasses, module_of, open_run, read_entry
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def load_answerer(
             data.encoder,
         )
     features = data.file_features(recorded, encoder, str(place), fps, upright)
-    loaded = load_run(run, checkpoint, force)
+    loaded = open_run(run, checkpoint, force)
     data.tokenizer_name, data.revision = str(checkpoint or loaded.backbone.name), loaded.options.get("revision")
     return Answerer(loaded.model.to(place), data, task, features, loaded.options.get("num_beams"), place)
 

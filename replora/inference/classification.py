@@ -4,47 +4,20 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import replora
-from lightning_modules.predictors import Predictor
+from lightning_modules.predictors import PredictionError, Predictions, Predictor
 from replora.datasets.common.files import LeftOut, is_foreign, log_left_out, printable
-from replora.datasets.errors import CorruptImageError, CorruptVideoError
-from replora.errors import RepLoRAError, nearest
+from replora.errors import check_arguments, nearest
 from replora.io import csv_text, replace_text
-from replora.memory import usable_cpus
-from replora.runs import load_run, module_of
+from replora.runs import module_of, open_run
 
-PICTURES = 40  # files kept for a contact sheet
 FORMATS = (".csv", ".json")
-
-
-class PredictionError(RepLoRAError):
-    """There is no file to classify, an option is out of its range, or the device cannot be used."""
-
-
-@dataclass
-class Predictions:
-    """What `classify` found.
-
-    Attributes:
-        paths: The N images or videos that could be read, in the order given.
-        probabilities: float32 (N, classes).
-        pictures: The first `PICTURES` files as the model saw them (one frame per video), each uint8 (3, S, S).
-        skipped: File that could not be read -> reason.
-    """
-
-    paths: list[Path]
-    probabilities: Tensor
-    pictures: list[Tensor] = field(default_factory=list)
-    skipped: dict[Path, str] = field(default_factory=dict)
 
 
 def check_options(top_k: int, batch_size: int) -> None:
@@ -107,125 +80,75 @@ def predictor_of(run: Path) -> type[Predictor]:
     module = module_of(run)
     if module.predictor is None:
         raise PredictionError(
-            f"{run / 'fit.yaml'} is of {module.__name__!r}, but this is for a run that classifies images or videos, or "
-            "answers questions about them."
+            f"{run / 'fit.yaml'} is of {module.__name__!r}, but this is for a run that classifies images or videos. "
+            "Questions about files: replora-cli ask. The model of any run, in Python: replora.runs.open_run(run).model."
         )
     return module.predictor
 
 
-def load_predictor(run: Path, checkpoint: Path | None = None, device: str = "auto", force: bool = False) -> Predictor:
-    """Build the model of a run from its `fit.yaml` and `adapter.safetensors`.
+@check_arguments
+def load_run(
+    run: str | os.PathLike[str],
+    device: str | torch.device = "auto",
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    force: bool = False,
+) -> Predictor:
+    """Open a run that classifies images or videos, with its adapter merged into the backbone.
+
+        predictor = replora.load_run("runs/photos")
+        found = predictor.predict(["a.jpg", "b.jpg"])
+        found.labels, found.probabilities, found.class_names
+
+    `Predictor.predict` takes paths, images of Pillow and arrays, and gives the numbers of `replora-cli predict-files`.
 
     Args:
-        run: The run's directory.
+        run: Directory of the run, with its `fit.yaml` and `adapter.safetensors`.
+        device: Device of the model: cpu, cuda, cuda:1, ...; auto is the first GPU if there is one.
         checkpoint: Weights of the backbone to use instead of the source in `fit.yaml`.
-        device: A torch device, or `auto` for the first GPU if there is one, else the CPU.
         force: Whether to use an adapter whose training diverged.
 
     Raises:
         RepLoRAError: A file is missing or of another kind of run, the backbone's weights are not those of the run, or
             the device cannot be used.
     """
-    predictor = predictor_of(run)
-    loaded = load_run(run, checkpoint, force)
-    return predictor.from_run(loaded.model, loaded.data, loaded.options, torch_device(device))
+    folder = Path(run).expanduser()
+    predictor, place = predictor_of(folder), torch_device(str(device))
+    opened = open_run(folder, None if checkpoint is None else Path(checkpoint).expanduser(), force)
+    model = replora.merge_and_unload(opened.model, force=force)
+    return predictor.from_run(model, opened.backbone.head_names[0], opened.data, opened.options, place)
 
 
-def classify(
-    predictor: Predictor,
-    paths: list[Path],
-    batch_size: int | None = None,
-    skip_corrupt: bool = False,
-    advance: Callable[[int], object] = lambda _: None,
-    force: bool = False,
-) -> Predictions:
-    """Classify images or videos; threads decode one batch while the model works on the previous one.
-
-    Args:
-        predictor: Predictor from `load_predictor`.
-        paths: Image or video files.
-        batch_size: Number of files per batch (>= 1). Default: that of the predictor.
-        skip_corrupt: Whether to leave out files that cannot be read.
-        advance: Called with the number of files of each batch that is done.
-        force: Whether to use an adapter whose training diverged.
-
-    Raises:
-        CorruptImageError, CorruptVideoError: A file cannot be read, and `skip_corrupt` is off.
-        PredictionError: No file could be read.
-    """
-    batch_size = predictor.batch_size if batch_size is None else batch_size
-    found = Predictions([], torch.empty(0, len(predictor.class_names)))
-    parts: list[Tensor] = []
-    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    with (
-        ThreadPoolExecutor(min(16, usable_cpus()), "decode") as threads,
-        replora.merged(predictor.model, force=force),
-    ):
-
-        def submit(number: int) -> list[Future[Tensor]]:
-            batch = batches[number] if number < len(batches) else []
-            return [threads.submit(predictor.read, path) for path in batch]
-
-        ahead = submit(0)
-        for number, batch in enumerate(batches):
-            decoding, ahead = ahead, submit(number + 1)
-            inputs = []
-            for path, future in zip(batch, decoding, strict=True):
-                try:
-                    inputs.append(future.result())
-                    found.paths.append(path)
-                except (CorruptImageError, CorruptVideoError) as error:
-                    if not skip_corrupt:
-                        for waiting in (*decoding, *ahead):
-                            waiting.cancel()
-                        raise type(error)(f"{error} Or leave such files out: --skip_corrupt true") from error
-                    found.skipped[path] = str(error)
-            if inputs:
-                shown = inputs[: PICTURES - len(found.pictures)]
-                found.pictures += [predictor.picture(one).clone() for one in shown]  # a view would keep the whole video
-                parts.append(predictor.probabilities(torch.stack(inputs)))
-            advance(len(batch))
-    if not parts:
-        raise PredictionError(f"None of the {len(paths):,} files can be read. {next(iter(found.skipped.values()), '')}")
-    found.probabilities = torch.cat(parts)
-    return found
-
-
-def write(file: Path, found: Predictions, class_names: list[str], top_k: int = 5, status: str = "complete") -> None:
+def write(file: Path, found: Predictions, top_k: int = 5, status: str = "complete") -> None:
     """Write predictions atomically as CSV or JSON, by the file's suffix; paths as `printable` writes them.
 
     Args:
         file: File to write; its folder is created if absent.
-        found: Predictions from `classify`.
-        class_names: Class names in the order of the probabilities.
+        found: Predictions of files.
         top_k: Number of classes per file, most likely first; 0 for all.
         status: That of the run. `partial: ...` or `diverged` is a further, last column in CSV, and an entry in JSON.
     """
     words = {} if status == "complete" else {"status": status}
-    count = min(top_k or len(class_names), len(class_names))
-    values, indices = found.probabilities.topk(count, dim=1)
-    ranked = [
-        [(class_names[i], round(p, 6)) for p, i in zip(*row, strict=True)]
-        for row in zip(values.tolist(), indices.tolist(), strict=True)
-    ]
+    ranked = [[(name, round(p, 6)) for name, p in row] for row in found.top(top_k)]
+    names = [printable(str(source)) for source in found.sources]
     if file.suffix.lower() == ".json":
         predictions = [
-            {"path": printable(path), "predicted": row[0][0], "probability": row[0][1], "probabilities": dict(row)}
-            for path, row in zip(found.paths, ranked, strict=True)
+            {"path": name, "predicted": row[0][0], "probability": row[0][1], "probabilities": dict(row)}
+            for name, row in zip(names, ranked, strict=True)
         ]
-        skipped = [{"path": printable(path), "reason": reason} for path, reason in found.skipped.items()]
-        content = {"class_names": class_names, "predictions": predictions, "skipped": skipped} | words
+        skipped = [{"path": printable(str(source)), "reason": reason} for source, reason in found.skipped.items()]
+        content = {"class_names": found.class_names, "predictions": predictions, "skipped": skipped} | words
         replace_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return
     first = ["path", "predicted", "probability"]
     if top_k == 0:
-        lines = [[*first, *(f"p({name})" for name in class_names), *words]]
+        lines = [[*first, *(f"p({name})" for name in found.class_names), *words]]
         rest = [[f"{p:.6f}" for p in row] for row in found.probabilities.tolist()]
     else:
-        lines = [[*first, *(f"{column}_{k}" for k in range(2, count + 1) for column in first[1:]), *words]]
+        lines = [[*first, *(f"{column}_{k}" for k in range(2, len(ranked[0]) + 1) for column in first[1:]), *words]]
         rest = [[text for name, p in row[1:] for text in (name, f"{p:.6f}")] for row in ranked]
-    for path, row, more in zip(found.paths, ranked, rest, strict=True):
-        lines.append([printable(path), row[0][0], f"{row[0][1]:.6f}", *more, *words.values()])
+    for name, row, more in zip(names, ranked, rest, strict=True):
+        lines.append([name, row[0][0], f"{row[0][1]:.6f}", *more, *words.values()])
     replace_text(file, csv_text(lines))
 
 

@@ -19,6 +19,7 @@ def draw(
     sources: Sequence[str],
     columns: int = 8,
     status: str = "complete",
+    maker: str = "replora-cli predict-files",
 ) -> None:
     """Draw the pictures in rows, with the class and probability above each, and its source below.
 
@@ -30,6 +31,7 @@ def draw(
         sources: File name of each picture.
         columns: Number of pictures per row.
         status: That of the run; `partial: ...` and `diverged` are written above the pictures.
+        maker: The command that draws it, for the file's metadata.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -49,7 +51,7 @@ def draw(
         axis.text(0.5, -0.03, _short(drawable(source)), fontsize=6, **below)
     if status != "complete":
         figure.suptitle(f"Status of the run: {status}", fontsize=10)
-    save_picture(figure, file, "replora-cli predict-files")
+    save_picture(figure, file, maker)
 
 
 def _short(text: str, length: int = 20) -> str:

@@ -131,13 +131,13 @@ def draw_learning_curves(run: Path, file: Path) -> Path:
     return _save(figure, file)
 
 
-def draw_confusion(run: Path, file: Path) -> Path:
-    """Draw the confusion matrix of a run from its `predictions.csv`.
+def draw_confusion(run: Path, file: Path, predictions: str = "predictions.csv") -> Path:
+    """Draw the confusion matrix of a run from its predictions, those of `predict` or of `test_predictions.csv`.
 
     Raises:
         PictureError: There are no predictions of labeled images.
     """
-    counts, names, status = _confusion(run)
+    counts, names, status = _confusion(run, predictions)
     classes, total = len(counts), int(counts.sum())
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # of the images of the true class
     title = _title(run, status)
@@ -193,9 +193,9 @@ def _most_confused(counts: np.ndarray, names: list[str]) -> str:
     return "Most frequent mistakes:\nimages   true (number) → predicted\n" + "\n".join(lines)
 
 
-def _confusion(run: Path) -> tuple[np.ndarray, list[str], str | None]:
+def _confusion(run: Path, predictions: str) -> tuple[np.ndarray, list[str], str | None]:
     """Counts (true, predicted), int (classes, classes), the names of the classes, and the status of the predictions."""
-    file = run / "predictions.csv"
+    file = run / predictions
     if not file.is_file():
         raise PictureError(f"There is no {file}. Write it first: replora-cli predict --config {run / 'fit.yaml'}")
     lines = [line for line in read_csv(file) if line.get("label", "-1") not in ("", "-1")]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from replora.datasets.vision_language.tasks import VL_TASKS
+from replora.errors import visible
 from replora.evaluation.significance import wilson_interval
 from replora.reports.runs import HEADLINES
 from replora.results import read_results, status_of, weights_source
@@ -20,8 +22,10 @@ COUNTED = {"accuracy", "acc", "acc_norm", "unparsed"}  # shares of items
 COUNTED_KINDS = {"gqa", "nlvr2", "choice"}  # of vision-and-language tasks; an answer of VQA may be partly right
 FILES = (
     *("results.json", "fit.yaml", "adapter.safetensors", "checkpoints/last.ckpt"),
+    *("test_classes.csv", "test_predictions.csv", "plots"),
     *("predictions.csv", "predictions.jsonl", "predictions", "predictions_partial"),
 )
+WEAKEST = 3  # number of classes that a summary names
 
 Row = tuple[str, str, str, str]
 HEADINGS: Row = ("metric", "value", "95 % interval", "epoch")
@@ -74,13 +78,17 @@ def summarize(run_dir: Path, verb: str, recorded: bool = True) -> str:
         facts += _epochs(results, fit)
     elif evaluation:
         facts.append(("weights", weights_source(evaluation)))
+    if not evaluation.get("partial"):
+        facts += _by_class(results, evaluation)
     status = status_of(results, evaluation.get("partial", []))
     if status != "complete":
         facts.append(("status", status))
     spent = [(name, part["seconds"]) for name, part in (("fit", fit), (measured, evaluation)) if part]
     facts.append(("time", ", ".join(f"{format_seconds(seconds)} ({name})" for name, seconds in spent)))
     facts.append(("folder", str(run_dir)))
-    facts.append(("files", ", ".join(name for name in FILES if (run_dir / name).exists())))
+    written = ", ".join(name for name in FILES if (run_dir / name).exists())
+    lines_of_files = textwrap.wrap(written, 71, break_on_hyphens=False)
+    facts += zip(("files", *[""] * len(lines_of_files)), lines_of_files, strict=False)
     facts.append(("next", next_command(results, run_dir, verb)))
     return "\n".join([*lines, "", *(f"{name:<9}{text}" for name, text in facts if text)])
 
@@ -149,6 +157,25 @@ def _epochs(results: dict[str, Any], fit: dict[str, Any]) -> list[tuple[str, str
         epoch, value = best[name]
         count = _count(name, _validation(results, {**fit["metrics"], name: value}))
         lines.append(("best", f"epoch {epoch}, {name} {_value(name, value, count)}"))
+    return lines
+
+
+def _by_class(results: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    """The classes that fared worst, and whether the probabilities can be believed."""
+    lines = []
+    names = results.get("data", {}).get("class_names") or []
+    found = zip(names, evaluation.get("classes", []), strict=False)
+    weak = sorted((row["recall"], name, row["support"]) for name, row in found if row["support"] and row["recall"] < 1)
+    if weak:
+        shown = [f"{visible(name)} ({recall:.0%} of {support:,})" for recall, name, support in weak[:WEAKEST]]
+        lines.append(("weakest", ", ".join(shown)))
+    calibration = evaluation.get("calibration", {})
+    if calibration.get("ece") is not None:
+        says, right = calibration["confidence"], calibration["accuracy"]
+        text = (
+            f"{says:.1%} by its probabilities, {right:.1%} in truth; calibration error (ECE) {calibration['ece']:.1%}"
+        )
+        lines.append(("sure", text))
     return lines
 
 

@@ -12,6 +12,7 @@ from replora.sweeps.plan import Sweep, Trial
 from replora.sweeps.progress import duration
 from replora.sweeps.state import recorded
 from replora.sweeps.step_time import NotMeasuredError, measure_steps
+from replora.sweeps.trial import finished
 
 
 def describe_plan(
@@ -31,6 +32,9 @@ def describe_plan(
         unsure: Reason why that number is not known or may be smaller.
         part: The part of it that would run. Default: all.
         gpus_per_trial: GPUs of a trial.
+
+    Raises:
+        TrialError: The directory holds trials with other options.
     """
     part = part or Part()
     trials = part.planned(sweep)
@@ -39,7 +43,8 @@ def describe_plan(
     lines: list[str] = []
     left: list[Trial] = []
     for trial in trials:
-        done = recorded(home, trial)
+        # A final trial is at a point that is not selected yet. Of the others, one with other options is refused.
+        done = recorded(home, trial) if sweep.select and trial.stage == "final" else finished(home, trial)
         lines.append(f"{'finished' if done else 'to run':<9} {trial.folder}")
         if done is None and trial.folder in runs:
             left.append(trial)

@@ -207,7 +207,7 @@ class Sweep:
             point,
             seed,
             [*configs, *(f"--{name}={written(value)}" for name, value in options.items())],
-            "/".join(_safe(name) for name in names if name),
+            "/".join(directory_name(name) for name in names if name),
         )
 
 
@@ -215,5 +215,6 @@ def written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _safe(name: str) -> str:
+def directory_name(name: str) -> str:
+    """A name without what a directory may not have: `width 64, GELU` -> `width-64,-GELU`."""
     return re.sub(r"[^\w.=,+-]+", "-", name).strip("-.")

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ import yaml  # type: ignore[import-untyped]
 from replora.config_files import find_config, read_config
 from replora.errors import RepLoRAError, nearest
 from replora.identity import flat_options
-from replora.sweeps.plan import ONLY, SEED_OPTIONS, Method, Options, Point, StagePlan, Sweep, written
+from replora.sweeps.plan import ONLY, SEED_OPTIONS, Method, Options, Point, StagePlan, Sweep, directory_name, written
 
 OPTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
@@ -130,6 +131,9 @@ def _check_grid_sizes(file: Path, sweep: Sweep) -> None:
 
 
 def _check_unique_folders(file: Path, sweep: Sweep) -> None:
+    for method in sweep.methods:
+        if not directory_name(method.name):
+            raise SweepError(f"{file}, methods: {method.name!r} has no letter or digit, so it names no directory.")
     seen: set[str] = set()
     for trial in [*sweep.selection_trials(), *sweep.planned_final_trials()]:
         if trial.folder in seen:
@@ -215,13 +219,16 @@ class _Section:
         value = self.content["seeds"]
         if not isinstance(value, list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in value):
             raise SweepError(f"{self.where}, seeds: must be a list of whole numbers such as [0, 1, 2], not {value!r}.")
+        for seed in value:
+            if not 0 <= seed < 2**32:
+                raise SweepError(f"{self.where}, seeds: {seed} is not a seed. It must be in [0, {2**32 - 1}].")
         return value
 
     def number(self, key: str) -> float | None:
         value = self.content.get(key)
         if value is None:
             return None
-        if not isinstance(value, int | float) or value <= 0:
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
             raise SweepError(f"{self.where}, {key}: must be a number above 0, not {value!r}.")
         return float(value)
 

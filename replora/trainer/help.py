@@ -50,7 +50,8 @@ TEXTS = {
     "trainer.devices": "Number of GPUs (or processes), their indices as in [0,2], or auto for all.",
     "trainer.strategy": "How several devices share the work: auto, ddp, fsdp, deepspeed, or a configuration such as "
     "--config trainer/ddp.yaml.",
-    "trainer.precision": "Full or mixed precision: 32-true (as null), bf16-mixed, 16-mixed, bf16-true and others.",
+    "trainer.precision": "Full or mixed precision: 32-true (as null), bf16-mixed, 16-mixed, bf16-true and others, or "
+    "auto: bf16-mixed or 16-mixed by the GPU, 32-true elsewhere.",
     "trainer.accumulate_grad_batches": "Gradient accumulation: number of batches per optimizer step (>= 1).",
     "trainer.gradient_clip_val": "Largest norm of the gradients, to which larger ones are clipped (>= 0); null for no "
     "clipping.",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import Trainer
 
 from datamodules import BaseDataModule
 from lightning_modules import AdaptedModule
+from replora.identity import plain_option
 from replora.options.class_options import Option
 from replora.options.settings import Setting, settings_of
 from replora.options.tree import OptionTree
@@ -32,6 +34,23 @@ def options_in_force(settings: list[Setting]) -> tuple[OptionTree, dict[str, Set
             tree.use_class(setting, option)
             values[setting.name] = setting
     return tree, values
+
+
+def name_optimizers(arguments: list[str]) -> list[str]:
+    """Let `--model.optimizer SGD` mean that of torch where another library that is loaded has a class of this name.
+
+    peft loads bitsandbytes, whose optimizers have the names of torch's.
+    """
+    named = list(arguments)
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if plain_option(name.removeprefix("--")) not in ("model.optimizer", "model.optimizer.class_path"):
+            continue
+        if equals and hasattr(torch.optim, value):
+            named[place] = f"{name}=torch.optim.{value}"
+        elif not equals and place + 1 < len(named) and hasattr(torch.optim, named[place + 1]):
+            named[place + 1] = f"torch.optim.{named[place + 1]}"
+    return named
 
 
 def name_classes_of_help(arguments: list[str]) -> list[str]:

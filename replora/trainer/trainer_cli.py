@@ -31,6 +31,7 @@ from lightning_modules.callbacks.progress import progress_callbacks
 from lightning_modules.callbacks.results_writer import trained_classes
 from replora.errors import RepLoRAError
 from replora.identity import flat_options, plain_option
+from replora.plots.mistakes import draw_test
 from replora.recipes import changed_options
 from replora.reports.summary import summarize
 from replora.results import UNTRAINED, DivergedError
@@ -40,7 +41,9 @@ from replora.trainer.checkpoint import find_checkpoint
 from replora.trainer.checks import check_command_line, check_data_files, check_trainer, fix_int_float_union
 from replora.trainer.config_option import PackagedConfigFile, scaled_rate
 from replora.trainer.in_force import name_classes_of_help
+from replora.trainer.logger_files import send_files
 from replora.trainer.loggers import loggers
+from replora.trainer.precision import offer_auto, resolve_auto
 from replora.trainer.quiet import ignore_messages
 from replora.trainer.refusal import why_refused
 from replora.trainer.run_options import CONFIG_TEXT, LINKS, RUN_OPTIONS
@@ -61,11 +64,14 @@ class TrainerCLI(LightningCLI):
 
     Args:
         arguments: Verb and its options.
+        pictures: Whether a test of images is drawn.
     """
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], *, pictures: bool = False) -> None:
         self.verb = arguments[0]
+        self.pictures = pictures
         fix_int_float_union()
+        offer_auto()
         ignore_messages()
         self.resources = ExitStack()
         with self.resources:
@@ -87,7 +93,11 @@ class TrainerCLI(LightningCLI):
             auto_configure_optimizers=False,
         )
         if getattr(rank_zero_only, "rank", 0) == 0:
-            print(summarize(self.options.run_dir, self.verb, recorded=not self.options.trainer.fast_dev_run))
+            recorded = not self.options.trainer.fast_dev_run
+            if self.pictures and recorded and self.verb in ("fit", "test"):
+                drawn = draw_test(self.options.run_dir, self.datamodule)
+                send_files(self.trainer.loggers, drawn, self.options.run_dir / "results.json")
+            print(summarize(self.options.run_dir, self.verb, recorded=recorded))
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> TrainerCLI:
         """Itself: weight averaging copies the module, whose optimizer function leads to the parser and to here."""
@@ -154,6 +164,7 @@ class TrainerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         check_trainer(self.options.trainer)
+        resolve_auto(self.options.trainer)
         check_data_files(self.options.data)
         if self.options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run of this process

@@ -16,7 +16,7 @@ from replora.datasets.text.prompts import choice_items
 from replora.evaluation import option_log_likelihoods
 from replora.reports.sections.commonsense import commonsense_table
 from replora.results import read_results, weights_source
-from replora.runs import load_run
+from replora.runs import open_run
 from tests.cli.test_distributed import run_process
 from tests.cli.test_trainer_cli import refused
 from tests.fake_data import write_commonsense
@@ -69,7 +69,7 @@ def test_export_and_merge_are_opened_by_stock_tools(finished, tmp_path):
     main(["export", str(finished), f"--out={tmp_path / 'peft'}"])
     main(["merge", str(finished), f"--out={tmp_path / 'merged'}"])
     ids = torch.tensor([[256, 40, 50, 60]])
-    want = load_run(finished).model(ids).logits
+    want = open_run(finished).model(ids).logits
     base = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["base_model_name_or_path"]
     base_model = AutoModelForCausalLM.from_pretrained(base)
     assert not torch.allclose(base_model(ids).logits, want, atol=1e-3)
@@ -153,7 +153,7 @@ def test_another_test_of_the_run_gives_the_same(finished, home, tmp_path):
     assert answers(tmp_path) == answers(finished)
     main(["predict", f"--config={finished / 'fit.yaml'}"])
     assert answers(finished) == answers(tmp_path)
-    opened = load_run(finished)
+    opened = open_run(finished)
     assert opened.module.__name__ == "CausalLanguageModel"
     item = next(
         i for i in choice_items(load_tokenizer(str(home / "llama")), read_task(home, "boolq", "test", False), "cloze")

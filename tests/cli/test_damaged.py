@@ -59,6 +59,7 @@ VERBS = {
     "predict-files": ["predict-files", "run", "image.png", "--out=new.csv", "--progress=false"],
     "export": ["export", "run", "--out=new"],
     "merge": ["merge", "run", "--out=new"],
+    "serve": ["serve", "run", "--port=0"],
     "plot": ["plot", "run"],
     "report": ["report", "run", "--out=new"],
     "validate": ["validate", "--config=run/fit.yaml"],
@@ -276,7 +277,7 @@ def test_weights_are_never_executed(suffix: str, home: Path, capsys: pytest.Capt
     assert f"weights{suffix}" in error
 
 
-@pytest.mark.parametrize("verb", ["predict-files", "export", "merge", "plot"])
+@pytest.mark.parametrize("verb", ["predict-files", "serve", "export", "merge", "plot"])
 def test_a_foreign_run_cannot_name_code_to_run(
     verb: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

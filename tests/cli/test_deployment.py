@@ -24,7 +24,7 @@ from replora.adapters.peft_methods import peft_layers
 from replora.adapters.state import read_metadata
 from replora.cli.main import main
 from replora.export import ExportError, Trained, load_trained, load_transformers, merge
-from replora.runs import load_run
+from replora.runs import open_run
 from tests.adapters.test_contract import disturb
 from tests.adapters.test_merge import Int8Linear
 from tests.adapters.tiny_models import call, hf_bart, hf_llama, hf_vit, timm_vit
@@ -59,7 +59,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         replora.save_adapter(model, home / f"{name}.safetensors")
     run = fit(home / "run", "--config=adapter/replora.yaml", "--model.optimizer.lr=0.05", "--seed_everything=3")
     with torch.no_grad():
-        want["run"] = load_run(run).model(EXAMPLES["run"]["x"])
+        want["run"] = open_run(run).model(EXAMPLES["run"]["x"])
     save_file(want, home / "want.safetensors")
     return home
 
@@ -123,7 +123,7 @@ def environment_without_our_package(folder: Path) -> Path:
 def test_stock_tools_serve_it_in_a_process_without_this_package(exported: Path, tmp_path: Path) -> None:
     torch.save(EXAMPLES, exported / "examples.pt")
     torch.manual_seed(3)  # the run's backbone has the random weights of its seed
-    nano = load_run(exported / "run").backbone
+    nano = open_run(exported / "run").backbone
     plain = replora.remove(nano.model).state_dict()
     save_file(
         {name: tensor for name, tensor in plain.items() if "head" not in name}, exported / "nano_base.safetensors"
@@ -154,7 +154,7 @@ def test_deployed_file_of_a_run(home: Path, tmp_path: Path, capsys: pytest.Captu
     out = tmp_path / "small.safetensors"
     main(["export", str(home / "run"), "--format=adapter", f"--out={out}"])
     assert out.stat().st_size < (home / "run" / "adapter.safetensors").stat().st_size
-    model = replora.remove(load_run(home / "run").model)
+    model = replora.remove(open_run(home / "run").model)
     replora.load_adapter(model, out)
     with torch.no_grad():
         outputs = model(EXAMPLES["run"]["x"])
@@ -220,7 +220,7 @@ def test_a_quantized_base_is_refused(
     opened = load_transformers(str(home / "llama_base"))
     attention = opened.model.layers[0].self_attn
     attention.q_proj = Int8Linear(attention.q_proj)
-    monkeypatch.setattr("replora.export.load_transformers", lambda *_: opened)
+    monkeypatch.setattr("replora.export.trained.load_transformers", lambda *_: opened)
     source = (str(home / "llama.safetensors"), f"--base={home / 'llama_base'}", f"--out={tmp_path / 'out'}")
     assert "is quantized (torch.int8)" in refused(capsys, "merge", *source)
     assert list(tmp_path.iterdir()) == []
@@ -242,7 +242,7 @@ def test_a_timm_base_by_its_name(home: Path, tmp_path: Path, capsys: pytest.Capt
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["label_names"][3] == "3"
     x = EXAMPLES["run"]["x"]
     opened = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
-    torch.testing.assert_close(opened(x), load_run(tmp_path / "run").model(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(opened(x), open_run(tmp_path / "run").model(x), rtol=1e-4, atol=1e-5)
     out = f"--out={tmp_path / 'out'}"
     random = str(home / "run" / "adapter.safetensors")  # its backbone had random weights
     assert "with other weights" in refused(capsys, "merge", random, "--base=vit_nano", out)
@@ -263,7 +263,7 @@ def test_mistakes(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "transformers cannot open it" in refused(capsys, "export", file, out, f"--base={tmp_path}")
     error = refused(capsys, "export", file, out, f"--base={home / 'bart_base'}")
     assert "llama.safetensors" in error
-    replora.export_peft(load_run(home / "run").model, tmp_path / "peft")
+    replora.export_peft(open_run(home / "run").model, tmp_path / "peft")
     assert "replora.import_peft(model, folder)" in refused(capsys, "merge", str(tmp_path / "peft"), out)
     shutil.rmtree(tmp_path / "peft")
     (tmp_path / "full").mkdir()
@@ -384,7 +384,7 @@ def test_every_method_of_a_run_merges(method: str, tmp_path: Path) -> None:
     opened = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
     x = EXAMPLES["run"]["x"]
     with torch.no_grad():
-        torch.testing.assert_close(opened(x), load_run(tmp_path / "run").model(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(opened(x), open_run(tmp_path / "run").model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_of_no_known_library(tmp_path: Path) -> None:

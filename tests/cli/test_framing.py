@@ -67,11 +67,11 @@ def test_a_merged_model_tells_timm_how_to_frame(framing: str, size: int, photos:
     main(["merge", str(run), f"--out={tmp_path / 'merged'}"])
     model = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    predictor = inference.load_predictor(run)
+    predictor = inference.load_run(run)
     files = sorted(photos.rglob("*.jpg"))[:4]
     with torch.no_grad():
         theirs = model(torch.stack([transform(Image.open(file).convert("RGB")) for file in files])).softmax(-1)
-    torch.testing.assert_close(inference.classify(predictor, files).probabilities, theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(predictor.predict(files).probabilities, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_benchmarks_are_framed_too(tmp_path: Path) -> None:
@@ -102,4 +102,4 @@ def test_a_run_of_an_earlier_release_has_white_behind_it(photos: Path, tmp_path:
     main(["fit", "--config=image_folder.yaml", *FAST, f"--data.root={photos}", f"--run_dir={run}"])
     assert "background" not in json.loads(read_metadata(run / "adapter.safetensors")["data"])
     assert "background" not in read_results(run)["data"]
-    assert inference.load_predictor(run).reader.background == "white"
+    assert inference.load_run(run).reader.background == "white"

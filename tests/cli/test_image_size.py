@@ -16,7 +16,7 @@ from replora.adapters.state import read_metadata
 from replora.backbones import vision
 from replora.cli.main import main
 from replora.results import read_results
-from replora.runs import load_run
+from replora.runs import open_run
 from tests.cli.test_own_data import TINY, predictions, refused
 from tests.fake_data import write_image_folder
 from tests.lightning_modules.helpers import StopError
@@ -60,7 +60,7 @@ def test_from_training_to_export(backbone: str, made_for: int, size: int, pets: 
 
     image = torch.randn(2, 3, size, size)
     with torch.no_grad():
-        want = load_run(run).model(image)
+        want = open_run(run).model(image)
     main(["merge", str(run), f"--out={tmp_path / 'merged'}"])
     stock = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
     assert timm.data.resolve_model_data_config(stock)["input_size"] == (3, size, size)
@@ -70,7 +70,7 @@ def test_from_training_to_export(backbone: str, made_for: int, size: int, pets: 
     if backbone != "vit_nano":  # which timm does not know
         assert f"img_size={size}" in (tmp_path / "peft" / "README.md").read_text()
     main(["export", str(run), f"--out={tmp_path / 'small.safetensors'}", "--format=adapter"])
-    plain = replora.remove(load_run(run).model)
+    plain = replora.remove(open_run(run).model)
     replora.load_adapter(plain, tmp_path / "small.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(plain(image), want, atol=1e-4, rtol=1e-4)
@@ -90,7 +90,7 @@ def test_a_run_is_opened_on_another_kind_of_processor(
             model.pos_embed.copy_(torch.nextafter(model.pos_embed, torch.tensor(1.0)))
 
     monkeypatch.setattr(vision, "resample", elsewhere)
-    assert load_run(run).backbone.resampled_from == 32
+    assert open_run(run).backbone.resampled_from == 32
 
 
 def test_an_adapter_file_and_its_base_are_merged_at_the_size_of_the_training(pets: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_an_adapter_file_and_its_base_are_merged_at_the_size_of_the_training(pet
     stock = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
     image = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
-        torch.testing.assert_close(stock(image), load_run(run).model(image), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(stock(image), open_run(run).model(image), atol=1e-4, rtol=1e-4)
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one_and_another_size_is_refused(
@@ -126,7 +126,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_and_another_size_is_refused(
 def test_the_own_size_is_recorded_as_before(pets: Path, tmp_path: Path) -> None:
     main(["fit", *options(pets, tmp_path / "run", size=32)])
     assert "resampled" not in read_results(tmp_path / "run")["backbone"]
-    assert inference.load_predictor(tmp_path / "run").reader.image_size == 32
+    assert inference.load_run(tmp_path / "run").reader.image_size == 32
 
 
 def test_mistakes_name_the_remedy(pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ def test_the_filter_is_recorded_and_used_everywhere(home: Path, tmp_path: Path) 
     with (tmp_path / "all.csv").open(newline="", encoding="utf-8") as stream:
         found = [float(row["probability"]) for row in csv.DictReader(stream)]
     assert found == pytest.approx([float(row["probability"]) for row in own], abs=1e-4)
-    predictor = inference.load_predictor(run)
+    predictor = inference.load_run(run)
     picture = predictor.picture(predictor.read(Path(files[0])))
     assert (picture.dtype, picture.shape) == (torch.uint8, (3, 32, 32))
 

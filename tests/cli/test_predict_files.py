@@ -174,11 +174,11 @@ def test_the_backbone_has_to_be_that_of_the_run(home: Path, tmp_path: Path) -> N
     config["model"]["init_args"]["pretrained"] = False
     (tmp_path / "run" / "fit.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(RepLoRAError, match=r"The backbone's weights \(random\) are not those that .* was trained on"):
-        inference.load_predictor(tmp_path / "run")
+        inference.load_run(tmp_path / "run")
     config["model"]["class_path"] = "mine.Regression"
     (tmp_path / "run" / "fit.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(RepLoRAError, match=r"is of 'mine.Regression', but this is for a run"):
-        inference.load_predictor(tmp_path / "run")
+        inference.load_run(tmp_path / "run")
 
 
 def test_a_module_of_ones_own(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,7 +212,7 @@ def test_a_module_of_ones_own(home: Path, tmp_path: Path, capsys: pytest.Capture
 def test_random_weights_are_those_of_the_seed(tmp_path: Path) -> None:
     run = fit_digits(tmp_path / "run", "--seed_everything=7")
     state = torch.get_rng_state()
-    predictor = inference.load_predictor(run)
+    predictor = inference.load_run(run)
     assert torch.equal(torch.get_rng_state(), state)
     assert predictor.class_names == [str(digit) for digit in range(10)]
     assert (predictor.reader.framing, predictor.reader.image_size) == ("squash", 32)
@@ -228,7 +228,7 @@ def test_every_method(method: str, home: Path, tmp_path: Path) -> None:
     main(["fit", "--config=image_folder.yaml", *options, *small])
     main(["predict", f"--config={tmp_path / 'run' / 'fit.yaml'}"])
     own = predictions(tmp_path / "run")
-    found = inference.classify(inference.load_predictor(tmp_path / "run"), [home / "pets" / row["path"] for row in own])
+    found = inference.load_run(tmp_path / "run").predict([home / "pets" / row["path"] for row in own])
     expected = torch.tensor([float(row["probability"]) for row in own])
     assert torch.allclose(found.probabilities.max(dim=1).values, expected, atol=1e-4)
 

@@ -13,7 +13,7 @@ from torch import nn
 import replora
 from replora.cli.main import main
 from replora.results import read_results
-from replora.runs import load_run
+from replora.runs import open_run
 from tests.adapters.tiny_models import call
 from tests.cli.helpers import QUICK, refused
 from tests.fake_data import write_commonsense
@@ -56,7 +56,7 @@ def test_the_record_says_what_trained_and_what_is_deployed(run: tuple[str, list[
     results = read_results(folder)
     assert results["method"] == "replora_peft"
     assert results["options"]["hidden"] == 4
-    counts, model = results["parameters"], load_run(folder).model
+    counts, model = results["parameters"], open_run(folder).model
     own = {n: t.numel() for n, t in replora.adapter_state(model).items() if n.startswith("replora.generators.")}
     assert counts["adapter_trained"] == sum(own.values())
     stock = replora.inject(replora.remove(model), replora.PeftMethodConfig("lora", rank=2))
@@ -93,7 +93,7 @@ def test_a_run_does_not_go_on_with_other_generators(
 
 def test_its_files_are_plain_lora(run: tuple[str, list[str], Path], tmp_path: Path) -> None:
     name, _, folder = run
-    model = load_run(folder).model
+    model = open_run(folder).model
     want = outputs(model, name)
     main(["export", str(folder), f"--out={tmp_path / 'peft'}"])
     main(["export", str(folder), "--format=adapter", f"--out={tmp_path / 'small.safetensors'}"])

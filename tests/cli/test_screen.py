@@ -108,7 +108,7 @@ def test_the_summary_is_the_record(piped):
     assert points[epoch] == value == max(points.values())
     assert f"epoch {epoch}, val/accuracy {100 * value:.1f} %, {round(200 * value)} of 200" in done.stdout
     files = next(line for line in lines if line.startswith("files")).removeprefix("files").strip()
-    assert all((run / name).exists() for name in files.split(", "))
+    assert all((run / name).exists() for name in files.strip(",").split(", "))
 
 
 def test_the_next_commands_are_those_of_the_documentation(piped, monkeypatch, capsys):

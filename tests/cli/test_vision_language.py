@@ -156,13 +156,13 @@ def test_video_tasks_from_training_to_submission(home, tmp_path, recipe):
 def test_a_trained_run_is_merged_into_a_plain_model_but_not_exported(home, tmp_path, capsys):
     """What it says before and after merging is the same; biases and visual embedding are in it."""
     from replora.backbones.vl_bart import VLBart
-    from replora.runs import load_run
+    from replora.runs import open_run
 
     run = tmp_path / "run"
     small = ["--data.tasks=[nlvr2]", "--trainer.max_epochs=1", "--model.optimizer.lr=0.05", "--test_after_fit=false"]
     main(["fit", *options(home, "image_text.yaml", *small), f"--run_dir={run}"])
     main(["merge", str(run), "--out", str(tmp_path / "merged")])
-    trained, merged = load_run(run).model, VLBart.from_pretrained(tmp_path / "merged").eval()
+    trained, merged = open_run(run).model, VLBart.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         logits = [model(**trained.dummy_inputs).logits for model in (trained, merged)]
     torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)

@@ -82,6 +82,10 @@ def test_unequal_grids_are_refused(tmp_path):
         ({"options": {"--data.shots": 3}}, "'--data.shots' is no option. Write it as on the command line without"),
         ({"base": "quickstart.yaml"}, "must be a list of names of configurations"),
         ({"seconds_per_trial": "long"}, "must be a number above 0"),
+        ({"seconds_per_trial": float("nan")}, "must be a number above 0"),
+        ({"final": {"seeds": [-1]}}, r"seeds: -1 is not a seed. It must be in \[0, 4294967295\]"),
+        ({"final": {"seeds": [2**32]}}, "4294967296 is not a seed"),
+        ({"methods": {"..": {}}, "select": None}, "'..' has no letter or digit"),
     ],
 )
 def test_mistakes_are_named(tmp_path, changes, message):
@@ -134,9 +138,10 @@ def test_a_file_that_is_no_sweep(tmp_path):
 def test_shipped_sweeps_are_fair_and_complete(name):
     sweep = read_sweep(find_config(name))
     assert sweep.select
-    assert sweep.final
+    assert sweep.final or name == "sweep/method_rates.yaml", "which compares rates alone"
     assert sweep.seconds_per_trial, "a dry run says what it costs"
-    assert {trial.arguments[-3] for trial in sweep.selection_trials()} == {"--seed_everything=0"}
+    seeds = [0, 1] if sweep.final is None else [0]
+    assert {trial.arguments[-3] for trial in sweep.selection_trials()} == {f"--seed_everything={s}" for s in seeds}
     assert all("--data.protocol=tune" in trial.arguments for trial in sweep.selection_trials())
     assert not any("--data.protocol=tune" in trial.arguments for trial in sweep.planned_final_trials())
     for config in (*sweep.base, *(config for method in sweep.methods for config in method.configs)):
@@ -146,7 +151,7 @@ def test_shipped_sweeps_are_fair_and_complete(name):
 def test_shipped_sweeps_cover_what_they_say():
     named = {name.removeprefix("sweep/").removesuffix(".yaml") for name in SHIPPED}
     low_data = {f"{data}_low_data" for data in ("quickstart", "digits", "transfer", "vtab", "fgvc", "commonsense")}
-    assert named == low_data | {"vtab_grid", "ablation", "training_length"}
+    assert named == low_data | {"vtab_grid", "ablation", "training_length", "method_rates"}
     grid = read_sweep(find_config("sweep/vtab_grid.yaml"))
     assert len(grid.tasks) == 19
     assert all(len(method.grid) == 25 for method in grid.methods)

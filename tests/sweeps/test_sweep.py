@@ -157,6 +157,9 @@ def test_the_estimate_is_of_trials_alike(tmp_path):
     for trial in sweep.planned_final_trials():
         if trial.size.name == "shots=2":
             written(tmp_path, trial, 0.5, seconds=1000)
+    changed = read_sweep(write_sweep(tmp_path / "s.yaml", options=SMALL["options"] | {"data.batch_size": 4}))
+    with pytest.raises(TrialError, match=r"other options(.|\n)*--data.batch_size=8(.|\n)*--data.batch_size=4"):
+        describe_plan(changed, tmp_path, 1)
     # Left: two of RepLoRA to select and two final ones, all with one shot; 20 and 2000 seconds.
     assert "about 34 minutes with 1 at once (505.0 seconds" in describe_plan(sweep, tmp_path, 1)
 

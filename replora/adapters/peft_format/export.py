@@ -13,8 +13,9 @@ All layers get the highest of the ranks, by zeros: some programs know one rank a
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,6 +59,8 @@ def export_peft(
     example: Any = None,
     force: bool = False,
     images: str | None = None,
+    classes: Sequence[str] = (),
+    usage: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the adapter of `model` as a folder that `peft.PeftModel.from_pretrained(base, folder)` opens.
@@ -76,6 +79,8 @@ def export_peft(
             not run yet and is of no known library.
         force: Write values that are not finite as well.
         images: How images are preprocessed, for the card.
+        classes: Class names in the order of the outputs, for the card.
+        usage: Code that opens and uses the folder, for the card. Default: code that opens it.
         overwrite: Replace an earlier folder that holds nothing else.
 
     Raises:
@@ -112,9 +117,10 @@ def export_peft(
         data,
         images,
         metrics or {},
+        classes=classes,
         base_class=type(model).__name__,
         library="peft",
-        usage=_usage(model, config.base_model_name_or_path),
+        usage=usage or _usage(model, config.base_model_name_or_path),
     )
     check_in_memory(tensors)
     if not force:
@@ -296,8 +302,8 @@ def _say_task(config: Any, model: nn.Module) -> None:
     config.auto_mapping = {"base_model_class": name, "parent_library": type(model).__module__}
 
 
-def _usage(model: nn.Module, base: str | None) -> str:
-    """Code that opens the folder."""
+def base_code(model: nn.Module, base: str | None) -> tuple[str, str]:
+    """Code that builds the frozen model of a known library again: the import, and an expression."""
     name = type(model).__name__
     if known := architecture(model):
         classes = getattr(model, "num_classes", None)
@@ -306,18 +312,27 @@ def _usage(model: nn.Module, base: str | None) -> str:
         if size and tuple(size) != tuple(model.pretrained_cfg["input_size"][1:]):  # type: ignore[index]
             options += f", img_size={size[0]}"
         if base:
-            build = (
-                f'import timm\n\nbase = timm.create_model("{base.removeprefix("timm/")}", pretrained=True, {options})'
+            return (
+                "import timm",
+                f"timm.create_model({_quoted(base.removeprefix('timm/'))}, pretrained=True, {options})",
             )
-        else:
-            build = f'import timm\n\nbase = timm.create_model("{known}", {options})  # and the weights of its training'
-    elif base and hasattr(model, "save_pretrained"):
+        return "import timm", f"timm.create_model({_quoted(known)}, {options})  # and the weights of its training"
+    if base and hasattr(model, "save_pretrained"):
         classes = class_count(model) if is_of_labels(model) else None
         options = "" if classes is None else f", num_labels={classes}, ignore_mismatched_sizes=True"
-        build = f'from {library_of(model)} import {name}\n\nbase = {name}.from_pretrained("{base}"{options})'
-    else:
-        build = f"\nbase = ...  # {base or name}"
-    return f'from peft import PeftModel\n{build}\nmodel = PeftModel.from_pretrained(base, "this folder")'
+        return f"from {library_of(model)} import {name}", f"{name}.from_pretrained({_quoted(base)}{options})"
+    return "", f"...  # {' '.join((base or name).split())}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _usage(model: nn.Module, base: str | None) -> str:
+    """Code that opens the folder."""
+    needed, built = base_code(model, base)
+    opened = 'model = PeftModel.from_pretrained(base, ".")  # this folder'
+    return f"from peft import PeftModel\n{needed}\n\nbase = {built}\n{opened}"
 
 
 def library_of(model: nn.Module) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from replora.io import markdown
@@ -17,6 +18,7 @@ def model_card(
     images: str | None,
     metrics: Mapping[str, float],
     *,
+    classes: Sequence[str] = (),
     base_class: str,
     library: str,
     usage: str,
@@ -30,6 +32,7 @@ def model_card(
         data: What it was trained on.
         images: How images are preprocessed.
         metrics: Name -> value.
+        classes: Class names in the order of the outputs.
         base_class: Python class of the base model.
         library: Which opens the folder: `peft`, `timm`, `transformers` ...
         usage: Code that opens it.
@@ -52,11 +55,13 @@ def model_card(
         "Parameters trained": f"{trained:,} of the adapter and {counts['head']:,} of the head",
         "Parameters deployed": f"{counts['adapter_deployed']:,} of the adapter and {counts['head']:,} of the head",
         "Training data": data or "not recorded",
+        **({"Classes": f"{len(classes):,}, in the order of the outputs: {', '.join(classes)}"} if classes else {}),
         **({"Images": images} if images else {}),
     }
     table = "\n".join(f"| {name} | {markdown(value)} |" for name, value in rows.items())
     measured = ["| metric | value |", "|---|---|", *(f"| {markdown(k)} | {v:.6g} |" for k, v in metrics.items())]
-    software = "Its class comes with that software" if "from replora" in usage else "Loading it needs no such software"
+    needed = re.search("^(from|import) replora", usage, re.MULTILINE)
+    software = "Loading it needs that software" if needed else "Loading it needs no such software"
     return f"""---
 {chr(10).join(lines)}
 ---

@@ -19,6 +19,9 @@ from replora.errors import RepLoRAError
 _log = logging.get_logger("transformers.replora")  # with the level that the user has set for the Trainer's own
 
 
+_SHORT = (torch.float16, torch.bfloat16)
+
+
 class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
     """Checks, before the first step of a Trainer, that it trains what `replora.reparameterize` made, and says so.
 
@@ -34,7 +37,7 @@ class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
         """Keep generators in float32."""
         for generators in _generators(model).values():
             for bank in generators.factor_banks():
-                if any(p.dtype in (torch.float16, torch.bfloat16) for p in bank.parameters()):
+                if any(p.dtype in _SHORT for p in bank.parameters()):
                     bank.float()
 
     def on_train_begin(
@@ -56,6 +59,12 @@ class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
             raise RepLoRAError(
                 f"RepLoRACallback: the adapter {' and '.join(map(repr, every))} is frozen. Load it with "
                 "PeftModel.from_pretrained(..., is_trainable=True), or call model.set_adapter(name)."
+            )
+        if short := {p.dtype for one in trained.values() for p in one.parameters() if p.dtype in _SHORT}:
+            warnings.warn(
+                f"RepLoRA's generators train in {short.pop()}, in which a step is too small to change a diagonal of 1. "
+                "Give the callback to the trainer when it is made, or call model.replora.float() before.",
+                stacklevel=2,
             )
         if optimizer is not None and not _has_shares(model, optimizer):
             parameters = {id(p): name for one in trained.values() for name, p in one.named_parameters()}

@@ -174,4 +174,4 @@ def is_peft_model(model: nn.Module) -> bool:
 
 def inner_model(host: nn.Module) -> nn.Module:
     """The model that runs in each pass; that of `PeftModel` around it runs in some only, not in those of `generate`."""
-    return host.get_base_model() if is_peft_model(host) else host  # type: ignore[operator]
+    return host.get_submodule("base_model.model") if is_peft_model(host) else host

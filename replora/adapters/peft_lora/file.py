@@ -206,6 +206,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} has version {version!r}, and this release reads up to {FILE_VERSION}. Install a newer one."
         )
     description = parse_json(header.get("description", ""), str(path))
-    if not isinstance(description, dict):
-        raise UnreadableFileError(f"{path} is corrupt: its description is {type(description).__name__}, not entries.")
+    if not isinstance(description, dict) or not isinstance(description["options"], dict):
+        raise UnreadableFileError(f"{path} is corrupt: its description and the options in it must have names.")
     return description, tensors

@@ -205,6 +205,10 @@ class Reparameterized(nn.ModuleDict):
     host: list[nn.Module]
     hooks: list[torch.utils.hooks.RemovableHandle]
 
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Take every name that `peft` takes, also that of an attribute here."""
+        self._modules[name] = module  # type: ignore[assignment]
+
     def generators(self) -> dict[str, Generators]:
         known = {name: child for name, child in self.items() if isinstance(child, Generators)}
         for name in [name for name, child in known.items() if child.places and all_removed(child.places)]:

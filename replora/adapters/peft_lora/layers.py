@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from replora.adapters.low_rank.factors import FactorBank
-from replora.adapters.low_rank.layer import is_linear
 from replora.adapters.peft_lora.matrices import (
     GENERATED,
     Matrix,
@@ -162,7 +161,8 @@ def _with_tied(pairs: list[LoraPair]) -> list[LoraPair]:
 def _pair(
     name: str, layer: Any, adapter: str, keep_a: bool, modules: dict[str, nn.Module], plain: dict[str, nn.Module]
 ) -> LoraPair:
-    frozen, parent, own = layer.get_base_layer(), name.rpartition(".")[0], name.rpartition(".")[2]
+    parent, own = name.rpartition(".")[0], name.rpartition(".")[2]
+    is_attention = isinstance(layer.get_base_layer(), nn.MultiheadAttention)
     make = partial(
         LoraPair,
         name,
@@ -178,8 +178,9 @@ def _pair(
         while own == "base_layer":
             parent, own = parent.rpartition(".")[0], parent.rpartition(".")[2]
         return make(group=f"{parent}.{own}".strip("."), role=parameter)
-    if is_linear(frozen):
-        roles = roles_of(name, frozen, plain)
+    # A quantized layer need be no nn.Linear; that of `peft` around it has its sizes.
+    if adapter in layer.lora_A and type(layer.lora_A[adapter]) is nn.Linear and not is_attention:
+        roles = roles_of(name, layer, plain)
         if len(roles) == 1:
             return make(group=roles[0].group, role=roles[0].name)
         return make(group=name if roles else parent or name, role=own)

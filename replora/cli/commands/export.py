@@ -11,7 +11,7 @@ from replora.io import check_output
 def export(
     source: Path,
     out: Path | None = None,
-    format: Literal["peft", "adapter"] = "peft",
+    format: Literal["peft", "adapter", "timm", "onnx"] = "peft",
     base: str | None = None,
     checkpoint: Path | None = None,
     license: str = "unknown",
@@ -19,18 +19,23 @@ def export(
     force: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write a trained adapter as a folder of the peft library, or as a small file of A and B.
+    """Write a trained adapter for peft, timm or ONNX, or as a small file of A and B, each with a model card.
 
         replora-cli export runs/NAME --out adapter_for_peft
+        replora-cli export runs/NAME --format onnx --out model_for_onnxruntime
         replora-cli export adapter.safetensors --base models/llama --out adapter_for_peft
 
-    The folder is plain LoRA with the heads: peft.PeftModel.from_pretrained(base, folder) opens it without this package.
+    peft is a folder of plain LoRA with the heads: peft.PeftModel.from_pretrained(base, folder) opens it without this
+    package. timm and onnx are folders of the merged model, which was compared with the unmerged one: the first for
+    timm.create_model("local-dir:FOLDER", pretrained=True), the second with model.onnx for batches of any size, compared
+    with torch on onnxruntime. The card has the code that opens what was written and classifies a photo.
 
     Args:
         source: Directory of a run, or an adapter file of replora.save_adapter together with --base.
-        out: Folder to write, or file with --format adapter. Default: peft or deployed.safetensors in the run's
-            directory, or beside the adapter file.
-        format: peft, or adapter for one file of this package's format, without the MLPs that only training needs.
+        out: Folder to write, or file with --format adapter, whose card is beside it. Default: peft, timm, onnx or
+            deployed.safetensors in the run's directory, or beside the adapter file.
+        format: peft, timm, onnx, or adapter for one file of this package's format, without the MLPs that only training
+            needs.
         base: Model that an adapter file was trained on: a folder or hub name of transformers, or a model name of timm.
         checkpoint: File of the backbone's weights for a run or a timm base, if they are not where these look for them.
         license: License of the adapter for the model card, an identifier of the Hugging Face hub such as apache-2.0.
@@ -38,16 +43,26 @@ def export(
         force: Whether to use an adapter whose training diverged.
         overwrite: Whether to replace an output that exists, if it holds nothing else.
     """
-    out = out or _beside(source, "peft" if format == "peft" else "deployed.safetensors")
-    check_output(out, overwrite, _inputs(source, base, checkpoint), folder=format == "peft")
+    out = out or _beside(source, "deployed.safetensors" if format == "adapter" else format)
+    check_output(out, overwrite, _inputs(source, base, checkpoint), folder=format != "adapter")
     # Only here: the light verbs of the command line do not wait for torch.
     from replora import export as deployment
     from replora import runs
 
+    if format == "onnx":
+        deployment.check_onnx()
     runs.import_module(import_module)
-    deployment.export(deployment.load_trained(source, base, checkpoint, force), out, format, license, overwrite)
-    print(f"{'adapter for peft' if format == 'peft' else 'adapter'}: {out}")
+    trained = deployment.load_trained(source, base, checkpoint, force)
+    difference = deployment.export(trained, out, format, license, overwrite)
+    if format == "onnx":
+        print(f"probabilities of onnxruntime and torch differ by at most {difference:.1e}")
+    elif format == "timm":
+        print(f"merged and unmerged outputs differ by at most {difference:.1e} of their size")
+    print(f"{_WRITTEN[format]}: {out}")
     _print_how_to_open(out)
+
+
+_WRITTEN = {"peft": "adapter for peft", "adapter": "adapter", "timm": "model for timm", "onnx": "model for onnxruntime"}
 
 
 def merge(
@@ -99,7 +114,7 @@ def merge(
 
 
 def _print_how_to_open(out: Path) -> None:
-    if (card := out / "README.md").is_file():
+    if (card := out / "README.md" if out.is_dir() else out.with_suffix(".md")).is_file():
         print(f"how to open it: {card}")
 
 

@@ -59,6 +59,7 @@ def predict_files(
     from replora import inference, runs
     from replora.adapters.state import read_metadata
     from replora.datasets.common.files import printable
+    from replora.datasets.errors import CorruptImageError, CorruptVideoError
 
     runs.import_module(import_module)
     if inference.answers_questions(run):
@@ -86,24 +87,27 @@ def predict_files(
     check_output(out, overwrite, inputs, inference.FORMATS)
     if contact_sheet is not None:
         check_output(contact_sheet, overwrite, inputs, [".png"])
-    predictor = inference.load_predictor(run, checkpoint, device, force)
+    predictor = inference.load_run(run, device, checkpoint=checkpoint, force=force)
     with progress_bar("predict", len(paths), progress) as advance:
-        found = inference.classify(predictor, paths, batch_size, skip_corrupt, advance, force)
+        try:
+            found = predictor.predict(paths, batch_size, skip_corrupt=skip_corrupt, advance=advance)
+        except (CorruptImageError, CorruptVideoError) as error:
+            raise type(error)(f"{error} Or leave such files out: --skip_corrupt true") from error
     status = runs.status_of_adapter(read_metadata(run / "adapter.safetensors"))
-    inference.write(out, found, predictor.class_names, top_k, status)
-    best = found.probabilities.max(dim=1)
-    names = [predictor.class_names[i] for i in best.indices.tolist()]
+    inference.write(out, found, top_k, status)
+    names = found.labels
     counts = Counter(names).most_common()
     more = f" and {len(counts) - MOST_NAMED} more classes" if len(counts) > MOST_NAMED else ""
-    print(f"{len(found.paths):,} predictions are in {out}")
+    print(f"{len(found.sources):,} predictions are in {out}")
     print(visible(f"predicted: {', '.join(f'{name} {count:,}' for name, count in counts[:MOST_NAMED])}{more}"))
     for path, reason in found.skipped.items():
-        print(visible(f"skipped: {printable(path)}: {reason}"))
+        print(visible(f"skipped: {printable(str(path))}: {reason}"))
     if found.skipped:
         print(f"{len(found.skipped):,} of {len(paths):,} files could not be read")
     if contact_sheet is not None:
         from replora.plots.contact_sheet import draw
 
-        sources = [printable(path.name) for path in found.paths]
-        draw(contact_sheet, found.pictures, names, best.values.tolist(), sources, status=status)
+        sources = [printable(path.name) for path in found.sources if isinstance(path, Path)]
+        best = found.probabilities.max(dim=1).values.tolist()
+        draw(contact_sheet, found.pictures, names, best, sources, status=status)
         print(f"contact sheet: {contact_sheet}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -94,11 +95,11 @@ class ImageReader:
                 f"{nearest(color, ImageColor.colormap)}"
             )
 
-    def read(self, path: Path, form: ImageForm = "square") -> Tensor:
-        """Read an image file of any format that Pillow reads.
+    def read(self, source: Path | Image.Image, form: ImageForm = "square") -> Tensor:
+        """Read an image of any format that Pillow reads.
 
         Args:
-            path: The file.
+            source: The file, or an image that Pillow has opened, which is treated in the same way.
             form: `square` for (3, image_size, image_size); `uncropped` for min(H, W) = short_side(image_size), and a
                 square unless the framing is `crop`; `original` for the size of the image (see `MAX_RATIO`).
 
@@ -109,7 +110,7 @@ class ImageReader:
             CorruptImageError: The file is absent, empty, truncated, not an image, or of 32-bit integers or floats.
         """
         convert = {"square": self.frame, "uncropped": self._uncropped, "original": _tensor}[form]
-        return _read(path, convert, self.upright, self._color)
+        return _read(source, convert, self.upright, self._color)
 
     def frame(self, image: Image.Image) -> Tensor:
         """An RGB image of any shape -> pixels (3, image_size, image_size)."""
@@ -198,18 +199,29 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
 Converted = TypeVar("Converted")
 
 
-def _read(path: Path, convert: Callable[[Image.Image], Converted], upright: bool, background: str) -> Converted:
+def _read(
+    source: Path | Image.Image, convert: Callable[[Image.Image], Converted], upright: bool, background: str
+) -> Converted:
     try:
-        with Image.open(path) as image:
+        with Image.open(source) if isinstance(source, Path) else nullcontext(source) as image:
             if problem := _unknown_range(image):
-                raise CorruptImageError(f"The image {printable(path)} cannot be used: {problem}.")
+                raise CorruptImageError(f"The image {_name(source)} cannot be used: {problem}.")
             return convert(to_rgb(_bounded(_decoded(image, upright)), background))
     except (CorruptImageError, MemoryError):
         raise
     except Exception as error:  # damaged files make Pillow raise almost anything: struct.error, TypeError, KeyError
         raise CorruptImageError(
-            f"The image {printable(path)} cannot be read: {_reason(path, error)}. {_remedy(error)}"
+            f"The image {_name(source)} cannot be read: {_reason(source, error)}. {_remedy(error)}"
         ) from error
+
+
+def _name(source: Path | Image.Image) -> str:
+    """A file's path; an image in memory by its file, where it has one, else by its mode and size."""
+    file = source if isinstance(source, Path) else getattr(source, "filename", None)
+    if isinstance(file, str | Path) and str(file):
+        return printable(file)
+    assert isinstance(source, Image.Image)
+    return f"in memory ({source.mode}, {source.width} x {source.height} pixels)"
 
 
 def _unknown_range(image: Image.Image) -> str | None:
@@ -264,12 +276,12 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(path: Path, error: BaseException) -> str:
-    if path.is_file() and path.stat().st_size == 0:
+def _reason(source: Path | Image.Image, error: BaseException) -> str:
+    if isinstance(source, Path) and source.is_file() and source.stat().st_size == 0:
         return "the file is empty (0 bytes)"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error).replace(str(path), printable(path))
+    text = str(error).replace(str(source), printable(source)) if isinstance(source, Path) else str(error)
     return text if isinstance(error, (*_WORDED, OSError)) else f"{type(error).__name__}: {text}"
 
 
@@ -281,6 +293,8 @@ def _remedy(error: BaseException) -> str:
         return "Give yourself the permission to read it."
     if isinstance(error, Image.DecompressionBombError):
         return "Make it smaller."
+    if isinstance(error, IsADirectoryError):
+        return "Name the files in it."
     return "Copy or extract this file again from its source."
 
 

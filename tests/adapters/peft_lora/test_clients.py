@@ -262,13 +262,22 @@ def test_an_adapter_that_the_trainer_made_is_reparameterized_afterwards(tmp_path
     assert not torch.equal(output(trainer.model.eval()), output(build()))
 
 
-def test_generators_that_a_trainer_has_rounded_train_in_float32(tmp_path: Path) -> None:
-    """TRL rounds what trains to bfloat16 where the base is quantized; there 1 + 0.001 is 1."""
+def rounded() -> nn.Module:
+    """As TRL rounds what trains where the base is quantized; in bfloat16 1 + 0.001 is 1."""
     model = replora.reparameterize(wrapped())
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
-    trainer_of(model, tmp_path, callbacks=[replora.RepLoRACallback()], learning_rate=1e-3, max_steps=1).train()
-    diagonals = model.replora["default"].banks[0].mlp_B.bias_diagonal
-    assert diagonals.dtype == torch.float32
-    assert not torch.equal(model.replora["default"].banks[0].mlp_B.V[0], torch.zeros(2, 8, 32))
+    return model
+
+
+def test_generators_that_a_trainer_has_rounded_train_in_float32(tmp_path: Path) -> None:
+    model = rounded()
+    trainer_of(model, tmp_path, callbacks=[replora.RepLoRACallback()], learning_rate=1e-3, max_steps=2).train()
+    moved = model.replora["default"].banks[0].mlp_B.bias_diagonal
+    assert moved.dtype == torch.float32
+    assert not torch.equal(moved, torch.ones_like(moved))
+    late = trainer_of(rounded(), tmp_path, max_steps=1)
+    late.add_callback(replora.RepLoRACallback())
+    with pytest.warns(UserWarning, match=r"train in torch.bfloat16.* when it is made"):
+        late.train()
