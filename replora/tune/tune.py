@@ -141,7 +141,7 @@ def _check_arguments(arguments: list[str]) -> None:
     own = ("out", "time_budget", "methods", "rates", "ranks", "epochs", "folds", "draws", "dry_run")
     for name, setting in values.items():
         if "." not in name and name not in top and setting.file is None:
-            raise TuneError(f"tune has no option --{name}. {nearest(name, [*own, *top])}")
+            raise TuneError(f"tune --{name}: there is no such option. {nearest(name, [*own, *top])}")
 
 
 # --- the plan

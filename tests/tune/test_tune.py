@@ -271,7 +271,10 @@ def test_two_tunes_in_one_directory() -> None:
     ("options", "words"),
     [
         ([], "tune needs the options of a fit"),
-        (["--config=quickstart.yaml", "--time_budgt=3s"], "no option --time_budgt. Did you mean 'time_budget'"),
+        (
+            ["--config=quickstart.yaml", "--time_budgt=3s"],
+            "tune --time_budgt: there is no such option. Did you mean 'time_budget'",
+        ),
         (["--config=quickstart.yaml", "--run_dir=x"], "--run_dir is set for each trial"),
         (["--config=quickstart.yaml", "--data.fold=1/2"], "--data.fold is set for each trial"),
         (["--config=quickstart.yaml", "--time_budget=10"], "is no time: write 90s"),
