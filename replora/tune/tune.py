@@ -95,6 +95,7 @@ def _run(request: Request, home: Path, clock: Clock, signals: Signals, dry_run: 
     best_guess = plan.candidates[len(plan.candidates) // 2]
     tests = probe(plan.final(best_guess), 0)  # data without a test, for example, fail now and not at the end
     facts = replace(facts, start=tests.start)  # the first one waited for packages
+    tests = replace(tests, step=facts.step)  # of which it made none
     race = Race(home, plan, facts, tests, clock, signals)
     _check_same_plan(home, plan, facts)
     print(_announcement(race, why), flush=True)

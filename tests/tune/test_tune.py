@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,15 @@ class Machine:
         self.before: Callable[[str], None] = lambda _: None
         monkeypatch.setattr(LocalQueue, "run", self._run)
         monkeypatch.setattr(LocalQueue, "__enter__", lambda queue: queue)
-        monkeypatch.setattr(tune_module, "probe", lambda *_: self.facts)
+        monkeypatch.setattr(tune_module, "probe", self._probe)
         monkeypatch.setattr(tune_module, "configuration", lambda _: dict(CONFIGURATION))
         monkeypatch.setattr(tune_module, "summarize", lambda *_: "summary")
         self.draw = outcome.draw
         monkeypatch.setattr(tune_module, "draw", lambda race, _: race.home / "tune.png")  # a second each
+
+    def _probe(self, _: Any, steps: int) -> Facts:
+        """Like the real one: no step, no time of a step."""
+        return self.facts if steps else replace(self.facts, step=0.0)
 
     def _run(self, home: Path, sweep: str, trials: list[Any], _: Any, progress: Any) -> None:
         for trial in trials:
@@ -230,6 +235,12 @@ def test_a_budget_is_kept(machine: Machine, monkeypatch: pytest.MonkeyPatch, cap
     assert Path("less/final/results.json").is_file()
     assert "no time for another trial" in json.loads(Path("less/tune.json").read_text())["stopped"]
     assert seconds[0] <= 15
+
+
+def test_the_final_fit_is_expected_to_take_as_long_as_its_steps(machine: Machine, capsys: Any) -> None:
+    machine.facts = replace(FACTS, step=2.0, sizes={"train": 30, "val": 30, "test": 0})
+    main(["tune", "--config=quickstart.yaml", "--out=out", "--dry_run=true"])
+    assert "then the final fit (final) with its test, about 20.0 s" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("machine")
