@@ -73,6 +73,7 @@ class BaseDataModule(LightningDataModule, ABC):
     """
 
     disjoint_splits = True  # whether splits that share an example are refused
+    given_validation = False  # whether validation was chosen by hand, so that folds should not mix it with others
 
     def __init__(
         self,
@@ -242,11 +243,6 @@ class BaseDataModule(LightningDataModule, ABC):
             for split in self._splits:
                 if split != self.train_split:
                     self.lists.check_disjoint(self.train_split, split)
-
-    @property
-    def given_validation(self) -> bool:
-        """Whether the validation examples were chosen by hand, so that no fold should mix them with others."""
-        return False
 
     def listed(self, split: Split) -> Split:
         """The split whose list has the examples: folds of `tune` are parts of train and val together."""

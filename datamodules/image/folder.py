@@ -78,6 +78,7 @@ class ImageFolderDataModule(ImageDataModule):
         with allowing(self.allowed_roots):
             self.table = read_image_table(root, self.skip_corrupt)
         self.split_of = self.table.assign(val_fraction, test_fraction, split_seed)
+        self.given_validation = "val" in self.table.splits
         self.num_classes = len(self.table.class_names)
         self.class_names = self.table.class_names
         self.split_options = {"val_fraction": val_fraction, "test_fraction": test_fraction, "split_seed": split_seed}
@@ -105,10 +106,6 @@ class ImageFolderDataModule(ImageDataModule):
                 "it images, or a fraction above 0 (--data.val_fraction, --data.test_fraction)."
             )
         return ImageFolder(self.table, positions, self.reader)
-
-    @property
-    def given_validation(self) -> bool:
-        return "val" in self.table.splits
 
     def describe(self) -> dict[str, Any]:
         listed = zip(self.table.paths, self.table.labels, self.split_of, strict=True)

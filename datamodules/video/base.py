@@ -82,6 +82,7 @@ class VideoDataModule(BaseDataModule):
         self.recipe_changes: list[str] = []  # options that are not the recipe's; the command line compares them
         with allowing(allowed_roots):
             self.table = self.read_table()
+        self.given_validation = "val" in self.table.splits
         self.class_names = self.table.class_names
         self.num_classes = len(self.class_names)
         groups = [self.group_of(path) for path in self.table.paths]
@@ -160,10 +161,6 @@ class VideoDataModule(BaseDataModule):
             return VideoClips(*shared, views, chosen=used)
         self.train_indices = used
         return VideoClips(*shared, seed=self.shuffle_seed, chosen=used)
-
-    @property
-    def given_validation(self) -> bool:
-        return "val" in self.table.splits
 
     def _add_list(self, split: Split, positions: list[int], used: list[int] | None = None) -> None:
         names = [str(self.table.paths[i]) for i in positions]

@@ -42,7 +42,8 @@ class Signals:
         self.number: int | None = None
 
     def __enter__(self) -> Signals:
-        self.former = {number: signal.signal(number, self._raise) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+        self.former = {number: signal.signal(number, self._raise) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

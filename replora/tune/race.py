@@ -133,6 +133,9 @@ class Race:
                     try:
                         with self.clock.alarm(self.reserve()):
                             queue.run(self.home, self.home.name, [trial], [None], shown)
+                    except KeyboardInterrupt:
+                        self.signals.stop()  # with the number of the signal
+                        raise
                     except OutOfTimeError:
                         self.stopped = f"the budget ended inside {trial.folder}"
                         return False

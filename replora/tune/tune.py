@@ -39,6 +39,7 @@ from replora.tune.race import SAFETY, Race
 
 PLAN = "plan.json"
 RECORD = "tune.json"
+PROBED_STEPS = 6
 EXTENSIONS = 3  # largest number of rates beyond the edge of a grid
 OWN = ("run_dir", "ckpt_path", "data.fold")  # options that this verb sets for each trial
 
@@ -94,6 +95,7 @@ def _run(request: Request, home: Path, clock: Clock, signals: Signals, dry_run: 
     best_guess = plan.candidates[len(plan.candidates) // 2]
     tests = probe(plan.final(best_guess), 0)  # data without a test, for example, fail now and not at the end
     facts = replace(facts, start=tests.start)  # the first one waited for packages
+    tests = replace(tests, step=facts.step)  # of which it made none
     race = Race(home, plan, facts, tests, clock, signals)
     _check_same_plan(home, plan, facts)
     print(_announcement(race, why), flush=True)
@@ -122,6 +124,8 @@ def _run(request: Request, home: Path, clock: Clock, signals: Signals, dry_run: 
     print(f"{describe(race, outcome)}\nThe candidates' curve: {picture}", flush=True)
     _fit(race, outcome)
     over = clock.left()
+    took = {"seconds": round(clock.spent, 1), "budget": clock.budget}
+    write_json(home / RECORD, {"format": 1} | record(race, outcome) | took)
     kept = f" of the budget of {format_seconds(clock.budget)}" if clock.budget else ""
     print(f"{format_seconds(clock.spent)}{kept}{', which was exceeded' if over < 0 else ''}.")
 
@@ -138,7 +142,7 @@ def _check_arguments(arguments: list[str]) -> None:
     own = ("out", "time_budget", "methods", "rates", "ranks", "epochs", "folds", "draws", "dry_run")
     for name, setting in values.items():
         if "." not in name and name not in top and setting.file is None:
-            raise TuneError(f"tune has no option --{name}. {nearest(name, [*own, *top])}")
+            raise TuneError(f"tune --{name}: there is no such option. {nearest(name, [*own, *top])}")
 
 
 # --- the plan
@@ -203,7 +207,7 @@ def _probed(plan: Plan, bare: list[Candidate], folds: int | None, offered: bool)
         for count in (2, 1) if offered and folds != 1 else (1,):
             trial = replace(plan, folds=count).trial(one, 0)
             try:
-                return probe(trial, 3), count
+                return probe(trial, PROBED_STEPS), count
             except SubsetError as error:
                 failure = failure or error
             except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,15 @@ class Machine:
         self.before: Callable[[str], None] = lambda _: None
         monkeypatch.setattr(LocalQueue, "run", self._run)
         monkeypatch.setattr(LocalQueue, "__enter__", lambda queue: queue)
-        monkeypatch.setattr(tune_module, "probe", lambda *_: self.facts)
+        monkeypatch.setattr(tune_module, "probe", self._probe)
         monkeypatch.setattr(tune_module, "configuration", lambda _: dict(CONFIGURATION))
         monkeypatch.setattr(tune_module, "summarize", lambda *_: "summary")
         self.draw = outcome.draw
         monkeypatch.setattr(tune_module, "draw", lambda race, _: race.home / "tune.png")  # a second each
+
+    def _probe(self, _: Any, steps: int) -> Facts:
+        """Like the real one: no step, no time of a step."""
+        return self.facts if steps else replace(self.facts, step=0.0)
 
     def _run(self, home: Path, sweep: str, trials: list[Any], _: Any, progress: Any) -> None:
         for trial in trials:
@@ -110,7 +115,7 @@ def test_halving_ends_at_the_best_rate_and_fits_it_on_everything(
 def test_the_same_command_repeats_nothing(machine: Machine) -> None:
     first = tune()
     machine.ran.clear()
-    assert tune() == first
+    assert tune() | {"seconds": 0.0} == first | {"seconds": 0.0}
     assert machine.ran == ["final"], "which the queue finds finished"
 
 
@@ -232,6 +237,12 @@ def test_a_budget_is_kept(machine: Machine, monkeypatch: pytest.MonkeyPatch, cap
     assert seconds[0] <= 15
 
 
+def test_the_final_fit_is_expected_to_take_as_long_as_its_steps(machine: Machine, capsys: Any) -> None:
+    machine.facts = replace(FACTS, step=2.0, sizes={"train": 30, "val": 30, "test": 0})
+    main(["tune", "--config=quickstart.yaml", "--out=out", "--dry_run=true"])
+    assert "then the final fit (final) with its test, about 20.0 s" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("machine")
 def test_another_choice_sets_the_former_fit_aside() -> None:
     tune()
@@ -271,7 +282,10 @@ def test_two_tunes_in_one_directory() -> None:
     ("options", "words"),
     [
         ([], "tune needs the options of a fit"),
-        (["--config=quickstart.yaml", "--time_budgt=3s"], "no option --time_budgt. Did you mean 'time_budget'"),
+        (
+            ["--config=quickstart.yaml", "--time_budgt=3s"],
+            "tune --time_budgt: there is no such option. Did you mean 'time_budget'",
+        ),
         (["--config=quickstart.yaml", "--run_dir=x"], "--run_dir is set for each trial"),
         (["--config=quickstart.yaml", "--data.fold=1/2"], "--data.fold is set for each trial"),
         (["--config=quickstart.yaml", "--time_budget=10"], "is no time: write 90s"),

@@ -1,0 +1,82 @@
+"""Does `replora-cli tune` choose as well as the best fixed rate? Five draws of 50 digits, offline, on CPU cores.
+
+    python scripts/tune_digits.py                 # runs/tune_digits, then results/tune/digits.json
+    python scripts/tune_digits.py --draws 1
+
+For each draw `tune` chooses among the rates of sweep/digits_low_data.yaml by cross-validation on the 50 images alone,
+within its budget. Beside it, each of these rates is fitted to the same images with the same seed. The best fixed rate
+is the one with the best mean test accuracy over the draws, which nobody knows before. Started again, the script
+continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from replora.cli.main import run
+from replora.launch import launch
+from replora.reports.statistics import compare_paired
+from replora.results import read_results, write_json
+
+RATES = (0.0025, 0.005, 0.01, 0.02, 0.04)
+# Five images per class and 200 steps, as in the quickstart.
+OPTIONS = ["--config=quickstart.yaml", "--data.shots=5", "--data.batch_size=10", "--trainer.max_epochs=40"]
+FIXED = [*OPTIONS, "--data.protocol=final", "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
+
+
+def tuned(home: Path, seed: int, budget: str) -> dict[str, Any]:
+    """Chosen rate, test accuracy and time of one draw."""
+    file = home / "tune.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "seconds" not in content:
+        run(["tune", *OPTIONS, f"--seed_everything={seed}", f"--time_budget={budget}", f"--out={home}"])
+        content = json.loads(file.read_text(encoding="utf-8"))
+    accuracy = read_results(home / "final")["test"]["metrics"]["test/accuracy"]
+    kept = {name: content[name] for name in ("chosen", "within_one_standard_error", "seconds", "budget", "stopped")}
+    return {"accuracy": accuracy, "within_budget": content["seconds"] <= content["budget"], **kept}
+
+
+def fixed(folder: Path, rate: float, seed: int) -> float:
+    """Test accuracy of one rate on the images of one draw."""
+    results = read_results(folder) if (folder / "results.json").is_file() else {}
+    if "test" not in results:
+        checkpoint = folder / "checkpoints" / "last.ckpt"
+        resumed = [f"--ckpt_path={checkpoint}"] if checkpoint.is_file() else []
+        rates = [f"--model.optimizer.lr={rate}", f"--seed_everything={seed}"]
+        launch(["fit", *FIXED, *rates, f"--run_dir={folder}", *resumed])
+        results = read_results(folder)
+    return float(results["test"]["metrics"]["test/accuracy"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--time_budget", default="10m")
+    parser.add_argument("--home", type=Path, default=Path("runs/tune_digits"))
+    parser.add_argument("--out", type=Path, default=Path("results/tune/digits.json"))
+    given = parser.parse_args()
+    draws: list[dict[str, Any]] = []
+    for seed in range(given.draws):
+        one = tuned(given.home / f"tune-{seed}", seed, given.time_budget)
+        rates = {str(rate): fixed(given.home / f"fixed-{rate}-{seed}", rate, seed) for rate in RATES}
+        draws.append({"seed": seed, "tuned": one, "fixed": rates})
+    means = {str(rate): statistics.fmean(draw["fixed"][str(rate)] for draw in draws) for rate in RATES}
+    best = max(means, key=lambda rate: means[rate])
+    difference = compare_paired([[draw["tuned"]["accuracy"] - draw["fixed"][best]] for draw in draws])
+    mean = statistics.fmean(draw["tuned"]["accuracy"] for draw in draws)
+    summary = {"tuned": mean, "fixed": means, "best_fixed": best, "difference": asdict(difference)}
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(given.out, {"command": "python scripts/tune_digits.py", "options": OPTIONS, **summary, "draws": draws})
+    print(f"tuned {mean:.1%}; fixed {', '.join(f'{rate} {value:.1%}' for rate, value in means.items())}")
+    kept = sum(bool(draw["tuned"]["within_budget"]) for draw in draws)
+    print(f"tuned minus {best}: {100 * difference.difference:+.1f} points; within the budget: {kept} of {len(draws)}")
+    print(given.out)
+
+
+if __name__ == "__main__":
+    main()
