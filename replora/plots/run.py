@@ -58,7 +58,7 @@ def draw_batch(config: Path, options: dict[str, Any], count: int, file: Path, of
     if not 1 <= count <= 100:
         raise PictureError(f"images: {count} is out of range. A picture shows 1 to 100 images.")
     options = options | {"batch_size": count, "num_workers": 0, "drop_last": False}
-    datamodule = _datamodule(config, options, of_run)
+    datamodule = datamodule_of(config, options, of_run)
     if not hasattr(datamodule, "image_size"):
         raise PictureError(f"{config} has texts, not images: there is no picture of a batch.")
     datamodule.setup("fit")
@@ -234,7 +234,12 @@ def _curves(run: Path) -> dict[str, dict[int, float]]:
     return {name: dict(sorted(points.items())) for name, points in curves.items()}
 
 
-def _datamodule(config: Path, options: dict[str, Any], of_run: bool) -> Any:
+def datamodule_of(config: Path, options: dict[str, Any], of_run: bool) -> Any:
+    """The datamodule of a configuration, with some of its options replaced; `of_run` as in `draw_batch`.
+
+    Raises:
+        RepLoRAError: The configuration has no data, or they are not valid.
+    """
     from datamodules import BaseDataModule  # not for plots that read no data
 
     section = read_config(config).get("data")

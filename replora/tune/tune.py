@@ -13,6 +13,8 @@ from replora.datasets.errors import SubsetError
 from replora.errors import RepLoRAError, nearest
 from replora.io import read_json
 from replora.memory import usable_cpus
+from replora.plots.mistakes import TEST_PREDICTIONS, draw_test
+from replora.plots.run import datamodule_of
 from replora.reports.summary import format_seconds, summarize
 from replora.results import write_json
 from replora.sweeps.local_queue import LocalQueue
@@ -314,4 +316,6 @@ def _fit(race: Race, outcome: Outcome) -> None:
     if results is None or "failed" in results["sweep"]:
         reason = shown.failures.get(trial.folder) or (results or {"sweep": {}})["sweep"].get("failed", "it did not end")
         raise TuneError(f"The final fit failed: {reason} See {folder / 'output.log'}.")
+    if (folder / TEST_PREDICTIONS).is_file():
+        draw_test(folder, datamodule_of(folder / "fit.yaml", {}, of_run=True))
     print(summarize(folder, "fit"), flush=True)
