@@ -8,6 +8,7 @@ from lightning_modules.callbacks.merged_evaluation import MergedEvaluation
 from lightning_modules.callbacks.prediction_writer import PredictionWriter
 from lightning_modules.callbacks.results_writer import ResultsWriter
 from lightning_modules.callbacks.submission_writer import SubmissionWriter
+from lightning_modules.callbacks.temperature_scaling import TemperatureScaling
 from lightning_modules.causal_language_model import CausalLanguageModel
 from lightning_modules.classification import ClassificationModule
 from lightning_modules.image_classification import ImageClassification
@@ -29,6 +30,7 @@ __all__ = [
     "ResultsWriter",
     "ShardedBackboneStrategy",
     "SubmissionWriter",
+    "TemperatureScaling",
     "VideoClassification",
     "VisionLanguage",
     "WarmupCosine",

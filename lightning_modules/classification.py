@@ -96,6 +96,7 @@ class ClassificationModule(AdaptedModule):
         self.train_skipped, self.val_skipped, self.test_skipped = SumMetric(), SumMetric(), SumMetric()
         report = ClassReport(num_classes, ignore_index=PADDING_LABEL)
         self.val_report, self.test_report = report, report.clone()
+        self.temperature: float | None = None  # by which `TemperatureScaling` divided the head
         self._reported: dict[str, dict[str, Any]] = {}  # verb -> what its report said at the end
 
     def compile_model(self) -> None:
@@ -126,7 +127,8 @@ class ClassificationModule(AdaptedModule):
         return [PredictionWriter(run_dir)]
 
     def measured(self, verb: str) -> dict[str, Any]:
-        return super().measured(verb) | self._reported.get(verb, {})
+        temperature = {"temperature": self.temperature} if verb == "fit" and self.temperature else {}
+        return super().measured(verb) | self._reported.get(verb, {}) | temperature
 
     @abstractmethod
     def logits_of(self, batch: Any) -> Tensor:
@@ -181,9 +183,11 @@ class ClassificationModule(AdaptedModule):
         weights = torch.where(examples > 0, examples.sum() / (examples > 0).sum() / examples.clamp(min=1), 0.0)
         self.weight_of_class = weights.to(self.device)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        self.val_report.update(self._evaluate(batch, self.val_metrics, self.val_loss, "val/"), batch["label"])
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
+        logits = self._evaluate(batch, self.val_metrics, self.val_loss, "val/")
+        self.val_report.update(logits, batch["label"])
         self._count_skipped(batch, self.val_skipped, "val/skipped")
+        return {"logits": logits}
 
     def test_step(self, batch: Any, batch_idx: int) -> ClassPredictions:  # noqa: ARG002
         logits = self._evaluate(batch, self.test_metrics, self.test_loss, "test/")

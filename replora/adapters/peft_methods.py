@@ -88,8 +88,9 @@ def inject_peft(model: nn.Module, adapters: Adapters, config: PeftMethodConfig, 
         adapters.generators.install()
         added = [p for p in model.parameters() if id(p) not in before]
     found = peft_layers(model)
-    adapters.targets = [name for name in modules if name in found]  # `options` may leave some out, or name others
-    adapters.targets += [name for name in found if name not in modules]
+    names = [plain_name(name) for name in found]
+    adapters.targets = [name for name in modules if name in names]  # `options` may leave some out, or name others
+    adapters.targets += [name for name in names if name not in modules]
     for name, layer in found.items():
         for alias in aliases[id(layer.get_base_layer())]:  # peft knows only the first name of a layer
             model.set_submodule(alias, layer)

@@ -169,6 +169,8 @@ def _check_causal(model: nn.Module, name: str) -> None:
     difference = (one - other).float().abs().amax(dim=-1)  # of each position
     # Rounding alone may differ: kernels see other numbers in the columns that are masked.
     rounding = 1e-5 if one.dtype == torch.float32 else 1e-2
+    if any(not p.is_floating_point() for p in model.parameters()):
+        rounding = 0.1  # bitsandbytes splits off the columns in which any token is large; 0.009 measured
     if difference[:-1].max() > rounding * difference[-1]:
         raise BackboneError(
             f"{name!r} is no causal language model: in {type(model).__name__} the last token of a text changes the "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+UNITS = 10**9
 BINS = 15  # of equal width, as in Guo et al. (2017), "On Calibration of Modern Neural Networks"
 
 
@@ -30,8 +31,9 @@ class ClassReport(Metric):
         self.num_classes, self.ignore_index = num_classes, ignore_index
         for name in ("right", "labeled", "predicted"):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
-        # By bin of the confidence: examples, right ones, and the sum of the confidences.
-        self.add_state("confidence", torch.zeros(3, BINS, dtype=torch.double), dist_reduce_fx="sum")
+        # By bin of the confidence: examples, right ones, and the sum of the confidences in units of 1e-9. Whole
+        # numbers keep their type in a module of 16 bits.
+        self.add_state("confidence", torch.zeros(3, BINS, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Add a batch.
@@ -46,9 +48,10 @@ class ClassReport(Metric):
         right = predicted == target
         for counts, classes in ((self.right, target[right]), (self.labeled, target), (self.predicted, predicted)):
             counts += torch.bincount(classes, minlength=self.num_classes)
+        probability = probability.nan_to_num()  # of a model that diverged
         bins = (probability * BINS).long().clamp(max=BINS - 1)
-        for row, values in enumerate((torch.ones_like(probability), right, probability)):
-            self.confidence[row].index_add_(0, bins, values.double())
+        for row, values in enumerate((torch.ones_like(bins), right, (probability.double() * UNITS).round())):
+            self.confidence[row].index_add_(0, bins, values.long())
 
     def compute(self) -> dict[str, Any]:
         """`classes`: for each class its precision, recall, F1 (null without an example), number of examples
@@ -57,12 +60,12 @@ class ClassReport(Metric):
         """
         counts = (self.right.tolist(), self.labeled.tolist(), self.predicted.tolist())
         examples, right, confidence = self.confidence.sum(dim=1).tolist()
-        gaps = (self.confidence[1] - self.confidence[2]).abs().sum()
+        gaps = (self.confidence[1] * UNITS - self.confidence[2]).abs().sum()
         return {
             "classes": [_of_class(*numbers) for numbers in zip(*counts, strict=True)],
             "calibration": {
-                "ece": round(float(gaps) / examples, 6) if examples else None,
-                "confidence": round(confidence / examples, 6) if examples else None,
+                "ece": round(float(gaps) / UNITS / examples, 6) if examples else None,
+                "confidence": round(confidence / UNITS / examples, 6) if examples else None,
                 "accuracy": round(right / examples, 6) if examples else None,
                 "bins": BINS,
             },

@@ -193,7 +193,7 @@ def _most_confused(counts: np.ndarray, names: list[str]) -> str:
     return "Most frequent mistakes:\nimages   true (number) → predicted\n" + "\n".join(lines)
 
 
-def _confusion(run: Path, predictions: str) -> tuple[np.ndarray, list[str], str | None]:
+def _confusion(run: Path, predictions: str = "predictions.csv") -> tuple[np.ndarray, list[str], str | None]:
     """Counts (true, predicted), int (classes, classes), the names of the classes, and the status of the predictions."""
     file = run / predictions
     if not file.is_file():

@@ -172,9 +172,7 @@ def _by_class(results: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple
     calibration = evaluation.get("calibration", {})
     if calibration.get("ece") is not None:
         says, right = calibration["confidence"], calibration["accuracy"]
-        text = (
-            f"{says:.1%} by its probabilities, {right:.1%} in truth; calibration error (ECE) {calibration['ece']:.1%}"
-        )
+        text = f"{says:.1%} by its probabilities, {right:.1%} in truth; ECE {calibration['ece']:.1%}"
         lines.append(("sure", text))
     return lines
 

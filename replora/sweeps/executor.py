@@ -16,10 +16,13 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol
+
+from filelock import FileLock
 
 from replora.errors import RepLoRAError
 from replora.memory import usable_cpus
@@ -128,7 +131,9 @@ class Cluster:
         in_main_thread = threading.current_thread() is threading.main_thread()
         self.former_handler = signal.getsignal(signal.SIGTERM) if in_main_thread else None
         try:
-            ray.init(address=self.address or "local", **options)
+            TOKEN.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with FileLock(f"{TOKEN}.lock") if self.address is None and not TOKEN.is_file() else nullcontext():
+                ray.init(address=self.address or "local", **options)  # the first one of a user makes the token
         except (ConnectionError, RuntimeError, ValueError) as error:
             if self.address is None:
                 raise RepLoRAError(f"Ray does not start on this machine: {error}") from error

@@ -40,7 +40,7 @@ from replora.run_directory import check_unused, create_unique, left_as_found, lo
 from replora.trainer.checkpoint import find_checkpoint
 from replora.trainer.checks import check_command_line, check_data_files, check_trainer, fix_int_float_union
 from replora.trainer.config_option import PackagedConfigFile, scaled_rate
-from replora.trainer.in_force import name_classes_of_help
+from replora.trainer.in_force import name_classes_of_help, name_optimizers
 from replora.trainer.logger_files import send_files
 from replora.trainer.loggers import loggers
 from replora.trainer.precision import offer_auto, resolve_auto
@@ -133,7 +133,7 @@ class TrainerCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         check_command_line(args)
         try:
-            self.config = parser.parse_args(name_classes_of_help([*args, *scaled_rate(args[1:])]))
+            self.config = parser.parse_args(name_classes_of_help(name_optimizers([*args, *scaled_rate(args[1:])])))
         except ArgumentError as error:
             raise RepLoRAError(why_refused(self.verb, args[1:], error)) from error
 

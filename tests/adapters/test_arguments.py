@@ -53,6 +53,8 @@ WRONG: dict[str, list[Any]] = {
     "scale_exponent": [None, "0.5", True, [0.5]],
     "generators": PATHS[1:],
     "base_model": TEXTS,
+    "usage": TEXTS,
+    "classes": [None, "cat", 5, [5], [None], {"cat": 1}],
     "license": [None, *TEXTS],
     "data": TEXTS,
     "images": TEXTS,

@@ -146,10 +146,10 @@ def test_an_interrupted_merge_leaves_nothing(model_name: str, method: str, error
 
     monkeypatch.setattr(second, "merge", interrupted)
     for merge in (replora.merge, replora.merge_and_unload):
-        with pytest.raises(error):
+        with pytest.raises((error, replora.RepLoRAError)):  # errors of peft are ours
             merge(model)
         assert same(model, before)
-    with pytest.raises(error), replora.merged(model):
+    with pytest.raises((error, replora.RepLoRAError)), replora.merged(model):
         pass
     assert same(model, before)
     monkeypatch.undo()

@@ -18,7 +18,8 @@ PAIRS = [
     (model_name, method)
     for model_name in FAMILIES
     for method in METHODS
-    if (model_name, method) not in (("torch_encoder", "dora"), ("hf_llama", "bitfit"))
+    if (model_name, method)
+    not in (("torch_encoder", "dora"), ("torch_encoder", "replora_peft"), ("hf_llama", "bitfit"))
 ]
 UPDATING = [pair for pair in PAIRS if pair[1] in ("replora", "lora", "dora")]
 

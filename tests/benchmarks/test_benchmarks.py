@@ -84,6 +84,7 @@ def test_training_step_compares_all_methods_with_the_floor(benchmark, tmp_path: 
         "lora",
         "peft_lora",
         "peft_dora",
+        "replora_over_peft",
         "naive_replora",
         "full",
     }

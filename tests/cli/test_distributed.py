@@ -119,7 +119,7 @@ def test_torchrun_equals_one_process(runs, tmp_path):
 def test_a_run_leaves_its_process_group(tmp_path, monkeypatch):
     """Else the process may abort at its end, when its work is done."""
 
-    def run(_arguments: list[str]) -> None:
+    def run(_arguments: list[str], **_options: bool) -> None:
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
 
     monkeypatch.setattr("replora.trainer.trainer_cli.TrainerCLI", run)

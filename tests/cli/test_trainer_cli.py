@@ -327,7 +327,7 @@ def test_debugging_shows_the_traceback(monkeypatch):
 
 
 def test_a_defect_is_reported_with_its_traceback(monkeypatch, capsys):
-    def broken(*_args):
+    def broken(*_args, **_options):
         raise ValueError("a bug")
 
     monkeypatch.setattr(trainer_cli, "TrainerCLI", broken)

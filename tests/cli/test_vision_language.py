@@ -170,7 +170,7 @@ def test_a_trained_run_is_merged_into_a_plain_model_but_not_exported(home, tmp_p
     assert torch.equal(state["model.encoder.layers.0.fc1.bias"], merged.model.encoder.layers[0].fc1.bias)
     card = (tmp_path / "merged" / "README.md").read_text()
     assert "from replora.backbones.vl_bart import VLBart" in card
-    assert "Its class comes with that software" in card
+    assert "Loading it needs that software" in card
     with pytest.raises(SystemExit):
         main(["export", str(run), "--out", str(tmp_path / "peft")])
     message = " ".join(capsys.readouterr().err.split())

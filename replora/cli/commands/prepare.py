@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -124,10 +125,14 @@ def prepare_images(
     """
     from replora.datasets.prepare.images import check_image_folder
 
-    _print_or_exit(
-        _note_small_tests(check_image_folder(_given(root, "images"), val_fraction, test_fraction, split_seed)),
-        unreadable=unreadable,
+    given = _given(root, "images")
+    reports = _note_small_tests(check_image_folder(given, val_fraction, test_fraction, split_seed))
+    look = f"replora-cli plot image_folder.yaml --data.root {shlex.quote(str(given))}"
+    reports[0].notes.append(
+        f"training mirrors images at random: {look} shows some. If a mirrored one would belong to another class (text, "
+        "arrows, left and right), train with --data.augmentation crop"
     )
+    _print_or_exit(reports, unreadable=unreadable)
 
 
 def prepare_commonsense(
