@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_modules.callbacks.final_validation import stops_after_this_batch
+from lightning_modules.callbacks.temperature_scaling import TemperatureScaling
 from replora.datasets.errors import LoaderWorkerError
 from replora.errors import RepLoRAError
 
@@ -87,8 +88,9 @@ class LastCheckpoint(Checkpoint):
             self._end(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        # These put averaged weights in the place of the trained ones at the very end; the last state is theirs then.
-        if averages_weights(trainer):
+        # These change the trained weights at the very end, or put averages in their place; the last state is theirs.
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if averages_weights(trainer) or any(isinstance(callback, TemperatureScaling) for callback in callbacks):
             self._write(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002

@@ -24,8 +24,8 @@ class TemperatureScaling(Callback):
 
     The logits are divided by the temperature that gives the labels of the last validation the highest likelihood. The
     predicted classes stay as they are. Weight and bias of the head are divided instead of the logits, so that
-    checkpoints, adapter files and exports have it without knowing of it. It is in the record as `fit.temperature`. As the
-    validation chose it, only a test measures the calibration.
+    checkpoints, adapter files and exports have it without knowing of it. The record has it as `fit.temperature`. As
+    the validation chose it, only a test measures the calibration.
 
     Raises:
         RepLoRAError: There is no validation (the protocol `final` has none), or the head is not linear.
@@ -94,6 +94,6 @@ def _heads(module: Any) -> list[nn.Module]:
     for head in heads:
         if not isinstance(head, nn.Linear):
             raise RepLoRAError(
-                f"TemperatureScaling: the head of {module.backbone.name} is a {type(head).__name__}, not a linear layer."
+                f"TemperatureScaling: the head of {module.backbone.name} is a {type(head).__name__}, not linear."
             )
     return heads

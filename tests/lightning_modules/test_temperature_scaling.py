@@ -9,9 +9,8 @@ from torch.nn import functional as F
 from lightning_modules.callbacks.temperature_scaling import best_temperature
 from replora import load_run
 from replora.cli.main import main
-from replora.errors import RepLoRAError
 from replora.results import read_results
-from tests.cli.helpers import DIGITS, fit
+from tests.cli.helpers import DIGITS, fit, refused
 
 SCALED = "--trainer.callbacks+=TemperatureScaling"
 
@@ -38,8 +37,6 @@ def test_every_format_has_it_and_no_prediction_changes(tmp_path: Path) -> None:
     assert len({e["metrics"]["test/loss"] for e in tests}) == 1
 
 
-def test_it_needs_validation_data(tmp_path: Path) -> None:
-    with pytest.raises(RepLoRAError, match="protocol holdout"):
-        main(
-            ["fit", *DIGITS, f"--run_dir={tmp_path}", SCALED, "--data.protocol=final", "--trainer.limit_val_batches=0"]
-        )
+def test_it_needs_validation_data(tmp_path: Path, capsys) -> None:
+    message = refused(capsys, "fit", *DIGITS, f"--run_dir={tmp_path}", SCALED, "--data.protocol=final")
+    assert "the fit has no validation data. Set --data.protocol holdout" in message
