@@ -13,6 +13,7 @@ import platform
 import re
 import signal
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -37,7 +38,8 @@ TOKEN = Path(os.environ.get("HOME", "/"), ".ray", "auth_token")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # A cluster asks for the token of the user who started it, and Ray sends it by itself only to a cluster that it finds.
-if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or TOKEN.is_file():
+# Where Ray is imported already, only what it starts would ask for one.
+if "ray" not in sys.modules and ({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or TOKEN.is_file()):
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 try:
