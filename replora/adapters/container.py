@@ -23,7 +23,7 @@ from replora.adapters.low_rank.threads import Lock, MergedBlocks, Switch
 from replora.adapters.model_methods import replace_methods, restore_methods
 from replora.adapters.peft_lora import summary
 from replora.adapters.peft_lora.generators import Generators, Reparameterized
-from replora.adapters.wrappers import is_compiled, plain_name, unwrap
+from replora.adapters.wrappers import check_not_replica, is_compiled, plain_name, unwrap
 from replora.errors import RepLoRAError, check_arguments, listed
 
 
@@ -112,12 +112,8 @@ class Adapters(nn.Module):
         restore_methods(model)
 
     def _before_forward(self, model: nn.Module, _inputs: Any) -> None:
-        if self.factor_banks() and getattr(model, "_is_replica", False):
-            raise RepLoRAError(
-                "nn.DataParallel runs copies of the model, which would all read the factors of the first device. "
-                "Start one process for each GPU, with DistributedDataParallel (torchrun, or the Trainer's strategy: "
-                "ddp), or let this one see a single GPU: CUDA_VISIBLE_DEVICES=0."
-            )
+        if self.factor_banks():
+            check_not_replica(model)
         if self.without_gradient and model.training and torch.is_grad_enabled():
             raise RepLoRAError(
                 f"{self.without_gradient} is quantized such that it gives no gradient to its input, so nothing before "

@@ -9,9 +9,10 @@ import re
 from collections.abc import Container, Mapping
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+
+from replora.errors import RepLoRAError
 
 # Wrapper class -> its attribute that holds the model. By name, so that none of these libraries is imported here.
 _BY_NAME = {"OptimizedModule": "_orig_mod", "FullyShardedDataParallel": "module", "DeepSpeedEngine": "module"}
@@ -54,10 +55,29 @@ def is_wrapper(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule"
 
 
+def check_not_replica(model: nn.Module) -> None:
+    """Refuse the copies that `nn.DataParallel` makes of a model with generated factors.
+
+    Raises:
+        RepLoRAError: The model is one.
+    """
+    if getattr(model, "_is_replica", False):
+        raise RepLoRAError(
+            "nn.DataParallel runs copies of the model, which would all read the factors of the first device. Start one "
+            "process for each GPU, with DistributedDataParallel (torchrun, accelerate launch, or Lightning's strategy: "
+            "ddp), or let this one see a single GPU: CUDA_VISIBLE_DEVICES=0."
+        )
+
+
+def is_share(tensor: Tensor) -> bool:
+    """Whether a tensor is one process's share of another one, a DTensor of torch, whose module takes long to import."""
+    return type(tensor).__name__ == "DTensor"
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP or DeepSpeed's ZeRO-3 shares out the weights, so that one process alone cannot read them."""
     return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()) or any(
-        hasattr(p, "ds_id") or isinstance(p, DTensor) for p in model.parameters()
+        hasattr(p, "ds_id") or is_share(p) for p in model.parameters()
     )
 
 

@@ -14,7 +14,7 @@ from replora.adapters.low_rank.factors import DiagonalMLP, FactorBank, Generated
 from replora.adapters.peft_lora.layers import LoraPair, grouped
 from replora.adapters.peft_lora.matrices import Matrix, forget, solve
 from replora.adapters.peft_lora.places import LayerPlaces, all_removed, check_kept
-from replora.adapters.wrappers import unwrap
+from replora.adapters.wrappers import check_not_replica, unwrap
 from replora.errors import RepLoRAError, nearest
 
 
@@ -220,12 +220,7 @@ class Reparameterized(nn.ModuleDict):
         return [bank for one in self.generators().values() if _is_active(one) for bank in one.factor_banks()]
 
     def before_forward(self, model: nn.Module, *_inputs: Any) -> None:
-        if getattr(model, "_is_replica", False):
-            raise RepLoRAError(
-                "nn.DataParallel runs copies of the model, which would all read the factors of the first device. "
-                "Start one process for each GPU, with DistributedDataParallel (torchrun, accelerate launch), or let "
-                "this one see a single GPU: CUDA_VISIBLE_DEVICES=0."
-            )
+        check_not_replica(model)
         for name, generators in self.generators().items():
             if not torch.compiler.is_compiling():
                 check_kept(name, generators.places)

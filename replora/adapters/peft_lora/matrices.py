@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from replora.adapters.low_rank.factors import FactorBank
 from replora.adapters.peft_lora.writable import WritableTensor
+from replora.adapters.wrappers import is_share
 from replora.errors import RepLoRAError
 
 
@@ -68,7 +68,7 @@ class Matrix:
                 produced.by_reader[self] = self.value()
             return produced.by_reader[self]
         value = self.value()
-        shared_out = value.is_meta or isinstance(value, DTensor)
+        shared_out = value.is_meta or is_share(value)
         return value if shared_out or self.bank.is_running else WritableTensor.of(value, self.write)
 
     def write(self, value: Tensor) -> None:
@@ -130,7 +130,7 @@ def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
     """
     if all(matrix.given is None for matrix in matrices):
         return
-    shares = {name: p for name, p in bank.named_parameters() if isinstance(p, DTensor)}
+    shares: dict[str, Any] = {name: p for name, p in bank.named_parameters() if is_share(p)}
     with torch.no_grad():
         complete = (
             copy.deepcopy(bank, {id(p): nn.Parameter(p.full_tensor()) for p in shares.values()}) if shares else bank
@@ -138,12 +138,15 @@ def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
         pairs = [(A.detach().clone(), B.detach().clone()) for A, B in complete()]
         for matrix in matrices:
             if matrix.given is not None:
-                given = matrix.given.full_tensor() if isinstance(matrix.given, DTensor) else matrix.given
+                given: Any = matrix.given
+                given = given.full_tensor() if is_share(given) else given
                 factors = matrix.factors_in(given)
                 for group, factor in zip(matrix.groups, factors, strict=True):
                     pairs[matrix.slot]["AB".index(matrix.side)][group].copy_(factor)
         complete.assign(pairs)
         for name, share in shares.items():
+            from torch.distributed.tensor import distribute_tensor  # slow, and imported by what made the shares
+
             share.copy_(distribute_tensor(complete.get_parameter(name), share.device_mesh, share.placements))
     forget(matrices)
 
@@ -159,35 +162,26 @@ def forget(matrices: Sequence[Matrix]) -> None:
         matrix.given = None
 
 
-class GeneratedWeight(nn.Module):
-    """What the modules below have in common: their `weight` is computed."""
+class HoldsMatrices(nn.Module):
+    """A module some of whose tensors are computed: they are saved, loaded and found like the parameters they were.
 
-    matrix: Matrix
+    Attributes:
+        matrices: What is computed, by the names that the parameters had.
+    """
 
-    @property
-    def weight(self) -> Tensor:
-        return self.matrix.read()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight":
-            self.matrix.write(value)
-        else:
-            super().__setattr__(name, value)
-
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """Those that train when this module is to train: `peft` freezes and releases adapters by them."""
-        yield from super().parameters(recurse)
-        yield from self.matrix.parameters()
+    matrices: dict[str, Matrix]
 
     def named_buffers(self, prefix: str = "", *args: Any, **options: Any) -> Iterator[tuple[str, Tensor]]:
-        """With the weight: torch.distributed.checkpoint finds by these what is loaded and no parameter."""
+        """With the matrices: torch.distributed.checkpoint finds by these what is loaded and no parameter."""
         yield from super().named_buffers(prefix, *args, **options)
-        if not (value := self.matrix.value()).is_meta:
-            yield ".".join(filter(None, (prefix, "weight"))), value
+        for name, matrix in self.matrices.items():
+            if not (value := matrix.value()).is_meta:
+                yield ".".join(filter(None, (prefix, name))), value
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        value = self.matrix.value()
-        destination[f"{prefix}weight"] = value if keep_vars else copied(value)
+        for name, matrix in self.matrices.items():
+            value = matrix.value()
+            destination[f"{prefix}{name}"] = value if keep_vars else copied(value)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
@@ -200,10 +194,30 @@ class GeneratedWeight(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        self.matrix.take(state_dict, f"{prefix}weight", error_msgs)
+        for name, matrix in self.matrices.items():
+            matrix.take(state_dict, f"{prefix}{name}", error_msgs)
         unexpected: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected, error_msgs)
-        unexpected_keys += [key for key in unexpected if key != f"{prefix}weight"]
+        unexpected_keys += [key for key in unexpected if key.removeprefix(prefix) not in self.matrices]
+
+
+class GeneratedWeight(HoldsMatrices):
+    """What the modules below have in common: their `weight` is computed."""
+
+    @property
+    def weight(self) -> Tensor:
+        return self.matrices["weight"].read()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            self.matrices["weight"].write(value)
+        else:
+            super().__setattr__(name, value)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Those that train when this module is to train: `peft` freezes and releases adapters by them."""
+        yield from super().parameters(recurse)
+        yield from self.matrices["weight"].parameters()
 
 
 class GeneratedLinear(GeneratedWeight, nn.Linear):  # type: ignore[override]
@@ -230,10 +244,8 @@ GENERATED: dict[type[nn.Module], type[GeneratedWeight]] = {
 }
 
 
-class GeneratedEntries(nn.ParameterDict):
+class GeneratedEntries(HoldsMatrices, nn.ParameterDict):
     """The matrices of an embedding by adapter, some of which are computed."""
-
-    matrices: dict[str, Matrix]
 
     def __getitem__(self, key: str) -> Any:
         return self.matrices[key].read() if key in self.matrices else super().__getitem__(key)
@@ -253,13 +265,6 @@ class GeneratedEntries(nn.ParameterDict):
     def __getattr__(self, name: str) -> Any:
         return self[name] if name in self.__dict__["matrices"] else super().__getattr__(name)
 
-    def named_buffers(self, prefix: str = "", *args: Any, **options: Any) -> Iterator[tuple[str, Tensor]]:
-        """As of the modules above."""
-        yield from super().named_buffers(prefix, *args, **options)
-        for key, matrix in self.matrices.items():
-            if not (value := matrix.value()).is_meta:
-                yield ".".join(filter(None, (prefix, key))), value
-
     def items(self) -> Any:
         """By adapter, the parameter or what lists the parameters that it is computed from."""
         return [(key, self.matrices.get(key) or self[key]) for key in self.keys()]
@@ -267,34 +272,12 @@ class GeneratedEntries(nn.ParameterDict):
     def values(self) -> Any:
         return [value for _, value in self.items()]
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for key, matrix in self.matrices.items():
-            value = matrix.value()
-            destination[f"{prefix}{key}"] = value if keep_vars else copied(value)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        for key, matrix in self.matrices.items():
-            matrix.take(state_dict, f"{prefix}{key}", error_msgs)
-        unexpected: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected, error_msgs)
-        unexpected_keys += [key for key in unexpected if key.removeprefix(prefix) not in self.matrices]
-
 
 def generate_weight(module: Any, matrix: Matrix) -> None:
     """Let the weight of a module be computed from now on."""
     del module._parameters["weight"]
     module.__class__ = GENERATED[type(module)]
-    module.matrix = matrix
+    module.matrices = {"weight": matrix}
     module.computed = nn.Module()  # so it is no leaf: FSDP's policy of `peft` wraps leaves, to share out parameters
 
 
@@ -302,11 +285,10 @@ def keep_weight(module: Any) -> None:
     """Let the weight of such a module be a parameter again, with the value that it has."""
     if type(module) not in GENERATED.values():
         return  # other code has replaced it
-    trains = module.matrix.requires_grad
-    value = copied(module.matrix.value())
+    matrix = module.matrices["weight"]
     module.__class__ = next(kind for kind, own in GENERATED.items() if type(module) is own)
-    del module.matrix, module.computed
-    module.weight = nn.Parameter(value, requires_grad=trains)
+    del module.matrices, module.computed
+    module.weight = nn.Parameter(copied(matrix.value()), requires_grad=matrix.requires_grad)
 
 
 def generate_entry(entries: Any, adapter: str, matrix: Matrix) -> None:
