@@ -98,7 +98,8 @@ class Adapters(nn.Module):
         super()._load_from_state_dict(*arguments)
 
     def factor_banks(self) -> list[FactorBank]:
-        return [bank for bank in self.modules() if isinstance(bank, FactorBank)]
+        of_peft = () if self.generators is None else self.generators.banks
+        return [bank for bank in (*self.banks, *of_peft) if isinstance(bank, FactorBank)]
 
     def hook_onto(self, model: nn.Module) -> None:
         self._hooks.append(model.register_forward_pre_hook(self._before_forward))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,9 +16,6 @@ from replora.adapters.config import BitFitConfig, FullConfig
 from replora.adapters.low_rank.layer import AdaptedLinear
 from replora.adapters.wrappers import plain_name
 from replora.errors import RepLoRAError
-
-if TYPE_CHECKING:
-    pass
 
 ADAPTER_FILE = "adapter.safetensors"  # beside the files of `save_pretrained`
 

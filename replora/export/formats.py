@@ -8,7 +8,6 @@ from typing import Literal
 
 import replora
 from replora.adapters.peft_format.export import export_peft
-from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.state import HEADER, save_adapter
 from replora.backbones.vision import VisionBackbone
 from replora.datasets.image.read import describe_images
@@ -75,16 +74,5 @@ def _export_file(trained: Trained, out: Path, license: str, overwrite: bool) -> 
     if trained.metrics:
         metadata["metrics"] = json.dumps(trained.metrics)
     save_adapter(trained.model, out, metadata, deploy=True, force=trained.force)
-    card = model_card(
-        replora.describe(trained.model),
-        trained.base,
-        license,
-        trained.trained_on,
-        describe_images(trained.data),
-        trained.metrics,
-        classes=trained.data.get("class_names", ()),
-        base_class=type(trained.model).__name__,
-        library="replora",
-        usage=adapter_usage(trained, out.name),
-    )
+    card = trained.card(replora.describe(trained.model), license, "replora", adapter_usage(trained, out.name))
     replace_text(card_of(out), card)

@@ -19,11 +19,10 @@ from replora.adapters.low_rank.layer import WeightUpdate
 from replora.adapters.low_rank.ops import add_update_to_weight
 from replora.adapters.merge import disabled, merge_and_unload, merged
 from replora.adapters.peft_format.export import library_of
-from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.verify import outputs_on_example
 from replora.backbones.image_size import image_size_of
 from replora.backbones.vit_nano import VIT_NANO_ARCHITECTURE, VIT_NANO_MEAN, VIT_NANO_STD, build_vit_nano
-from replora.datasets.image.read import describe_images, short_side
+from replora.datasets.image.read import short_side
 from replora.export.trained import ExportError, Trained
 from replora.export.usage import timm_usage
 from replora.io import new_folder
@@ -49,11 +48,7 @@ def merge(trained: Trained, out: Path, license: str = "unknown", overwrite: bool
     difference = merge_verified(trained)
     with new_folder(out, overwrite) as folder:
         library, usage = _save(model, trained, folder)
-        about = (trained.base, license, trained.trained_on, describe_images(trained.data), trained.metrics)
-        classes = trained.data.get("class_names", ())
-        card = model_card(
-            description, *about, classes=classes, base_class=type(model).__name__, library=library, usage=usage
-        )
+        card = trained.card(description, license, library, usage)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return difference
 

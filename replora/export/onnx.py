@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 import replora
-from replora.adapters.peft_format.model_card import model_card
-from replora.datasets.image.read import describe_images
 from replora.export.merged import TOLERANCES, merge_verified
 from replora.export.trained import ExportError, Trained
 from replora.export.usage import onnx_usage
@@ -75,18 +73,7 @@ def export_onnx(trained: Trained, out: Path, license: str = "unknown", overwrite
     with new_folder(out, overwrite) as folder:
         _write(model, example, folder / FILE, _metadata(trained, license))
         difference = _verify(model, example, folder / FILE)
-        card = model_card(
-            description,
-            trained.base,
-            license,
-            trained.trained_on,
-            describe_images(data),
-            trained.metrics,
-            classes=data["class_names"],
-            base_class=type(trained.model).__name__,
-            library="onnx",
-            usage=onnx_usage(data, FILE),
-        )
+        card = trained.card(description, license, "onnx", onnx_usage(data, FILE))
         (folder / "README.md").write_text(card, encoding="utf-8")
     return difference
 

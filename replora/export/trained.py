@@ -10,12 +10,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import replora
+from replora.adapters.container import Description
 from replora.adapters.fingerprint import base_name, check_base_weights, in_head, timm_weights
 from replora.adapters.peft_format.export import CONFIG_FILE
+from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.state import read_adapter, read_metadata
 from replora.backbones.backbone import Backbone
 from replora.backbones.vision import VIT_NANO, VisionBackbone, build_vision_backbone
 from replora.datasets.common.hub import check_hub
+from replora.datasets.image.read import describe_images
 from replora.errors import RepLoRAError, nearest
 from replora.results import describe_training_data, read_results
 from replora.runs import check_usable, open_run, read_entry
@@ -48,6 +51,28 @@ class Trained:
     metrics: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     force: bool = False
+
+    def card(self, description: Description, license: str, library: str, usage: str) -> str:
+        """The model card, as Markdown.
+
+        Args:
+            description: What `replora.describe` said of the model before it was merged.
+            license: An identifier of the Hugging Face hub.
+            library: Which opens what is written: `replora`, `timm`, `onnx` ...
+            usage: Code that opens it.
+        """
+        return model_card(
+            description,
+            self.base,
+            license,
+            self.trained_on,
+            describe_images(self.data),
+            self.metrics,
+            classes=self.data.get("class_names", ()),
+            base_class=type(self.model).__name__,
+            library=library,
+            usage=usage,
+        )
 
 
 def load_trained(source: Path, base: str | None = None, checkpoint: Path | None = None, force: bool = False) -> Trained:
