@@ -42,6 +42,8 @@ from replora.io import (
 
 FORMAT = 2
 EVALUATIONS = ("validate", "test", "predict")
+# Files of a classifier beside its record: predictions of `predict` and of `test`, and how each class fared in a test.
+PREDICTIONS, TEST_PREDICTIONS, TEST_CLASSES = "predictions.csv", "test_predictions.csv", "test_classes.csv"
 PACKAGES = ("replora", "torch", "lightning", "timm", "transformers", "peft", "torchvision", "torchmetrics")
 
 

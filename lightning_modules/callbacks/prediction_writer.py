@@ -12,9 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_modules.callbacks.results_writer import status_of_evaluation
 from replora.datasets.common.files import printable
 from replora.io import csv_text, replace_text
+from replora.results import PREDICTIONS, TEST_CLASSES, TEST_PREDICTIONS
 
-PREDICTIONS, TEST_PREDICTIONS = "predictions.csv", "test_predictions.csv"
-TEST_CLASSES = "test_classes.csv"
 COLUMNS = ["index", "path", "label", "label_name", "predicted", "predicted_name", "probability"]
 
 
@@ -63,7 +62,7 @@ class PredictionWriter(Callback):
         module: Any = pl_module
         classes = module.measured("test").get("classes", [])
         if classes and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            names = _names_and_paths(trainer)[0] or range(len(classes))
+            names = _class_names(trainer) or range(len(classes))
             rows = [[name, *row.values()] for name, row in zip(names, classes, strict=True)]
             replace_text(self.run_dir / TEST_CLASSES, csv_text([["class", *classes[0]], *rows]))
 
@@ -76,7 +75,8 @@ class PredictionWriter(Callback):
                 rows = rows | part
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             status = status_of_evaluation(self.run_dir, trainer, verb)
-            _write(file, rows, *_names_and_paths(trainer), [] if status == "complete" else [status])
+            names = _class_names(trainer)
+            _write(file, rows, names, _paths(trainer), [] if status == "complete" else [status])
             if verb == "predict":  # those of a test are for other verbs to read
                 rank_zero_info(f"{len(rows):,} predictions are in {file}")
 
@@ -94,10 +94,15 @@ def _write(
     replace_text(file, csv_text(lines))
 
 
-def _names_and_paths(trainer: Trainer) -> tuple[list[str], list[str]]:
-    """Class names, and the paths of images or videos if the dataset has files."""
-    datamodule = getattr(trainer, "datamodule", None)
-    if datamodule is None or not hasattr(datamodule, "build_dataset"):
-        return [], []
+def _class_names(trainer: Trainer) -> list[str]:
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    return list(datamodule.class_names) if hasattr(datamodule, "build_dataset") else []
+
+
+def _paths(trainer: Trainer) -> list[str]:
+    """The paths of images or videos, if the dataset has files."""
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    if not hasattr(datamodule, "build_dataset"):
+        return []
     paths = getattr(datamodule.build_dataset(datamodule.listed(datamodule.eval_split)), "paths", [])
-    return datamodule.class_names, [str(path) for path in paths]
+    return [str(path) for path in paths]

@@ -8,10 +8,9 @@ from typing import Any
 from replora.io import read_csv
 from replora.plots import contact_sheet
 from replora.plots.run import MAKER, draw_confusion
-from replora.results import read_results
+from replora.results import TEST_PREDICTIONS, read_results
 
 SHOWN = 24
-TEST_PREDICTIONS = "test_predictions.csv"
 
 
 def draw_test(run: Path, datamodule: Any) -> list[Path]:

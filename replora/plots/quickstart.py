@@ -10,7 +10,7 @@ from replora.datasets.image.digits import Digits
 from replora.io import read_csv, save_picture
 from replora.progress import table_console
 from replora.reports.render.fonts import pyplot
-from replora.results import read_results
+from replora.results import PREDICTIONS, read_results
 
 MAKER = "replora-cli quickstart"
 
@@ -128,7 +128,7 @@ def draw(runs: list[Path], file: Path) -> None:
 def _draw_predictions(figure: Any, run: Path, method: str, columns: int = 10) -> None:
     """Draw two rows of test images: the first ones, and the first mistakes."""
     digits = Digits("test")
-    predictions = read_csv(run / "predictions.csv")
+    predictions = read_csv(run / PREDICTIONS)
     mistakes = [p for p in predictions if p["label"] != p["predicted"]]
     accuracy = 1 - len(mistakes) / len(predictions)
     axes = figure.subplots(2, columns)

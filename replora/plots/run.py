@@ -15,7 +15,7 @@ from replora.config_files import read_config
 from replora.errors import RepLoRAError
 from replora.io import Entries, UnreadableFileError, check_types, read_csv, save_picture
 from replora.reports.render.fonts import drawable, pyplot
-from replora.results import read_results, status_of
+from replora.results import PREDICTIONS, read_results, status_of
 
 # Okabe and Ito's colors, which are distinct for all kinds of color vision; markers and line styles differ too.
 SPLITS: dict[str, dict[str, Any]] = {
@@ -131,7 +131,7 @@ def draw_learning_curves(run: Path, file: Path) -> Path:
     return _save(figure, file)
 
 
-def draw_confusion(run: Path, file: Path, predictions: str = "predictions.csv") -> Path:
+def draw_confusion(run: Path, file: Path, predictions: str = PREDICTIONS) -> Path:
     """Draw the confusion matrix of a run from its predictions, those of `predict` or of `test_predictions.csv`.
 
     Raises:
@@ -193,7 +193,7 @@ def _most_confused(counts: np.ndarray, names: list[str]) -> str:
     return "Most frequent mistakes:\nimages   true (number) → predicted\n" + "\n".join(lines)
 
 
-def _confusion(run: Path, predictions: str = "predictions.csv") -> tuple[np.ndarray, list[str], str | None]:
+def _confusion(run: Path, predictions: str = PREDICTIONS) -> tuple[np.ndarray, list[str], str | None]:
     """Counts (true, predicted), int (classes, classes), the names of the classes, and the status of the predictions."""
     file = run / predictions
     if not file.is_file():

@@ -9,9 +9,7 @@ from replora.errors import RepLoRAError, listed
 from replora.evaluation.paired import Paired, paired
 from replora.evaluation.significance import wilson_interval
 from replora.io import UnreadableFileError, read_csv
-from replora.results import read_results, status_of
-
-PREDICTIONS = "test_predictions.csv"
+from replora.results import TEST_PREDICTIONS, read_results, status_of
 
 
 def compare_runs(first: Path, second: Path) -> str:
@@ -66,11 +64,11 @@ def _limits(results: list[dict[str, Any]], runs: tuple[Path, Path]) -> list[str]
 
 def _answers(run: Path) -> dict[tuple[str, str], tuple[int, int, str]]:
     """Index and path of each test image -> its label, the prediction, and the name of the label."""
-    file = run / PREDICTIONS
+    file = run / TEST_PREDICTIONS
     if not file.is_file():
         raise RepLoRAError(
-            f"{run} has no {PREDICTIONS}: it has not been tested, or is not a run that classifies images or videos. "
-            f"Test it: replora-cli test --config {run / 'fit.yaml'}"
+            f"{run} has no {TEST_PREDICTIONS}: it has not been tested, or is not a run that classifies images or "
+            f"videos. Test it: replora-cli test --config {run / 'fit.yaml'}"
         )
     try:
         rows = {

@@ -12,7 +12,7 @@ from replora.datasets.vision_language.tasks import VL_TASKS
 from replora.errors import visible
 from replora.evaluation.significance import wilson_interval
 from replora.reports.runs import HEADLINES
-from replora.results import read_results, status_of, weights_source
+from replora.results import PREDICTIONS, TEST_CLASSES, TEST_PREDICTIONS, read_results, status_of, weights_source
 
 # Metrics by their names without split and task, as they are shown; any other has four significant digits.
 PERCENT = {*HEADLINES, "mean_class_accuracy", "unparsed", "consistency", "label_score"} - {"score"}
@@ -22,8 +22,8 @@ COUNTED = {"accuracy", "acc", "acc_norm", "unparsed"}  # shares of items
 COUNTED_KINDS = {"gqa", "nlvr2", "choice"}  # of vision-and-language tasks; an answer of VQA may be partly right
 FILES = (
     *("results.json", "fit.yaml", "adapter.safetensors", "checkpoints/last.ckpt"),
-    *("test_classes.csv", "test_predictions.csv", "plots"),
-    *("predictions.csv", "predictions.jsonl", "predictions", "predictions_partial"),
+    *(TEST_CLASSES, TEST_PREDICTIONS, "plots"),
+    *(PREDICTIONS, "predictions.jsonl", "predictions", "predictions_partial"),
 )
 WEAKEST = 3  # number of classes that a summary names
 
@@ -106,7 +106,7 @@ def next_command(results: dict[str, Any], run_dir: Path, verb: str) -> str:
         words = ["fit", "--config", config, "--data.protocol", "final", "--run_dir", final]
     elif "test" not in results and data.get("protocol") in ("final", "holdout"):
         words = ["test", "--config", config]
-    elif classifies and not (run_dir / "predictions.csv").is_file():
+    elif classifies and not (run_dir / PREDICTIONS).is_file():
         words = ["predict", "--config", config]
     elif classifies:
         words = ["plot", run_dir]

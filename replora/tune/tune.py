@@ -13,10 +13,10 @@ from replora.datasets.errors import SubsetError
 from replora.errors import RepLoRAError, nearest
 from replora.io import read_json
 from replora.memory import usable_cpus
-from replora.plots.mistakes import TEST_PREDICTIONS, draw_test
+from replora.plots.mistakes import draw_test
 from replora.plots.run import datamodule_of
 from replora.reports.summary import format_seconds, summarize
-from replora.results import write_json
+from replora.results import TEST_PREDICTIONS, write_json
 from replora.sweeps.local_queue import LocalQueue
 from replora.sweeps.plan import ONLY
 from replora.sweeps.progress import Progress
@@ -199,7 +199,7 @@ def _on_command_line(arguments: list[str], option: str) -> bool:
 
 
 def _probed(plan: Plan, bare: list[Candidate], folds: int | None, offered: bool) -> tuple[Facts, int]:
-    """The facts of the first method that can be started, measured in two folds or, where those are not to be had, none.
+    """The facts of the first method that can be started, measured in two folds or, where these cannot be made, without.
 
     Returns:
         The facts, and the number of folds of the probe.

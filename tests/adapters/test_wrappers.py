@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -244,3 +246,9 @@ def test_a_model_prepared_by_accelerate_trains_saves_and_goes_on(model_name: str
         if method != "full":
             replora.load_adapter(saved, tmp_path / "saved" / "adapter.safetensors")
         torch.testing.assert_close(call(saved, tiny.inputs()), want)
+
+
+def test_adapters_do_not_wait_for_distributed_tensors() -> None:
+    """Their module takes ten times as long to import as the adapters; who shares out a model has imported it."""
+    code = "import sys, replora.adapters.inject; sys.exit('torch.distributed.tensor' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError, nearest
-from replora.evaluation.significance import sign_test
+from replora.evaluation.paired import paired
 from replora.reports.render.document import Block, Heading, Table
 from replora.reports.runs import UNTUNED, Group, ordered
 from replora.results import UNTRAINED, read_results, status_of, weights_source
@@ -101,9 +101,8 @@ def _paired_rows(untuned: dict[str, Any], tuned: dict[str, Any], metric: str) ->
         before, after = (test["right"][task][metric] for test in (untuned, tuned))
         if len(before) != len(after):
             continue
-        pairs = list(zip(before, after, strict=True))
-        gained, lost = pairs.count(("0", "1")), pairs.count(("1", "0"))
-        p = sign_test(gained, lost)
+        counts = paired([answer == "1" for answer in before], [answer == "1" for answer in after])
+        gained, lost, p = counts.second, counts.first, counts.p_value
         ends = f"{metric}_interval"
         apart = _apart(untuned["tasks"][task][ends], found[ends])
         shown = f"{p:.3f}" if p >= 0.001 else "< 0.001"
