@@ -37,6 +37,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from replora.launch import launch
 from replora.memory import usable_cpus
+from replora.results import read_results
 from replora.sweeps.sweep_file import read_sweep
 
 SWEEP: dict[str, Any] = {
@@ -138,8 +139,8 @@ def run(queue: str, options: Any) -> dict[str, float]:
 
 def trial_seconds(file: Path) -> float:
     """Seconds of the fit and the test of a trial, without what lies before and between them."""
-    results = json.loads(file.read_text(encoding="utf-8"))
-    return sum(results.get(verb, {}).get("seconds", 0.0) for verb in ("fit", "test"))
+    results = read_results(file.parent)
+    return sum(results[verb]["seconds"] for verb in ("fit", "test"))
 
 
 def start_ups(home: Path) -> list[float]:

@@ -16,6 +16,7 @@ measurements under these names: `read_results` adds them to what a file of forma
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -325,6 +326,7 @@ def peak_memory() -> dict[str, int]:
     return peaks
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -56,6 +56,15 @@ def test_runs_and_its_results_make_tables(name: str, benchmark, tmp_path: Path, 
     assert (name == "scaling") == (".png" in page) == bool(list(tmp_path.glob("*.png")))
 
 
+def test_a_trial_lasts_as_long_as_its_fit_and_its_test(benchmark, tmp_path: Path) -> None:
+    measured = {"metrics": {}, "partial": [], "seed": 0, "command": "", "versions": {}, "git": None}
+    weights = {"source": "last epoch", "sha256": "a"}
+    content = {"format": 2, "data": {}, "fit": measured | {"seconds": 4.5, "weights_sha256": "a"}}
+    content["evaluations"] = [measured | {"verb": "test", "data": {}, "weights": weights, "seconds": 1.75}]
+    (tmp_path / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    assert benchmark("sweep_throughput").trial_seconds(tmp_path / "results.json") == 6.25
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_records_are_not_copied_into_loader_processes(benchmark, tmp_path: Path) -> None:
     script = benchmark("record_memory")
