@@ -17,7 +17,7 @@ import lazy_loader
 
 from replora.former_names import FORMER_NAMES
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _lazy_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

@@ -5,14 +5,13 @@ Nothing heavy is imported before it is known that the verb needs it.
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable
 
+from replora import __version__
 from replora.cli.commands.ask import ask
 from replora.cli.commands.compare import compare
 from replora.cli.commands.configs import configs
@@ -144,7 +143,7 @@ def run(arguments: list[str]) -> None:
     elif verb in ("-h", "--help", "help"):
         print(_help())
     elif verb in ("--version", "-V", "version"):
-        print(f"replora {importlib.metadata.version('replora')}")
+        print(f"replora {__version__}")
     elif verb in COMMANDS:
         run_command(verb, COMMANDS[verb], arguments[1:])
     elif verb in TRAINER_VERBS and any(flag in arguments for flag in HELP_FLAGS):
