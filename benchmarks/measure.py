@@ -30,6 +30,7 @@ from replora.io import replace_text
 from replora.results import environment_info
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks"
+QUICK_RESULTS = Path(__file__).parents[1] / "runs" / "benchmarks"  # those of --quick measure nothing
 
 WIDE = 0.1  # quartiles farther apart than this fraction of a ratio are inconclusive
 
@@ -51,8 +52,24 @@ def common_options(description: str, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=rounds, help="number of times each method is timed")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="number of CPU threads")
     parser.add_argument("--out", type=Path, default=RESULTS, help="output folder of the JSON files")
-    parser.add_argument("--quick", action="store_true", help="tiny shapes and two rounds, only to check that it runs")
+    parser.add_argument(
+        "--quick",
+        action=_Quick,
+        help="tiny shapes and two rounds, only to check that it runs; writes to runs/benchmarks",
+    )
     return parser
+
+
+class _Quick(argparse.Action):
+    """`--quick`, which leaves the committed results alone unless `--out` names their folder."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, default=False, **options)
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, _values: Any, _option: str | None = None) -> None:
+        namespace.quick = True
+        if namespace.out is RESULTS:
+            namespace.out = QUICK_RESULTS
 
 
 def device_options(parser: argparse.ArgumentParser) -> None:

@@ -56,6 +56,20 @@ def test_runs_and_its_results_make_tables(name: str, benchmark, tmp_path: Path, 
     assert (name == "scaling") == (".png" in page) == bool(list(tmp_path.glob("*.png")))
 
 
+def test_a_quick_run_leaves_the_committed_results_alone(benchmark, tmp_path: Path) -> None:
+    measure = benchmark("measure")
+
+    def out(*arguments: str) -> Path:
+        return measure.common_options("A benchmark.", rounds=1).parse_args(arguments).out
+
+    assert out() == measure.RESULTS
+    assert out("--quick") == measure.QUICK_RESULTS
+    assert out("--quick", f"--out={tmp_path}") == out(f"--out={tmp_path}", "--quick") == tmp_path
+    scripts = [file for file in (ROOT / "benchmarks").glob("*.py") if "options.quick" in file.read_text("utf-8")]
+    assert len(scripts) > 8
+    assert [file.name for file in scripts if "measure.common_options(" not in file.read_text("utf-8")] == []
+
+
 def test_a_trial_lasts_as_long_as_its_fit_and_its_test(benchmark, tmp_path: Path) -> None:
     measured = {"metrics": {}, "partial": [], "seed": 0, "command": "", "versions": {}, "git": None}
     weights = {"source": "last epoch", "sha256": "a"}

@@ -19,7 +19,7 @@ import yaml
 
 import lightning_modules
 import replora
-from replora.cli.main import main
+from replora.cli.main import _help, main
 from replora.results import read_results, weights_source
 from replora.trainer import trainer_cli
 from tests.cli.helpers import DIGITS, Remember, fit, refused
@@ -381,6 +381,13 @@ def test_the_help_of_a_class_shows_every_option(arguments, options, capsys):
     shown = capsys.readouterr().out
     assert [option for option in options if option not in shown] == []
     assert "dict_kwargs" not in shown
+
+
+@pytest.mark.parametrize("line", [line.split()[1:] for line in _help().splitlines() if ".help " in line], ids=" ".join)
+def test_the_help_names_commands_that_work(line, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(line)
+    assert stopped.value.code == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("package", ["datamodules", "lightning_modules"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from statistics import fmean
+
 import pytest
 import yaml
 
@@ -146,6 +150,14 @@ def test_shipped_sweeps_are_fair_and_complete(name):
     assert not any("--data.protocol=tune" in trial.arguments for trial in sweep.planned_final_trials())
     for config in (*sweep.base, *(config for method in sweep.methods for config in method.configs)):
         assert find_config(config).is_file()
+
+
+@pytest.mark.parametrize("name", ["ablation", "digits_low_data", "transfer_low_data"])
+def test_the_stated_cost_is_the_recorded_one(name):
+    """Within half of it, for start-up is not recorded. (Of commonsense the expensive sizes are not recorded.)"""
+    records = Path(__file__).parents[2].joinpath("results", name, "runs.jsonl").read_text("utf-8").splitlines()
+    measured = fmean(json.loads(line)["fit"]["seconds"] for line in records)
+    assert measured / 1.5 < read_sweep(find_config(f"sweep/{name}.yaml")).seconds_per_trial < 1.5 * measured
 
 
 def test_shipped_sweeps_cover_what_they_say():
