@@ -6,8 +6,12 @@ import importlib
 import importlib.metadata
 import signal
 import sys
+from types import ModuleType
 
 from replora.errors import RepLoRAError
+
+# Top-level packages besides `replora` -> a class that no other package of the name has.
+OWN = {"datamodules": "BaseDataModule", "lightning_modules": "AdaptedModule"}
 
 
 def launch(arguments: list[str], *, pictures: bool = False) -> None:
@@ -56,14 +60,20 @@ def _check_packages() -> None:
     Raises:
         RepLoRAError: One does; the message names it.
     """
-    for package, own in (("datamodules", "BaseDataModule"), ("lightning_modules", "AdaptedModule")):
-        module = importlib.import_module(package)
-        if hasattr(module, own):
-            continue
-        found = module.__file__ or ", ".join(module.__path__)
-        others = [name for name in importlib.metadata.packages_distributions().get(package, []) if name != "replora"]
-        culprit = f"belongs to the installed {' and '.join(others)}" if others else "comes first on the import path"
-        raise RepLoRAError(
-            f"The package {package!r} that Python finds is {found}, not the one of replora. It {culprit}. Use an "
-            "environment without it, or rename it."
-        )
+    for package in OWN:
+        if message := foreign_package(importlib.import_module(package)):
+            raise RepLoRAError(message)
+
+
+def foreign_package(module: ModuleType) -> str | None:
+    """A message, if `module` is another `datamodules` or `lightning_modules` than that of this project."""
+    package = module.__name__
+    if hasattr(module, OWN[package]):
+        return None
+    found = module.__file__ or ", ".join(module.__path__)
+    others = [name for name in importlib.metadata.packages_distributions().get(package, []) if name != "replora"]
+    culprit = f"belongs to the installed {' and '.join(others)}" if others else "comes first on the import path"
+    return (
+        f"The package {package!r} that Python finds is {found}, not the one of replora. It {culprit}. Use an "
+        "environment without it, or rename it."
+    )

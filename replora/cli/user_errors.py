@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from replora.errors import RepLoRAError
+from replora.launch import OWN, foreign_package
 
 # What the operating system refused -> what is wrong, and what to do.
 _SYSTEM = {
@@ -61,6 +63,8 @@ def user_error(error: BaseException) -> str | None:
     for cause in chain:
         if isinstance(cause, OSError) and cause.errno in _SYSTEM:
             return _of_system(cause)
+        if isinstance(cause, ImportError) and (hidden := _hidden_package(cause)):
+            return hidden
         names = {cls.__name__ for cls in type(cause).__mro__}
         for name, remedy in _LIBRARIES.items():
             if name in names:
@@ -72,6 +76,12 @@ def user_error(error: BaseException) -> str | None:
         if isinstance(cause, ValueError | RuntimeError | TypeError) and _raised_in(cause).startswith(_CHECKS_OPTIONS):
             return _first_paragraph(cause)
     return None
+
+
+def _hidden_package(error: ImportError) -> str | None:
+    """The message about another package with the name of one of ours, if it lacks what was imported."""
+    package = (error.name or "").partition(".")[0]
+    return foreign_package(sys.modules[package]) if package in OWN and package in sys.modules else None
 
 
 def _raised_in(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,20 @@ def test_a_full_device_as_output(home: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("replora-cli: error: ")
     assert "no space is left" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["from datamodules import BaseDataModule", "import datamodules.absent", "import lightning_modules.absent"],
+)
+def test_a_package_that_hides_ours_is_no_defect(
+    statement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every verb names it, not only those that train: their imports fail where they first use one of ours."""
+    package = statement.split()[1].partition(".")[0]
+    other = types.ModuleType(package)
+    other.__file__, other.__path__ = str(tmp_path / package / "__init__.py"), []
+    monkeypatch.setitem(sys.modules, package, other)
+    with pytest.raises(ImportError) as raised:
+        exec(statement)
+    assert f"The package {package!r} that Python finds is {other.__file__}" in str(user_error(raised.value))
