@@ -93,16 +93,21 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """That of autocast where it is on. Some devices have none at all, as `meta`, and must not be asked for it."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if _has_autocast(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
     """Autocast off, on a device that has it."""
-    if torch.amp.is_autocast_available(device):
+    if _has_autocast(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
+
+
+def _has_autocast(device: str) -> bool:
+    """Whether a device has autocast; what torch compiles for has it, and in 2.10 it cannot compile the question."""
+    return torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
 
 
 def updated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, pieces: list[Piece], scale: float) -> Tensor:
