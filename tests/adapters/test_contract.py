@@ -18,6 +18,7 @@ from tests.adapters.tiny_models import MODELS, TinyModel, call
 METHODS: dict[str, replora.AdapterConfig] = {
     "replora": replora.RepLoRAConfig(rank=2, hidden=4),
     "replora_unshared": replora.RepLoRAConfig(rank=2, hidden=4, sharing="none", alpha=5.0),
+    "replora_tied": replora.RepLoRAConfig(rank=2, hidden=4, sharing="tied", targets=("q", "k", "v", "out")),
     "linear": replora.RepLoRAConfig(rank=2, hidden=4, factors="linear"),
     "lora": replora.RepLoRAConfig(rank=2, factors="none", targets=("q", "k", "v", "out")),
     "dora": replora.PeftMethodConfig("dora", rank=2),
@@ -26,7 +27,7 @@ METHODS: dict[str, replora.AdapterConfig] = {
     "full": replora.FullConfig(),
     "linear_probe": replora.LinearProbeConfig(),
 }
-LOW_RANK = ["replora", "replora_unshared", "linear", "lora"]
+LOW_RANK = ["replora", "replora_unshared", "replora_tied", "linear", "lora"]
 # peft adapts only layers that are called one by one.
 PEFT_MODELS = ["timm_vit", "timm_swin", "hf_vit", "hf_llama", "hf_gpt2", "hf_bart"]
 PAIRS = [

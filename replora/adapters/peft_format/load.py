@@ -295,6 +295,7 @@ def _fitted(
         )
     wanted = [(bank, [(A.clone(), torch.zeros_like(B)) for A, B in bank()]) for bank in adapters.factor_banks()]
     place = {id(bank): found for bank, found in wanted}
+    filled: dict[tuple[int, int, int], tuple[str, Tensor, Tensor]] = {}
     for name, update in layers.items():
         A, B = pairs[name]
         used = torch.zeros_like(B, dtype=torch.bool)
@@ -315,8 +316,14 @@ def _fitted(
                 )
             rows_of(used, view.rows).fill_(True)
             own_A, own_B = place[id(view.bank)][view.slot]
-            own_A[view.group, :rank] = A[columns].to(own_A)
-            own_B[view.group, :, :rank] = (own_rows[:, columns] * (scales[name] / update.scale)).to(own_B)
+            new_A, new_B = A[columns].to(own_A), (own_rows[:, columns] * (scales[name] / update.scale)).to(own_B)
+            other, *same = filled.setdefault((id(view.bank), view.group, view.slot), (name, new_A, new_B))
+            if not all(torch.equal(one, new) for one, new in zip(same, (new_A, new_B), strict=True)):
+                raise PeftFormatError(
+                    f"{folder} has different factors for two targets in {other} and {name}, to which the model's "
+                    "adapter gives the same A and B (sharing: tied). Import into sharing: group or none."
+                )
+            own_A[view.group, :rank], own_B[view.group, :, :rank] = new_A, new_B
         if bool(B[~used].any()):
             raise PeftFormatError(
                 f"{folder} changes rows of {name} that the model's adapter leaves alone: it is a joint update of the "
