@@ -304,7 +304,7 @@ def _fitted(
                 f"{folder}: {name} is of a layer {A.shape[1]} -> {B.shape[0]}, but the model's is "
                 f"{update.shape[1]} -> {update.shape[0]}."
             )
-        for view in update.views:
+        for target, view in zip(update.names, update.views, strict=True):
             own_rows = rows_of(B, view.rows).flatten(0, 1)
             columns = own_rows.ne(0).any(dim=0)
             if view.rows is None:  # all but the zeros that fill up a lower rank
@@ -317,11 +317,11 @@ def _fitted(
             rows_of(used, view.rows).fill_(True)
             own_A, own_B = place[id(view.bank)][view.slot]
             new_A, new_B = A[columns].to(own_A), (own_rows[:, columns] * (scales[name] / update.scale)).to(own_B)
-            other, *same = filled.setdefault((id(view.bank), view.group, view.slot), (name, new_A, new_B))
-            if not all(torch.equal(one, new) for one, new in zip(same, (new_A, new_B), strict=True)):
+            other, *same = filled.setdefault((id(view.bank), view.group, view.slot), (target, new_A, new_B))
+            if other != target and not all(map(torch.equal, same, (new_A, new_B))):
                 raise PeftFormatError(
-                    f"{folder} has different factors for two targets in {other} and {name}, to which the model's "
-                    "adapter gives the same A and B (sharing: tied). Import into sharing: group or none."
+                    f"{folder} has different factors for {other} and {target}, to which the model's adapter gives the "
+                    "same A and B (sharing: tied). Import into sharing: group or none."
                 )
             own_A[view.group, :rank], own_B[view.group, :, :rank] = new_A, new_B
         if bool(B[~used].any()):

@@ -143,7 +143,8 @@ def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
                 given = given.full_tensor() if is_share(given) else given
                 factors = matrix.factors_in(given)
                 for group, factor in zip(matrix.groups, factors, strict=True):
-                    if not torch.equal(taken.setdefault((matrix.slot, matrix.side, group), factor), factor):
+                    first = taken.setdefault((matrix.slot, matrix.side, group), factor)
+                    if first is not factor and not torch.equal(first, factor):
                         forget(matrices)
                         raise RepLoRAError(
                             f"Layers that are tied have the same {matrix.side}, but the values to take up differ "
