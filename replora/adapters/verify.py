@@ -175,6 +175,9 @@ def _factors_apart(adapters: Adapters) -> Iterator[dict[str, list[Tensor]]]:
         A, B = FactorView.factors(view, dtype)
         return A, apart(name, B)
 
+    def value(name: str, matrix: Matrix) -> Tensor:
+        return apart(name, Matrix.value(matrix))
+
     views: list[Any] = []
     matrices: list[Any] = []
     for update in adapters.updates:
@@ -183,7 +186,7 @@ def _factors_apart(adapters: Adapters) -> Iterator[dict[str, list[Tensor]]]:
             views.append(view)
     if adapters.generators is not None:
         for pair, matrix in zip(adapters.generators.pairs(), adapters.generators.seconds(), strict=True):
-            matrix.value = lambda name=pair.name, of=matrix: apart(name, Matrix.value(of))  # type: ignore[method-assign]
+            matrix.value = partial(value, pair.name, matrix)  # type: ignore[method-assign]
             matrices.append(matrix)
     try:
         yield found
