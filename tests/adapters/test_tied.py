@@ -74,9 +74,11 @@ def test_nothing_to_tie_is_refused(targets: tuple[str, ...]) -> None:
     model, _ = build("torch_encoder" if "fc1" in targets else "hf_llama")
     before = list(model.state_dict())
     targets = ("linear1", "linear2") if "fc1" in targets else targets
-    with pytest.raises(replora.RepLoRAError, match=r"sharing: 'tied' .*\(24 -> .*or sharing: group"):
-        replora.inject(model, replora.RepLoRAConfig(**TIED, targets=targets))
-    assert list(model.state_dict()) == before
+    of_peft = replora.PeftMethodConfig("lora", 2, reparameterize=True, sharing="tied", targets=targets)
+    for config in (replora.RepLoRAConfig(**TIED, targets=targets), of_peft):
+        with pytest.raises(replora.RepLoRAError, match=r"sharing: 'tied' .*\(24 -> .*or sharing: group"):
+            replora.inject(model, config)
+        assert list(model.state_dict()) == before
 
 
 @pytest.mark.parametrize("model_name", ["timm_vit", "hf_bart", "torch_encoder"])
