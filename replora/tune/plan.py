@@ -29,21 +29,23 @@ class Candidate:
         method: Name of the method.
         config: Packaged configuration of the method; empty for the method of the given configurations.
         point: Options of the candidate.
+        steps: How many steps of the grid its rate lies from the middle, where the configured rate is.
     """
 
     method: str
     config: str
     point: Point
+    steps: float = 0.0
 
     @property
     def name(self) -> str:
         return f"{self.method}, {self.point.name.replace('=', ' ').replace(',', ', ')}"
 
 
-def candidate(method: str, config: str, options: Options) -> Candidate:
+def candidate(method: str, config: str, options: Options, steps: float = 0.0) -> Candidate:
     """A candidate, named by its options."""
     named = (f"{name.rpartition('.')[2].removeprefix('max_')}={value:g}" for name, value in options.items())
-    return Candidate(method, config, Point(",".join(named), options))
+    return Candidate(method, config, Point(",".join(named), options), steps)
 
 
 def grid_of(
@@ -52,9 +54,9 @@ def grid_of(
     """All combinations; an option without values stays as it is configured."""
     axes = {RATE: rates, RANK: ranks, EPOCHS: epochs}
     axes = {name: values for name, values in axes.items() if values}
-    return [
-        candidate(method, config, dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())
-    ]
+    middle = (len(rates) - 1) / 2
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    return [candidate(method, config, point, abs(rates.index(point[RATE]) - middle)) for point in points]
 
 
 def around(rate: float) -> list[float]:
@@ -106,7 +108,7 @@ class Plan:
         return self._trial("final", one, ONLY, self._seeds(0) | {"data.protocol": self.protocol}, 0, "final")
 
     def kept(self, measured: int) -> int:
-        """How many candidates are left after so many measurements of each: successive halving.
+        """How many candidates are left at least after so many measurements of each: successive halving.
 
         Each rung has half as many candidates as the one before and twice as many measurements of each, so that all
         rungs cost the same; but no measurement halves them twice.
@@ -119,8 +121,8 @@ class Plan:
         return math.ceil(count / 2.0 ** sum(end <= measured for end in ends))
 
     def trials(self) -> int:
-        """The number of trials that choose, unless candidates fail or an edge is extended."""
-        return sum(self.kept(measured) for measured in range(self.measurements))
+        """The largest number of trials that choose, unless an edge is extended: no candidate is clearly worse."""
+        return len(self.candidates) * self.measurements
 
     def with_candidate(self, one: Candidate) -> Plan:
         return replace(self, candidates=[*self.candidates, one])
