@@ -13,9 +13,15 @@ LINK = re.compile(r"(!?)\[([^\]]+)\]\(([^)#]+)[^)]*\)")
 
 
 def description() -> str:
-    """The text of README.md: a link to a file of the repository becomes its own text, and a picture its caption."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    return LINK.sub(lambda link: link[2] if (ROOT / link[3]).exists() else link[0], readme)
+    """The text of README.md: a link to a file of the repository becomes text and file, and a picture its caption."""
+
+    def written_out(link: re.Match[str]) -> str:
+        picture, text, file = link.groups()
+        if not (ROOT / file).exists():
+            return link[0]
+        return text if picture or file in text else f"{text} ({file})"
+
+    return LINK.sub(written_out, (ROOT / "README.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
