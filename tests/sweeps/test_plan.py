@@ -150,7 +150,9 @@ def test_shipped_sweeps_are_fair_and_complete(name):
 
 def test_shipped_sweeps_cover_what_they_say():
     named = {name.removeprefix("sweep/").removesuffix(".yaml") for name in SHIPPED}
-    low_data = {f"{data}_low_data" for data in ("quickstart", "digits", "transfer", "vtab", "fgvc", "commonsense")}
+    low_data = {
+        f"{data}_low_data" for data in ("quickstart", "digits", "transfer", "vtab", "fgvc", "commonsense", "real_vit")
+    }
     assert named == low_data | {"vtab_grid", "ablation", "training_length", "method_rates"}
     grid = read_sweep(find_config("sweep/vtab_grid.yaml"))
     assert len(grid.tasks) == 19
