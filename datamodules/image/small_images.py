@@ -8,12 +8,13 @@ from typing import Any, Literal, get_args
 
 from torch.utils.data import Dataset
 
-from datamodules.base import Split, one_of
+from datamodules.base import Split, at_least, one_of
 from datamodules.image.base import ImageDataModule, Normalization
 from replora.datasets.common.paths import data_root
+from replora.datasets.common.subsample import stratified_order
 from replora.datasets.image import fashion_mnist, letters, sprites, stamps
 from replora.datasets.image.digits import Digits
-from replora.datasets.samples import ImageDataset
+from replora.datasets.image.pixels import PixelImages
 
 Task = Literal["fashion_mnist", "sprites_location", "sprites_orientation", "digits", "letters", "stamps"]
 SPRITES = tuple(map(str, range(sprites.CLASSES)))
@@ -33,10 +34,12 @@ class SmallImagesDataModule(ImageDataModule):
     Args:
         task: `fashion_mnist` (ten classes, 10,000 test images), `sprites_location` or `sprites_orientation` (16
             classes, 2,000 test images, drawn on this machine), `digits` (ten classes, 797 test images), `letters` (26
-            classes, 1,000 test images of other fonts) or `stamps` (small pictures of six classes: 201 + 50 and 152 test
+            classes, 1,000 test images of other fonts) or `stamps` (small pictures of six classes: 202 + 50 and 151 test
             images).
         root: Folder of Fashion-MNIST's files, of the fonts or of the pictures. Default: the environment variable
             REPLORA_DATA, else `data`, else where Debian's packages put them.
+        test_images: Largest number of test images (>= 1), the first ones of a stratified order with seed 0. Default:
+            all.
         image_size: Height and width of the images, in pixels (>= 1).
         normalization: `imagenet`, `half` (pixels in [-1, 1]), or `none` (in [0, 1]).
         options: Options of `ImageDataModule`.
@@ -50,6 +53,7 @@ class SmallImagesDataModule(ImageDataModule):
         self,
         task: Task = "fashion_mnist",
         root: Path | None = None,
+        test_images: int | None = None,
         image_size: int = 32,
         normalization: Normalization = "half",
         **options: Any,
@@ -58,6 +62,9 @@ class SmallImagesDataModule(ImageDataModule):
         one_of(get_args(Task), task=task)
         self.task = task
         self.root = data_root(root)
+        if test_images is not None:
+            at_least(1, test_images=test_images)
+        self.test_images = test_images
         self.num_classes = len(CLASSES[task])
         self.class_names = list(CLASSES[task])
 
@@ -71,7 +78,13 @@ class SmallImagesDataModule(ImageDataModule):
         if find:
             find(data_root(options["root"]))
 
-    def build_dataset(self, split: Split) -> ImageDataset:
+    def build_dataset(self, split: Split) -> PixelImages:
+        dataset = self._complete(split)
+        if split == "test" and self.test_images is not None:
+            dataset.keep(sorted(stratified_order(dataset.labels, seed=0)[: self.test_images]))
+        return dataset
+
+    def _complete(self, split: Split) -> PixelImages:
         match self.task:
             case "fashion_mnist":
                 return fashion_mnist.FashionMNIST(split, self.root, self.reader)

@@ -174,6 +174,7 @@ def test_a_sweep_end_to_end(tmp_path, monkeypatch, capsys):
     file = write_sweep(
         Path("s.yaml"),
         base=["small_images.yaml"],
+        options=SMALL["options"] | {"model.pretrained": True},  # random weights differ with the number of classes
         tasks={"data.task": ["digits", "sprites_location", "sprites_orientation"]},
         methods={"LoRA": SMALL["methods"]["LoRA"]},
         select=SMALL["select"] | {"source": "other_tasks"},

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from replora.datasets.errors import DatasetNotFoundError
-from replora.datasets.image.grayscale import READER, GrayImages, GrayPixels
+from replora.datasets.image.pixels import READER, PixelImages, Pixels
 from replora.datasets.image.read import ImageReader
 
 CLASSES = tuple(string.ascii_uppercase)
@@ -35,7 +35,7 @@ SIDE = 32  # pixels
 COUNTS = {"train": 800, "val": 200, "test": 1_000}
 
 
-class Letters(GrayImages):
+class Letters(PixelImages):
     """Letters of random font, size, place, turn and gray, with noise: 800 + 200 + 1,000 images, 26 classes.
 
     Args:
@@ -58,7 +58,7 @@ class Letters(GrayImages):
         drawn = [_draw(part, tuple(fonts[name] for name in _fonts_of(part))) for part in parts]
         gray = np.concatenate([pixels for pixels, _ in drawn])
         labels = [label for _, of_part in drawn for label in of_part]
-        super().__init__(gray, labels, list(CLASSES), reader)
+        super().__init__(gray, labels, CLASSES, reader)
 
 
 def find_fonts(root: Path) -> dict[str, Path]:
@@ -94,7 +94,7 @@ def _fonts_of(part: str) -> Sequence[str]:
 
 
 @functools.cache
-def _draw(part: str, fonts: tuple[Path, ...]) -> tuple[GrayPixels, list[int]]:
+def _draw(part: str, fonts: tuple[Path, ...]) -> tuple[Pixels, list[int]]:
     """The images and labels of `train`, `val` or `test`. Classes are of equal size, up to one image."""
     rng = np.random.default_rng(list(COUNTS).index(part))
     count = COUNTS[part]

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from replora.datasets.common.subsample import stratified_order
 from replora.datasets.errors import CorruptImageError, DatasetNotFoundError
-from replora.datasets.image.grayscale import READER
+from replora.datasets.image.pixels import READER, PixelImages, Pixels
 from replora.datasets.image.read import ImageReader
-from replora.datasets.samples import ImageDataset, ImageSample
 
 CLASSES = ("animals", "food", "household", "plants", "town", "vehicles")
 DEBIAN = Path("/usr/share/tuxpaint/stamps")
@@ -25,11 +24,11 @@ SIDE = 64  # pixels
 TRAIN, VAL = 0.5, 0.125  # parts of all images; the others are the test set
 
 
-class Stamps(ImageDataset):
+class Stamps(PixelImages):
     """Pictures on white, fitted into 64 x 64 pixels.
 
     In a stratified order of all images with seed 0, the first half is `train`, the next eighth `val`, both together
-    `trainval`, and the others `test`. Version 2022.06.04 of the package has 201 + 50 + 152 images.
+    `trainval`, and the others `test`. Version 2022.06.04 of the package has 202 + 50 + 151 images.
 
     Args:
         split: `train`, `val`, `trainval` or `test`.
@@ -51,16 +50,8 @@ class Stamps(ImageDataset):
         order = stratified_order(every_label, seed=0)
         first, second = round(TRAIN * len(order)), round((TRAIN + VAL) * len(order))
         parts = {"train": order[:first], "val": order[first:second], "trainval": order[:second], "test": order[second:]}
-        self.pixels = pixels[parts[split]]  # (N, 64, 64, 3)
-        self.labels = [every_label[place] for place in parts[split]]
-        self.class_names = list(CLASSES)
-        self.reader = reader
-
-    def __getitem__(self, index: int) -> ImageSample:
-        """The sample: pixels (3, image_size, image_size)."""
-        index = range(len(self))[index]
-        image = self.reader.frame(Image.fromarray(self.pixels[index]))
-        return {"image": image, "label": self.labels[index], "index": index}
+        super().__init__(pixels, every_label, CLASSES, reader)
+        self.keep(parts[split])
 
 
 def find_stamps(root: Path) -> Path:
@@ -82,13 +73,13 @@ def find_stamps(root: Path) -> Path:
 
 
 @functools.cache
-def _decoded(folder: Path) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[int]]:
+def _decoded(folder: Path) -> tuple[Pixels, list[int]]:
     """All images (N, 64, 64, 3) and their labels, by class and path. A sweep's trials of one process share them."""
     files = [(file, label) for label, name in enumerate(CLASSES) for file in sorted((folder / name).rglob("*.png"))]
     return np.stack([_read(file) for file, _ in files]), [label for _, label in files]
 
 
-def _read(file: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _read(file: Path) -> Pixels:
     try:
         with Image.open(file) as image:
             image.load()

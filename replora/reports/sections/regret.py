@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from replora.reports.render.charts import FEW, draw_curves, draw_dots
+from replora.reports.render.charts import FEW, REFERENCE, draw_curves, draw_dots
 from replora.reports.render.document import Block, Heading, Paragraph, Picture, Table
 from replora.reports.runs import Group, Run, Size
 from replora.reports.scores import Scores
@@ -110,9 +110,10 @@ def _table(regrets: Regrets, name: str) -> Table:
     for label, sizes in regrets.sizes.items():
         for method in regrets.methods:
             best = regrets.mean(method, sizes, "best")
-            lost = [in_percent(regrets.lost(method, sizes, measure)) for measure in MEASURES]
+            shown = [best, *(regrets.lost(method, sizes, measure) for measure in MEASURES)]
             tasks = "" if best is None else str(best.count)
-            rows.append([method, label, in_percent(best), *lost, tasks, regrets.points(method, sizes)])
+            cells = (in_percent(mean, seeds=0) for mean in shown)  # their number has a column
+            rows.append([method, label, *cells, tasks, regrets.points(method, sizes)])
     note = (
         "Lost is the score at the rate that is best in hindsight, by the mean test score over the draws, minus the one "
         "named. Hindsight flatters the best rate, more so with few draws and many rates; all methods have as many of "
@@ -153,7 +154,9 @@ def _figure(regrets: Regrets, file: Path) -> Picture:
         for measure, title in MEASURES.items()
     }
     draw_dots(file, dots, f"{metric} lost, %")
-    return Picture(file, f"{caption} Mean over all sizes." if several else caption)
+    caption += " Mean over all sizes." if several else ""
+    caption += f" The gray line is {REFERENCE}'s mean." if REFERENCE in regrets.methods else ""
+    return Picture(file, caption)
 
 
 def _paired(regrets: Regrets, name: str) -> list[Block]:
