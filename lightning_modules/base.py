@@ -72,6 +72,7 @@ class AdaptedModule(LightningModule, ABC):
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.loaded_after = ""  # training of the weights read from a checkpoint, in words
+        self._planned: tuple[int, int, int] | None = None  # the length for which the schedule was made
 
     def describe(self) -> dict[str, Any]:
         """Backbone and method, as JSON values."""
@@ -120,6 +121,9 @@ class AdaptedModule(LightningModule, ABC):
             f"({counts.adapter_deployed:,} after training) beside {counts.backbone:,} of the backbone and "
             f"{counts.head:,} of the head"
         )
+        # A callback, such as BatchSizeFinder, may have changed the batches since.
+        if self._planned and self._length() != self._planned:
+            self.trainer.strategy.setup_optimizers(self.trainer)
 
     def configure_callbacks(self) -> list[Callback]:
         """Callbacks for every Trainer of this module: evaluation with merged weights."""
@@ -157,6 +161,14 @@ class AdaptedModule(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer of the trainable parameters, and the schedule over the complete run."""
+        self._planned = steps_per_epoch, total, batch = self._length()
+        optimizer = self.make_optimizer(self.parameter_groups())
+        scale_rates(optimizer, self.schedule.lr_base_size, batch)
+        scheduler = self.schedule.scheduler(optimizer, steps_per_epoch, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule.per}}
+
+    def _length(self) -> tuple[int, int, int]:
+        """Optimizer steps of an epoch and of the run, and examples per optimizer step."""
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise RepLoRAError(
@@ -165,10 +177,7 @@ class AdaptedModule(LightningModule, ABC):
             )
         self.trainer.fit_loop.setup_data()  # with max_steps alone, the batches have not been counted yet
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        optimizer = self.make_optimizer(self.parameter_groups())
-        scale_rates(optimizer, self.schedule.lr_base_size, self._total_batch())
-        scheduler = self.schedule.scheduler(optimizer, max(steps_per_epoch, 1), max(int(total), 1))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule.per}}
+        return max(steps_per_epoch, 1), max(int(total), 1), self._total_batch()
 
     def _total_batch(self) -> int:
         """Examples per optimizer step, in all processes."""

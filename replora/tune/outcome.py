@@ -44,15 +44,12 @@ def outcome_of(race: Race) -> Outcome | None:
     grid = {one.name: {"method": one.method} | one.point.options for one in race.plan.candidates}
     count = min((len(race.values[one.name]) for one in race.alive), default=0)
     values = {one.name: race.values[one.name][:count] for one in race.alive}
-    held_out = race.facts.sizes["val"]
-    if race.plan.folds > 1:
-        held_out = (race.facts.sizes["train"] + held_out) // race.plan.folds
-    found = choose(values, grid, race.metric, race.mode, "middle", held_out)
+    found = choose(values, grid, race.metric, race.mode, "middle", race.held_out)
     if found is None:
         return None
     chosen = next(one for one in race.plan.candidates if one.name == found.point)
     own = race.values[chosen.name]
-    examples = held_out if race.mode == "max" else None
+    examples = race.held_out if race.mode == "max" else None
     alike = []
     for other in race.plan.candidates:
         both = min(len(own), len(race.values.get(other.name, [])))

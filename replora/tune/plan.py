@@ -106,7 +106,7 @@ class Plan:
         return self._trial("final", one, ONLY, self._seeds(0) | {"data.protocol": self.protocol}, 0, "final")
 
     def kept(self, measured: int) -> int:
-        """How many candidates are left after so many measurements of each: successive halving.
+        """How many candidates are left at least after so many measurements of each: successive halving.
 
         Each rung has half as many candidates as the one before and twice as many measurements of each, so that all
         rungs cost the same; but no measurement halves them twice.
@@ -119,8 +119,8 @@ class Plan:
         return math.ceil(count / 2.0 ** sum(end <= measured for end in ends))
 
     def trials(self) -> int:
-        """The number of trials that choose, unless candidates fail or an edge is extended."""
-        return sum(self.kept(measured) for measured in range(self.measurements))
+        """The largest number of trials that choose, unless an edge is extended: no candidate is clearly worse."""
+        return len(self.candidates) * self.measurements
 
     def with_candidate(self, one: Candidate) -> Plan:
         return replace(self, candidates=[*self.candidates, one])

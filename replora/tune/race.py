@@ -1,13 +1,21 @@
-"""Measures the candidates of a plan by successive halving, within a budget."""
+"""Measures the candidates of a plan by successive halving, within a budget.
+
+Halving alone would drop the better of two candidates about as often as the worse one while few examples have been
+measured: with two folds of ten images, a standard error is ten points. Therefore the worse half leaves only where it is
+clearly worse, or where the budget does not suffice for more.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from replora.memory import usable_cpus
+from replora.reports.choice import PROPORTIONS
+from replora.reports.statistics import proportion_error
 from replora.sweeps.local_queue import LocalQueue
 from replora.sweeps.plan import Trial
 from replora.sweeps.progress import Progress, value_of
@@ -21,6 +29,7 @@ METRICS = ("val/accuracy", "val/acc_norm", "val/acc")
 LOSS = "val/loss"
 SAFETY = 1.2  # the time kept for the final fit, over its estimate
 SECONDS = 1.0  # and in addition, for files and pictures
+CLEARLY = 2.0  # standard errors by which a candidate is clearly worse
 
 
 @dataclass
@@ -58,6 +67,12 @@ class Race:
     def mode(self) -> str:
         return "min" if self.metric.endswith("loss") else "max"
 
+    @property
+    def held_out(self) -> int:
+        """Number of examples of one measurement."""
+        sizes = self.facts.sizes
+        return (sizes["train"] + sizes["val"]) // self.plan.folds if self.plan.folds > 1 else sizes["val"]
+
     # --- what time allows
 
     def seconds_of_trial(self) -> float:
@@ -88,7 +103,7 @@ class Race:
         """Measure all levels, or what the budget allows."""
         entered = list(self.plan.candidates)
         for number in range(self.plan.measurements):
-            entered = self._best(entered, number)[: self.plan.kept(number)]
+            entered = self._going_on(entered, number)
             if not self._level(entered, number):
                 return
             entered = [one for one in entered if one.name not in self.failures]
@@ -157,6 +172,28 @@ class Race:
         else:
             values = self.values.setdefault(one.name, [])
             values[number:] = [value]
+
+    def _going_on(self, entered: list[Candidate], number: int) -> list[Candidate]:
+        """The better part by the plan, and those that are not clearly worse, as far as the budget suffices for them."""
+        ranked = self._best(entered, number)
+        kept = self.plan.kept(number)
+        if number == 0 or kept >= len(ranked):
+            return ranked
+        close = [one for one in ranked[kept:] if not self._clearly_worse(one, ranked[0])]
+        left, each = self.clock.left(self.reserve()), self.seconds_of_trial() * (self.plan.measurements - number)
+        affordable = sum((kept + more) * each <= left for more in range(1, len(close) + 1))
+        return [*ranked[:kept], *close[:affordable]]
+
+    def _clearly_worse(self, one: Candidate, best: Candidate) -> bool:
+        """Whether it is worse than chance explains: the draw of the measurements, and that of the examples in them."""
+        pairs = list(zip(self.values[one.name], self.values[best.name], strict=True))
+        behind = abs(statistics.fmean(ours - theirs for ours, theirs in pairs))
+        errors = []
+        if len(pairs) > 1:
+            errors.append(statistics.stdev(ours - theirs for ours, theirs in pairs) / math.sqrt(len(pairs)))
+        if self.metric.rpartition("/")[2] in PROPORTIONS:
+            errors.append(proportion_error(statistics.fmean(self.values[best.name]), self.held_out * len(pairs)))
+        return behind > CLEARLY * max(errors, default=0.0)
 
     def _best(self, entered: list[Candidate], number: int) -> list[Candidate]:
         """The candidates by the mean of their measurements, best first; of equal ones the middle of the grid first."""
