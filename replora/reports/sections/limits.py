@@ -60,7 +60,9 @@ def _of_selection(group: Group) -> Iterable[str]:
     labels = _range({choice.examples for choice in found})
     seeds = _range({choice.seeds for choice in found})
     elsewhere = _range({choice.elsewhere for choice in found})
-    of_task = " of the task itself and " + elsewhere + " of other tasks" if elsewhere else ""
+    # Without the runs of the first stage the number of labels of other tasks is not known, and is 0 here.
+    of_others = f" and {elsewhere} of other tasks" if elsewhere != "0" else ", but by other tasks"
+    of_task = f" of the task itself{of_others}" if elsewhere else ""
     on = f" on {labels} validation labels{of_task}" if labels else ""
     by = f" with {seeds} seed{'' if seeds == '1' else 's'}" if seeds else ""
     data = "; these labels are data too, beside the training examples" if labels and not elsewhere else ""
