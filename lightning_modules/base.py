@@ -28,6 +28,8 @@ from replora.backbones.backbone import Backbone
 from replora.errors import RepLoRAError
 from replora.identity import flat_options, is_compared
 
+LOSSES_READ = 50  # batches whose losses are read together
+
 
 class CheckpointMismatchError(RepLoRAError):
     """A checkpoint is of another backbone, method, rank or number of classes, or of another program."""
@@ -73,6 +75,7 @@ class AdaptedModule(LightningModule, ABC):
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.loaded_after = ""  # training of the weights read from a checkpoint, in words
+        self._unread: list[tuple[Tensor, int, int, int]] = []  # losses with their epoch, batch and step
         self._planned: tuple[int, int, int] | None = None  # the length for which the schedule was made
 
     def describe(self) -> dict[str, Any]:
@@ -199,22 +202,36 @@ class AdaptedModule(LightningModule, ABC):
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
 
     def check_finite(self, loss: Tensor, batch_idx: int) -> None:
-        """Stop the run at the first loss that is not a number.
+        """Stop the run if this loss or an earlier one is not a number.
+
+        Reading a loss makes the host wait for the device. Therefore losses are read together: every `LOSSES_READ`
+        batches, at the end of an epoch, and before a checkpoint is written.
 
         Raises:
-            NonFiniteLossError: `loss` is infinite or NaN.
+            NonFiniteLossError: A loss is infinite or NaN.
         """
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"The loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx} (step "
-                f"{self.global_step}). "
-                "Lower --model.optimizer.lr, clip with --trainer.gradient_clip_val 1.0, or use a wider "
-                "--trainer.precision."
-            )
+        self._unread.append((loss.detach(), self.current_epoch, batch_idx, self.global_step))
+        if len(self._unread) >= LOSSES_READ:
+            self._read_losses()
+
+    def _read_losses(self) -> None:
+        read, self._unread = self._unread, []
+        losses = torch.stack([loss for loss, *_ in read]).tolist() if read else []
+        for loss, (_, epoch, batch_idx, step) in zip(losses, read, strict=True):
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"The loss is {loss} in epoch {epoch}, batch {batch_idx} (step {step}). Lower "
+                    "--model.optimizer.lr, clip with --trainer.gradient_clip_val 1.0, or use a wider "
+                    "--trainer.precision."
+                )
+
+    def on_train_epoch_end(self) -> None:
+        self._read_losses()
 
     # --- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._read_losses()
         state = replora.adapter_state(self.model)
         checkpoint["state_dict"] = {f"model.{name}": tensor for name, tensor in state.items()}
         checkpoint["replora"] = self._identity()
