@@ -113,7 +113,7 @@ class FactorBank(nn.Module, ABC):
 
     @abstractmethod
     def last_matrices(self) -> list[nn.Parameter]:
-        """For each slot the parameter (groups, ...) that B is linear in: its gradient tells whether B matters."""
+        """For each slot the parameter (groups, ...) that B is linear in: B is 0 where it is."""
 
     @abstractmethod
     def assign(self, pairs: FactorPairs) -> None:
