@@ -177,6 +177,7 @@ def _check_sweep_methods(contents: Sequence[dict[str, Any]], labels: Sequence[st
         ReportError: They have different options.
     """
     of_sweeps = [(c, label) for c, label in zip(contents, labels, strict=True) if "sweep" in c and "options" in c]
+    of_sweeps.sort(key=lambda run: _on_all_data(run[0]))  # they are compared with the first
     varied: dict[str, set[str]] = {}  # sweep, method and stage -> options of their axes
     for content, label in of_sweeps:
         names = {plain_option(name) for options in _axes(content).values() for name in options}
@@ -188,6 +189,8 @@ def _check_sweep_methods(contents: Sequence[dict[str, Any]], labels: Sequence[st
         same_point = json.dumps([sweep.get("name"), label, content.get("backbone", {}).get("fingerprint"), axes])
         first = first_of.setdefault(same_task, content)
         found = differing_settings(first, content, "stage", varied[stage])
+        if _on_all_data(content):
+            found.pop("data.subset_rule", None)  # there is no subset whose images could differ
         if not varied[stage] & BATCH_OPTIONS and _length(first).get("batch") != _length(content).get("batch"):
             found["batch"] = _length(first).get("batch"), _length(content).get("batch")
         first = first_of.setdefault(same_point, content)
@@ -201,6 +204,12 @@ def _check_sweep_methods(contents: Sequence[dict[str, Any]], labels: Sequence[st
                 f"averaged under one name: {name} is {found[name][0]} in one and {found[name][1]} in "
                 f"{sweep.get('trial', 'another')}. Report each directory by itself, or delete the runs not meant."
             )
+
+
+def _on_all_data(content: dict[str, Any]) -> bool:
+    """Whether a run trained on no subset of the training data."""
+    data = content.get("data", {})
+    return data.get("train_fraction") in (None, 1.0) and data.get("shots") is None
 
 
 def _axes(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
