@@ -11,9 +11,9 @@ with LoRA on query and value:
 
 Data are y = f(x) + noise. Three classes are fitted by least squares with Levenberg-Marquardt (MINPACK, exact Jacobian)
 that starts near the truth: `free` (LoRA: B_Q, A_Q, B_V, A_V), `shared` (one B and one A for query and value, the
-paper's simple linear reparameterization) and `shared, tanh` (B = tanh(b), A = tanh(a), its non-linear one). Each seed
-has a truth, data and a start of its own; a smaller sample is the beginning of a larger one. Started again, the script
-continues where it stopped.
+paper's simple linear reparameterization) and `shared, tanh` (B = 2 tanh(b), A = 2 tanh(a), its non-linear one). Each
+seed has a truth, data and a start of its own; a smaller sample is the beginning of a larger one. Started again, the
+script continues where it stopped.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from replora.reports.statistics import Mean, mean_over_seeds
 from replora.results import environment_info, write_json
 
 ROOT = Path(__file__).parents[1]
-NOISE = 0.5  # standard deviation of the noise of each output
+NOISE = 0.1  # standard deviation of the noise of each output
 START = 0.1  # standard deviation of the start's distance from the truth, in each parameter
 BOUND = math.sqrt(3)  # inputs are uniform in [-BOUND, BOUND]^d: bounded, as the theorems ask, with variance 1
+TANH = 2.0  # largest entry of a factor that tanh generates
 TEST_POINTS = 4096
 CLASSES = ("free", "shared", "shared, tanh")
 FACTORS = ("BQ", "AQ", "BV", "AV")
@@ -72,13 +73,11 @@ class Case:
 GRID = (100, 316, 1000, 3162, 10000, 31623)
 CASES = {
     "exact": Case(3, 2, 0, True, GRID),
-    "one expert too many": Case(3, 2, 1, True, GRID),
+    "one expert too many": Case(3, 2, 1, True, GRID[:-1]),
     "truth not shared": Case(3, 2, 0, False, GRID),
-    "exact, d = 6, L = 4": Case(6, 4, 0, True, (1000, 3162, 10000)),
-    "one too many, d = 6, L = 4": Case(6, 4, 1, True, (1000, 3162, 10000)),
-    "exact, d = 10, L = 4": Case(10, 4, 0, True, (1000, 3162)),
+    "exact, d = 6, L = 4": Case(6, 4, 0, True, (316, 1000, 3162)),
 }
-SEEDS = 15
+SEEDS = 12
 QUICK = {"exact": Case(2, 1, 0, True, (100, 316)), "one expert too many": Case(2, 1, 1, True, (100, 316))}
 Parameters = dict[str, np.ndarray]  # BQ, AQ, BV, AV (L, d) and c (L)
 
@@ -138,8 +137,8 @@ class Fitted:
         """The mixture's parameters, and the derivative of each factor in its own numbers."""
         experts, dimension = self.shape
         own = flat[experts:].reshape(len(self.roles), experts, dimension)
-        values = np.tanh(own) if self.name.endswith("tanh") else own
-        slopes = 1 - values**2 if self.name.endswith("tanh") else np.ones_like(own)
+        values = TANH * np.tanh(own) if self.name.endswith("tanh") else own
+        slopes = TANH - values**2 / TANH if self.name.endswith("tanh") else np.ones_like(own)
         of_role = dict(zip(self.roles, values, strict=True))
         parameters = {name: of_role[name if name in of_role else name[0]] for name in FACTORS}
         return parameters | {"c": flat[:experts]}, dict(zip(self.roles, slopes, strict=True))
@@ -150,7 +149,7 @@ class Fitted:
             own = [truth[name] for name in FACTORS]
         else:
             own = [(truth[f"{role}Q"] + truth[f"{role}V"]) / 2 for role in self.roles]
-        values = np.arctanh(own) if self.name.endswith("tanh") else np.array(own)
+        values = np.arctanh(np.array(own) / TANH) if self.name.endswith("tanh") else np.array(own)
         return np.concatenate([truth["c"], values.ravel()])
 
     def jacobian(self, mixture: Mixture, x: np.ndarray, flat: np.ndarray) -> np.ndarray:
@@ -223,9 +222,9 @@ def _balanced(p: Parameters) -> Parameters:
 
 
 def draw_truth(case: Case, generator: np.random.Generator) -> Parameters:
-    """Entries of +-0.3 to +-0.8, so that tanh reaches them and no expert vanishes."""
+    """Entries of +-0.6 to +-1.2, so that no expert vanishes and the generated factors reach them."""
     shape = (case.experts, case.dimension)
-    truth = {name: generator.uniform(0.3, 0.8, shape) * generator.choice((-1.0, 1.0), shape) for name in FACTORS}
+    truth = {name: generator.uniform(0.6, 1.2, shape) * generator.choice((-1.0, 1.0), shape) for name in FACTORS}
     if case.tied:
         truth |= {"BV": truth["BQ"], "AV": truth["AQ"]}
     return truth | {"c": generator.uniform(-0.3, 0.3, case.experts)}
