@@ -38,8 +38,8 @@ def filled(page: str, parts: Mapping[str, str]) -> str:
         ValueError: The page has no place of such a name.
     """
     for name, text in parts.items():
-        marks = re.compile(rf"(<!-- table {re.escape(name)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        page, count = marks.subn(lambda found, text=text: f"{found[1]}\n{text}\n{found[2]}", page)  # type: ignore[misc]
+        marks = re.compile(rf"(<!-- table {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page, count = marks.subn(lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", page)  # type: ignore[misc]
         if count != 1:
             raise ValueError(f"The page has {count} places <!-- table {name} -->, and one is expected.")
     return page
