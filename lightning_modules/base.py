@@ -27,6 +27,8 @@ from replora.backbones.backbone import Backbone
 from replora.errors import RepLoRAError
 from replora.identity import flat_options, is_compared
 
+LOSSES_READ = 50  # batches whose losses are read together
+
 
 class CheckpointMismatchError(RepLoRAError):
     """A checkpoint is of another backbone, method, rank or number of classes, or of another program."""
@@ -72,6 +74,8 @@ class AdaptedModule(LightningModule, ABC):
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.loaded_after = ""  # training of the weights read from a checkpoint, in words
+        self._unread: list[tuple[Tensor, int, int, int]] = []  # losses with their epoch, batch and step
+        self._planned: tuple[int, int, int] | None = None  # the length for which the schedule was made
 
     def describe(self) -> dict[str, Any]:
         """Backbone and method, as JSON values."""
@@ -120,6 +124,9 @@ class AdaptedModule(LightningModule, ABC):
             f"({counts.adapter_deployed:,} after training) beside {counts.backbone:,} of the backbone and "
             f"{counts.head:,} of the head"
         )
+        # A callback, such as BatchSizeFinder, may have changed the batches since.
+        if self._planned and self._length() != self._planned:
+            self.trainer.strategy.setup_optimizers(self.trainer)
 
     def configure_callbacks(self) -> list[Callback]:
         """Callbacks for every Trainer of this module: evaluation with merged weights."""
@@ -157,6 +164,14 @@ class AdaptedModule(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer of the trainable parameters, and the schedule over the complete run."""
+        self._planned = steps_per_epoch, total, batch = self._length()
+        optimizer = self.make_optimizer(self.parameter_groups())
+        scale_rates(optimizer, self.schedule.lr_base_size, batch)
+        scheduler = self.schedule.scheduler(optimizer, steps_per_epoch, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule.per}}
+
+    def _length(self) -> tuple[int, int, int]:
+        """Optimizer steps of an epoch and of the run, and examples per optimizer step."""
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise RepLoRAError(
@@ -165,10 +180,7 @@ class AdaptedModule(LightningModule, ABC):
             )
         self.trainer.fit_loop.setup_data()  # with max_steps alone, the batches have not been counted yet
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        optimizer = self.make_optimizer(self.parameter_groups())
-        scale_rates(optimizer, self.schedule.lr_base_size, self._total_batch())
-        scheduler = self.schedule.scheduler(optimizer, max(steps_per_epoch, 1), max(int(total), 1))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule.per}}
+        return max(steps_per_epoch, 1), max(int(total), 1), self._total_batch()
 
     def _total_batch(self) -> int:
         """Examples per optimizer step, in all processes."""
@@ -187,22 +199,36 @@ class AdaptedModule(LightningModule, ABC):
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
 
     def check_finite(self, loss: Tensor, batch_idx: int) -> None:
-        """Stop the run at the first loss that is not a number.
+        """Stop the run if this loss or an earlier one is not a number.
+
+        Reading a loss makes the host wait for the device. Therefore losses are read together: every `LOSSES_READ`
+        batches, at the end of an epoch, and before a checkpoint is written.
 
         Raises:
-            NonFiniteLossError: `loss` is infinite or NaN.
+            NonFiniteLossError: A loss is infinite or NaN.
         """
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"The loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx} (step "
-                f"{self.global_step}). "
-                "Lower --model.optimizer.lr, clip with --trainer.gradient_clip_val 1.0, or use a wider "
-                "--trainer.precision."
-            )
+        self._unread.append((loss.detach(), self.current_epoch, batch_idx, self.global_step))
+        if len(self._unread) >= LOSSES_READ:
+            self._read_losses()
+
+    def _read_losses(self) -> None:
+        read, self._unread = self._unread, []
+        losses = torch.stack([loss for loss, *_ in read]).tolist() if read else []
+        for loss, (_, epoch, batch_idx, step) in zip(losses, read, strict=True):
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"The loss is {loss} in epoch {epoch}, batch {batch_idx} (step {step}). Lower "
+                    "--model.optimizer.lr, clip with --trainer.gradient_clip_val 1.0, or use a wider "
+                    "--trainer.precision."
+                )
+
+    def on_train_epoch_end(self) -> None:
+        self._read_losses()
 
     # --- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._read_losses()
         state = replora.adapter_state(self.model)
         checkpoint["state_dict"] = {f"model.{name}": tensor for name, tensor in state.items()}
         checkpoint["replora"] = self._identity()

@@ -28,12 +28,13 @@ from replora.backbones.language import (
     load_tokenizer,
 )
 from replora.datasets.samples import NO_LOSS
-from replora.datasets.text.items import ChoiceItem, TextBatch
+from replora.datasets.text.items import ChoiceItem, TextBatch, with_counts
 from replora.datasets.text.prompts import parse_answer
 from replora.errors import RepLoRAError, nearest
 from replora.evaluation import generate, option_log_likelihoods
 from replora.evaluation.choice_counts import ChoiceCounts, Counted, accuracies
 from replora.evaluation.likelihood import takes
+from replora.metrics.weighted_mean import WeightedMean
 
 Evaluation = Literal["auto", "generate", "likelihood"]
 
@@ -131,8 +132,8 @@ class CausalLanguageModel(AdaptedModule):
         self.revision = revision
         self.preset = "cloze"
         self.tokenizer: Any = None
-        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
-        self.tokens, self.loss_tokens = SumMetric(), SumMetric()
+        self.train_loss, self.val_loss = WeightedMean(), MeanMetric()  # in training nothing asks the device
+        self.tokens, self.loss_tokens = SumMetric(nan_strategy="disable"), SumMetric(nan_strategy="disable")
         self.counts = ChoiceCounts(())
         self._results: dict[str, dict[str, Any]] = {}
         self._clock = 0.0
@@ -216,6 +217,10 @@ class CausalLanguageModel(AdaptedModule):
     def measured(self, verb: str) -> dict[str, Any]:
         return self._results.get(verb, {})
 
+    def on_before_batch_transfer(self, batch: list[ChoiceItem] | TextBatch, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Look at labels and mask while they are in host memory: to ask the device makes the step wait for it."""
+        return batch if isinstance(batch, list) else with_counts(batch)
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Questions are lists of token ids, which become tensors when the model evaluates them."""
         return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
@@ -236,7 +241,7 @@ class CausalLanguageModel(AdaptedModule):
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         loss, count = self._loss(batch)
         self.check_finite(loss, batch_idx)
-        tokens = int(batch["attention_mask"][batch["index"] >= 0].sum())
+        tokens = with_counts(batch)["tokens"]
         self._train_tokens += tokens
         self.train_loss.update(loss.detach(), count)
         self.tokens.update(tokens)
@@ -253,22 +258,18 @@ class CausalLanguageModel(AdaptedModule):
         self._train_seconds += time.perf_counter() - self._clock
 
     def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
         rate = self._train_tokens * self.trainer.world_size / max(self._train_seconds, 1e-9)
         self._results["fit"] = {"tokens_per_second": round(rate, 1)}
 
     def _loss(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
         """The mean cross-entropy of the tokens with a loss, and their number, both ()."""
         labels = batch["labels"]
-        # As in transformers, and so LLM-Adapters, a row's first token has a loss where padding stands before it: it is
-        # predicted from the padding. In a row without padding nothing predicts it.
-        labeled = labels[:, 1:] != NO_LOSS
-        columns = labeled.any(dim=0).nonzero()
-        # Without labels one column does: every parameter gets a gradient of 0, which processes average as any other.
-        first = int(columns[0]) if len(columns) else max(0, labels.shape[1] - 2)
+        first = with_counts(batch)["first"]
         logits = self._logits(batch["input_ids"], batch["attention_mask"], first)[:, :-1]
         targets = labels[:, first + 1 :]
         total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=NO_LOSS, reduction="sum")
-        count = labeled.sum()
+        count = (labels[:, 1:] != NO_LOSS).sum()
         return total / count.clamp(min=1), count
 
     def _logits(self, input_ids: Tensor, attention_mask: Tensor, first: int) -> Tensor:

@@ -27,6 +27,7 @@ from replora.datasets.samples import PADDING_LABEL
 from replora.errors import RepLoRAError, nearest
 from replora.metrics.class_accuracy import MeanClassAccuracy
 from replora.metrics.class_report import ClassReport
+from replora.metrics.weighted_mean import WeightedMean
 
 ClassWeights = Literal["none", "balanced"]
 
@@ -88,12 +89,13 @@ class ClassificationModule(AdaptedModule):
         accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING_LABEL)
         by_class = MeanClassAccuracy(num_classes, ignore_index=PADDING_LABEL)
         evaluation = MetricCollection({"accuracy": accuracy, "mean_class_accuracy": by_class})
-        self.train_metrics = MetricCollection({"accuracy": accuracy.clone()}, prefix="train/")
+        # They ask the device for nothing. Lightning's mean over processes rounds their numbers of examples.
+        self.train_loss, self.train_accuracy = WeightedMean(), WeightedMean()
         self.val_metrics = evaluation.clone(prefix="val/")
         self.test_metrics = evaluation.clone(prefix="test/")
-        # Lightning's mean over processes rounds their numbers of examples; torchmetrics' does not.
-        self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
-        self.train_skipped, self.val_skipped, self.test_skipped = SumMetric(), SumMetric(), SumMetric()
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.train_skipped = SumMetric(nan_strategy="disable")
+        self.val_skipped, self.test_skipped = SumMetric(), SumMetric()
         report = ClassReport(num_classes, ignore_index=PADDING_LABEL)
         self.val_report, self.test_report = report, report.clone()
         self.temperature: float | None = None  # by which `TemperatureScaling` divided the head
@@ -134,8 +136,13 @@ class ClassificationModule(AdaptedModule):
     def logits_of(self, batch: Any) -> Tensor:
         """Logits (B, num_classes) of a batch."""
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Count the labels while they are in host memory: to ask the device makes the step wait for it."""
+        return _with_count(batch) if self.trainer.training else batch
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self._count_skipped(batch, self.train_skipped, "train/skipped")
+        batch = _with_count(batch)
         batch, target = (batch, batch["label"]) if self.mixup is None else self._mixed(batch, batch_idx)
         logits, label = self.logits_of(batch), batch["label"]
         loss = F.cross_entropy(
@@ -145,26 +152,28 @@ class ClassificationModule(AdaptedModule):
             ignore_index=PADDING_LABEL if target.ndim == 1 else -100,
             label_smoothing=self.label_smoothing,
         )
-        counted = int((label != PADDING_LABEL).sum())
+        counted: int = batch["counted"]
         if not counted:  # their mean would be 0 / 0
             loss = logits.sum() * 0
         self.check_finite(loss, batch_idx)
-        self.train_metrics.update(logits, label)
+        self.train_accuracy.update((logits.argmax(dim=1) == label).float(), (label != PADDING_LABEL).float())
         self.train_loss.update(loss.detach(), counted)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log("loss", loss, prog_bar=True, logger=False)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("train/learning_rate", rate, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
-        self.log_dict(self.train_metrics, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def _mixed(self, batch: Any, batch_idx: int) -> tuple[Any, Tensor]:
         """A batch of images mixed in pairs, and its targets (B, num_classes); images that do not count are left out."""
         generator = generator_of(self.global_rank, self.current_epoch, batch_idx)  # equal in a run that resumes
-        counted = batch["label"] != PADDING_LABEL
-        kept = {name: value[counted] for name, value in batch.items()}
-        if not len(kept["label"]):
+        if not batch["counted"]:
             return batch, batch["label"]
+        kept = batch
+        if batch["counted"] < len(batch["label"]):
+            counted = batch["label"] != PADDING_LABEL
+            kept = {name: value[counted] if isinstance(value, Tensor) else value for name, value in batch.items()}
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the generator of the process
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             images, target = self.mixup(kept["image"], kept["label"])  # type: ignore[misc]
@@ -221,3 +230,8 @@ class ClassificationModule(AdaptedModule):
         for name, metric in metrics.items(keep_base=False, copy_state=False):
             self.log(name, metric, prog_bar=name == f"{prefix}accuracy")
         return logits
+
+
+def _with_count(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch with the number of its examples that count; a datamodule with hooks of its own gives none."""
+    return batch if "counted" in batch else {**batch, "counted": int((batch["label"] != PADDING_LABEL).sum())}

@@ -12,7 +12,6 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 import replora
 from lightning_modules.base import AdaptedModule
@@ -30,6 +29,7 @@ from replora.former_names import FORMER_NAMES
 from replora.metrics import score_answers
 from replora.metrics.caption_tokenizer import TokenizerName
 from replora.metrics.caption_tokenizer import caption_tokenizer as caption_tokenizer_of
+from replora.metrics.weighted_mean import WeightedMean
 
 if TYPE_CHECKING:
     from datamodules import VisionLanguageDataModule
@@ -116,8 +116,8 @@ class VisionLanguage(AdaptedModule):
         self.num_beams = num_beams
         self.caption_tokenizer = caption_tokenizer_of(caption_tokenizer)
         self.tokenizer = load_vl_tokenizer(backbone, revision)
-        self.train_loss = MeanMetric()
-        self.task_losses = nn.ModuleDict({name: MeanMetric() for name in VL_TASKS})
+        self.train_loss = WeightedMean()
+        self.task_losses = nn.ModuleDict({name: WeightedMean() for name in VL_TASKS})
         self.answers: dict[str, dict[int, str]] = {}  # task -> index of the record -> last answer
         self._results: dict[str, dict[str, Any]] = {}
 
@@ -198,7 +198,7 @@ class VisionLanguage(AdaptedModule):
         loss, weight = self._loss(batch)
         self.check_finite(loss, batch_idx)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        task_loss = cast(MeanMetric, self.task_losses[batch["task"]])
+        task_loss = cast(WeightedMean, self.task_losses[batch["task"]])
         for mean in (self.train_loss, task_loss):
             mean.update(loss.detach(), weight)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=1)

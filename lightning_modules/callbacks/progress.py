@@ -15,6 +15,7 @@ from replora.progress import Advance, is_terminal, progress_bar
 from replora.reports.summary import format_metric, format_seconds
 
 MOST_SHOWN = 4  # metrics in a line
+LOSS_SHOWN = 20  # batches between two losses that the bar shows
 
 
 def progress_callbacks(given: Sequence[Callback] | Callback | None, enabled: bool | None) -> list[Callback]:
@@ -71,6 +72,7 @@ class BatchBar(ProgressBar):
         self.enabled = True
         self.shown = ExitStack()
         self.name = ""
+        self.note = ""
         self.advance: Advance | None = None
 
     def disable(self) -> None:
@@ -82,10 +84,10 @@ class BatchBar(ProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
         _, outputs, _, batch_idx = rest
-        note = ""
-        if self.enabled and is_terminal() and isinstance(outputs, dict):
-            note = f", loss {float(outputs['loss']):.4g}"
-        self._step(_epoch(trainer), batch_idx, self.total_train_batches, note)
+        # To read it makes the host wait for the device.
+        if batch_idx % LOSS_SHOWN == 0 and self.enabled and is_terminal() and isinstance(outputs, dict):
+            self.note = f", loss {float(outputs['loss']):.4g}"
+        self._step(_epoch(trainer), batch_idx, self.total_train_batches, self.note)
 
     def on_validation_batch_end(self, trainer: Trainer, *rest: Any) -> None:
         batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches

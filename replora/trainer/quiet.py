@@ -13,7 +13,7 @@ IGNORED_WARNINGS = (
     ".*The dirpath has changed.*",  # a checkpoint measured into another run's directory
     ".*GPU available but not used.*",
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # the sampler does
-    ".*You have overridden `transfer_batch_to_device`.*",  # questions for language models stay lists
+    ".*You have overridden `(transfer_batch_to_device|on_before_batch_transfer)`.*",  # as the modules do
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
     ".*It is recommended to use .self.log.*sync_dist=True.*",  # what is logged is a metric over all processes
 )

@@ -318,11 +318,13 @@ def test_module_used_twice_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["replora", "lora"])
-def test_the_whole_model_compiles_into_one_graph(method: str) -> None:
-    model, tiny = adapted("timm_vit", method)
+@pytest.mark.parametrize(("name", "method"), [("timm_vit", "lora"), ("timm_vit", "replora"), ("hf_llama", "replora")])
+def test_the_whole_model_compiles_into_one_graph(name: str, method: str) -> None:
+    model, tiny = adapted(name, method)
     disturb(model)
-    inputs = tiny.inputs().repeat(20, 1, 1, 1)  # enough tokens for the order that forms the weight
+    inputs = tiny.inputs()
+    if name == "timm_vit":
+        inputs = inputs.repeat(20, 1, 1, 1)  # enough tokens for the order that forms the weight
     want = gradients(model, inputs)
     torch._dynamo.reset()
     got = gradients(torch.compile(model, backend="aot_eager", fullgraph=True), inputs)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import BatchSizeFinder
 from torch.nn import functional as F
 
 import replora
@@ -67,6 +68,17 @@ def test_accumulated_gradients_count_as_one_step(tmp_path):
     fit.fit(module(adapter=LORA), TinyImages())
     assert rates.seen[::2] == pytest.approx(rates.seen[1::2])
     assert len(set(rates.seen)) == 4
+
+
+@pytest.mark.parametrize("per", ["step", "epoch"])
+def test_the_schedule_is_that_of_the_batch_size_found(tmp_path, per):
+    """Lightning's tuner tries 2 and 4 images at once, after the schedule was made for 8."""
+    found, wanted = Rates(), Rates()
+    for size, callbacks in ((8, (BatchSizeFinder(max_trials=2, steps_per_trial=1), found)), (4, (wanted,))):
+        model = module(adapter=LORA, schedule=WarmupCosine(warmup_epochs=1, per=per))
+        trainer(tmp_path, 4, callbacks, limit_val_batches=0).fit(model, TinyImages(train=16, batch_size=size))
+    assert found.seen == wanted.seen
+    assert len(set(wanted.seen)) > 2
 
 
 def test_endless_run_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """Options of training beside the method: class weights, mixup, policies of augmentation."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -30,9 +32,9 @@ def module(monkeypatch, counts: list[int] | None = None, **options) -> ImageClas
     return made.eval()
 
 
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> dict[str, Any]:
     images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    return {"image": images, "label": torch.tensor([0, 0, 0, 1, 2, -1]), "index": torch.arange(6)}
+    return {"image": images, "label": torch.tensor([0, 0, 0, 1, 2, -1]), "index": torch.arange(6), "counted": 5}
 
 
 def test_balanced_class_weights_are_those_of_scikit_learn(monkeypatch) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, cast
 
 import numpy as np
 from torch import Tensor
 
-from replora.datasets.samples import PADDING_INDEX
+from replora.datasets.samples import NO_LOSS, PADDING_INDEX
 
 
 class TextRow(NamedTuple):
@@ -31,6 +31,28 @@ class TextBatch(TypedDict):
     attention_mask: Tensor  # int64 (B, T); 0 is padding
     labels: Tensor  # int64 (B, T); -100 where there is no loss
     index: Tensor  # int64 (B,): position in the union of the tasks, before any subset was taken; -1 for padding rows
+
+
+class CountedTextBatch(TextBatch):
+    """A batch of texts with what a training step must know of it without asking the device."""
+
+    first: int  # first column that predicts a token with a loss
+    tokens: int  # number of tokens that are no padding
+
+
+def with_counts(batch: TextBatch | CountedTextBatch) -> CountedTextBatch:
+    """A batch with its counts, which are made here if it has none, best while it is in host memory.
+
+    As in transformers, and so LLM-Adapters, a row's first token has a loss where padding stands before it: it is
+    predicted from the padding. In a row without padding nothing predicts it.
+    """
+    if "first" in batch:
+        return cast(CountedTextBatch, batch)
+    labels = batch["labels"]
+    columns = (labels[:, 1:] != NO_LOSS).any(dim=0).nonzero()
+    # Without labels one column does: every parameter gets a gradient of 0, which processes average as any other.
+    first = int(columns[0]) if len(columns) else max(0, labels.shape[1] - 2)
+    return {**batch, "first": first, "tokens": int(batch["attention_mask"][batch["index"] >= 0].sum())}
 
 
 @dataclass  # not frozen: Lightning's bf16-true copies the fields of samples
