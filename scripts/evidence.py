@@ -31,6 +31,15 @@ def made_by(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"git": commits, "versions": made[0]["versions"], "platform": made[0]["platform"]}
 
 
+def origin(content: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    """What made a page, as a sentence."""
+    versions, commits = content["versions"], ", ".join(str(commit)[:8] for commit in content["git"])
+    return (
+        f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), made by `{content['command']}` at commit {commits} "
+        f"with Python {versions['python']} and torch {versions['torch']}."
+    )
+
+
 def filled(page: str, parts: Mapping[str, str]) -> str:
     """The page with each part between `<!-- table NAME -->` and `<!-- end -->`.
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence import add_run, filled, made_by, read_runs, short, table
+from evidence import add_run, filled, made_by, origin, read_runs, short, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -352,7 +352,8 @@ def tables(content: Mapping[str, Any]) -> dict[str, str]:
     methods, rates = list(dict.fromkeys(r["method"] for r in rows)), sorted({r["rate"] for r in rows})
     high = [rate for rate in HIGH if rate in rates]
     shown = [[m, *(in_percent(mean_over_seeds(of[m, r]["accuracy"])) for r in rates)] for m in methods]
-    parts = {"accuracy": table(["method", *map(str, rates)], shown)}
+    parts = {"made": origin(content, rows[0]["seeds"])}
+    parts |= {"accuracy": table(["method", *map(str, rates)], shown)}
     compared, diagnosed = [], []
     for method in methods:
         best = max(rates, key=lambda rate: statistics.fmean(of[method, rate]["accuracy"]))

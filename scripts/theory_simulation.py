@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evidence import add_run, filled, made_by, read_runs, short, table
+from evidence import add_run, filled, made_by, origin, read_runs, short, table
 from scipy.optimize import least_squares
 
 from replora.io import replace_text
@@ -328,29 +328,30 @@ def tables(content: Mapping[str, Any]) -> dict[str, str]:
         cells = [_interval([v for v in mine[error]["by_seed"] if v is not None]) for error in ERRORS]
         slopes.append([case, kind, *cells])
     gains, last = [], []
-    for case in content["cases"]:
-        samples = sorted(n for c, _, n in of if c == case)
-        if not samples:
-            continue
-        free = of[case, "free", samples[-1]]
-        for kind in CLASSES:
-            row = of[case, kind, samples[-1]]
-            last.append([case, kind, samples[-1], row["converged"], *(_quartiles(row[error]) for error in ERRORS)])
-            if kind != "free":
-                ratios = [math.log(a / b) for a, b in zip(free["prediction"], row["prediction"], strict=True)]
-                mean = mean_over_seeds(ratios)
-                ends = [math.exp(v) for v in (mean.value, mean.low or mean.value, mean.high or mean.value)]
-                counted = math.sqrt(free["effective"] / row["effective"])
-                gained = f"{ends[0]:.2f} ({ends[1]:.2f} to {ends[2]:.2f})"
-                gains.append(
-                    [case, kind, samples[-1], f"{free['effective']} / {row['effective']}", f"{counted:.2f}", gained]
-                )
+    sizes = sorted({n for _, _, n in of})
+    for case, kind in dict.fromkeys((case, kind) for case, kind, _ in of):
+        largest = max(n for c, _, n in of if c == case)
+        free, row = of[case, "free", largest], of[case, kind, largest]
+        last.append([case, kind, largest, row["converged"], *(_quartiles(row[error]) for error in ERRORS)])
+        if kind != "free":
+            counted = math.sqrt(free["effective"] / row["effective"])
+            gained = [_gain(of[case, "free", n], of[case, kind, n]) if (case, kind, n) in of else "" for n in sizes]
+            gains.append([case, kind, f"{counted:.2f}", *gained])
     words = ["case", "class"]
     return {
+        "made": origin(content, content["seeds"]),
         "slopes": _two_words([*words, *ERRORS.values()], slopes),
-        "gains": _two_words([*words, "n", "numbers", "by counting", "free / shared, prediction RMSE"], gains),
+        "gains": _two_words([*words, "by counting", *(f"n = {n:,}" for n in sizes)], gains),
         "last": _two_words([*words, "n", "converged", *ERRORS.values()], last),
     }
+
+
+def _gain(free: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """The ratio of prediction errors: geometric mean over the seeds with its interval."""
+    mean = mean_over_seeds([math.log(a / b) for a, b in zip(free["prediction"], row["prediction"], strict=True)])
+    if mean.low is None or mean.high is None:
+        return f"{math.exp(mean.value):.3g}"
+    return f"{math.exp(mean.value):.3g} ({math.exp(mean.low):.3g} to {math.exp(mean.high):.3g})"
 
 
 def _two_words(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -381,11 +382,8 @@ def pictures(content: Mapping[str, Any], folder: Path) -> None:
             values = [math.log10(v) for v in row[error] if v]
             low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
             point = Mean(float(middle), float(low), float(high), len(values), None)
-            panels.setdefault(row["case"], {}).setdefault(NAMES.get(row["class"], row["class"]), {})[row["n"]] = point
+            panels.setdefault(row["case"], {}).setdefault(row["class"], {})[row["n"]] = point
         draw_curves(folder / f"{error}.png", panels, "samples n", f"log10 of {label}")
-
-
-NAMES = {"free": "LoRA", "shared": "linear", "shared, tanh": "RepLoRA"}  # colors as in all other pictures
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

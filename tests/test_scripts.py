@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from replora.reports.statistics import t_interval
 from replora.results import read_results
 from tests.fake_data import write_commonsense
 from tests.tiny_llama import write_tiny_llama
@@ -141,6 +142,25 @@ def test_the_page_of_an_experiment_says_what_its_results_say(name, experiment):
     assert not any(commit.endswith("-dirty") for commit in content["git"])
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", page):
         assert (root / "docs" / picture).is_file()
+
+
+def test_what_the_page_of_the_theory_concludes():
+    """The bold sentences at its end, as numbers."""
+    content = json.loads((SCRIPTS.parent / "results" / "theory" / "theory.json").read_text("utf-8"))
+    for slope in content["slopes"]:
+        mean = np.mean([value for value in slope["by_seed"] if value is not None])
+        outside = slope["case"] == "truth not shared" and slope["class"] != "free"
+        if slope["error"] == "prediction":
+            assert mean > -0.05 if outside else -0.65 < mean < -0.35, slope
+        elif not outside and "too many" not in slope["case"]:
+            assert mean > -0.25 if slope["error"] == "raw" else -0.7 < mean < -0.3, slope
+    of = {(row["case"], row["class"]): row for row in content["rows"]}  # at the largest n, which comes last
+    for case in (case for case in content["cases"] if case.startswith("exact")):
+        free, shared = of[case, "free"], of[case, "shared"]
+        low, high = np.exp(t_interval(np.log(free["prediction"]) - np.log(shared["prediction"])))
+        counted = np.sqrt(free["effective"] / shared["effective"])
+        assert low < counted < high, case
+        assert np.median(free["products"]) > counted * np.median(shared["products"])
 
 
 def test_derivatives_and_losses_of_the_mixture(experiment):
