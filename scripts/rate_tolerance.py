@@ -353,7 +353,8 @@ def tables(content: Mapping[str, Any]) -> dict[str, str]:
     high = [rate for rate in HIGH if rate in rates]
     shown = [[m, *(in_percent(mean_over_seeds(of[m, r]["accuracy"])) for r in rates)] for m in methods]
     parts = {"made": origin(content, rows[0]["seeds"])}
-    parts |= {"accuracy": table(["method", *map(str, rates)], shown)}
+    picture = "![Test accuracy by rate](../results/tolerance/accuracy.png)"
+    parts["accuracy"] = f"{table(['method', *map(str, rates)], shown)}\n\n{picture}"
     compared, diagnosed = [], []
     for method in methods:
         best = max(rates, key=lambda rate: statistics.fmean(of[method, rate]["accuracy"]))
@@ -379,7 +380,8 @@ def tables(content: Mapping[str, Any]) -> dict[str, str]:
     eigenvalues = [f"largest eigenvalue, step {step}" for step in CURVATURE_AT]
     limits = [f"of Adam's limit, step {step}" for step in CURVATURE_AT]
     norms = ["gradient, largest", "change of BA in a step, largest", "BA at the end", "effective rank of BA"]
-    parts["diagnosed"] = table(["method", *norms, *eigenvalues, *limits], diagnosed)
+    picture = "![Norm of the update over the steps](../results/tolerance/update_norm.png)"
+    parts["diagnosed"] = f"{table(['method', *norms, *eigenvalues, *limits], diagnosed)}\n\n{picture}"
     parts["verdict"] = "\n".join(f"- {line}" for rate in high for line in _verdicts(of, methods, rate))
     return parts
 
