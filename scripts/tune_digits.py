@@ -3,6 +3,10 @@
     python scripts/tune_digits.py                 # runs/tune_digits, then results/tune/digits.json
     python scripts/tune_digits.py --draws 1
 
+The draws are those of the seeds 5 to 9. With the seeds 0 to 4 the rule of the choice was found: the candidate with the
+best mean was 2.2 points behind the best fixed rate there (-4.4 to +0.03), so `tune` has the rule of one standard error
+now, and these draws say nothing about it anymore.
+
 For each draw `tune` chooses among the rates of sweep/digits_low_data.yaml by cross-validation on the 50 images alone,
 within its budget. Beside it, each of these rates is fitted to the same images with the same seed. The best fixed rate
 is the one with the best mean test accuracy over the draws, which nobody knows before. Started again, the script
@@ -23,6 +27,8 @@ from replora.launch import launch
 from replora.reports.statistics import compare_paired
 from replora.results import read_results, write_json
 
+FIRST_SEED = 5
+KEPT = ("chosen", "best", "within_one_standard_error", "seconds", "budget", "stopped")  # of tune.json
 RATES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 # Five images per class and 200 steps, as in the quickstart.
 OPTIONS = ["--config=quickstart.yaml", "--data.shots=5", "--data.batch_size=10", "--trainer.max_epochs=40"]
@@ -37,7 +43,7 @@ def tuned(home: Path, seed: int, budget: str) -> dict[str, Any]:
         run(["tune", *OPTIONS, f"--seed_everything={seed}", f"--time_budget={budget}", f"--out={home}"])
         content = json.loads(file.read_text(encoding="utf-8"))
     accuracy = read_results(home / "final")["test"]["metrics"]["test/accuracy"]
-    kept = {name: content[name] for name in ("chosen", "within_one_standard_error", "seconds", "budget", "stopped")}
+    kept = {name: content[name] for name in KEPT}
     return {"accuracy": accuracy, "within_budget": content["seconds"] <= content["budget"], **kept}
 
 
@@ -61,7 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/tune/digits.json"))
     given = parser.parse_args()
     draws: list[dict[str, Any]] = []
-    for seed in range(given.draws):
+    for seed in range(FIRST_SEED, FIRST_SEED + given.draws):
         one = tuned(given.home / f"tune-{seed}", seed, given.time_budget)
         rates = {str(rate): fixed(given.home / f"fixed-{rate}-{seed}", rate, seed) for rate in RATES}
         draws.append({"seed": seed, "tuned": one, "fixed": rates})

@@ -17,6 +17,7 @@ from replora.former_names import FORMER_NAMES
 
 Factors = Literal["mlp", "linear", "none"]
 Activation = Literal["gelu", "relu", "tanh", "silu", "identity"]
+Sharing = Literal["group", "none", "tied"]
 PeftMethod = Literal["lora", "dora", "ia3", "oft", "boft", "loha", "lokr", "hra"]
 
 
@@ -96,7 +97,9 @@ class RepLoRAConfig(AdapterConfig):
             query, key and value); patterns of full names as in a shell (`*.mlp.fc1`); or names from
             `replora.find_targets` and `replora.describe` (`blocks.0.attn.qkv[q]`).
         sharing: `group` shares the diagonals and the first layer among the targets of one attention module (or of one
-            MLP), as the paper shares query and value; `none` gives each target its own.
+            MLP), as the paper shares query and value; `none` gives each target its own. `tied` gives all targets of a
+            group that have one shape (in, out) the same A and B, so q and v have half of LoRA's numbers; targets of
+            other shapes share as in `group`. With `factors: none` only `tied` has an effect.
         blocks: `all`, or the indices of the blocks to adapt, counted from 0 in the model's order.
         scale_exponent: The generated factors are multiplied by hidden ** -scale_exponent, in [0, 1]. It sets how far a
             step of the optimizer moves A and B: at 0.5 the learning rates that suit LoRA are near RepLoRA's best ones.
@@ -114,7 +117,7 @@ class RepLoRAConfig(AdapterConfig):
     activation: Activation = "tanh"
     dropout: float = 0.0
     targets: Sequence[str] = ("q", "v")
-    sharing: Literal["group", "none"] = "group"
+    sharing: Sharing = "group"
     blocks: Literal["all"] | Sequence[int] = "all"
     scale_exponent: float = 0.5
     init: Literal["zero", "normal002"] = "zero"
@@ -232,7 +235,8 @@ class PeftMethodConfig(AdapterConfig):
         hidden: Width h of the MLP's hidden layer (>= 1), with `reparameterize`. Default: twice the rank of each layer.
         activation: The MLP's non-linearity, with `reparameterize`; `identity` is the linear ablation.
         sharing: With `reparameterize`, `group` shares the diagonals and the first layer among the layers of one
-            attention module (or of one MLP), `none` gives each layer its own.
+            attention module (or of one MLP), `none` gives each layer its own, and `tied` gives those of one shape the
+            same A and B. `peft` stores A and B of every layer, so the count of deployed numbers is LoRA's.
         scale_exponent: With `reparameterize`, the generated factors are multiplied by hidden ** -scale_exponent, in
             [0, 1].
 
@@ -250,7 +254,7 @@ class PeftMethodConfig(AdapterConfig):
     reparameterize: bool = False
     hidden: int | None = None
     activation: Activation = "tanh"
-    sharing: Literal["group", "none"] = "group"
+    sharing: Sharing = "group"
     scale_exponent: float = 0.5
 
     def __post_init__(self) -> None:
@@ -325,7 +329,7 @@ def _check_generators(hidden: int | None, activation: str, sharing: str, exponen
     _require(hidden is None or (_is_whole(hidden) and hidden >= 1), "hidden", hidden, "a width of at least 1")
     _require(_is_number(exponent) and 0 <= exponent <= 1, "scale_exponent", exponent, "a number in [0, 1]")
     _check_choice("activation", activation, Activation.__args__)  # type: ignore[attr-defined]
-    _check_choice("sharing", sharing, ("group", "none"))
+    _check_choice("sharing", sharing, Sharing.__args__)  # type: ignore[attr-defined]
 
 
 def _check_blocks(blocks: Literal["all"] | Sequence[int]) -> None:

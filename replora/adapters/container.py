@@ -176,7 +176,9 @@ class ParameterCounts:
         backbone: Parameters of the backbone, without head and adapter.
         adapter_trained: Parameters of the adapter during training (with RepLoRA's MLPs), or of the backbone where the
             method trains those. Without the head.
-        adapter_deployed: What remains of them after training: A and B alone.
+        adapter_deployed: What remains of them after training: A and B alone. Those that several targets have in
+            common (`sharing: tied`) count once, as an adapter file stores them; layers of `peft` store and count their
+            own.
         head: Parameters of the modules that train as a whole, such as the classifier.
     """
 
@@ -242,7 +244,8 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
     banks = adapters.factor_banks()
     # What has no bank is deployed as it trains: free matrices of peft, DoRA's magnitudes.
     free = trained - sum(p.numel() for bank in banks for p in bank.parameters())
-    deployed = free + sum(bank.deployed_count() for bank in banks)
+    made = 0 if adapters.generators is None else adapters.generators.deployed_count()
+    deployed = free + made + sum(bank.deployed_count() for bank in adapters.banks if isinstance(bank, FactorBank))
     return ParameterCounts(adapters.backbone_count, trained, deployed, head)
 
 
@@ -253,6 +256,7 @@ class Description(TypedDict):
     options: dict[str, Any]  # of the method's configuration
     targets: list[str]  # names of what is adapted; `targets` of a configuration takes them
     parameters: dict[str, int]  # `ParameterCounts`
+    tied: NotRequired[list[list[str]]]  # of `sharing: tied`: the targets that have one A and B, each time
     trained_as: NotRequired[dict[str, Any]]  # of an adapter read from a deployed file: what trained
 
 
@@ -260,7 +264,8 @@ class Description(TypedDict):
 def describe(model: nn.Module) -> Description:
     """The method, its options, its targets and the parameter counts, as plain JSON data.
 
-    For an adapter read from a deployed file also `trained_as`: method, options and parameter counts of its training.
+    With `sharing: tied` also `tied`: which targets have the same A and B. For an adapter read from a deployed file also
+    `trained_as`: method, options and parameter counts of its training.
     """
     adapters = carried_by(model)
     config: AdapterConfig
@@ -275,9 +280,24 @@ def describe(model: nn.Module) -> Description:
         "targets": targets,
         "parameters": asdict(parameter_counts(model)),
     }
+    if description["options"].get("sharing") == "tied":
+        description["tied"] = _tied_targets(adapters)
     if isinstance(adapters, Adapters) and adapters.trained_as:
         description["trained_as"] = adapters.trained_as
     return description
+
+
+def _tied_targets(adapters: Adapters | Reparameterized) -> list[list[str]]:
+    """The names of the targets that have one A and B, for each such pair of factors."""
+    by_factors: dict[tuple[int, int, int], list[str]] = {}
+    if isinstance(adapters, Reparameterized):
+        generators: Generators | None = adapters.generators()[summary.active_adapter(adapters)]
+    else:
+        generators = adapters.generators
+        for update in adapters.updates:
+            for name, view in zip(update.names, update.views, strict=True):
+                by_factors.setdefault((id(view.bank), view.group, view.slot), []).append(name)
+    return [names for names in (*by_factors.values(), *(generators.tied() if generators else ())) if names[1:]]
 
 
 def options_of(config: AdapterConfig) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from replora.adapters.container import (
 )
 from replora.adapters.fingerprint import describe_base, in_head
 from replora.adapters.labels import match_classes
-from replora.adapters.low_rank.factors import build_factors
+from replora.adapters.low_rank.factors import build_factors, check_some_are_tied
 from replora.adapters.low_rank.frozen_layers import check_adaptable, check_trainable, stops_gradients
 from replora.adapters.low_rank.layer import (
     AdaptedLinear,
@@ -278,23 +278,31 @@ def _adaptable_targets(
 
 
 def _add_low_rank_updates(model: nn.Module, adapters: Adapters, config: RepLoRAConfig, targets: list[Target]) -> None:
-    """Wrap the targets, with one factor bank for all groups of the same shapes."""
+    """Wrap the targets, with one factor bank for all groups of the same shapes.
+
+    Raises:
+        RepLoRAError: `sharing: tied` has nothing to tie, or a target cannot be wrapped.
+    """
     groups: dict[str, list[Target]] = {}
     for target in targets:
-        key = target.group if config.sharing == "group" else target.name
+        key = target.name if config.sharing == "none" else target.group
         groups.setdefault(key, []).append(target)
+    if tied := config.sharing == "tied":
+        check_some_are_tied([(t.name, t.shape) for t in members] for members in groups.values())
     buckets: dict[tuple[Any, ...], list[list[Target]]] = {}
     for members in groups.values():
-        kind = tuple((t.role if config.sharing == "group" else "", *t.shape) for t in members)
+        kind = tuple(("" if config.sharing == "none" else t.role, *t.shape) for t in members)
         buckets.setdefault(kind, []).append(members)
 
     views: dict[tuple[str, str], list[tuple[Target, FactorView]]] = {}
     for members_of_groups in buckets.values():
-        bank = build_factors(config, len(members_of_groups), [target.shape for target in members_of_groups[0]])
+        shapes = [target.shape for target in members_of_groups[0]]
+        shapes = list(dict.fromkeys(shapes)) if tied else shapes
+        bank = build_factors(config, len(members_of_groups), shapes)
         adapters.banks.append(bank)
         for group, members in enumerate(members_of_groups):
             for slot, target in enumerate(members):
-                view = FactorView(bank, group, slot, target.rows)
+                view = FactorView(bank, group, shapes.index(target.shape) if tied else slot, target.rows)
                 views.setdefault((target.module, target.attribute), []).append((target, view))
 
     aliases = aliases_of(model)  # each of them must lead to what is adapted

@@ -3,14 +3,14 @@
 The file, format "replora-adapter" version 1: a safetensors file whose tensors have their names in the adapted model,
 and whose header holds `format`, `version`, `metadata` of `save_adapter` and `description`, which is JSON:
 
-    method, options, targets, parameters      as `replora.describe` gives them
+    method, options, targets, parameters      as `replora.describe` gives them, and with `sharing: tied` `tied`
     also_train                                names of the modules that train as a whole (absent in the earliest files)
     base                                      the frozen model, see `replora.adapters.fingerprint` (absent before)
     trained_as                                of a deployed file: method, options and parameters of the training
 
 A *deployed* file holds A and B alone, without the MLPs that produced them. It is the file of vanilla LoRA on the same
-targets, so every release that reads LoRA files reads it. Readers ignore entries that they do not know; a change that
-would mislead old readers raises the version.
+targets, so every release that reads LoRA files reads it (with `sharing: tied`, every release that knows that). Readers
+ignore entries that they do not know; a change that would mislead old readers raises the version.
 """
 
 from __future__ import annotations

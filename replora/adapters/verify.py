@@ -7,8 +7,9 @@ forward pass of the model must at least call each adapted module or read its wei
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from replora.adapters.config import PeftMethodConfig
 from replora.adapters.container import Adapters, DeadTargetError, check_targets_used
 from replora.adapters.low_rank.frozen_layers import is_tensor_subclass
+from replora.adapters.low_rank.layer import FactorView
+from replora.adapters.peft_lora.matrices import Matrix
 from replora.adapters.peft_methods import peft_parameters
 from replora.adapters.wrappers import plain_name
 from replora.errors import listed
@@ -38,7 +41,8 @@ def verify_targets(model: nn.Module, adapters: Adapters, example: Any = None) ->
     adapters.targets_verified = True  # this pass is the exact check: the one at the first forward pass would say less
     with _evaluating(model), _without_zeros(model, adapters), torch.enable_grad(), _uncompiled():
         try:
-            with _called(model, {*map(_parent_of, adapters.targets), *towers.values()}) as called:
+            names = {*map(_parent_of, adapters.targets), *towers.values()}
+            with _called(model, names) as called, _factors_apart(adapters) as factors:
                 outputs = list(_float_tensors(_call(model, _to_device_of(model, example))))
         except Exception as error:
             adapters.targets_verified = False
@@ -58,7 +62,7 @@ def verify_targets(model: nn.Module, adapters: Adapters, example: Any = None) ->
         # 64 times the derivative: small ones would be lost in float16.
         total = 64 * sum((o.float() * torch.randn(o.shape, generator=generator).to(o.device)).sum() for o in outputs)
         dead = (
-            _without_gradient(model, adapters, total)
+            _without_gradient(model, adapters, factors, total)
             if isinstance(total, Tensor) and total.requires_grad
             else adapters.targets
         )
@@ -154,33 +158,62 @@ def example_input(model: nn.Module) -> Any:
     return None
 
 
-def _without_gradient(model: nn.Module, adapters: Adapters, total: Tensor) -> list[str]:
+@contextmanager
+def _factors_apart(adapters: Adapters) -> Iterator[dict[str, list[Tensor]]]:
+    """Collects every B that a target computes with inside, by the target's name.
+
+    Each is a tensor of its own also where targets have one B in common: the derivative of that is a sum over them.
+    """
+    found: dict[str, list[Tensor]] = {}
+
+    def apart(name: str, B: Tensor) -> Tensor:
+        B = B.view_as(B)
+        found.setdefault(name, []).append(B)
+        return B
+
+    def factors(name: str, view: FactorView, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        A, B = FactorView.factors(view, dtype)
+        return A, apart(name, B)
+
+    def value(name: str, matrix: Matrix) -> Tensor:
+        return apart(name, Matrix.value(matrix))
+
+    views: list[Any] = []
+    matrices: list[Any] = []
+    for update in adapters.updates:
+        for name, view in zip(update.names, update.views, strict=True):
+            view.factors = partial(factors, name, view)  # type: ignore[method-assign]
+            views.append(view)
+    if adapters.generators is not None:
+        for pair, matrix in zip(adapters.generators.pairs(), adapters.generators.seconds(), strict=True):
+            matrix.value = partial(value, pair.name, matrix)  # type: ignore[method-assign]
+            matrices.append(matrix)
+    try:
+        yield found
+    finally:
+        for view in views:
+            del view.factors
+        for matrix in matrices:
+            del matrix.value
+
+
+def _without_gradient(
+    model: nn.Module, adapters: Adapters, factors: Mapping[str, Sequence[Tensor]], total: Tensor
+) -> list[str]:
     """Names of the targets for which d total / d B is 0."""
     if not adapters.factor_banks():
         owned = peft_parameters(model)
         flat = [p for parameters in owned.values() for p in parameters]
         moved = {id(p) for p, g in zip(flat, _gradients(total, flat), strict=True) if g is not None and bool(g.any())}
         return [name for name, parameters in owned.items() if not any(id(p) in moved for p in parameters)]
-    last = {(id(bank), slot): p for bank in adapters.factor_banks() for slot, p in enumerate(bank.last_matrices())}
-    gradients = dict(zip(last, _gradients(total, list(last.values())), strict=True))
-    places = [
-        (name, view.bank, view.slot, [view.group])
-        for update in adapters.updates
-        for name, view in zip(update.names, update.views, strict=True)
-    ]
-    if adapters.generators is not None:
-        made = zip(adapters.generators.pairs(), adapters.generators.seconds(), strict=True)
-        places += [(pair.name, m.bank, m.slot, list(m.groups)) for pair, m in made]
-    dead = []
-    for name, bank, slot, groups in places:
-        gradient = gradients[id(bank), slot]
-        if gradient is None or not bool(gradient[groups].any()):
-            dead.append(name)
-    return dead
+    used = [(name, B) for name, tensors in factors.items() for B in tensors if B.requires_grad]
+    gradients = _gradients(total, [B for _, B in used])
+    alive = {name for (name, _), g in zip(used, gradients, strict=True) if g is not None and bool(g.any())}
+    return [name for name in adapters.targets if name not in alive]
 
 
-def _gradients(total: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
-    return torch.autograd.grad(total, parameters, allow_unused=True)
+def _gradients(total: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(total, tensors, allow_unused=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from replora.progress import table_console
-from replora.reports.choice import choose, edges_of, within_error
+from replora.reports.choice import choose, edges_of
 from replora.reports.render.charts import Curve, draw_curves
 from replora.reports.statistics import Mean, mean_over_seeds
 from replora.reports.summary import format_metric
@@ -26,13 +26,15 @@ class Outcome:
 
     Attributes:
         candidate: The chosen candidate.
-        mean: Its mean over the measurements, with a 95 % interval over them.
-        alike: Other candidates within one standard error of it, on the measurements that both have.
+        best: That with the best mean.
+        mean: The mean of the chosen one over the measurements, with a 95 % interval over them.
+        alike: Other candidates within one standard error of the best, on the measurements that both have.
         edge: Whether its learning rate is the lowest or highest of its method, and no other candidate is as good.
         draws: Mean of each draw.
     """
 
     candidate: Candidate
+    best: Candidate
     mean: Mean
     alike: list[Candidate]
     edge: bool
@@ -40,28 +42,29 @@ class Outcome:
 
 
 def outcome_of(race: Race) -> Outcome | None:
-    """The best of the candidates that are left; None if none is."""
+    """The choice among the candidates that are left; None if none is.
+
+    The rule is that of one standard error (Breiman et al., Classification and Regression Trees, 1984): of the rates
+    that cannot be distinguished from the best, the one nearest the middle of the grid is chosen. By default that is the
+    configured one, which was measured on other data; the best of a few noisy means is mostly noise.
+    """
     grid = {one.name: {"method": one.method} | one.point.options for one in race.plan.candidates}
     count = min((len(race.values[one.name]) for one in race.alive), default=0)
     values = {one.name: race.values[one.name][:count] for one in race.alive}
     found = choose(values, grid, race.metric, race.mode, "middle", race.held_out)
     if found is None:
         return None
-    chosen = next(one for one in race.plan.candidates if one.name == found.point)
-    own = race.values[chosen.name]
-    examples = race.held_out if race.mode == "max" else None
-    alike = []
-    for other in race.plan.candidates:
-        both = min(len(own), len(race.values.get(other.name, [])))
-        if other is chosen or not both or other.name in race.failures:
-            continue
-        if within_error(own[:both], race.values[other.name][:both], examples):
-            alike.append(other)
+    best = next(one for one in race.plan.candidates if one.name == found.point)
+    measured = [one for one in race.plan.candidates if race.values.get(one.name) and one.name not in race.failures]
+    close = [one for one in measured if race.errors_behind(one, best) <= 1]
+    other_rates = [one for one in close if one in race.alive and _line_of(one) == _line_of(best)]
+    chosen = min(other_rates, key=lambda one: (one.steps, race.errors_behind(one, best)))
+    alike = [one for one in close if one is not chosen]
     same = [one.point.options for one in race.plan.candidates if one.method == chosen.method]
     edge = edges_of(chosen.point.options, same).get(RATE, False) and not found.tied
-    folds = race.plan.folds
+    own, folds = race.values[chosen.name], race.plan.folds
     draws = [statistics.fmean(own[i : i + folds]) for i in range(0, len(own) - folds + 1, folds)]
-    return Outcome(chosen, mean_over_seeds(own), alike, edge, draws)
+    return Outcome(chosen, best, mean_over_seeds(own), alike, edge, draws)
 
 
 def beyond(race: Race, chosen: Candidate) -> Candidate | None:
@@ -72,7 +75,7 @@ def beyond(race: Race, chosen: Candidate) -> Candidate | None:
         return None
     lowest = options[RATE] == rates[0]
     rate = rates[0] ** 2 / rates[1] if lowest else rates[-1] ** 2 / rates[-2]
-    return candidate(chosen.method, chosen.config, options | {RATE: float(f"{rate:.3g}")})
+    return candidate(chosen.method, chosen.config, options | {RATE: float(f"{rate:.3g}")}, chosen.steps + 1)
 
 
 def describe(race: Race, outcome: Outcome) -> str:
@@ -86,11 +89,17 @@ def describe(race: Race, outcome: Outcome) -> str:
         interval = f" (95 % interval {low} to {high})"
     lines = [
         f"Chosen: {outcome.candidate.name}. Its {race.metric} is {format_metric(race.metric, mean.value)}, the mean of "
-        f"{counted}{interval}. As the best of several it is somewhat optimistic; the test is the measurement."
+        f"{counted}{interval}. As the choice of several it is somewhat optimistic; the test is the measurement."
     ]
+    if outcome.best is not outcome.candidate:
+        best = format_metric(race.metric, statistics.fmean(race.values[outcome.best.name]))
+        lines.append(
+            f"The best mean is that of {outcome.best.name}, {best}, by less than one standard error. Of such rates the "
+            "one nearest the middle of the grid is chosen, by default the configured one: the difference may be noise."
+        )
     if outcome.alike:
         named = "; ".join(one.name for one in outcome.alike)
-        lines.append(f"No significant difference, within one standard error: {named}.")
+        lines.append(f"No significant difference, within one standard error of the best: {named}.")
     elif any(one is not outcome.candidate and one.name not in race.failures for one in plan.candidates):
         lines.append("All others are worse by more than one standard error.")
     else:
@@ -156,6 +165,7 @@ def record(race: Race, outcome: Outcome) -> dict[str, Any]:
         "metric": race.metric,
         "mode": race.mode,
         "chosen": outcome.candidate.name,
+        "best": outcome.best.name,
         "options": {"config": outcome.candidate.config} | outcome.candidate.point.options,
         "mean": outcome.mean.value,
         "interval": None if outcome.mean.low is None else [outcome.mean.low, outcome.mean.high],

@@ -179,21 +179,28 @@ class Race:
         kept = self.plan.kept(number)
         if number == 0 or kept >= len(ranked):
             return ranked
-        close = [one for one in ranked[kept:] if not self._clearly_worse(one, ranked[0])]
+        close = [one for one in ranked[kept:] if self.errors_behind(one, ranked[0]) <= CLEARLY]
         left, each = self.clock.left(self.reserve()), self.seconds_of_trial() * (self.plan.measurements - number)
         affordable = sum((kept + more) * each <= left for more in range(1, len(close) + 1))
         return [*ranked[:kept], *close[:affordable]]
 
-    def _clearly_worse(self, one: Candidate, best: Candidate) -> bool:
-        """Whether it is worse than chance explains: the draw of the measurements, and that of the examples in them."""
-        pairs = list(zip(self.values[one.name], self.values[best.name], strict=True))
+    def errors_behind(self, one: Candidate, best: Candidate) -> float:
+        """By how many standard errors it is worse than the best, on the measurements that both have.
+
+        The error is that of the measurements or that of the examples in them, whichever is larger: the first one is
+        itself uncertain where there are few measurements.
+        """
+        pairs = list(zip(self.values[one.name], self.values[best.name], strict=False))
         behind = abs(statistics.fmean(ours - theirs for ours, theirs in pairs))
-        errors = []
+        errors = [0.0]
         if len(pairs) > 1:
             errors.append(statistics.stdev(ours - theirs for ours, theirs in pairs) / math.sqrt(len(pairs)))
         if self.metric.rpartition("/")[2] in PROPORTIONS:
-            errors.append(proportion_error(statistics.fmean(self.values[best.name]), self.held_out * len(pairs)))
-        return behind > CLEARLY * max(errors, default=0.0)
+            accuracy = statistics.fmean(theirs for _, theirs in pairs)
+            errors.append(proportion_error(accuracy, self.held_out * len(pairs)))
+        if round(behind, 12) == 0:
+            return 0.0
+        return behind / max(errors) if max(errors) else math.inf
 
     def _best(self, entered: list[Candidate], number: int) -> list[Candidate]:
         """The candidates by the mean of their measurements, best first; of equal ones the middle of the grid first."""

@@ -18,6 +18,7 @@ from tests.adapters.tiny_models import MODELS, TinyModel, call
 METHODS: dict[str, replora.AdapterConfig] = {
     "replora": replora.RepLoRAConfig(rank=2, hidden=4),
     "replora_unshared": replora.RepLoRAConfig(rank=2, hidden=4, sharing="none", alpha=5.0),
+    "replora_tied": replora.RepLoRAConfig(rank=2, hidden=4, sharing="tied", targets=("q", "k", "v", "out")),
     "linear": replora.RepLoRAConfig(rank=2, hidden=4, factors="linear"),
     "lora": replora.RepLoRAConfig(rank=2, factors="none", targets=("q", "k", "v", "out")),
     "dora": replora.PeftMethodConfig("dora", rank=2),
@@ -26,7 +27,7 @@ METHODS: dict[str, replora.AdapterConfig] = {
     "full": replora.FullConfig(),
     "linear_probe": replora.LinearProbeConfig(),
 }
-LOW_RANK = ["replora", "replora_unshared", "linear", "lora"]
+LOW_RANK = ["replora", "replora_unshared", "replora_tied", "linear", "lora"]
 # peft adapts only layers that are called one by one.
 PEFT_MODELS = ["timm_vit", "timm_swin", "hf_vit", "hf_llama", "hf_gpt2", "hf_bart"]
 PAIRS = [
@@ -164,7 +165,9 @@ def test_removal_gives_the_backbone_back(model_name: str, method: str) -> None:
         replora.parameter_counts(model)
 
 
-@pytest.mark.parametrize(("model_name", "method"), list(product(MODELS, ["replora", "lora"])))
+@pytest.mark.parametrize(
+    ("model_name", "method"), [*product(MODELS, ["replora", "lora"]), ("timm_vit", "replora_tied")]
+)
 def test_deep_copy_and_pickle_are_independent_and_equal(model_name: str, method: str) -> None:
     model, tiny = adapted(model_name, method)
     disturb(model)
@@ -183,7 +186,7 @@ def test_deep_copy_and_pickle_are_independent_and_equal(model_name: str, method:
     ("model_name", "method", "reentrant"),
     [
         *product(["timm_vit", "timm_swin", "hf_llama", "hf_bart"], ["replora", "lora"], [False]),
-        *product(["hf_llama"], ["replora", "linear", "lora"], [True]),
+        *product(["hf_llama"], ["replora", "replora_tied", "linear", "lora"], [True]),
     ],
 )
 def test_gradient_checkpointing_gives_equal_gradients(model_name: str, method: str, reentrant: bool) -> None:
@@ -206,7 +209,7 @@ def test_gradient_checkpointing_gives_equal_gradients(model_name: str, method: s
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", LOW_RANK)
+@pytest.mark.parametrize("method", ["replora", "replora_tied", "linear", "lora"])
 def test_compiled_model_agrees_and_its_state_loads_in_a_plain_one(method: str) -> None:
     model, tiny = adapted("timm_vit", method)
     disturb(model)
@@ -220,13 +223,19 @@ def test_compiled_model_agrees_and_its_state_loads_in_a_plain_one(method: str) -
     torch.testing.assert_close(call(plain, tiny.inputs()), want, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("model_name", ["timm_vit", "hf_llama", "torchvision_swin", "torch_encoder"])
-def test_adapter_stays_in_float32_on_a_bfloat16_backbone(model_name: str) -> None:
+@pytest.mark.parametrize(
+    ("model_name", "method"),
+    [
+        *product(["timm_vit", "hf_llama", "torchvision_swin", "torch_encoder"], ["replora"]),
+        *product(["timm_vit", "hf_llama"], ["replora_tied"]),
+    ],
+)
+def test_adapter_stays_in_float32_on_a_bfloat16_backbone(model_name: str, method: str) -> None:
     model, tiny = build(model_name)
     model = model.bfloat16()
     inputs = tiny.inputs()
     inputs = inputs.bfloat16() if isinstance(inputs, torch.Tensor) else inputs
-    replora.inject(model, METHODS["replora"], also_train=[tiny.head], example=inputs)
+    replora.inject(model, METHODS[method], also_train=[tiny.head], example=inputs)
     assert {p.dtype for p in model.replora.banks.parameters()} == {torch.float32}
     disturb(model)
     unmerged = call(model, inputs)

@@ -173,7 +173,11 @@ class Float8Linear(nn.Linear):
         return nn.functional.linear(x, self.weight.to(x.dtype) * self.step, self.bias)
 
 
-LOW_RANK_OR_PEFT = [replora.RepLoRAConfig(rank=2, hidden=4), replora.PeftMethodConfig("lora", rank=2)]
+LOW_RANK_OR_PEFT = [
+    replora.RepLoRAConfig(rank=2, hidden=4),
+    replora.RepLoRAConfig(rank=2, hidden=4, sharing="tied", targets=("q", "out")),
+    replora.PeftMethodConfig("lora", rank=2),
+]
 
 
 @pytest.mark.parametrize("config", LOW_RANK_OR_PEFT, ids=lambda config: config.name)

@@ -26,7 +26,7 @@ def save(model_name: str, method: str, folder: Path):
 
 @pytest.mark.parametrize("model_name", FAMILIES)
 def test_each_gives_its_own_outputs_whatever_was_set_before(model_name: str, tmp_path: Path) -> None:
-    methods = ["replora", "lora", "linear"] + ["dora"] * (model_name in ("timm_vit", "hf_llama"))
+    methods = ["replora", "lora", "linear", "replora_tied"] + ["dora"] * (model_name in ("timm_vit", "hf_llama"))
     files = {method: save(model_name, method, tmp_path) for method in methods}
     model, tiny = build(model_name)
     plain = call(model, tiny.inputs()).detach()
@@ -162,7 +162,9 @@ def test_a_file_alone_prepares_a_plain_model(model_name: str, method: str, tmp_p
     torch.testing.assert_close(call(model, tiny.inputs()), want, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("model_name", "method"), product(FAMILIES, ["replora", "replora_unshared", "linear", "lora"]))
+@pytest.mark.parametrize(
+    ("model_name", "method"), product(FAMILIES, ["replora_unshared", "replora_tied", "linear", "lora"])
+)
 def test_deployed_file_is_small_and_equal(model_name: str, method: str, tmp_path: Path) -> None:
     path, want = save(model_name, method, tmp_path)
     trained, tiny = build(model_name)

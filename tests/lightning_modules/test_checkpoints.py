@@ -15,6 +15,7 @@ ADAPTER = RepLoRAConfig(rank=2, hidden=8, blocks=[0, 5])
 METHODS = [
     ADAPTER,
     RepLoRAConfig(rank=2, factors="none", blocks=[0]),
+    RepLoRAConfig(rank=2, sharing="tied", blocks=[0]),
     replora.LinearProbeConfig(),
     replora.BitFitConfig(),
     replora.PeftMethodConfig(method="dora", rank=2, blocks=[0]),

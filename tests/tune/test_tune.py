@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Callable
@@ -154,12 +155,28 @@ def test_what_is_as_good_is_said(machine: Machine, capsys: Any) -> None:
     found = tune()
     assert "replora, lr 0.005" in found["within_one_standard_error"]
     assert "replora, lr 0.04" not in found["within_one_standard_error"]
-    assert "No significant difference, within one standard error: " in capsys.readouterr().out
+    assert "No significant difference, within one standard error of the best: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("ahead", "chosen"), [(0.02, "replora, lr 0.01"), (0.2, "replora, lr 0.04")])
+def test_of_rates_that_cannot_be_distinguished_the_configured_one_is_chosen(
+    machine: Machine, ahead: float, chosen: str, capsys: Any
+) -> None:
+    """60 images: a standard error is 6 points at 70 %."""
+    machine.measure = lambda rate, fold: 0.7 + 0.01 * fold + (ahead if rate == 0.04 else 0.0)
+    found = tune("--rates=[0.0025,0.005,0.01,0.02,0.04]")
+    assert (found["chosen"], found["best"]) == (chosen, "replora, lr 0.04")
+    assert final_rate() == chosen.split()[-1]
+    said = (
+        "The best mean is that of replora, lr 0.04, 75.0 %, by less than one standard error." in capsys.readouterr().out
+    )
+    assert said == (chosen != found["best"])
 
 
 @pytest.mark.parametrize("better", ["higher", "lower"])
 def test_a_grid_is_extended_beyond_its_edge(machine: Machine, better: str, capsys: Any) -> None:
-    machine.measure = lambda rate, fold: (rate if better == "higher" else 0.5 - rate) + fold / 1000
+    sign = 1 if better == "higher" else -1
+    machine.measure = lambda rate, fold: 0.5 + sign * 0.099 * math.log2(rate / 0.01) + fold / 1000
     found = tune()
     assert found["chosen"] == ("replora, lr 0.32" if better == "higher" else "replora, lr 0.000313")
     assert found["at_edge"]

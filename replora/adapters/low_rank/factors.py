@@ -15,13 +15,17 @@ with s the activation (identity in the linear ablation). The MLP acts row by row
 row i of U times a_i and costs nothing. Both factors are multiplied by h ** -scale_exponent.
 V_B is 0 at the start, so the update is exactly 0; V_A is drawn such that A has the variance of LoRA's initialization
 (kaiming_uniform with a = sqrt(5): 1 / (3 in)). The factors depend on parameters only, never on the input.
+
+A bank makes one pair of factors for each of its *slots*. Each target of a group has a slot of its own, except under
+`sharing: tied`: there the targets of equal shape have one slot in common, so A_q = A_v and B_q = B_v, and the gradient
+of these factors is the sum over the targets.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -43,7 +47,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
 }
 
-# For each target of the group, A (groups, rank, in) and B (groups, out, rank).
+# For each slot of the group, A (groups, rank, in) and B (groups, out, rank).
 FactorPairs = list[tuple[Tensor, Tensor]]
 
 
@@ -57,7 +61,7 @@ class Produced:
         self.by_reader: dict[Any, Tensor] = {}  # what others made of them, for as long as they are valid
 
     def factors_of(self, group: int, slot: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-        """A (rank, in) and B (out, rank) of one target, in `dtype` or in their own."""
+        """A (rank, in) and B (out, rank) of one slot, in `dtype` or in their own."""
         dtype = dtype or self.pairs[0][0].dtype
         if dtype not in self.by_group:
             with torch.set_grad_enabled(self.with_gradients):  # the layer that asks first may want none
@@ -93,7 +97,7 @@ class CompiledPass:
 
 
 class FactorBank(nn.Module, ABC):
-    """The factors of all `groups` groups whose targets have the same `shapes`, one (in, out) pair a target."""
+    """The factors of all `groups` groups whose slots have the same `shapes`, one (in, out) pair per slot."""
 
     def __init__(self, groups: int, shapes: Sequence[tuple[int, int]], rank: int) -> None:
         super().__init__()
@@ -109,7 +113,7 @@ class FactorBank(nn.Module, ABC):
 
     @abstractmethod
     def last_matrices(self) -> list[nn.Parameter]:
-        """For each target the parameter (groups, ...) that B is linear in: its gradient tells whether B matters."""
+        """For each slot the parameter (groups, ...) that B is linear in: B is 0 where it is."""
 
     @abstractmethod
     def assign(self, pairs: FactorPairs) -> None:
@@ -173,7 +177,7 @@ class FactorBank(nn.Module, ABC):
         return self._compiled if torch.compiler.is_compiling() else self._of_thread
 
     def factors_of(self, group: int, slot: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """A (rank, in) and B (out, rank) of one target, in `dtype`: those of the running pass if there is one.
+        """A (rank, in) and B (out, rank) of one slot, in `dtype`: those of the running pass if there is one.
 
         Gradient checkpointing runs layers again inside the backward pass. The usual kind does so for the tensors that
         they save, and they see the factors of the last pass. The reentrant kind runs a backward pass a block, and
@@ -211,7 +215,7 @@ class FactorBank(nn.Module, ABC):
         return self.__dict__ | {"_latest": None}  # copies begin without a pass
 
     def deployed_count(self) -> int:
-        """Numbers in A and B: what remains when training is over."""
+        """Numbers in A and B, once for each slot: what remains when training is over."""
         return self.groups * sum(self.rank * (n_in + n_out) for n_in, n_out in self.shapes)
 
     def no_weight_decay(self) -> list[nn.Parameter]:
@@ -247,7 +251,7 @@ class FreeFactors(FactorBank):
 
 
 class DiagonalMLP(nn.Module):
-    """diag(d) -> s(diag(d) U + c) V_t for every target t: one side (A or B) of RepLoRA, for `groups` groups at once."""
+    """diag(d) -> s(diag(d) U + c) V_t for every slot t: one side (A or B) of RepLoRA, for `groups` groups at once."""
 
     def __init__(self, groups: int, rank: int, hidden: int, widths: Sequence[int], activation: Activation) -> None:
         super().__init__()
@@ -263,7 +267,7 @@ class DiagonalMLP(nn.Module):
         return ACTIVATIONS[self.activation](preactivation)
 
     def forward(self, group: int | None = None) -> list[Tensor]:
-        """One (groups, rank, width_t) a target."""
+        """One (groups, rank, width_t) per slot."""
         pick = slice(None) if group is None else slice(group, group + 1)
         H = self.hidden_layer(pick)
         return [torch.matmul(H, V[pick]) for V in self.V]
@@ -325,6 +329,28 @@ class GeneratedFactors(FactorBank):
         return [self.mlp_A.diagonal, self.mlp_A.c, self.mlp_B.diagonal, self.mlp_B.c]
 
 
+def check_some_are_tied(groups: Iterable[Sequence[tuple[str, tuple[int, int]]]]) -> None:
+    """Refuse `sharing: tied` where no group has two targets of one shape.
+
+    Args:
+        groups: For each group the name and the shape (in, out) of every target.
+
+    Raises:
+        RepLoRAError: None has.
+    """
+    largest: Sequence[tuple[str, tuple[int, int]]] = ()
+    for members in groups:
+        if len({shape for _, shape in members}) < len(members):
+            return
+        largest = max(largest, members, key=len)
+    found = ", ".join(f"{name} ({n_in} -> {n_out})" for name, (n_in, n_out) in largest)
+    raise RepLoRAError(
+        "sharing: 'tied' gives the targets of one attention module (or of one MLP) that have the same shape one A and "
+        f"one B, but no two of one module have it here, as in: {found}. Choose targets of equal shapes, such as [k, v] "
+        "under grouped-query attention, or sharing: group."
+    )
+
+
 def _transformed() -> bool:
     """Whether `torch.compile` or a transform of `torch.func` reads the code that runs."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
@@ -355,7 +381,7 @@ def _unseen_by_checkpointing() -> AbstractContextManager[Any]:
 
 
 def build_factors(config: RepLoRAConfig, groups: int, shapes: Sequence[tuple[int, int]]) -> FactorBank:
-    """The bank of `config` for `groups` groups, each with targets of the given (in, out) shapes."""
+    """The bank of `config` for `groups` groups, each with slots of the given (in, out) shapes."""
     if config.factors == "none":
         return FreeFactors(groups, shapes, config.rank, config.init)
     return GeneratedFactors(groups, shapes, config.rank, config.width, config.nonlinearity, config.scale_exponent)

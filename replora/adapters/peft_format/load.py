@@ -295,6 +295,7 @@ def _fitted(
         )
     wanted = [(bank, [(A.clone(), torch.zeros_like(B)) for A, B in bank()]) for bank in adapters.factor_banks()]
     place = {id(bank): found for bank, found in wanted}
+    filled: dict[tuple[int, int, int], tuple[str, Tensor, Tensor]] = {}
     for name, update in layers.items():
         A, B = pairs[name]
         used = torch.zeros_like(B, dtype=torch.bool)
@@ -303,7 +304,7 @@ def _fitted(
                 f"{folder}: {name} is of a layer {A.shape[1]} -> {B.shape[0]}, but the model's is "
                 f"{update.shape[1]} -> {update.shape[0]}."
             )
-        for view in update.views:
+        for target, view in zip(update.names, update.views, strict=True):
             own_rows = rows_of(B, view.rows).flatten(0, 1)
             columns = own_rows.ne(0).any(dim=0)
             if view.rows is None:  # all but the zeros that fill up a lower rank
@@ -315,8 +316,14 @@ def _fitted(
                 )
             rows_of(used, view.rows).fill_(True)
             own_A, own_B = place[id(view.bank)][view.slot]
-            own_A[view.group, :rank] = A[columns].to(own_A)
-            own_B[view.group, :, :rank] = (own_rows[:, columns] * (scales[name] / update.scale)).to(own_B)
+            new_A, new_B = A[columns].to(own_A), (own_rows[:, columns] * (scales[name] / update.scale)).to(own_B)
+            other, *same = filled.setdefault((id(view.bank), view.group, view.slot), (target, new_A, new_B))
+            if other != target and not all(map(torch.equal, same, (new_A, new_B))):
+                raise PeftFormatError(
+                    f"{folder} has different factors for {other} and {target}, to which the model's adapter gives the "
+                    "same A and B (sharing: tied). Import into sharing: group or none."
+                )
+            own_A[view.group, :rank], own_B[view.group, :, :rank] = new_A, new_B
         if bool(B[~used].any()):
             raise PeftFormatError(
                 f"{folder} changes rows of {name} that the model's adapter leaves alone: it is a joint update of the "

@@ -72,8 +72,9 @@ class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             for name, one in trained.items():
                 count = sum(p.numel() for p in one.parameters())
-                deployed = sum(bank.deployed_count() for bank in one.factor_banks())
-                _log.info(f"RepLoRA: {count:,} parameters of {name!r} train. They deploy as {deployed:,} of LoRA.")
+                _log.info(
+                    f"RepLoRA: {count:,} parameters of {name!r} train. They deploy as {one.deployed_count():,} of LoRA."
+                )
 
     def on_save(self, args: Any, state: Any, _control: Any, model: Any = None, **_: Any) -> None:
         """Write the generators where the checkpoint has none, as `save_pretrained` has not written it."""

@@ -111,6 +111,15 @@ class Generators(nn.Module):
         for matrices in self.matrices:
             yield from matrices[1::2]
 
+    def tied(self) -> list[list[str]]:
+        """Names of the layers that have one A and B, each time; a layer with its own alone."""
+        leading = [pair for groups in self.members for pair in chain.from_iterable(groups)]
+        return [[one.name.removeprefix("base_model.model.") for one in (pair, *pair.tied)] for pair in leading]
+
+    def deployed_count(self) -> int:
+        """Numbers in A and B of all layers, as `peft` stores them: also where layers are tied, each has its own."""
+        return sum(matrix.shape.numel() for matrices in self.matrices for matrix in matrices)
+
     def deployed(self) -> dict[str, Tensor]:
         """A and B of all layers, by the names that they have in the state of the model."""
         return {key: t for pair in self.pairs() for key, t in zip(pair.keys(), pair.stored(), strict=True)}

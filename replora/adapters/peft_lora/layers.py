@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from replora.adapters.low_rank.factors import FactorBank
+from replora.adapters.config import Sharing
+from replora.adapters.low_rank.factors import FactorBank, check_some_are_tied
 from replora.adapters.peft_lora.matrices import (
     GENERATED,
     Matrix,
@@ -42,7 +43,8 @@ class LoraPair:
         experts: How many experts one parameter holds; 1 otherwise.
         keep_a: Whether A says something before training begins, as that of EVA does.
         place: Where the model holds the layer.
-        tied: Layers that have the same A and B, as an output layer that is tied to the embedding may.
+        tied: Layers that have the same A and B: an output layer that is tied to the embedding, or all of one shape in
+            a group with `sharing: tied`.
     """
 
     name: str
@@ -237,18 +239,33 @@ def _nothing_found(modules: dict[str, nn.Module], layers: dict[str, Any], adapte
     )
 
 
-def grouped(pairs: Sequence[LoraPair], sharing: Literal["group", "none"]) -> Iterator[list[list[LoraPair]]]:
-    """Groups that share a generator, those of equal shapes, rank, device and type together: one bank for each list."""
+def grouped(pairs: Sequence[LoraPair], sharing: Sharing) -> Iterator[list[list[LoraPair]]]:
+    """Groups that share a generator, those of equal shapes, rank, device and type together: one bank for each list.
+
+    Raises:
+        RepLoRAError: `sharing` is `tied`, and there is nothing to tie.
+    """
     groups: dict[Any, list[LoraPair]] = {}
     for pair in pairs:
-        key = (pair.group if sharing == "group" else pair.name, pair.rank, pair.experts, *_place(pair))
+        key = (pair.name if sharing == "none" else pair.group, pair.rank, pair.experts, *_place(pair))
         groups.setdefault(key, []).append(pair)
+    if sharing == "tied":
+        check_some_are_tied([(pair.name, pair.shape) for pair in members] for members in groups.values())
+        groups = {key: _tied_by_shape(members) for key, members in groups.items()}
     alike: dict[Any, list[list[LoraPair]]] = {}
     for members in groups.values():
         first = members[0]
-        roles = tuple((m.role if sharing == "group" else "", *m.shape) for m in members)
+        roles = tuple(("" if sharing == "none" else m.role, *m.shape) for m in members)
         alike.setdefault((first.rank, first.experts, *_place(first), roles), []).append(members)
     yield from alike.values()
+
+
+def _tied_by_shape(members: list[LoraPair]) -> list[LoraPair]:
+    """The first layer of each shape, with the others of that shape tied to it."""
+    by_shape: dict[tuple[int, int], list[LoraPair]] = {}
+    for pair in members:
+        by_shape.setdefault(pair.shape, []).extend([replace(pair, tied=()), *pair.tied])
+    return [replace(first, tied=tuple(others)) for first, *others in by_shape.values()]
 
 
 def _place(pair: LoraPair) -> tuple[torch.device, torch.dtype]:

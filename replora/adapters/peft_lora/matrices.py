@@ -126,7 +126,7 @@ def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
     """Let the bank give the matrices that were loaded.
 
     Raises:
-        RepLoRAError: No parameters of the bank do.
+        RepLoRAError: No parameters of the bank do, or two layers that are tied were given different values.
     """
     if all(matrix.given is None for matrix in matrices):
         return
@@ -136,12 +136,20 @@ def solve(bank: FactorBank, matrices: Sequence[Matrix]) -> None:
             copy.deepcopy(bank, {id(p): nn.Parameter(p.full_tensor()) for p in shares.values()}) if shares else bank
         )
         pairs = [(A.detach().clone(), B.detach().clone()) for A, B in complete()]
+        taken: dict[tuple[int, str, int], Tensor] = {}
         for matrix in matrices:
             if matrix.given is not None:
                 given: Any = matrix.given
                 given = given.full_tensor() if is_share(given) else given
                 factors = matrix.factors_in(given)
                 for group, factor in zip(matrix.groups, factors, strict=True):
+                    first = taken.setdefault((matrix.slot, matrix.side, group), factor)
+                    if first is not factor and not torch.equal(first, factor):
+                        forget(matrices)
+                        raise RepLoRAError(
+                            f"Layers that are tied have the same {matrix.side}, but the values to take up differ "
+                            f"between two of them of shape {tuple(matrix.shape)}. Choose sharing: group or none."
+                        )
                     pairs[matrix.slot]["AB".index(matrix.side)][group].copy_(factor)
         complete.assign(pairs)
         for name, share in shares.items():

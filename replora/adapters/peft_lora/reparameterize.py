@@ -12,12 +12,12 @@ quantized ones among them, its scale, dropout and DoRA, merging, switching, and 
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from replora.adapters.config import Activation
+from replora.adapters.config import Activation, Sharing
 from replora.adapters.peft_lora.client import attach, detach
 from replora.adapters.peft_lora.file import agreed_options, find_file, take_up
 from replora.adapters.peft_lora.generators import (
@@ -39,7 +39,7 @@ def reparameterize(
     *,
     hidden: int | None = None,
     activation: Activation = "tanh",
-    sharing: Literal["group", "none"] = "group",
+    sharing: Sharing = "group",
     scale_exponent: float = 0.5,
     generators: str | os.PathLike[str] | None = None,
 ) -> nn.Module:
@@ -57,7 +57,8 @@ def reparameterize(
             bounds the rank of the update.
         activation: The MLP's non-linearity; `identity` is the linear ablation.
         sharing: `group` shares the diagonals and the first layer among the layers of one attention module (or of one
-            MLP) that have one rank; `none` gives each layer its own.
+            MLP) that have one rank; `none` gives each layer its own. `tied` gives those of one shape the same A and B,
+            which `peft` goes on storing for every layer; an adapter that has begun to train must have them equal.
         scale_exponent: The generated factors are multiplied by hidden ** -scale_exponent, in [0, 1].
         generators: Folder that `save_pretrained` wrote, or the file of generators in it, to go on training with. By
             default, and where A and B of the adapter are not those of the file, the generators are solved for.

@@ -85,9 +85,9 @@ def counts(present: Reparameterized) -> tuple[int, int, int, int]:
     named = host.named_parameters(remove_duplicate=False)
     backbone = {p for n, p in named if not n.startswith(tuple(added))}
     kept |= {p for p in backbone if p.requires_grad}  # biases of the backbone, where the configuration trains them
-    deployed = sum(bank.deployed_count() for bank in generators.factor_banks())
     beside = _size(kept)
-    return _size(backbone), _size(set(generators.parameters())) + beside, deployed + beside, _size(head)
+    trained = _size(set(generators.parameters())) + beside
+    return _size(backbone), trained, generators.deployed_count() + beside, _size(head)
 
 
 def _size(parameters: set[nn.Parameter]) -> int:

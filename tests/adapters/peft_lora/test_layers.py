@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import peft
@@ -160,6 +161,7 @@ CASES = {
         },
     ),
     "DoRA": Case(hf_llama, tokens, {"target_modules": ATTENTION, "use_dora": True}, ("lora_magnitude_vector",)),
+    "DoRA of BART": Case(hf_bart, tokens, {"target_modules": ATTENTION, "use_dora": True}, ("lora_magnitude_vector",)),
     "DoRA of Embedding": Case(
         Embedded, ids, {"target_modules": ["embedding", "mix"], "use_dora": True}, ("lora_magnitude_vector",)
     ),
@@ -215,12 +217,15 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.detach() if type(tensor) is nn.Parameter else getattr(tensor, "dequantize", tensor.detach)()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_layers(name: str) -> None:
+TIED = ("decoder", "encoder-decoder", "T5", "nf4 of bitsandbytes", "int8 of torchao", "DoRA of BART")
+
+
+@pytest.mark.parametrize(("name", "sharing"), [*product(CASES, ["group"]), *product(TIED, ["tied"])])
+def test_layers(name: str, sharing: Any) -> None:
     case = CASES[name]
     stock, model = case.stock(), case.stock()
     before = {key: p.clone() for key, p in model.named_parameters() if p.requires_grad}
-    replora.reparameterize(model)
+    replora.reparameterize(model, sharing=sharing)
     want = case.out(stock)
     torch.testing.assert_close(case.out(model), want, rtol=0, atol=0 if case.fresh else 2e-5)
     parameters = {key: p for key, p in model.named_parameters() if p.requires_grad}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import peft
@@ -27,8 +28,9 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("sharing", ["group", "none"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "sharing"), [*product(FAMILIES, ["group", "none"]), *product(["Llama", "BERT", "BART", "T5"], ["tied"])]
+)
 def test_equal_to_our_own_injection(family: str, sharing: Any) -> None:
     build, targets = FAMILIES[family]
     plain = build()
