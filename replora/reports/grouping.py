@@ -59,7 +59,7 @@ def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
     for content, label, of_data in zip(runs, labels, data, strict=True):
         run, shared = _run(content, label), table_conditions(content) | of_data
         repeats = {name: content.get("data", {}).get(name) for name in ("subset_seed", "shuffle_seed")}
-        parts = [shared, run.method, run.task, run.size, run.seed, repeats, run.stage, _point(content)]
+        parts = [shared, run.method, run.task, run.size, run.seed, repeats, run.stage, _point(run)]
         key = json.dumps(parts, default=str)
         date = str(content.get("test", content.get("fit", {})).get("date", ""))
         former_date, _, former = newest.get(key, ("", {}, run))
@@ -76,7 +76,7 @@ def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
         common_track(results)
     groups: dict[str, Group] = {}
     for _, shared, run in newest.values():
-        if run.stage == "final" and not run.diverged:
+        if run.stage != "select" and not run.diverged:
             _group_of(groups, shared).runs.append(run)
     for _, shared, run in newest.values():
         if run.stage == "select" or run.diverged:
@@ -248,8 +248,15 @@ def _run(content: dict[str, Any], label: str) -> Run:
         task=str(data.get("task", next(iter(sweep.get("task", {}).values()), ""))),
         size=Size(shots is not None, float(fraction if shots is None else shots)),
         seed=_draw(int(seed), data),
-        stage=sweep.get("stage", "select" if tuned else "final"),
+        stage=_stage(sweep, tuned),
     )
+
+
+def _stage(sweep: dict[str, Any], tuned: bool) -> str:
+    """The stage of a run; final runs at every point of a grid record which of them is selected."""
+    stage = str(sweep.get("stage", "select" if tuned else "final"))
+    selected = sweep.get("chosen_by", {}).get("point")
+    return "unselected" if stage == "final" and selected not in (None, sweep.get("grid")) else stage
 
 
 def _draw(seed: int, data: dict[str, Any]) -> int:
@@ -260,11 +267,10 @@ def _draw(seed: int, data: dict[str, Any]) -> int:
     return seed + 1_000 * own[0] + 1_000_000 * own[1]
 
 
-def _point(content: dict[str, Any]) -> dict[str, Any]:
-    """The point of the grid for a run of the first stage of a sweep: runs of one method and seed differ in it."""
-    sweep: dict[str, Any] = content.get("sweep", {})
-    point: dict[str, Any] = sweep.get("grid", {})
-    return point if sweep.get("stage") == "select" else {}
+def _point(run: Run) -> dict[str, Any]:
+    """The point of the grid for a run of a sweep that is not at the selected one: runs of one seed differ in it."""
+    point: dict[str, Any] = run.results.get("sweep", {}).get("grid", {})
+    return {} if run.stage == "final" else point
 
 
 def _labels(contents: list[dict[str, Any]]) -> list[str]:

@@ -114,7 +114,9 @@ def test_every_configuration_runs(name, tmp_path):
     main(["fit", *arguments, f"--run_dir={tmp_path / 'run'}"])
     content = read_results(tmp_path / "run")
     if name.startswith("adapter/"):
-        assert content["method"] == name.removeprefix("adapter/").removesuffix(".yaml").removesuffix("_tied")
+        assert content["method"] == name.removeprefix("adapter/").removesuffix(".yaml").removesuffix(
+            "_tied"
+        ).removesuffix("_plus")
     if name.startswith("recipe/") and "fgvc" not in name:
         assert content["data"]["track"] == ("clean" if name in CLEAN else "archive")
         assert content["data"]["interpolation"] == ("tf1_bilinear" if name in CLEAN else "bicubic")

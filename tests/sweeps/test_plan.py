@@ -151,7 +151,13 @@ def test_shipped_sweeps_are_fair_and_complete(name):
 def test_shipped_sweeps_cover_what_they_say():
     named = {name.removeprefix("sweep/").removesuffix(".yaml") for name in SHIPPED}
     low_data = {f"{data}_low_data" for data in ("quickstart", "digits", "transfer", "vtab", "fgvc", "commonsense")}
-    assert named == low_data | {"vtab_grid", "ablation", "training_length", "method_rates"}
+    others = {"other_tasks", "vtab_other_tasks"}
+    assert named == low_data | others | {"vtab_grid", "ablation", "training_length", "method_rates"}
+    for name in others:
+        sweep = read_sweep(find_config(f"sweep/{name}.yaml"))
+        assert sweep.select
+        assert sweep.final
+        assert (sweep.select.source, sweep.final.points) == ("other_tasks", "all")
     grid = read_sweep(find_config("sweep/vtab_grid.yaml"))
     assert len(grid.tasks) == 19
     assert all(len(method.grid) == 25 for method in grid.methods)
