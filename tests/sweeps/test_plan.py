@@ -140,7 +140,8 @@ def test_shipped_sweeps_are_fair_and_complete(name):
     assert sweep.select
     assert sweep.final or name == "sweep/method_rates.yaml", "which compares rates alone"
     assert sweep.seconds_per_trial, "a dry run says what it costs"
-    seeds = [0, 1] if sweep.final is None else [0]
+    more_seeds = {"sweep/method_rates.yaml": [0, 1], "sweep/tied_low_data.yaml": [0, 1, 2]}
+    seeds = more_seeds.get(name, [0])
     assert {trial.arguments[-3] for trial in sweep.selection_trials()} == {f"--seed_everything={s}" for s in seeds}
     assert all("--data.protocol=tune" in trial.arguments for trial in sweep.selection_trials())
     assert not any("--data.protocol=tune" in trial.arguments for trial in sweep.planned_final_trials())
@@ -150,7 +151,8 @@ def test_shipped_sweeps_are_fair_and_complete(name):
 
 def test_shipped_sweeps_cover_what_they_say():
     named = {name.removeprefix("sweep/").removesuffix(".yaml") for name in SHIPPED}
-    low_data = {f"{data}_low_data" for data in ("quickstart", "digits", "transfer", "vtab", "fgvc", "commonsense")}
+    images = ("quickstart", "digits", "transfer", "tied", "real_vit", "vtab", "fgvc")
+    low_data = {f"{data}_low_data" for data in (*images, "commonsense")}
     others = {"other_tasks", "vtab_other_tasks"}
     assert named == low_data | others | {"vtab_grid", "ablation", "training_length", "method_rates"}
     for name in others:
