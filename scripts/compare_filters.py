@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def pictures(folder: Path | None, count: int) -> list[tuple[str, list[Image.Image], int]]:
     """Name, images, and the side that they are resized to."""
     digits = [Image.fromarray((image * 255 / 16).astype(np.uint8)).convert("RGB") for image in load_digits().images]
-    sprites = [Image.fromarray(image).convert("RGB") for image in Sprites("test", "location").gray[:count]]
+    sprites = [Image.fromarray(image).convert("RGB") for image in Sprites("test", "location").pixels[:count]]
     photos = [Image.fromarray(image) for image in load_sample_images().images]
     found = [
         ("digits, 8 x 8", digits[:count], 32),

@@ -344,7 +344,7 @@ def _optimizer(trainer: Trainer) -> dict[str, Any]:
     groups = optimizer.param_groups
     return {
         "class": type(optimizer).__name__,
-        "lr": max(float(group.get("initial_lr", group["lr"])) for group in groups),
+        "lr": min(float(group.get("initial_lr", group["lr"])) for group in groups),  # that of B is higher in LoRA+
         # Biases, norms and diagonals are in a group without weight decay.
         "weight_decay": max(float(group.get("weight_decay", 0.0)) for group in groups),
     }

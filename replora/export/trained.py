@@ -16,7 +16,7 @@ from replora.adapters.peft_format.export import CONFIG_FILE
 from replora.adapters.peft_format.model_card import model_card
 from replora.adapters.state import read_adapter, read_metadata
 from replora.backbones.backbone import Backbone
-from replora.backbones.vision import VIT_NANO, VisionBackbone, build_vision_backbone
+from replora.backbones.vision import OFFLINE, VisionBackbone, build_vision_backbone
 from replora.datasets.common.hub import check_hub
 from replora.datasets.image.read import describe_images
 from replora.errors import RepLoRAError, nearest
@@ -148,7 +148,7 @@ def _is_timm(base: str) -> bool:
     import timm
 
     name = base.removeprefix("timm/")
-    return not Path(base).is_dir() and (name == VIT_NANO or ("/" not in name and timm.is_model(name)))
+    return not Path(base).is_dir() and (name in OFFLINE or ("/" not in name and timm.is_model(name)))
 
 
 def _timm_name(backbone: Backbone) -> str:
@@ -161,7 +161,7 @@ def _load_timm(name: str, state: dict[str, Tensor], checkpoint: Path | None, ima
     """A timm model with as many classes as the head in an adapter's `state`."""
     import timm
 
-    classifier = "head" if name == VIT_NANO else timm.models.get_pretrained_cfg_value(name, "classifier")
+    classifier = "head" if name in OFFLINE else timm.models.get_pretrained_cfg_value(name, "classifier")
     layer = classifier[0] if isinstance(classifier, tuple | list) else classifier
     weight = state.get(f"{layer}.weight")
     if weight is None:

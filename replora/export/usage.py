@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.adapters.peft_format.export import base_code
-from replora.backbones.vision import VisionBackbone
-from replora.backbones.vit_nano import VIT_NANO_WEIGHTS
+from replora.backbones.vision import OFFLINE, VisionBackbone
 from replora.datasets.image.read import short_side
 from replora.export.trained import Trained
 
@@ -84,7 +83,7 @@ def _base(trained: Trained) -> tuple[str, str]:
     options += "" if built.any_size else f", image_size={built.input_size}"
     if built.weights == "random":
         options += ", pretrained=False"
-    elif built.weights != VIT_NANO_WEIGHTS.name:
+    elif built.name not in OFFLINE or built.weights != f"{built.name}.safetensors":
         options += f", checkpoint={json.dumps(Path(built.weights).name, ensure_ascii=False)}"
     made = f"build_vision_backbone({options}).model"
     note = "  # random weights: only the run has those of its seed" if built.weights == "random" else ""

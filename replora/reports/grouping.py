@@ -59,7 +59,7 @@ def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
     for content, label, of_data in zip(runs, labels, data, strict=True):
         run, shared = _run(content, label), table_conditions(content) | of_data
         repeats = {name: content.get("data", {}).get(name) for name in ("subset_seed", "shuffle_seed")}
-        parts = [shared, run.method, run.task, run.size, run.seed, repeats, run.stage, _point(content)]
+        parts = [shared, run.method, run.task, run.size, run.seed, repeats, run.stage, _point(run)]
         key = json.dumps(parts, default=str)
         date = str(content.get("test", content.get("fit", {})).get("date", ""))
         former_date, _, former = newest.get(key, ("", {}, run))
@@ -76,7 +76,7 @@ def group_runs(contents: Iterable[dict[str, Any]]) -> list[Group]:
         common_track(results)
     groups: dict[str, Group] = {}
     for _, shared, run in newest.values():
-        if run.stage == "final" and not run.diverged:
+        if run.stage != "select" and not run.diverged:
             _group_of(groups, shared).runs.append(run)
     for _, shared, run in newest.values():
         if run.stage == "select" or run.diverged:
@@ -177,6 +177,7 @@ def _check_sweep_methods(contents: Sequence[dict[str, Any]], labels: Sequence[st
         ReportError: They have different options.
     """
     of_sweeps = [(c, label) for c, label in zip(contents, labels, strict=True) if "sweep" in c and "options" in c]
+    of_sweeps.sort(key=lambda run: _on_all_data(run[0]))  # they are compared with the first
     varied: dict[str, set[str]] = {}  # sweep, method and stage -> options of their axes
     for content, label in of_sweeps:
         names = {plain_option(name) for options in _axes(content).values() for name in options}
@@ -188,6 +189,8 @@ def _check_sweep_methods(contents: Sequence[dict[str, Any]], labels: Sequence[st
         same_point = json.dumps([sweep.get("name"), label, content.get("backbone", {}).get("fingerprint"), axes])
         first = first_of.setdefault(same_task, content)
         found = differing_settings(first, content, "stage", varied[stage])
+        if _on_all_data(content):
+            found.pop("data.subset_rule", None)  # there is no subset whose images could differ
         if not varied[stage] & BATCH_OPTIONS and _length(first).get("batch") != _length(content).get("batch"):
             found["batch"] = _length(first).get("batch"), _length(content).get("batch")
         first = first_of.setdefault(same_point, content)
@@ -201,6 +204,12 @@ def _check_sweep_methods(contents: Sequence[dict[str, Any]], labels: Sequence[st
                 f"averaged under one name: {name} is {found[name][0]} in one and {found[name][1]} in "
                 f"{sweep.get('trial', 'another')}. Report each directory by itself, or delete the runs not meant."
             )
+
+
+def _on_all_data(content: dict[str, Any]) -> bool:
+    """Whether a run trained on no subset of the training data."""
+    data = content.get("data", {})
+    return data.get("train_fraction") in (None, 1.0) and data.get("shots") is None
 
 
 def _axes(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -248,8 +257,15 @@ def _run(content: dict[str, Any], label: str) -> Run:
         task=str(data.get("task", next(iter(sweep.get("task", {}).values()), ""))),
         size=Size(shots is not None, float(fraction if shots is None else shots)),
         seed=_draw(int(seed), data),
-        stage=sweep.get("stage", "select" if tuned else "final"),
+        stage=_stage(sweep, tuned),
     )
+
+
+def _stage(sweep: dict[str, Any], tuned: bool) -> str:
+    """The stage of a run; final runs at every point of a grid record which of them is selected."""
+    stage = str(sweep.get("stage", "select" if tuned else "final"))
+    selected = sweep.get("chosen_by", {}).get("point")
+    return "unselected" if stage == "final" and selected not in (None, sweep.get("grid")) else stage
 
 
 def _draw(seed: int, data: dict[str, Any]) -> int:
@@ -260,11 +276,10 @@ def _draw(seed: int, data: dict[str, Any]) -> int:
     return seed + 1_000 * own[0] + 1_000_000 * own[1]
 
 
-def _point(content: dict[str, Any]) -> dict[str, Any]:
-    """The point of the grid for a run of the first stage of a sweep: runs of one method and seed differ in it."""
-    sweep: dict[str, Any] = content.get("sweep", {})
-    point: dict[str, Any] = sweep.get("grid", {})
-    return point if sweep.get("stage") == "select" else {}
+def _point(run: Run) -> dict[str, Any]:
+    """The point of the grid for a run of a sweep that is not at the selected one: runs of one seed differ in it."""
+    point: dict[str, Any] = run.results.get("sweep", {}).get("grid", {})
+    return {} if run.stage == "final" else point
 
 
 def _labels(contents: list[dict[str, Any]]) -> list[str]:

@@ -25,6 +25,7 @@ from replora.reports.sections.learning_rates import learning_rate_section
 from replora.reports.sections.limits import limits_section
 from replora.reports.sections.low_data import low_data_figure, low_data_section
 from replora.reports.sections.provenance import provenance_section
+from replora.reports.sections.regret import regret_section
 from replora.reports.sections.validation import validation_section
 from replora.reports.sections.video import video_section
 from replora.results import other_conditions, status_of, stored
@@ -120,6 +121,7 @@ def _blocks(
         blocks += commonsense_section(group, prefix)
         blocks += low_data_section(group, prefix)
         blocks += validation_section(group, prefix)
+        blocks += regret_section(group, folder, prefix)
         blocks += learning_rate_section(group, folder, prefix)
         blocks += learning_curve_section(group, folder, prefix)
     blocks += video_section(groups)
@@ -199,11 +201,11 @@ def _name(content: dict[str, Any]) -> str:
 
 def _summary(groups: Sequence[Group]) -> str:
     runs = [run for group in groups for run in group.runs]
-    final, selecting = (sum(run.stage == stage for run in runs) for stage in ("final", "select"))
+    selecting = sum(run.stage == "select" for run in runs)
     diverged = sum(run.diverged for run in runs)
     partial = sum(run.status.startswith("partial") for run in runs)
     copies = [same for _, _, same in _replaced(groups)]
-    text = f"{counted(len(runs), 'run')}: {final} measured on test data"
+    text = f"{counted(len(runs), 'run')}: {len(runs) - selecting} measured on test data"
     text += f", {selecting} by which options were chosen on validation data" if selecting else ""
     text += f"; {diverged} diverged" if diverged else ""
     text += f"; {partial} partial, in rows of their own and excluded from the means of complete runs" if partial else ""
@@ -238,7 +240,7 @@ def _conditions(group: Group, prefix: str) -> list[Block]:
                 f"{counts['adapter_trained']:,}",
                 f"{counts['adapter_deployed']:,}",
                 f"{counts['head']:,}",
-                f"{len([r for r in runs if r.stage == 'final'])} + {len([r for r in runs if r.stage == 'select'])}",
+                f"{len([r for r in runs if r.stage != 'select'])} + {len([r for r in runs if r.stage == 'select'])}",
                 f"{sum(seconds) / len(seconds):.1f}" if seconds else "",
             ]
         )

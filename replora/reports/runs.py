@@ -53,7 +53,8 @@ class Run:
         task: Task of the benchmark, such as `dtd`.
         size: Amount of its training data.
         seed: Random seed of the run.
-        stage: `select` for a run by which options are selected, otherwise `final`.
+        stage: `select` for a run by which options are selected, `unselected` for a final run at another point of the
+            grid than the selected one, otherwise `final`.
         replaced: Results that do not count because of this run: older repeats of it, and copies.
     """
 
@@ -127,6 +128,20 @@ class Run:
         data = self.results.get("data", {})
         size = data.get("split_sizes", {}).get(split, data.get("splits", {}).get(split, {}).get("size"))
         return None if size is None else int(size)
+
+    @property
+    def chosen_by(self) -> dict[str, Any]:
+        """The rule of the selection, as a run of a sweep records it: {metric, mode, ...}; empty for others.
+
+        Final runs also have the mean of each point.
+        """
+        rule: dict[str, Any] = self.results.get("sweep", {}).get("chosen_by", {})
+        return rule
+
+    @property
+    def from_other_tasks(self) -> bool:
+        """Whether options are selected by the validation scores of other tasks, and not by those of the own one."""
+        return self.chosen_by.get("source") == "other_tasks"
 
     @property
     def rate(self) -> float | None:

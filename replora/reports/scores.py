@@ -42,7 +42,11 @@ class Scores:
         if len(self.averaged) < len(self.tasks):
             self.average = f"mean of {len(self.averaged)} of {len(self.tasks)} tasks"
         self.choosing = {
-            size: {run.validation_examples for run in group.selection if run.size == size and not run.diverged}
+            size: {
+                0 if run.from_other_tasks else run.validation_examples
+                for run in group.selection
+                if run.size == size and not run.diverged
+            }
             for size in self.sizes
         }
 

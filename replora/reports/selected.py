@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +24,12 @@ class Selected:
         metric: Metric of the selection, such as `val/accuracy`.
         recorded: Whether the final runs record the selection.
         seeds: Number of seeds of the first stage; None if it is not known.
-        examples: Number of validation examples; None if it is not known.
+        examples: Number of validation examples of the task that select; None if it is not known.
         tied: Number of other points that are equally good.
         noise: Whether the next best point lies within one standard error; None if the error is not known.
         edge: `lowest` or `highest` if the learning rate is at an edge of its grid and no other point is equally good.
         shared: Whether all sizes share the point.
+        elsewhere: Number of validation examples of other tasks that select instead; None if the task itself selects.
     """
 
     rate: float
@@ -41,18 +43,25 @@ class Selected:
     noise: bool | None
     edge: str
     shared: bool = False
+    elsewhere: int | None = None
 
 
 def find_selected(group: Group, method: str, task: str, size: Size) -> Selected | None:
     """The selected point of one method, task and size; None if no point qualifies."""
     there = _of(group.selection, method, task, size)
-    finals = [run for run in _of(group.final, method, task, size) if _rule(run).get("means")]
-    counts = {run.validation_examples for run in there or finals if not run.diverged}
-    (examples,) = counts if len(counts) == 1 else (None,)
+    finals = [run for run in _of(group.final, method, task, size) if run.chosen_by.get("means")]
+    elsewhere = _other_tasks(group, method, task, size) if any(r.from_other_tasks for r in there or finals) else None
+    if elsewhere is None:
+        counts = {run.validation_examples for run in there or finals if not run.diverged}
+        (examples,) = counts if len(counts) == 1 else (None,)
+        labels = None
+    else:
+        of_tasks = [max(run.validation_examples or 0 for run in runs) for runs in elsewhere.values()]
+        examples, labels = 0, sum(of_tasks)
     grid = {_name(point): _options(point) for point in sorted(set(map(_point, there)), key=_ascending)}
     if finals:
         newest = max(finals, key=lambda run: str(run.results.get("fit", {}).get("date", "")))
-        rule = _rule(newest)
+        rule = newest.chosen_by
         known = {name: [mean] for name, mean in rule["means"].items() if mean is not None}
         best = choose(known, {name: {} for name in known}, rule["metric"], rule.get("mode", "max"), "lowest", examples)
         if best is not None and newest.rate is not None:
@@ -65,19 +74,44 @@ def find_selected(group: Group, method: str, task: str, size: Size) -> Selected 
             edge = "" if tied else _edge(newest.rate, newest.decay, grid)
             value, shared = known[best.point][0], rule.get("choice") == "per_method"
             metric, decay = rule["metric"], newest.decay
-            return Selected(newest.rate, decay, value, metric, True, seeds, examples, tied, noise, edge, shared)
+            return Selected(newest.rate, decay, value, metric, True, seeds, examples, tied, noise, edge, shared, labels)
     if not there:
         return None
-    rule = next((rule for run in group.runs if (rule := _rule(run))), {})
+    rule = next((run.chosen_by for run in group.runs if run.chosen_by), {})
     rule = {"metric": f"val/{there[0].metric}", **rule}
-    found = _choose(there, grid, rule, {run.seed for run in group.selection}, examples)
+    all_seeds = {run.seed for run in group.selection}
+    if elsewhere is None:
+        values = _values(there, rule["metric"])
+        found = _choose(there, grid, rule, all_seeds, examples)
+    else:
+        values = _over_tasks([_values(runs, rule["metric"]) for runs in elsewhere.values()], all_seeds)
+        usable = {name: list(of_tasks.values()) for name, of_tasks in values.items() if name in grid}
+        found = choose(usable, grid, rule["metric"], rule.get("mode", "max"), rule.get("ties", "middle"), None)
     if found is None:
         return None
     rate, decay = next(point for point in map(_point, there) if _name(point) == found.point)
     assert rate is not None
-    seeds, values = len({run.seed for run in group.selection}), _values(there, rule["metric"])[found.point]
-    value, edge = sum(values.values()) / len(values), "" if found.tied else _edge(rate, decay, grid)
-    return Selected(rate, decay, value, rule["metric"], False, seeds, examples, found.tied, found.noise, edge)
+    value, edge = statistics.fmean(values[found.point].values()), "" if found.tied else _edge(rate, decay, grid)
+    seeds, metric, tied, noise = len(all_seeds), rule["metric"], found.tied, found.noise
+    return Selected(rate, decay, value, metric, False, seeds, examples, tied, noise, edge, False, labels)
+
+
+def _other_tasks(group: Group, method: str, task: str, size: Size) -> dict[str, list[Run]]:
+    """Each other task -> its runs of the first stage that did not diverge."""
+    others: dict[str, list[Run]] = {}
+    for run in group.selection:
+        if (run.method, run.size) == (method, size) and run.task != task and not run.diverged:
+            others.setdefault(run.task, []).append(run)
+    return others
+
+
+def _over_tasks(of_tasks: Sequence[dict[str, dict[int, float]]], seeds: set[int]) -> dict[str, dict[int, float]]:
+    """Name of a point -> number of a task -> mean over the seeds; only points that have all seeds on all tasks."""
+    return {
+        name: {number: statistics.fmean(values[name].values()) for number, values in enumerate(of_tasks)}
+        for name in (of_tasks[0] if of_tasks else ())
+        if all(values.get(name, {}).keys() == seeds for values in of_tasks)
+    }
 
 
 def _choose(
@@ -111,12 +145,6 @@ def _edge(rate: float, decay: float | None, grid: dict[str, dict[str, float]]) -
 
 def _of(runs: Sequence[Run], method: str, task: str, size: Size) -> list[Run]:
     return [run for run in runs if (run.method, run.task, run.size) == (method, task, size)]
-
-
-def _rule(run: Run) -> dict[str, Any]:
-    """Rule of the selection: {metric, mode}, and for a final run the mean of each point."""
-    rule: dict[str, Any] = run.results.get("sweep", {}).get("chosen_by", {})
-    return rule
 
 
 def _point(run: Run) -> Point:

@@ -12,6 +12,9 @@ from typing import Any, Literal
 from replora.errors import RepLoRAError, nearest
 
 Stage = Literal["select", "final"]
+Source = Literal["own_task", "other_tasks"]  # whose validation scores select a point
+Points = Literal["selected", "all"]  # at which points of its grid a method has final runs
+Cell = tuple[str, str, str]  # method, task, size
 Options = dict[str, Any]  # as on the command line without the dashes -> value
 SEED_OPTIONS = ("seed_everything", "data.subset_seed", "data.shuffle_seed")
 
@@ -58,12 +61,16 @@ class StagePlan:
         options: Options of every trial of the stage.
         metric: Metric by which the first stage selects points, as named in `results.json`.
         mode: Whether the largest or the smallest value of the metric is best.
+        source: Whether the first stage selects the point of a task by its own runs, or by those of all other tasks.
+        points: Whether the second stage runs at the selected point alone, or at every point of the grid.
     """
 
     seeds: list[int]
     options: Options
     metric: str = ""
     mode: Literal["max", "min"] = "max"
+    source: Source = "own_task"
+    points: Points = "selected"
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class Trial:
     folder: str
 
     @property
-    def cell(self) -> tuple[str, str, str]:
+    def cell(self) -> Cell:
         """Method, task and size, for which one point is selected."""
         return self.method, self.task.name, self.size.name
 
@@ -158,23 +165,26 @@ class Sweep:
             for point in method.grid
         ]
 
-    def final_trials(self, selected: Mapping[tuple[str, str, str], Point]) -> list[Trial]:
-        """Every method, task and size that has a selected point, at that point, seed after seed.
+    def final_trials(self, selected: Mapping[Cell, Point]) -> list[Trial]:
+        """Every method, task and size that has a selected point, at that point or at all, seed after seed.
 
         Args:
             selected: `Trial.cell` -> point of the grid.
         """
         if self.final is None:
             return []
-        trials = [
-            self._trial("final", method, task, size, selected.get((method.name, task.name, size.name), ONLY), seed)
+        every = self.final.points == "all"
+        return [
+            self._trial("final", method, task, size, point, seed)
             for seed in self.final.seeds
             for task, size, method in self._cells()
+            for cell in [(method.name, task.name, size.name)]
+            if cell in selected
+            for point in (method.grid if every else [selected[cell]])
         ]
-        return [trial for trial in trials if trial.cell in selected]
 
     def planned_final_trials(self) -> list[Trial]:
-        """The second stage before points are selected: directories are known, and each point is `ONLY`."""
+        """The second stage before points are selected: directories are known, and a point to be selected is `ONLY`."""
         return self.final_trials(dict.fromkeys(self.cells(), ONLY))
 
     def only_trials(self) -> list[Trial]:
@@ -182,7 +192,7 @@ class Sweep:
         points = {method.name: method.grid[0] for method in self.methods}
         return self.final_trials({cell: points[cell[0]] for cell in self.cells()})
 
-    def cells(self) -> list[tuple[str, str, str]]:
+    def cells(self) -> list[Cell]:
         """`Trial.cell` of every method, task and size."""
         return [(method.name, task.name, size.name) for task, size, method in self._cells()]
 
@@ -197,8 +207,10 @@ class Sweep:
             options |= part
         options |= self.overriding | dict.fromkeys(SEED_OPTIONS, seed)
         configs = [f"--config={name}" for name in (*self.base, *method.configs)]
-        # A final run's name has no point: if another point is selected later, two runs of one seed must not remain.
-        names = [stage, task.name, method.name, size.name, point.name if stage == "select" else "", f"seed={seed}"]
+        # The name of a run at the selected point has no point: if another one is selected later, two runs of one seed
+        # must not remain.
+        named = stage == "select" or plan.points == "all"
+        names = [stage, task.name, method.name, size.name, point.name if named else "", f"seed={seed}"]
         return Trial(
             stage,
             method.name,

@@ -1,17 +1,24 @@
-"""Selects the best point of each method, task and size after the first stage, by validation images alone."""
+"""Selects the best point of each method, task and size after the first stage, by validation images alone.
+
+With `source: other_tasks` the runs of the task itself have no say: its point is the one with the least mean regret over
+the other tasks, where the regret of a point on a task is the best value of the task's grid minus that of the point. On
+a task that best value is the same for all points, so this is the point with the best mean over the other tasks. Values
+are not rescaled: a task counts by what there is to lose on it, and one whose values hardly depend on the point hardly
+counts. Ranks, or values relative to the range of each task, would give the noise of such a task full weight.
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from replora.io import replace_text
 from replora.reports.choice import Choice, Ties, choose
-from replora.sweeps.plan import Point, StagePlan, Trial
+from replora.sweeps.plan import Cell, Point, Source, StagePlan, Trial
 from replora.sweeps.sweep_file import SweepError
 
 Per = Literal["per_size", "per_method"]
@@ -25,10 +32,23 @@ class Rule:
     Attributes:
         ties: Which of equally good points is selected: the one nearest the middle of the grid, or its first.
         choice: Whether each size has its own point, or each method and task one point for all sizes.
+        source: Whether the point of a task is selected by its own runs, or by those of all other tasks.
     """
 
     ties: Ties = "middle"
     choice: Per = "per_size"
+    source: Source = "own_task"
+
+    def deciding(self, cell: Cell, cells: Collection[Cell]) -> list[Cell]:
+        """Those of the cells by whose runs the point of `cell` is selected."""
+        method, task, size = cell
+        return [
+            other
+            for other in cells
+            if other[0] == method
+            and (other[1] == task) == (self.source == "own_task")
+            and (other[2] == size or self.choice == "per_method")
+        ]
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,8 @@ class Selection:
         point: Point of the method's grid.
         metric: Metric of the selection.
         mode: Whether the largest or the smallest value of the metric is best.
-        mean: Mean of the metric over the seeds of the first stage, and over the sizes if they share a point.
+        mean: Mean of the metric over the seeds of the first stage, over the sizes if they share a point, and over the
+            other tasks if these select it.
         means: Name of each point -> its mean; None if a run diverged or is missing.
         seeds: Number of seeds of the first stage.
         found: Ties, noise and edges of the selection.
@@ -58,6 +79,7 @@ class Selection:
     def describe(self) -> dict[str, Any]:
         """The selection as `results.json` records it."""
         recorded = {"metric": self.metric, "mode": self.mode, "means": self.means, "seeds": self.seeds}
+        recorded |= {"point": self.point.options}
         return recorded | asdict(self.rule) | {"tied": self.found.tied, "noise": self.found.noise}
 
     def remarks(self) -> str:
@@ -67,7 +89,7 @@ class Selection:
         return edge + (tied or (", within one standard error of the next" if self.found.noise else ""))
 
 
-def selection_rule(home: Path, choice: Per | None = None) -> Rule:
+def selection_rule(home: Path, choice: Per | None = None, source: Source = "own_task") -> Rule:
     """The rule of the sweep in `home`, which is written there when it is first asked for.
 
     A sweep whose final runs began before there was such a file selected the first of equally good points, and goes on
@@ -76,6 +98,7 @@ def selection_rule(home: Path, choice: Per | None = None) -> Rule:
     Args:
         home: Directory of the sweep.
         choice: Replaces the recorded choice. Default: the recorded one, else one for each size.
+        source: That of the sweep's file.
 
     Raises:
         SweepError: The file cannot be read.
@@ -84,23 +107,25 @@ def selection_rule(home: Path, choice: Per | None = None) -> Rule:
     if file.is_file():
         try:
             rule = Rule(**json.loads(file.read_text(encoding="utf-8")))
-            if rule.ties not in get_args(Ties) or rule.choice not in get_args(Per):
+            known = rule.ties in get_args(Ties) and rule.choice in get_args(Per) and rule.source in get_args(Source)
+            if not known:
                 raise ValueError(f"{asdict(rule)} is none that there is")
         except (ValueError, TypeError) as error:
             raise SweepError(f"{file} holds no rule of a selection: {error}. Delete it to select again.") from error
     else:
         rule = Rule("lowest" if any((home / "final").rglob("trial.json")) else "middle")
-    rule = Rule(rule.ties, choice or rule.choice)
+    rule = Rule(rule.ties, choice or rule.choice, source)
     replace_text(file, json.dumps(asdict(rule)) + "\n")
     return rule
 
 
 def select_points(
     stage: StagePlan, results: Iterable[tuple[Trial, Mapping[str, Any] | None]], rule: Rule
-) -> dict[tuple[str, str, str], Selection]:
-    """Select the point of each cell with the best mean over the seeds, and over the sizes if the rule says so.
+) -> dict[Cell, Selection]:
+    """Select the point of each cell with the best mean: over the seeds, over the sizes if the rule says so, and over
+    the other tasks instead of the own one if it says so.
 
-    A point qualifies only if all its seeds have a value: a run that diverged or failed excludes its point.
+    A point qualifies only if all runs that decide have a value: one that diverged or failed excludes its point.
 
     Args:
         stage: The first stage.
@@ -113,35 +138,36 @@ def select_points(
     Raises:
         SweepError: The metric is not in the results.
     """
-    together: dict[tuple[str, ...], dict[tuple[str, str, str], None]] = {}
-    points: dict[tuple[str, ...], dict[str, Point]] = {}
-    values: dict[tuple[str, ...], dict[str, dict[int, list[float | None]]]] = {}
-    examples: dict[tuple[str, ...], set[int | None]] = {}
+    points: dict[Cell, dict[str, Point]] = {}
+    values: dict[Cell, dict[str, dict[int, float | None]]] = {}
+    examples: dict[Cell, set[int | None]] = {}
     for trial, result in results:
-        key: tuple[str, ...] = trial.cell if rule.choice == "per_size" else trial.cell[:2]
-        together.setdefault(key, {})[trial.cell] = None
-        points.setdefault(key, {})[trial.grid.name] = trial.grid
-        of_point = values.setdefault(key, {}).setdefault(trial.grid.name, {})
-        of_point.setdefault(trial.seed, []).append(_value(stage.metric, result))
+        points.setdefault(trial.cell, {})[trial.grid.name] = trial.grid
+        values.setdefault(trial.cell, {}).setdefault(trial.grid.name, {})[trial.seed] = _value(stage.metric, result)
         if result is not None:
-            examples.setdefault(key, set()).add(_validation_examples(result))
-    chosen: dict[tuple[str, str, str], Selection] = {}
-    for key, cells in together.items():
-        usable = {
-            name: [statistics.fmean(v for v in of_seed if v is not None) for of_seed in of_seeds.values()]
-            for name, of_seeds in values[key].items()
-            if len(of_seeds) == len(stage.seeds)
-            and all(len(v) == len(cells) and None not in v for v in of_seeds.values())
-        }
-        grid = {name: point.options for name, point in points[key].items()}
-        (count,) = examples[key] if len(examples.get(key, ())) == 1 else (None,)
+            examples.setdefault(trial.cell, set()).add(_validation_examples(result))
+    chosen: dict[Cell, Selection] = {}
+    for cell, of_cell in points.items():
+        deciding = rule.deciding(cell, values)
+        grid = {name: point.options for name, point in of_cell.items()}
+        usable: dict[str, list[float]] = {}
+        for name in grid:
+            # Seeds repeat a measurement on the own task; of several other tasks each is one measurement.
+            units: dict[int | str, list[float | None]] = {}
+            for other in deciding:
+                for seed in stage.seeds:
+                    unit = seed if rule.source == "own_task" else other[1]
+                    units.setdefault(unit, []).append(values[other].get(name, {}).get(seed))
+            if units and not any(None in unit for unit in units.values()):
+                usable[name] = [statistics.fmean(v for v in unit if v is not None) for unit in units.values()]
+        counts = set[int | None]().union(*(examples.get(other, ()) for other in deciding))
+        (count,) = counts if len(counts) == 1 else (None,)
         found = choose(usable, grid, stage.metric, stage.mode, rule.ties, count)
         if found is not None:
             means = {name: statistics.fmean(usable[name]) if name in usable else None for name in grid}
             mean = statistics.fmean(usable[found.point])
-            point = points[key][found.point]
-            selection = Selection(point, stage.metric, stage.mode, mean, means, len(stage.seeds), found, rule)
-            chosen |= dict.fromkeys(cells, selection)
+            point = of_cell[found.point]
+            chosen[cell] = Selection(point, stage.metric, stage.mode, mean, means, len(stage.seeds), found, rule)
     return chosen
 
 

@@ -12,11 +12,12 @@ from rich.table import Table
 from replora.errors import RepLoRAError
 from replora.progress import table_console
 from replora.reports.summary import format_metric
+from replora.results import stored, write_json
 from replora.sweeps.part import Part
-from replora.sweeps.plan import Point, Sweep, Trial
+from replora.sweeps.plan import Cell, Point, Sweep, Trial
 from replora.sweeps.progress import Progress
 from replora.sweeps.select import Per, Rule, Selection, select_points, selection_rule
-from replora.sweeps.state import LOCKS, claimed, holder_of
+from replora.sweeps.state import LOCKS, claimed, holder_of, recorded
 from replora.sweeps.trial import check_options, check_same_configuration, finished, set_aside_other_point
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def run_sweep(
     failures: dict[str, str] = {}
     with queue:
         if sweep.select:
-            rule = selection_rule(home, choice)
+            rule = selection_rule(home, choice, sweep.select.source)
             if part.stage != "final":
                 will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
                 trials = part.of(sweep.selection_trials())
@@ -65,6 +66,8 @@ def run_sweep(
                 finals = [trial for trial in selected if trial.folder in planned]
                 _set_aside_other_points(sweep, home, finals)
                 descriptions = {cell: choice.describe() for cell, choice in chosen.items()}
+                if sweep.final.points == "all":
+                    _record_selections(home, finals, descriptions)
                 waiting = planned - {trial.folder for trial in finals}
                 if waiting and part.stage == "final":
                     failures |= dict.fromkeys(sorted(waiting), "no point is selected yet")
@@ -113,7 +116,7 @@ def _run_stage(
     home: Path,
     part: Part,
     trials: Sequence[Trial],
-    rules: Mapping[tuple[str, str, str], dict[str, Any]],
+    rules: Mapping[Cell, dict[str, Any]],
 ) -> dict[str, str]:
     """Run a stage. `rules`: `Trial.cell` -> rule of its selection. Returns directory -> reason of each failed trial."""
     trials = part.left(home, trials)
@@ -140,27 +143,26 @@ def _run_stage(
     return {trial.folder: progress.failures.get(trial.folder, "was not reached") for trial in missing}
 
 
-def selections_so_far(sweep: Sweep, home: Path, rule: Rule) -> dict[tuple[str, str, str], Selection]:
-    """`Trial.cell` -> selection, for the cells whose trials of the first stage have all ended.
+def selections_so_far(sweep: Sweep, home: Path, rule: Rule) -> dict[Cell, Selection]:
+    """`Trial.cell` -> selection, for the cells whose deciding trials of the first stage have all ended.
 
     Prints the missing trials of the other cells: without them a grid would have fewer points than the other grids.
     """
     assert sweep.select is not None
     results = [(trial, finished(home, trial)) for trial in sweep.selection_trials()]
     missing = [trial for trial, result in results if result is None]
-    waiting = {trial.cell for trial in missing}
-    if rule.choice == "per_method":
-        waiting = {cell for cell in sweep.cells() if any(cell[:2] == other[:2] for other in waiting)}
+    lacking, cells = {trial.cell for trial in missing}, sweep.cells()
+    waiting = {cell for cell in cells if not lacking.isdisjoint(rule.deciding(cell, cells))}
     if missing:
         listed = "".join(f"\n  {trial.folder}" for trial in missing[:10])
         more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
         print(
-            f"Nothing is chosen, and no final trial starts, for {len(waiting)} of {len(sweep.cells())} combinations of "
+            f"Nothing is chosen, and no final trial starts, for {len(waiting)} of {len(cells)} combinations of "
             f"method, task and size, because trials of their grids did not end:{listed}{more}",
             flush=True,
         )
-    there = [(trial, result) for trial, result in results if trial.cell not in waiting]
-    return select_points(sweep.select, there, rule)
+    chosen = select_points(sweep.select, results, rule)
+    return {cell: selection for cell, selection in chosen.items() if cell not in waiting}
 
 
 def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -> None:
@@ -172,11 +174,24 @@ def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -
             print(f"{trial.folder}: {trial.grid.name} is chosen now; the former choice's is {moved}", flush=True)
 
 
-def print_selections(sweep: Sweep, chosen: dict[tuple[str, str, str], Selection]) -> None:
+def _record_selections(home: Path, finals: Sequence[Trial], descriptions: Mapping[Cell, dict[str, Any]]) -> None:
+    """Let finished trials at all points name the selection of now: reports tell the selected point by it."""
+    for trial in finals:
+        results = recorded(home, trial)
+        if results is None or results["sweep"].get("chosen_by") == descriptions[trial.cell]:
+            continue
+        with claimed(home, trial) as mine:
+            if mine:
+                label = results["sweep"] | {"chosen_by": descriptions[trial.cell]}
+                write_json(home / trial.folder / "results.json", stored(results | {"sweep": label}))
+
+
+def print_selections(sweep: Sweep, chosen: dict[Cell, Selection]) -> None:
     """Print one row per method, task and size. Ties, noise and edges of a grid are marked."""
     if all(len(method.grid) == 1 for method in sweep.methods):
         return
-    table = Table(title="chosen on the validation images", title_style="bold", title_justify="left")
+    elsewhere = " of the other tasks" if sweep.select and sweep.select.source == "other_tasks" else ""
+    table = Table(title=f"chosen on the validation images{elsewhere}", title_style="bold", title_justify="left")
     for column in ("task", "size", "method", "chosen", "mean"):
         table.add_column(column, no_wrap=column == "method")
     for cell in sweep.cells():

@@ -17,9 +17,11 @@
       seeds: [0]
       metric: val/accuracy
       mode: max                               or min; optional
+      source: own_task                        or other_tasks: never by the task's own runs; optional
       options: {data.protocol: tune}
     final:                                    the second stage: each at the point with the best mean metric
       seeds: [0, 1, 2, 3, 4]
+      points: selected                        or all: at every point of the grid; optional
       options: {data.protocol: final}
 
 An axis is either a mapping of options to lists of values, which stands for all combinations, or a list of mappings of
@@ -38,15 +40,28 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml  # type: ignore[import-untyped]
 
 from replora.config_files import find_config, read_config
 from replora.errors import RepLoRAError, nearest
 from replora.identity import flat_options
-from replora.sweeps.plan import ONLY, SEED_OPTIONS, Method, Options, Point, StagePlan, Sweep, directory_name, written
+from replora.sweeps.plan import (
+    ONLY,
+    SEED_OPTIONS,
+    Method,
+    Options,
+    Point,
+    Points,
+    Source,
+    StagePlan,
+    Sweep,
+    directory_name,
+    written,
+)
 
+LEAST_TASKS = 3  # of a selection on the other tasks: with two of them, a mean and its noise are known
 OPTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
@@ -86,6 +101,7 @@ def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None) -> Swe
         seconds_per_trial=top.number("seconds_per_trial"),
     )
     _check_grid_sizes(file, sweep)
+    _check_stages(file, sweep)
     _check_unique_folders(file, sweep)
     _check_overrides(file, sweep)
     return sweep
@@ -101,18 +117,22 @@ def _stage(top: _Section, name: str) -> StagePlan | None:
     if top.content.get(name) is None:
         return None
     section = _Section(f"{top.where}, {name}", top.content[name])
-    choosing = {"metric", "mode"} if name == "select" else set()
-    section.only({"seeds", "options"} | choosing, required={"seeds"} | (choosing - {"mode"}))
-    mode = section.content.get("mode", "max")
-    if mode not in ("max", "min"):
-        raise SweepError(f"{section.where}: mode {mode!r} is not known. It must be 'max' or 'min'.")
+    own = {"metric", "mode", "source"} if name == "select" else {"points"}
+    section.only({"seeds", "options"} | own, required={"seeds"} | (own & {"metric"}))
     metric = str(section.content.get("metric", ""))
-    if choosing and not metric.startswith("val/"):
+    if "metric" in own and not metric.startswith("val/"):
         raise SweepError(
             f"{section.where}, metric: {metric} is not measured on validation images, and no choice may see others. "
             "Take one such as val/accuracy."
         )
-    return StagePlan(section.seeds(), section.options("options"), metric, mode)
+    return StagePlan(
+        section.seeds(),
+        section.options("options"),
+        metric,
+        section.one_of("mode", Literal["max", "min"]),
+        section.one_of("source", Source),
+        section.one_of("points", Points),
+    )
 
 
 def _check_grid_sizes(file: Path, sweep: Sweep) -> None:
@@ -128,6 +148,20 @@ def _check_grid_sizes(file: Path, sweep: Sweep) -> None:
         raise SweepError(f"{file}: grids need a stage `select` that chooses among their points.")
     if sweep.select is None and sweep.final is None:
         raise SweepError(f"{file}: there is neither a stage `select` nor a stage `final`, so nothing would run.")
+
+
+def _check_stages(file: Path, sweep: Sweep) -> None:
+    if sweep.select and sweep.select.source == "other_tasks" and len(sweep.tasks) < LEAST_TASKS:
+        there = ", ".join(task.name for task in sweep.tasks if task is not ONLY) or "no axis `tasks`"
+        raise SweepError(
+            f"{file}, select, source: other_tasks needs at least {LEAST_TASKS} tasks, so that each has two others by "
+            f"which its point is selected; there is {there}. Add tasks, or take own_task."
+        )
+    if sweep.final and sweep.final.points == "all" and sweep.select is None:
+        raise SweepError(
+            f"{file}, final, points: all runs the points that are not selected as well, so it needs a stage `select`. "
+            "Add one, or leave the key out."
+        )
 
 
 def _check_unique_folders(file: Path, sweep: Sweep) -> None:
@@ -213,6 +247,14 @@ class _Section:
         value = self.content.get(key) or []
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
             raise SweepError(f"{self.where}, {key}: must be a list of names of configurations, not {value!r}.")
+        return value
+
+    def one_of(self, key: str, values: Any) -> Any:
+        """One of the words of a Literal type; the first where the key is absent."""
+        known = get_args(values)
+        value = self.content.get(key, known[0])
+        if value not in known:
+            raise SweepError(f"{self.where}: {key} {value!r} is not known. It must be {' or '.join(map(repr, known))}.")
         return value
 
     def seeds(self) -> list[int]:

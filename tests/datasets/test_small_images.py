@@ -1,4 +1,4 @@
-"""Fashion-MNIST in the 800 / 200 / test form, and shapes drawn from the factors of dSprites."""
+"""Fashion-MNIST in the 800 / 200 / test form, drawn shapes, letters of fonts, and small pictures."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datamodules import SmallImagesDataModule
-from replora.datasets.errors import DatasetNotFoundError, ListFileError
-from replora.datasets.image import fashion_mnist
+from replora.datasets.errors import CorruptImageError, DatasetNotFoundError, ListFileError
+from replora.datasets.image import fashion_mnist, letters, stamps
 from replora.datasets.image.fashion_mnist import FashionMNIST
+from replora.datasets.image.letters import Letters
 from replora.datasets.image.sprites import Sprites, draw
+from replora.datasets.image.stamps import Stamps
 from replora.errors import RepLoRAError
 from tests.fake_data import write_fashion_mnist
 
@@ -40,9 +43,9 @@ def test_the_form_of_vtab(root: Path) -> None:
         "test": 10_000,
     }
     assert Counter(parts["train"].labels) == dict.fromkeys(range(10), 80)
-    assert np.array_equal(np.concatenate([parts["train"].gray, parts["val"].gray]), parts["trainval"].gray)
+    assert np.array_equal(np.concatenate([parts["train"].pixels, parts["val"].pixels]), parts["trainval"].pixels)
     # Each image says its place in its own file, and the label is that place modulo 10.
-    places = parts["trainval"].gray[:, 0, :3].astype(int) @ [1, 256, 65536]
+    places = parts["trainval"].pixels[:, 0, :3].astype(int) @ [1, 256, 65536]
     assert len(set(places.tolist())) == 1000
     assert (places % 10).tolist() == parts["trainval"].labels
     assert parts["test"].labels[:3] == [0, 1, 2]
@@ -91,14 +94,14 @@ def test_sprites_are_fixed_and_disjoint_in_their_draws() -> None:
     train, val = Sprites("train", "location"), Sprites("val", "location")
     both = Sprites("trainval", "location")
     assert (len(train), len(val), len(both), len(Sprites("test", "location"))) == (800, 200, 1000, 2000)
-    assert np.array_equal(np.concatenate([train.gray, val.gray]), both.gray)
+    assert np.array_equal(np.concatenate([train.pixels, val.pixels]), both.pixels)
     assert train.labels[:8] == [4, 2, 9, 8, 0, 12, 13, 7]
     assert set(both.labels) == set(Sprites("trainval", "orientation").labels) == set(range(16))
 
 
 def test_location_is_the_column_of_the_center() -> None:
     sprites = Sprites("val", "location")
-    columns = (sprites.gray.sum(axis=1) * np.arange(64)).sum(axis=1) / sprites.gray.sum(axis=(1, 2))
+    columns = (sprites.pixels.sum(axis=1) * np.arange(64)).sum(axis=1) / sprites.pixels.sum(axis=(1, 2))
     expected = 14 + (2 * np.array(sprites.labels) + 0.5) * 36 / 31
     assert np.abs(columns - expected).max() < 2.5, "half a class is 1.2 pixels, a heart's center is off by up to one"
 
@@ -120,9 +123,87 @@ def test_shapes_stay_in_the_image(shape: int) -> None:
     assert (draw(shape, 0, 5, 9, 9) > 0).sum() < 0.4 * min(areas)
 
 
+def test_letters_are_fixed_and_tested_on_other_fonts() -> None:
+    try:
+        fonts = letters.find_fonts(Path("/nowhere"))
+    except DatasetNotFoundError:
+        pytest.skip("the fonts are not installed")
+    parts = {split: Letters(split, Path("/nowhere")) for split in ("train", "val", "trainval", "test")}  # type: ignore[arg-type]
+    assert [len(part) for part in parts.values()] == [800, 200, 1000, 1000]
+    assert np.array_equal(np.concatenate([parts["train"].pixels, parts["val"].pixels]), parts["trainval"].pixels)
+    assert set(Counter(parts["test"].labels).values()) == {38, 39}
+    assert [parts["train"].class_names[label] for label in parts["train"].labels[:6]] == list("FVCBWW")
+    assert not {*letters.TRAIN_FONTS} & {*letters.TEST_FONTS}
+    assert fonts.keys() == {*letters.TRAIN_FONTS, *letters.TEST_FONTS}
+    of_letters = {label: parts["test"].pixels[np.array(parts["test"].labels) == label] for label in (8, 22)}
+    bright = {label: (pixels > 120).mean() for label, pixels in of_letters.items()}
+    assert bright[22] > 1.5 * bright[8], "a W has more ink than an I"
+
+
+def test_fonts_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(letters, "DEBIAN", (tmp_path / "debian",))
+    with pytest.raises(DatasetNotFoundError, match=r"no DejaVuSans.ttf in .*debian. .*apt install fonts-dejavu-core"):
+        Letters("train", tmp_path)
+    for name in (*letters.TRAIN_FONTS, *letters.TEST_FONTS):
+        (tmp_path / name).write_text(name)
+    before = letters.fonts_sha256(tmp_path)
+    (tmp_path / letters.TEST_FONTS[0]).write_text("another version")
+    assert letters.fonts_sha256(tmp_path) != before
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Of each class four to nine pictures in folders inside its folder; a drawing is not used."""
+    for number, name in enumerate(stamps.CLASSES):
+        for place in range(4 + number):
+            file = tmp_path / "tuxpaint" / "stamps" / name / f"kind{place % 2}" / f"{place}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGBA", (100, 50 + place), (40 * number, 10 * place, 0, 255)).save(file)
+    (file.parent / "drawing.svg").touch()
+    return tmp_path
+
+
+def test_stamps_are_on_white_and_in_stratified_splits(pictures: Path) -> None:
+    parts = {split: Stamps(split, pictures) for split in ("train", "val", "trainval", "test")}  # type: ignore[arg-type]
+    assert [len(part) for part in parts.values()] == [20, 4, 24, 15]
+    assert set(parts["train"].labels) == set(range(6))
+    assert np.array_equal(np.concatenate([parts["train"].pixels, parts["val"].pixels]), parts["trainval"].pixels)
+    every = np.concatenate([parts["trainval"].pixels, parts["test"].pixels])
+    assert len({tuple(color) for color in every[:, 32, 32].tolist()}) == 39, "each picture is in one split"
+    assert (every[:, :10] == 255).all(), "above and below a wide picture is white"
+    assert parts["val"][0]["image"].shape == (3, 32, 32)
+
+
+def test_stamps_that_are_missing_or_corrupt(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = next((pictures / "tuxpaint/stamps/food").rglob("*.png"))
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(CorruptImageError, match=r"food/.*cannot be decoded"):
+        Stamps("train", pictures)
+    monkeypatch.setattr(stamps, "DEBIAN", tmp_path / "debian")
+    with pytest.raises(DatasetNotFoundError, match=r"no folders animals, food, .*apt install tuxpaint-stamps-default"):
+        SmallImagesDataModule.check_files({"task": "stamps", "root": tmp_path / "empty"})
+
+
+def test_fewer_test_images() -> None:
+    data = SmallImagesDataModule("digits", protocol="holdout", test_images=100)
+    data.setup("test")
+    described = data.describe()
+    assert described["split_sizes"]["test"] == 100
+    few = data.build_dataset("test")
+    assert set(Counter(few.labels).values()) <= {9, 10, 11}
+    assert len(SmallImagesDataModule("digits", test_images=1000).build_dataset("test")) == 797
+    with pytest.raises(RepLoRAError, match="test_images"):
+        SmallImagesDataModule("digits", test_images=0)
+
+
 @pytest.mark.parametrize(
     ("task", "classes", "test"),
-    [("fashion_mnist", 10, 10_000), ("sprites_location", 16, 2_000), ("sprites_orientation", 16, 2_000)],
+    [
+        ("fashion_mnist", 10, 10_000),
+        ("sprites_location", 16, 2_000),
+        ("sprites_orientation", 16, 2_000),
+        ("digits", 10, 797),
+    ],
 )
 def test_datamodule(root: Path, task: str, classes: int, test: int) -> None:
     data = SmallImagesDataModule(task, root=root, protocol="holdout", train_fraction=0.1)  # type: ignore[arg-type]

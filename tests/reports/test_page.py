@@ -12,7 +12,7 @@ import pytest
 
 from replora.cli.main import main
 from replora.datasets.vtab.dataset import VTAB_TASKS
-from replora.reports.grouping import group_runs
+from replora.reports.grouping import ReportError, group_runs
 from replora.reports.render.document import Contents, Heading, Picture, Table, anchors, as_markdown
 from replora.reports.render.latex import latex
 from replora.reports.render.page import FIGURE_SPACE, POINT_SPACE, page
@@ -226,6 +226,17 @@ def test_sizes_may_select_on_parts_of_one_validation_list() -> None:
     assert scores.axis == "training examples"
     runs[1]["data"]["splits"]["val"]["sha256"] = "c" * 64
     assert len(group_runs(runs)) > 1
+
+
+def test_all_of_the_data_has_no_rule_of_the_subset(tmp_path: Path) -> None:
+    """A sweep over 10 and 100 % records the rule where there is a subset, and two rules still are two sweeps."""
+    runs = [result(stage=stage, size=size) for size in (1.0, 0.1) for stage in ("final", "select")]
+    runs[3]["data"]["subset_rule"] = "within_final"
+    write_report([write(tmp_path / "runs", runs)], tmp_path / "out")
+    assert "100 %" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    runs.append(result(stage="select", size=0.1, seed=1))
+    with pytest.raises(ReportError, match=r"data.subset_rule is within_final in one and None in"):
+        group_runs(runs)
 
 
 def test_many_methods_have_one_answer(tmp_path: Path) -> None:

@@ -144,7 +144,8 @@ def test_shipped_sweeps_are_fair_and_complete(name):
     assert sweep.select
     assert sweep.final or name == "sweep/method_rates.yaml", "which compares rates alone"
     assert sweep.seconds_per_trial, "a dry run says what it costs"
-    seeds = [0, 1] if sweep.final is None else [0]
+    more_seeds = {"sweep/method_rates.yaml": [0, 1], "sweep/tied_low_data.yaml": [0, 1, 2]}
+    seeds = more_seeds.get(name, [0])
     assert {trial.arguments[-3] for trial in sweep.selection_trials()} == {f"--seed_everything={s}" for s in seeds}
     assert all("--data.protocol=tune" in trial.arguments for trial in sweep.selection_trials())
     assert not any("--data.protocol=tune" in trial.arguments for trial in sweep.planned_final_trials())
@@ -162,8 +163,15 @@ def test_the_stated_cost_is_the_recorded_one(name):
 
 def test_shipped_sweeps_cover_what_they_say():
     named = {name.removeprefix("sweep/").removesuffix(".yaml") for name in SHIPPED}
-    low_data = {f"{data}_low_data" for data in ("quickstart", "digits", "transfer", "vtab", "fgvc", "commonsense")}
-    assert named == low_data | {"vtab_grid", "ablation", "training_length", "method_rates"}
+    images = ("quickstart", "digits", "transfer", "tied", "real_vit", "vtab", "fgvc")
+    low_data = {f"{data}_low_data" for data in (*images, "commonsense")}
+    others = {"other_tasks", "vtab_other_tasks"}
+    assert named == low_data | others | {"vtab_grid", "ablation", "training_length", "method_rates"}
+    for name in others:
+        sweep = read_sweep(find_config(f"sweep/{name}.yaml"))
+        assert sweep.select
+        assert sweep.final
+        assert (sweep.select.source, sweep.final.points) == ("other_tasks", "all")
     grid = read_sweep(find_config("sweep/vtab_grid.yaml"))
     assert len(grid.tasks) == 19
     assert all(len(method.grid) == 25 for method in grid.methods)

@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 
 from replora.datasets.common.subsample import stratified_order
-from replora.datasets.image.grayscale import READER, GrayImages
+from replora.datasets.image.pixels import READER, PixelImages
 from replora.datasets.image.read import ImageReader
 
 
-class Digits(GrayImages):
+class Digits(PixelImages):
     """1,797 gray images of 8 x 8 pixels, ten classes (Alpaydin and Kaynak 1998, UCI, as shipped by scikit-learn).
 
     The splits are fixed and stratified: the first 800 images of a stratified order with seed 0 are `train`, the next

@@ -14,7 +14,7 @@ import numpy as np
 
 from replora.datasets.common.subsample import stratified_order
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
-from replora.datasets.image.grayscale import READER, GrayImages, GrayPixels
+from replora.datasets.image.pixels import READER, PixelImages, Pixels
 from replora.datasets.image.read import ImageReader
 
 CLASSES = (
@@ -26,7 +26,7 @@ SIZES = {"train": 60_000, "t10k": 10_000}
 SIDE = 28
 
 
-class FashionMNIST(GrayImages):
+class FashionMNIST(PixelImages):
     """Gray images of 28 x 28 pixels, ten kinds of clothes.
 
     In a stratified order of the 60,000 training images with seed 0, the first 800 are `train`, the next 200 `val`, both
@@ -60,7 +60,7 @@ class FashionMNIST(GrayImages):
             order = stratified_order(labels, seed=0)
             chosen = {"train": order[:800], "val": order[800:1000], "trainval": order[:1000]}[split]
             gray, labels = gray[chosen], [labels[position] for position in chosen]
-        super().__init__(gray, labels, list(CLASSES), reader)
+        super().__init__(gray, labels, CLASSES, reader)
 
 
 def find_fashion_mnist(root: Path) -> Path:
@@ -81,7 +81,7 @@ def find_fashion_mnist(root: Path) -> Path:
     )
 
 
-def _read(path: Path, shape: tuple[int, ...]) -> GrayPixels:
+def _read(path: Path, shape: tuple[int, ...]) -> Pixels:
     """A file in the IDX format of MNIST: magic number, lengths as big-endian int32, then bytes."""
     try:
         content = gzip.decompress(path.read_bytes())

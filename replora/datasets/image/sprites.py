@@ -9,12 +9,13 @@ after half a turn, so no method can recognize every orientation.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from replora.datasets.image.grayscale import READER, GrayImages, GrayPixels
+from replora.datasets.image.pixels import READER, PixelImages, Pixels
 from replora.datasets.image.read import ImageReader
 
 Corners = np.ndarray[Any, np.dtype[np.float64]]  # (K, 2): x to the right, y down
@@ -27,7 +28,7 @@ COUNTS = {"train": 800, "val": 200, "test": 2_000}
 FINER = 4  # factor of supersampling; a pixel is white if at least half of it is covered
 
 
-class Sprites(GrayImages):
+class Sprites(PixelImages):
     """Shapes with random factors: 800 + 200 + 2,000 images, the same on every machine (up to Pillow's drawing).
 
     Args:
@@ -44,7 +45,7 @@ class Sprites(GrayImages):
     ) -> None:
         parts = ["train", "val"] if split == "trainval" else [split]
         factors = np.concatenate([_factors(part) for part in parts])  # (N, 5)
-        gray = np.stack([draw(*row) for row in factors.tolist()])
+        gray = np.concatenate([_drawn(part) for part in parts])
         labels = factors[:, 3] // 2 if task == "location" else (factors[:, 2] / 2.5).astype(int)
         super().__init__(gray, labels.tolist(), [str(number) for number in range(CLASSES)], reader)
 
@@ -55,7 +56,13 @@ def _factors(part: str) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
     return rng.integers(0, [len(SHAPES), SCALES, ORIENTATIONS, POSITIONS, POSITIONS], (COUNTS[part], 5))
 
 
-def draw(shape: int, scale: int, orientation: int, x: int, y: int) -> GrayPixels:
+@functools.cache
+def _drawn(part: str) -> Pixels:
+    """(N, 64, 64). Both tasks, and a sweep's trials of one process, share the images."""
+    return np.stack([draw(*row) for row in _factors(part).tolist()])
+
+
+def draw(shape: int, scale: int, orientation: int, x: int, y: int) -> Pixels:
     """One image.
 
     Args:

@@ -30,7 +30,7 @@ def answer_section(group: Group, several: bool) -> list[Block]:
         scores = Scores(group, shots)
         if not scores.by_cell or not scores.tasks:
             continue
-        reference, others = _compared(scores)
+        reference, others = compared(scores)
         complete = {run.method for run in scores.runs if run.status == "complete"}
         others = [method for method in others if {method, reference} <= complete]
         shown = others if len(others) <= ANSWERS else [m for m in others if m == FIRST]
@@ -40,7 +40,7 @@ def answer_section(group: Group, several: bool) -> list[Block]:
 
 def paired_section(scores: Scores, name: str) -> list[Block]:
     """Each method minus the reference, at each size and over all sizes."""
-    reference, others = _compared(scores)
+    reference, others = compared(scores)
     several = len(scores.averaged) > 1
     rows = []
     for method in others:
@@ -50,10 +50,10 @@ def paired_section(scores: Scores, name: str) -> list[Block]:
             sizes.append((_all(scores, common), common))
         for label, chosen in sizes:
             found = scores.compare(method, reference, chosen)
-            rows.append([f"{method} - {reference}", label, *_cells(found, "task" if several else "seed", "")])
+            rows.append([f"{method} - {reference}", label, *comparison_cells(found, "task" if several else "seed")])
             if several:
                 found = scores.compare_on(scores.average, method, reference, chosen)
-                rows.append([f"{method} - {reference}", label, *_cells(found, "seed", ", these tasks")])
+                rows.append([f"{method} - {reference}", label, *comparison_cells(found, "seed", ", these tasks")])
     if not rows:
         return []
     pairs = "task and seed" if several else "seed"
@@ -78,13 +78,14 @@ def paired_section(scores: Scores, name: str) -> list[Block]:
     return [Heading(3, "Paired differences"), Table(f"{name}_paired", caption, [*columns, "p", "least p"], rows, note)]
 
 
-def _compared(scores: Scores) -> tuple[str, list[str]]:
+def compared(scores: Scores) -> tuple[str, list[str]]:
     """The reference, and the other methods in the order of their comparisons with it."""
     reference = REFERENCE if REFERENCE in scores.methods else scores.methods[0]
     return reference, sorted((m for m in scores.methods if m != reference), key=lambda m: m != FIRST)
 
 
-def _cells(found: Comparison | None, unit: str, scope: str) -> list[str]:
+def comparison_cells(found: Comparison | None, unit: str, scope: str = "") -> list[str]:
+    """Units, mean, interval, interval with test examples, wins / ties / losses, p and least p; blank without a pair."""
     if found is None:
         return [""] * 7
     return [

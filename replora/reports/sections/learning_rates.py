@@ -206,7 +206,8 @@ def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Selected
         value = f"{100 * choice.value:.1f}" if choice.metric in FRACTIONS else f"{choice.value:.4g} ({choice.metric})"
         decay = "" if choice.decay is None else f"{choice.decay:g}"
         noise = f"tie of {choice.tied + 1}" if choice.tied else "noise" if choice.noise else ""
-        remark = ", ".join(filter(None, [noise, choice.edge, "all sizes" if choice.shared else ""]))
+        apart = "" if choice.elsewhere is None else "other tasks"
+        remark = ", ".join(filter(None, [noise, choice.edge, "all sizes" if choice.shared else "", apart]))
         seeds = "" if choice.seeds is None else str(choice.seeds)
         rows.append([*row, f"{choice.rate:g}", remark, decay, value, seeds, str(points)])
     metrics = sorted({choice.metric for choice in found.values() if choice})
@@ -226,5 +227,10 @@ def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Selected
         "of the first stage. "
         f"Selections are shown {source}."
     )
+    if any(choice and choice.elsewhere is not None for choice in found.values()):
+        note += (
+            " Other tasks: the point with the best mean over all tasks but this one, which is that of the least mean "
+            "regret; the validation score is that mean, and noise is that of the paired difference over those tasks."
+        )
     columns = ["task", "size", "method", "learning rate", "remark", "weight decay", "validation, %", "seeds"]
     return Table(name, caption, [*columns, "points tried"], rows, note)

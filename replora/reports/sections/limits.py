@@ -59,9 +59,13 @@ def _of_selection(group: Group) -> Iterable[str]:
     noise, ties = sum(bool(c.noise or c.tied) for c in found), sum(c.tied > 0 for c in found)
     labels = _range({choice.examples for choice in found})
     seeds = _range({choice.seeds for choice in found})
-    on = f" on {labels} validation labels" if labels else ""
+    elsewhere = _range({choice.elsewhere for choice in found})
+    # Without the runs of the first stage the number of labels of other tasks is not known, and is 0 here.
+    of_others = f" and {elsewhere} of other tasks" if elsewhere != "0" else ", but by other tasks"
+    of_task = f" of the task itself{of_others}" if elsewhere else ""
+    on = f" on {labels} validation labels{of_task}" if labels else ""
     by = f" with {seeds} seed{'' if seeds == '1' else 's'}" if seeds else ""
-    data = "; these labels are data too, beside the training examples" if labels else ""
+    data = "; these labels are data too, beside the training examples" if labels and not elsewhere else ""
     tied = f", {ties} of them {'an exact tie' if ties == 1 else 'exact ties'}" if ties else ""
     noisy = f"{noise} of {len(found)} selections are noise: the next best point lies within one standard error{tied}"
     sure = "In no selection does the next best point lie within one standard error"
