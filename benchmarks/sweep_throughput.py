@@ -3,9 +3,10 @@
     python benchmarks/sweep_throughput.py
 
 64 trials of one epoch on the packaged digits are run by Ray, and by as many processes with `--shard 1/1` as there are
-workers. Each worker trains with one thread. The useful share of its time is the sum of the times that fits and tests
-report, divided by the wall time of the whole command and by the number of workers. The wall time includes the start of
-Python and Ray, and that of each trial.
+workers. Each worker trains with one thread. How busy the workers are is the sum of the trials' times, divided by the
+wall time of the whole command and by the number of workers; the wall time includes the start of Python and Ray. A
+trial's time goes from its `trial.json`, written first, to its `results.json`. The useful share counts only what
+fits and tests report as their own, without the options, the data and the model of each trial.
 
 The start-up of a trial is the time from the end of the worker's previous trial, which is when its `results.json` was
 written, to the first training step. It contains whatever lies between: the hand-over by the queue, locks, the options,
@@ -81,12 +82,14 @@ def main(arguments: list[str] | None = None) -> None:
     results = {name: run(name, options) | {"plain_start_up": plain} for name in ("shards", "ray")}
     measure.show(
         f"{options.trials} trials by {options.workers} workers",
-        ["queue", "wall time, s", "sum of trials, s", "useful share", "start-up of a trial, s", "of a plain fit, s"],
+        ["queue", "wall, s", "trials, s", "busy", "fits and tests, s", "useful", "start-up, s", "of a plain fit, s"],
         [
             [
                 name,
                 f"{one['seconds']:.1f}",
                 f"{one['trial_seconds']:.1f}",
+                f"{one['busy']:.1%}",
+                f"{one['useful_seconds']:.1f}",
                 f"{one['share']:.1%}",
                 f"{one['start_up']:.3f}",
                 f"{one['plain_start_up']:.3f}",
@@ -130,14 +133,23 @@ def run(queue: str, options: Any) -> dict[str, float]:
             if process.returncode:
                 raise SystemExit(shown.decode())
         seconds = time.perf_counter() - begin
-        spent = [trial_seconds(file) for file in (folder / "out").rglob("results.json")]
-        assert len(spent) == options.trials
+        files = list((folder / "out").rglob("results.json"))
+        assert len(files) == options.trials
+        whole = sum(file.stat().st_mtime - file.with_name("trial.json").stat().st_mtime for file in files)
+        useful = sum(useful_seconds(file) for file in files)
         start_up = median(start_ups(folder / "out"))
-    share = sum(spent) / seconds / options.workers
-    return {"seconds": seconds, "trial_seconds": sum(spent), "share": share, "start_up": start_up}
+    available = seconds * options.workers
+    return {
+        "seconds": seconds,
+        "trial_seconds": whole,
+        "busy": whole / available,
+        "useful_seconds": useful,
+        "share": useful / available,
+        "start_up": start_up,
+    }
 
 
-def trial_seconds(file: Path) -> float:
+def useful_seconds(file: Path) -> float:
     """Seconds of the fit and the test of a trial, without what lies before and between them."""
     results = read_results(file.parent)
     return sum(results[verb]["seconds"] for verb in ("fit", "test"))

@@ -163,13 +163,15 @@ def sweep_throughput(results: dict[str, Any]) -> list[str]:
             name,
             f"{found['seconds']:,.1f}",
             f"{found['trial_seconds']:,.1f}",
+            f"{found['busy']:.1%}",
+            f"{found['useful_seconds']:,.1f}",
             f"{found['share']:.1%}",
             f"{found['start_up']:.2f}",
             f"{found['plain_start_up']:.2f}",
         ]
         for name, found in results.items()
     ]
-    head = ["queue", "wall time, s", "sum of trials, s", "useful share of the workers' time"]
+    head = ["queue", "wall time, s", "sum of trials, s", "busy workers", "of these fits and tests, s", "useful share"]
     return [table([*head, "start-up of a trial, s", "start-up of a plain fit, s"], rows)]
 
 

@@ -9,7 +9,8 @@ now, and these draws say nothing about it anymore.
 
 For each draw `tune` chooses among the rates of sweep/digits_low_data.yaml by cross-validation on the 50 images alone,
 within its budget. Beside it, each of these rates is fitted to the same images with the same seed. The best fixed rate
-is the one with the best mean test accuracy over the draws, which nobody knows before. Started again, the script
+is the one with the best mean test accuracy over the draws: the largest of five noisy means, known in hindsight alone.
+A rate that could have been known is the one with the best mean over the other draws. Started again, the script
 continues.
 """
 
@@ -59,6 +60,21 @@ def fixed(folder: Path, rate: float, seed: int) -> float:
     return float(results["test"]["metrics"]["test/accuracy"])
 
 
+def made_with(home: Path) -> dict[str, Any]:
+    """Commit, versions and platform of the final fits."""
+    fits = [read_results(folder)["fit"] for folder in sorted(home.glob("*/final"))]
+    keys = ("git", "versions", "platform")
+    found = [{key: fit[key] for key in keys} for fit in fits]
+    assert all(one == found[0] for one in found), "the draws were made with different code"
+    return found[0]
+
+
+def best_of_the_others(draws: list[dict[str, Any]], left_out: dict[str, Any]) -> str:
+    """The rate with the best mean test accuracy over all draws but one."""
+    others = [draw["fixed"] for draw in draws if draw is not left_out]
+    return max(map(str, RATES), key=lambda rate: statistics.fmean(fixed[rate] for fixed in others))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=5)
@@ -74,12 +90,17 @@ def main() -> None:
     means = {str(rate): statistics.fmean(draw["fixed"][str(rate)] for draw in draws) for rate in RATES}
     best = max(means, key=lambda rate: means[rate])
     difference = compare_paired([[draw["tuned"]["accuracy"] - draw["fixed"][best]] for draw in draws])
+    known = [draw["fixed"][best_of_the_others(draws, draw)] for draw in draws]
+    to_known = compare_paired([[draw["tuned"]["accuracy"] - one] for draw, one in zip(draws, known, strict=True)])
     mean = statistics.fmean(draw["tuned"]["accuracy"] for draw in draws)
     summary = {"tuned": mean, "fixed": means, "best_fixed": best, "difference": asdict(difference)}
+    summary |= {"best_of_the_others": statistics.fmean(known), "difference_to_it": asdict(to_known)}
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(given.out, {"command": "python scripts/tune_digits.py", "options": OPTIONS, **summary, "draws": draws})
+    made = {"command": "python scripts/tune_digits.py", "options": OPTIONS, "made_with": made_with(given.home)}
+    write_json(given.out, {**made, **summary, "draws": draws})
     print(f"tuned {mean:.1%}; fixed {', '.join(f'{rate} {value:.1%}' for rate, value in means.items())}")
     kept = sum(bool(draw["tuned"]["within_budget"]) for draw in draws)
+    print(f"tuned minus the best rate of the other draws: {100 * to_known.difference:+.1f} points")
     print(f"tuned minus {best}: {100 * difference.difference:+.1f} points; within the budget: {kept} of {len(draws)}")
     print(given.out)
 

@@ -70,13 +70,13 @@ def test_a_quick_run_leaves_the_committed_results_alone(benchmark, tmp_path: Pat
     assert [file.name for file in scripts if "measure.common_options(" not in file.read_text("utf-8")] == []
 
 
-def test_a_trial_lasts_as_long_as_its_fit_and_its_test(benchmark, tmp_path: Path) -> None:
+def test_the_useful_time_of_a_trial_is_that_of_its_fit_and_its_test(benchmark, tmp_path: Path) -> None:
     measured = {"metrics": {}, "partial": [], "seed": 0, "command": "", "versions": {}, "git": None}
     weights = {"source": "last epoch", "sha256": "a"}
     content = {"format": 2, "data": {}, "fit": measured | {"seconds": 4.5, "weights_sha256": "a"}}
     content["evaluations"] = [measured | {"verb": "test", "data": {}, "weights": weights, "seconds": 1.75}]
     (tmp_path / "results.json").write_text(json.dumps(content), encoding="utf-8")
-    assert benchmark("sweep_throughput").trial_seconds(tmp_path / "results.json") == 6.25
+    assert benchmark("sweep_throughput").useful_seconds(tmp_path / "results.json") == 6.25
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
