@@ -34,7 +34,7 @@ def test_each_method_has_a_factor_with_its_source(name: str) -> None:
         (["--config=vtab", PROBE], 0.01),
         (["--config=quickstart.yaml", PROBE], 0.1),
         (["--config=commonsense_smollm2.yaml", "--config=adapter/lora.yaml"], 0.0015),
-        (["--config=vtab.yaml", "--config=adapter/full.yaml"], 0.0001),
+        (["--config=vtab.yaml", "--config=adapter/full.yaml"], 0.0002),
         (["--config=vtab.yaml", "--config=adapter/full.yaml", PROBE], 0.01),
         (["--config=vtab.yaml", PROBE, "--config=adapter/lora.yaml"], 0.001),
         (["--config=vtab.yaml", "--config=recipe/noah.yaml", PROBE], 0.001),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
+
+from replora.config_files import read_config
 
 ROOT = Path(__file__).parents[2]
 PAGE = " ".join((ROOT / "docs" / "tune.md").read_text(encoding="utf-8").split())
@@ -31,3 +34,19 @@ def test_the_differences() -> None:
         assert found["low"] < 0 < found["high"], "the page says that there is no significant difference"
     former = json.loads((ROOT / "results" / "tune" / "digits_best_mean.json").read_text(encoding="utf-8"))
     assert f"`tune` was {-100 * former['difference']['difference']:.1f} points behind" in PAGE
+
+
+def test_the_factors_are_the_best_of_the_measured_rates() -> None:
+    """Relative to LoRA's 0.01 on digits, by the mean over both sizes and seeds."""
+    text = (ROOT / "results" / "tune" / "method_rates" / "runs.jsonl").read_text(encoding="utf-8")
+    values: dict[str, dict[float, dict[str, list[float]]]] = {}
+    for run in map(json.loads, text.splitlines()):
+        sweep = run["sweep"]
+        of_rate = values.setdefault(sweep["method"], {}).setdefault(sweep["grid"]["model.optimizer.lr"], {})
+        of_rate.setdefault(json.dumps(sweep["size"]), []).append(run["fit"]["metrics"]["val/accuracy"])
+    for method, config in (("BitFit", "bitfit"), ("full", "full")):
+        means = {rate: fmean(map(fmean, sizes.values())) for rate, sizes in values[method].items()}
+        best = max(means, key=lambda rate: means[rate])
+        factor = read_config(ROOT / "configs" / "adapter" / f"{config}.yaml")["model"]["init_args"]["optimizer"]
+        assert factor["init_args"]["lr"] == f"{best / 0.01:g}x"
+        assert f"(`{best / 0.01:g}x`)" in PAGE
