@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 from replora.datasets.common.subsample import stratified_order
-from replora.datasets.image.pixels import READER, PixelImages
+from replora.datasets.image.pixels import READER, PixelImages, PixelSplit
 from replora.datasets.image.read import ImageReader
 
 
@@ -24,7 +22,7 @@ class Digits(PixelImages):
 
     def __init__(
         self,
-        split: Literal["train", "val", "trainval", "test"],
+        split: PixelSplit,
         reader: ImageReader = READER,
     ) -> None:
         from sklearn.datasets import load_digits  # slow to import and needed only here

@@ -8,13 +8,12 @@ from __future__ import annotations
 import gzip
 import zlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from replora.datasets.common.subsample import stratified_order
 from replora.datasets.errors import DatasetNotFoundError, ListFileError
-from replora.datasets.image.pixels import READER, PixelImages, Pixels
+from replora.datasets.image.pixels import READER, PixelImages, Pixels, PixelSplit, not_found
 from replora.datasets.image.read import ImageReader
 
 CLASSES = (
@@ -45,7 +44,7 @@ class FashionMNIST(PixelImages):
 
     def __init__(
         self,
-        split: Literal["train", "val", "trainval", "test"],
+        split: PixelSplit,
         root: Path,
         reader: ImageReader = READER,
     ) -> None:
@@ -73,11 +72,12 @@ def find_fashion_mnist(root: Path) -> Path:
     for place in places:
         if (place / "train-images-idx3-ubyte.gz").is_file():
             return place
-    looked = ", ".join(str(place) for place in places)
-    raise DatasetNotFoundError(
-        f"Fashion-MNIST was not found: no train-images-idx3-ubyte.gz in {looked}. On Debian and Ubuntu: apt install "
-        "dataset-fashion-mnist. Elsewhere download the four .gz files of github.com/zalandoresearch/fashion-mnist and "
-        "set their folder with --data.root or the environment variable REPLORA_DATA."
+    raise not_found(
+        "Fashion-MNIST was",
+        "train-images-idx3-ubyte.gz",
+        places,
+        "dataset-fashion-mnist",
+        "download the four .gz files of github.com/zalandoresearch/fashion-mnist and set their folder",
     )
 
 

@@ -13,13 +13,11 @@ import itertools
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from replora.datasets.errors import DatasetNotFoundError
-from replora.datasets.image.pixels import READER, PixelImages, Pixels
+from replora.datasets.image.pixels import READER, PixelImages, Pixels, PixelSplit, not_found
 from replora.datasets.image.read import ImageReader
 
 CLASSES = tuple(string.ascii_uppercase)
@@ -49,7 +47,7 @@ class Letters(PixelImages):
 
     def __init__(
         self,
-        split: Literal["train", "val", "trainval", "test"],
+        split: PixelSplit,
         root: Path,
         reader: ImageReader = READER,
     ) -> None:
@@ -72,12 +70,8 @@ def find_fonts(root: Path) -> dict[str, Path]:
     found = {name: place / name for place in reversed(places) for name in names if (place / name).is_file()}
     missing = [name for name in names if name not in found]
     if missing:
-        looked = ", ".join(str(place) for place in places)
-        raise DatasetNotFoundError(
-            f"The fonts of the letters were not found: no {missing[0]} in {looked}. On Debian and Ubuntu: apt install "
-            "fonts-dejavu-core fonts-liberation. Elsewhere set a folder of these fonts with --data.root or the "
-            "environment variable REPLORA_DATA."
-        )
+        packages, elsewhere = "fonts-dejavu-core fonts-liberation", "set a folder of these fonts"
+        raise not_found("The fonts of the letters were", missing[0], places, packages, elsewhere)
     return found
 
 

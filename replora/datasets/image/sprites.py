@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from replora.datasets.image.pixels import READER, PixelImages, Pixels
+from replora.datasets.image.pixels import READER, PixelImages, Pixels, PixelSplit
 from replora.datasets.image.read import ImageReader
 
 Corners = np.ndarray[Any, np.dtype[np.float64]]  # (K, 2): x to the right, y down
@@ -39,7 +39,7 @@ class Sprites(PixelImages):
 
     def __init__(
         self,
-        split: Literal["train", "val", "trainval", "test"],
+        split: PixelSplit,
         task: Literal["location", "orientation"],
         reader: ImageReader = READER,
     ) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from replora.datasets.common.subsample import stratified_order
-from replora.datasets.errors import CorruptImageError, DatasetNotFoundError
-from replora.datasets.image.pixels import READER, PixelImages, Pixels
+from replora.datasets.errors import CorruptImageError
+from replora.datasets.image.pixels import READER, PixelImages, Pixels, PixelSplit, not_found
 from replora.datasets.image.read import ImageReader
 
 CLASSES = ("animals", "food", "household", "plants", "town", "vehicles")
@@ -42,7 +41,7 @@ class Stamps(PixelImages):
 
     def __init__(
         self,
-        split: Literal["train", "val", "trainval", "test"],
+        split: PixelSplit,
         root: Path,
         reader: ImageReader = READER,
     ) -> None:
@@ -64,11 +63,12 @@ def find_stamps(root: Path) -> Path:
     for place in places:
         if all((place / name).is_dir() for name in CLASSES):
             return place
-    looked = ", ".join(str(place) for place in places)
-    raise DatasetNotFoundError(
-        f"The stamps of Tux Paint were not found: no folders {', '.join(CLASSES)} in {looked}. On Debian and Ubuntu: "
-        "apt install tuxpaint-stamps-default. Elsewhere unpack that package and set its usr/share/tuxpaint/stamps "
-        "with --data.root or the environment variable REPLORA_DATA."
+    raise not_found(
+        "The stamps of Tux Paint were",
+        f"folders {', '.join(CLASSES)}",
+        places,
+        "tuxpaint-stamps-default",
+        "unpack that package and set its usr/share/tuxpaint/stamps",
     )
 
 
