@@ -57,7 +57,7 @@ def choose(
     best = [name for name, mean in means.items() if mean == max(means.values())]
     point = min(best, key=lambda name: _off_center(grid[name], grid)) if ties == "middle" else best[0]
     others = sorted((name for name in means if name != point), key=lambda name: -means[name])
-    examples = examples if metric.rpartition("/")[2] in PROPORTIONS else None
+    examples = examples if is_proportion(metric) else None
     noise = within_error(values[point], values[others[0]], examples) if others else False
     edges = {option: edge and len(best) == 1 for option, edge in edges_of(grid[point], list(grid.values())).items()}
     return Choice(point, len(best) - 1, noise, edges)
@@ -84,11 +84,44 @@ def _off_center(point: Mapping[str, Any], grid: Mapping[str, Mapping[str, Any]])
     return distance
 
 
+def is_proportion(metric: str) -> bool:
+    """Whether a metric, such as `val/accuracy`, is the correct part of the examples."""
+    return metric.rpartition("/")[2] in PROPORTIONS
+
+
+def errors_behind(best: Sequence[float], other: Sequence[float], examples: int | None) -> float:
+    """By how many standard errors the mean of `other` is off that of the best, on the measurements that both have.
+
+    The error is that of paired measurements or that of a proportion of all examples in them, whichever is larger: the
+    first one is itself uncertain where there are few measurements.
+
+    Args:
+        best: Values, one per measurement.
+        other: Values of the same measurements, or of the first of them.
+        examples: Number of examples of one measurement, if the values are proportions of them.
+    """
+    pairs = list(zip(best, other, strict=False))
+    differences = [one - two for one, two in pairs]
+    behind = round(abs(statistics.fmean(differences)), 12)
+    errors = [0.0]
+    if len(pairs) > 1:
+        errors.append(_paired_error(differences))
+    if examples:
+        errors.append(proportion_error(statistics.fmean(one for one, _ in pairs), examples * len(pairs)))
+    if not behind:
+        return 0.0
+    return behind / max(errors) if max(errors) else math.inf
+
+
+def _paired_error(differences: Sequence[float]) -> float:
+    return statistics.stdev(differences) / math.sqrt(len(differences))
+
+
 def within_error(best: Sequence[float], other: Sequence[float], examples: int | None) -> bool | None:
     """Whether two means differ by at most a standard error: that of paired seeds, or of a proportion for one seed."""
     differences = [one - two for one, two in zip(best, other, strict=True)]
     if len(differences) > 1:
-        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        error = _paired_error(differences)
     elif examples:
         error = proportion_error(best[0], examples)
     else:

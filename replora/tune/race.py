@@ -7,15 +7,13 @@ clearly worse, or where the budget does not suffice for more.
 
 from __future__ import annotations
 
-import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from replora.memory import usable_cpus
-from replora.reports.choice import PROPORTIONS
-from replora.reports.statistics import proportion_error
+from replora.reports.choice import errors_behind, is_proportion
 from replora.sweeps.local_queue import LocalQueue
 from replora.sweeps.plan import Trial
 from replora.sweeps.progress import Progress, value_of
@@ -185,22 +183,9 @@ class Race:
         return [*ranked[:kept], *close[:affordable]]
 
     def errors_behind(self, one: Candidate, best: Candidate) -> float:
-        """By how many standard errors it is worse than the best, on the measurements that both have.
-
-        The error is that of the measurements or that of the examples in them, whichever is larger: the first one is
-        itself uncertain where there are few measurements.
-        """
-        pairs = list(zip(self.values[one.name], self.values[best.name], strict=False))
-        behind = abs(statistics.fmean(ours - theirs for ours, theirs in pairs))
-        errors = [0.0]
-        if len(pairs) > 1:
-            errors.append(statistics.stdev(ours - theirs for ours, theirs in pairs) / math.sqrt(len(pairs)))
-        if self.metric.rpartition("/")[2] in PROPORTIONS:
-            accuracy = statistics.fmean(theirs for _, theirs in pairs)
-            errors.append(proportion_error(accuracy, self.held_out * len(pairs)))
-        if round(behind, 12) == 0:
-            return 0.0
-        return behind / max(errors) if max(errors) else math.inf
+        """By how many standard errors it is worse than the best, on the measurements that both have."""
+        examples = self.held_out if is_proportion(self.metric) else None
+        return errors_behind(self.values[best.name], self.values[one.name], examples)
 
     def _best(self, entered: list[Candidate], number: int) -> list[Candidate]:
         """The candidates by the mean of their measurements, best first; of equal ones the middle of the grid first."""
