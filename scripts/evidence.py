@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from replora.io import replace_text
+from replora.results import write_json
+
+ROOT = Path(__file__).parents[1]
 
 
 def read_runs(file: Path) -> list[dict[str, Any]]:
@@ -52,6 +56,24 @@ def filled(page: str, parts: Mapping[str, str]) -> str:
         if count != 1:
             raise ValueError(f"The page has {count} places <!-- table {name} -->, and one is expected.")
     return page
+
+
+def options(description: str | None, name: str) -> argparse.ArgumentParser:
+    """The options that all experiments have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs", name, "runs.jsonl"))
+    parser.add_argument("--report", action="store_true", help="write results and page from what has been run")
+    parser.add_argument("--quick", action="store_true", help="the least that runs, to try the script")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / name)
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / f"{name}.md")
+    return parser
+
+
+def write_page(given: argparse.Namespace, name: str, content: Mapping[str, Any], parts: Mapping[str, str]) -> None:
+    """Write the results, and their tables into the page."""
+    given.out.mkdir(parents=True, exist_ok=True)
+    write_json(given.out / f"{name}.json", dict(content))
+    replace_text(given.page, filled(given.page.read_text(encoding="utf-8"), parts))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -11,7 +11,6 @@ selected. Started again, the script continues where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import math
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence import add_run, filled, made_by, origin, read_runs, short, table
+from evidence import add_run, made_by, options, origin, read_runs, short, table, write_page
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -36,12 +35,10 @@ from replora.backbones.vision import build_vision_backbone
 from replora.datasets.common.subsample import subsample_indices
 from replora.datasets.image.digits import Digits
 from replora.datasets.image.read import ImageReader
-from replora.io import replace_text
 from replora.reports.render.charts import draw_curves
 from replora.reports.statistics import compare_paired, in_percent, mean_over_seeds
-from replora.results import environment_info, write_json
+from replora.results import environment_info
 
-ROOT = Path(__file__).parents[1]
 RATES = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1)
 SEEDS = 5
 STEPS, BATCH, WARMUP = 100, 16, 5
@@ -443,24 +440,16 @@ SHOWN = ("LoRA", "RepLoRA", "RepLoRA, first layer frozen", "LoRA, step of BA cli
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/tolerance/runs.jsonl"))
-    parser.add_argument("--report", action="store_true", help="write results and page from the runs that are there")
-    parser.add_argument("--quick", action="store_true", help="a few steps of a few methods, to try the script")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "tolerance")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "tolerance.md")
-    given = parser.parse_args(arguments)
+    given = options(__doc__, "tolerance").parse_args(arguments)
     if not given.report:
         if given.quick:
             run_all(given.runs, QUICK, HIGH[:1], 1, 1)
         else:
             run_all(given.runs, METHODS, RATES, SEEDS, STEPS)
         return
-    given.out.mkdir(parents=True, exist_ok=True)
     content = summary(read_runs(given.runs))
-    write_json(given.out / "tolerance.json", content)
+    write_page(given, "tolerance", content, tables(content))
     pictures(content, given.out)
-    replace_text(given.page, filled(given.page.read_text(encoding="utf-8"), tables(content)))
 
 
 if __name__ == "__main__":

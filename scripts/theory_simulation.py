@@ -18,7 +18,6 @@ script continues where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections import Counter
@@ -28,15 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evidence import add_run, filled, made_by, origin, read_runs, short, table
+from evidence import add_run, made_by, options, origin, read_runs, short, table, write_page
 from scipy.optimize import least_squares
 
-from replora.io import replace_text
 from replora.reports.render.charts import draw_curves
 from replora.reports.statistics import Mean, mean_over_seeds
-from replora.results import environment_info, write_json
+from replora.results import environment_info
 
-ROOT = Path(__file__).parents[1]
 NOISE = 0.1  # standard deviation of the noise of each output
 START = 0.1  # standard deviation of the start's distance from the truth, in each parameter
 BOUND = math.sqrt(3)  # inputs are uniform in [-BOUND, BOUND]^d: bounded, as the theorems ask, with variance 1
@@ -387,13 +384,7 @@ def pictures(content: Mapping[str, Any], folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/theory/runs.jsonl"))
-    parser.add_argument("--report", action="store_true", help="write results and page from the fits that are there")
-    parser.add_argument("--quick", action="store_true", help="a few small fits, to try the script")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "theory")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "theory.md")
-    given = parser.parse_args(arguments)
+    given = options(__doc__, "theory").parse_args(arguments)
     runs = read_runs(given.runs)
     if not given.report:
         environment = environment_info()
@@ -406,11 +397,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             add_run(given.runs, {"case": name, "seed": seed, "fits": rows, "made_by": environment})
             print(f"{name}, seed {seed}: {sum(row['seconds'] for row in rows):.1f} s", flush=True)
         return
-    given.out.mkdir(parents=True, exist_ok=True)
     content = summary([fit | {"made_by": run["made_by"]} for run in runs for fit in run["fits"]])
-    write_json(given.out / "theory.json", content)
+    write_page(given, "theory", content, tables(content))
     pictures(content, given.out)
-    replace_text(given.page, filled(given.page.read_text(encoding="utf-8"), tables(content)))
 
 
 if __name__ == "__main__":

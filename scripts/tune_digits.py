@@ -23,6 +23,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from evidence import made_by
+
 from replora.cli.main import run
 from replora.launch import launch
 from replora.reports.statistics import compare_paired
@@ -60,15 +62,6 @@ def fixed(folder: Path, rate: float, seed: int) -> float:
     return float(results["test"]["metrics"]["test/accuracy"])
 
 
-def made_with(home: Path) -> dict[str, Any]:
-    """Commit, versions and platform of the final fits."""
-    fits = [read_results(folder)["fit"] for folder in sorted(home.glob("*/final"))]
-    keys = ("git", "versions", "platform")
-    found = [{key: fit[key] for key in keys} for fit in fits]
-    assert all(one == found[0] for one in found), "the draws were made with different code"
-    return found[0]
-
-
 def best_of_the_others(draws: list[dict[str, Any]], left_out: dict[str, Any]) -> str:
     """The rate with the best mean test accuracy over all draws but one."""
     others = [draw["fixed"] for draw in draws if draw is not left_out]
@@ -96,7 +89,8 @@ def main() -> None:
     summary = {"tuned": mean, "fixed": means, "best_fixed": best, "difference": asdict(difference)}
     summary |= {"best_of_the_others": statistics.fmean(known), "difference_to_it": asdict(to_known)}
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    made = {"command": "python scripts/tune_digits.py", "options": OPTIONS, "made_with": made_with(given.home)}
+    fits = [{"made_by": read_results(folder)["fit"]} for folder in sorted(given.home.glob("*/final"))]
+    made = {"command": "python scripts/tune_digits.py", "options": OPTIONS, "made_with": made_by(fits)}
     write_json(given.out, {**made, **summary, "draws": draws})
     print(f"tuned {mean:.1%}; fixed {', '.join(f'{rate} {value:.1%}' for rate, value in means.items())}")
     kept = sum(bool(draw["tuned"]["within_budget"]) for draw in draws)
