@@ -8,7 +8,7 @@ forward pass of the model must at least call each adapted module or read its wei
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -178,23 +178,16 @@ def _factors_apart(adapters: Adapters) -> Iterator[dict[str, list[Tensor]]]:
     def value(name: str, matrix: Matrix) -> Tensor:
         return apart(name, Matrix.value(matrix))
 
-    views: list[Any] = []
-    matrices: list[Any] = []
-    for update in adapters.updates:
-        for name, view in zip(update.names, update.views, strict=True):
-            view.factors = partial(factors, name, view)  # type: ignore[method-assign]
-            views.append(view)
-    if adapters.generators is not None:
-        for pair, matrix in zip(adapters.generators.pairs(), adapters.generators.seconds(), strict=True):
-            matrix.value = partial(value, pair.name, matrix)  # type: ignore[method-assign]
-            matrices.append(matrix)
-    try:
+    with ExitStack() as stack:
+        for update in adapters.updates:
+            for name, view in zip(update.names, update.views, strict=True):
+                view.factors = partial(factors, name, view)  # type: ignore[method-assign]
+                stack.callback(delattr, view, "factors")
+        if adapters.generators is not None:
+            for pair, matrix in zip(adapters.generators.pairs(), adapters.generators.seconds(), strict=True):
+                matrix.value = partial(value, pair.name, matrix)  # type: ignore[method-assign]
+                stack.callback(delattr, matrix, "value")
         yield found
-    finally:
-        for view in views:
-            del view.factors
-        for matrix in matrices:
-            del matrix.value
 
 
 def _without_gradient(
