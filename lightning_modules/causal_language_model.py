@@ -239,9 +239,10 @@ class CausalLanguageModel(AdaptedModule):
         self._clock = time.perf_counter()
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        loss, count = self._loss(batch)
+        counted = with_counts(batch)
+        loss, count = self._loss(counted)
         self.check_finite(loss, batch_idx)
-        tokens = with_counts(batch)["tokens"]
+        tokens = counted["tokens"]
         self._train_tokens += tokens
         self.train_loss.update(loss.detach(), count)
         self.tokens.update(tokens)
@@ -255,6 +256,8 @@ class CausalLanguageModel(AdaptedModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: TextBatch, batch_idx: int) -> None:  # noqa: ARG002
+        if self.trainer.is_last_batch:
+            self._read_losses()  # waits for the steps that the device has not finished: they are part of the time
         self._train_seconds += time.perf_counter() - self._clock
 
     def on_train_epoch_end(self) -> None:
