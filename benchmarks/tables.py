@@ -175,7 +175,24 @@ def sweep_throughput(results: dict[str, Any]) -> list[str]:
     return [table([*head, "start-up of a trial, s", "start-up of a plain fit, s"], rows)]
 
 
+def whole_run(results: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            way,
+            f"{found['seconds']:.1f}",
+            ratio(found),
+            f"{found['cpu_seconds']:.1f}",
+            f"{found['cpu_ratio']:.3f}",
+            f"{found['accuracy']:.1%}",
+        ]
+        for way, found in results.items()
+    ]
+    head = ["run", "seconds", "time / plain loop", "processor seconds", "processor time / plain loop", "test accuracy"]
+    return [table(head, rows)]
+
+
 TABLES = {
+    "whole_run": whole_run,
     "training_step": training_step,
     "evaluation": evaluation,
     "loading": loading,

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.benchmarks.holder import hold
+from tests.tiny_llama import write_tiny_llama
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +40,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
         "scaling",
         "step_profile",
         "sweep_throughput",
+        "whole_run",
     ],
 )
 def test_runs_and_its_results_make_tables(name: str, benchmark, tmp_path: Path, capsys) -> None:
@@ -89,6 +91,16 @@ def test_records_are_not_copied_into_loader_processes(benchmark, tmp_path: Path)
     committed = json.loads((ROOT / "results" / "benchmarks" / "record_memory.json").read_text())["results"]
     for kind in script.RECORDS:
         assert committed[f"{kind}, now"]["grown"] < committed[f"{kind}, before"]["grown"] / 5
+
+
+@pytest.mark.parametrize("task", ["photos", "questions"])
+def test_a_whole_run_does_the_same_in_every_way(task: str, benchmark, tmp_path: Path) -> None:
+    """That of the digits is among the benchmarks above."""
+    language = f"--language_model={write_tiny_llama(tmp_path / 'llama')}" if task == "questions" else "--images=8"
+    benchmark("whole_run").main(["--quick", f"--task={task}", language, f"--out={tmp_path}", "--threads=1"])
+    results = json.loads((tmp_path / f"whole_run-{task}.json").read_text(encoding="utf-8"))["results"]
+    assert set(results) == set(benchmark("whole_run").WAYS)
+    assert all(0 <= found["accuracy"] <= 1 < 10 * found["cpu_seconds"] for found in results.values())
 
 
 def test_memory_is_that_of_all_processes(benchmark) -> None:
@@ -220,7 +232,17 @@ def test_page_shows_the_results_files(benchmark) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["training_step", "evaluation", "loading", "video_decoding", "startup", "scaling", "record_memory", "compilation"],
+    [
+        "training_step",
+        "evaluation",
+        "loading",
+        "video_decoding",
+        "startup",
+        "scaling",
+        "record_memory",
+        "compilation",
+        "whole_run",
+    ],
 )
 def test_help_explains_every_option(name: str, benchmark, capsys) -> None:
     with pytest.raises(SystemExit):
