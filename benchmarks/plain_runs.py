@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -46,8 +46,11 @@ class Classifier(nn.Module):
         super().__init__()
         self.model = model
 
+    def normalize(self, pixels: Tensor) -> Tensor:
+        return pixels.float().div_(127.5).sub_(1)
+
     def forward(self, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        logits = self.model(pixels.float().div_(127.5).sub_(1))
+        logits = self.model(self.normalize(pixels))
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
@@ -99,7 +102,7 @@ def digits(settings: dict[str, Any]) -> dict[str, Any]:
     return {split: ([frames[i] for i in chosen], found.target[chosen].tolist()) for split, chosen in places.items()}
 
 
-def photos(settings: dict[str, Any]) -> dict[str, Any]:
+def photos(settings: dict[str, Any], splits: Sequence[str] = ("train", "val", "test")) -> dict[str, Any]:
     root, size = Path(settings["data"]), settings["size"]
 
     def decode(file: Path) -> np.ndarray:
@@ -107,7 +110,7 @@ def photos(settings: dict[str, Any]) -> dict[str, Any]:
 
     found = {}
     with ThreadPoolExecutor(settings["threads"]) as threads:
-        for split in ("train", "val", "test"):
+        for split in splits:
             files = sorted((root / split).glob("*/*.jpg"))
             classes = sorted({file.parent.name for file in files})
             found[split] = (list(threads.map(decode, files)), [classes.index(file.parent.name) for file in files])
@@ -145,22 +148,29 @@ class QuestionTask:
         return peft.get_peft_model(model, config)
 
     def right(self, model: nn.Module, split: str) -> float:
-        """The accuracy on a split, one row of a batch for every option."""
-        right, size = 0, self.settings["eval_batch"]
+        """The accuracy on a split."""
+        right, size, pad = 0, self.settings["eval_batch"], self.collate.keywords["pad"]
         tokens = sorted(self.tokens[split], key=lambda one: -len(one[0]))
         for start in range(0, len(tokens), size):
-            some = tokens[start : start + size]
-            rows = [{"ids": prompt + option, "start": len(prompt)} for prompt, options, _ in some for option in options]
-            batch = moved(self.collate(rows), self.settings)
-            labels = batch.pop("labels")[:, 1:]
-            with torch.inference_mode():
-                log_p = model(**batch).logits[:, :-1].float().log_softmax(-1)
-            found = log_p.gather(2, labels.clamp(min=0)[..., None])[..., 0] * (labels >= 0)
-            scores = iter((found.sum(1) / (labels >= 0).sum(1)).tolist())
-            for _, options, answer in some:
-                likely = [next(scores) for _ in options]
-                right += likely.index(max(likely)) == answer
+            prompts, options, answers = zip(*tokens[start : start + size], strict=True)
+            scores = option_scores(model, prompts, options, pad, self.settings["device"])
+            right += sum(few.index(max(few)) == answer for few, answer in zip(scores, answers, strict=True))
         return right / len(tokens)
+
+
+@torch.inference_mode()
+def option_scores(
+    model: nn.Module, prompts: Sequence[list[int]], options: Sequence[list[list[int]]], pad: int, device: str
+) -> list[list[float]]:
+    """The mean log-likelihood of the tokens of each option, from one row of a batch for every option."""
+    pairs = zip(prompts, options, strict=True)
+    batch = padded([{"ids": prompt + option, "start": len(prompt)} for prompt, few in pairs for option in few], pad)
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    labels = batch.pop("labels")[:, 1:]
+    log_p = model(**batch).logits[:, :-1].float().log_softmax(-1)
+    found = log_p.gather(2, labels.clamp(min=0)[..., None])[..., 0] * (labels >= 0)
+    scores = iter((found.sum(1) / (labels >= 0).sum(1)).tolist())
+    return [[next(scores) for _ in few] for few in options]
 
 
 def padded(rows: list[dict[str, Any]], pad: int) -> Batch:

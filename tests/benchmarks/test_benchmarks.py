@@ -41,6 +41,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
         "step_profile",
         "sweep_throughput",
         "whole_run",
+        "inference",
     ],
 )
 def test_runs_and_its_results_make_tables(name: str, benchmark, tmp_path: Path, capsys) -> None:
@@ -242,6 +243,7 @@ def test_page_shows_the_results_files(benchmark) -> None:
         "record_memory",
         "compilation",
         "whole_run",
+        "inference",
     ],
 )
 def test_help_explains_every_option(name: str, benchmark, capsys) -> None:
