@@ -51,13 +51,13 @@ Steps = tuple[int, dict[str, Callable[[], Any]]]  # units of one step, and the s
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = measure.common_options(__doc__.splitlines()[0], rounds=7)
+    parser = measure.common_options(__doc__.splitlines()[0], rounds=5)
     measure.device_options(parser)
     parser.add_argument("--backbone", default="vit_small_patch16_224", help="model of timm")
-    parser.add_argument("--images", type=int, default=64, help="image files")
-    parser.add_argument("--batch", type=int, default=16, help="images or questions per batch")
+    parser.add_argument("--images", type=int, default=32, help="image files")
+    parser.add_argument("--batch", type=int, default=8, help="images or questions per batch")
     parser.add_argument("--shape", default="135m", choices=list(SHAPES), help="shape of the language model")
-    parser.add_argument("--questions", type=int, default=16, help="questions and prompts")
+    parser.add_argument("--questions", type=int, default=8, help="questions and prompts")
     options = parser.parse_args(arguments)
     options.size = 224
     if options.quick:

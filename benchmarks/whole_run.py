@@ -8,8 +8,8 @@ transformers' Trainer with PEFT (`plain_runs.py`). All read the same data once, 
 and batch size, validate after every epoch where there are validation data, save the adapter and test it.
 
 - `digits`: the quickstart, `vit_nano` on 800 digits, 8 epochs.
-- `photos`: ViT-S with random weights on 64 JPEG files of 256 x 256 pixels, 4 epochs.
-- `questions`: SmolLM2-135M on 225 questions with four options, one epoch, tested on 100.
+- `photos`: ViT-S with random weights on 64 JPEG files of 256 x 256 pixels, 2 epochs.
+- `questions`: SmolLM2-135M on 225 questions with four options, one epoch, tested on 50.
 
 Photos and questions are random, so that nothing is downloaded. Whole processes take turns. Their processor seconds
 count child processes too; unlike the wall time, they hardly depend on what else the machine does.
@@ -41,18 +41,19 @@ from replora.launch import launch
 from replora.results import read_results
 
 CLASSES = 4
-REFERENCE = "plain loop, PEFT's LoRA"
+REFERENCE = "loop"
 WAYS = {
-    "replora-cli fit, LoRA": "lora",
-    "replora-cli fit, RepLoRA": "replora",
-    REFERENCE: "loop",
-    "transformers' Trainer, PEFT's LoRA": "trainer",
+    "lora": "replora-cli fit, LoRA",
+    "replora": "replora-cli fit, RepLoRA",
+    "loop": "plain loop, PEFT's LoRA",
+    "trainer": "transformers' Trainer, PEFT's LoRA",
 }
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.common_options(__doc__.splitlines()[0], rounds=3)
     parser.add_argument("--task", nargs="+", default=list(TASKS), choices=list(TASKS), help="runs to measure")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="ways to measure")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device of the model")
     parser.add_argument("--autocast", action="store_true", help="bfloat16 autocast for photos (bf16-mixed)")
     parser.add_argument("--backbone", default="vit_small_patch16_224", help="model of timm for photos")
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--image_batch", type=int, default=16, help="photos per step")
     parser.add_argument("--language_model", default="smollm2", help="folder of a causal language model for questions")
     options = parser.parse_args(arguments)
-    options.size = 224
+    options.size, options.ways = 224, [*{REFERENCE: None, **dict.fromkeys(options.ways)}]
     if options.quick:  # in this process, which has imported everything
         options.task = options.task if len(options.task) < len(TASKS) else ["digits"]
         options.rounds, options.backbone, options.images, options.size = 1, "vit_tiny_patch16_224", 8, 32
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
             ["run", "seconds", "x plain loop (quartiles)", "processor, s", "x plain loop", "accuracy"],
             [
                 [
-                    way,
+                    WAYS[way],
                     f"{found['seconds']:.1f}",
                     measure.ratio_text(found),
                     f"{found['cpu_seconds']:.1f}",
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
                 for way, found in results.items()
             ],
         )
-        settings = {key: value for key, value in vars(options).items() if key not in ("out", "task")}
+        settings = {key: value for key, value in vars(options).items() if key not in ("out", "task", "ways")}
         suffix = "" if options.device == "cpu" else f"-{options.device}"
         print(
             measure.write(options.out, f"whole_run-{name}{suffix}", {"task": name, **settings}, results, options.device)
@@ -99,34 +100,33 @@ def compare(name: str, home: Path, options: Any) -> dict[str, Any]:
     given += ["--trainer.enable_progress_bar=false", f"--trainer.max_epochs={settings['epochs']}"]
     given += ["--trainer.precision=bf16-mixed"] * settings["autocast"]
     given += [f"--trainer.limit_{part}_batches=2" for part in ("train", "val", "test")] * options.quick
-    cpu: dict[str, list[float]] = {way: [] for way in WAYS}
+    cpu: dict[str, list[float]] = {way: [] for way in options.ways}
 
     def step(way: str) -> None:
-        kind = WAYS[way]
-        out = home / f"{kind}-{len(cpu[way])}"
+        out = home / f"{way}-{len(cpu[way])}"
         before = sum(os.times()[:4])
-        if kind in ("lora", "replora"):
-            arguments = ["fit", *given, f"--config=adapter/{kind}.yaml", f"--run_dir={out}"]
+        if way in ("lora", "replora"):
+            arguments = ["fit", *given, f"--config=adapter/{way}.yaml", f"--run_dir={out}"]
             process(["-m", "replora", *arguments], options, lambda: launch(arguments))
         else:
             file = home / "settings.json"
-            file.write_text(json.dumps(settings | {"way": kind, "out": str(out)}), encoding="utf-8")
+            file.write_text(json.dumps(settings | {"way": way, "out": str(out)}), encoding="utf-8")
             script = [plain_runs.__file__, str(file)]
             process(script, options, lambda: plain_runs.run(json.loads(file.read_text(encoding="utf-8"))))
         cpu[way].append(sum(os.times()[:4]) - before)  # also of child processes
 
-    results = measure.summarize(interleaved(step, options.rounds), REFERENCE)
+    results = measure.summarize(interleaved(step, options.ways, options.rounds), REFERENCE)
     for way, found in results.items():
-        found["accuracy"] = accuracy(home / f"{WAYS[way]}-0")
+        found["accuracy"] = accuracy(home / f"{way}-0")
         found["cpu_seconds"] = median(cpu[way])
         found["cpu_ratio"] = median(a / b for a, b in zip(cpu[way], cpu[REFERENCE], strict=True))
     return results
 
 
-def interleaved(step: Callable[[str], None], rounds: int) -> dict[str, list[float]]:
+def interleaved(step: Callable[[str], None], ways: list[str], rounds: int) -> dict[str, list[float]]:
     """Seconds of each way in each round, without a warm-up: a process of its own has none."""
-    order, shuffle = list(WAYS), random.Random(0).shuffle
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    order, shuffle = list(ways), random.Random(0).shuffle
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
         shuffle(order)
         for way in order:
@@ -160,15 +160,16 @@ def accuracy(out: Path) -> float:
 
 
 def digits(data: Path, options: Any) -> tuple[list[str], dict[str, Any]]:  # noqa: ARG001
-    settings = {"size": 32, "epochs": 1 if options.quick else 8, "batch": 32, "eval_batch": 32, "lr": 0.01}
-    settings |= {"weight_decay": 1e-4, "weights": str(VIT_NANO_WEIGHTS), "architecture": VIT_NANO_ARCHITECTURE}
-    return ["--config=quickstart.yaml"], settings
+    batch, epochs = (4, 1) if options.quick else (32, 8)
+    settings = {"size": 32, "epochs": epochs, "batch": batch, "eval_batch": batch, "lr": 0.01, "weight_decay": 1e-4}
+    settings |= {"weights": str(VIT_NANO_WEIGHTS), "architecture": VIT_NANO_ARCHITECTURE}
+    return ["--config=quickstart.yaml", f"--data.batch_size={batch}", f"--data.eval_batch_size={batch}"], settings
 
 
 def photos(data: Path, options: Any) -> tuple[list[str], dict[str, Any]]:
     half = max(options.images // 2, CLASSES)
     write_photos(data, {"train": options.images, "val": half, "test": half}, options.size + 32)
-    batch, epochs = 4 if options.quick else options.image_batch, 1 if options.quick else 4
+    batch, epochs = 4 if options.quick else options.image_batch, 1 if options.quick else 2
     given = ["--config=image_folder.yaml", f"--data.root={data}", f"--data.image_size={options.size}"]
     given += ["--data.augmentation=none", f"--data.batch_size={batch}", f"--data.eval_batch_size={batch}"]
     given += [f"--model.backbone={options.backbone}", "--model.pretrained=false", "--model.drop_path_rate=0"]
@@ -179,7 +180,7 @@ def photos(data: Path, options: Any) -> tuple[list[str], dict[str, Any]]:
 
 
 def questions(data: Path, options: Any) -> tuple[list[str], dict[str, Any]]:
-    sizes = {"train": 16, "test": 6} if options.quick else {"train": 225, "test": 100}
+    sizes = {"train": 16, "test": 6} if options.quick else {"train": 225, "test": 50}
     write_questions(data, sizes)
     given = ["--config=commonsense_smollm2.yaml", f"--data.root={data}", "--data.check_sizes=false"]
     given += ["--data.train_fraction=1.0", "--data.group_by_length=false", f"--model.backbone={options.language_model}"]

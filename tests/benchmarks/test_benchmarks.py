@@ -41,7 +41,6 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
         "step_profile",
         "sweep_throughput",
         "whole_run",
-        "inference",
     ],
 )
 def test_runs_and_its_results_make_tables(name: str, benchmark, tmp_path: Path, capsys) -> None:
@@ -94,14 +93,14 @@ def test_records_are_not_copied_into_loader_processes(benchmark, tmp_path: Path)
         assert committed[f"{kind}, now"]["grown"] < committed[f"{kind}, before"]["grown"] / 5
 
 
-@pytest.mark.parametrize("task", ["photos", "questions"])
-def test_a_whole_run_does_the_same_in_every_way(task: str, benchmark, tmp_path: Path) -> None:
-    """That of the digits is among the benchmarks above."""
-    language = f"--language_model={write_tiny_llama(tmp_path / 'llama')}" if task == "questions" else "--images=8"
-    benchmark("whole_run").main(["--quick", f"--task={task}", language, f"--out={tmp_path}", "--threads=1"])
-    results = json.loads((tmp_path / f"whole_run-{task}.json").read_text(encoding="utf-8"))["results"]
+def test_a_whole_run_does_the_same_in_every_way(benchmark, tmp_path: Path) -> None:
+    """Of questions. That of the digits is among the benchmarks above, and that of photos in test_gpu.py."""
+    language = write_tiny_llama(tmp_path / "llama")
+    given = ["--task=questions", f"--language_model={language}", f"--out={tmp_path}", "--threads=1"]
+    benchmark("whole_run").main(["--quick", *given])
+    results = json.loads((tmp_path / "whole_run-questions.json").read_text(encoding="utf-8"))["results"]
     assert set(results) == set(benchmark("whole_run").WAYS)
-    assert all(0 <= found["accuracy"] <= 1 < 10 * found["cpu_seconds"] for found in results.values())
+    assert all(0 <= found["accuracy"] <= 1 and found["cpu_seconds"] > 0 for found in results.values())
 
 
 def test_memory_is_that_of_all_processes(benchmark) -> None:
