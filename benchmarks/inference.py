@@ -26,7 +26,7 @@ import numpy as np
 import plain_runs
 import timm
 import torch
-from contenders import build, llama, sharing_copy
+from contenders import build, llama
 from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor
@@ -174,7 +174,7 @@ def of_texts(options: Any) -> dict[str, Steps]:
     workload = llama(width, inner, blocks, heads, VOCABULARY, length=0)
     plain = build(workload, None, options.device, options.precision).eval()
     plain.generation_config.pad_token_id = 0
-    ours = sharing_copy(plain, ())
+    ours = copy.deepcopy(plain)
     replora.merge(replora.inject(ours, replora.RepLoRAConfig(rank=8, targets=("q", "v")), check=False).eval())
     drawn = random.Random(0)
 

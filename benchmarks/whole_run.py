@@ -1,7 +1,8 @@
 """How long does a complete run take, from the start of the process to the tested adapter, beside a plain loop?
 
     python benchmarks/whole_run.py
-    python benchmarks/whole_run.py --task photos --backbone vit_base_patch16_224 --images 1000 --device cuda --autocast
+    python benchmarks/whole_run.py --task photos --backbone vit_base_patch16_224 --images 1000 --epochs 10 \\
+        --device cuda --autocast
 
 Three runs, each of them by `replora-cli fit` with LoRA and with RepLoRA, by a plain PyTorch loop with PEFT, and by
 transformers' Trainer with PEFT (`plain_runs.py`). All read the same data once, train with the same optimizer, schedule
@@ -57,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device of the model")
     parser.add_argument("--autocast", action="store_true", help="bfloat16 autocast for photos (bf16-mixed)")
     parser.add_argument("--backbone", default="vit_small_patch16_224", help="model of timm for photos")
-    parser.add_argument("--images", type=int, default=64, help="training photos; half as many validate and test")
+    parser.add_argument("--images", type=int, default=64, help="training photos; half as many for validation and test")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs on photos")
     parser.add_argument("--image_batch", type=int, default=16, help="photos per step")
     parser.add_argument("--language_model", default="smollm2", help="folder of a causal language model for questions")
     options = parser.parse_args(arguments)
@@ -169,7 +171,7 @@ def digits(data: Path, options: Any) -> tuple[list[str], dict[str, Any]]:  # noq
 def photos(data: Path, options: Any) -> tuple[list[str], dict[str, Any]]:
     half = max(options.images // 2, CLASSES)
     write_photos(data, {"train": options.images, "val": half, "test": half}, options.size + 32)
-    batch, epochs = 4 if options.quick else options.image_batch, 1 if options.quick else 2
+    batch, epochs = (4, 1) if options.quick else (options.image_batch, options.epochs)
     given = ["--config=image_folder.yaml", f"--data.root={data}", f"--data.image_size={options.size}"]
     given += ["--data.augmentation=none", f"--data.batch_size={batch}", f"--data.eval_batch_size={batch}"]
     given += [f"--model.backbone={options.backbone}", "--model.pretrained=false", "--model.drop_path_rate=0"]
