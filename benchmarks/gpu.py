@@ -32,6 +32,8 @@ import torch
 from replora.io import replace_text
 
 HERE = Path(__file__).parent
+RESULTS = Path("results/gpu")
+QUICK_RESULTS = Path("runs/gpu")  # those of --quick measure nothing
 ON_GPU = ["--device", "cuda", "--precision", "bf16"]
 ON_CPU = {"--device": "--device=cpu", "--precision": "--precision=fp32"}  # with --quick
 FOUR = ["--methods", "replora", "lora", "peft_lora"]  # and the floor
@@ -98,13 +100,14 @@ PARTS = {
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="output folder (default: results/gpu)")
+    parser.add_argument("--out", type=Path, help=f"output folder (default: {RESULTS}; with --quick, {QUICK_RESULTS})")
     parser.add_argument("--minutes", type=float, default=25.0, help="time for all parts together (default: 25)")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"parts: {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="tiny shapes on a CPU, only to check that everything runs")
     options = parser.parse_args(arguments)
     if not options.quick and not torch.cuda.is_available():
         sys.exit("There is no CUDA GPU here. --quick runs every part with tiny shapes on a CPU.")
+    options.out = options.out or (QUICK_RESULTS if options.quick else RESULTS)
     log = options.out / "log"
     log.mkdir(parents=True, exist_ok=True)
     status_file = log / "status.json"
