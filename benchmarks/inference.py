@@ -204,7 +204,9 @@ def of_texts(options: Any) -> dict[str, Steps]:
             batch = plain_runs.padded([{"ids": prompt, "start": 0} for prompt in prompts[part]], 0)
             del batch["labels"]
             batch = {name: tensor.to(options.device) for name, tensor in batch.items()}
-            plain.generate(**batch, do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=None).tolist()
+            plain.generate(
+                **batch, do_sample=False, use_cache=True, max_new_tokens=NEW_TOKENS, eos_token_id=None
+            ).tolist()
 
     return {
         "option likelihood, questions": (len(prompts), {"replora": likelihood, "plain": plain_likelihood}),
