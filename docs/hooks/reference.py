@@ -115,7 +115,7 @@ def classes() -> list[str]:
         "`--data.NAME`, those of a method as `--model.adapter.NAME`. A terminal shows them after "
         "`replora-cli fit --data.help VTABDataModule`.",
     ]
-    methods = [name for name in replora.__all__ if name.endswith("Config") and name != "AdapterConfig"]
+    methods = [name for name in replora.__all__ if name.endswith("Config")]
     for heading, room, names in (
         ("Models and callbacks", lightning_modules, lightning_modules.__all__),
         ("Data", datamodules, datamodules.__all__),
@@ -124,7 +124,8 @@ def classes() -> list[str]:
         parts.append(f"## {heading}")
         for name in names:
             cls = getattr(room, name)
-            parts += [f"### {name}", text_of(cls), entries(options_of(cls))]
+            if not inspect.isabstract(cls):
+                parts += [f"### {name}", text_of(cls), entries(options_of(cls))]
     return parts
 
 
@@ -155,4 +156,5 @@ def kind_of(option: Option) -> str:
 def escaped(text: str) -> str:
     """The text with what Markdown would read as markup, outside of code, as characters."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part[:1] == "`" else re.sub(r"([<*_\[\]])", r"\\\1", part) for part in parts)
+    plain = {"<": "&lt;", **{mark: f"\\{mark}" for mark in "*_[]"}}
+    return "".join(part if part[:1] == "`" else part.translate(str.maketrans(plain)) for part in parts)
