@@ -14,11 +14,13 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from pymdownx.slugs import slugify
 
 ROOT = Path(__file__).parents[2]
-CODE_OR_LINK = re.compile(r"^```.*?^```|`[^`]*`|\]\((\.\./[^)#\s]*)", re.DOTALL | re.MULTILINE)
+CODE_OR_LINK = re.compile(r"^```.*?^```|`[^`]*`|\]\((\.\./[^)#\s]*)(?:#([^)\s]+))?", re.DOTALL | re.MULTILINE)
 PICTURES = (".png", ".svg")
 log = get_plugin_logger(__name__)
+anchor_of = slugify(case="lower")
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -32,12 +34,16 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         if name.startswith("..") or not file.exists():
             log.warning(f"{page.file.src_uri} links to {link[1]}: the repository has no {name}.")
             return link[0]
+        anchor = f"#{link[2]}" if link[2] else ""
+        headings = re.findall(r"^#+ (.+)", file.read_text("utf-8"), re.MULTILINE) if file.suffix == ".md" else []
+        if anchor and link[2] not in [anchor_of(heading, "-") for heading in headings]:
+            log.warning(f"{page.file.src_uri} links to {link[1]}{anchor}: {name} has no such heading.")
         if file.suffix in PICTURES:
             if files.get_file_from_path(name) is None:
                 files.append(File.generated(config, name, abs_src_path=str(file)))
             return f"]({posixpath.relpath(name, posixpath.dirname(page.file.src_uri) or '.')}"
         if config.repo_url:
-            return f"]({config.repo_url.rstrip('/')}/{'tree' if file.is_dir() else 'blob'}/HEAD/{name}"
-        return f"]({file.as_uri()}"
+            return f"]({config.repo_url.rstrip('/')}/{'tree' if file.is_dir() else 'blob'}/HEAD/{name}{anchor}"
+        return f"]({file.as_uri()}{anchor}"
 
     return CODE_OR_LINK.sub(on_site, markdown)
