@@ -21,7 +21,7 @@ PAGE, EXPORT, SERVING = (
     (DOCS / name).read_text(encoding="utf-8") for name in ("own_photos.md", "export.md", "serving.md")
 )
 COMMANDS = re.findall(r"^    replora-cli (.*)$", PAGE, flags=re.MULTILINE)
-FORMATS = re.findall(r"^    replora-cli (.*)$", EXPORT.replace("--out model_", "--out also_"), flags=re.MULTILINE)
+FORMATS = re.findall(r"^    replora-cli (.*)$", EXPORT, flags=re.MULTILINE)
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 OPTIONS = re.findall(r"`(--[^`]+)`", PAGE.partition("## Options")[2])
 
@@ -55,19 +55,25 @@ def test_the_page_word_for_word(empty_folder, monkeypatch, capsys) -> None:
         assert Path(file).stat().st_size > 100, file
 
 
-def test_each_format_of_the_page_on_export(empty_folder, monkeypatch) -> None:
-    """After the page above, whose run it takes; and serving.md's lines, which open a merged model."""
-    monkeypatch.chdir(empty_folder)
+def test_each_format_of_the_page_on_export(empty_folder, monkeypatch, tmp_path) -> None:
+    """And serving.md's lines, which open a merged model."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").symlink_to(empty_folder / "photos")
+    small = "--config image_folder.yaml --data.root photos --model.backbone vit_nano --data.image_size 32"
+    main(["fit", *small.split(), "--trainer.max_epochs=1", "--run_dir=runs/photos/final"])
     for command in FORMATS:
         main(shlex.split(command))
-    for file in ("also_peft/adapter_config.json", "birds.safetensors", "also_onnx/model.onnx", "also_timm/config.json"):
+    for file in ("model_peft/adapter_config.json", "birds.safetensors", "model_onnx/model.onnx"):
         assert Path(file).stat().st_size > 100, file
     (example,) = (code for code in re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL) if "local-dir" in code)
-    names: dict = {"timm": timm}
-    exec(compile(example, "docs/serving.md", "exec"), names)
-    photo = names["transform"](Image.open("new_photos/star-000.jpg").convert("RGB"))
-    found = replora.load_run("runs/photos/final").predict("new_photos/star-000.jpg").probabilities
-    torch.testing.assert_close(names["model"](photo[None]).softmax(dim=1).detach(), found, rtol=0, atol=2e-6)
+    file = empty_folder / "new_photos" / "star-000.jpg"
+    found = replora.load_run("runs/photos/final").predict(file).probabilities
+    for folder in ("merged", "model_timm"):
+        names: dict = {"timm": timm}
+        exec(compile(example.replace("merged", folder), "docs/serving.md", "exec"), names)
+        photo = names["transform"](Image.open(file).convert("RGB"))
+        made = names["model"](photo[None]).softmax(dim=1).detach()
+        torch.testing.assert_close(made, found, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("options", [o for o in OPTIONS if o.startswith("--") and "Logger" not in o])
