@@ -38,6 +38,8 @@ HEADINGS = {
     "inference": "Trained runs",
     "errors": "Errors",
 }
+# What `replora.load_run` returns, and what its `predict` returns -> the methods to show.
+RETURNED = {"Predictor": ["predict"], "Predictions": ["labels", "top"]}
 FOLDERS = {
     "": "Tasks",
     "adapter": "Methods",
@@ -104,6 +106,9 @@ def python() -> list[str]:
                 names = [alias.name for alias in node.names]
                 parts += [f"::: replora.{name}" for name in names]
                 shown += names
+        if module == "inference":
+            for name, members in RETURNED.items():
+                parts.append(f"::: lightning_modules.predictors.{name}\n    options:\n      members: {members}")
     assert sorted(shown) == sorted({*replora.__all__} - {"__version__"}), "a module is missing among HEADINGS"
     return parts
 
