@@ -44,7 +44,7 @@ def section(file: Path) -> str:
     kind = found["benchmark"].split("-")[0]
     parts = [f"### {found['benchmark']}", environment_info(found, file), *TABLES[kind](found["results"])]
     if (picture := file.with_suffix(".png")).exists():
-        parts.append(f"![{picture.stem}]({_link(picture)})")
+        parts.append(f"![Curves of the tables above: {picture.stem}]({_link(picture)})")
     return "\n\n".join(parts) + "\n"
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import statistics
 from pathlib import Path
 
 import pytest
+import yaml
 
 from replora.reports.report import write_report
+from replora.results import parse_results
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
@@ -20,6 +21,11 @@ NAMES = [report.parent.name for report in REPORTS]
 
 def lines_of(name: str) -> list[str]:
     return (ROOT / "results" / name / "report.md").read_text(encoding="utf-8").splitlines()
+
+
+def excludes_0(interval: str) -> bool:
+    low, high = map(float, interval.split(" to "))
+    return low > 0 or high < 0
 
 
 def test_every_experiment_is_on_the_page_and_every_section_has_one() -> None:
@@ -47,14 +53,23 @@ def test_what_the_page_calls_significant_is_so_in_the_ablation() -> None:
     """The sentences below the table of the ablation name rows by whether their intervals exclude 0."""
 
     def excluding(column: str) -> set[str]:
-        ends = {row["difference"].removesuffix(" - LoRA"): row[column].split(" to ") for row in rows}
-        return {method for method, (low, high) in ends.items() if float(low) > 0 or float(high) < 0}
+        return {row["difference"].removesuffix(" - LoRA") for row in rows if excludes_0(row[column])}
 
     with (ROOT / "results" / "ablation" / "size_paired.csv").open(newline="", encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["size"].startswith("100 %")]
     neither = {"RepLoRA", "linear", "not shared"}
     assert excluding("95 % interval") == {row["difference"].removesuffix(" - LoRA") for row in rows} - neither
     assert excluding("with test examples") == {"activation ReLU", "rank 2, width 4", "rank 32, width 64"}
+
+
+def test_with_forty_images_alone_tied_factors_differ_from_lora() -> None:
+    """As do the others; with the choice of the test examples nothing differs."""
+    with (ROOT / "results" / "tied_low_data" / "size_paired.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    differing = {(row["difference"], row["size"]) for row in rows if excludes_0(row["95 % interval"])}
+    of_forty = {(f"{method} - LoRA", "5 % (40 + 200)") for method in ("RepLoRA", "LoRA, rank 4", "RepLoRA, tied")}
+    assert differing == of_forty | {("LoRA, rank 4 - LoRA", "all sizes")}
+    assert not any(excludes_0(row["with test examples"]) for row in rows)
 
 
 def test_selections_of_the_stored_sweeps_are_mostly_noise() -> None:
@@ -99,9 +114,10 @@ def test_validation_means_of_the_method_page() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_are_whole_and_those_of_a_method_of_one_commit(name: str) -> None:
     text = (ROOT / "results" / name / "runs.jsonl").read_text(encoding="utf-8")
-    runs = [json.loads(line) for line in text.splitlines()]
+    runs = [parse_results(line, name) for line in text.splitlines()]
     final = [run for run in runs if run["sweep"]["stage"] == "final"]
-    assert len({run["sweep"]["seed"] for run in final}) == 5
+    sweep = yaml.safe_load((ROOT / "configs" / "sweep" / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert {run["sweep"]["seed"] for run in final} == set(sweep["final"]["seeds"])
     made = {(run["sweep"]["method"], run["fit"]["git"]) for run in final}
     assert len(made) == len({method for method, _ in made})
     assert all("test" in run for run in final)

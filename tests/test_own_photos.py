@@ -1,4 +1,4 @@
-"""docs/own_photos.md is true word for word, in an empty folder with drawn photos."""
+"""docs/own_photos.md and docs/export.md are true word for word, in an empty folder with drawn photos."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ import shlex
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
+from PIL import Image
 
+import replora
 from replora.cli.main import main
 from tests.fake_photos import SHAPES, write_photos
 
-PAGE = (Path(__file__).parents[1] / "docs" / "own_photos.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, EXPORT, SERVING = (
+    (DOCS / name).read_text(encoding="utf-8") for name in ("own_photos.md", "export.md", "serving.md")
+)
 COMMANDS = re.findall(r"^    replora-cli (.*)$", PAGE, flags=re.MULTILINE)
+FORMATS = re.findall(r"^    replora-cli (.*)$", EXPORT, flags=re.MULTILINE)
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 OPTIONS = re.findall(r"`(--[^`]+)`", PAGE.partition("## Options")[2])
 
@@ -46,6 +53,27 @@ def test_the_page_word_for_word(empty_folder, monkeypatch, capsys) -> None:
         *("model_onnx/model.onnx", "model_timm/model.safetensors", "model_onnx/README.md"),
     ):
         assert Path(file).stat().st_size > 100, file
+
+
+def test_each_format_of_the_page_on_export(empty_folder, monkeypatch, tmp_path) -> None:
+    """And serving.md's lines, which open a merged model."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").symlink_to(empty_folder / "photos")
+    small = "--config image_folder.yaml --data.root photos --model.backbone vit_nano --data.image_size 32"
+    main(["fit", *small.split(), "--trainer.max_epochs=1", "--run_dir=runs/photos/final"])
+    for command in FORMATS:
+        main(shlex.split(command))
+    for file in ("model_peft/adapter_config.json", "birds.safetensors", "model_onnx/model.onnx"):
+        assert Path(file).stat().st_size > 100, file
+    (example,) = (code for code in re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL) if "local-dir" in code)
+    file = empty_folder / "new_photos" / "star-000.jpg"
+    found = replora.load_run("runs/photos/final").predict(file).probabilities
+    for folder in ("merged", "model_timm"):
+        names: dict = {"timm": timm}
+        exec(compile(example.replace("merged", folder), "docs/serving.md", "exec"), names)
+        photo = names["transform"](Image.open(file).convert("RGB"))
+        made = names["model"](photo[None]).softmax(dim=1).detach()
+        torch.testing.assert_close(made, found, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("options", [o for o in OPTIONS if o.startswith("--") and "Logger" not in o])

@@ -5,6 +5,8 @@ Nothing heavy is imported before it is known that the verb needs it.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import os
 import signal
@@ -104,6 +106,8 @@ def main(args: list[str] | None = None) -> None:
         Exception: A defect, if `args` are given by a program; any error with REPLORA_DEBUG=1 in the environment.
     """
     arguments = sys.argv[1:] if args is None else list(args)
+    if args is None:  # Python would end by a search for cycles among the objects of torch and Lightning: a second
+        atexit.register(gc.freeze)
     if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot encode, such as names in a log of ASCII, is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     if not is_terminal():  # transformers and the hub would write a line per step of their bars into a log

@@ -155,7 +155,7 @@ def describe_type(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if origin is not None and "Callable" in str(origin):
-        return describe_type(get_args(hint)[-1])
+        return describe_type(get_args(hint)[-1]) if get_args(hint) else "a function"
     if origin is not None and issubclass(origin, Mapping):
         return "a mapping such as {name: value}"
     if origin is not None:

@@ -112,16 +112,20 @@ class Cluster:
 
     SIGTERM inside it ends a sweep as Ctrl-C does: by `KeyboardInterrupt`, here with the number of the signal.
 
+    The first workers start with it and import the libraries, while this process checks the plan.
+
     Args:
         address: `HOST:PORT`, `auto` for the cluster that this machine belongs to, or None to start one here.
         resources: Resources of a trial.
+        trials: Number of trials that are left to run (>= 0): more workers are of no use.
 
     Raises:
         RepLoRAError: There is no cluster at the address, or it is too small for a single trial.
     """
 
-    def __init__(self, address: str | None, resources: Resources) -> None:
-        self.address, self.resources = address, resources
+    def __init__(self, address: str | None, resources: Resources, trials: int) -> None:
+        self.address, self.resources, self.trials = address, resources, trials
+        self.idle: list[Any] = []
         self.terminated = False
 
     def __enter__(self) -> Cluster:
@@ -150,6 +154,9 @@ class Cluster:
                     f"A trial needs {wanted:g} {name}, but there are only {there.get(name, 0):g} in total, so it would "
                     f"never start. Lower --{name.lower()}s_per_trial."
                 )
+        self.idle = [self._new_worker() for _ in range(min(self.trials, self._room([])))]
+        for actor in self.idle:
+            actor.import_libraries.remote()
         return self
 
     def __exit__(self, _kind: object = None, error: object = None, _traceback: object = None) -> None:
@@ -186,15 +193,13 @@ class Cluster:
         Raises:
             RepLoRAError: No machine has room for a trial any more.
         """
-        worker: Any = ray.remote(_Worker).options(num_cpus=self.resources.cpus, num_gpus=self.resources.gpus)
         waiting = deque(_Job(trial, rule) for trial, rule in zip(trials, rules, strict=True))
         running: dict[Any, tuple[_Job, Any]] = {}  # reference to the outcome -> job and its worker
-        idle: list[Any] = []
         while waiting or running:
             while waiting and len(running) < self._room([waiting[0], *(job for job, _ in running.values())]):
                 job = waiting.popleft()
-                actor = idle.pop() if idle else worker.remote(home, sweep, Path.cwd())
-                running[actor.run.remote(job.trial, job.rule)] = job, actor
+                actor = self.idle.pop() if self.idle else self._new_worker()
+                running[actor.run.remote(home, sweep, job.trial, job.rule)] = job, actor
                 progress.started(job.trial)
             ended, _ = ray.wait(list(running), timeout=10)  # looks again whether the cluster has grown
             for reference in ended:
@@ -204,7 +209,7 @@ class Cluster:
                 for note in notes:
                     progress.noted(job.trial, note)
                 if results is not None:
-                    idle.append(actor)
+                    self.idle.append(actor)
                     progress.ended(job.trial, results)
                     continue
                 ray.kill(actor)  # an error may leave a process or its GPU in any state
@@ -215,8 +220,10 @@ class Cluster:
                     job.at_once = max(1, at_once // 2)
                     waiting.append(job)
                     progress.retried(job.trial, reason, job.at_once)
-        for actor in idle:
-            ray.kill(actor)
+
+    def _new_worker(self) -> Any:
+        worker: Any = ray.remote(_Worker).options(num_cpus=self.resources.cpus, num_gpus=self.resources.gpus)
+        return worker.remote(Path.cwd())
 
     def _room(self, jobs: Sequence[_Job]) -> int:
         """How many trials may run at the same time, if these are among them."""
@@ -262,30 +269,32 @@ class _Worker:
     """A process that runs trials one after the other.
 
     Args:
-        home: Directory of the sweep.
-        sweep: Name of the sweep.
         cwd: Directory in which the sweep was started, to which relative paths refer.
     """
 
-    def __init__(self, home: Path, sweep: str, cwd: Path) -> None:
-        self.home, self.sweep, self.cwd = home, sweep, cwd
+    def __init__(self, cwd: Path) -> None:
+        self.cwd = cwd
 
-    def run(self, trial: Trial, rule: dict[str, Any] | None) -> Outcome:
-        """Run a trial."""
+    def import_libraries(self) -> None:
+        """Import what every trial does, which takes seconds."""
+        import replora.trainer.trainer_cli  # noqa: F401  # not for a plan that is only checked
+
+    def run(self, home: Path, sweep: str, trial: Trial, rule: dict[str, Any] | None) -> Outcome:
+        """Run a trial of a sweep, whose directory and name come first."""
         import torch  # not for a plan that is only checked
 
         notes: list[str] = []
         try:
             if self.cwd.is_dir():
                 os.chdir(self.cwd)
-            elif not self.home.is_absolute():
+            elif not home.is_absolute():
                 raise RepLoRAError(
-                    f"{self.cwd} does not exist on {platform.node()}, so {self.home} has no place there. On a cluster "
+                    f"{self.cwd} does not exist on {platform.node()}, so {home} has no place there. On a cluster "
                     "give --out as a path that all machines share."
                 )
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-            with claimed(self.home, trial, wait=True):  # what another process runs is finished after it
-                return run_trial(self.home, self.sweep, trial, rule, notes.append), "", notes
+            with claimed(home, trial, wait=True):  # what another process runs is finished after it
+                return run_trial(home, sweep, trial, rule, notes.append), "", notes
         except Exception as error:  # an error of a library may not survive the way to the other process
             return None, (str(error).strip() or type(error).__name__).splitlines()[0], notes
 

@@ -31,16 +31,6 @@ class LocalQueue:
     threads: int
     failures: int
 
-    def __enter__(self) -> LocalQueue:
-        import torch  # not for a list or the status of trials
-
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(self.threads)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Does nothing: there are no workers to stop."""
-
     def run(
         self,
         home: Path,
@@ -64,6 +54,10 @@ class LocalQueue:
             KeyboardInterrupt: Ctrl-C ended a trial.
             SystemExit: SIGTERM ended a trial.
         """
+        import torch  # not for a list or the status of trials
+
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(self.threads)
         earlier = {trial.folder: _time_of_error(home, trial) for trial in trials}
         left = list(zip(trials, rules, strict=True))
         while left:

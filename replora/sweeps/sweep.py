@@ -37,7 +37,7 @@ def run_sweep(
     Args:
         sweep: The sweep, checked by `check_sweep`.
         home: Directory of the trials. A cluster needs it alone (`locked`); local queues share it.
-        queue: Runs the trials.
+        queue: Runs the trials; a cluster is entered already.
         choice: Whether sizes share a selected point. Default: as the directory records it, else each has its own.
         part: The trials to run. Default: all.
 
@@ -48,37 +48,36 @@ def run_sweep(
     part = part or Part()
     (home / LOCKS).mkdir(parents=True, exist_ok=True)  # first, so that the directory is known as that of a sweep
     failures: dict[str, str] = {}
-    with queue:
+    if sweep.select:
+        rule = selection_rule(home, choice, sweep.select.source)
+        if part.stage != "final":
+            will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
+            trials = part.of(sweep.selection_trials())
+            failures |= _run_stage(queue, sweep, home, part, trials, dict.fromkeys(sweep.cells(), will_be))
+        if part.stage != "select" or part.shard == (1, 1):
+            chosen = selections_so_far(sweep, home, rule)
+            if chosen or part == Part():
+                print_selections(sweep, chosen)
+    if sweep.final and part.stage != "select":
         if sweep.select:
-            rule = selection_rule(home, choice, sweep.select.source)
-            if part.stage != "final":
-                will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
-                trials = part.of(sweep.selection_trials())
-                failures |= _run_stage(queue, sweep, home, part, trials, dict.fromkeys(sweep.cells(), will_be))
-            if part.stage != "select" or part.shard == (1, 1):
-                chosen = selections_so_far(sweep, home, rule)
-                if chosen or part == Part():
-                    print_selections(sweep, chosen)
-        if sweep.final and part.stage != "select":
-            if sweep.select:
-                planned = {trial.folder for trial in part.of(sweep.planned_final_trials())}
-                selected = sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
-                finals = [trial for trial in selected if trial.folder in planned]
-                _set_aside_other_points(sweep, home, finals)
-                descriptions = {cell: choice.describe() for cell, choice in chosen.items()}
-                if sweep.final.points == "all":
-                    _record_selections(home, finals, descriptions)
-                waiting = planned - {trial.folder for trial in finals}
-                if waiting and part.stage == "final":
-                    failures |= dict.fromkeys(sorted(waiting), "no point is selected yet")
-                elif waiting and part != Part():
-                    print(
-                        f"{len(waiting)} final trials wait for a selection. The same command runs them later.",
-                        flush=True,
-                    )
-            else:
-                finals, descriptions = part.of(sweep.only_trials()), {}
-            failures |= _run_stage(queue, sweep, home, part, finals, descriptions)
+            planned = {trial.folder for trial in part.of(sweep.planned_final_trials())}
+            selected = sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
+            finals = [trial for trial in selected if trial.folder in planned]
+            _set_aside_other_points(sweep, home, finals)
+            descriptions = {cell: choice.describe() for cell, choice in chosen.items()}
+            if sweep.final.points == "all":
+                _record_selections(home, finals, descriptions)
+            waiting = planned - {trial.folder for trial in finals}
+            if waiting and part.stage == "final":
+                failures |= dict.fromkeys(sorted(waiting), "no point is selected yet")
+            elif waiting and part != Part():
+                print(
+                    f"{len(waiting)} final trials wait for a selection. The same command runs them later.",
+                    flush=True,
+                )
+        else:
+            finals, descriptions = part.of(sweep.only_trials()), {}
+        failures |= _run_stage(queue, sweep, home, part, finals, descriptions)
     if failures:
         listed = "\n".join(f"  {folder}: {reason}" for folder, reason in list(failures.items())[:10])
         more = f"\n  and {len(failures) - 10} more" if len(failures) > 10 else ""

@@ -134,7 +134,7 @@ class Race:
         methods = list(dict.fromkeys(one.method for one in self.plan.candidates))
         queue = LocalQueue(usable_cpus(), failures=0)
         before = [trial for trial in trials.values() if trial not in left]
-        with queue, _Shown(self, title, methods, left, before) as shown:
+        with _Shown(self, title, methods, left, before) as shown:
             for one in entered:
                 trial = trials[one.name]
                 if one.name not in done:

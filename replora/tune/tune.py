@@ -310,7 +310,7 @@ def _fit(race: Race, outcome: Outcome) -> None:
     except TrialError:  # of another choice, before more was measured
         print(f"{outcome.candidate.name} is chosen now; the fit of the former choice is {set_aside(folder)}")
     queue = LocalQueue(usable_cpus(), failures=0)
-    with queue, Progress("final fit", [trial.method], [trial], [], race.metric.replace("val/", "test/")) as shown:
+    with Progress("final fit", [trial.method], [trial], [], race.metric.replace("val/", "test/")) as shown:
         queue.run(race.home, race.home.name, [trial], [record(race, outcome) | {"candidates": None}], shown)
     results = finished(race.home, trial)
     if results is None or "failed" in results["sweep"]:

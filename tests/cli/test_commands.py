@@ -68,6 +68,16 @@ def test_light_verbs_start_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_a_process_ends_without_a_search_for_cycles():
+    """Among the objects of torch and Lightning it takes a second; exit handlers run from the last to the first."""
+    program = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); import sys; "
+        "from replora.cli.main import main; sys.argv[1:] = ['--version']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "True"
+
+
 def test_python_m_replora():
     done = subprocess.run([sys.executable, "-m", "replora", "fti"], check=False, capture_output=True, text=True)
     assert done.returncode == 2

@@ -202,5 +202,16 @@ def test_a_wrong_address_is_named_at_once(address, message):
     """Ray would end the whole process a minute later."""
     from replora.sweeps.executor import Cluster, Resources
 
-    with pytest.raises(RepLoRAError, match=message), Cluster(address, Resources(1, 0, None, 0)):
+    with pytest.raises(RepLoRAError, match=message), Cluster(address, Resources(1, 0, None, 0), 1):
         pass
+
+
+def test_workers_import_the_libraries_while_the_plan_is_checked():
+    """As many as trials are left: each start takes seconds of a sweep."""
+    import ray
+
+    from replora.sweeps.executor import Cluster, Resources
+
+    with Cluster(None, Resources(0.5, 0, None, 0), trials=1) as cluster:
+        [worker] = cluster.idle
+        assert ray.get(worker.import_libraries.remote()) is None

@@ -299,7 +299,7 @@ def test_a_full_disk_is_named(sweep, tmp_path, monkeypatch):
 
     monkeypatch.setattr("replora.sweeps.trial.launch", refuse)
     monkeypatch.setattr("replora.sweeps.trial.replace_text", only_the_first)
-    worker = executor._Worker(tmp_path, "s", tmp_path)
-    results, reason, _ = worker.run(sweep.selection_trials()[0], None)
+    worker = executor._Worker(tmp_path)
+    results, reason, _ = worker.run(tmp_path, "s", sweep.selection_trials()[0], None)
     assert results is None
     assert "No space left on device: 'last.ckpt'" in reason

@@ -47,7 +47,6 @@ class Machine:
         self.ran: list[str] = []
         self.before: Callable[[str], None] = lambda _: None
         monkeypatch.setattr(LocalQueue, "run", self._run)
-        monkeypatch.setattr(LocalQueue, "__enter__", lambda queue: queue)
         monkeypatch.setattr(tune_module, "probe", self._probe)
         monkeypatch.setattr(tune_module, "configuration", lambda _: dict(CONFIGURATION))
         monkeypatch.setattr(tune_module, "summarize", lambda *_: "summary")

@@ -108,24 +108,30 @@ def sweep(
         shown = part.left(home, part.planned(plan))
         show_list(home, whole, shown) if list else show_status(home, shown)
         return
-    check_sweep(plan) if trial is None else check_options(one)
+    with_ray = trial is None and shard is None and not dry_run
+    if not with_ray:
+        check_sweep(plan) if trial is None else check_options(one)
     check_output(home, None, [Path(config)], folder=True, is_own=_is_sweep)
     if dry_run:
         from replora.sweeps.cost import describe_plan
 
         room = _trials_at_once(address, cpus_per_trial, gpus_per_trial, max_concurrent)
         print(describe_plan(plan, home, *room, part=part, gpus_per_trial=gpus_per_trial))
-    elif trial is None and shard is None:
+    elif with_ray:
         from replora.sweeps.executor import Cluster, Resources
+        from replora.sweeps.state import recorded
 
-        cluster = Cluster(address, Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures))
+        resources = Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures)
         remedy = "Wait until it ends, stop it, or choose another directory with --out."
         with left_as_found(home, "sweep", False, lambda: False), locked(home, "A sweep", remedy):
             failure = None
-            try:
-                run_sweep(plan, home, cluster, choice, part)
-            except UnfinishedSweepError as error:
-                failure = error
+            left = [one for one in part.left(home, part.planned(plan)) if recorded(home, one) is None]
+            with Cluster(address, resources, len(left)) as cluster:
+                check_sweep(plan)
+                try:
+                    run_sweep(plan, home, cluster, choice, part)
+                except UnfinishedSweepError as error:
+                    failure = error
             if make_report and any(home.rglob("results.json")):
                 _report(whole, home)
             if failure:
