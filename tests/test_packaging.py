@@ -68,7 +68,7 @@ def test_license_and_authors_are_the_same_everywhere(metadata: email.message.Mes
     assert "Apache License" in (ROOT / "LICENSE").read_text("utf-8")
     assert {"cff-version", "message", "title"} <= set(citation)
     paper = citation["preferred-citation"]
-    names = " and ".join(author["family-names"] for author in paper["authors"])
+    names = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
     readme = (ROOT / "README.md").read_text("utf-8")
     assert names in readme
     assert paper["url"].rpartition("/")[2] in readme

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import markdown
+import numpy as np
 import pytest
 import yaml
 from markdown_it import MarkdownIt
@@ -27,6 +30,7 @@ from replora.config_files import packaged_configs
 from replora.options.class_options import options_of
 from replora.options.explain import Explanation
 from replora.options.settings import settings_of
+from replora.results import read_results
 from replora.trainer.in_force import TOP
 from replora.trainer.run_options import LINKED
 
@@ -95,6 +99,34 @@ def test_the_plan_of_sweeps_and_the_picture_of_vision_language(
     assert Path("scene.png").stat().st_size > 0
 
 
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder on the import path with arrays.py of extending.md, and flowers.npz."""
+    folder = tmp_path_factory.mktemp("arrays")
+    (folder / "arrays.py").write_text(code("extending.md", "arrays.py"), encoding="utf-8")
+    labels = np.arange(50) % 5 + 3
+    images = (labels[:, None, None, None] * 30 + np.zeros((1, 32, 32, 3))).astype(np.uint8)
+    np.savez(folder / "flowers.npz", images=images, labels=labels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
+    sys.modules.pop("arrays", None)
+
+
+def test_data_of_a_class_outside_the_package(arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class of extending.md: its options, its splits, and what the record says of them."""
+    monkeypatch.chdir(arrays)
+    line = code("extending.md", "arrays.ArraysDataModule --data.file")
+    small = "--model.backbone vit_nano --data.image_size 32 --trainer.max_epochs 1 --trainer.accelerator cpu"
+    main([*shlex.split(line)[2:], *small.split(), "--run_dir", str(tmp_path / "run")])
+    results = read_results(tmp_path / "run")
+    assert results["data"]["dataset"] == "Arrays"
+    assert results["data"]["task"] == "flowers"
+    assert results["data"]["file_sha256"] == sha256(Path("flowers.npz").read_bytes()).hexdigest()
+    sizes = {split: facts["size"] for split, facts in results["data"]["splits"].items()}
+    assert sizes == {"train": 30, "val": 10, "test": 10}
+
+
 # --- commands
 
 
@@ -110,6 +142,7 @@ def commands() -> Iterator[Any]:
                     yield pytest.param(shlex.split(found[1], comments=True), id=f"{page}: {found[1]}")
 
 
+@pytest.mark.usefixtures("arrays")
 @pytest.mark.parametrize("words", list(commands()))
 def test_the_program_has_the_options_of_a_command(words: list[str]) -> None:
     """Its configurations exist, and options and values are accepted; a variable stands for any value."""
