@@ -26,11 +26,13 @@ class Workload:
         build: Function that builds the model with a number of blocks, or with its own number for None.
         batch: Function that makes the arguments of a forward pass and the labels for a number of samples.
         head: Names of the modules that train beside the adapter.
+        called: Whether the model calls its projections. Where it reads their weights, layers in their place do nothing.
     """
 
     build: Callable[[int | None], nn.Module]
     batch: Callable[[int], tuple[Tensor, Tensor]]
     head: tuple[str, ...]
+    called: bool = True
 
 
 def images(size: int) -> Callable[[int], tuple[Tensor, Tensor]]:
@@ -52,14 +54,29 @@ def tokens(length: int, vocabulary: int) -> Callable[[int], tuple[Tensor, Tensor
     return make
 
 
-def timm_model(name: str, size: int = 224, **options: Any) -> Workload:
+def timm_model(name: str, size: int = 224, called: bool = True, **options: Any) -> Workload:
     def build(depth: int | None) -> nn.Module:
         import timm
 
         blocks = {} if depth is None else {"depth": depth}
         return timm.create_model(name, pretrained=False, num_classes=CLASSES, **(options | blocks))
 
-    return Workload(build, images(size), ("head",))
+    return Workload(build, images(size), ("head",), called)
+
+
+def torchvision_model(name: str, head: str) -> Workload:
+    """A model whose attention reads its weights."""
+
+    def build(depth: int | None) -> nn.Module:  # noqa: ARG001
+        import torchvision
+
+        model: nn.Module = torchvision.models.get_model(name, num_classes=CLASSES)
+        for module in model.modules():
+            if isinstance(module, torchvision.ops.StochasticDepth):
+                module.p = 0.0  # all methods compute the same
+        return model
+
+    return Workload(build, images(224), (head,), called=False)
 
 
 def swin3d(name: str, frames: int, size: int = 224) -> Workload:
@@ -100,6 +117,10 @@ WORKLOADS = {
     "vit_large": timm_model("vit_large_patch16_224"),
     "swin_tiny": timm_model("swin_tiny_patch4_window7_224"),
     "swin_base": timm_model("swin_base_patch4_window7_224"),
+    "swin_t": torchvision_model("swin_t", "head"),
+    "vit_b_16": torchvision_model("vit_b_16", "heads"),  # nn.MultiheadAttention
+    "swinv2_tiny": timm_model("swinv2_tiny_window8_256", 256, called=False),
+    "beit_base": timm_model("beit_base_patch16_224", called=False),
     "swin3d_tiny": swin3d("swin3d_t", 8),
     "swin3d_base": swin3d("swin3d_b", 8),
     "llama_stack": llama(1024, 2752, 4, 16, vocabulary=4096, length=256),  # blocks of a small Llama, for a CPU
@@ -182,6 +203,7 @@ METHODS: dict[str, Callable[..., nn.Module]] = {
     "naive_replora": naive_replora,
     "full": lambda model, *_: model.requires_grad_(),
 }
+ON_WEIGHTS = ("floor", "replora", "replora_wide", "lora", "full")  # those that adapt a model that reads its weights
 TITLES = {
     "floor": "floor: frozen backbone, gradient through all of it",
     "replora": "RepLoRA",

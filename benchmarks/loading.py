@@ -4,8 +4,9 @@
 
 1,000 JPEG files of 500 x 375 pixels, as many as a VTAB-1K task has for training, are written to a temporary folder, and
 complete epochs of normalized batches are drawn. The first epoch of the datamodule includes decoding all images into
-memory; the plain loader decodes in every epoch. On a GPU the datamodule's batches are normalized there, so the
-training process waits only for the batches before normalization.
+memory, and the 200 of the test set beside them, which are not counted; the plain loader decodes in every epoch. On a
+GPU the datamodule's batches are normalized there, so the training process waits only for the batches before
+normalization.
 """
 
 from __future__ import annotations

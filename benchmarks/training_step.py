@@ -3,6 +3,7 @@
     python benchmarks/training_step.py                                        ViT-B/16, batch 16, this machine's CPU
     python benchmarks/training_step.py --model swin_tiny llama_stack --batch 4
     python benchmarks/training_step.py --model swin3d_tiny --batch 1          Video Swin, clips of 8 frames
+    python benchmarks/training_step.py --model swin_t vit_b_16 beit_base --batch 4    attentions that read their weights
     python benchmarks/training_step.py --device cuda --precision bf16 --batch 64
     python benchmarks/training_step.py --device cuda --precision bf16 --model llama_7b --batch 4 --no-full
 
@@ -16,7 +17,7 @@ from typing import Any
 
 import measure
 import torch
-from contenders import METHODS, TITLES, WORKLOADS, TrainingStep, batch_for, build, contenders
+from contenders import METHODS, ON_WEIGHTS, TITLES, WORKLOADS, TrainingStep, batch_for, build, contenders
 
 from replora.backbones.language import checkpoint_gradients as checkpoint_language
 from replora.backbones.vision import checkpoint_gradients as checkpoint_vision
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     for name in options.model:
         methods = [m for m in options.methods if not (m == "full" and options.no_full)]
+        methods = [m for m in methods if WORKLOADS[name].called or m in ON_WEIGHTS]
         results = compare(name, ["floor", *(m for m in methods if m != "floor")], options)
         show(name, results, options)
         settings = {key: value for key, value in vars(options).items() if key not in ("model", "out", "methods")}

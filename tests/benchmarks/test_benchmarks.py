@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -130,6 +131,14 @@ def test_training_step_compares_all_methods_with_the_floor(benchmark, tmp_path: 
     # The wider the generators, the more trains; the same number of parameters in two libraries.
     assert results["lora"]["trained"] < results["replora"]["trained"] < results["replora_wide"]["trained"]
     assert results["lora"]["trained"] == results["peft_lora"]["trained"]
+
+
+def test_training_step_leaves_out_methods_without_effect(benchmark, tmp_path: Path, monkeypatch) -> None:
+    contenders, step = benchmark("contenders"), benchmark("training_step")
+    monkeypatch.setitem(contenders.WORKLOADS, "tiny", dataclasses.replace(contenders.WORKLOADS["tiny"], called=False))
+    step.main(["--quick", "--out", str(tmp_path), "--threads", "1", "--methods", "peft_lora", "lora"])
+    (file,) = tmp_path.glob("*.json")
+    assert list(json.loads(file.read_text(encoding="utf-8"))["results"]) == ["floor", "lora"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-mixed"])

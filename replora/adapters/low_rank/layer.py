@@ -3,8 +3,8 @@
 `AdaptedLinear` wraps an `nn.Linear`, or the `Conv1D` of transformers, which stores its weight transposed. Called, it
 adds the low-rank update to the output. Some attention modules never call their projection but read its `weight`
 (torchvision's Swin, timm's SwinV2, BEiT and EVA02, `nn.MultiheadAttention.out_proj`): therefore its `weight` *is* the
-updated weight, and such modules are adapted exactly. `nn.MultiheadAttention` keeps q, k and v in parameters of its own;
-`AdaptedMultiheadAttention` updates those.
+updated weight, and such modules are adapted exactly, at the cost of a call (`read_weight.py`).
+`nn.MultiheadAttention` keeps q, k and v in parameters of its own; `AdaptedMultiheadAttention` updates those.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
@@ -34,6 +33,7 @@ from replora.adapters.low_rank.ops import (
     compute_dtype,
     updated_linear,
 )
+from replora.adapters.low_rank.read_weight import is_transformed, read_weight
 from replora.adapters.low_rank.threads import Switch
 
 
@@ -205,7 +205,22 @@ class WeightUpdate:
         if self.merged or not self.enabled:
             return self.base
         self.check_mergeable()
-        return self.turned(add_update_to_weight(self.turned(self.base), self.pieces(), self.scale))
+        frozen = self.turned(self.base)
+        if self._may_stand_in():
+            return read_weight(frozen, self.pieces, self.scale)
+        return self.turned(add_update_to_weight(frozen, self.pieces(), self.scale))
+
+    def _may_stand_in(self) -> bool:
+        """Whether the weight is read to train, and by the model itself: other code may keep what it reads."""
+        return (
+            torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not is_transformed()
+            and not self.transposed
+            and not self.base.requires_grad
+            and type(self.base) in (nn.Parameter, Tensor)
+            and all(view.bank.is_running for view in self.views)
+        )
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -298,14 +313,8 @@ def acts_by_weight_and_bias(linear: nn.Module, x: Tensor) -> bool:
         and type(weight) in (nn.Parameter, Tensor)
         and (weight.dtype == compute_dtype(x) or autocast_dtype(x.device.type) is not None)
         and not (weight.requires_grad or (bias is not None and bias.requires_grad))
-        and (torch.compiler.is_compiling() or not (torch._C._are_functorch_transforms_active() or is_tracing()))
-        and forward_ad._current_level < 0
+        and not is_transformed()
     )
-
-
-def is_tracing() -> bool:
-    """Whether `torch.jit.trace` (or an export by it, as ONNX's) records operators: it knows no autograd functions."""
-    return torch._C._get_tracing_state() is not None
 
 
 class AdaptedMultiheadAttention(nn.MultiheadAttention):

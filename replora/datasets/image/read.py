@@ -273,7 +273,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
         layered = image.convert("RGBA")
         if layered.getchannel("A").getextrema() != (255, 255):
             return Image.alpha_composite(Image.new("RGBA", image.size, background), layered).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies also what is RGB already
 
 
 def _reason(source: Path | Image.Image, error: BaseException) -> str:
