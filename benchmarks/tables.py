@@ -34,7 +34,7 @@ def rendered(page: str, results: Path) -> str:
     text, marker, _ = page.partition(MARKER)
     if not marker:
         raise SystemExit(f"{PAGE} has no line {MARKER.strip()!r}.")
-    files = sorted(results.glob("*.json"))
+    files = [*sorted(results.glob("*.json")), *sorted((results.parent / "gpu").glob("*.json"))]
     return text + marker + "".join("\n" + section(file) for file in files)
 
 
@@ -175,7 +175,54 @@ def sweep_throughput(results: dict[str, Any]) -> list[str]:
     return [table([*head, "start-up of a trial, s", "start-up of a plain fit, s"], rows)]
 
 
+def inference(results: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, f"{found['per_second']:,.1f}", f"{found['plain_per_second']:,.1f}", ratio(found)]
+        for name, found in results.items()
+    ]
+    return [table(["task", "per second", "plain loop, per second", "speed / plain loop"], rows)]
+
+
+def device_sync(results: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, str(found["steps"]), f"{found['count'] / found['steps']:.2f}", ", ".join(found["where"])]
+        for name, found in results.items()
+    ]
+    return [table(["run", "steps", "synchronizations per step", "where"], rows)]
+
+
+def strategies(results: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, found in results.items():
+        measured = ["", "", ""]
+        if "seconds" in found:
+            peak = (found["peak_memory_bytes"] or {}).get("cuda", 0)
+            measured = [f"{found['seconds']:.1f}", f"{peak / 2**20:,.0f}", f"{found['accuracy']:.1%}"]
+        rows.append([name, found["status"], *measured])
+    return [table(["run", "status", "seconds of the fit", "peak MiB", "test accuracy"], rows)]
+
+
+def whole_run(results: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            way,
+            f"{found['seconds']:.1f}",
+            ratio(found),
+            f"{found['cpu_seconds']:.1f}",
+            f"{found['cpu_ratio']:.3f}",
+            f"{found['accuracy']:.1%}",
+        ]
+        for way, found in results.items()
+    ]
+    head = ["run", "seconds", "time / plain loop", "processor seconds", "processor time / plain loop", "test accuracy"]
+    return [table(head, rows)]
+
+
 TABLES = {
+    "device_sync": device_sync,
+    "inference": inference,
+    "strategies": strategies,
+    "whole_run": whole_run,
     "training_step": training_step,
     "evaluation": evaluation,
     "loading": loading,

@@ -19,6 +19,9 @@ import measure
 import torch
 from contenders import METHODS, ON_WEIGHTS, TITLES, WORKLOADS, TrainingStep, batch_for, build, contenders
 
+from replora.backbones.language import checkpoint_gradients as checkpoint_language
+from replora.backbones.vision import checkpoint_gradients as checkpoint_vision
+
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.common_options(__doc__.splitlines()[0], rounds=15)
@@ -29,9 +32,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16, help="images or texts per step")
     parser.add_argument("--depth", type=int, help="number of blocks of a ViT or Llama, instead of its own")
     parser.add_argument("--rank", type=int, default=8, help="rank of every low-rank method")
+    parser.add_argument("--targets", nargs="+", default=["q", "v"], help="targets of every low-rank method")
+    parser.add_argument("--compile", action="store_true", help="compile the models with torch.compile")
+    parser.add_argument(
+        "--gradient_checkpointing", action="store_true", help="recompute activations in the backward pass"
+    )
     options = parser.parse_args(arguments)
     if options.quick:
-        options.model, options.batch, options.rounds = ["tiny"], 2, 2
+        options.model, options.batch, options.rounds, options.targets = ["tiny"], 2, 2, ["q", "v"]
     torch.set_num_threads(options.threads)
     for name in options.model:
         methods = [m for m in options.methods if not (m == "full" and options.no_full)]
@@ -40,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         show(name, results, options)
         settings = {key: value for key, value in vars(options).items() if key not in ("model", "out", "methods")}
         file_name = f"training_step-{name}-batch{options.batch}-{options.device}-{options.precision}"
+        file_name += "-compiled" * options.compile + "-checkpointing" * options.gradient_checkpointing
         file = measure.write(options.out, file_name, {"model": name, **settings}, results, options.device)
         print(file)
 
@@ -49,10 +58,14 @@ def compare(name: str, methods: list[str], options: Any) -> dict[str, Any]:
     workload = WORKLOADS[name]
     model = build(workload, options.depth, options.device, options.precision)
     inputs, labels = batch_for(workload, options.batch, options.device, options.precision)
-    steps = {
-        method: TrainingStep(adapted, inputs, labels, options.precision)
-        for method, adapted in contenders(model, workload, methods, options.rank).items()
-    }
+    models = contenders(model, workload, methods, options.rank, tuple(options.targets))
+    for adapted in models.values():
+        if options.gradient_checkpointing:
+            vision = hasattr(adapted, "set_grad_checkpointing")
+            (checkpoint_vision if vision else checkpoint_language)(adapted)
+        if options.compile:  # inductor takes minutes on a CPU
+            adapted.compile(backend="eager" if options.quick else "inductor")
+    steps = {name: TrainingStep(adapted, inputs, labels, options.precision) for name, adapted in models.items()}
     results = measure.summarize(measure.interleaved(steps, options.rounds, options.device), "floor")
     for method, step in steps.items():
         held = measure.bytes_held(step.tensors())

@@ -29,23 +29,6 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def test_gpu_llama(tmp_path):
-    small = ["--batch_size=2", "--length=16", "--steps=1", "--eval_batch_size=2"]
-    load("gpu_llama").main(["--shape=tiny", "--device=cpu", *small, f"--out={tmp_path / 'out.json'}"])
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [(row["method"], row["gradient_checkpointing"]) for row in rows] == [
-        ("lora", False),
-        ("lora", True),
-        ("replora", False),
-        ("replora", True),
-    ]
-    for row in rows:
-        assert row["parameters"]["adapter_deployed"] == 2 * 32 * (3 * (64 + 64) + 2 * (64 + 128))
-        assert row["tokens_per_second"] == pytest.approx(32 / row["seconds_per_step"], rel=0.01)
-        assert row["likelihood_items_per_second"] > 0
-        assert row["generate_items_per_second"] > 0
-
-
 def test_commonsense_smollm2(tmp_path, monkeypatch):
     """Two runs on a tiny LLaMA; their tables go into the page, and what is there is not run again."""
     script = load("commonsense_smollm2")

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.benchmarks.holder import hold
+from tests.tiny_llama import write_tiny_llama
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +41,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
         "scaling",
         "step_profile",
         "sweep_throughput",
+        "whole_run",
     ],
 )
 def test_runs_and_its_results_make_tables(name: str, benchmark, tmp_path: Path, capsys) -> None:
@@ -68,7 +70,9 @@ def test_a_quick_run_leaves_the_committed_results_alone(benchmark, tmp_path: Pat
     assert out("--quick", f"--out={tmp_path}") == out(f"--out={tmp_path}", "--quick") == tmp_path
     scripts = [file for file in (ROOT / "benchmarks").glob("*.py") if "options.quick" in file.read_text("utf-8")]
     assert len(scripts) > 8
-    assert [file.name for file in scripts if "measure.common_options(" not in file.read_text("utf-8")] == []
+    without = [file.name for file in scripts if "measure.common_options(" not in file.read_text("utf-8")]
+    assert without == ["gpu.py"]
+    assert not benchmark("gpu").QUICK_RESULTS.is_relative_to("results")
 
 
 def test_the_useful_time_of_a_trial_is_that_of_its_fit_and_its_test(benchmark, tmp_path: Path) -> None:
@@ -90,6 +94,16 @@ def test_records_are_not_copied_into_loader_processes(benchmark, tmp_path: Path)
     committed = json.loads((ROOT / "results" / "benchmarks" / "record_memory.json").read_text())["results"]
     for kind in script.RECORDS:
         assert committed[f"{kind}, now"]["grown"] < committed[f"{kind}, before"]["grown"] / 5
+
+
+def test_a_whole_run_does_the_same_in_every_way(benchmark, tmp_path: Path) -> None:
+    """Of questions. That of the digits is among the benchmarks above, and that of photos in test_gpu.py."""
+    language = write_tiny_llama(tmp_path / "llama")
+    given = ["--task=questions", f"--language_model={language}", f"--out={tmp_path}", "--threads=1"]
+    benchmark("whole_run").main(["--quick", *given])
+    results = json.loads((tmp_path / "whole_run-questions.json").read_text(encoding="utf-8"))["results"]
+    assert set(results) == set(benchmark("whole_run").WAYS)
+    assert all(0 <= found["accuracy"] <= 1 and found["cpu_seconds"] > 0 for found in results.values())
 
 
 def test_memory_is_that_of_all_processes(benchmark) -> None:
@@ -229,7 +243,18 @@ def test_page_shows_the_results_files(benchmark) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["training_step", "evaluation", "loading", "video_decoding", "startup", "scaling", "record_memory", "compilation"],
+    [
+        "training_step",
+        "evaluation",
+        "loading",
+        "video_decoding",
+        "startup",
+        "scaling",
+        "record_memory",
+        "compilation",
+        "whole_run",
+        "inference",
+    ],
 )
 def test_help_explains_every_option(name: str, benchmark, capsys) -> None:
     with pytest.raises(SystemExit):
