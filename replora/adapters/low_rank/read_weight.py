@@ -111,7 +111,12 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         and not (bias is not None and bias.requires_grad)
         and not is_transformed()
     ):
-        return updated_linear(input, weight.frozen, bias, weight.pieces(compute_dtype(input)), weight.scale)
+        pieces = weight.pieces(compute_dtype(input))
+        if input.is_contiguous():
+            return updated_linear(input, weight.frozen, bias, pieces, weight.scale)
+        # To transposed tokens torch adds the bias after the product. So do we: at the start the output has equal bits.
+        y = updated_linear(input.contiguous(), weight.frozen, None, pieces, weight.scale)
+        return y if bias is None else y + bias.to(y)
     return None
 
 
