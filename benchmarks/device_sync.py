@@ -32,7 +32,7 @@ READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select"}
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.common_options(__doc__.splitlines()[0], rounds=8)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device of the model")
+    measure.device_option(parser)
     options = parser.parse_args(arguments)
     runs = {"images": RUNS["images"]} if options.quick else RUNS
     results = {name: watched(config, options) for name, config in runs.items()}

@@ -72,9 +72,14 @@ class _Quick(argparse.Action):
             namespace.out = QUICK_RESULTS
 
 
+def device_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the device of a model."""
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device of the model")
+
+
 def device_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the device and the precision of a model."""
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device of the model")
+    device_option(parser)
     parser.add_argument(
         "--precision",
         default="fp32",
@@ -83,18 +88,21 @@ def device_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def interleaved(steps: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Measure the seconds of each step in each round, after one warm-up step each.
+def interleaved(
+    steps: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu", warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Measure the seconds of each step in each round.
 
     Args:
         steps: Functions to compare, by name.
         rounds: Number of rounds (>= 1); each step runs once per round.
         device: Device of the steps; `cuda` waits for the GPU before and after a step.
+        warm_up: Whether a round comes before them that does not count. Processes of their own have no use for it.
     """
     order = list(steps)
     shuffle = random.Random(0).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(-1, rounds):
+    for number in range(-1 if warm_up else 0, rounds):
         shuffle(order)
         for name in order:
             wait_for(device)

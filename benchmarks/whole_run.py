@@ -24,8 +24,8 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = measure.common_options(__doc__.splitlines()[0], rounds=3)
     parser.add_argument("--task", nargs="+", default=list(TASKS), choices=list(TASKS), help="runs to measure")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="ways to measure")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device of the model")
+    measure.device_option(parser)
     parser.add_argument("--autocast", action="store_true", help="bfloat16 autocast for photos (bf16-mixed)")
     parser.add_argument("--backbone", default="vit_small_patch16_224", help="model of timm for photos")
     parser.add_argument("--images", type=int, default=64, help="training photos; half as many for validation and test")
@@ -117,25 +117,13 @@ def compare(name: str, home: Path, options: Any) -> dict[str, Any]:
             process(script, options, lambda: plain_runs.run(json.loads(file.read_text(encoding="utf-8"))))
         cpu[way].append(sum(os.times()[:4]) - before)  # also of child processes
 
-    results = measure.summarize(interleaved(step, options.ways, options.rounds), REFERENCE)
+    steps = {way: partial(step, way) for way in options.ways}
+    results = measure.summarize(measure.interleaved(steps, options.rounds, warm_up=False), REFERENCE)
     for way, found in results.items():
         found["accuracy"] = accuracy(home / f"{way}-0")
         found["cpu_seconds"] = median(cpu[way])
         found["cpu_ratio"] = median(a / b for a, b in zip(cpu[way], cpu[REFERENCE], strict=True))
     return results
-
-
-def interleaved(step: Callable[[str], None], ways: list[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way in each round, without a warm-up: a process of its own has none."""
-    order, shuffle = list(ways), random.Random(0).shuffle
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(rounds):
-        shuffle(order)
-        for way in order:
-            start = time.perf_counter()
-            step(way)
-            seconds[way].append(time.perf_counter() - start)
-    return seconds
 
 
 def process(arguments: list[str], options: Any, here: Callable[[], None]) -> None:

@@ -17,6 +17,12 @@ from tests.benchmarks.holder import hold
 from tests.tiny_llama import write_tiny_llama
 
 ROOT = Path(__file__).parents[2]
+# The benchmarks that have the common options.
+SCRIPTS = sorted(
+    file.stem
+    for file in (ROOT / "benchmarks").glob("*.py")
+    if "measure.common_options(" in file.read_text(encoding="utf-8")
+)
 
 
 @pytest.fixture
@@ -241,21 +247,7 @@ def test_page_shows_the_results_files(benchmark) -> None:
     assert page == tables.rendered(page, tables.RESULTS), "run: python benchmarks/tables.py"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "training_step",
-        "evaluation",
-        "loading",
-        "video_decoding",
-        "startup",
-        "scaling",
-        "record_memory",
-        "compilation",
-        "whole_run",
-        "inference",
-    ],
-)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help_explains_every_option(name: str, benchmark, capsys) -> None:
     with pytest.raises(SystemExit):
         benchmark(name).main(["--help"])

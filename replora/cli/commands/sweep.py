@@ -79,6 +79,7 @@ def sweep(
     from replora.config_files import find_config
     from replora.run_directory import left_as_found, locked
     from replora.sweeps.part import Part, find_trial, parse_shard
+    from replora.sweeps.state import recorded
     from replora.sweeps.sweep import UnfinishedSweepError, check_sweep, run_sweep
     from replora.sweeps.sweep_file import read_sweep
     from replora.sweeps.trial import check_options
@@ -119,7 +120,6 @@ def sweep(
         print(describe_plan(plan, home, *room, part=part, gpus_per_trial=gpus_per_trial))
     elif with_ray:
         from replora.sweeps.executor import Cluster, Resources
-        from replora.sweeps.state import recorded
 
         resources = Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures)
         remedy = "Wait until it ends, stop it, or choose another directory with --out."
@@ -138,7 +138,6 @@ def sweep(
                 raise failure
     else:
         from replora.sweeps.local_queue import LocalQueue
-        from replora.sweeps.state import recorded
 
         run_sweep(plan, home, LocalQueue(max(1, round(cpus_per_trial)), max_failures), choice, part)
         if make_report and all(recorded(home, trial) for trial in Part().planned(whole)):
