@@ -27,7 +27,8 @@ from replora.launch import launch
 
 RUNS = {"images": "quickstart.yaml", "videos": "video_demo.yaml", "images with text": "vl_demo.yaml"}
 FOUND = "synchronizations.json"
-READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select"}
+# Operators whose result, or its shape, the host must know before it goes on.
+READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique_dim", "_unique2", "equal", "bincount"}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,22 +63,31 @@ def watched(config: str, options: Any) -> dict[str, Any]:
 
 
 class Reads(TorchDispatchMode):
-    """Counts the operators that read a value, by their place in the code."""
+    """Collects what asks the device for a value, with its places in the code, the innermost first.
 
-    def __init__(self) -> None:
+    Args:
+        allowed: Ends of file names; what is called from these files does not count.
+    """
+
+    def __init__(self, allowed: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.places: list[str] = []
+        self.allowed = allowed
+        self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ in READS:
-            self.places.append(place(traceback.extract_stack()[:-1]))
+        name = func.overloadpacket.__name__
+        if name in READS or (name.startswith("index") and _by_mask(args)):
+            calls = [call for call in traceback.extract_stack()[:-1] if "/torch/_" not in call.filename]
+            if not any(call.filename.endswith(self.allowed) for call in calls):
+                places = " < ".join(f"{Path(call.filename).name}:{call.lineno}" for call in calls[:-4:-1])
+                self.found.append(f"{name} at {places}")
         return func(*args, **(kwargs or {}))
 
 
-def place(stack: traceback.StackSummary) -> str:
-    """The innermost line outside torch."""
-    call = [frame for frame in stack if "/torch/" not in frame.filename][-1]
-    return f"{Path(call.filename).name}:{call.lineno}"
+def _by_mask(args: Any) -> bool:
+    """Whether the second argument has a mask among its indices: the shape of the result is that of its values."""
+    indices = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else []
+    return any(isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in indices)
 
 
 class Watch(Callback):
@@ -100,7 +110,7 @@ class Watch(Callback):
             self.stack.callback(torch.cuda.set_sync_debug_mode, "default")
         else:
             reads = self.stack.enter_context(Reads())
-            self.stack.callback(lambda: self.places.update(reads.places))
+            self.stack.callback(lambda: self.places.update(reads.found))
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         self.stack.close()

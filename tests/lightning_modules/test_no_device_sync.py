@@ -5,7 +5,8 @@ What waits on a GPU is visible on a CPU too, as the operator that is called.
 
 from __future__ import annotations
 
-import traceback
+import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +25,31 @@ from tests.lightning_modules.test_vision_language import module_of as vl_module
 from tests.lightning_modules.tiny_texts import TinyTexts, language_module
 from tests.tiny_llama import write_tiny_llama
 
-# Operators whose result, or its shape, the host must know before it goes on.
-READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique_dim", "_unique2", "equal", "bincount"}
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+Check = Callable[..., None]
 # Once per forward pass transformers looks whether any token is padding, and takes the causal kernel if none is.
 MASKS = "transformers/masking_utils.py"
 
 
-class Reads(TorchDispatchMode):
-    """Collects what asks the device for a value, with the place in the code."""
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> Check:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    reads = importlib.import_module("device_sync").Reads((MASKS,))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
+    def check(directory: Path, model: LightningModule, data: Any, **options: Any) -> None:
+        watch = Watch(reads)
+        trainer(directory, 1, (watch,), limit_val_batches=0, log_every_n_steps=1000, **options).fit(model, data)
+        assert watch.steps > 0
+        assert not reads.found
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        by_mask = name.startswith("index") and any(
-            isinstance(index, torch.Tensor) and index.dtype == torch.bool
-            for index in (args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else [])
-        )
-        if name in READS or by_mask:
-            calls = [call for call in traceback.extract_stack()[:-1] if "/torch/_" not in call.filename]
-            if not any(call.filename.endswith(MASKS) for call in calls):
-                self.found.append(f"{name} at {' < '.join(f'{c.filename[-40:]}:{c.lineno}' for c in calls[:-4:-1])}")
-        return func(*args, **(kwargs or {}))
+    return check
 
 
 class Watch(Callback):
     """Watches forward and backward passes, after the first, which fills caches."""
 
-    def __init__(self) -> None:
-        self.reads, self.steps = Reads(), 0
+    def __init__(self, reads: TorchDispatchMode) -> None:
+        self.reads, self.steps = reads, 0
 
     def on_train_batch_start(self, _trainer: Trainer, _module: LightningModule, _batch: Any, batch_idx: int) -> None:
         if batch_idx > 0:
@@ -66,33 +61,41 @@ class Watch(Callback):
             self.reads.__exit__(None, None, None)
 
 
-def check(directory: Path, model: LightningModule, data: Any, **options: Any) -> None:
-    watch = Watch()
-    trainer(directory, 1, (watch,), limit_val_batches=0, log_every_n_steps=1000, **options).fit(model, data)
-    assert watch.steps > 0
-    assert not watch.reads.found
+def test_what_waits_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    reads_of = importlib.import_module("device_sync").Reads
+    values = torch.arange(4.0)
+    with reads_of() as reads:
+        values.sum().item()
+        values[values > 1]
+        values[torch.tensor([0, 1])] + 1
+    assert [found.split(" at ")[0] for found in reads.found] == ["_local_scalar_dense", "index"]
+    assert all(f" at {Path(__file__).name}:" in found for found in reads.found)
+    with reads_of((Path(__file__).name,)) as allowed:
+        values.sum().item()
+    assert not allowed.found
 
 
 # Mixup is not here: torchvision draws its weights on the host, which looks the same on a CPU.
 @pytest.mark.parametrize("options", [{}, {"class_weights": "balanced", "label_smoothing": 0.1}], ids=str)
-def test_images(options: dict[str, Any], tmp_path: Path) -> None:
+def test_images(check: Check, options: dict[str, Any], tmp_path: Path) -> None:
     data = TinyImages(train=12, batch_size=4)
     data.training_counts = lambda: [4, 4, 4]
     check(tmp_path, module(**options), data)
 
 
-def test_videos(tmp_path: Path) -> None:
+def test_videos(check: Check, tmp_path: Path) -> None:
     check(tmp_path, video_module(), TinyVideos([0, 1, 2, 0, 1, 2], padding=1))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_texts(dropout: float, tmp_path: Path) -> None:
+def test_texts(check: Check, dropout: float, tmp_path: Path) -> None:
     folder = str(write_tiny_llama(tmp_path / "llama"))
     adapter = replora.RepLoRAConfig(rank=2, hidden=4, dropout=dropout)
     check(tmp_path, language_module(folder, adapter=adapter), TinyTexts(folder, count=12))
 
 
-def test_images_with_texts(vl_home: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_images_with_texts(check: Check, vl_home: Path, tmp_path: Path) -> None:  # noqa: F811
     data = ImageTextDataModule(
         tokenizer=str(vl_home / "bart"),
         root=vl_home / "data",
