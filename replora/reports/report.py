@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +40,7 @@ VIDEO_COLUMNS = ("official_split", "recipe", "train_skipped", "test_skipped")
 EVALUATION_COLUMNS = ("run", "verb", "examples", "of them seen in training", "weights", "status", "metrics")
 SHOWN_OPTIONS = ("rank", "factors", "hidden", "activation", "sharing")
 # Options that have no effect, by `factors`.
-UNUSED = {"none": ("hidden", "activation", "sharing"), "linear": ("activation",)}
+UNUSED = {"none": ("hidden", "activation"), "linear": ("activation",)}
 
 
 def write_report(
@@ -230,8 +230,7 @@ def _conditions(group: Group, prefix: str) -> list[Block]:
             continue
         counts = runs[0].results["parameters"]
         options = runs[0].results["options"]
-        shown = [name for name in SHOWN_OPTIONS if name not in UNUSED.get(options.get("factors", ""), ())]
-        described = ", ".join(f"{name} {_short(options[name])}" for name in shown if name in options)
+        described = ", ".join(f"{name} {_short(options[name])}" for name in SHOWN_OPTIONS if _has_effect(name, options))
         seconds = [run.results["fit"]["seconds"] for run in runs if "fit" in run.results]
         rows.append(
             [
@@ -247,6 +246,13 @@ def _conditions(group: Group, prefix: str) -> list[Block]:
     columns = ["method", "options", "trained", "deployed", "head", "runs (final + selection)", "seconds per fit"]
     caption = "Methods: parameters that train and that remain beside the backbone"
     return [Paragraph(f"All runs: {shared}."), *_skipped(group), Table(f"{prefix}methods", caption, columns, rows)]
+
+
+def _has_effect(name: str, options: Mapping[str, Any]) -> bool:
+    factors = options.get("factors", "")
+    if name == "sharing" and factors == "none":  # without networks only equal factors are shared
+        return options.get(name) == "tied"
+    return name in options and name not in UNUSED.get(factors, ())
 
 
 def _text(value: Any) -> str:

@@ -170,6 +170,15 @@ def test_methods_of_one_origin_have_no_such_column(tmp_path: Path) -> None:
     assert "different code" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("sharing", "shown"), [("tied", "rank 8, factors none, sharing tied"), ("group", "rank 8, factors none")]
+)
+def test_plain_lora_names_its_sharing_where_it_has_an_effect(sharing: str, shown: str, tmp_path: Path) -> None:
+    options = {"rank": 8, "factors": "none", "hidden": None, "activation": "tanh", "sharing": sharing}
+    write_report([write(tmp_path / "runs", [result("LoRA") | {"options": options}])], tmp_path / "out")
+    assert row(tmp_path / "out", "methods", method="LoRA")["options"] == shown
+
+
 def vtab_run(task: str, score: float, part: float, seed: int = 0, method: str = "LoRA") -> dict[str, Any]:
     data = {"dataset": "VTAB", "task": task, "track": "archive", "protocol": "final"}
     data |= {"num_classes": VTAB_TASKS[task].num_classes, "train_size": round(1000 * part)}
