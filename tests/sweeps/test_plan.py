@@ -144,8 +144,8 @@ def test_shipped_sweeps_are_fair_and_complete(name):
     assert sweep.select
     assert sweep.final or name == "sweep/method_rates.yaml", "which compares rates alone"
     assert sweep.seconds_per_trial, "a dry run says what it costs"
-    more_seeds = {"sweep/method_rates.yaml": [0, 1], "sweep/tied_low_data.yaml": [0, 1, 2]}
-    seeds = more_seeds.get(name, [0])
+    numbers = {"sweep/method_rates.yaml": 2, "sweep/tied_low_data.yaml": 3, "sweep/commonsense_tasks.yaml": 3}
+    seeds = range(numbers.get(name, 1))
     assert {trial.arguments[-3] for trial in sweep.selection_trials()} == {f"--seed_everything={s}" for s in seeds}
     assert all("--data.protocol=tune" in trial.arguments for trial in sweep.selection_trials())
     assert not any("--data.protocol=tune" in trial.arguments for trial in sweep.planned_final_trials())
@@ -166,7 +166,10 @@ def test_shipped_sweeps_cover_what_they_say():
     images = ("quickstart", "digits", "transfer", "tied", "real_vit", "vtab", "fgvc")
     low_data = {f"{data}_low_data" for data in (*images, "commonsense")}
     others = {"other_tasks", "vtab_other_tasks"}
-    assert named == low_data | others | {"vtab_grid", "ablation", "training_length", "method_rates"}
+    tuning = {"vtab_grid", "ablation", "training_length", "method_rates"}
+    assert named == low_data | others | tuning | {"commonsense_tasks"}
+    tasks = [task.options["data.tasks"] for task in read_sweep(find_config("sweep/commonsense_tasks.yaml")).tasks]
+    assert tasks == [["ARC-Easy"], ["openbookqa"], ["boolq"], ["piqa"]]
     for name in others:
         sweep = read_sweep(find_config(f"sweep/{name}.yaml"))
         assert sweep.select
