@@ -31,6 +31,12 @@ class _TakesPeftNames(ABCMeta):
     The constructors do not list these names, so that the command line shows each option once.
     """
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of the constructor, for `help` and completion, which would show that of `__call__`."""
+        constructor = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return constructor.replace(parameters=list(constructor.parameters.values())[1:], return_annotation=cls)
+
     def __call__(cls, *args: Any, **options: Any) -> Any:
         known = _parameters(cls)
         given = dict(zip(known, args, strict=False)) | options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import peft
 import pytest
@@ -52,6 +53,14 @@ def test_lora_config_goes_through_a_file(tmp_path) -> None:
 def test_arguments_make_an_equal_configuration(config: replora.AdapterConfig) -> None:
     assert type(config)(**config.arguments()) == config
     assert copy.deepcopy(config) == config
+
+
+@pytest.mark.parametrize("cls", [replora.RepLoRAConfig, replora.LoRAConfig, replora.PeftMethodConfig])
+def test_help_and_completion_know_the_options(cls: type[replora.AdapterConfig]) -> None:
+    config = cls()
+    shown = inspect.signature(cls).parameters
+    assert {name: getattr(config, name) for name in shown} == config.arguments()
+    assert shown["rank"].default == config.rank == 8
 
 
 # --- peft's names
