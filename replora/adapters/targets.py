@@ -255,8 +255,9 @@ def _nothing_found(entry: str, model: nn.Module, modules: dict[str, nn.Module], 
     linear = [name for name, m in modules.items() if is_linear(m)]
     if not linear and not roles:
         return f"targets: {entry!r} matches nothing: {where} has no nn.Linear and no nn.MultiheadAttention."
-    known = f"Roles found in it: {', '.join(roles) or 'none'}."
+    alike = nearest(entry, linear)
+    layers = alike if alike.startswith("Did") else f"Its linear layers: {listed(linear) or 'none'}."
     return (
-        f"targets: {entry!r} matches nothing in {where}. {known} Its linear layers: {nearest(entry, linear)} "
+        f"targets: {entry!r} matches nothing in {where}. Roles found in it: {', '.join(roles) or 'none'}. {layers} "
         "Name a role, a module or the end of its name such as 'mlp.fc1', or a pattern such as '*.mlp.fc1'."
     )

@@ -114,6 +114,8 @@ def test_any_model_with_linear_layers_by_name() -> None:
     [
         (["query"], "'query' matches nothing in VisionTransformer.*Roles found in it: q, k, v, out, fc1, fc2"),
         (["gate"], "'gate' matches nothing"),
+        (["q_prj"], r"fc1, fc2\. Its linear layers: blocks\.0\.attn\.qkv, .* and \d+ more\. Name a role"),
+        (["blocks.0.atn.qkv"], r"fc1, fc2\. Did you mean 'blocks\.0\.attn\.qkv'"),
         (["*.mlp.fc3"], r"Did you mean 'blocks\.\d\.mlp\.fc"),
         (["blocks.0.norm1"], "only modules that cannot be adapted.*LayerNorm"),
         (["q", "blocks.0.attn.qkv"], "is chosen twice"),
