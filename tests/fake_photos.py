@@ -62,3 +62,13 @@ def photo(name: str, rng: random.Random) -> Image.Image:
         inner = [(middle[0] + (x - middle[0]) * 0.55, middle[1] + (y - middle[1]) * 0.55) for x, y in corners]
         draw.polygon(inner, fill=tuple(back))
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.4)))
+
+
+def write_tutorial_photos(home: Path) -> None:
+    """The folders `photos` and `new_photos` of docs/own_photos.md, in `home`."""
+    write_photos(home / "photos", dict(zip(SHAPES, (40, 36, 33, 30, 26, 22), strict=True)))
+    write_photos(home / "new_photos", dict.fromkeys(SHAPES, 2), seed=1, folders=False)
+
+
+if __name__ == "__main__":
+    write_tutorial_photos(Path())

@@ -14,7 +14,7 @@ from PIL import Image
 
 import replora
 from replora.cli.main import main
-from tests.fake_photos import SHAPES, write_photos
+from tests.fake_photos import write_tutorial_photos
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, EXPORT, SERVING = (
@@ -30,8 +30,7 @@ OPTIONS = re.findall(r"`(--[^`]+)`", PAGE.partition("## Options")[2])
 def empty_folder(tmp_path_factory):
     torch.set_num_threads(1)
     home = tmp_path_factory.mktemp("own")
-    write_photos(home / "photos", dict(zip(SHAPES, (40, 36, 33, 30, 26, 22), strict=True)))
-    write_photos(home / "new_photos", dict.fromkeys(SHAPES, 2), seed=1, folders=False)
+    write_tutorial_photos(home)
     return home
 
 
