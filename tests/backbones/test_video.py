@@ -364,7 +364,9 @@ def test_each_target_alone_changes_the_output(name: str, tmp_path: Path) -> None
         for matrices in bank.last_matrices():  # B of one role: (groups, ...)
             for group in range(len(matrices)):
                 with torch.no_grad():
-                    matrices[group] = torch.randn(matrices[group].shape)
+                    # A query of the first block moves the logits least. Which numbers it meets depends on how many of
+                    # them the installed transformers draws: at ten times their size every one is far above the bound.
+                    matrices[group] = 10 * torch.randn(matrices[group].shape)
                     assert not torch.allclose(model(clip()), before, atol=1e-5)
                     matrices[group] = 0
                 changed += 1
