@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.loader import EpochLoader, TrainSampler, start_worker
 from datamodules.split_lists import SplitLists
-from replora.datasets.common.subsample import check_subset_options, folds_of, parse_fold, subsample_indices
+from replora.datasets.common.subsample import Fold, check_subset_options, folds_of, parse_fold, subsample_indices
 from replora.datasets.errors import ProtocolError
 from replora.errors import RepLoRAError, nearest
 from replora.memory import usable_cpus
@@ -65,7 +65,8 @@ class BaseDataModule(LightningDataModule, ABC):
         shuffle_seed: Random seed (>= 0) for the order of the training examples and their augmentation, which change
             every epoch. Default: the seed of the run.
         fold: `i/k`, such as `2/5`, for cross-validation under `tune`: of the examples that `final` trains on, validate
-            on the i-th of k stratified parts, drawn by `subset_seed`, and train on the others.
+            on the i-th of k stratified parts, drawn by `subset_seed`, and train on the others. `2/5@3` divides the same
+            examples by the seed 3 instead.
 
     Raises:
         RepLoRAError: An option is out of its range, or data are missing or wrong (from `setup`, before the first
@@ -158,7 +159,7 @@ class BaseDataModule(LightningDataModule, ABC):
             "shots": self.shots,
             "subset_seed": self.subset_seed,
             "shuffle_seed": self.shuffle_seed,
-            **({"fold": "{}/{}".format(*self.fold)} if self.fold else {}),  # absent in earlier results
+            **({"fold": str(self.fold)} if self.fold else {}),  # absent in earlier results
             "split_sizes": {name: length_of(dataset) for name, dataset in self._splits.items()},
             "train_indices": self.train_indices,
             "train_size": self.train_size(),
@@ -256,11 +257,12 @@ class BaseDataModule(LightningDataModule, ABC):
             labels: Class of each example of train and val together.
             groups: Group of each of them, as for `folds_of`.
         """
-        fold, folds = cast("tuple[int, int]", self.fold)
+        fold = cast("Fold", self.fold)
         pool = subsample_indices(labels, self._fraction, self.shots, self.subset_seed, names=self.own_classes)
         grouped = None if groups is None else [groups[position] for position in pool]
-        found = folds_of([labels[position] for position in pool], folds, self.subset_seed, grouped)
-        return [position for position, own in zip(pool, found, strict=True) if (own == fold) == (split == "val")]
+        seed = self.subset_seed if fold.seed is None else fold.seed
+        found = folds_of([labels[position] for position in pool], fold.folds, seed, grouped)
+        return [position for position, own in zip(pool, found, strict=True) if (own == fold.number) == (split == "val")]
 
     def _build(self, split: Split) -> None:
         if split not in self._splits:

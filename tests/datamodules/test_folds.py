@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -96,6 +97,21 @@ def test_folds_divide_what_final_trains_on(kinds: dict[str, Make], kind: str, su
     assert "fold" not in final.describe()
 
 
+@pytest.mark.parametrize(("kind", "subset"), [("digits", {"shots": 4}), ("films", {}), ("texts", {"shots": 4})])
+def test_a_seed_of_the_folds_divides_the_same_examples_anew(kinds: dict[str, Make], kind: str, subset: Any) -> None:
+    validated = {}
+    for fold in ("1/2", "1/2@0", "1/2@5", "2/2@5"):
+        data = kinds[kind](protocol="tune", fold=fold, **subset)
+        data.setup("fit")
+        assert data.describe()["fold"] == fold
+        validated[fold] = used(data, "val")
+        validated[f"pool of {fold}"] = used(data, "train") | used(data, "val")
+    assert validated["1/2"] == validated["1/2@0"] != validated["1/2@5"]
+    assert validated["pool of 1/2"] == validated["pool of 1/2@5"] == validated["pool of 2/2@5"]
+    assert validated["1/2@5"] | validated["2/2@5"] == validated["pool of 1/2"]
+    assert not validated["1/2@5"] & validated["2/2@5"]
+
+
 def test_training_images_of_a_fold_are_augmented_and_validation_is_not(kinds: dict[str, Make]) -> None:
     data = kinds["photos"](protocol="tune", fold="1/3")
     data.setup("fit")
@@ -125,7 +141,7 @@ def test_folds_are_stratified_and_of_equal_size() -> None:
         assert max(counts) - min(counts) <= 1
 
 
-@pytest.mark.parametrize("text", ["0/5", "6/5", "1/1", "2", "a/b", "-1/3", "1/0"])
+@pytest.mark.parametrize("text", ["0/5", "6/5", "1/1", "2", "a/b", "-1/3", "1/0", "1/2@", "1/2@a", "1/2@-1", "@3"])
 def test_no_fold(text: str) -> None:
     with pytest.raises(SubsetError, match="not of the form i/k"):
         parse_fold(text)

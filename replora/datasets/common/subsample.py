@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 from replora.datasets.errors import SubsetError
 
@@ -141,17 +142,37 @@ def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
     return [position for _, _, position in sorted(timed)]
 
 
-def parse_fold(text: str) -> tuple[int, int]:
-    """`2/5` -> (2, 5): the second of five folds.
+class Fold(NamedTuple):
+    """One part of a division into folds.
+
+    Attributes:
+        number: Number of the fold, from 1.
+        folds: Number of folds (>= 2).
+        seed: Random seed of the division; None for that of the subset.
+    """
+
+    number: int
+    folds: int
+    seed: int | None
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.folds}" + ("" if self.seed is None else f"@{self.seed}")
+
+
+def parse_fold(text: str) -> Fold:
+    """`2/5` -> the second of five folds; `2/5@3` -> that of the division with the seed 3.
 
     Raises:
         SubsetError: It is not of this form, there are fewer than two folds, or there is no fold of this number.
     """
-    form = re.fullmatch(r"(\d+)/(\d+)", text)
-    fold, folds = (int(form[1]), int(form[2])) if form else (0, 0)
-    if folds < 2 or not 1 <= fold <= folds:
-        raise SubsetError(f"fold={text} is not of the form i/k with 1 <= i <= k and k >= 2: 2/5 is the second of five.")
-    return fold, folds
+    form = re.fullmatch(r"(\d+)/(\d+)(?:@(\d+))?", text)
+    fold = Fold(int(form[1]), int(form[2]), int(form[3]) if form[3] else None) if form else Fold(0, 0, None)
+    if fold.folds < 2 or not 1 <= fold.number <= fold.folds:
+        raise SubsetError(
+            f"fold={text} is not of the form i/k with 1 <= i <= k and k >= 2: 2/5 is the second of five, and 2/5@3 "
+            "that of another division, with the seed 3."
+        )
+    return fold
 
 
 def folds_of(labels: Sequence[int], folds: int, seed: int, groups: Sequence[object] | None = None) -> list[int | None]:
