@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from replora.reports.statistics import proportion_error
+from replora.reports.statistics import error_over_divisions, proportion_error
 
 Ties = Literal["middle", "lowest"]  # which of equally good points is selected; `lowest` is the first of the grid
 PROPORTIONS = ("accuracy", "acc", "acc_norm")  # metrics that are the correct part of the examples
@@ -89,25 +89,28 @@ def is_proportion(metric: str) -> bool:
     return metric.rpartition("/")[2] in PROPORTIONS
 
 
-def errors_behind(best: Sequence[float], other: Sequence[float], examples: int | None) -> float:
+def errors_behind(best: Sequence[float], other: Sequence[float], examples: int | None, division: int) -> float:
     """By how many standard errors the mean of `other` is off that of the best, on the measurements that both have.
 
-    The error is that of paired measurements or that of a proportion of all examples in them, whichever is larger: the
-    first one is itself uncertain where there are few measurements.
+    The error is that of paired measurements (`error_over_divisions`), but of proportions it has a least value. In the
+    first division, which has few measurements, that is the error of the best proportion of all examples. With more
+    divisions it is the error if each example on which the two differ were in favor of the same one: a difference of d
+    in n examples cannot have a smaller one than sqrt(d (1 - d) / n), so less than one example is within one error.
 
     Args:
         best: Values, one per measurement.
         other: Values of the same measurements, or of the first of them.
         examples: Number of examples of one measurement, if the values are proportions of them.
+        division: How many measurements in a row are of different examples; those that follow are of the same again.
     """
     pairs = list(zip(best, other, strict=False))
     differences = [one - two for one, two in pairs]
     behind = round(abs(statistics.fmean(differences)), 12)
-    errors = [0.0]
-    if len(pairs) > 1:
-        errors.append(_paired_error(differences))
+    errors = [error_over_divisions(differences, division) or 0.0]
     if examples:
-        errors.append(proportion_error(statistics.fmean(one for one, _ in pairs), examples * len(pairs)))
+        repeated = len(pairs) >= 2 * division
+        proportion = behind if repeated else statistics.fmean(one for one, _ in pairs)
+        errors.append(proportion_error(proportion, examples * min(division, len(pairs))))
     if not behind:
         return 0.0
     return behind / max(errors) if max(errors) else math.inf

@@ -9,7 +9,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import norm, t
@@ -72,6 +72,49 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
         return Mean(mean, None, None, 1, None)
     low, high = t_interval(np.array(values))
     return Mean(mean, float(low), float(high), count, statistics.stdev(values))
+
+
+def error_over_divisions(values: Sequence[float], division: int) -> float | None:
+    """Standard error of the mean of repeated cross-validation, in which every division is of the same examples.
+
+    Within a division of k folds, the values are of different examples. Their s² / k is the variance W of the mean of
+    one division: from the choice of the examples, and from the noise of dividing and training. Means of divisions
+    differ by that noise alone; their variance is B. The mean of R divisions has the variance W - B + B / R, since more
+    divisions reduce the noise and not the share of the examples. With one division it is W.
+
+    Args:
+        values: Values of one division after the other; the last one may be incomplete.
+        division: Number of values of a division (>= 1).
+
+    Returns:
+        None if no division has two values.
+    """
+    parts = [values[i : i + division] for i in range(0, len(values), division)]
+    freedom = sum(len(part) - 1 for part in parts)
+    if not freedom:
+        return None
+    squares = math.fsum(statistics.variance(part) * (len(part) - 1) for part in parts if len(part) > 1)
+    within = squares / freedom / min(division, len(values))
+    means = [statistics.fmean(part) for part in parts if len(part) == division]
+    if len(means) < 2:
+        return math.sqrt(within)
+    between = statistics.variance(means)
+    return math.sqrt(max(0.0, within - between) + between * division / len(values))
+
+
+def mean_over_divisions(values: Sequence[float], division: int) -> Mean:
+    """The mean of repeated cross-validation and its 95 % interval, by `error_over_divisions`.
+
+    Student's t has the degrees of freedom of one division, because the others have the same examples.
+
+    Raises:
+        ValueError: There is no value.
+    """
+    mean, error = mean_over_seeds(values), error_over_divisions(values, division)
+    if len(values) <= division or error is None:
+        return mean
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, division - 1)) * error
+    return replace(mean, low=mean.value - half, high=mean.value + half)
 
 
 def proportion_error(accuracy: float, examples: int) -> float:

@@ -12,7 +12,7 @@ from rich.table import Table
 from replora.progress import table_console
 from replora.reports.choice import choose, edges_of
 from replora.reports.render.charts import Curve, draw_curves
-from replora.reports.statistics import Mean, mean_over_seeds
+from replora.reports.statistics import Mean, mean_over_divisions
 from replora.reports.summary import format_metric
 from replora.tune.plan import RATE, Candidate, candidate
 from replora.tune.race import Race
@@ -62,9 +62,10 @@ def outcome_of(race: Race) -> Outcome | None:
     alike = [one for one in close if one is not chosen]
     same = [one.point.options for one in race.plan.candidates if one.method == chosen.method]
     edge = edges_of(chosen.point.options, same).get(RATE, False) and not found.tied
-    own, folds = race.values[chosen.name], race.plan.folds
-    draws = [statistics.fmean(own[i : i + folds]) for i in range(0, len(own) - folds + 1, folds)]
-    return Outcome(chosen, best, mean_over_seeds(own), alike, edge, draws)
+    own, folds, number = values[chosen.name], race.plan.folds, race.plan.draws
+    means = [statistics.fmean(own[i : i + folds]) for i in range(0, len(own) - folds + 1, folds)]
+    draws = [statistics.fmean(means[draw::number]) for draw in range(min(number, len(means)))]
+    return Outcome(chosen, best, mean_over_divisions(own, race.plan.division), alike, edge, draws)
 
 
 def beyond(race: Race, chosen: Candidate) -> Candidate | None:
@@ -81,8 +82,7 @@ def beyond(race: Race, chosen: Candidate) -> Candidate | None:
 def describe(race: Race, outcome: Outcome) -> str:
     """The choice and its uncertainty, in sentences."""
     plan, mean = race.plan, outcome.mean
-    what = f"{plan.folds} folds" if plan.folds > 1 else "the validation data"
-    counted = f"{mean.count} measurement{'s' if mean.count > 1 else ''} on {what}"
+    counted = f"{mean.count} measurement{'s' if mean.count > 1 else ''} on {_divisions(race, mean.count)}"
     interval = ""
     if mean.low is not None and mean.high is not None:
         low, high = (format_metric(race.metric, end) for end in _bounded(race, mean))
@@ -92,7 +92,7 @@ def describe(race: Race, outcome: Outcome) -> str:
         f"{counted}{interval}. As the choice of several it is somewhat optimistic; the test is the measurement."
     ]
     if outcome.best is not outcome.candidate:
-        best = format_metric(race.metric, statistics.fmean(race.values[outcome.best.name]))
+        best = format_metric(race.metric, statistics.fmean(race.values[outcome.best.name][: mean.count]))
         lines.append(
             f"The best mean is that of {outcome.best.name}, {best}, by less than one standard error. Of such rates the "
             "one nearest the middle of the grid is chosen, by default the configured one: the difference may be noise."
@@ -110,9 +110,22 @@ def describe(race: Race, outcome: Outcome) -> str:
         spread = ", ".join(format_metric(race.metric, value) for value in outcome.draws)
         deviation = format_metric(race.metric, statistics.stdev(outcome.draws))
         lines.append(f"By draw (subset_seed {plan.subset_seed} and on): {spread}; standard deviation {deviation}.")
-    if race.stopped:
+    if race.stopped and mean.count >= plan.round:
+        lines.append("The budget allowed no more divisions. The same command measures more.")
+    elif race.stopped:
         lines.append(f"Not everything was measured: {race.stopped}. The same command measures more.")
     return "\n".join(lines)
+
+
+def _divisions(race: Race, measured: int) -> str:
+    folds = race.plan.folds
+    if folds == 1:
+        return "the validation data"
+    if measured <= folds:
+        return f"{folds} folds"
+    complete, more = divmod(measured, folds)
+    divisions = f"{complete} division{'s' if complete > 1 else ''} into {folds} folds"
+    return f"{divisions} and a part of another" if more else divisions
 
 
 def _bounded(race: Race, mean: Mean) -> tuple[float | None, float | None]:
@@ -141,7 +154,8 @@ def draw(race: Race, outcome: Outcome) -> Path:
     lines: dict[str, dict[float, Mean]] = {}
     for one in race.plan.candidates:
         if race.values.get(one.name):
-            lines.setdefault(_line_of(one), {})[one.point.options[RATE]] = mean_over_seeds(race.values[one.name])
+            mean = mean_over_divisions(race.values[one.name], race.plan.division)
+            lines.setdefault(_line_of(one), {})[one.point.options[RATE]] = mean
     curves: dict[str, Curve] = {name: dict(sorted(curve.items())) for name, curve in lines.items()}
     title = f"mean of the measurements, 95 % intervals; the ring is chosen ({outcome.candidate.name})"
     accuracy = race.mode == "max"
@@ -167,6 +181,8 @@ def record(race: Race, outcome: Outcome) -> dict[str, Any]:
         "chosen": outcome.candidate.name,
         "best": outcome.best.name,
         "options": {"config": outcome.candidate.config} | outcome.candidate.point.options,
+        "measurements": outcome.mean.count,
+        "folds": race.plan.folds,
         "mean": outcome.mean.value,
         "interval": None if outcome.mean.low is None else [outcome.mean.low, outcome.mean.high],
         "within_one_standard_error": [one.name for one in outcome.alike],

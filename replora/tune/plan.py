@@ -19,6 +19,9 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the configuration's rate; a step of t
 FEW_EXAMPLES = 1_000
 FOLDS = 5
 REPEATS = 3  # of a measurement on one validation set, with other seeds
+# Largest number of divisions that a budget is spent on. Beyond, what remains of the error is mostly that of the choice
+# of the examples, which no division makes smaller.
+DIVISIONS = 10
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Plan:
         candidates: The candidates.
         folds: Number of folds; 1 for the validation data as they are.
         draws: Number of draws: of the folds, of the training examples of a subset, and of all seeds.
+        repeats: How often the examples of each draw are divided into folds, each time with other seeds.
+        subset: Whether each draw has other training examples.
         seed: First seed of the runs.
         subset_seed: First seed of the subsets and folds.
         extra: Further options of the trials that choose.
@@ -87,37 +92,55 @@ class Plan:
     subset_seed: int
     extra: Options
     protocol: str
+    repeats: int = 1
+    subset: bool = False
+
+    @property
+    def round(self) -> int:
+        """The number of measurements of a candidate before any examples are divided again."""
+        return self.folds * self.draws
 
     @property
     def measurements(self) -> int:
         """The largest number of measurements of a candidate."""
-        return self.folds * self.draws
+        return self.round * self.repeats
+
+    @property
+    def division(self) -> int:
+        """How many measurements in a row are of different examples; those that follow are of the same ones again.
+
+        Without folds, all measurements count as different.
+        """
+        return self.folds if self.folds > 1 and not self.subset else self.round
 
     def trial(self, one: Candidate, number: int) -> Trial:
         """The trial of a candidate's measurement, from 0."""
-        draw, fold = divmod(number, self.folds)
-        of_fold = {"data.fold": f"{fold + 1}/{self.folds}"} if self.folds > 1 else {}
-        names = [f"draw={draw}"] * (self.draws > 1) + [f"fold={fold + 1}"] * (self.folds > 1)
-        size = Point(",".join(names), {})
-        options = self._seeds(draw) | self.extra | {"data.protocol": "tune"} | of_fold
+        division, fold = divmod(number, self.folds)
+        repeat, draw = divmod(division, self.draws)
+        # The first division has no seed of its own: it is the one that a tune without repeats measures.
+        again = f"@{self.subset_seed + division}" if repeat else ""
+        of_fold = {"data.fold": f"{fold + 1}/{self.folds}{again}"} if self.folds > 1 else {}
+        names = [f"draw={draw}"] * (self.draws > 1) + [f"repeat={repeat + 1}"] * (repeat > 0)
+        size = Point(",".join([*names, *[f"fold={fold + 1}"] * (self.folds > 1)]), {})
+        options = self._seeds(draw, division) | self.extra | {"data.protocol": "tune"} | of_fold
         folder = "/".join(name for name in ("select", one.method, one.point.name, size.name) if name)
-        return self._trial("select", one, size, options, draw, folder)
+        return self._trial("select", one, size, options, folder)
 
     def final(self, one: Candidate) -> Trial:
         """The trial that fits a candidate on all training and validation examples, and tests it."""
-        return self._trial("final", one, ONLY, self._seeds(0) | {"data.protocol": self.protocol}, 0, "final")
+        return self._trial("final", one, ONLY, self._seeds(0, 0) | {"data.protocol": self.protocol}, "final")
 
     def kept(self, measured: int) -> int:
         """How many candidates are left at least after so many measurements of each: successive halving.
 
         Each rung has half as many candidates as the one before and twice as many measurements of each, so that all
-        rungs cost the same; but no measurement halves them twice.
+        rungs cost the same; but no measurement halves them twice. The last rung ends before examples are divided again.
         """
         count = len(self.candidates)
         rungs = max(0, math.ceil(math.log2(count)) - 1) if count > 1 else 0  # two are left for the last
         ends: list[int] = []
         for rung in range(rungs):
-            ends.append(max(math.ceil(self.measurements / 2.0 ** (rungs - rung)), ends[-1] + 1 if ends else 1))
+            ends.append(max(math.ceil(self.round / 2.0 ** (rungs - rung)), ends[-1] + 1 if ends else 1))
         return math.ceil(count / 2.0 ** sum(end <= measured for end in ends))
 
     def trials(self) -> int:
@@ -127,13 +150,14 @@ class Plan:
     def with_candidate(self, one: Candidate) -> Plan:
         return replace(self, candidates=[*self.candidates, one])
 
-    def _seeds(self, draw: int) -> Options:
-        return {"seed_everything": self.seed + draw, "data.subset_seed": self.subset_seed + draw}
+    def _seeds(self, draw: int, division: int) -> Options:
+        return {"seed_everything": self.seed + division, "data.subset_seed": self.subset_seed + draw}
 
-    def _trial(self, stage: Any, one: Candidate, size: Point, options: Options, draw: int, folder: str) -> Trial:
+    def _trial(self, stage: Any, one: Candidate, size: Point, options: Options, folder: str) -> Trial:
         given = _with_config(self.arguments, one.config)
         listed = [f"--{name}={written(value)}" for name, value in (one.point.options | options).items()]
-        return Trial(stage, one.method, ONLY, size, one.point, self.seed + draw, [*given, *listed], folder)
+        seed = int(options["seed_everything"])
+        return Trial(stage, one.method, ONLY, size, one.point, seed, [*given, *listed], folder)
 
 
 def _with_config(arguments: list[str], config: str) -> list[str]:

@@ -3,10 +3,14 @@
 Halving alone would drop the better of two candidates about as often as the worse one while few examples have been
 measured: with two folds of ten images, a standard error is ten points. Therefore the worse half leaves only where it is
 clearly worse, or where the budget does not suffice for more.
+
+After the first division of the examples into folds, others are measured while the budget lasts. From then on, only
+what is clearly worse leaves.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +31,11 @@ METRICS = ("val/accuracy", "val/acc_norm", "val/acc")
 LOSS = "val/loss"
 SAFETY = 1.2  # the time kept for the final fit, over its estimate
 SECONDS = 1.0  # and in addition, for files and pictures
+# Repeats use up any budget, so that more is kept from them, at little cost: pictures take longer than a second where
+# other processes need the cores as well, and the final fit comes when a machine may have become busier.
+SAFETY_IN_REPEATS, SECONDS_IN_REPEATS = 2.0, 3.0
 CLEARLY = 2.0  # standard errors by which a candidate is clearly worse
+RECENT = 5  # trials whose time counts alone if it is longer, because the machine may have become busier
 
 
 @dataclass
@@ -76,18 +84,22 @@ class Race:
     def seconds_of_trial(self) -> float:
         """Expected seconds of one trial."""
         if self.taken:
-            return statistics.fmean(self.taken)
+            return max(statistics.fmean(self.taken), statistics.fmean(self.taken[-RECENT:]))
         return self._estimate()
 
     def seconds_of_final(self) -> float:
         """Expected seconds of the final fit with its test."""
-        slower = self.seconds_of_trial() / self._estimate()
         # As late as it comes, packages are imported already; only the probe waited for them.
-        return slower * self.tests.seconds(self.tests.steps, self.tests.sizes.get("test", 0))
+        return self._slower() * self.tests.seconds(self.tests.steps, self.tests.sizes.get("test", 0))
 
-    def reserve(self) -> float:
-        """Seconds that candidates may not take."""
+    def reserve(self, repeats: bool = False) -> float:
+        """Seconds that candidates, or repeats of their measurements, may not take."""
+        if repeats:
+            return SAFETY_IN_REPEATS * (self.seconds_of_final() + SECONDS_IN_REPEATS * self._slower())
         return SAFETY * self.seconds_of_final() + SECONDS
+
+    def _slower(self) -> float:
+        return self.seconds_of_trial() / self._estimate()
 
     def _estimate(self) -> float:
         held = 1 / self.plan.folds if self.plan.folds > 1 else 0.0
@@ -97,10 +109,14 @@ class Race:
 
     # --- the race
 
-    def run(self) -> None:
-        """Measure all levels, or what the budget allows."""
-        entered = list(self.plan.candidates)
-        for number in range(self.plan.measurements):
+    def run(self, repeat: int = 0) -> None:
+        """Measure one division of each draw, or what the budget allows.
+
+        Args:
+            repeat: Number of the repeat; 0, the first, has all candidates.
+        """
+        entered = list(self.alive if repeat else self.plan.candidates)
+        for number in range(repeat * self.plan.round, (repeat + 1) * self.plan.round):
             entered = self._going_on(entered, number)
             if not self._level(entered, number):
                 return
@@ -134,17 +150,18 @@ class Race:
         methods = list(dict.fromkeys(one.method for one in self.plan.candidates))
         queue = LocalQueue(usable_cpus(), failures=0)
         before = [trial for trial in trials.values() if trial not in left]
+        repeats = number >= self.plan.round
         with _Shown(self, title, methods, left, before) as shown:
             for one in entered:
                 trial = trials[one.name]
                 if one.name not in done:
                     self.signals.stop()
-                    if self.clock.left(self.reserve()) < self.seconds_of_trial():
+                    if self.clock.left(self.reserve(repeats)) < self.seconds_of_trial():
                         self.stopped = "the budget leaves no time for another trial beside the final fit"
                         return False
                     begin = self.clock.spent
                     try:
-                        with self.clock.alarm(self.reserve()):
+                        with self.clock.alarm(self.reserve(repeats)):
                             queue.run(self.home, self.home.name, [trial], [None], shown)
                     except KeyboardInterrupt:
                         self.signals.stop()  # with the number of the signal
@@ -178,14 +195,20 @@ class Race:
         if number == 0 or kept >= len(ranked):
             return ranked
         close = [one for one in ranked[kept:] if self.errors_behind(one, ranked[0]) <= CLEARLY]
-        left, each = self.clock.left(self.reserve()), self.seconds_of_trial() * (self.plan.measurements - number)
-        affordable = sum((kept + more) * each <= left for more in range(1, len(close) + 1))
-        return [*ranked[:kept], *close[:affordable]]
+        if number < self.plan.round:
+            left, costs = self.clock.left(self.reserve()), [self._cost(one, number) for one in [*ranked[:kept], *close]]
+            close = close[: sum(total <= left for total in itertools.accumulate(costs)) - kept]
+        return [*ranked[:kept], *close]
+
+    def _cost(self, one: Candidate, number: int) -> float:
+        """Seconds to the end of the first round, from a measurement on."""
+        trials = (self.plan.trial(one, later) for later in range(number, self.plan.round))
+        return self.seconds_of_trial() * sum(finished(self.home, trial) is None for trial in trials)
 
     def errors_behind(self, one: Candidate, best: Candidate) -> float:
         """By how many standard errors it is worse than the best, on the measurements that both have."""
         examples = self.held_out if is_proportion(self.metric) else None
-        return errors_behind(self.values[best.name], self.values[one.name], examples)
+        return errors_behind(self.values[best.name], self.values[one.name], examples, self.plan.division)
 
     def _best(self, entered: list[Candidate], number: int) -> list[Candidate]:
         """The candidates by the mean of their measurements, best first; of equal ones the middle of the grid first."""

@@ -22,9 +22,10 @@ from replora.sweeps.plan import ONLY
 from replora.sweeps.progress import Progress
 from replora.sweeps.trial import TrialError, configuration, finished, set_aside
 from replora.trainer.run_options import RUN_OPTIONS
-from replora.tune.budget import Clock, Signals
+from replora.tune.budget import Clock, OutOfTimeError, Signals
 from replora.tune.outcome import Outcome, beyond, describe, draw, outcome_of, record, show
 from replora.tune.plan import (
+    DIVISIONS,
     FEW_EXAMPLES,
     FOLDS,
     RANK,
@@ -62,6 +63,7 @@ class Request:
         epochs: Numbers of epochs; empty for the configured one.
         folds: Number of folds, 1 for none; None to decide by the number of examples.
         draws: Number of draws; None to decide.
+        repeats: Number of divisions of the examples of each draw; None to decide.
     """
 
     arguments: list[str]
@@ -71,6 +73,7 @@ class Request:
     epochs: Sequence[int]
     folds: int | None
     draws: int | None
+    repeats: int | None = None
 
 
 def run_tune(request: Request, home: Path, clock: Clock, dry_run: bool = False) -> None:
@@ -93,7 +96,7 @@ def run_tune(request: Request, home: Path, clock: Clock, dry_run: bool = False) 
 
 def _run(request: Request, home: Path, clock: Clock, signals: Signals, dry_run: bool) -> None:
     _check_arguments(request.arguments)
-    plan, facts, why = _planned(request)
+    plan, facts, why = _planned(request, home, clock)
     best_guess = plan.candidates[len(plan.candidates) // 2]
     tests = probe(plan.final(best_guess), 0)  # data without a test, for example, fail now and not at the end
     facts = replace(facts, start=tests.start)  # the first one waited for packages
@@ -109,13 +112,7 @@ def _run(request: Request, home: Path, clock: Clock, signals: Signals, dry_run: 
             print(_too_little_time(race, least))
         return
     _write_plan(home, plan, facts)
-    race.run()
-    outcome = outcome_of(race)
-    for _ in range(0 if request.rates else EXTENSIONS):
-        more = beyond(race, outcome.candidate) if outcome and outcome.edge and not race.stopped else None
-        if more is None or not race.extend(more):
-            break
-        outcome = outcome_of(race)
+    outcome = _measured(race, 0 if request.rates else EXTENSIONS)
     if outcome is None:
         listed = "\n".join(f"  {name}: {reason.splitlines()[0]}" for name, reason in race.failures.items())
         reasons = listed or f"  {race.stopped}"
@@ -132,6 +129,23 @@ def _run(request: Request, home: Path, clock: Clock, signals: Signals, dry_run: 
     print(f"{format_seconds(clock.spent)}{kept}{', which was exceeded' if over < 0 else ''}.")
 
 
+def _measured(race: Race, extensions: int) -> Outcome | None:
+    """The choice after all repeats, or what the budget allows. Divisions are repeated only to compare candidates."""
+    outcome = None
+    for repeat in range(race.plan.repeats):
+        race.run(repeat)
+        outcome = outcome_of(race)
+        while extensions and outcome and outcome.edge and not race.stopped:
+            extensions -= 1
+            more = beyond(race, outcome.candidate)
+            if more is None or not race.extend(more):
+                break
+            outcome = outcome_of(race)
+        if race.stopped or len(race.alive) < 2:
+            break
+    return outcome
+
+
 def _check_arguments(arguments: list[str]) -> None:
     values = given_values(arguments)
     if not values:
@@ -141,7 +155,7 @@ def _check_arguments(arguments: list[str]) -> None:
             instead = " Name its directory with --out." if name == "run_dir" else ""
             raise TuneError(f"--{name} is set for each trial by tune itself. Leave it out.{instead}")
     top = {"model", "data", "trainer", "seed_everything", *RUN_OPTIONS}
-    own = ("out", "time_budget", "methods", "rates", "ranks", "epochs", "folds", "draws", "dry_run")
+    own = ("out", "time_budget", "methods", "rates", "ranks", "epochs", "folds", "draws", "repeats", "dry_run")
     for name, setting in values.items():
         if "." not in name and name not in top and setting.file is None:
             raise TuneError(f"tune --{name}: there is no such option. {nearest(name, [*own, *top])}")
@@ -150,7 +164,7 @@ def _check_arguments(arguments: list[str]) -> None:
 # --- the plan
 
 
-def _planned(request: Request) -> tuple[Plan, Facts, str]:
+def _planned(request: Request, home: Path, clock: Clock) -> tuple[Plan, Facts, str]:
     """The plan, what its trials are, and the reason for its measurements."""
     configs = [_config_of(method) for method in request.methods] or [""]
     values = {name: setting.value for name, setting in given_values(request.arguments).items()}
@@ -181,10 +195,33 @@ def _planned(request: Request) -> tuple[Plan, Facts, str]:
         rates = list(request.rates) or around(float(configured[RATE]))
         ranks = request.ranks if RANK in configured else []
         candidates += grid_of(one.method or facts.method, one.config, sorted(rates), ranks, request.epochs)
+    of_draw = 1 if subset else draws  # divisions of the same examples in one repeat
+    repeats = _repeats(request, home, clock, folds, of_draw)
     repeated = f", {draws} times with other seeds" if draws > 1 else ""
     drawn = f" Each draw has other training examples (subset_seed {plan.subset_seed} and on)." if subset else ""
-    full = replace(plan, candidates=candidates, folds=folds, draws=draws)
-    return full, facts, f"{why}{repeated}.{drawn if draws > 1 else ''}"
+    limit = ", as long as the budget allows" if clock.budget else ""
+    again = f" The same examples are divided {repeats * of_draw} times with other seeds{limit}." if repeats > 1 else ""
+    full = replace(plan, candidates=candidates, folds=folds, draws=draws, repeats=repeats, subset=subset)
+    return full, facts, f"{why}{repeated}.{drawn if draws > 1 else ''}{again}"
+
+
+def _repeats(request: Request, home: Path, clock: Clock, folds: int, of_draw: int) -> int:
+    """How often the examples are divided: while a budget lasts; without one, as often as in former calls.
+
+    Args:
+        of_draw: Number of divisions of the same examples in one repeat.
+    """
+    if folds == 1:
+        if (request.repeats or 1) > 1:
+            raise TuneError(
+                f"--repeats {request.repeats}: there are no folds, so nothing can be divided anew. Give --folds, or "
+                "--draws, which measures on the same validation data with other seeds."
+            )
+        return 1
+    if request.repeats or clock.budget:
+        return request.repeats or max(1, DIVISIONS // of_draw)
+    folders = (home / "select").rglob("*repeat=*") if home.is_dir() else ()
+    return max((int(folder.name.partition("repeat=")[2].partition(",")[0]) for folder in folders), default=1)
 
 
 def _config_of(method: str) -> str:
@@ -237,6 +274,7 @@ def _measurements(request: Request, facts: Facts, probed: int) -> tuple[int, str
 
 def _identity(plan: Plan, facts: Facts) -> dict[str, Any]:
     content = asdict(plan) | {"candidates": {one.name: one.point.options for one in plan.candidates}}
+    del content["repeats"], content["subset"]  # more repeats continue a tune; the arguments say whether it has a subset
     return json.loads(json.dumps(content | {"lists": facts.lists, "sizes": facts.sizes}))  # type: ignore[no-any-return]
 
 
@@ -267,19 +305,21 @@ def _write_plan(home: Path, plan: Plan, facts: Facts) -> None:
 
 def _announcement(race: Race, why: str) -> str:
     plan, each, last = race.plan, race.seconds_of_trial(), race.seconds_of_final()
-    left = _trials_left(race)
+    while_it_lasts = plan.repeats > 1 and race.clock.budget is not None
+    left = _trials_left(race, replace(plan, repeats=1) if while_it_lasts else plan)
     names = "; ".join(one.name for one in plan.candidates)
     total = format_seconds(left * each + last)
+    rest = "; further divisions take what is left of the budget" if while_it_lasts else ""
     return (
         f"{len(plan.candidates)} candidates: {names}\n{why}\n"
         f"{left} trials of about {format_seconds(each)}, at most, then the final fit ({plan.protocol}) with its test, "
-        f"about {format_seconds(last)}: about {total}"
+        f"about {format_seconds(last)}: about {total}{rest}"
     )
 
 
-def _trials_left(race: Race) -> int:
-    done = sum(1 for _ in (race.home / "select").rglob("results.json")) if race.home.is_dir() else 0
-    return max(0, race.plan.trials() - done)
+def _trials_left(race: Race, plan: Plan) -> int:
+    numbers = range(plan.measurements)
+    return sum(finished(race.home, plan.trial(one, number)) is None for one in plan.candidates for number in numbers)
 
 
 def _least_seconds(race: Race) -> float:
@@ -317,5 +357,9 @@ def _fit(race: Race, outcome: Outcome) -> None:
         reason = shown.failures.get(trial.folder) or (results or {"sweep": {}})["sweep"].get("failed", "it did not end")
         raise TuneError(f"The final fit failed: {reason} See {folder / 'output.log'}.")
     if (folder / TEST_PREDICTIONS).is_file():
-        draw_test(folder, datamodule_of(folder / "fit.yaml", {}, of_run=True))
+        try:
+            with race.clock.alarm(0.0):
+                draw_test(folder, datamodule_of(folder / "fit.yaml", {}, of_run=True))
+        except OutOfTimeError:
+            print("The budget ended before the mistakes of the test were drawn.")
     print(summarize(folder, "fit"), flush=True)

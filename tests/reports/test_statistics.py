@@ -14,7 +14,9 @@ from replora.reports.statistics import (
     compare_paired,
     data_needed,
     data_needed_interval,
+    error_over_divisions,
     half_widths,
+    mean_over_divisions,
     mean_over_seeds,
     proportion_error,
 )
@@ -43,6 +45,41 @@ def test_one_seed_has_no_interval():
 def test_a_mean_of_nothing():
     with pytest.raises(ValueError, match="at least one value"):
         mean_over_seeds([])
+
+
+def test_the_error_of_one_division_is_that_of_its_values():
+    assert error_over_divisions([1, 2, 3, 4, 5], 5) == pytest.approx(math.sqrt(0.5))
+    assert error_over_divisions([1, 2, 4], 5) == pytest.approx(math.sqrt((7 / 3) / 3))
+    assert error_over_divisions([1], 5) is None
+    assert mean_over_divisions([1, 2, 3, 4, 5], 5) == mean_over_seeds([1, 2, 3, 4, 5])
+
+
+def test_the_error_of_two_divisions():
+    """W = 2 / 2, B = 0.5, R = 2: 1 - 0.5 + 0.25. Equal divisions say nothing new: W. t(1; 0.975) = 12.7062."""
+    assert error_over_divisions([0, 2, 1, 3], 2) == pytest.approx(math.sqrt(0.75))
+    assert error_over_divisions([0, 2, 2, 0, 0, 2], 2) == pytest.approx(1)
+    assert error_over_divisions([0, 2, 2], 2) == pytest.approx(1), "a second division that is incomplete"
+    assert mean_over_divisions([0, 2, 1, 3], 2).high == pytest.approx(1.5 + 12.7062047 * math.sqrt(0.75))
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0], ids=["examples vary", "fits vary as well"])
+def test_the_error_of_repeated_cross_validation_is_that_of_other_examples(noise):
+    """The mean over ten divisions of 50 examples, in 1,000 draws of these examples, against its estimated error.
+
+    That of 50 independent measurements would be far too small.
+    """
+    rng = np.random.default_rng(0)
+    means, errors, naive = [], [], []
+    for _ in range(1_000):
+        examples = rng.normal(size=50)
+        divided = np.stack([examples[rng.permutation(50)] for _ in range(10)])
+        values = (divided + noise * rng.normal(size=divided.shape)).reshape(50, 10).mean(axis=1)
+        means.append(values.mean())
+        errors.append(error_over_divisions(list(values), 5) ** 2)
+        naive.append(values.var(ddof=1) / 50)
+    true = np.std(means)
+    assert 0.9 * true < math.sqrt(np.mean(errors)) < 1.2 * true
+    assert math.sqrt(np.mean(naive)) < 0.5 * true
 
 
 def test_counts_and_mean_of_pairs():

@@ -16,6 +16,7 @@ import pytest
 from replora.cli.commands.tune import options_apart
 from replora.cli.main import run as main
 from replora.errors import RepLoRAError
+from replora.reports.choice import errors_behind
 from replora.results import FORMAT
 from replora.run_directory import RunDirectoryError, locked
 from replora.sweeps.local_queue import LocalQueue
@@ -61,7 +62,7 @@ class Machine:
         for trial in trials:
             self.before(trial.folder)
             self.ran.append(trial.folder)
-            fold = next((int(a[-3]) for a in trial.arguments if a.startswith("--data.fold=")), 0)
+            fold = next((int(a[12]) for a in trial.arguments if a.startswith("--data.fold=")), 0)
             value = self.measure(trial.grid.options["model.optimizer.lr"], fold)
             if value is None:
                 progress.failed(trial, "No CUDA GPU was found.")
@@ -340,6 +341,8 @@ def test_two_tunes_in_one_directory() -> None:
         (["--config=quickstart.yaml", "--rates=[-1]"], "a learning rate is a number above 0"),
         (["--config=quickstart.yaml", "--folds=0"], "--folds 0 is too small"),
         (["--config=quickstart.yaml", "--draws=many"], "--draws"),
+        (["--config=quickstart.yaml", "--repeats=0"], "--repeats 0 is too small"),
+        (["--config=quickstart.yaml", "--folds=1", "--repeats=2"], "--repeats 2: there are no folds"),
     ],
 )
 @pytest.mark.usefixtures("machine")
@@ -359,6 +362,170 @@ def test_options_of_fit_are_told_apart() -> None:
     assert default_home(["--config", "image_folder.yaml", "--data.root", "my/photos"]) == Path(
         "runs/tune-image_folder-photos"
     )
+
+
+class Watch:
+    """A clock that a trial sets forward by a second, and the final fit by what it is expected to take."""
+
+    def __init__(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        monkeypatch.setattr(Clock, "spent", property(lambda _: self.seconds))
+        machine.facts = replace(FACTS, start=1.0, step=0.0)
+        machine.before = self.wait
+
+    def wait(self, _: str) -> None:
+        self.seconds += 1.0
+
+
+def arguments_of(folder: str) -> list[str]:
+    return json.loads((Path("out") / folder / "trial.json").read_text())["arguments"]  # type: ignore[no-any-return]
+
+
+def level(rate: float, fold: int) -> float:
+    """All rates are alike, within noise."""
+    return 0.7 + 0.01 * ((fold * 7 + round(1_000 * rate)) % 3)
+
+
+def test_a_budget_is_spent_on_more_divisions(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three rates, five folds: 15 trials for each division. The subset stays, folds and seeds change."""
+    watch = Watch(machine, monkeypatch)
+    machine.measure = level
+    options = ["--rates=[0.005,0.01,0.02]", "--data.shots=5", "--data.subset_seed=7", "--seed_everything=3"]
+    found = tune(*options, "--time_budget=48s")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The same examples are divided 10 times with other seeds, as long as the budget allows." in shown
+    assert "15 trials of about 1.0 s, at most, then the final fit (final)" in shown
+    assert "further divisions take what is left of the budget" in shown
+    counts = [len(one["values"]) for one in found["candidates"].values()]
+    assert min(counts) > 10
+    assert found["measurements"] == min(counts), "the choice is of what all have"
+    assert watch.seconds <= 48
+    assert f"the mean of {min(counts)} measurements on 2 divisions into 5 folds and a part of another" in shown
+    assert "The budget allowed no more divisions. The same command measures more." in shown
+    first = arguments_of("select/replora/lr=0.01/fold=2")
+    second = arguments_of("select/replora/lr=0.01/repeat=2,fold=2")
+    assert {"--data.fold=2/5", "--data.subset_seed=7", "--seed_everything=3"} <= set(first)
+    assert {"--data.fold=2/5@8", "--data.subset_seed=7", "--seed_everything=4"} <= set(second)
+    assert not any("fold" in argument for argument in arguments_of("final"))
+
+
+def test_more_divisions_of_the_same_examples_are_not_more_examples() -> None:
+    """50 images. One division cannot tell the rates apart; two can, but never by less than one image."""
+    best = [0.7, 0.8, 0.6, 0.7, 0.8]
+    behind = [0.7, 0.7, 0.5, 0.6, 0.8]
+    assert errors_behind(best, behind, 10, 5) < 1
+    assert 1 < errors_behind(best * 2, behind * 2, 10, 5) == pytest.approx(errors_behind(best * 20, behind * 20, 10, 5))
+    barely = [value - 0.019 for value in best]
+    assert errors_behind(best * 20, barely * 20, 10, 5) < 1
+    assert errors_behind(best, best, 10, 5) == 0
+    assert errors_behind([2.0, 2.0], [1.0, 1.0], None, 1) == math.inf
+
+
+def test_more_divisions_continue_with_another_budget_and_without_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger budget measures more; without one, the division that was begun is completed. Nothing is repeated."""
+    watch = Watch(machine, monkeypatch)
+    machine.measure = level
+    rates = "--rates=[0.005,0.01,0.02]"
+    before = tune(rates, "--time_budget=30s")["measurements"]
+    assert 5 < before < 10
+    ran = list(machine.ran)
+    watch.seconds = 0.0
+    complete = tune(rates)
+    assert (complete["measurements"], complete["stopped"]) == (10, None)
+    watch.seconds = 0.0
+    assert tune(rates, "--time_budget=40s")["measurements"] > 15
+    trials = [folder for folder in machine.ran if folder != "final"]
+    assert len(trials) == len(set(trials)) > len(ran)
+    watch.seconds = 0.0
+    machine.ran.clear()
+    assert tune(rates, "--repeats=1")["measurements"] == 5
+    assert machine.ran == ["final"]
+
+
+def test_a_directory_from_before_repeats_continues(machine: Machine) -> None:
+    machine.measure = level
+    tune()
+    plan = json.loads(Path("out/plan.json").read_text())
+    assert not {"repeats", "subset"} & set(plan), "by which directories are compared"
+    machine.ran.clear()
+    assert tune("--repeats=2")["measurements"] == 10
+    assert all("repeat=2" in folder for folder in machine.ran if folder != "final")
+
+
+def test_ten_divisions_are_the_most(machine: Machine) -> None:
+    machine.measure = level
+    assert tune("--rates=[0.005,0.01]", "--time_budget=3h")["measurements"] == 50
+    machine.ran.clear()
+    main(["tune", "--config=quickstart.yaml", "--out=one", "--rates=[0.01]", "--time_budget=3h"])
+    assert len(machine.ran) == 5 + 1, "there is nothing to compare"
+
+
+def test_draws_are_divided_repeatedly(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """All draws are measured once before any is divided anew; the mean of a draw is over its own divisions."""
+    machine.measure = level
+    found = tune("--data.shots=5", "--draws=3", "--repeats=2", "--rates=[0.005,0.01]")
+    assert found["measurements"] == 30
+    assert len(found["draws"]) == 3
+    last_of_first = machine.ran.index("select/replora/lr=0.01/draw=2,fold=5")
+    assert all("repeat" not in folder for folder in machine.ran[:last_of_first])
+    arguments = arguments_of("select/replora/lr=0.01/draw=1,repeat=2,fold=1")
+    assert {"--data.fold=1/5@4", "--data.subset_seed=1", "--seed_everything=4"} <= set(arguments)
+    assert "30 measurements on 6 divisions into 5 folds" in capsys.readouterr().out
+
+
+def test_a_grid_is_extended_before_its_examples_are_divided_anew(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Repeats take all of the budget, so that no time would be left for a rate beyond the edge."""
+    Watch(machine, monkeypatch)
+    machine.measure = lambda rate, fold: 0.5 + 0.099 * math.log2(rate / 0.01) + fold / 1000
+    found = tune("--time_budget=60s")
+    assert found["chosen"] == "replora, lr 0.32"
+    beyond = machine.ran.index("select/replora/lr=0.32/fold=5")
+    assert beyond < next(i for i, folder in enumerate(machine.ran) if "repeat" in folder)
+
+
+def test_an_interruption_in_a_repeat_goes_through(machine: Machine) -> None:
+    machine.measure = level
+
+    def stop(folder: str) -> None:
+        if folder.endswith("lr=0.01/repeat=2,fold=3"):
+            signal.raise_signal(signal.SIGTERM)
+
+    machine.before = stop
+    with pytest.raises(KeyboardInterrupt) as caught:
+        main(["tune", "--config=quickstart.yaml", "--out=out", "--rates=[0.005,0.01]", "--repeats=2"])
+    assert caught.value.args == (signal.SIGTERM,)
+    machine.before = lambda _: None
+    ran = [folder for folder in machine.ran if folder != "final"]
+    assert tune("--rates=[0.005,0.01]", "--repeats=2")["measurements"] == 10
+    assert len(machine.ran) == 20 + 1
+    assert machine.ran[: len(ran)] == ran
+
+
+def test_the_end_of_the_budget_ends_the_picture_of_the_mistakes(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slow(*_: Any) -> None:
+        raise OutOfTimeError
+
+    original = machine.before
+
+    def tested(folder: str) -> None:
+        original(folder)
+        if folder == "final":
+            Path("out/final").mkdir(parents=True, exist_ok=True)
+            Path("out/final/test_predictions.csv").touch()
+
+    machine.before = tested
+    monkeypatch.setattr(tune_module, "draw_test", slow)
+    monkeypatch.setattr(tune_module, "datamodule_of", lambda *_, **__: None)
+    tune("--time_budget=1h")
+    assert "The budget ended before the mistakes of the test were drawn." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("1h30m", 5400)])

@@ -20,6 +20,7 @@ def tune(
     epochs: list[int] | None = None,
     folds: int | None = None,
     draws: int | None = None,
+    repeats: int | None = None,
     dry_run: bool = False,
 ) -> None:
     """Choose the learning rate on validation data, then fit and test the choice.
@@ -42,6 +43,8 @@ def tune(
         folds: Number of folds (>= 1); 1 compares on the validation data as they are. Default: 5 for fewer than 1,000
             examples whose validation data were not chosen by hand, else 1.
         draws: Number of draws of folds, subsets and seeds (>= 1). Default: 1 with five folds, 3 without folds.
+        repeats: How often the same examples are divided into folds (>= 1). Default: with a time budget up to 10 times,
+            as long as it lasts, else once.
         dry_run: Print the candidates and the expected time, and run nothing else.
     """
     # Only here: the light verbs of the command line do not wait for torch.
@@ -51,7 +54,7 @@ def tune(
     from replora.tune.tune import Request, run_tune
 
     clock = Clock(None if time_budget is None else parse_budget(time_budget))
-    for name, value in {"folds": folds, "draws": draws}.items():
+    for name, value in {"folds": folds, "draws": draws, "repeats": repeats}.items():
         if value is not None and value < 1:
             raise RepLoRAError(f"--{name} {value} is too small. It must be at least 1.")
     for name, listed in {"methods": methods, "rates": rates, "ranks": ranks, "epochs": epochs}.items():
@@ -59,7 +62,7 @@ def tune(
             raise RepLoRAError(f"--{name} {listed} is empty, or names a value twice.")
     if rates and not all(0 < rate < float("inf") for rate in rates):
         raise RepLoRAError(f"--rates {rates}: a learning rate is a number above 0.")
-    request = Request(options, methods or (), rates or (), ranks or (), epochs or (), folds, draws)
+    request = Request(options, methods or (), rates or (), ranks or (), epochs or (), folds, draws, repeats)
     home = out or default_home(options)
     check_output(home, None, folder=True, is_own=_is_tune)
     if dry_run:
