@@ -105,7 +105,7 @@ def error_over_divisions(values: Sequence[float], division: int) -> float | None
 def mean_over_divisions(values: Sequence[float], division: int) -> Mean:
     """The mean of repeated cross-validation and its 95 % interval, by `error_over_divisions`.
 
-    Student's t has the degrees of freedom of one division, because the others have the same examples.
+    Student's t has the degrees of freedom of all divisions, k - 1 in each, by which W is estimated.
 
     Raises:
         ValueError: There is no value.
@@ -113,7 +113,8 @@ def mean_over_divisions(values: Sequence[float], division: int) -> Mean:
     mean, error = mean_over_seeds(values), error_over_divisions(values, division)
     if len(values) <= division or error is None:
         return mean
-    half = float(t.ppf(0.5 + CONFIDENCE / 2, division - 1)) * error
+    freedom = len(values) - math.ceil(len(values) / division)
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error
     return replace(mean, low=mean.value - half, high=mean.value + half)
 
 

@@ -55,11 +55,11 @@ def test_the_error_of_one_division_is_that_of_its_values():
 
 
 def test_the_error_of_two_divisions():
-    """W = 2 / 2, B = 0.5, R = 2: 1 - 0.5 + 0.25. Equal divisions say nothing new: W. t(1; 0.975) = 12.7062."""
+    """W = 2 / 2, B = 0.5, R = 2: 1 - 0.5 + 0.25. Equal divisions say nothing new: W. t(2; 0.975) = 4.30265."""
     assert error_over_divisions([0, 2, 1, 3], 2) == pytest.approx(math.sqrt(0.75))
     assert error_over_divisions([0, 2, 2, 0, 0, 2], 2) == pytest.approx(1)
     assert error_over_divisions([0, 2, 2], 2) == pytest.approx(1), "a second division that is incomplete"
-    assert mean_over_divisions([0, 2, 1, 3], 2).high == pytest.approx(1.5 + 12.7062047 * math.sqrt(0.75))
+    assert mean_over_divisions([0, 2, 1, 3], 2).high == pytest.approx(1.5 + 4.3026527 * math.sqrt(0.75))
 
 
 @pytest.mark.parametrize("noise", [0.1, 1.0], ids=["examples vary", "fits vary as well"])
@@ -69,7 +69,7 @@ def test_the_error_of_repeated_cross_validation_is_that_of_other_examples(noise)
     That of 50 independent measurements would be far too small.
     """
     rng = np.random.default_rng(0)
-    means, errors, naive = [], [], []
+    means, errors, naive, contained = [], [], [], 0
     for _ in range(1_000):
         examples = rng.normal(size=50)
         divided = np.stack([examples[rng.permutation(50)] for _ in range(10)])
@@ -77,9 +77,12 @@ def test_the_error_of_repeated_cross_validation_is_that_of_other_examples(noise)
         means.append(values.mean())
         errors.append(error_over_divisions(list(values), 5) ** 2)
         naive.append(values.var(ddof=1) / 50)
+        interval = mean_over_divisions(list(values), 5)
+        contained += interval.low < 0 < interval.high
     true = np.std(means)
     assert 0.9 * true < math.sqrt(np.mean(errors)) < 1.2 * true
     assert math.sqrt(np.mean(naive)) < 0.5 * true
+    assert 900 < contained < 970
 
 
 def test_counts_and_mean_of_pairs():
