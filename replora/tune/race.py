@@ -197,7 +197,8 @@ class Race:
         close = [one for one in ranked[kept:] if self.errors_behind(one, ranked[0]) <= CLEARLY]
         if number < self.plan.round:
             left, costs = self.clock.left(self.reserve()), [self._cost(one, number) for one in [*ranked[:kept], *close]]
-            close = close[: sum(total <= left for total in itertools.accumulate(costs)) - kept]
+            affordable = sum(total <= left for total in itertools.accumulate(costs))
+            close = close[: max(0, affordable - kept)]
         return [*ranked[:kept], *close]
 
     def _cost(self, one: Candidate, number: int) -> float:

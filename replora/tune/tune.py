@@ -199,8 +199,10 @@ def _planned(request: Request, home: Path, clock: Clock) -> tuple[Plan, Facts, s
     repeats = _repeats(request, home, clock, folds, of_draw)
     repeated = f", {draws} times with other seeds" if draws > 1 else ""
     drawn = f" Each draw has other training examples (subset_seed {plan.subset_seed} and on)." if subset else ""
-    limit = ", as long as the budget allows" if clock.budget else ""
-    again = f" The same examples are divided {repeats * of_draw} times with other seeds{limit}." if repeats > 1 else ""
+    most = f"{repeats * of_draw} times in all"
+    again = f" The same examples are divided anew, {most}." if repeats > 1 else ""
+    if clock.budget and again:
+        again = f" The same examples are divided anew while the budget lasts, at most {most}."
     full = replace(plan, candidates=candidates, folds=folds, draws=draws, repeats=repeats, subset=subset)
     return full, facts, f"{why}{repeated}.{drawn if draws > 1 else ''}{again}"
 
