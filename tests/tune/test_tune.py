@@ -143,6 +143,13 @@ def test_halving_drops_the_worse_half_where_the_budget_demands_it(
     assert seconds[0] <= 22
 
 
+def test_a_budget_for_two_candidates_keeps_no_others(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After two folds of five candidates, 7 s are left: enough for three further folds of two of them."""
+    watch = Watch(machine, monkeypatch)
+    assert sorted(halving_to_two(machine, 0.01, "--time_budget=19.5s")) == [2, 2, 3, 5, 5]
+    assert watch.seconds == 17 + 1
+
+
 def test_the_same_command_repeats_nothing(machine: Machine) -> None:
     first = tune()
     machine.ran.clear()
@@ -395,7 +402,7 @@ def test_a_budget_is_spent_on_more_divisions(
     options = ["--rates=[0.005,0.01,0.02]", "--data.shots=5", "--data.subset_seed=7", "--seed_everything=3"]
     found = tune(*options, "--time_budget=48s")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "The same examples are divided 10 times with other seeds, as long as the budget allows." in shown
+    assert "The same examples are divided anew while the budget lasts, at most 10 times in all." in shown
     assert "15 trials of about 1.0 s, at most, then the final fit (final)" in shown
     assert "further divisions take what is left of the budget" in shown
     counts = [len(one["values"]) for one in found["candidates"].values()]
