@@ -45,6 +45,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.measure: Callable[[float, int], Any] = accuracy
         self.facts = FACTS
+        self.metric = "val/accuracy"
         self.ran: list[str] = []
         self.before: Callable[[str], None] = lambda _: None
         monkeypatch.setattr(LocalQueue, "run", self._run)
@@ -71,7 +72,7 @@ class Machine:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "trial.json").write_text(json.dumps({"arguments": trial.arguments}))
             failed = {"failed": value} if isinstance(value, str) else {}
-            metrics = {} if failed else {"fit": {"metrics": {"val/accuracy": value}}}
+            metrics = {} if failed else {"fit": {"metrics": {self.metric: value}}}
             label = {"name": sweep, "stage": trial.stage} | failed
             (folder / "results.json").write_text(json.dumps({"format": FORMAT, **metrics, "sweep": label}))
             progress.ended(trial, {**metrics, "sweep": label})
@@ -461,6 +462,17 @@ def test_a_directory_from_before_repeats_continues(machine: Machine) -> None:
     machine.ran.clear()
     assert tune("--repeats=2")["measurements"] == 10
     assert all("repeat=2" in folder for folder in machine.ran if folder != "final")
+
+
+def test_losses_are_compared_over_divisions(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lowest is best; a difference within the noise of folds and divisions is none."""
+    machine.metric = "val/loss"
+    machine.measure = lambda rate, fold: 2.0 + 0.1 * fold + {0.005: -0.01, 0.01: 0.0, 0.02: 0.3}[rate] * (1 + fold % 2)
+    found = tune("--rates=[0.005,0.01,0.02]", "--repeats=3")
+    assert (found["metric"], found["mode"], found["measurements"]) == ("val/loss", "min", 15)
+    assert (found["best"], found["chosen"]) == ("replora, lr 0.005", "replora, lr 0.005")
+    assert found["within_one_standard_error"] == []
+    assert "the mean of 15 measurements on 3 divisions into 5 folds" in " ".join(capsys.readouterr().out.split())
 
 
 def test_ten_divisions_are_the_most(machine: Machine) -> None:
