@@ -18,17 +18,22 @@ def test_the_table_of_the_draws() -> None:
     assert len(FOUND["draws"]) == 5
     for draw in FOUND["draws"]:
         tuned = draw["tuned"]
-        cells = [str(draw["seed"]), tuned["chosen"].split()[-1], f"{100 * tuned['accuracy']:.1f}"]
+        cells = [str(draw["seed"]), str(tuned["measurements"]), tuned["chosen"].split()[-1]]
+        cells.append(f"{100 * tuned['accuracy']:.1f}")
         cells += [f"{100 * draw['fixed'][rate]:.1f}" for rate in rates]
         assert f"| {' | '.join(cells)} |" in PAGE
         assert tuned["within_budget"]
     means = [f"{100 * value:.1f}" for value in (FOUND["tuned"], *FOUND["fixed"].values())]
-    assert f"| mean | | {' | '.join(means)} |" in PAGE
+    assert f"| mean | | | {' | '.join(means)} |" in PAGE
+    minutes = [draw["tuned"]["seconds"] / 60 for draw in FOUND["draws"]]
+    assert f"after {min(minutes):.1f} to {max(minutes):.1f} minutes" in PAGE
+    measured = [draw["tuned"]["measurements"] for draw in FOUND["draws"]]
+    assert f"{min(measured)} to {max(measured)} measurements of the chosen rate" in PAGE
 
 
 def test_the_differences() -> None:
-    for name in ("difference", "difference_to_it"):
-        found = FOUND[name]
+    one_division = json.loads((ROOT / "results" / "tune" / "digits_one_division.json").read_text(encoding="utf-8"))
+    for found in [results[name] for results in (FOUND, one_division) for name in ("difference", "difference_to_it")]:
         mean, low, high = (f"{100 * found[key]:+.1f}" for key in ("difference", "low", "high"))
         assert f"{mean} points, 95 % interval {low} to {high}" in PAGE
         assert found["low"] < 0 < found["high"], "the page says that there is no significant difference"
