@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,7 +265,8 @@ def batch_for(workload: Workload, samples: int, device: str, precision: str) -> 
 
 def loss_of(model: nn.Module, inputs: Tensor, labels: Tensor, precision: str) -> Tensor:
     """Return the cross-entropy of classes or of tokens."""
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+    mixed = precision == "bf16-mixed"  # the meta device has no autocast
+    with torch.autocast(inputs.device.type, torch.bfloat16) if mixed else nullcontext():
         output = model(inputs)
         logits = output if isinstance(output, Tensor) else output.logits
         return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())

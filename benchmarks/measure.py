@@ -144,7 +144,8 @@ def _quartiles(values: list[float]) -> list[float]:
 
 def bytes_held(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of the storages behind `tensors`, each counted once."""
-    storages = {s.data_ptr(): s.nbytes() for tensor in tensors for s in [tensor.untyped_storage()]}
+    # By identity: on the meta device no storage has an address.
+    storages = {s._cdata: s.nbytes() for tensor in tensors for s in [tensor.untyped_storage()]}
     return sum(storages.values())
 
 

@@ -131,6 +131,85 @@ def record_memory(results: dict[str, Any]) -> list[str]:
     return [table([*head, "training process, MB"], rows)]
 
 
+def memory(results: dict[str, Any]) -> list[str]:
+    return [part for title, head, rows in memory_tables(results) for part in (f"{title}:", table(head, rows))]
+
+
+def memory_tables(results: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return title, head and rows of each table, in MiB."""
+    weights = [
+        [kind, mebibytes(found["frozen_bytes"]), *(mebibytes(found.get("copy_bytes", {}).get(t, 0)) for t in targets)]
+        for targets in [results["weights"]["fp32"]["copy_bytes"]]
+        for kind, found in results["weights"].items()
+    ]
+    parts = ("trained", "gradient", "optimizer", "kept", "file")
+    adapters = [
+        [
+            f"{found['targets']}; {found['rank']}; {found['method']}",
+            *(mebibytes(found[f"{part}_bytes"]) for part in parts),
+            *map(mebibytes, found["peak_bytes"].values()),
+        ]
+        for found in results["adapters"]
+    ]
+    kinds = list(results["adapters"][0]["peak_bytes"])
+    steps = [
+        [f"{model}: {method}", *(mebibytes(found[f"{part}_bytes"]) for part in ("held", "kept", "peak"))]
+        for model, methods in results["steps"].items()
+        for method, found in methods.items()
+    ]
+    evaluations = [
+        [
+            f"{model}: {way}",
+            *(mebibytes(found[f"{part}_bytes"]) for part in ("held", "copy", "peak")),
+            "equal" if found["restored"] else "changed",
+        ]
+        for model, ways in results["evaluation"].items()
+        for way, found in ways.items()
+    ]
+    loaders = [
+        [
+            f"`{found['options']}`",
+            mebibytes(found["cache_bytes"]),
+            *(mebibytes(max(found[f"{part}_bytes"], default=0)) for part in ("loader", "grown")),
+            mebibytes(found["training_process"]),
+            mebibytes(found["together"]),
+        ]
+        for found in results["loaders"]
+    ]
+    tables = [
+        (
+            "Frozen weights of a Llama of 7 billion parameters, and the copy of a merged evaluation, MiB",
+            ["weights", "frozen", *(f"copy, {targets}" for targets in results["weights"]["fp32"]["copy_bytes"])],
+            weights,
+        ),
+        (
+            "What an adapter of it adds, and the peak of a training step of one text, MiB",
+            ["targets; rank; method", "trained", "gradients", "AdamW", "kept", "file", *(f"peak, {k}" for k in kinds)],
+            adapters,
+        ),
+        (
+            "Training steps on this machine, MiB",
+            ["model: method", "held between steps", "kept of the last pass", "peak"],
+            steps,
+        ),
+        (
+            "Evaluation of one batch on this machine, MiB",
+            ["model: method", "held", "copy", "peak", "frozen weights afterwards"],
+            evaluations,
+        ),
+        (
+            "Own memory of loader processes after two epochs (`benchmarks/loader_processes.py`), MiB",
+            ["options", "images in memory", "each loader process", "its growth", "training process", "together"],
+            loaders,
+        ),
+    ]
+    return [(title, head, rows) for title, head, rows in tables if rows]
+
+
+def mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f}"
+
+
 def scaling(results: dict[str, Any]) -> list[str]:
     tables = []
     for varied, points in results.items():
@@ -228,6 +307,7 @@ TABLES = {
     "loading": loading,
     "video_decoding": video_decoding,
     "startup": startup,
+    "memory": memory,
     "record_memory": record_memory,
     "compilation": compilation,
     "scaling": scaling,

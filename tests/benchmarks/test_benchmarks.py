@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import replora
 from tests.benchmarks.holder import hold
 from tests.tiny_llama import write_tiny_llama
 
@@ -100,6 +102,70 @@ def test_records_are_not_copied_into_loader_processes(benchmark, tmp_path: Path)
     committed = json.loads((ROOT / "results" / "benchmarks" / "record_memory.json").read_text())["results"]
     for kind in script.RECORDS:
         assert committed[f"{kind}, now"]["grown"] < committed[f"{kind}, before"]["grown"] / 5
+
+
+def test_memory_of_every_part(benchmark, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    benchmark("memory").main(["--quick", "--out", str(tmp_path), "--threads", "1"])
+    found = json.loads((tmp_path / "memory.json").read_text(encoding="utf-8"))["results"]
+    bytes_of = {kind: weights["frozen_bytes"] for kind, weights in found["weights"].items()}
+    assert bytes_of["nf4, double quantization"] < bytes_of["nf4"] < bytes_of["bf16"] < bytes_of["fp32"]
+    for generated, tied, lora, peft, narrow in zip(*(found["adapters"][i::5] for i in range(5)), strict=True):
+        assert (
+            lora["trained_bytes"] == peft["trained_bytes"] == 2 * narrow["trained_bytes"] < generated["trained_bytes"]
+        )
+        assert generated["file_bytes"] == lora["file_bytes"] == peft["file_bytes"] > tied["file_bytes"]
+        assert generated["kept_bytes"] >= generated["file_bytes"]  # A and B in float32
+        for one in (generated, tied, lora, peft, narrow):
+            assert one["gradient_bytes"] == one["trained_bytes"]
+            assert one["peak_bytes"]["nf4"] < one["peak_bytes"]["bf16"]
+    for model, ways in found["evaluation"].items():
+        assert ways["replora, in the Trainer"]["restored"]
+        assert not ways["peft_lora, merge_adapter"]["restored"]
+        assert (ways["replora, in the Trainer"]["copy_bytes"] > 0) == model.endswith("fp32")
+    assert len(found["loaders"]) == 4 * (sys.platform == "linux")
+    assert len(benchmark("tables").memory(found)) == 2 * (4 + (sys.platform == "linux"))
+
+
+@pytest.mark.parametrize("method", ["replora", "replora_tied", "lora", "peft_lora"])
+def test_a_step_on_the_meta_device_takes_the_memory_of_a_real_one(method: str, benchmark, tmp_path: Path) -> None:
+    """As the profiler counts it on the CPU, whose attention keeps no probabilities either."""
+    memory, measure, contenders = benchmark("memory"), benchmark("measure"), benchmark("contenders")
+    meta = memory.on_meta(memory.TINY, "bf16")
+    real = contenders.build(memory.TINY, None, "cpu", "bf16")
+    counted = []
+    for model in (meta, real):
+        adapted = memory.ADAPTERS[method](model, memory.TINY, 8, memory.TARGETS["all seven"])
+        inputs = contenders.batch_for(memory.TINY, 2, next(model.parameters()).device.type, "bf16")
+        step = contenders.TrainingStep(adapted, *inputs, "bf16")
+        parts = memory.parts(step)
+        found = memory.counted_step(step)
+        counted.append((parts, found.held, found.level, found.peak))
+    assert counted[0] == counted[1]
+    profiled = found.held + measure.peak_bytes(step)
+    assert found.peak == pytest.approx(profiled, rel=0.01)
+    if method == "peft_lora":
+        adapted.save_pretrained(tmp_path)
+        file = tmp_path / "adapter_model.safetensors"
+    else:
+        file = replora.save_adapter(adapted, tmp_path / "adapter.safetensors", deploy=True)
+    assert sum(tensor.nbytes for tensor in load_file(file).values()) == parts["file_bytes"]
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_four_bits_take_the_memory_of_real_ones(double: bool, benchmark) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    memory, measure = benchmark("memory"), benchmark("measure")
+    model = memory.on_meta(memory.TINY, "nf4, double quantization" if double else "nf4")
+    layer = model.get_submodule("model.layers.0.mlp.up_proj")
+    options = {"bias": False, "compute_dtype": torch.bfloat16, "quant_type": "nf4", "compress_statistics": double}
+    real = bitsandbytes.nn.Linear4bit(layer.in_features, layer.out_features, **options).to("cpu")
+    counted = [measure.bytes_held(memory.frozen_tensors(module)) for module in (layer, real)]
+    assert counted[0] == counted[1]
+    count = layer.in_features * layer.out_features
+    assert counted[0] > count / 2 + count / 64 * (1 if double else 4)  # values of 4 bits, and a scale for every 64
+    assert type(model.lm_head) is torch.nn.Linear
+    assert model.lm_head.weight.dtype == torch.bfloat16
 
 
 def test_a_whole_run_does_the_same_in_every_way(benchmark, tmp_path: Path) -> None:
