@@ -50,6 +50,7 @@ from replora.adapters.targets import find_targets
 
 TARGETS = {"q, v": ("q", "v"), "all seven": ("q", "k", "v", "out", "gate", "up", "down")}
 RANKS = (8, 32)
+PARTS = ("weights", "adapters", "steps", "evaluation", "loaders")
 TINY = llama(64, 128, 2, 4, vocabulary=256, length=16)  # for --quick
 MEASURED = {"vit_small": 16, "llama_stack": 2}  # models that are trained and evaluated here, and their batches
 
@@ -58,26 +59,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser = measure.common_options(__doc__.splitlines()[0], rounds=1)
     parser.add_argument("--images", type=int, default=1000, help="training images that the loader processes read")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2, 4], help="numbers of loader processes")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what to measure")
     options = parser.parse_args(arguments)
     if options.quick:
         options.images, options.workers = 40, [0, 1]
     torch.set_num_threads(options.threads)
     large, ranks = (TINY, RANKS[:1]) if options.quick else (WORKLOADS["llama_7b"], RANKS)
     models = {"tiny": 2} if options.quick else MEASURED
-    results = {
-        "weights": weights(large),
-        "adapters": adapters(large, ranks),
-        "steps": {name: steps(WORKLOADS[name], batch) for name, batch in models.items()},
-        "evaluation": {
+    parts: dict[str, Callable[[], Any]] = {
+        "weights": lambda: weights(large),
+        "adapters": lambda: adapters(large, ranks),
+        "steps": lambda: {name: steps(WORKLOADS[name], batch) for name, batch in models.items()},
+        "evaluation": lambda: {
             f"{name}, {precision}": evaluation(WORKLOADS[name], batch, precision)
             for name, batch in models.items()
             for precision in ("fp32", "bf16")
         },
-        "loaders": loaders(options.images, options.workers),
+        "loaders": lambda: loaders(options.images, options.workers),
     }
+    results = {part: parts[part]() for part in options.parts}
     show(results)
     settings = {key: value for key, value in vars(options).items() if key != "out"}
-    print(measure.write(options.out, "memory", settings, results))
+    name = "memory" if options.parts == list(PARTS) else f"memory-{'-'.join(options.parts)}"
+    print(measure.write(options.out, name, settings, results))
 
 
 def show(results: dict[str, Any]) -> None:
@@ -234,28 +238,34 @@ def adapters(workload: Workload, ranks: tuple[int, ...]) -> list[dict[str, Any]]
                 found: dict[str, Any] = {"targets": targets, "rank": rank, "method": method, "peak_bytes": {}}
                 for kind in kinds()[:2]:
                     model = make(on_meta(workload, kind), workload, rank, names)
-                    step = TrainingStep(model, *batch_for(workload, 1, "meta", "bf16"), "bf16")
-                    found |= parts(step)
-                    counted = counted_step(step)
-                    found["kept_bytes"] = counted.level - counted.held
-                    found["peak_bytes"][kind] = counted.peak
+                    counted = counted_step(TrainingStep(model, *batch_for(workload, 1, "meta", "bf16"), "bf16"))
+                    found["peak_bytes"][kind] = counted.pop("peak_bytes")
+                    found |= counted
                 results.append(found)
     return results
 
 
-def parts(step: TrainingStep) -> dict[str, int]:
-    """Train one step and return the bytes of what a method adds to the frozen weights."""
+def counted_step(step: TrainingStep) -> dict[str, int]:
+    """Bytes of what a method adds to the frozen weights, of what a step leaves, and of all tensors at its peak."""
     trained = [p for p in step.model.parameters() if p.requires_grad]
-    loss_of(step.model, step.inputs, step.labels, step.precision).backward()
-    gradients = measure.bytes_held(p.grad for p in trained if p.grad is not None)
-    step.optimizer.step()
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    step.optimizer.step()  # it makes its moments
     step.optimizer.zero_grad()
-    parameters = (*step.model.parameters(), *step.model.buffers())
+    parameters = measure.bytes_held([*step.model.parameters(), *step.model.buffers()])
+    with Allocations([*step.tensors(), *frozen_tensors(step.model)]) as counted:
+        loss_of(step.model, step.inputs, step.labels, step.precision).backward()
+        gradients = measure.bytes_held(p.grad for p in trained if p.grad is not None)
+        step.optimizer.step()
+        step.optimizer.zero_grad()
     return {
         "trained_bytes": measure.bytes_held(trained),
         "gradient_bytes": gradients,
-        "optimizer_bytes": measure.bytes_held(step.tensors()) - measure.bytes_held(parameters),
+        "optimizer_bytes": measure.bytes_held(step.tensors()) - parameters,
         "file_bytes": file_bytes(step.model),
+        "held_bytes": counted.held,
+        "kept_bytes": counted.level - counted.held,
+        "peak_bytes": counted.peak,
     }
 
 
@@ -264,14 +274,6 @@ def file_bytes(model: nn.Module) -> int:
     if isinstance(model, peft.PeftModel):
         return measure.bytes_held(peft.get_peft_model_state_dict(model).values())
     return 4 * parameter_counts(model).adapter_deployed
-
-
-def counted_step(step: TrainingStep) -> Allocations:
-    """Run a step that is not the first, and return its allocations."""
-    held = [*step.tensors(), *frozen_tensors(step.model)]
-    with Allocations(held) as counted:
-        step()
-    return counted
 
 
 # --- models that are trained and evaluated here
@@ -283,11 +285,7 @@ def steps(workload: Workload, batch: int) -> dict[str, Any]:
     inputs = batch_for(workload, batch, "cpu", "fp32")
     results = {}
     for method, adapted in contenders(model, workload, ["floor", "replora", "lora", "peft_lora"]).items():
-        step = TrainingStep(adapted, *inputs, "fp32")
-        step()  # the optimizer makes its moments
-        counted = counted_step(step)
-        kept = counted.level - counted.held
-        results[method] = {"held_bytes": counted.held, "kept_bytes": kept, "peak_bytes": counted.peak}
+        results[method] = counted_step(TrainingStep(adapted, *inputs, "fp32"))
     return results
 
 

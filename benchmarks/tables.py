@@ -137,73 +137,62 @@ def memory(results: dict[str, Any]) -> list[str]:
 
 def memory_tables(results: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return title, head and rows of each table, in MiB."""
-    weights = [
-        [kind, mebibytes(found["frozen_bytes"]), *(mebibytes(found.get("copy_bytes", {}).get(t, 0)) for t in targets)]
-        for targets in [results["weights"]["fp32"]["copy_bytes"]]
-        for kind, found in results["weights"].items()
-    ]
-    parts = ("trained", "gradient", "optimizer", "kept", "file")
-    adapters = [
-        [
-            f"{found['targets']}; {found['rank']}; {found['method']}",
-            *(mebibytes(found[f"{part}_bytes"]) for part in parts),
-            *map(mebibytes, found["peak_bytes"].values()),
+    tables = []
+    if weights := results.get("weights"):
+        targets = list(weights["fp32"]["copy_bytes"])
+        rows = [
+            [kind, *_sizes(found, "frozen"), *(mebibytes(found.get("copy_bytes", {}).get(t, 0)) for t in targets)]
+            for kind, found in weights.items()
         ]
-        for found in results["adapters"]
-    ]
-    kinds = list(results["adapters"][0]["peak_bytes"])
-    steps = [
-        [f"{model}: {method}", *(mebibytes(found[f"{part}_bytes"]) for part in ("held", "kept", "peak"))]
-        for model, methods in results["steps"].items()
-        for method, found in methods.items()
-    ]
-    evaluations = [
-        [
-            f"{model}: {way}",
-            *(mebibytes(found[f"{part}_bytes"]) for part in ("held", "copy", "peak")),
-            "equal" if found["restored"] else "changed",
+        title = "Frozen weights of a Llama of 7 billion parameters, and the copy of a merged evaluation, MiB"
+        tables.append((title, ["weights", "frozen", *(f"copy, {t}" for t in targets)], rows))
+    if adapters := results.get("adapters"):
+        rows = [
+            [
+                f"{found['targets']}; {found['rank']}; {found['method']}",
+                *_sizes(found, "trained", "gradient", "optimizer", "kept", "file"),
+                *map(mebibytes, found["peak_bytes"].values()),
+            ]
+            for found in adapters
         ]
-        for model, ways in results["evaluation"].items()
-        for way, found in ways.items()
-    ]
-    loaders = [
-        [
-            f"`{found['options']}`",
-            mebibytes(found["cache_bytes"]),
-            *(mebibytes(max(found[f"{part}_bytes"], default=0)) for part in ("loader", "grown")),
-            mebibytes(found["training_process"]),
-            mebibytes(found["together"]),
+        title = "What an adapter of it adds, and the peak of a training step of one text, MiB"
+        head = ["targets; rank; method", "trained", "gradients", "AdamW", "kept of the last pass", "file"]
+        tables.append((title, [*head, *(f"peak, {kind}" for kind in adapters[0]["peak_bytes"])], rows))
+    if steps := results.get("steps"):
+        rows = [
+            [f"{model}: {method}", *_sizes(found, "held", "kept", "peak")]
+            for model, methods in steps.items()
+            for method, found in methods.items()
         ]
-        for found in results["loaders"]
-    ]
-    tables = [
-        (
-            "Frozen weights of a Llama of 7 billion parameters, and the copy of a merged evaluation, MiB",
-            ["weights", "frozen", *(f"copy, {targets}" for targets in results["weights"]["fp32"]["copy_bytes"])],
-            weights,
-        ),
-        (
-            "What an adapter of it adds, and the peak of a training step of one text, MiB",
-            ["targets; rank; method", "trained", "gradients", "AdamW", "kept", "file", *(f"peak, {k}" for k in kinds)],
-            adapters,
-        ),
-        (
-            "Training steps on this machine, MiB",
-            ["model: method", "held between steps", "kept of the last pass", "peak"],
-            steps,
-        ),
-        (
-            "Evaluation of one batch on this machine, MiB",
-            ["model: method", "held", "copy", "peak", "frozen weights afterwards"],
-            evaluations,
-        ),
-        (
-            "Own memory of loader processes after two epochs (`benchmarks/loader_processes.py`), MiB",
-            ["options", "images in memory", "each loader process", "its growth", "training process", "together"],
-            loaders,
-        ),
-    ]
-    return [(title, head, rows) for title, head, rows in tables if rows]
+        head = ["model: method", "held between steps", "kept of the last pass", "peak"]
+        tables.append(("Training steps on this machine, MiB", head, rows))
+    if evaluation := results.get("evaluation"):
+        rows = [
+            [f"{model}: {way}", *_sizes(found, "held", "copy", "peak"), "equal" if found["restored"] else "changed"]
+            for model, ways in evaluation.items()
+            for way, found in ways.items()
+        ]
+        head = ["model: method", "held", "copy", "peak", "frozen weights afterwards"]
+        tables.append(("Evaluation of one batch on this machine, MiB", head, rows))
+    if loaders := results.get("loaders"):
+        rows = [
+            [
+                f"`{found['options']}`",
+                *_sizes(found, "cache"),
+                *(mebibytes(max(found[f"{part}_bytes"], default=0)) for part in ("loader", "grown")),
+                mebibytes(found["training_process"]),
+                mebibytes(found["together"]),
+            ]
+            for found in loaders
+        ]
+        title = "Own memory of loader processes after two epochs (`benchmarks/loader_processes.py`), MiB"
+        head = ["options", "images in memory", "each loader process", "its growth", "training process", "together"]
+        tables.append((title, head, rows))
+    return tables
+
+
+def _sizes(found: dict[str, Any], *parts: str) -> list[str]:
+    return [mebibytes(found[f"{part}_bytes"]) for part in parts]
 
 
 def mebibytes(count: int) -> str:

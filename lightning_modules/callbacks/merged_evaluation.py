@@ -22,7 +22,8 @@ class MergedEvaluation(Callback):
     average. An adapter that is already merged stays merged.
 
     During the evaluation there is a copy of each adapted matrix: 85 MB for the `qkv` of ViT-B, far less than the
-    activations of a training step.
+    activations of a training step. Of a language model in float32 that is adapted everywhere it is a second model; one
+    of that size has weights in 16 bits, or quantized ones, and is not merged.
     """
 
     def __init__(self) -> None:
