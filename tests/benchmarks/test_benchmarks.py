@@ -109,7 +109,8 @@ def test_memory_of_every_part(benchmark, tmp_path: Path) -> None:
     benchmark("memory").main(["--quick", "--out", str(tmp_path), "--threads", "1"])
     found = json.loads((tmp_path / "memory.json").read_text(encoding="utf-8"))["results"]
     bytes_of = {kind: weights["frozen_bytes"] for kind, weights in found["weights"].items()}
-    assert bytes_of["nf4, double quantization"] < bytes_of["nf4"] < bytes_of["bf16"] < bytes_of["fp32"]
+    # Of a model this small the codes of double quantization take more than they save.
+    assert bytes_of["nf4"] < bytes_of["nf4, double quantization"] < bytes_of["bf16"] < bytes_of["fp32"]
     for generated, tied, lora, peft, narrow in zip(*(found["adapters"][i::5] for i in range(5)), strict=True):
         assert (
             lora["trained_bytes"] == peft["trained_bytes"] == 2 * narrow["trained_bytes"] < generated["trained_bytes"]
