@@ -164,6 +164,13 @@ def test_what_limits_the_answer(folder: Path) -> None:
     assert (choice["learning rate"], choice["remark"], choice["seeds"]) == ("0.01", "noise, lowest", "1")
 
 
+def test_sizes_in_parts_and_in_shots_do_not_say_the_same_twice(tmp_path: Path) -> None:
+    write_report([Path(__file__).parents[2] / "results" / "quickstart"], tmp_path / "out")
+    words = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert words.count("There is one seed") == 1
+    assert words.count("> RepLoRA and LoRA: no comparison, digits") == 1
+
+
 def test_methods_of_one_origin_have_no_such_column(tmp_path: Path) -> None:
     write_report([write(tmp_path / "runs", [result("LoRA"), result("DoRA")])], tmp_path / "out")
     assert "made with" not in row(tmp_path / "out", "size", method="LoRA")

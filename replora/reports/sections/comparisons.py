@@ -35,7 +35,7 @@ def answer_section(group: Group, several: bool) -> list[Block]:
         others = [method for method in others if {method, reference} <= complete]
         shown = others if len(others) <= ANSWERS else [m for m in others if m == FIRST]
         answers += [_answer(scores, method, reference, group.title if several else "") for method in shown]
-    return answers
+    return list(dict.fromkeys(answers))  # sizes in parts and in shots may have the same one
 
 
 def paired_section(scores: Scores, name: str) -> list[Block]:

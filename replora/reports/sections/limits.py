@@ -17,7 +17,7 @@ def limits_section(group: Group) -> list[Block]:
     if not any(run.score is not None for run in group.final):
         return []
     texts = [*_of_intervals(group), *_of_selection(group), *_of_origin(group)]
-    return [Paragraph("What limits this:"), Bullets(texts)]
+    return [Paragraph("What limits this:"), Bullets(list(dict.fromkeys(texts)))]  # sizes in parts and in shots agree
 
 
 def _of_intervals(group: Group) -> Iterable[str]:
