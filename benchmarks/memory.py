@@ -240,7 +240,7 @@ def adapters(workload: Workload, ranks: tuple[int, ...]) -> list[dict[str, Any]]
                     model = make(on_meta(workload, kind), workload, rank, names)
                     counted = counted_step(TrainingStep(model, *batch_for(workload, 1, "meta", "bf16"), "bf16"))
                     found["peak_bytes"][kind] = counted.pop("peak_bytes")
-                    found |= counted
+                    found |= counted | {"file_bytes": file_bytes(model)}
                 results.append(found)
     return results
 
@@ -262,7 +262,6 @@ def counted_step(step: TrainingStep) -> dict[str, int]:
         "trained_bytes": measure.bytes_held(trained),
         "gradient_bytes": gradients,
         "optimizer_bytes": measure.bytes_held(step.tensors()) - parameters,
-        "file_bytes": file_bytes(step.model),
         "held_bytes": counted.held,
         "kept_bytes": counted.level - counted.held,
         "peak_bytes": counted.peak,
