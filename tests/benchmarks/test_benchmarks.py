@@ -128,6 +128,13 @@ def test_memory_of_every_part(benchmark, tmp_path: Path) -> None:
     assert len(benchmark("tables").memory(found)) == 2 * (4 + (sys.platform == "linux"))
 
 
+def test_loader_processes_do_not_copy_the_images() -> None:
+    found = json.loads((ROOT / "results" / "benchmarks" / "memory.json").read_text(encoding="utf-8"))["results"]
+    forked = [run for run in found["loaders"] if run["cache_bytes"] and "spawn" not in run["options"]]
+    assert [len(run["loader_bytes"]) for run in forked] == [0, 2, 4]
+    assert all(own < run["cache_bytes"] / 5 for run in forked for own in run["loader_bytes"])
+
+
 @pytest.mark.parametrize("method", ["replora", "replora_tied", "lora", "peft_lora"])
 def test_a_step_on_the_meta_device_takes_the_memory_of_a_real_one(method: str, benchmark, tmp_path: Path) -> None:
     """As the profiler counts it on the CPU, whose attention keeps no probabilities either."""
