@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 import replora
 from tests.benchmarks.holder import hold
 from tests.tiny_llama import write_tiny_llama
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "benchmarks.md"
 # The benchmarks that have the common options.
 SCRIPTS = sorted(
     file.stem
@@ -311,6 +313,20 @@ def test_what_stays_disturbed_is_marked(benchmark) -> None:
     assert "| 2 | 1.200 (1.150 to 1.250) |" in table
     assert "| 8 | 1.200 (1.100 to 1.300) * |" in table
     assert "something else" in remark
+
+
+def test_the_networks_of_rank_128_are_five_percent_of_the_step_of_lora(benchmark) -> None:
+    contenders = benchmark("contenders")
+    workload = contenders.WORKLOADS["vit_small"]
+    model = contenders.build(workload, 6, "cpu", "fp32")
+    products = {}
+    for name, adapted in contenders.contenders(model, workload, ["lora", "replora"], rank=128).items():
+        step = contenders.TrainingStep(adapted, *contenders.batch_for(workload, 4, "cpu", "fp32"), "fp32")
+        with FlopCounterMode(display=False) as counted:
+            step()
+        products[name] = counted.get_total_flops()
+    assert round(products["replora"] / products["lora"] - 1, 2) == 0.05
+    assert "themselves 5 % of the multiplications of LoRA's step" in " ".join(PAGE.read_text(encoding="utf-8").split())
 
 
 def test_page_shows_the_results_files(benchmark) -> None:
