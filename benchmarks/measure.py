@@ -8,6 +8,7 @@ rounds of the *ratio* to the reference of the same round, with its quartiles.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -158,6 +159,7 @@ def peak_bytes(step: Callable[[], Any], device: str = "cpu") -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    gc.collect()  # what others left behind would count as freed by the step
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     changes = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
