@@ -143,6 +143,12 @@ def _quartiles(values: list[float]) -> list[float]:
     return [first, third]
 
 
+def environment(**own: str) -> dict[str, str]:
+    """The environment of a process that imports the packages of this repository, with variables of its own."""
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | own
+
+
 def bytes_held(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of the storages behind `tensors`, each counted once."""
     # By identity: on the meta device no storage has an address.

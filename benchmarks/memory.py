@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from contenders import (
     loss_of,
 )
 from loading import write_images
+from tables import memory_tables
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -86,8 +86,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def show(results: dict[str, Any]) -> None:
     """Print the tables of the page."""
-    from tables import memory_tables
-
     for title, head, rows in memory_tables(results):
         measure.show(title, head, rows)
 
@@ -335,14 +333,9 @@ def loaders(images: int, workers: list[int]) -> list[dict[str, Any]]:
         write_images(Path(folder), images)
         for run in runs:
             command = [sys.executable, str(Path(__file__).with_name("loader_processes.py")), folder, *run]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=importing_this())
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=measure.environment())
             results.append({"options": " ".join(run), **json.loads(output.stdout)})
     return results
-
-
-def importing_this() -> dict[str, str]:
-    """The environment of a process that imports the packages of this folder's repository."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
 
 
 if __name__ == "__main__":

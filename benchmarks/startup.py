@@ -8,10 +8,8 @@ reference is a Python process that imports torch; no verb that computes can be f
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import measure
 
@@ -36,10 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     names = list(COMMANDS)
     if options.quick:
         names, options.rounds = ["python -c pass", REFERENCE, "replora-cli --version"], 1
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
-    )
+    environment = measure.environment(OMP_NUM_THREADS=str(options.threads))
 
     def run(name: str) -> None:
         subprocess.run([sys.executable, *COMMANDS[name]], check=True, capture_output=True, env=environment)

@@ -132,8 +132,8 @@ def process(arguments: list[str], options: Any, here: Callable[[], None]) -> Non
         here()
         return
     own = {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=os.environ | own)
+    environment = measure.environment(**own)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} ended with status {done.returncode}:\n{done.stderr[-3000:]}")
 
