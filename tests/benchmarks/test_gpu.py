@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,13 +12,10 @@ import torch
 
 from replora.cli.main import main as replora_cli
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("gpu")
+def gpu(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("gpu")
 
 
 def test_every_part_runs_on_a_cpu(gpu, tmp_path: Path, monkeypatch) -> None:

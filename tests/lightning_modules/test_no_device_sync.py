@@ -5,9 +5,9 @@ What waits on a GPU is visible on a CPU too, as the operator that is called.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,16 +25,14 @@ from tests.lightning_modules.test_vision_language import module_of as vl_module
 from tests.lightning_modules.tiny_texts import TinyTexts, language_module
 from tests.tiny_llama import write_tiny_llama
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 Check = Callable[..., None]
 # Once per forward pass transformers looks whether any token is padding, and takes the causal kernel if none is.
 MASKS = "transformers/masking_utils.py"
 
 
 @pytest.fixture
-def check(monkeypatch: pytest.MonkeyPatch) -> Check:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    reads = importlib.import_module("device_sync").Reads((MASKS,))
+def check(benchmark: Callable[[str], ModuleType]) -> Check:
+    reads = benchmark("device_sync").Reads((MASKS,))
 
     def check(directory: Path, model: LightningModule, data: Any, **options: Any) -> None:
         watch = Watch(reads)
@@ -61,9 +59,8 @@ class Watch(Callback):
             self.reads.__exit__(None, None, None)
 
 
-def test_what_waits_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    reads_of = importlib.import_module("device_sync").Reads
+def test_what_waits_is_seen(benchmark: Callable[[str], ModuleType]) -> None:
+    reads_of = benchmark("device_sync").Reads
     values = torch.arange(4.0)
     with reads_of() as reads:
         values.sum().item()
