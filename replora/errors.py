@@ -21,12 +21,17 @@ class RepLoRAError(ValueError):
     """Something the user asked for cannot be done; the message says what was found and what to do."""
 
 
+def alike(name: str, choices: Iterable[str], count: int = 3) -> str:
+    """The names most like `name`, as a sentence to append to an error; empty where none is alike."""
+    close = difflib.get_close_matches(name, list(choices), n=count, cutoff=0.5)
+    return f"Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     """The names most like `name`, as a sentence to append to an error, or all of them where none is alike."""
     known = list(choices)
-    close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
-    if close:
-        return f"Did you mean {' or '.join(repr(c) for c in close)}?"
+    if close := alike(name, known, count):
+        return close
     listed = ", ".join(repr(c) for c in known[:40]) + (", ..." if len(known) > 40 else "")
     return f"Known: {listed or 'none'}."
 

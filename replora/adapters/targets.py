@@ -22,7 +22,7 @@ from torch import nn
 from replora.adapters.low_rank.layer import Rows, features, is_linear, row_count
 from replora.adapters.roles import ROLES, roles_of
 from replora.adapters.wrappers import plain_name
-from replora.errors import RepLoRAError, check_arguments, listed, nearest
+from replora.errors import RepLoRAError, alike, check_arguments, listed
 
 # The part of a name up to its last numbered component: `blocks.3`, `layers.1.blocks.0`, `layers.encoder_layer_7`.
 _BLOCK = re.compile(r"(?P<block>.*?(^|[._])\d+)(?=\.(?!.*(^|[._])\d+(\.|$))|$)")
@@ -255,8 +255,7 @@ def _nothing_found(entry: str, model: nn.Module, modules: dict[str, nn.Module], 
     linear = [name for name, m in modules.items() if is_linear(m)]
     if not linear and not roles:
         return f"targets: {entry!r} matches nothing: {where} has no nn.Linear and no nn.MultiheadAttention."
-    alike = nearest(entry, linear)
-    layers = alike if alike.startswith("Did") else f"Its linear layers: {listed(linear) or 'none'}."
+    layers = alike(entry, linear) or f"Its linear layers: {listed(linear) or 'none'}."
     return (
         f"targets: {entry!r} matches nothing in {where}. Roles found in it: {', '.join(roles) or 'none'}. {layers} "
         "Name a role, a module or the end of its name such as 'mlp.fc1', or a pattern such as '*.mlp.fc1'."
