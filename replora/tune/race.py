@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,11 @@ class Race:
         if repeats:
             return SAFETY_IN_REPEATS * (self.seconds_of_final() + SECONDS_IN_REPEATS * self._slower())
         return SAFETY * self.seconds_of_final() + SECONDS
+
+    def unfinished(self, candidates: Iterable[Candidate], numbers: Iterable[int]) -> int:
+        """How many of these measurements are still to be made."""
+        trials = (self.plan.trial(one, number) for one, number in itertools.product(candidates, numbers))
+        return sum(finished(self.home, trial) is None for trial in trials)
 
     def _slower(self) -> float:
         return self.seconds_of_trial() / self._estimate()
@@ -196,15 +202,11 @@ class Race:
             return ranked
         close = [one for one in ranked[kept:] if self.errors_behind(one, ranked[0]) <= CLEARLY]
         if number < self.plan.round:
-            left, costs = self.clock.left(self.reserve()), [self._cost(one, number) for one in [*ranked[:kept], *close]]
+            left, each, rest = self.clock.left(self.reserve()), self.seconds_of_trial(), range(number, self.plan.round)
+            costs = (each * self.unfinished([one], rest) for one in [*ranked[:kept], *close])
             affordable = sum(total <= left for total in itertools.accumulate(costs))
             close = close[: max(0, affordable - kept)]
         return [*ranked[:kept], *close]
-
-    def _cost(self, one: Candidate, number: int) -> float:
-        """Seconds to the end of the first round, from a measurement on."""
-        trials = (self.plan.trial(one, later) for later in range(number, self.plan.round))
-        return self.seconds_of_trial() * sum(finished(self.home, trial) is None for trial in trials)
 
     def errors_behind(self, one: Candidate, best: Candidate) -> float:
         """By how many standard errors it is worse than the best, on the measurements that both have."""

@@ -199,10 +199,8 @@ def _planned(request: Request, home: Path, clock: Clock) -> tuple[Plan, Facts, s
     repeats = _repeats(request, home, clock, folds, of_draw)
     repeated = f", {draws} times with other seeds" if draws > 1 else ""
     drawn = f" Each draw has other training examples (subset_seed {plan.subset_seed} and on)." if subset else ""
-    most = f"{repeats * of_draw} times in all"
-    again = f" The same examples are divided anew, {most}." if repeats > 1 else ""
-    if clock.budget and again:
-        again = f" The same examples are divided anew while the budget lasts, at most {most}."
+    limit = " while the budget lasts, at most" if clock.budget else ","
+    again = f" The same examples are divided again{limit} {repeats * of_draw} times in all." if repeats > 1 else ""
     full = replace(plan, candidates=candidates, folds=folds, draws=draws, repeats=repeats, subset=subset)
     return full, facts, f"{why}{repeated}.{drawn if draws > 1 else ''}{again}"
 
@@ -216,7 +214,7 @@ def _repeats(request: Request, home: Path, clock: Clock, folds: int, of_draw: in
     if folds == 1:
         if (request.repeats or 1) > 1:
             raise TuneError(
-                f"--repeats {request.repeats}: there are no folds, so nothing can be divided anew. Give --folds, or "
+                f"--repeats {request.repeats}: there are no folds, so nothing can be divided again. Give --folds, or "
                 "--draws, which measures on the same validation data with other seeds."
             )
         return 1
@@ -308,7 +306,7 @@ def _write_plan(home: Path, plan: Plan, facts: Facts) -> None:
 def _announcement(race: Race, why: str) -> str:
     plan, each, last = race.plan, race.seconds_of_trial(), race.seconds_of_final()
     while_it_lasts = plan.repeats > 1 and race.clock.budget is not None
-    left = _trials_left(race, replace(plan, repeats=1) if while_it_lasts else plan)
+    left = race.unfinished(plan.candidates, range(plan.round if while_it_lasts else plan.measurements))
     names = "; ".join(one.name for one in plan.candidates)
     total = format_seconds(left * each + last)
     rest = "; further divisions take what is left of the budget" if while_it_lasts else ""
@@ -319,16 +317,9 @@ def _announcement(race: Race, why: str) -> str:
     )
 
 
-def _trials_left(race: Race, plan: Plan) -> int:
-    numbers = range(plan.measurements)
-    return sum(finished(race.home, plan.trial(one, number)) is None for one in plan.candidates for number in numbers)
-
-
 def _least_seconds(race: Race) -> float:
     """What one measurement of each candidate and the final fit take."""
-    first = [race.plan.trial(one, 0) for one in race.plan.candidates]
-    left = sum(finished(race.home, trial) is None for trial in first)
-    return left * race.seconds_of_trial() + race.reserve()
+    return race.unfinished(race.plan.candidates, range(1)) * race.seconds_of_trial() + race.reserve()
 
 
 def _too_little_time(race: Race, least: float) -> str:

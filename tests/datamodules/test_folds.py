@@ -98,7 +98,7 @@ def test_folds_divide_what_final_trains_on(kinds: dict[str, Make], kind: str, su
 
 
 @pytest.mark.parametrize(("kind", "subset"), [("digits", {"shots": 4}), ("films", {}), ("texts", {"shots": 4})])
-def test_a_seed_of_the_folds_divides_the_same_examples_anew(kinds: dict[str, Make], kind: str, subset: Any) -> None:
+def test_a_seed_of_the_folds_divides_the_same_examples_again(kinds: dict[str, Make], kind: str, subset: Any) -> None:
     validated = {}
     for fold in ("1/2", "1/2@0", "1/2@5", "2/2@5"):
         data = kinds[kind](protocol="tune", fold=fold, **subset)

@@ -403,7 +403,7 @@ def test_a_budget_is_spent_on_more_divisions(
     options = ["--rates=[0.005,0.01,0.02]", "--data.shots=5", "--data.subset_seed=7", "--seed_everything=3"]
     found = tune(*options, "--time_budget=48s")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "The same examples are divided anew while the budget lasts, at most 10 times in all." in shown
+    assert "The same examples are divided again while the budget lasts, at most 10 times in all." in shown
     assert "15 trials of about 1.0 s, at most, then the final fit (final)" in shown
     assert "further divisions take what is left of the budget" in shown
     counts = [len(one["values"]) for one in found["candidates"].values()]
@@ -484,7 +484,7 @@ def test_ten_divisions_are_the_most(machine: Machine) -> None:
 
 
 def test_draws_are_divided_repeatedly(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    """All draws are measured once before any is divided anew; the mean of a draw is over its own divisions."""
+    """All draws are measured once before any is divided again; the mean of a draw is over its own divisions."""
     machine.measure = level
     found = tune("--data.shots=5", "--draws=3", "--repeats=2", "--rates=[0.005,0.01]")
     assert found["measurements"] == 30
@@ -496,7 +496,7 @@ def test_draws_are_divided_repeatedly(machine: Machine, capsys: pytest.CaptureFi
     assert "30 measurements on 6 divisions into 5 folds" in capsys.readouterr().out
 
 
-def test_a_grid_is_extended_before_its_examples_are_divided_anew(
+def test_a_grid_is_extended_before_its_examples_are_divided_again(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Repeats take all of the budget, so that no time would be left for a rate beyond the edge."""
