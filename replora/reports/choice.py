@@ -90,9 +90,21 @@ def is_proportion(metric: str) -> bool:
 
 
 def errors_behind(best: Sequence[float], other: Sequence[float], examples: int | None, division: int) -> float:
-    """By how many standard errors the mean of `other` is off that of the best, on the measurements that both have.
+    """By how many standard errors (`error_behind`) the mean of `other` is off that of the best, where both have one."""
+    error, behind = error_behind(best, other, examples, division), _behind(best, other)
+    if not behind:
+        return 0.0
+    return behind / error if error else math.inf
 
-    The error is that of paired measurements (`error_over_divisions`), but of proportions it has a least value. In the
+
+def _behind(best: Sequence[float], other: Sequence[float]) -> float:
+    return round(abs(statistics.fmean(one - two for one, two in zip(best, other, strict=False))), 12)
+
+
+def error_behind(best: Sequence[float], other: Sequence[float], examples: int | None, division: int) -> float:
+    """Standard error of the difference of two means, on the measurements that both have.
+
+    It is that of paired measurements (`error_over_divisions`), but of proportions it has a least value. In the
     first division, which has few measurements, that is the error of the best proportion of all examples. With more
     divisions it is the error if each example on which the two differ were in favor of the same one: a difference of d
     in n examples cannot have a smaller one than sqrt(d (1 - d) / n), so less than one example is within one error.
@@ -105,15 +117,13 @@ def errors_behind(best: Sequence[float], other: Sequence[float], examples: int |
     """
     pairs = list(zip(best, other, strict=False))
     differences = [one - two for one, two in pairs]
-    behind = round(abs(statistics.fmean(differences)), 12)
+    behind = _behind(best, other)
     errors = [error_over_divisions(differences, division) or 0.0]
     if examples:
         repeated = len(pairs) >= 2 * division
         proportion = behind if repeated else statistics.fmean(one for one, _ in pairs)
         errors.append(proportion_error(proportion, examples * min(division, len(pairs))))
-    if not behind:
-        return 0.0
-    return behind / max(errors) if max(errors) else math.inf
+    return max(errors)
 
 
 def _paired_error(differences: Sequence[float]) -> float:

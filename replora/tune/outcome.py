@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 from rich.table import Table
 
 from replora.progress import table_console
-from replora.reports.choice import choose, edges_of
+from replora.reports.choice import choose, edges_of, is_proportion
 from replora.reports.render.charts import Curve, draw_curves
 from replora.reports.statistics import Mean, mean_over_divisions
 from replora.reports.summary import format_metric
+from replora.tune.curve import smoothed
 from replora.tune.plan import RATE, Candidate, candidate
 from replora.tune.race import Race
 
@@ -27,6 +29,7 @@ class Outcome:
     Attributes:
         candidate: The chosen candidate.
         best: That with the best mean.
+        expected: Name of a candidate -> the accuracy that the curve through all rates expects of it. Empty for a loss.
         mean: The mean of the chosen one over the measurements, with a 95 % interval over them.
         alike: Other candidates within one standard error of the best, on the measurements that both have.
         edge: Whether its learning rate is the lowest or highest of its method, and no other candidate is as good.
@@ -35,6 +38,7 @@ class Outcome:
 
     candidate: Candidate
     best: Candidate
+    expected: dict[str, float]
     mean: Mean
     alike: list[Candidate]
     edge: bool
@@ -44,9 +48,11 @@ class Outcome:
 def outcome_of(race: Race) -> Outcome | None:
     """The choice among the candidates that are left; None if none is.
 
-    The rule is that of one standard error (Breiman et al., Classification and Regression Trees, 1984): of the rates
-    that cannot be distinguished from the best, the one nearest the middle of the grid is chosen. By default that is the
-    configured one, which was measured on other data; the best of a few noisy means is mostly noise.
+    The best of a few noisy means is mostly noise. Of accuracies, therefore, the best on a curve through the means of
+    all rates is chosen (`curve.py`). How a loss changes with the rate is known of no loss in general, so there the rule
+    is that of one standard error (Breiman et al., Classification and Regression Trees, 1984): of the rates that cannot
+    be distinguished from the best, the one nearest the middle of the grid. By default that is the configured one, which
+    was measured on other data.
     """
     grid = {one.name: {"method": one.method} | one.point.options for one in race.plan.candidates}
     count = min((len(race.values[one.name]) for one in race.alive), default=0)
@@ -57,15 +63,37 @@ def outcome_of(race: Race) -> Outcome | None:
     best = next(one for one in race.plan.candidates if one.name == found.point)
     measured = [one for one in race.plan.candidates if race.values.get(one.name) and one.name not in race.failures]
     close = [one for one in measured if race.errors_behind(one, best) <= 1]
-    other_rates = [one for one in close if one in race.alive and _line_of(one) == _line_of(best)]
-    chosen = min(other_rates, key=lambda one: (one.steps, race.errors_behind(one, best)))
+    expected = _expected(race, best) if is_proportion(race.metric) else {}
+    if expected:
+        chosen = max(race.alive, key=lambda one: (round(expected[one.name], 12), -abs(one.octaves)))
+    else:
+        other_rates = [one for one in close if one in race.alive and _line_of(one) == _line_of(best)]
+        chosen = min(other_rates, key=lambda one: (abs(one.octaves), race.errors_behind(one, best)))
     alike = [one for one in close if one is not chosen]
     same = [one.point.options for one in race.plan.candidates if one.method == chosen.method]
     edge = edges_of(chosen.point.options, same).get(RATE, False) and not found.tied
     own, folds, number = values[chosen.name], race.plan.folds, race.plan.draws
     means = [statistics.fmean(own[i : i + folds]) for i in range(0, len(own) - folds + 1, folds)]
     draws = [statistics.fmean(means[draw::number]) for draw in range(min(number, len(means)))]
-    return Outcome(chosen, best, mean_over_divisions(own, race.plan.division), alike, edge, draws)
+    return Outcome(chosen, best, expected, mean_over_divisions(own, race.plan.division), alike, edge, draws)
+
+
+def _expected(race: Race, best: Candidate) -> dict[str, float]:
+    """Name of a measured candidate -> what the curve of its line expects, also of those that have left the race."""
+    measured = [one for one in race.plan.candidates if race.values.get(one.name) and one.name not in race.failures]
+    # Half of the variance of a difference is that of each mean.
+    errors = {one.name: race.error_behind(one, best) / math.sqrt(2) for one in measured if one is not best}
+    errors[best.name] = min(errors.values(), default=0.0)
+    level = statistics.fmean(race.values[best.name])
+    lines: dict[str, list[Candidate]] = {}
+    for one in measured:
+        lines.setdefault(_line_of(one), []).append(one)
+    expected: dict[str, float] = {}
+    for line in lines.values():
+        means = [level - race.behind(one, best) for one in line]
+        curve = smoothed([one.octaves for one in line], means, [errors[one.name] for one in line])
+        expected |= {one.name: value for one, value in zip(line, curve, strict=True)}
+    return expected
 
 
 def beyond(race: Race, chosen: Candidate) -> Candidate | None:
@@ -76,7 +104,8 @@ def beyond(race: Race, chosen: Candidate) -> Candidate | None:
         return None
     lowest = options[RATE] == rates[0]
     rate = rates[0] ** 2 / rates[1] if lowest else rates[-1] ** 2 / rates[-2]
-    return candidate(chosen.method, chosen.config, options | {RATE: float(f"{rate:.3g}")}, chosen.steps + 1)
+    octaves = chosen.octaves + math.log2(rate / options[RATE])
+    return candidate(chosen.method, chosen.config, options | {RATE: float(f"{rate:.3g}")}, octaves)
 
 
 def describe(race: Race, outcome: Outcome) -> str:
@@ -93,10 +122,13 @@ def describe(race: Race, outcome: Outcome) -> str:
     ]
     if outcome.best is not outcome.candidate:
         best = format_metric(race.metric, statistics.fmean(race.values[outcome.best.name][: mean.count]))
-        lines.append(
-            f"The best mean is that of {outcome.best.name}, {best}, by less than one standard error. Of such rates the "
-            "one nearest the middle of the grid is chosen, by default the configured one: the difference may be noise."
+        why = (
+            "A single mean is noisy: the choice is the best on a curve through the means of all rates (tune.png)."
+            if outcome.expected
+            else "Of the rates within one standard error of it, the one nearest the middle of the grid is chosen, by "
+            "default the configured one: the difference may be noise."
         )
+        lines.append(f"The best mean is that of {outcome.best.name}, {best}. {why}")
     if outcome.alike:
         named = "; ".join(one.name for one in outcome.alike)
         lines.append(f"No significant difference, within one standard error of the best: {named}.")
@@ -156,6 +188,10 @@ def draw(race: Race, outcome: Outcome) -> Path:
         if race.values.get(one.name):
             mean = mean_over_divisions(race.values[one.name], race.plan.division)
             lines.setdefault(_line_of(one), {})[one.point.options[RATE]] = mean
+    for one in race.plan.candidates:
+        if one.name in outcome.expected:
+            value = Mean(outcome.expected[one.name], None, None, 1, None)
+            lines.setdefault(f"{_line_of(one)}, curve", {})[one.point.options[RATE]] = value
     curves: dict[str, Curve] = {name: dict(sorted(curve.items())) for name, curve in lines.items()}
     title = f"mean of the measurements, 95 % intervals; the ring is chosen ({outcome.candidate.name})"
     accuracy = race.mode == "max"
@@ -192,6 +228,7 @@ def record(race: Race, outcome: Outcome) -> dict[str, Any]:
         "candidates": {
             one.name: {
                 "values": race.values.get(one.name, []),
+                "expected": outcome.expected.get(one.name),
                 "failed": race.failures.get(one.name),
             }
             for one in race.plan.candidates

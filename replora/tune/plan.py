@@ -32,23 +32,24 @@ class Candidate:
         method: Name of the method.
         config: Packaged configuration of the method; empty for the method of the given configurations.
         point: Options of the candidate.
-        steps: How many steps of the grid its rate lies from the middle, where the configured rate is.
+        octaves: By how many factors of two its rate is above or below the middle of the grid, where the configured rate
+            is.
     """
 
     method: str
     config: str
     point: Point
-    steps: float = 0.0
+    octaves: float = 0.0
 
     @property
     def name(self) -> str:
         return f"{self.method}, {self.point.name.replace('=', ' ').replace(',', ', ')}"
 
 
-def candidate(method: str, config: str, options: Options, steps: float = 0.0) -> Candidate:
+def candidate(method: str, config: str, options: Options, octaves: float = 0.0) -> Candidate:
     """A candidate, named by its options."""
     named = (f"{name.rpartition('.')[2].removeprefix('max_')}={value:g}" for name, value in options.items())
-    return Candidate(method, config, Point(",".join(named), options), steps)
+    return Candidate(method, config, Point(",".join(named), options), octaves)
 
 
 def grid_of(
@@ -57,9 +58,9 @@ def grid_of(
     """All combinations; an option without values stays as it is configured."""
     axes = {RATE: rates, RANK: ranks, EPOCHS: epochs}
     axes = {name: values for name, values in axes.items() if values}
-    middle = (len(rates) - 1) / 2
+    middle = math.sqrt(min(rates) * max(rates))
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    return [candidate(method, config, point, abs(rates.index(point[RATE]) - middle)) for point in points]
+    return [candidate(method, config, point, math.log2(point[RATE] / middle)) for point in points]
 
 
 def around(rate: float) -> list[float]:

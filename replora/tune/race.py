@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.memory import usable_cpus
-from replora.reports.choice import errors_behind, is_proportion
+from replora.reports.choice import error_behind, errors_behind, is_proportion
 from replora.sweeps.local_queue import LocalQueue
 from replora.sweeps.plan import Trial
 from replora.sweeps.progress import Progress, value_of
@@ -210,8 +210,21 @@ class Race:
 
     def errors_behind(self, one: Candidate, best: Candidate) -> float:
         """By how many standard errors it is worse than the best, on the measurements that both have."""
-        examples = self.held_out if is_proportion(self.metric) else None
-        return errors_behind(self.values[best.name], self.values[one.name], examples, self.plan.division)
+        return errors_behind(self.values[best.name], self.values[one.name], self._examples, self.plan.division)
+
+    def behind(self, one: Candidate, best: Candidate) -> float:
+        """By how much its mean is lower than that of the best, on the measurements that both have."""
+        pairs = zip(self.values[best.name], self.values[one.name], strict=False)
+        return statistics.fmean(first - second for first, second in pairs)
+
+    def error_behind(self, one: Candidate, best: Candidate) -> float:
+        """The standard error of the difference of both, on the measurements that both have."""
+        return error_behind(self.values[best.name], self.values[one.name], self._examples, self.plan.division)
+
+    @property
+    def _examples(self) -> int | None:
+        """Number of examples of one measurement, if the metric is the correct part of them."""
+        return self.held_out if is_proportion(self.metric) else None
 
     def _best(self, entered: list[Candidate], number: int) -> list[Candidate]:
         """The candidates by the mean of their measurements, best first; of equal ones the middle of the grid first."""

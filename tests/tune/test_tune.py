@@ -161,7 +161,8 @@ def test_the_same_command_repeats_nothing(machine: Machine) -> None:
 def test_what_is_as_good_is_said(machine: Machine, capsys: Any) -> None:
     machine.measure = lambda rate, fold: 0.8 + (0.01 * fold if rate < 0.012 else -0.01 * fold if rate < 0.03 else -0.3)
     found = tune()
-    assert "replora, lr 0.005" in found["within_one_standard_error"]
+    assert found["chosen"] == "replora, lr 0.005", "the middle of three equal rates beside worse ones"
+    assert found["within_one_standard_error"] == ["replora, lr 0.0025", "replora, lr 0.01"]
     assert "replora, lr 0.04" not in found["within_one_standard_error"]
     assert "No significant difference, within one standard error of the best: " in capsys.readouterr().out
 
@@ -175,10 +176,27 @@ def test_of_rates_that_cannot_be_distinguished_the_configured_one_is_chosen(
     found = tune("--rates=[0.0025,0.005,0.01,0.02,0.04]")
     assert (found["chosen"], found["best"]) == (chosen, "replora, lr 0.04")
     assert final_rate() == chosen.split()[-1]
-    said = (
-        "The best mean is that of replora, lr 0.04, 75.0 %, by less than one standard error." in capsys.readouterr().out
-    )
+    said = "The best mean is that of replora, lr 0.04, 75.0 %. A single mean is noisy" in capsys.readouterr().out
     assert said == (chosen != found["best"])
+
+
+def test_rates_are_judged_with_their_neighbors(machine: Machine) -> None:
+    """Two high rates agree; a low one has the best mean, by one image, between two bad ones."""
+    means = {0.0025: 0.60, 0.005: 0.72, 0.01: 0.60, 0.02: 0.70, 0.04: 0.70}
+    machine.measure = lambda rate, fold: means[rate] + 0.01 * fold
+    found = tune("--rates=[0.0025,0.005,0.01,0.02,0.04]")
+    assert (found["chosen"], found["best"]) == ("replora, lr 0.02", "replora, lr 0.005")
+    expected = {name: one["expected"] for name, one in found["candidates"].items()}
+    assert max(expected, key=lambda name: expected[name]) == "replora, lr 0.02"
+
+
+def test_of_losses_that_cannot_be_distinguished_the_configured_rate_is_chosen(machine: Machine, capsys: Any) -> None:
+    machine.metric = "val/loss"
+    ahead = {1: 0.03, 2: -0.01}
+    machine.measure = lambda rate, fold: 2.0 + 0.1 * fold - (ahead.get(fold, 0.0) if rate == 0.04 else 0.0)
+    found = tune("--rates=[0.0025,0.005,0.01,0.02,0.04]")
+    assert (found["chosen"], found["best"]) == ("replora, lr 0.01", "replora, lr 0.04")
+    assert "Of the rates within one standard error of it" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("better", ["higher", "lower"])
