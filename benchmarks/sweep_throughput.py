@@ -2,11 +2,11 @@
 
     python benchmarks/sweep_throughput.py
 
-64 trials of one epoch on the packaged digits are run by Ray, and by as many processes with `--shard 1/1` as there are
-workers. Each worker trains with one thread. How busy the workers are is the sum of the trials' times, divided by the
-wall time of the whole command and by the number of workers; the wall time includes the start of Python and Ray. A
-trial's time goes from its `trial.json`, written first, to its `results.json`. The useful share counts only what
-fits and tests report as their own, without the options, the data and the model of each trial.
+64 trials of one epoch on the packaged digits are run by Ray, by `--workers`, and by as many processes with `--shard
+1/1` as there are workers. Each worker trains with one thread. How busy the workers are is the sum of the trials' times,
+divided by the wall time of the whole command and by the number of workers; the wall time includes the start of Python
+and Ray. A trial's time goes from its `trial.json`, written first, to its `results.json`. The useful share counts only
+what fits and tests report as their own, without the options, the data and the model of each trial.
 
 The start-up of a trial is the time from the end of the worker's previous trial, which is when its `results.json` was
 written, to the first training step. It contains whatever lies between: the hand-over by the queue, locks, the options,
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         write_sweep(Path(name), options)
         plain = plain_start_up(Path(name), options)
-    results = {name: run(name, options) | {"plain_start_up": plain} for name in ("shards", "ray")}
+    results = {name: run(name, options) | {"plain_start_up": plain} for name in ("shards", "workers", "ray")}
     measure.show(
         f"{options.trials} trials by {options.workers} workers",
         ["queue", "wall, s", "trials, s", "busy", "fits and tests, s", "useful", "start-up, s", "of a plain fit, s"],
@@ -119,8 +119,9 @@ def run(queue: str, options: Any) -> dict[str, float]:
         write_sweep(folder, options)
         command = [sys.executable, "-W", "ignore", "-m", "replora", "sweep", "--config=sweep.yaml"]
         command += ["--out=out", "--make_report=false"]
-        count = 1 if queue == "ray" else options.workers
-        command += [f"--max_concurrent={options.workers}"] if queue == "ray" else ["--shard=1/1"]
+        own = {"ray": f"--max_concurrent={options.workers}", "workers": f"--workers={options.workers}"}
+        command.append(own.get(queue, "--shard=1/1"))
+        count = 1 if queue in own else options.workers
         here = Path(__file__).parent
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
         begin = time.perf_counter()

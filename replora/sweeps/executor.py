@@ -9,27 +9,24 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import re
 import signal
 import socket
 import sys
 import threading
-from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from filelock import FileLock
 
 from replora.errors import RepLoRAError
 from replora.memory import usable_cpus
 from replora.sweeps.plan import Trial
-from replora.sweeps.state import claimed
-from replora.sweeps.trial import run_trial
+from replora.sweeps.scheduler import Job, Outcome, Scheduler, run_in_worker
 
 TOKEN = Path(os.environ.get("HOME", "/"), ".ray", "auth_token")
 
@@ -47,8 +44,8 @@ try:
     from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 except ImportError as error:
     raise RepLoRAError(
-        'A sweep needs Ray. Install it: pip install "replora[sweep]". Without it, '
-        "--shard 1/1 runs the trials one after the other, in any number of processes side by side."
+        'A sweep needs Ray. Install it: pip install "replora[sweep]". Without it, --workers 4 runs the trials in four '
+        "processes of this machine, and --shard 1/1 one after the other, beside any number of other processes."
     ) from error
 
 
@@ -56,7 +53,6 @@ START = (
     "Start one with `ray start --head` on one machine and `ray start --address HEAD:6379` on the others, or leave "
     "--address out."
 )
-Outcome = tuple[dict[str, Any] | None, str, list[str]]  # results or None, why it failed, and what was corrupt before
 
 
 @dataclass(frozen=True)
@@ -76,38 +72,7 @@ class Resources:
     failures: int
 
 
-class ProgressCallback(Protocol):
-    """Receives the events of a sweep in the order in which they happen."""
-
-    def started(self, trial: Trial) -> None: ...
-
-    def ended(self, trial: Trial, results: dict[str, Any]) -> None: ...
-
-    def failed(self, trial: Trial, reason: str) -> None: ...
-
-    def noted(self, trial: Trial, note: str) -> None: ...
-
-    def retried(self, trial: Trial, reason: str, at_once: int) -> None: ...
-
-
-@dataclass
-class _Job:
-    """A trial in the queue.
-
-    Attributes:
-        trial: The trial.
-        rule: Rule of its selection.
-        failures: How often it has failed.
-        at_once: Largest number of trials while it runs, itself included; None for no limit of its own.
-    """
-
-    trial: Trial
-    rule: dict[str, Any] | None
-    failures: int = 0
-    at_once: int | None = None
-
-
-class Cluster:
+class Cluster(Scheduler):
     """A Ray cluster, as a context manager: the one at an address, or a new one on this machine.
 
     SIGTERM inside it ends a sweep as Ctrl-C does: by `KeyboardInterrupt`, here with the number of the signal.
@@ -124,7 +89,9 @@ class Cluster:
     """
 
     def __init__(self, address: str | None, resources: Resources, trials: int) -> None:
+        super().__init__(resources.failures)
         self.address, self.resources, self.trials = address, resources, trials
+        self.busy: dict[Any, Any] = {}  # reference to an outcome -> its worker
         self.idle: list[Any] = []
         self.terminated = False
 
@@ -154,7 +121,7 @@ class Cluster:
                     f"A trial needs {wanted:g} {name}, but there are only {there.get(name, 0):g} in total, so it would "
                     f"never start. Lower --{name.lower()}s_per_trial."
                 )
-        self.idle = [self._new_worker() for _ in range(min(self.trials, self._room([])))]
+        self.idle = [self._new_worker() for _ in range(min(self.trials, self.room([])))]
         for actor in self.idle:
             actor.import_libraries.remote()
         return self
@@ -170,65 +137,32 @@ class Cluster:
         self.terminated = True
         raise KeyboardInterrupt(number)
 
-    def run(
-        self,
-        home: Path,
-        sweep: str,
-        trials: Sequence[Trial],
-        rules: Sequence[dict[str, Any] | None],
-        progress: ProgressCallback,
-    ) -> None:
-        """Run each trial until it has ended or failed too often. Trials start in the order of the list.
+    def start(self, home: Path, sweep: str, job: Job) -> Any:
+        actor = self.idle.pop() if self.idle else self._new_worker()
+        reference = actor.run.remote(home, sweep, job.trial, job.rule)
+        self.busy[reference] = actor
+        return reference
 
-        A trial that failed is retried after the others, with half as many at the same time as when it failed, because
-        what kills a process is most often a lack of memory.
+    def wait(self) -> list[Any]:
+        ended, _ = ray.wait(list(self.busy), timeout=10)  # looks again whether the cluster has grown
+        return ended
 
-        Args:
-            home: Directory of the sweep; the same path on every machine.
-            sweep: Name of the sweep.
-            trials: Trials to run.
-            rules: Rule by which each trial's point was or will be selected; None without a selection.
-            progress: Receives the events.
+    def outcome(self, running: Any) -> Outcome:
+        actor = self.busy.pop(running)
+        outcome = _outcome(running)
+        if outcome[0] is not None:
+            self.idle.append(actor)
+        else:
+            ray.kill(actor)  # an error may leave a process or its GPU in any state
+        return outcome
 
-        Raises:
-            RepLoRAError: No machine has room for a trial any more.
-        """
-        waiting = deque(_Job(trial, rule) for trial, rule in zip(trials, rules, strict=True))
-        running: dict[Any, tuple[_Job, Any]] = {}  # reference to the outcome -> job and its worker
-        while waiting or running:
-            while waiting and len(running) < self._room([waiting[0], *(job for job, _ in running.values())]):
-                job = waiting.popleft()
-                actor = self.idle.pop() if self.idle else self._new_worker()
-                running[actor.run.remote(home, sweep, job.trial, job.rule)] = job, actor
-                progress.started(job.trial)
-            ended, _ = ray.wait(list(running), timeout=10)  # looks again whether the cluster has grown
-            for reference in ended:
-                at_once = len(running)
-                job, actor = running.pop(reference)
-                results, reason, notes = _outcome(reference)
-                for note in notes:
-                    progress.noted(job.trial, note)
-                if results is not None:
-                    self.idle.append(actor)
-                    progress.ended(job.trial, results)
-                    continue
-                ray.kill(actor)  # an error may leave a process or its GPU in any state
-                job.failures += 1
-                if job.failures > self.resources.failures:
-                    progress.failed(job.trial, reason)
-                else:
-                    job.at_once = max(1, at_once // 2)
-                    waiting.append(job)
-                    progress.retried(job.trial, reason, job.at_once)
+    def room(self, jobs: Sequence[Job]) -> int:
+        limits = [self._capacity(), self.resources.at_once, *(job.at_once for job in jobs)]
+        return min(limit for limit in limits if limit is not None)
 
     def _new_worker(self) -> Any:
         worker: Any = ray.remote(_Worker).options(num_cpus=self.resources.cpus, num_gpus=self.resources.gpus)
         return worker.remote(Path.cwd())
-
-    def _room(self, jobs: Sequence[_Job]) -> int:
-        """How many trials may run at the same time, if these are among them."""
-        limits = [self._capacity(), self.resources.at_once, *(job.at_once for job in jobs)]
-        return min(limit for limit in limits if limit is not None)
 
     def _capacity(self) -> int:
         """Number of trials that the machines of the cluster have room for.
@@ -281,22 +215,7 @@ class _Worker:
 
     def run(self, home: Path, sweep: str, trial: Trial, rule: dict[str, Any] | None) -> Outcome:
         """Run a trial of a sweep, whose directory and name come first."""
-        import torch  # not for a plan that is only checked
-
-        notes: list[str] = []
-        try:
-            if self.cwd.is_dir():
-                os.chdir(self.cwd)
-            elif not home.is_absolute():
-                raise RepLoRAError(
-                    f"{self.cwd} does not exist on {platform.node()}, so {home} has no place there. On a cluster "
-                    "give --out as a path that all machines share."
-                )
-            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-            with claimed(home, trial, wait=True):  # what another process runs is finished after it
-                return run_trial(home, sweep, trial, rule, notes.append), "", notes
-        except Exception as error:  # an error of a library may not survive the way to the other process
-            return None, (str(error).strip() or type(error).__name__).splitlines()[0], notes
+        return run_in_worker(self.cwd, home, sweep, trial, rule)
 
 
 def _outcome(reference: Any) -> Outcome:

@@ -21,7 +21,7 @@ STATES = ("waiting", "running", "done", "failed")
 
 
 class Progress:
-    """Shows the trials of one stage, as a context manager and a `ProgressCallback`.
+    """Shows the trials of one stage, as a context manager that receives what happens to them.
 
     Args:
         stage: Name of the stage, for the title.

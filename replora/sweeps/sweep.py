@@ -21,8 +21,8 @@ from replora.sweeps.state import LOCKS, claimed, holder_of, recorded
 from replora.sweeps.trial import check_options, check_same_configuration, finished, set_aside_other_point
 
 if TYPE_CHECKING:
-    from replora.sweeps.executor import Cluster
     from replora.sweeps.local_queue import LocalQueue
+    from replora.sweeps.scheduler import Scheduler
 
 
 class UnfinishedSweepError(RepLoRAError):
@@ -30,14 +30,14 @@ class UnfinishedSweepError(RepLoRAError):
 
 
 def run_sweep(
-    sweep: Sweep, home: Path, queue: Cluster | LocalQueue, choice: Per | None = None, part: Part | None = None
+    sweep: Sweep, home: Path, queue: Scheduler | LocalQueue, choice: Per | None = None, part: Part | None = None
 ) -> None:
     """Run the trials that are not finished yet.
 
     Args:
         sweep: The sweep, checked by `check_sweep`.
-        home: Directory of the trials. A cluster needs it alone (`locked`); local queues share it.
-        queue: Runs the trials; a cluster is entered already.
+        home: Directory of the trials. A scheduler needs it alone (`locked`); local queues share it.
+        queue: Runs the trials; a scheduler is entered already.
         choice: Whether sizes share a selected point. Default: as the directory records it, else each has its own.
         part: The trials to run. Default: all.
 
@@ -110,7 +110,7 @@ def _kinds(point: Point) -> str:
 
 
 def _run_stage(
-    queue: Cluster | LocalQueue,
+    queue: Scheduler | LocalQueue,
     sweep: Sweep,
     home: Path,
     part: Part,

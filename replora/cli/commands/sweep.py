@@ -11,6 +11,7 @@ from replora.memory import usable_cpus
 from replora.run_directory import LOCK
 
 if TYPE_CHECKING:
+    from replora.sweeps.executor import Cluster
     from replora.sweeps.plan import Sweep
 
 
@@ -23,6 +24,7 @@ def sweep(
     cpus_per_trial: float = 1,
     gpus_per_trial: float = 0,
     max_concurrent: int | None = None,
+    workers: int | None = None,
     max_failures: int = 1,
     select_seeds: int | None = None,
     choice: Literal["per_size", "per_method"] | None = None,
@@ -38,6 +40,7 @@ def sweep(
     """Run methods, tasks, training set sizes, grids and seeds against each other.
 
         replora-cli sweep --config sweep/quickstart_low_data.yaml
+        replora-cli sweep --config sweep/quickstart_low_data.yaml --workers 4
         replora-cli sweep --config sweep/vtab_low_data.yaml --options '{"data.root": "vtab-1k"}' --gpus_per_trial 0.5
         replora-cli sweep --config sweep/digits_low_data.yaml --shard "$SLURM_ARRAY_TASK_ID/8"
         replora-cli sweep --config sweep/digits_low_data.yaml --status true
@@ -56,6 +59,8 @@ def sweep(
         gpus_per_trial: Number of GPUs per trial (>= 0); with 0.5, two trials share one GPU. The base configuration of
             the sweep must then train on a GPU.
         max_concurrent: Largest number of trials at the same time. Default: as many as the machines have room for.
+        workers: Number of processes of this machine that run the trials, without Ray and without GPUs of their own
+            (>= 1). Default: with Ray, as many as there is room for.
         max_failures: How often a failed trial is retried (>= 0).
         select_seeds: Number of seeds by whose mean options are selected (>= 1): those of the file, then the next whole
             numbers. With one seed and few validation images a selection is mostly noise; 3 triples the cost of the
@@ -86,9 +91,17 @@ def sweep(
 
     _at_least(0, max_failures=max_failures, gpus_per_trial=gpus_per_trial)
     _at_least(0.01, cpus_per_trial=cpus_per_trial)
-    _at_least(1, max_concurrent=max_concurrent, select_seeds=select_seeds)
+    _at_least(1, max_concurrent=max_concurrent, workers=workers, select_seeds=select_seeds)
     _not_together(dry_run=dry_run, list=list, status=status, trial=trial, shard=None if list else shard)
     _not_together(address=address, trial=trial, shard=shard)
+    others: dict[str, Any] = {"address": address, "max_concurrent": max_concurrent, "trial": trial, "shard": shard}
+    for name, value in others.items():
+        _not_together(workers=workers, **{name: value})
+    if workers and gpus_per_trial:
+        raise RepLoRAError(
+            "--workers cannot be combined with --gpus_per_trial: which GPU a trial has is decided by Ray. Leave "
+            "--workers out; --max_concurrent limits the number of trials."
+        )
     for name, value in {"stage": stage, "methods": methods, "retry_failed": retry_failed}.items():
         _not_together(trial=trial, **{name: value})
     whole = read_sweep(find_config(config), options)
@@ -109,27 +122,35 @@ def sweep(
         shown = part.left(home, part.planned(plan))
         show_list(home, whole, shown) if list else show_status(home, shown)
         return
-    with_ray = trial is None and shard is None and not dry_run
-    if not with_ray:
+    scheduled = trial is None and shard is None and not dry_run
+    if not scheduled:
         check_sweep(plan) if trial is None else check_options(one)
     check_output(home, None, [Path(config)], folder=True, is_own=_is_sweep)
     if dry_run:
         from replora.sweeps.cost import describe_plan
 
-        room = _trials_at_once(address, cpus_per_trial, gpus_per_trial, max_concurrent)
+        room = (workers, "") if workers else _trials_at_once(address, cpus_per_trial, gpus_per_trial, max_concurrent)
         print(describe_plan(plan, home, *room, part=part, gpus_per_trial=gpus_per_trial))
-    elif with_ray:
-        from replora.sweeps.executor import Cluster, Resources
-
-        resources = Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures)
+    elif scheduled:
         remedy = "Wait until it ends, stop it, or choose another directory with --out."
         with left_as_found(home, "sweep", False, lambda: False), locked(home, "A sweep", remedy):
             failure = None
             left = [one for one in part.left(home, part.planned(plan)) if recorded(home, one) is None]
-            with Cluster(address, resources, len(left)) as cluster:
+            if workers:
+                from replora.sweeps.local_workers import LocalWorkers
+
+                scheduler: LocalWorkers | Cluster = LocalWorkers(
+                    min(workers, max(1, len(left))), max(1, round(cpus_per_trial)), max_failures
+                )
+            else:
+                from replora.sweeps.executor import Cluster, Resources
+
+                resources = Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures)
+                scheduler = Cluster(address, resources, len(left))
+            with scheduler:
                 check_sweep(plan)
                 try:
-                    run_sweep(plan, home, cluster, choice, part)
+                    run_sweep(plan, home, scheduler, choice, part)
                 except UnfinishedSweepError as error:
                     failure = error
             if make_report and any(home.rglob("results.json")):
