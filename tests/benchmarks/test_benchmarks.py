@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,6 +72,39 @@ def test_a_quick_run_leaves_the_committed_results_alone(benchmark, tmp_path: Pat
     without = [file.name for file in scripts if "measure.common_options(" not in file.read_text("utf-8")]
     assert without == ["gpu.py"]
     assert not benchmark("gpu").QUICK_RESULTS.is_relative_to("results")
+
+
+def test_one_command_measures_all_that_the_page_shows(benchmark, capsys: pytest.CaptureFixture[str]) -> None:
+    script = benchmark("all")
+    for name, command in script.COMMANDS.items():
+        found = json.loads((ROOT / "results" / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+        assert found["command"] == command
+    named = {command.split()[0] for command in script.COMMANDS.values()}
+    shown = {
+        json.loads(file.read_text("utf-8"))["command"] for file in (ROOT / "results" / "benchmarks").glob("*.json")
+    }
+    assert {command.split()[0] for command in shown} - named == {"record_memory.py"}
+    script.main(["--list"])
+    assert len(capsys.readouterr().out.splitlines()) == len(script.COMMANDS)
+
+
+def test_a_result_of_this_commit_is_not_measured_again(
+    benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = benchmark("all")
+    ran: list[list[str]] = []
+
+    def run(command: list[Any], **_: Any) -> subprocess.CompletedProcess[str]:
+        ran.append([str(part) for part in command[1:]])
+        return subprocess.CompletedProcess(command, 3 if "startup" in str(command[1]) else 0)
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(script, "git_commit", lambda: "abc-dirty")
+    (tmp_path / "loading.json").write_text(json.dumps({"git": "abc"}))
+    (tmp_path / "startup.json").write_text(json.dumps({"git": "before"}))
+    with pytest.raises(SystemExit, match=r"failed: startup\. The same command measures them again"):
+        script.main(["--out", str(tmp_path), "--only", "loading", "startup"])
+    assert ran == [[str(ROOT / "benchmarks" / "startup.py"), "--threads", "1", "--rounds", "3", "--out", str(tmp_path)]]
 
 
 def test_the_useful_time_of_a_trial_is_that_of_its_fit_and_its_test(benchmark, tmp_path: Path) -> None:

@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import fmean
+from typing import Any
+
+import pytest
 
 from replora.config_files import read_config
+from replora.tune import curve
+from tests.test_scripts import load
 
 ROOT = Path(__file__).parents[2]
 PAGE = " ".join((ROOT / "docs" / "tune.md").read_text(encoding="utf-8").split())
-FOUND = json.loads((ROOT / "results" / "tune" / "digits.json").read_text(encoding="utf-8"))
+
+
+def read(name: str) -> Any:
+    return json.loads((ROOT / "results" / "tune" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+FOUND = read("digits")
 
 
 def test_the_table_of_the_draws() -> None:
@@ -32,13 +43,38 @@ def test_the_table_of_the_draws() -> None:
 
 
 def test_the_differences() -> None:
-    one_division = json.loads((ROOT / "results" / "tune" / "digits_one_division.json").read_text(encoding="utf-8"))
-    for found in [results[name] for results in (FOUND, one_division) for name in ("difference", "difference_to_it")]:
+    former = [read("digits_one_standard_error"), read("digits_one_division")]
+    for found in [results[name] for results in (FOUND, *former) for name in ("difference", "difference_to_it")]:
         mean, low, high = (f"{100 * found[key]:+.1f}" for key in ("difference", "low", "high"))
         assert f"{mean} points, 95 % interval {low} to {high}" in PAGE
         assert found["low"] < 0 < found["high"], "the page says that there is no significant difference"
-    former = json.loads((ROOT / "results" / "tune" / "digits_best_mean.json").read_text(encoding="utf-8"))
-    assert f"`tune` was {-100 * former['difference']['difference']:.1f} points behind" in PAGE
+    best_mean = read("digits_best_mean")
+    assert f"`tune` was {-100 * best_mean['difference']['difference']:.1f} points behind" in PAGE
+    ahead = 100 * (FOUND["tuned"] - FOUND["fixed"]["0.01"])
+    assert f"The configured rate, 0.01, is {ahead:.1f} points behind `tune`" in PAGE
+
+
+def test_the_prior_is_what_was_fitted() -> None:
+    """Each number that is used lies at, or between, those of digits and of other tasks."""
+    prior = read("prior")
+    assert prior["used"] == {
+        "slope": curve.SLOPE,
+        "curvature": curve.CURVATURE,
+        "curvature_spread": curve.CURVATURE_SPREAD,
+        "deviation": curve.DEVIATION,
+    }
+    for name, used in prior["used"].items():
+        ends = sorted(fitted[name] for fitted in prior["fitted"].values())
+        assert ends[0] - 0.0005 <= used <= ends[1] + 0.0005
+    counts = {name: fitted["curves"] for name, fitted in prior["fitted"].items()}
+    assert f"{sum(counts.values())} curves of sweeps of this project, {counts['digits']} of them on digits" in PAGE
+
+
+def test_the_prior_is_fitted_to_the_results() -> None:
+    script = load("tune_prior")
+    for name, sweeps in script.SWEEPS.items():
+        lines = [line for sweep in sweeps for line in script.curves(sweep)]
+        assert script.fitted(lines) == pytest.approx(read("prior")["fitted"][name], abs=0.001)
 
 
 def test_the_factors_are_the_best_of_the_measured_rates() -> None:
