@@ -58,8 +58,11 @@ def start(folder: Path, *options: str, **environment: str) -> subprocess.Popen[s
 def finished(folder: Path) -> dict[str, dict]:
     """Directory -> results of every finished trial."""
     found = {}
-    for file in (folder / "out").rglob("results.json"):
-        content = json.loads(file.read_text())
+    # Unlike Path.rglob of Python 3.11, os.walk goes on where a trial deletes its checkpoints meanwhile.
+    for parent, _, names in os.walk(folder / "out"):
+        if "results.json" not in names:
+            continue
+        content = json.loads(Path(parent, "results.json").read_text())
         if "sweep" in content:
             found[content["sweep"]["trial"]] = content
     return found
