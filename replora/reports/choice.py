@@ -91,14 +91,19 @@ def is_proportion(metric: str) -> bool:
 
 def errors_behind(best: Sequence[float], other: Sequence[float], examples: int | None, division: int) -> float:
     """By how many standard errors (`error_behind`) the mean of `other` is off that of the best, where both have one."""
-    error, behind = error_behind(best, other, examples, division), _behind(best, other)
+    error, behind = error_behind(best, other, examples, division), _distance(best, other)
     if not behind:
         return 0.0
     return behind / error if error else math.inf
 
 
-def _behind(best: Sequence[float], other: Sequence[float]) -> float:
-    return round(abs(statistics.fmean(one - two for one, two in zip(best, other, strict=False))), 12)
+def mean_behind(best: Sequence[float], other: Sequence[float]) -> float:
+    """By how much the mean of `other` is lower than that of the best, on the measurements that both have."""
+    return statistics.fmean(one - two for one, two in zip(best, other, strict=False))
+
+
+def _distance(best: Sequence[float], other: Sequence[float]) -> float:
+    return round(abs(mean_behind(best, other)), 12)
 
 
 def error_behind(best: Sequence[float], other: Sequence[float], examples: int | None, division: int) -> float:
@@ -117,7 +122,7 @@ def error_behind(best: Sequence[float], other: Sequence[float], examples: int | 
     """
     pairs = list(zip(best, other, strict=False))
     differences = [one - two for one, two in pairs]
-    behind = _behind(best, other)
+    behind = _distance(best, other)
     errors = [error_over_divisions(differences, division) or 0.0]
     if examples:
         repeated = len(pairs) >= 2 * division

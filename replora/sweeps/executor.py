@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +120,7 @@ class Cluster(Scheduler):
                     f"A trial needs {wanted:g} {name}, but there are only {there.get(name, 0):g} in total, so it would "
                     f"never start. Lower --{name.lower()}s_per_trial."
                 )
-        self.idle = [self._new_worker() for _ in range(min(self.trials, self.room([])))]
+        self.idle = [self._new_worker() for _ in range(min(self.trials, self.capacity()))]
         for actor in self.idle:
             actor.import_libraries.remote()
         return self
@@ -156,15 +155,15 @@ class Cluster(Scheduler):
             ray.kill(actor)  # an error may leave a process or its GPU in any state
         return outcome
 
-    def room(self, jobs: Sequence[Job]) -> int:
-        limits = [self._capacity(), self.resources.at_once, *(job.at_once for job in jobs)]
-        return min(limit for limit in limits if limit is not None)
+    def capacity(self) -> int:
+        room, most = self._room_of_machines(), self.resources.at_once
+        return room if most is None else min(room, most)
 
     def _new_worker(self) -> Any:
         worker: Any = ray.remote(_Worker).options(num_cpus=self.resources.cpus, num_gpus=self.resources.gpus)
         return worker.remote(Path.cwd())
 
-    def _capacity(self) -> int:
+    def _room_of_machines(self) -> int:
         """Number of trials that the machines of the cluster have room for.
 
         Raises:

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
@@ -70,8 +69,8 @@ class LocalWorkers(Scheduler):
             worker.kill()  # an error may leave a process in any state
         return outcome
 
-    def room(self, jobs: Sequence[Job]) -> int:
-        return min([self.count, *(job.at_once for job in jobs if job.at_once is not None)])
+    def capacity(self) -> int:
+        return self.count
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:

@@ -73,7 +73,7 @@ class Scheduler(ABC):
         waiting = deque(Job(trial, rule) for trial, rule in zip(trials, rules, strict=True))
         running: dict[Any, Job] = {}
         while waiting or running:
-            while waiting and len(running) < self.room([waiting[0], *running.values()]):
+            while waiting and len(running) < self._room([waiting[0], *running.values()]):
                 job = waiting.popleft()
                 running[self.start(home, sweep, job)] = job
                 progress.started(job.trial)
@@ -94,6 +94,10 @@ class Scheduler(ABC):
                     waiting.append(job)
                     progress.retried(job.trial, reason, job.at_once)
 
+    def _room(self, jobs: Sequence[Job]) -> int:
+        """How many trials may run at the same time, if these are among them."""
+        return min([self.capacity(), *(job.at_once for job in jobs if job.at_once is not None)])
+
     @abstractmethod
     def start(self, home: Path, sweep: str, job: Job) -> Any:
         """Let an idle or a new worker run a trial; what `wait` and `outcome` know it by."""
@@ -107,8 +111,8 @@ class Scheduler(ABC):
         """What became of a trial that has ended. Its worker is idle then, or gone if the trial failed."""
 
     @abstractmethod
-    def room(self, jobs: Sequence[Job]) -> int:
-        """How many trials may run at the same time, if these are among them."""
+    def capacity(self) -> int:
+        """How many trials there are workers, or room for workers, for."""
 
 
 def run_in_worker(cwd: Path, home: Path, sweep: str, trial: Trial, rule: dict[str, Any] | None) -> Outcome:

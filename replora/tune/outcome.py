@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from replora.progress import table_console
-from replora.reports.choice import choose, edges_of, is_proportion
+from replora.reports.choice import choose, edges_of, is_proportion, mean_behind
 from replora.reports.render.charts import Curve, draw_curves
 from replora.reports.statistics import Mean, mean_over_divisions
 from replora.reports.summary import format_metric
@@ -63,7 +63,7 @@ def outcome_of(race: Race) -> Outcome | None:
     best = next(one for one in race.plan.candidates if one.name == found.point)
     measured = [one for one in race.plan.candidates if race.values.get(one.name) and one.name not in race.failures]
     close = [one for one in measured if race.errors_behind(one, best) <= 1]
-    expected = _expected(race, best) if is_proportion(race.metric) else {}
+    expected = _expected(race, best, measured) if is_proportion(race.metric) else {}
     if expected:
         chosen = max(race.alive, key=lambda one: (round(expected[one.name], 12), -abs(one.octaves)))
     else:
@@ -78,9 +78,8 @@ def outcome_of(race: Race) -> Outcome | None:
     return Outcome(chosen, best, expected, mean_over_divisions(own, race.plan.division), alike, edge, draws)
 
 
-def _expected(race: Race, best: Candidate) -> dict[str, float]:
+def _expected(race: Race, best: Candidate, measured: list[Candidate]) -> dict[str, float]:
     """Name of a measured candidate -> what the curve of its line expects, also of those that have left the race."""
-    measured = [one for one in race.plan.candidates if race.values.get(one.name) and one.name not in race.failures]
     # Half of the variance of a difference is that of each mean.
     errors = {one.name: race.error_behind(one, best) / math.sqrt(2) for one in measured if one is not best}
     errors[best.name] = min(errors.values(), default=0.0)
@@ -90,7 +89,7 @@ def _expected(race: Race, best: Candidate) -> dict[str, float]:
         lines.setdefault(_line_of(one), []).append(one)
     expected: dict[str, float] = {}
     for line in lines.values():
-        means = [level - race.behind(one, best) for one in line]
+        means = [level - mean_behind(race.values[best.name], race.values[one.name]) for one in line]
         curve = smoothed([one.octaves for one in line], means, [errors[one.name] for one in line])
         expected |= {one.name: value for one, value in zip(line, curve, strict=True)}
     return expected

@@ -212,11 +212,6 @@ class Race:
         """By how many standard errors it is worse than the best, on the measurements that both have."""
         return errors_behind(self.values[best.name], self.values[one.name], self._examples, self.plan.division)
 
-    def behind(self, one: Candidate, best: Candidate) -> float:
-        """By how much its mean is lower than that of the best, on the measurements that both have."""
-        pairs = zip(self.values[best.name], self.values[one.name], strict=False)
-        return statistics.fmean(first - second for first, second in pairs)
-
     def error_behind(self, one: Candidate, best: Candidate) -> float:
         """The standard error of the difference of both, on the measurements that both have."""
         return error_behind(self.values[best.name], self.values[one.name], self._examples, self.plan.division)

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,11 @@ def write_sweep(file: Path, **changes: Any) -> Path:
     return file
 
 
-def start(folder: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
-    """A sweep in a process group of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "replora", "sweep", "--config=s.yaml", "--max_concurrent=1"]
+def start(folder: Path, *options: str, limit: str = "--max_concurrent=1", **environment: str) -> subprocess.Popen[str]:
+    """A sweep in a process group of its own; `limit` is the option for the number of trials at the same time."""
+    command = [sys.executable, "-W", "ignore", "-m", "replora", "sweep", "--config=s.yaml", "--out=out", limit]
     return subprocess.Popen(
-        [*command, "--out=out", *options],
+        [*command, *options],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -53,6 +55,13 @@ def start(folder: Path, *options: str, **environment: str) -> subprocess.Popen[s
         start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.1)
 
 
 def finished(folder: Path) -> dict[str, dict]:

@@ -10,25 +10,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.sweeps.small_sweep import SMALL, finished, measurements, start, write_sweep
+from tests.sweeps.small_sweep import SMALL, finished, measurements, start, wait_until, write_sweep
 
 pytest.importorskip("ray", reason="the extra [sweep] is not installed")
 
 ONE_METHOD = {"LoRA": SMALL["methods"]["LoRA"]}
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.1)
 
 
 def until_finished(count: int, process: subprocess.Popen[str], folder: Path) -> dict[str, str]:
@@ -44,8 +37,12 @@ def dates(folder: Path) -> dict[str, str]:
 
 def workers(sweep: int) -> list[psutil.Process]:
     """The processes that run trials."""
-    found = psutil.Process(sweep).children(recursive=True)
-    return [process for process in found if "ray::_Worker.run" in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.Process(sweep).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if "ray::_Worker.run" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def workers_left(folder: Path) -> list[psutil.Process]:

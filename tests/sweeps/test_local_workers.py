@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +15,16 @@ import pytest
 
 from replora.cli.main import run as main
 from replora.errors import RepLoRAError
-from tests.sweeps.small_sweep import SMALL, finished, measurements, write_sweep
+from tests.sweeps.small_sweep import SMALL, finished, measurements, start, wait_until, write_sweep
 
 
-def start(folder: Path, *options: str, workers: int = 2) -> subprocess.Popen[str]:
-    """A sweep in a process group of its own, where Ray cannot be imported."""
+def start_workers(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """A sweep in two processes, where Ray cannot be imported."""
     hidden = folder / "hidden"
     hidden.mkdir(exist_ok=True)
     (hidden / "ray.py").write_text("raise ImportError('hidden')\n", encoding="utf-8")
-    command = [sys.executable, "-W", "ignore", "-m", "replora", "sweep", "--config=s.yaml", "--out=out"]
     paths = [str(hidden), os.environ.get("PYTHONPATH", "")]
-    return subprocess.Popen(
-        [*command, f"--workers={workers}", *options],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-    )
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
+    return start(folder, *options, limit="--workers=2", PYTHONPATH=os.pathsep.join(filter(None, paths)))
 
 
 def running(folder: Path) -> list[psutil.Process]:
@@ -49,8 +32,16 @@ def running(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
         spawned = "spawn_main" in " ".join(process.info["cmdline"] or []) and process.info["cwd"] == str(folder)
-        if spawned and any(Path(str(file.path)).name == "output.log" for file in process.open_files()):
-            found.append(process)
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if spawned and any(Path(str(file.path)).name == "output.log" for file in process.open_files()):
+                found.append(process)
+    return found
+
+
+def wait_for_trial(folder: Path, sweep: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes of workers, as soon as one runs a trial; trials are short, so asking twice may find none."""
+    found: list[psutil.Process] = []
+    wait_until(lambda: found.extend(running(folder)) or found or sweep.poll() is not None)
     return found
 
 
@@ -71,8 +62,8 @@ def test_it_ends_and_resumes_as_an_undisturbed_sweep(tmp_path: Path, undisturbed
     """Ctrl-C, SIGTERM, the end of the command itself and of a worker; then the whole of it."""
     write_sweep(tmp_path / "s.yaml")
     for number, to_all in ((signal.SIGINT, True), (signal.SIGTERM, False)):
-        process = start(tmp_path)
-        wait_until(lambda process=process: running(tmp_path) or process.poll() is not None)
+        process = start_workers(tmp_path)
+        wait_for_trial(tmp_path, process)
         os.killpg(process.pid, number) if to_all else process.send_signal(number)
         shown, _ = process.communicate(timeout=60)
         assert process.returncode == 128 + number, shown
@@ -81,15 +72,14 @@ def test_it_ends_and_resumes_as_an_undisturbed_sweep(tmp_path: Path, undisturbed
         assert not left(tmp_path)
     assert not (tmp_path / "out" / "final").exists()
 
-    process = start(tmp_path)
-    wait_until(lambda: running(tmp_path) or process.poll() is not None)
+    process = start_workers(tmp_path)
+    wait_for_trial(tmp_path, process)
     process.kill()
     process.communicate()
     assert not left(tmp_path), "workers end when nobody is there to give them trials"
 
-    process = start(tmp_path)
-    wait_until(lambda: running(tmp_path) or process.poll() is not None)
-    running(tmp_path)[0].kill()
+    process = start_workers(tmp_path)
+    wait_for_trial(tmp_path, process)[0].kill()
     shown, _ = process.communicate(timeout=300)
     assert process.returncode == 0, shown
     assert shown.count("its process died (out of memory?); it is tried again after the others, with at most 1") == 1
@@ -104,7 +94,7 @@ def test_a_trial_that_fails_again_ends_nothing_else(tmp_path: Path) -> None:
     """One size asks for more images per class than there are."""
     methods = {"LoRA": {"configs": ["adapter/lora.yaml"]}}
     write_sweep(tmp_path / "s.yaml", methods=methods, select=None, sizes={"data.shots": [1, 5000]})
-    process = start(tmp_path, "--make_report=false")
+    process = start_workers(tmp_path, "--make_report=false")
     shown, _ = process.communicate(timeout=300)
     assert process.returncode == 2, shown
     assert "2 trials failed:\n" in shown
@@ -114,7 +104,7 @@ def test_a_trial_that_fails_again_ends_nothing_else(tmp_path: Path) -> None:
 
 def test_a_wrong_option_is_said_before_any_trial(tmp_path: Path) -> None:
     write_sweep(tmp_path / "s.yaml", options=SMALL["options"] | {"data.bach_size": 8})
-    process = start(tmp_path)
+    process = start_workers(tmp_path)
     shown, _ = process.communicate(timeout=120)
     assert process.returncode == 2, shown
     assert "bach_size" in shown
