@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
-from replora.io import UnreadableFileError, read_text
+from replora.io import UnreadableFileError, files_named, read_text
 from replora.reports.answers import with_right_answers
 from replora.reports.choice import PROPORTIONS
 from replora.results import UNTRAINED, ResultsError, parse_results, read_results, status_of, weights_source
@@ -234,7 +234,7 @@ def read_runs(sources: Sequence[Path], skipped: list[str] | None = None) -> list
     found: list[dict[str, Any]] = []
     seen: set[Path] = set()
     for source in sources:
-        inside = sorted(source.rglob("results.json")) or sorted(source.glob("*.jsonl"))
+        inside = sorted(files_named("results.json", source)) or sorted(source.glob("*.jsonl"))
         files = inside if source.is_dir() else [source]
         if not files:
             raise ReportError(

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from replora.io import replace_text
+from replora.io import files_named, replace_text
 from replora.reports.choice import Choice, Ties, choose
 from replora.sweeps.plan import Cell, Point, Source, StagePlan, Trial
 from replora.sweeps.sweep_file import SweepError
@@ -113,7 +113,7 @@ def selection_rule(home: Path, choice: Per | None = None, source: Source = "own_
         except (ValueError, TypeError) as error:
             raise SweepError(f"{file} holds no rule of a selection: {error}. Delete it to select again.") from error
     else:
-        rule = Rule("lowest" if any((home / "final").rglob("trial.json")) else "middle")
+        rule = Rule("lowest" if any(files_named("trial.json", home / "final")) else "middle")
     rule = Rule(rule.ties, choice or rule.choice, source)
     replace_text(file, json.dumps(asdict(rule)) + "\n")
     return rule

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -682,3 +683,18 @@ def test_captions_of_two_tokenizers_share_no_table():
     for content, name in zip(contents, ("ptb_java", "approximate"), strict=True):
         content["test"]["caption_tokenizer"] = name
     assert len(group_runs(contents)) == 2
+
+
+def test_a_sweep_that_runs_is_read_while_a_trial_deletes_its_checkpoints(tmp_path, monkeypatch):
+    write(tmp_path / "final", [result(), result(seed=1)])
+    (tmp_path / "final" / "0" / "checkpoints").mkdir()
+    scandir = os.scandir
+
+    def deleted_meanwhile(folder):
+        if Path(folder).name == "checkpoints":
+            Path(folder).rmdir()
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", deleted_meanwhile)
+    assert len(read_runs([tmp_path])) == 2
+    assert not (tmp_path / "final" / "0" / "checkpoints").exists()

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from replora.io import files_named
 from replora.results import read_results
 
 SMALL: dict[str, Any] = {
@@ -67,11 +68,8 @@ def wait_until(condition: Callable[[], object], seconds: float = 200) -> None:
 def finished(folder: Path) -> dict[str, dict]:
     """Directory -> results of every finished trial."""
     found = {}
-    # Unlike Path.rglob of Python 3.11, os.walk goes on where a trial deletes its checkpoints meanwhile.
-    for parent, _, names in os.walk(folder / "out"):
-        if "results.json" not in names:
-            continue
-        content = json.loads(Path(parent, "results.json").read_text())
+    for file in files_named("results.json", folder / "out"):
+        content = json.loads(file.read_text())
         if "sweep" in content:
             found[content["sweep"]["trial"]] = content
     return found

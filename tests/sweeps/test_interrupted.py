@@ -45,6 +45,14 @@ def workers(sweep: int) -> list[psutil.Process]:
     return found
 
 
+def wait_for_worker(sweep: subprocess.Popen[str]) -> psutil.Process:
+    """The first process that is seen to run a trial; it may be gone when somebody asks again."""
+    found: list[psutil.Process] = []
+    wait_until(lambda: found.extend(workers(sweep.pid)) or found or sweep.poll() is not None)
+    assert found, sweep.communicate()[0]
+    return found[0]
+
+
 def workers_left(folder: Path) -> list[psutil.Process]:
     """Processes of a sweep in a folder that still run trials a moment later."""
 
@@ -79,8 +87,7 @@ def test_whatever_ends_a_sweep_its_results_are_those_of_an_undisturbed_one(tmp_p
     assert not (tmp_path / "out" / "final").exists(), "nothing new begins"
 
     process = start(tmp_path, "--stage=select", "--max_concurrent=2", "--make_report=false", "--cpus_per_trial=0.5")
-    wait_until(lambda: workers(process.pid) or process.poll() is not None)
-    victim = workers(process.pid)[0]
+    victim = wait_for_worker(process)
     assert victim.nice() == psutil.Process(process.pid).nice(), "workers have the priority of the command"
     victim.kill()
     shown, _ = process.communicate(timeout=300)
@@ -101,7 +108,7 @@ def test_whatever_ends_a_sweep_its_results_are_those_of_an_undisturbed_one(tmp_p
     assert not workers_left(tmp_path)
 
     process = start(tmp_path)
-    wait_until(lambda: workers(process.pid) or process.poll() is not None)
+    wait_for_worker(process)
     found = psutil.Process(process.pid).children(recursive=True)
     next(child for child in found if child.name() == "raylet").kill()
     process.communicate(timeout=200)  # workers that live may end their trials
@@ -131,8 +138,7 @@ def test_a_trial_that_fails_again_ends_nothing_else(tmp_path):
     methods = {"LoRA": {"configs": ["adapter/lora.yaml"]}}
     write_sweep(tmp_path / "s.yaml", methods=methods, select=None, sizes={"data.shots": [1, 5000]})
     process = start(tmp_path, "--make_report=false", "--max_failures=0")
-    wait_until(lambda: workers(process.pid) or process.poll() is not None)
-    workers(process.pid)[0].kill()
+    wait_for_worker(process).kill()
     shown, _ = process.communicate(timeout=300)
     assert process.returncode == 2, shown
     assert "3 trials failed:\n" in shown

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from replora.errors import RepLoRAError
-from replora.io import check_output
+from replora.io import check_output, files_named
 from replora.memory import usable_cpus
 from replora.run_directory import LOCK
 
@@ -153,7 +153,7 @@ def sweep(
                     run_sweep(plan, home, scheduler, choice, part)
                 except UnfinishedSweepError as error:
                     failure = error
-            if make_report and any(home.rglob("results.json")):
+            if make_report and any(files_named("results.json", home)):
                 _report(whole, home)
             if failure:
                 raise failure
@@ -176,7 +176,7 @@ def _report(sweep: Sweep, home: Path) -> None:
 def _is_sweep(home: Path) -> bool:
     from replora.sweeps.state import LOCKS
 
-    return (home / LOCK).exists() or (home / LOCKS).exists() or any(home.rglob("trial.json"))
+    return (home / LOCK).exists() or (home / LOCKS).exists() or any(files_named("trial.json", home))
 
 
 def _trials_at_once(
