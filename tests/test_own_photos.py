@@ -14,6 +14,7 @@ from PIL import Image
 
 import replora
 from replora.cli.main import main
+from replora.results import read_results
 from tests.fake_photos import write_tutorial_photos
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -47,11 +48,14 @@ def test_the_page_word_for_word(empty_folder, monkeypatch, capsys) -> None:
     for said in ("6    151   17    19", "Chosen: replora, lr", "weakest", "McNemar", "star-000.jpg"):
         assert said in shown
     for file in (
-        *("look/batch.png", "runs/photos/tune.png", "runs/photos/final/plots/mistakes.png", "sheet.png"),
+        *("look/batch.png", "runs/photos/tune.png", "runs/photos/final/plots/confusion.png", "sheet.png"),
         *("runs/probe/test_classes.csv", "runs/probe/plots/confusion.png", "predictions.csv"),
         *("model_onnx/model.onnx", "model_timm/model.safetensors", "model_onnx/README.md"),
     ):
         assert Path(file).stat().st_size > 100, file
+    for run in ("runs/photos/final", "runs/probe"):
+        perfect = read_results(Path(run))["test"]["metrics"]["test/accuracy"] == 1
+        assert Path(run, "plots/mistakes.png").exists() == (not perfect), run
 
 
 def test_each_format_of_the_page_on_export(empty_folder, monkeypatch, tmp_path) -> None:
