@@ -144,10 +144,6 @@ class Plan:
             ends.append(max(math.ceil(self.round / 2.0 ** (rungs - rung)), ends[-1] + 1 if ends else 1))
         return math.ceil(count / 2.0 ** sum(end <= measured for end in ends))
 
-    def trials(self) -> int:
-        """The largest number of trials that choose, unless an edge is extended: no candidate is clearly worse."""
-        return len(self.candidates) * self.measurements
-
     def with_candidate(self, one: Candidate) -> Plan:
         return replace(self, candidates=[*self.candidates, one])
 
