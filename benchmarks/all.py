@@ -30,6 +30,7 @@ COMMANDS = {
     "inference-cpu-fp32": "inference.py --rounds 3 --threads 1",
     "evaluation-vit_base-batch16-cpu-fp32": "evaluation.py --threads 1 --rounds 10",
     "loading": "loading.py --threads 1 --rounds 3",
+    "image_decoding": "image_decoding.py --threads 1 --rounds 10",
     "video_decoding": "video_decoding.py",
     "startup": "startup.py --threads 1 --rounds 3",
     "memory": "memory.py --threads 1",

@@ -17,6 +17,7 @@ REFERENCE = "python -c 'import torch'"
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     REFERENCE: ["-c", "import torch"],
+    "python -c 'import torch, lightning'": ["-c", "import torch, lightning"],
     "python -c 'import replora'": ["-c", "import replora"],
     "replora-cli --help": ["-m", "replora", "--help"],
     "replora-cli --version": ["-m", "replora", "--version"],

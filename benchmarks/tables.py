@@ -88,6 +88,17 @@ def loading(results: dict[str, Any]) -> list[str]:
     return [table(["loader", "images/s", "speed / plain loader"], rows)]
 
 
+def image_decoding(results: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            *(name, f"{1000 * found['seconds']:.2f}", ratio(found)),
+            f"{found['differing']:.2%}, by {found['levels']}" if "differing" in found else "",
+        ]
+        for name, found in results.items()
+    ]
+    return [table(["way", "ms per image", "time / Pillow", "color values that differ"], rows)]
+
+
 def video_decoding(results: dict[str, Any]) -> list[str]:
     memory = any(found.get("peak_bytes") for found in results.values())  # measured only on Linux
     rows = [
@@ -294,6 +305,7 @@ TABLES = {
     "training_step": training_step,
     "evaluation": evaluation,
     "loading": loading,
+    "image_decoding": image_decoding,
     "video_decoding": video_decoding,
     "startup": startup,
     "memory": memory,

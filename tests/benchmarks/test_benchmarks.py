@@ -35,6 +35,7 @@ SCRIPTS = sorted(
         "training_step",
         "evaluation",
         "loading",
+        "image_decoding",
         "video_decoding",
         "startup",
         "scaling",

@@ -69,7 +69,15 @@ def scaling() -> list[str]:
 def loading() -> list[str]:
     ratio = {name: found["ratio"] for name, found in results("loading").items()}
     first, both = ratio["datamodule, first epoch"], ratio["datamodule, first epoch, with the test images"]
-    return [f"It is missed: {first:.3f}, and {both:.3f} if the test images"]
+    image = results("image_decoding")
+    other = image["torchvision, decoded and resized"]
+    assert other["levels"] == 1
+    return [
+        f"It is missed: {first:.3f}, and {both:.3f} if the test images",
+        f"{1 - image['Pillow, decoded']['ratio']:.0%} of the time goes to Pillow's".replace("%", " %"),
+        f"torchvision decodes and resizes in {other['ratio']:.2f} of the time.",
+        f"in {other['differing']:.2%} of the color values by one of 256 levels".replace("%", " %"),
+    ]
 
 
 def memory() -> list[str]:
