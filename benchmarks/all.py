@@ -1,6 +1,6 @@
 """Measure everything that docs/benchmarks.md shows of a CPU, on one machine in one go, and write its tables.
 
-    python benchmarks/all.py                      # about 70 minutes; nothing else should run meanwhile
+    python benchmarks/all.py                      # about 80 minutes; nothing else should run meanwhile
 
 Each benchmark is a process of its own. Those that were measured at this commit already are left out, so the same
 command goes on after an interruption. `record_memory.py` compares with another commit, and is run by hand.
@@ -31,11 +31,11 @@ COMMANDS = {
     "evaluation-vit_base-batch16-cpu-fp32": "evaluation.py --threads 1 --rounds 10",
     "loading": "loading.py --threads 1 --rounds 3",
     "image_decoding": "image_decoding.py --threads 1 --rounds 10",
-    "video_decoding": "video_decoding.py",
+    "video_decoding": "video_decoding.py --threads 1",
     "startup": "startup.py --threads 1 --rounds 3",
     "memory": "memory.py --threads 1",
     "compilation": "compilation.py --threads 1",
-    "step_profile-vit_base-batch16-cpu-fp32": "step_profile.py --rounds 5",
+    "step_profile-vit_base-batch16-cpu-fp32": "step_profile.py --rounds 5 --threads 2",
     "training_step-vit_base-batch16-cpu-fp32": f"{TRAINING} 2 --rounds 10",
     "training_step-llama_stack-batch4-cpu-fp32": f"{TRAINING} 2 --rounds 7 --batch 4 --model vit_small swin_tiny "
     "llama_stack",

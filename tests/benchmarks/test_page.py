@@ -15,6 +15,16 @@ def results(name: str) -> Any:
     return json.loads((ROOT / "results" / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))["results"]
 
 
+def test_all_rows_come_from_one_commit_and_one_machine() -> None:
+    """But for the one that compares two commits."""
+    files = (ROOT / "results" / "benchmarks").glob("*.json")
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.stem != "record_memory"]
+    assert len(found) > 20
+    assert len({one["git"].removesuffix("-dirty") for one in found}) == 1
+    assert len({json.dumps(one["versions"], sort_keys=True) for one in found}) == 1
+    assert len({one["machine"]["cpu"] for one in found}) == 1
+
+
 def text(page: str) -> str:
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
@@ -60,7 +70,8 @@ def scaling() -> list[str]:
     (wide,) = (point["methods"] for point in found["rank"] if point["value"] == 128)
     (all_six,) = (point["methods"] for point in found["targets"] if len(point["value"]) == 6)
     return [
-        f"but for rank 128, with {wide['replora']['ratio']:.3f} and {wide['lora']['ratio']:.3f} of the floor",
+        f"but for rank 128, with {wide['replora']['ratio']:.3f} and {wide['lora']['ratio']:.3f} of the floor, and "
+        f"PEFT's LoRA with {wide['peft_lora']['ratio']:.3f}.",
         f"RepLoRA takes {all_six['replora']['ratio']:.3f} of the floor, and PEFT's LoRA "
         f"{all_six['peft_lora']['ratio']:.3f}.",
     ]
@@ -78,6 +89,12 @@ def loading() -> list[str]:
         f"torchvision decodes and resizes in {other['ratio']:.2f} of the time.",
         f"in {other['differing']:.2%} of the color values by one of 256 levels".replace("%", " %"),
     ]
+
+
+def startup() -> list[str]:
+    ratio = {name: found["ratio"] for name, found in results("startup").items()}
+    of_both = ratio["replora-cli fit --help"] / ratio["python -c 'import torch, lightning'"]
+    return [f"`fit --help` takes {of_both:.2f} of it"]
 
 
 def memory() -> list[str]:
@@ -114,7 +131,7 @@ def memory() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("part", [training_step, whole_runs, inference, scaling, loading, memory])
+@pytest.mark.parametrize("part", [training_step, whole_runs, inference, scaling, loading, startup, memory])
 def test_the_text_quotes_the_results(part: Any) -> None:
     page = text("docs/benchmarks.md").partition("## Results")[0]
     assert [sentence for sentence in part() if sentence not in page] == []
@@ -123,7 +140,8 @@ def test_the_text_quotes_the_results(part: Any) -> None:
 def test_other_pages_quote_them_too() -> None:
     step = results("training_step-vit_base-batch16-cpu-fp32")["replora"]["ratio_to_peft_lora"]
     assert f"A training step of ViT-B/16 takes {step:.3f} of the time of PEFT's LoRA on a CPU" in text("README.md")
-    fit = results("compilation")["fit"]
+    fit, static = (results("compilation")[way] for way in ("fit", "static"))
     evaluation, training = (round(fit[batch]["seconds"]) for batch in ("validation, 32", "training, 16"))
     wanted = f"the evaluation's graph takes {evaluation} and the training's {training} seconds of one processor core"
     assert wanted in text("docs/video.md")
+    assert f"cost another {static['validation, 4']['seconds']:.0f} seconds" in text("docs/video.md")
