@@ -261,16 +261,6 @@ def made_by(maker: str) -> Callable[[Path], bool]:
 # --- reading
 
 
-def files_named(name: str, folder: Path) -> Iterator[Path]:
-    """The files of one name in a folder and all below it, while other processes write and delete there.
-
-    `Path.rglob` of Python 3.11 ends in an error at a folder that is deleted meanwhile.
-    """
-    for parent, _, names in os.walk(folder):
-        if name in names:
-            yield Path(parent, name)
-
-
 class Entries(dict[str, Any]):
     """A mapping in a file, which names the file where an entry is missing."""
 

@@ -1,4 +1,4 @@
-"""The directory of a run: unique when it is new, never shared by two runs, locked while a verb writes in it."""
+"""Directories of runs: unique when new, never shared by two runs, locked while a verb writes in them, and searched."""
 
 from __future__ import annotations
 
@@ -120,3 +120,13 @@ def locked(folder: Path, what: str, remedy: str) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def files_named(name: str, folder: Path) -> Iterator[Path]:
+    """The files of one name in a folder and all below it, while other processes write and delete there.
+
+    `Path.rglob` of Python 3.11 ends in an error at a folder that is deleted meanwhile.
+    """
+    for parent, _, names in os.walk(folder):
+        if name in names:
+            yield Path(parent, name)

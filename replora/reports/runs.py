@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from replora.errors import RepLoRAError
-from replora.io import UnreadableFileError, files_named, read_text
+from replora.io import UnreadableFileError, read_text
 from replora.reports.answers import with_right_answers
 from replora.reports.choice import PROPORTIONS
 from replora.results import UNTRAINED, ResultsError, parse_results, read_results, status_of, weights_source
+from replora.run_directory import files_named
 
 # Order of the methods in tables; other methods follow by name.
 UNTUNED = "untuned"  # the method of a test of weights that nothing trained

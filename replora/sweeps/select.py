@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from replora.io import files_named, replace_text
+from replora.io import replace_text
 from replora.reports.choice import Choice, Ties, choose
+from replora.run_directory import files_named
 from replora.sweeps.plan import Cell, Point, Source, StagePlan, Trial
 from replora.sweeps.sweep_file import SweepError
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from replora.io import files_named
 from replora.results import read_results
+from replora.run_directory import files_named
 
 SMALL: dict[str, Any] = {
     "base": ["quickstart.yaml"],

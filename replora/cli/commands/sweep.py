@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from replora.errors import RepLoRAError
-from replora.io import check_output, files_named
+from replora.io import check_output
 from replora.memory import usable_cpus
-from replora.run_directory import LOCK
+from replora.run_directory import LOCK, files_named
 
 if TYPE_CHECKING:
     from replora.sweeps.executor import Cluster
