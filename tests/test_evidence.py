@@ -72,6 +72,23 @@ def test_with_forty_images_alone_tied_factors_differ_from_lora() -> None:
     assert not any(excludes_0(row["with test examples"]) for row in rows)
 
 
+def test_no_rate_above_the_best_is_tolerated_by_the_pretrained_vit() -> None:
+    with (ROOT / "results" / "real_vit_low_data" / "runs.csv").open(newline="", encoding="utf-8") as stream:
+        runs = [run for run in csv.DictReader(stream) if run["stage"] == "select" and run["method"] != "linear probe"]
+    cells = {(run["method"], run["examples"]) for run in runs}
+    assert len(cells) == 4
+    for cell in cells:
+        found = {
+            run["learning_rate"]: float(run["validation"]) for run in runs if (run["method"], run["examples"]) == cell
+        }
+        assert max(found, key=lambda rate: found[rate]) == "0.003"
+        assert found["0.01"] <= 0.18
+    with (ROOT / "results" / "real_vit_low_data" / "size_paired.csv").open(newline="", encoding="utf-8") as stream:
+        paired = {(row["difference"], row["size"]): row["95 % interval"] for row in csv.DictReader(stream)}
+    assert not excludes_0(paired["linear probe - LoRA", "12.5 % (100 + 200)"])
+    assert excludes_0(paired["linear probe - LoRA", "100 % (800 + 200)"])
+
+
 def test_selections_of_the_stored_sweeps_are_mostly_noise() -> None:
     """35 of 42 in the sweep over digits, of which six are exact ties; a tie is not called an edge."""
     with (ROOT / "results" / "digits_low_data" / "choices.csv").open(newline="", encoding="utf-8") as stream:
