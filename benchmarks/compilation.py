@@ -59,8 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name, _, _ in BATCHES
         ],
     )
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "one")}
-    print(measure.write(options.out, "compilation", settings, results))
+    print(measure.write(options.out, "compilation", measure.settings(options, "one"), results))
 
 
 def measured(name: str, backend: str, out: Path) -> None:

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         ["run", "steps", "per step", "where"],
         [[n, str(f["steps"]), f"{f['count'] / f['steps']:.2f}", ", ".join(f["where"])] for n, f in results.items()],
     )
-    settings = {key: value for key, value in vars(options).items() if key != "out"}
+    settings = measure.settings(options)
     print(measure.write(options.out, f"device_sync-{options.device}", settings, results, options.device))
 
 

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
             ["model", "seconds", "x backbone (quartiles)"],
             [[TITLES[k], f"{found['seconds']:.4f}", measure.ratio_text(found)] for k, found in results.items()],
         )
-        settings = {key: value for key, value in vars(options).items() if key not in ("model", "out")}
+        settings = measure.settings(options, "model")
         file_name = f"evaluation-{name}-batch{options.batch}-{options.device}-{options.precision}"
         print(measure.write(options.out, file_name, {"model": name, **settings}, results, options.device))
 

@@ -46,12 +46,11 @@ def main(arguments: list[str] | None = None) -> None:
         f"{options.images} images in one thread",
         ["way", "ms per image", "x Pillow (quartiles)", "values that differ"],
         [
-            [name, f"{1000 * found['seconds']:.2f}", measure.ratio_text(found), differing_text(found)]
+            [name, f"{1000 * found['seconds']:.2f}", measure.ratio_text(found), measure.differing_text(found)]
             for name, found in results.items()
         ],
     )
-    settings = {key: value for key, value in vars(options).items() if key != "out"}
-    print(measure.write(options.out, "image_decoding", settings, results))
+    print(measure.write(options.out, "image_decoding", measure.settings(options), results))
 
 
 def compare(root: Path, options: Any) -> dict[str, Any]:
@@ -94,10 +93,6 @@ def decoded(file: Path) -> Tensor:
 def by_torchvision(file: Path) -> Tensor:
     pixels: Tensor = resize_image(decoded(file), [SIZE, SIZE], InterpolationMode.BICUBIC, antialias=True)
     return pixels
-
-
-def differing_text(found: dict[str, Any]) -> str:
-    return f"{found['differing']:.2%}, by {found['levels']}" if "differing" in found else ""
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name, one in results.items()
         ],
     )
-    settings = {key: value for key, value in vars(options).items() if key != "out"}
+    settings = measure.settings(options)
     name = f"inference-{options.device}-{options.precision}"
     print(measure.write(options.out, name, settings, results, options.device))
 

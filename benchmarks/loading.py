@@ -49,8 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         ["loader", "images/s", "x plain loader (quartiles)"],
         [[name, f"{found['images_per_second']:,.0f}", measure.ratio_text(found)] for name, found in results.items()],
     )
-    settings = {key: value for key, value in vars(options).items() if key != "out"}
-    print(measure.write(options.out, "loading", settings, results))
+    print(measure.write(options.out, "loading", measure.settings(options), results))
 
 
 def compare(root: Path, options: Any) -> dict[str, Any]:

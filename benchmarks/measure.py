@@ -238,6 +238,11 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     return found
 
 
+def settings(options: argparse.Namespace, *without: str) -> dict[str, Any]:
+    """The options that a results file names: all but its folder and those `without` a meaning for a single result."""
+    return {key: value for key, value in vars(options).items() if key not in ("out", *without)}
+
+
 def write(out: Path, name: str, options: dict[str, Any], results: dict[str, Any], device: str = "cpu") -> Path:
     """Write options, results, machine, date and versions to `out/name.json` and return the file."""
     file = out / f"{name}.json"
@@ -271,6 +276,11 @@ def width(found: dict[str, Any]) -> float:
 def uncertain(found: dict[str, Any]) -> bool:
     """Return whether a ratio varied so much over the rounds that something else must have used the machine."""
     return width(found) > WIDE
+
+
+def differing_text(found: dict[str, Any]) -> str:
+    """Format the share of color values that differ, and by how many levels: 0.33%, by 1. Empty where none compare."""
+    return f"{found['differing']:.2%}, by {found['levels']}" if "differing" in found else ""
 
 
 def ratio_text(found: dict[str, Any]) -> str:

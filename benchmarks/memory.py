@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     results = {part: parts[part]() for part in options.parts}
     show(results)
-    settings = {key: value for key, value in vars(options).items() if key != "out"}
+    settings = measure.settings(options)
     name = "memory" if options.parts == list(PARTS) else f"memory-{'-'.join(options.parts)}"
     print(measure.write(options.out, name, settings, results))
 

@@ -58,8 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name, found in results.items()
         ],
     )
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "before")}
-    print(measure.write(options.out, "record_memory", settings, results))
+    print(measure.write(options.out, "record_memory", measure.settings(options, "before"), results))
 
 
 def _output(command: list[str], source: Path | None = None) -> str:

@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
             ],
         )
     name = f"scaling-{options.model}-{options.device}-{options.precision}"
-    settings = {key: value for key, value in vars(options).items() if key != "out"}
+    settings = measure.settings(options)
     file = measure.write(options.out, name, {**settings, "base": base}, results, options.device)
     draw(results, options.methods, options.rounds, file.with_suffix(".png"))
     print(file)

@@ -48,8 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         ["command", "seconds", "x import torch (quartiles)"],
         [[name, f"{found['seconds']:.2f}", measure.ratio_text(found)] for name, found in results.items()],
     )
-    settings = {key: value for key, value in vars(options).items() if key != "out"}
-    print(measure.write(options.out, "startup", settings, results))
+    print(measure.write(options.out, "startup", measure.settings(options), results))
 
 
 if __name__ == "__main__":

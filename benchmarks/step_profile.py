@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name, found in results.items()
     ]
     measure.show(f"Operators' own time in a step of {options.model}, batch {options.batch}", columns, rows)
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "methods")}
+    settings = measure.settings(options, "methods")
     file_name = f"step_profile-{options.model}-batch{options.batch}-{options.device}-{options.precision}"
     print(measure.write(options.out, file_name, settings, results, options.device))
 

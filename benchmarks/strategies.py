@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.only = [QUICK]
     elif not torch.cuda.is_available():
         sys.exit("There is no CUDA GPU here. The strategies that a CPU can run are tested in tests/cli.")
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "only")}
+    settings = measure.settings(options, "only")
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as home:
         for number, name in enumerate(options.only or RUNS):

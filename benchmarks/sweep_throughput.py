@@ -97,8 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name, one in results.items()
         ],
     )
-    settings = {key: value for key, value in vars(options).items() if key != "out"}
-    print(measure.write(options.out, "sweep_throughput", settings, results))
+    print(measure.write(options.out, "sweep_throughput", measure.settings(options), results))
 
 
 def write_sweep(folder: Path, options: Any) -> Path:

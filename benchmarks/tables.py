@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from measure import differing_text, uncertain
 from measure import ratio_text as ratio
-from measure import uncertain
 
 from replora.io import replace_text
 
@@ -90,11 +90,7 @@ def loading(results: dict[str, Any]) -> list[str]:
 
 def image_decoding(results: dict[str, Any]) -> list[str]:
     rows = [
-        [
-            *(name, f"{1000 * found['seconds']:.2f}", ratio(found)),
-            f"{found['differing']:.2%}, by {found['levels']}" if "differing" in found else "",
-        ]
-        for name, found in results.items()
+        [name, f"{1000 * found['seconds']:.2f}", ratio(found), differing_text(found)] for name, found in results.items()
     ]
     return [table(["way", "ms per image", "time / Pillow", "color values that differ"], rows)]
 

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         methods = [m for m in methods if WORKLOADS[name].called or m in ON_WEIGHTS]
         results = compare(name, ["floor", *(m for m in methods if m != "floor")], options)
         show(name, results, options)
-        settings = {key: value for key, value in vars(options).items() if key not in ("model", "out", "methods")}
+        settings = measure.settings(options, "model", "methods")
         file_name = f"training_step-{name}-batch{options.batch}-{options.device}-{options.precision}"
         file_name += "-compiled" * options.compile + "-checkpointing" * options.gradient_checkpointing
         file = measure.write(options.out, file_name, {"model": name, **settings}, results, options.device)

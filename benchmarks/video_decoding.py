@@ -60,8 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name, found in results.items()
         ],
     )
-    settings = {key: value for key, value in vars(options).items() if key != "out"}
-    print(measure.write(options.out, "video_decoding", settings, results))
+    print(measure.write(options.out, "video_decoding", measure.settings(options), results))
 
 
 def compare(root: Path, kind: str, options: argparse.Namespace) -> dict[str, Any]:

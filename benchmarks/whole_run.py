@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
                 for way, found in results.items()
             ],
         )
-        settings = {key: value for key, value in vars(options).items() if key not in ("out", "task", "ways")}
+        settings = measure.settings(options, "task", "ways")
         suffix = "" if options.device == "cpu" else f"-{options.device}"
         print(
             measure.write(options.out, f"whole_run-{name}{suffix}", {"task": name, **settings}, results, options.device)

@@ -23,6 +23,11 @@ def lines_of(name: str) -> list[str]:
     return (ROOT / "results" / name / "report.md").read_text(encoding="utf-8").splitlines()
 
 
+def table(name: str, file: str) -> list[dict[str, str]]:
+    with (ROOT / "results" / name / file).open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
 def excludes_0(interval: str) -> bool:
     low, high = map(float, interval.split(" to "))
     return low > 0 or high < 0
@@ -55,8 +60,7 @@ def test_what_the_page_calls_significant_is_so_in_the_ablation() -> None:
     def excluding(column: str) -> set[str]:
         return {row["difference"].removesuffix(" - LoRA") for row in rows if excludes_0(row[column])}
 
-    with (ROOT / "results" / "ablation" / "size_paired.csv").open(newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["size"].startswith("100 %")]
+    rows = [row for row in table("ablation", "size_paired.csv") if row["size"].startswith("100 %")]
     neither = {"RepLoRA", "linear", "not shared"}
     assert excluding("95 % interval") == {row["difference"].removesuffix(" - LoRA") for row in rows} - neither
     assert excluding("with test examples") == {"activation ReLU", "rank 2, width 4", "rank 32, width 64"}
@@ -64,8 +68,7 @@ def test_what_the_page_calls_significant_is_so_in_the_ablation() -> None:
 
 def test_with_forty_images_alone_tied_factors_differ_from_lora() -> None:
     """As do the others; with the choice of the test examples nothing differs."""
-    with (ROOT / "results" / "tied_low_data" / "size_paired.csv").open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = table("tied_low_data", "size_paired.csv")
     differing = {(row["difference"], row["size"]) for row in rows if excludes_0(row["95 % interval"])}
     of_forty = {(f"{method} - LoRA", "5 % (40 + 200)") for method in ("RepLoRA", "LoRA, rank 4", "RepLoRA, tied")}
     assert differing == of_forty | {("LoRA, rank 4 - LoRA", "all sizes")}
@@ -73,8 +76,11 @@ def test_with_forty_images_alone_tied_factors_differ_from_lora() -> None:
 
 
 def test_no_rate_above_the_best_is_tolerated_by_the_pretrained_vit() -> None:
-    with (ROOT / "results" / "real_vit_low_data" / "runs.csv").open(newline="", encoding="utf-8") as stream:
-        runs = [run for run in csv.DictReader(stream) if run["stage"] == "select" and run["method"] != "linear probe"]
+    runs = [
+        run
+        for run in table("real_vit_low_data", "runs.csv")
+        if run["stage"] == "select" and run["method"] != "linear probe"
+    ]
     cells = {(run["method"], run["examples"]) for run in runs}
     assert len(cells) == 4
     for cell in cells:
@@ -83,16 +89,16 @@ def test_no_rate_above_the_best_is_tolerated_by_the_pretrained_vit() -> None:
         }
         assert max(found, key=lambda rate: found[rate]) == "0.003"
         assert found["0.01"] <= 0.18
-    with (ROOT / "results" / "real_vit_low_data" / "size_paired.csv").open(newline="", encoding="utf-8") as stream:
-        paired = {(row["difference"], row["size"]): row["95 % interval"] for row in csv.DictReader(stream)}
+    paired = {
+        (row["difference"], row["size"]): row["95 % interval"] for row in table("real_vit_low_data", "size_paired.csv")
+    }
     assert not excludes_0(paired["linear probe - LoRA", "12.5 % (100 + 200)"])
     assert excludes_0(paired["linear probe - LoRA", "100 % (800 + 200)"])
 
 
 def test_selections_of_the_stored_sweeps_are_mostly_noise() -> None:
     """35 of 42 in the sweep over digits, of which six are exact ties; a tie is not called an edge."""
-    with (ROOT / "results" / "digits_low_data" / "choices.csv").open(newline="", encoding="utf-8") as stream:
-        remarks = [row["remark"] for row in csv.DictReader(stream)]
+    remarks = [row["remark"] for row in table("digits_low_data", "choices.csv")]
     assert sum(remark.startswith(("noise", "tie")) for remark in remarks) == 35
     ties = [remark for remark in remarks if remark.startswith("tie")]
     assert len(ties) == 6
@@ -118,8 +124,7 @@ def test_readme_quotes_the_answers_on_digits() -> None:
 
 def test_validation_means_of_the_method_page() -> None:
     page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-    with (ROOT / "results" / "ablation" / "runs.csv").open(newline="", encoding="utf-8") as stream:
-        runs = [run for run in csv.DictReader(stream) if run["stage"] == "final"]
+    runs = [run for run in table("ablation", "runs.csv") if run["stage"] == "final"]
     for method in dict.fromkeys(run["method"] for run in runs):
         means = [
             statistics.fmean(float(r["validation"]) for r in runs if (r["method"], r["examples"]) == (method, size))

@@ -29,6 +29,10 @@ def text(page: str) -> str:
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
 def mebibytes(count: float) -> str:
     return f"{count / 2**20:,.0f}"
 
@@ -43,8 +47,8 @@ def training_step() -> list[str]:
         f"The first is met ({replora['ratio']:.3f}).",
         f"the floor itself takes {found['floor']['ratio_to_peft_lora']:.3f} of PEFT's LoRA",
         f"RepLoRA takes {replora['ratio_to_peft_lora']:.3f}.",
-        f"The third is missed by {mebibytes(more)} MiB ({more / peft['peak_bytes']:.1%})".replace("%)", " %)"),
-        f"{share:.0%} of RepLoRA's step are matrix products and attention".replace("%", " %"),
+        f"The third is missed by {mebibytes(more)} MiB ({percent(more / peft['peak_bytes'], 1)})",
+        f"{percent(share)} of RepLoRA's step are matrix products and attention",
     ]
 
 
@@ -96,9 +100,9 @@ def loading() -> list[str]:
     assert other["levels"] == 1
     return [
         f"It is missed: {first:.3f}, and {both:.3f} if the test images",
-        f"{1 - image['Pillow, decoded']['ratio']:.0%} of the time goes to Pillow's".replace("%", " %"),
+        f"{percent(1 - image['Pillow, decoded']['ratio'])} of the time goes to Pillow's",
         f"torchvision decodes and resizes in {other['ratio']:.2f} of the time.",
-        f"in {other['differing']:.2%} of the color values by one of 256 levels".replace("%", " %"),
+        f"in {percent(other['differing'], 2)} of the color values by one of 256 levels",
     ]
 
 

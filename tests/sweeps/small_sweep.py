@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from replora.results import read_results
@@ -63,6 +64,16 @@ def wait_until(condition: Callable[[], object], seconds: float = 200) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.1)
+
+
+def wait_for_processes(
+    running: Callable[[], list[psutil.Process]], sweep: subprocess.Popen[str]
+) -> list[psutil.Process]:
+    """Those that are seen first to run a trial; trials are short, so asking twice may find none."""
+    found: list[psutil.Process] = []
+    wait_until(lambda: found.extend(running()) or found or sweep.poll() is not None)
+    assert found, sweep.communicate()[0]
+    return found
 
 
 def finished(folder: Path) -> dict[str, dict]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.sweeps.small_sweep import SMALL, finished, measurements, start, wait_until, write_sweep
+from tests.sweeps.small_sweep import SMALL, finished, measurements, start, wait_for_processes, wait_until, write_sweep
 
 pytest.importorskip("ray", reason="the extra [sweep] is not installed")
 
@@ -46,11 +46,7 @@ def workers(sweep: int) -> list[psutil.Process]:
 
 
 def wait_for_worker(sweep: subprocess.Popen[str]) -> psutil.Process:
-    """The first process that is seen to run a trial; it may be gone when somebody asks again."""
-    found: list[psutil.Process] = []
-    wait_until(lambda: found.extend(workers(sweep.pid)) or found or sweep.poll() is not None)
-    assert found, sweep.communicate()[0]
-    return found[0]
+    return wait_for_processes(lambda: workers(sweep.pid), sweep)[0]
 
 
 def workers_left(folder: Path) -> list[psutil.Process]:

@@ -15,7 +15,7 @@ import pytest
 
 from replora.cli.main import run as main
 from replora.errors import RepLoRAError
-from tests.sweeps.small_sweep import SMALL, finished, measurements, start, wait_until, write_sweep
+from tests.sweeps.small_sweep import SMALL, finished, measurements, start, wait_for_processes, write_sweep
 
 
 def start_workers(folder: Path, *options: str) -> subprocess.Popen[str]:
@@ -39,10 +39,7 @@ def running(folder: Path) -> list[psutil.Process]:
 
 
 def wait_for_trial(folder: Path, sweep: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes of workers, as soon as one runs a trial; trials are short, so asking twice may find none."""
-    found: list[psutil.Process] = []
-    wait_until(lambda: found.extend(running(folder)) or found or sweep.poll() is not None)
-    return found
+    return wait_for_processes(lambda: running(folder), sweep)
 
 
 def left(folder: Path) -> list[psutil.Process]:
