@@ -123,10 +123,11 @@ def locked(folder: Path, what: str, remedy: str) -> Iterator[None]:
 
 
 def files_named(name: str, folder: Path) -> Iterator[Path]:
-    """The files of one name in a folder and all below it, while other processes write and delete there.
+    """What has one name in a folder and all below it, while other processes write and delete there.
 
-    `Path.rglob` of Python 3.11 ends in an error at a folder that is deleted meanwhile.
+    `Path.rglob` of Python 3.11 ends in an error at a folder that is deleted meanwhile. A folder of that name is found
+    too, so that whoever reads it can say that it is no file.
     """
-    for parent, _, names in os.walk(folder):
-        if name in names:
+    for parent, folders, files in os.walk(folder):
+        if name in folders or name in files:
             yield Path(parent, name)
