@@ -54,7 +54,8 @@ def write_report(
     """Write the report of the runs in `sources`.
 
     Args:
-        sources: Directories of runs (searched recursively), `results.json` files, or `.jsonl` files of earlier reports.
+        sources: Directories of runs (searched recursively), `results.json` files, or `.jsonl` files of earlier reports,
+            which gzip may have compressed (`.jsonl.gz`).
         folder: Directory of the report. It gets `report.html` (one file with its pictures inside), `report.md`, one CSV
             file per table, the pictures, `runs.csv` with one line per run, and `runs.jsonl`, the results themselves,
             from which the report can be made again.

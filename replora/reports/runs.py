@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ METHOD_ORDER = (UNTUNED, "full fine-tuning", "linear probe", "BitFit", "LoRA", "
 HEADLINES = ("accuracy", "acc_norm", "acc", "score")
 REQUIRED = ("backbone", "options", "parameters", "data")  # of a run with a method
 PARTS = (*REQUIRED, "configuration", "fit", "test", "validate", "sweep")
+LINES = (".jsonl", ".jsonl.gz")
+LARGEST = 2**30  # bytes of a compressed file's text; zeros expand a thousandfold
 SHOWN = 4  # number of sizes in a picture that has no room for all of them
 
 
@@ -221,8 +225,8 @@ def spread(sizes: Sequence[Size]) -> list[Size]:
 def read_runs(sources: Sequence[Path], skipped: list[str] | None = None) -> list[dict[str, Any]]:
     """The results in directories (searched with those inside), `results.json` and `.jsonl` files, each file once.
 
-    A directory without any `results.json` is one of a report, and its `runs.jsonl` is read. `file` of the results is
-    the run's directory.
+    A directory without any `results.json` is one of a report, and its `runs.jsonl` is read. It may be compressed by
+    gzip, as `runs.jsonl.gz`. `file` of the results is the run's directory.
 
     Args:
         sources: Directories and files.
@@ -235,7 +239,9 @@ def read_runs(sources: Sequence[Path], skipped: list[str] | None = None) -> list
     found: list[dict[str, Any]] = []
     seen: set[Path] = set()
     for source in sources:
-        inside = sorted(files_named("results.json", source)) or sorted(source.glob("*.jsonl"))
+        inside = sorted(files_named("results.json", source)) or [
+            file for file in sorted(source.glob("*")) if file.name.endswith(LINES)
+        ]
         files = inside if source.is_dir() else [source]
         if not files:
             raise ReportError(
@@ -246,7 +252,7 @@ def read_runs(sources: Sequence[Path], skipped: list[str] | None = None) -> list
                 continue
             seen.add(file.resolve())
             try:
-                contents = _lines(file) if file.suffix == ".jsonl" else [_with_place(read_results(file), file)]
+                contents = _lines(file) if file.name.endswith(LINES) else [_with_place(read_results(file), file)]
                 for content in contents:
                     _check_complete(file, content)
                 found += contents
@@ -288,10 +294,22 @@ def _check_complete(file: Path, content: dict[str, Any]) -> None:
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     try:
-        lines = read_text(file).splitlines()
+        lines = (_uncompressed(file) if file.suffix == ".gz" else read_text(file)).splitlines()
         return [parse_results(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
     except (ResultsError, UnreadableFileError) as error:
         raise ReportError(f"{file} cannot be read: {error}") from error
+
+
+def _uncompressed(file: Path) -> str:
+    try:
+        with gzip.open(file) as stream:
+            content = stream.read(LARGEST + 1)
+        if len(content) <= LARGEST:
+            return content.decode("utf-8")
+        reason = f"its text has more than {LARGEST:,} bytes"
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = f"it is no text compressed by gzip ({error})"
+    raise UnreadableFileError(f"{reason}. Write it again with gzip from the runs.jsonl of a report.")
 
 
 def partial_measurement(content: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import gzip
 import json
 import os
 import re
@@ -442,6 +443,27 @@ def test_the_order_of_the_results_does_not_matter(tmp_path):
     texts = [(tmp_path / name / "report.md").read_bytes() for name in ("first", "again", "third")]
     assert texts[0] == texts[1] == texts[2]
     assert [group.title for group in group_runs(contents)] == ["s, Digits, vit_nano", "t, Digits, vit_nano"]
+
+
+def test_compressed_runs_are_read(report, tmp_path):
+    content = (report / "runs.jsonl").read_bytes()
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "runs.jsonl.gz").write_bytes(gzip.compress(content))
+    write_report([tmp_path / "small"], tmp_path / "again")
+    assert (tmp_path / "again" / "runs.jsonl").read_bytes() == content
+    (part := tmp_path / "part.jsonl.gz").write_bytes(gzip.compress(content)[:1000])
+    with pytest.raises(ReportError, match=r"part\.jsonl\.gz cannot be read: .* no text compressed by gzip"):
+        read_runs([part])
+    part.write_bytes(content)
+    with pytest.raises(ReportError, match="no text compressed by gzip"):
+        read_runs([part])
+
+
+def test_a_compressed_file_cannot_fill_the_memory(tmp_path, monkeypatch):
+    (file := tmp_path / "runs.jsonl.gz").write_bytes(gzip.compress(bytes(2000)))
+    monkeypatch.setattr("replora.reports.runs.LARGEST", 1000)
+    with pytest.raises(ReportError, match="its text has more than 1,000 bytes"):
+        read_runs([file])
 
 
 def test_shots_are_not_parts():

@@ -26,7 +26,8 @@ def report(
     conditions are in different sections, and runs on the two tracks of VTAB-1K cannot be in one report.
 
     Args:
-        runs: Directories of runs (searched recursively), results.json files, or .jsonl files of earlier reports.
+        runs: Directories of runs (searched recursively), results.json files, or .jsonl files of earlier reports,
+            also compressed by gzip (.jsonl.gz).
         out: Directory of the report. It replaces the files of an earlier report there.
         overwrite: Whether to write into a directory that holds anything else; files of the same names are replaced.
         format: latex also writes each table as LaTeX (.tex, package booktabs) and each picture as PDF and SVG.
