@@ -294,7 +294,8 @@ def _check_complete(file: Path, content: dict[str, Any]) -> None:
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     try:
-        lines = (_uncompressed(file) if file.suffix == ".gz" else read_text(file)).splitlines()
+        compressed = file.suffix == ".gz" and file.is_file()
+        lines = (_uncompressed(file) if compressed else read_text(file)).splitlines()
         return [parse_results(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
     except (ResultsError, UnreadableFileError) as error:
         raise ReportError(f"{file} cannot be read: {error}") from error

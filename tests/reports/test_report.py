@@ -459,6 +459,12 @@ def test_compressed_runs_are_read(report, tmp_path):
         read_runs([part])
 
 
+def test_a_pipe_named_like_compressed_runs_is_not_waited_for(tmp_path):
+    os.mkfifo(file := tmp_path / "runs.jsonl.gz")
+    with pytest.raises(ReportError, match="is no regular file but a pipe"):
+        read_runs([file])
+
+
 def test_a_compressed_file_cannot_fill_the_memory(tmp_path, monkeypatch):
     (file := tmp_path / "runs.jsonl.gz").write_bytes(gzip.compress(bytes(2000)))
     monkeypatch.setattr("replora.reports.runs.LARGEST", 1000)
