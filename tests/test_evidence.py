@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import re
 import statistics
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from replora.io import read_csv
 from replora.reports.report import write_report
 from replora.results import parse_results
 
@@ -25,8 +25,7 @@ def lines_of(name: str) -> list[str]:
 
 
 def table(name: str, file: str) -> list[dict[str, str]]:
-    with (ROOT / "results" / name / file).open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    return read_csv(ROOT / "results" / name / file)
 
 
 def runs_of(name: str) -> str:
@@ -34,6 +33,12 @@ def runs_of(name: str) -> str:
     compressed = folder / "runs.jsonl.gz"
     content = gzip.decompress(compressed.read_bytes()) if compressed.exists() else (folder / "runs.jsonl").read_bytes()
     return content.decode("utf-8")
+
+
+def reservations(name: str, answer: str) -> str:
+    """The line below an answer of a report: what else is to be known of it."""
+    lines = lines_of(name)
+    return lines[next(place for place, line in enumerate(lines) if line.startswith(f"> {answer}")) + 2]
 
 
 def excludes_0(interval: str) -> bool:
@@ -107,14 +112,14 @@ def test_no_rate_above_the_best_is_tolerated_by_the_pretrained_vit() -> None:
 
 def test_rates_from_other_tasks_do_not_tell_the_methods_apart() -> None:
     """The sentences below the tables of docs/other_tasks.md."""
-    assert "Of 6 single sizes significantly better at 1, worse at 0." in "\n".join(lines_of("other_tasks"))
+    known = reservations("other_tasks", "RepLoRA and LoRA: no significant difference")
+    assert "Of 6 single sizes significantly better at 1, worse at 0." in known
     paired = [row for row in table("other_tasks", "size_regret_paired.csv") if row["difference"] == "RepLoRA - LoRA"]
-    unclear = [row for row in paired if not excludes_0(row["95 % interval"])]
     assert len(paired) == 21
     (ahead,) = (row for row in paired if float(row["p"]) < 0.05)
     assert (ahead["size"], ahead["score"]) == ("10 %", "at the selected rate")
     assert float(ahead["mean"]) > 0
-    assert all(row in unclear for row in paired if row is not ahead)
+    assert not any(excludes_0(row["95 % interval"]) for row in paired if row is not ahead)
     for row in table("other_tasks", "size_regret.csv"):
         lost = {name: float(value.split()[0]) for name, value in row.items() if name.startswith("lost")}
         if row["size"] == "all sizes":
@@ -125,9 +130,8 @@ def test_rates_from_other_tasks_do_not_tell_the_methods_apart() -> None:
 
 
 def test_tied_factors_are_behind_at_rates_of_other_tasks() -> None:
-    lines = lines_of("other_tasks")
-    answer = next(place for place, line in enumerate(lines) if line.startswith("> RepLoRA, tied and LoRA: no signif"))
-    assert "On these tasks alone: significantly worse" in lines[answer + 2]
+    known = reservations("other_tasks", "RepLoRA, tied and LoRA: no significant difference")
+    assert "On these tasks alone: significantly worse" in known
     selected = [row for row in table("other_tasks", "size_regret_paired.csv") if row["score"] == "at the selected rate"]
     tied = [row for row in selected if row["difference"] == "RepLoRA, tied - LoRA"]
     assert {row["size"] for row in tied if excludes_0(row["95 % interval"])} == {"30 %"}

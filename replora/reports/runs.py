@@ -239,9 +239,8 @@ def read_runs(sources: Sequence[Path], skipped: list[str] | None = None) -> list
     found: list[dict[str, Any]] = []
     seen: set[Path] = set()
     for source in sources:
-        inside = sorted(files_named("results.json", source)) or [
-            file for file in sorted(source.glob("*")) if file.name.endswith(LINES)
-        ]
+        inside = sorted(files_named("results.json", source))
+        inside = inside or sorted(file for ending in LINES for file in source.glob(f"*{ending}"))
         files = inside if source.is_dir() else [source]
         if not files:
             raise ReportError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import gzip
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from replora.reports.grouping import MixedTracksError, group_runs
 from replora.reports.report import write_report
 from replora.reports.runs import ReportError, Size, read_runs
 from replora.reports.sections.benchmarks import benchmark_section
-from replora.results import ResultsError, write_json
+from replora.results import write_json
 
 SIZES = {0.1: 80, 1.0: 800}
 
@@ -445,50 +444,10 @@ def test_the_order_of_the_results_does_not_matter(tmp_path):
     assert [group.title for group in group_runs(contents)] == ["s, Digits, vit_nano", "t, Digits, vit_nano"]
 
 
-def test_compressed_runs_are_read(report, tmp_path):
-    content = (report / "runs.jsonl").read_bytes()
-    (tmp_path / "small").mkdir()
-    (tmp_path / "small" / "runs.jsonl.gz").write_bytes(gzip.compress(content))
-    write_report([tmp_path / "small"], tmp_path / "again")
-    assert (tmp_path / "again" / "runs.jsonl").read_bytes() == content
-    (part := tmp_path / "part.jsonl.gz").write_bytes(gzip.compress(content)[:1000])
-    with pytest.raises(ReportError, match=r"part\.jsonl\.gz cannot be read: .* no text compressed by gzip"):
-        read_runs([part])
-    part.write_bytes(content)
-    with pytest.raises(ReportError, match="no text compressed by gzip"):
-        read_runs([part])
-
-
-def test_a_pipe_named_like_compressed_runs_is_not_waited_for(tmp_path):
-    os.mkfifo(file := tmp_path / "runs.jsonl.gz")
-    with pytest.raises(ReportError, match="is no regular file but a pipe"):
-        read_runs([file])
-
-
-def test_a_compressed_file_cannot_fill_the_memory(tmp_path, monkeypatch):
-    (file := tmp_path / "runs.jsonl.gz").write_bytes(gzip.compress(bytes(2000)))
-    monkeypatch.setattr("replora.reports.runs.LARGEST", 1000)
-    with pytest.raises(ReportError, match="its text has more than 1,000 bytes"):
-        read_runs([file])
-
-
 def test_shots_are_not_parts():
     (group,) = group_runs([result(), result(data={"shots": 5})])
     assert sorted(run.size for run in group.runs) == [Size(False, 1.0), Size(True, 5.0)]
     assert str(Size(True, 5.0)) == "5 per class"
-
-
-def test_no_results(tmp_path):
-    with pytest.raises(ReportError, match="holds no results"):
-        read_runs([tmp_path])
-    with pytest.raises(ResultsError, match="There is no"):
-        read_runs([tmp_path / "absent"])
-    (tmp_path / "bad.jsonl").write_text("{\n")
-    with pytest.raises(ReportError, match="cannot be read"):
-        read_runs([tmp_path / "bad.jsonl"])
-    (tmp_path / "bad.jsonl").write_text("{}\n")
-    with pytest.raises(ReportError, match=r"line 1 .* has no 'format'"):
-        read_runs([tmp_path / "bad.jsonl"])
 
 
 # --- benchmarks
