@@ -8,7 +8,6 @@ rounds of the *ratio* to the reference of the same round, with its quartiles.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import multiprocessing
 import os
@@ -16,7 +15,7 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -25,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from replora.io import replace_text
@@ -157,7 +157,11 @@ def bytes_held(tensors: Iterable[Tensor]) -> int:
 
 
 def peak_bytes(step: Callable[[], Any], device: str = "cpu") -> int:
-    """Return the peak that `step` allocates through PyTorch beyond what is allocated when it starts."""
+    """Return the peak in bytes of what `step` allocates through PyTorch.
+
+    On a CPU all that was allocated before stays counted where it was: that `step` frees some of it (the factors of the
+    last pass, say) takes nothing off the peak. On a GPU it does.
+    """
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -165,15 +169,29 @@ def peak_bytes(step: Callable[[], Any], device: str = "cpu") -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    gc.collect()  # what others left behind would count as freed by the step
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
-    changes = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     level = peak = 0
-    for change in sorted(changes, key=lambda event: event.start_ns()):
-        level += change.nbytes()
+    allocated = set()
+    for _, address, change in sorted(_allocations(profiled.profiler.kineto_results.experimental_event_tree())):
+        # The profiler knows the sizes of some older blocks and not of others: of those that it saw in an earlier run.
+        if change > 0:
+            allocated.add(address)
+        elif address in allocated:
+            allocated.remove(address)
+        else:
+            continue
+        level += change
         peak = max(peak, level)
     return peak
+
+
+def _allocations(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
+    """Time, address, and change in bytes of what was allocated and freed in `events` and inside of them."""
+    for event in events:
+        if event.tag == _EventType.Allocation:
+            yield event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size
+        yield from _allocations(event.children)
 
 
 def peak_of_processes(target: Callable[..., None], *arguments: Any) -> int | None:

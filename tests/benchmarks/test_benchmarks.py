@@ -301,6 +301,18 @@ def test_peak_is_what_is_allocated_at_once(benchmark) -> None:
     assert measure.bytes_held([shared, shared[:5], torch.ones(mebibyte)]) == 2 * 2**20
 
 
+def test_peak_is_the_same_whatever_was_there_before(benchmark) -> None:
+    """The first time the profiler has not seen what the step frees, and later it has."""
+    kept = [torch.ones(2**20)]
+
+    def step() -> None:
+        kept.clear()
+        kept.append(torch.ones(2**20))
+
+    peaks = [benchmark("measure").peak_bytes(step) for _ in range(3)]
+    assert peaks == [pytest.approx(2**22, rel=0.01)] * 3
+
+
 def test_ratios_are_taken_round_by_round(benchmark) -> None:
     found = benchmark("measure").summarize({"a": [1.0, 2.0, 4.0], "b": [2.0, 4.0, 4.0]}, "a")["b"]
     assert (found["ratio"], found["ratio_quartiles"]) == (2.0, [1.5, 2.0])
