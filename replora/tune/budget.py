@@ -91,8 +91,8 @@ class Clock:
             raise OutOfTimeError
 
         former = signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, max(0.001, self.left(reserved)))
         try:
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, self.left(reserved)))
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -143,6 +143,12 @@ def test_a_trial_that_fails_again_ends_nothing_else(tmp_path):
     assert set(finished(tmp_path)) == {"final/LoRA/shots=1/seed=1"}
 
 
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # the end of one may end others
+            process.kill()
+
+
 @contextmanager
 def head_node(ports: list[int]) -> Iterator[list[psutil.Process]]:
     """The processes of a Ray cluster with one machine at the first of these ports."""
@@ -155,13 +161,13 @@ def head_node(ports: list[int]) -> Iterator[list[psutil.Process]]:
         command = [ray] if ray.is_file() else [sys.executable, "-m", "ray.scripts.scripts"]
         subprocess.run([*command, "start", "--head", *options], check=True, stdout=subprocess.DEVNULL, timeout=120)
         found = [p for p in psutil.process_iter(["cmdline"]) if f"{folder}/" in " ".join(p.info["cmdline"] or [])]
-        found += [child for process in found for child in process.children(recursive=True)]
+        for process in list(found):
+            with suppress(psutil.NoSuchProcess):
+                found += process.children(recursive=True)
         try:
             yield found
         finally:
-            for process in found:
-                if process.is_running():
-                    process.kill()
+            kill(found)
             psutil.wait_procs(found, timeout=20)
 
 
@@ -178,8 +184,7 @@ def test_a_sweep_on_a_cluster_goes_on_after_its_head_node_was_killed(tmp_path, u
     with head_node(ports) as processes:
         process = start(tmp_path, address, "--make_report=false")
         before = until_finished(1, process, tmp_path)
-        for part in processes:
-            part.kill()
+        kill(processes)
         shown, _ = process.communicate(timeout=100)
         assert process.returncode not in (0, 130), shown
     assert not workers_left(tmp_path)
