@@ -180,6 +180,28 @@ def test_selections_of_the_stored_sweeps_are_mostly_noise() -> None:
     assert not any("est" in remark for remark in ties), "neither lowest nor highest"
 
 
+def test_the_same_sweep_again_differs_by_its_selection() -> None:
+    """The final draws are the same images; where the selected rate is the same, so is the mean accuracy."""
+    rates, scores = [], []
+    for name in ("digits_low_data", "digits_low_data_repeated"):
+        chosen = {(row["method"], row["size"]): row["learning rate"] for row in table(name, "choices.csv")}
+        rates.append({cell: rate for cell, rate in chosen.items() if cell[0] in ("LoRA", "RepLoRA")})
+        rows = [line.split(" | ") for line in lines_of(name) if re.match(r"\| (Rep)?LoRA \| digits \| .*±.*±", line)]
+        scores.append({row[0].removeprefix("| "): [cell.rstrip(" |") for cell in row[2:9]] for row in rows})
+    sizes = list(dict.fromkeys(size for _, size in rates[0]))
+    equal = 0
+    for method in ("LoRA", "RepLoRA"):
+        for place, size in enumerate(sizes):
+            if rates[0][method, size] == rates[1][method, size]:
+                assert scores[0][method][place] == scores[1][method][place]
+                equal += 1
+    assert equal >= 6
+    assert any(rates[0]["RepLoRA", size] != rates[1]["RepLoRA", size] for size in ("1 %", "5 %"))
+    answer = "> RepLoRA against LoRA: significantly worse, -1.4 points"
+    assert any(line.startswith(answer) for line in lines_of("digits_low_data_repeated"))
+    assert "Sign-flip test: p 0.125" in reservations("digits_low_data_repeated", answer.removeprefix("> "))
+
+
 def test_readme_quotes_the_answers_on_digits() -> None:
     lines = lines_of("digits_low_data")
     answer = next(line for line in lines if line.startswith("> RepLoRA and LoRA: no significant difference"))
@@ -193,6 +215,10 @@ def test_readme_quotes_the_answers_on_digits() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"no significant difference on digits ({found[1]}" in readme
     assert f"significantly worse ({behind[1]})" in readme
+    again = next(line for line in lines_of("digits_low_data_repeated") if line.startswith("> RepLoRA against LoRA"))
+    repeated = re.search(r"([+-]\d+\.\d points), 95 % interval ([+-]\d+\.\d to [+-]\d+\.\d)", again)
+    assert repeated
+    assert f"with rates selected on other draws {repeated[1]}, {repeated[2]})" in readme
     for name in ("transfer_low_data", "real_vit_low_data", "other_tasks"):
         assert any(line.startswith("> RepLoRA and LoRA: no significant difference") for line in lines_of(name))
 
@@ -213,10 +239,13 @@ def test_runs_are_whole_and_those_of_a_method_of_one_commit(name: str) -> None:
     text = runs_of(name)
     runs = [parse_results(line, name) for line in text.splitlines()]
     final = [run for run in runs if run["sweep"]["stage"] == "final"]
-    sweep = yaml.safe_load((ROOT / "configs" / "sweep" / f"{name}.yaml").read_text(encoding="utf-8"))
+    again = name.endswith("_repeated")
+    file = ROOT / "configs" / "sweep" / f"{name.removesuffix('_repeated')}.yaml"
+    sweep = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert {run["sweep"]["seed"] for run in final} == set(sweep["final"]["seeds"])
     made = {(run["sweep"]["method"], run["fit"]["git"]) for run in final}
     assert len(made) == len({method for method, _ in made})
+    assert not again or len({commit for _, commit in made}) == 1
     assert all("test" in run for run in final)
     assert not any("test" in run for run in runs if run["sweep"]["stage"] == "select")
     assert not re.search(r"/(tmp|home|root|work)/", text)
