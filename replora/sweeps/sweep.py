@@ -65,8 +65,7 @@ def run_sweep(
             finals = [trial for trial in selected if trial.folder in planned]
             _set_aside_other_points(sweep, home, finals)
             descriptions = {cell: choice.describe() for cell, choice in chosen.items()}
-            if sweep.final.points == "all":
-                _record_selections(home, finals, descriptions)
+            _record_selections(home, finals, descriptions)
             waiting = planned - {trial.folder for trial in finals}
             if waiting and part.stage == "final":
                 failures |= dict.fromkeys(sorted(waiting), "no point is selected yet")
@@ -174,7 +173,10 @@ def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -
 
 
 def _record_selections(home: Path, finals: Sequence[Trial], descriptions: Mapping[Cell, dict[str, Any]]) -> None:
-    """Let finished trials at all points name the selection of now: reports tell the selected point by it."""
+    """Let finished trials name the selection of now: reports show it, and among runs at all points tell its by it.
+
+    More seeds, or another rule for sizes, may select the same point by other means.
+    """
     for trial in finals:
         results = recorded(home, trial)
         if results is None or results["sweep"].get("chosen_by") == descriptions[trial.cell]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from replora.cli.main import main
+from replora.results import read_results
 from replora.sweeps.plan import StagePlan
 from replora.sweeps.select import Rule, select_points, selection_rule
 from replora.sweeps.sweep_file import SweepError, read_sweep
@@ -105,6 +109,24 @@ def test_more_seeds_of_the_first_stage(tmp_path):
     assert more.select.seeds == [2, 0, 1]
     assert len(more.selection_trials()) == 3 * len(sweep.selection_trials())
     assert [trial.folder for trial in more.selection_trials()][:4] == [t.folder for t in sweep.selection_trials()]
+
+
+def test_finished_runs_name_the_selection_by_more_seeds(tmp_path, monkeypatch, capsys):
+    """The selected point stays the same, so its final run is not repeated; its record of the selection is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    method = {"configs": ["adapter/lora.yaml"], "grid": {"model.optimizer.lr": [0.01]}}
+    final = SMALL["final"] | {"seeds": [0]}
+    file = write_sweep(tmp_path / "s.yaml", methods={"LoRA": method}, final=final)
+    main(["sweep", f"--config={file}", "--shard=1/1", "--make_report=false"])
+    capsys.readouterr()
+    main(["sweep", f"--config={file}", "--shard=1/1", "--select_seeds=2", "--make_report=false"])
+    assert "final: 1 of 1 trials are finished already" in capsys.readouterr().out
+    firsts = [read_results(file.parent) for file in Path("runs/s/select").rglob("results.json")]
+    mean = sum(run["fit"]["metrics"]["val/accuracy"] for run in firsts) / 2
+    (file,) = Path("runs/s/final").rglob("results.json")
+    selection = read_results(file.parent)["sweep"]["chosen_by"]
+    assert (selection["seeds"], selection["means"]) == (2, {"lr=0.01": pytest.approx(mean)})
 
 
 def test_a_sweep_keeps_the_rule_it_began_with(tmp_path):
