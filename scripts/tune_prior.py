@@ -6,6 +6,9 @@ Each method, task and size of a sweep is one curve: the mean validation accuracy
 model is that of `replora/tune/curve.py`, and the four numbers are those of the greatest marginal likelihood over all
 curves, with the level of each curve unknown. Rates more than 15 points below the best of their curve have failed, and
 are left out. The noise of a mean is that of a paired difference on the 200 validation images, of which 15 % differ.
+
+The prior was fitted before `tune` was measured with it, to the sweeps as they were then: results/tune/curves.json has
+their curves. Most of these sweeps were run again since; what the fit gives with the results of now stands beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
+from replora.reports.runs import read_runs
 from replora.results import write_json
 from replora.tune import curve
 
@@ -34,31 +38,34 @@ NOISE = math.sqrt(0.15 / 200 / 2)
 METRICS = ("val/accuracy", "val/acc_norm", "val/acc")
 RATE = "model.optimizer.lr"
 Line = tuple[np.ndarray, np.ndarray, np.ndarray]  # octaves, mean accuracies, numbers of seeds
+Curve = dict[str, Any]  # sweep, method, task, size, and values: rate -> validation accuracy of each seed
 
 
-def curves(sweep: str) -> list[Line]:
-    """The curves of a sweep that have at least three rates at which training has not failed."""
-    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for line in (ROOT / sweep / "runs.jsonl").read_text(encoding="utf-8").splitlines():
-        run: dict[str, Any] = json.loads(line)
+def curves_of(sweep: str) -> list[Curve]:
+    """The curves of the results of a sweep."""
+    found: dict[str, Curve] = {}
+    for run in read_runs([ROOT / sweep]):
         label, metrics = run["sweep"], run.get("fit", {}).get("metrics", {})
         value = next((metrics[name] for name in METRICS if metrics.get(name) is not None), None)
         if label["stage"] == "select" and value is not None:
-            cell = json.dumps([label["method"], label["task"], label["size"]])
-            found[cell][label["grid"][RATE]].append(value)
-    lines = []
-    for cell, values in found.items():
-        rates = sorted(values)
-        middle = CONFIGURED * (10 if "linear probe" in cell else 1)
-        if sweep == "commonsense_low_data":
-            middle = rates[len(rates) // 2]
-        octaves = np.log2(np.array(rates) / middle)
-        means = np.array([np.mean(values[rate]) for rate in rates])
-        counts = np.array([len(values[rate]) for rate in rates])
-        kept = means >= means.max() - FAILED
-        if kept.sum() >= 3:
-            lines.append((octaves[kept], means[kept], counts[kept]))
-    return lines
+            cell = {"sweep": sweep} | {name: label[name] for name in ("method", "task", "size")}
+            curve_there = found.setdefault(json.dumps(cell), {**cell, "values": defaultdict(list)})
+            curve_there["values"][str(label["grid"][RATE])].append(value)
+    return list(found.values())
+
+
+def line(of: Curve) -> Line | None:
+    """What the fit sees of a curve; None with fewer than three rates at which training has not failed."""
+    values = {float(rate): accuracies for rate, accuracies in of["values"].items()}
+    rates = sorted(values)
+    middle = CONFIGURED * (10 if of["method"] == "linear probe" else 1)
+    if of["sweep"] == "commonsense_low_data":
+        middle = rates[len(rates) // 2]
+    octaves = np.log2(np.array(rates) / middle)
+    means = np.array([np.mean(values[rate]) for rate in rates])
+    counts = np.array([len(values[rate]) for rate in rates])
+    kept = means >= means.max() - FAILED
+    return (octaves[kept], means[kept], counts[kept]) if kept.sum() >= 3 else None
 
 
 def misfit(parameters: np.ndarray, lines: list[Line]) -> float:
@@ -79,19 +86,32 @@ def misfit(parameters: np.ndarray, lines: list[Line]) -> float:
     return total
 
 
-def fitted(lines: list[Line]) -> dict[str, float]:
-    start = np.array([0.0, -0.01, math.log(0.01), math.log(0.005), math.log(0.01)])
-    best = minimize(misfit, start, args=(lines,), method="Nelder-Mead", options={"maxiter": 5000, "maxfev": 5000}).x
+def fitted(curves: list[Curve]) -> dict[str, dict[str, float]]:
+    """Name of the sweeps -> number of their curves, and the values of the greatest likelihood."""
     names = ("mean_slope", "curvature", "slope", "curvature_spread", "deviation")
-    values = (*best[:2], *np.exp(best[2:]))
-    return {"curves": len(lines)} | {name: round(float(value), 5) for name, value in zip(names, values, strict=True)}
+    start = np.array([0.0, -0.01, math.log(0.01), math.log(0.005), math.log(0.01)])
+    found = {}
+    for name, sweeps in SWEEPS.items():
+        lines = [one for one in (line(of) for of in curves if of["sweep"] in sweeps) if one is not None]
+        best = minimize(misfit, start, args=(lines,), method="Nelder-Mead", options={"maxiter": 5000, "maxfev": 5000}).x
+        values = zip(names, (*best[:2], *np.exp(best[2:])), strict=True)
+        found[name] = {"curves": len(lines)} | {name: round(float(value), 5) for name, value in values}
+    return found
+
+
+def curves_then() -> list[Curve]:
+    found: list[Curve] = json.loads((ROOT / "tune" / "curves.json").read_text(encoding="utf-8"))["curves"]
+    return found
+
+
+def curves_now() -> list[Curve]:
+    return [of for sweeps in SWEEPS.values() for sweep in sweeps for of in curves_of(sweep)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "tune" / "prior.json")
     out = parser.parse_args().out
-    found = {name: fitted([line for sweep in sweeps for line in curves(sweep)]) for name, sweeps in SWEEPS.items()}
     used = {
         "slope": curve.SLOPE,
         "curvature": curve.CURVATURE,
@@ -99,7 +119,8 @@ def main() -> None:
         "deviation": curve.DEVIATION,
     }
     made = {"command": "python scripts/tune_prior.py", "sweeps": SWEEPS, "unit": "part of the examples per octave"}
-    write_json(out, made | {"fitted": found, "used": used})
+    found = {"fitted": fitted(curves_then()), "results_of_now": fitted(curves_now()), "used": used}
+    write_json(out, made | found)
     print(json.dumps(found, indent=1), out, sep="\n")
 
 
