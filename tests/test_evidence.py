@@ -171,35 +171,56 @@ def test_the_rates_of_other_tasks_are_not_those_at_which_lora_fails() -> None:
     assert min(means, key=means.__getitem__) == "linear"
 
 
-def test_selections_of_the_stored_sweeps_are_mostly_noise() -> None:
-    """35 of 42 in the sweep over digits, of which six are exact ties; a tie is not called an edge."""
+def test_selections_on_digits_are_mostly_noise() -> None:
+    """Also by the mean of three seeds; a tie is not called an edge."""
     remarks = [row["remark"] for row in table("digits_low_data", "choices.csv")]
-    assert sum(remark.startswith(("noise", "tie")) for remark in remarks) == 35
+    assert sum(remark.startswith(("noise", "tie")) for remark in remarks) > len(remarks) / 2
     ties = [remark for remark in remarks if remark.startswith("tie")]
-    assert len(ties) == 6
     assert not any("est" in remark for remark in ties), "neither lowest nor highest"
 
 
-def test_the_same_sweep_again_differs_by_its_selection() -> None:
+def test_one_seed_selects_otherwise_than_three() -> None:
     """The final draws are the same images; where the selected rate is the same, so is the mean accuracy."""
     rates, scores = [], []
-    for name in ("digits_low_data", "digits_low_data_repeated"):
+    for name in ("digits_low_data", "digits_low_data_one_seed"):
         chosen = {(row["method"], row["size"]): row["learning rate"] for row in table(name, "choices.csv")}
         rates.append({cell: rate for cell, rate in chosen.items() if cell[0] in ("LoRA", "RepLoRA")})
         rows = [line.split(" | ") for line in lines_of(name) if re.match(r"\| (Rep)?LoRA \| digits \| .*±.*±", line)]
-        scores.append({row[0].removeprefix("| "): [cell.rstrip(" |") for cell in row[2:9]] for row in rows})
+        means = [[float(cell.split(" ±")[0]) for cell in row[2:9]] for row in rows]
+        scores.append({row[0].removeprefix("| "): mean for row, mean in zip(rows, means, strict=True)})
+    three, one = scores
     sizes = list(dict.fromkeys(size for _, size in rates[0]))
-    equal = 0
-    for method in ("LoRA", "RepLoRA"):
-        for place, size in enumerate(sizes):
-            if rates[0][method, size] == rates[1][method, size]:
-                assert scores[0][method][place] == scores[1][method][place]
-                equal += 1
-    assert equal >= 6
-    assert all(rates[0]["RepLoRA", size] != rates[1]["RepLoRA", size] for size in ("1 %", "5 %"))
+    equal = [cell for cell, rate in rates[0].items() if rates[1][cell] == rate]
+    assert all(three[method][sizes.index(size)] == one[method][sizes.index(size)] for method, size in equal)
+    assert {("LoRA", "1 %"), ("RepLoRA", "5 %")}.isdisjoint(equal)
+    assert one["LoRA"][sizes.index("1 %")] > three["LoRA"][sizes.index("1 %")] + 2
+    assert one["RepLoRA"][sizes.index("5 %")] < three["RepLoRA"][sizes.index("5 %")] - 2
     answer = "> RepLoRA against LoRA: significantly worse, -1.4 points"
-    assert any(line.startswith(answer) for line in lines_of("digits_low_data_repeated"))
-    assert "Sign-flip test: p 0.125" in reservations("digits_low_data_repeated", answer.removeprefix("> "))
+    assert any(line.startswith(answer) for line in lines_of("digits_low_data_one_seed"))
+    assert "Sign-flip test: p 0.125" in reservations("digits_low_data_one_seed", answer.removeprefix("> "))
+
+
+def test_forty_digits_alone_speak_against_replora() -> None:
+    rows = [row for row in table("digits_low_data", "size_paired.csv") if row["difference"] == "RepLoRA - LoRA"]
+    differing = [row for row in rows if excludes_0(row["95 % interval"]) or row["wins / ties / losses"] == "0 / 0 / 5"]
+    assert [row["size"] for row in differing] == ["5 % (40 + 200)"]
+    assert not any(excludes_0(row["with test examples"]) for row in rows)
+
+
+def test_at_the_highest_rate_replora_is_often_ahead_and_sometimes_fails() -> None:
+    """As docs/evidence.md and docs/claims.md say of 21 runs of the first stage: seven sizes, three seeds."""
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    for run in table("digits_low_data", "runs.csv"):
+        if run["stage"] == "select" and run["learning_rate"] == "0.04":
+            found.setdefault(run["method"], {})[run["amount"], run["seed"]] = float(run["validation"])
+    ahead = {m: [value - found["LoRA"][cell] for cell, value in values.items()] for m, values in found.items()}
+    assert len(ahead["RepLoRA"]) == 21
+    assert sum(difference > 0 for difference in ahead["RepLoRA"]) == 14
+    assert statistics.median(ahead["RepLoRA"]) == pytest.approx(0.025)
+    assert sum(difference > 0 for difference in ahead["DoRA"]) == 20
+    failed = {method: sum(value < 0.15 for value in values.values()) for method, values in found.items()}
+    former = "RepLoRA, width 64, GELU"
+    assert [failed[name] for name in ("RepLoRA", "LoRA", "DoRA", former)] == [3, 0, 0, 10]
 
 
 def test_replora_is_nowhere_significantly_better_than_lora() -> None:
@@ -225,10 +246,10 @@ def test_readme_quotes_the_answers_on_digits() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"no significant difference on digits ({found[1]}" in readme
     assert f"significantly worse ({behind[1]})" in readme
-    again = next(line for line in lines_of("digits_low_data_repeated") if line.startswith("> RepLoRA against LoRA"))
-    repeated = re.search(r"([+-]\d+\.\d points), 95 % interval ([+-]\d+\.\d to [+-]\d+\.\d)", again)
-    assert repeated
-    assert f"with rates selected on other draws {repeated[1]}, {repeated[2]})" in readme
+    other = next(line for line in lines_of("digits_low_data_one_seed") if line.startswith("> RepLoRA against LoRA"))
+    one_seed = re.search(r"([+-]\d+\.\d points), 95 % interval ([+-]\d+\.\d to [+-]\d+\.\d)", other)
+    assert one_seed
+    assert f"with rates that one seed selected instead of three {one_seed[1]}, {one_seed[2]})" in readme
     for name in ("transfer_low_data", "real_vit_low_data", "other_tasks"):
         assert any(line.startswith("> RepLoRA and LoRA: no significant difference") for line in lines_of(name))
 
@@ -249,13 +270,11 @@ def test_runs_are_whole_and_those_of_a_method_of_one_commit(name: str) -> None:
     text = runs_of(name)
     runs = [parse_results(line, name) for line in text.splitlines()]
     final = [run for run in runs if run["sweep"]["stage"] == "final"]
-    again = name.endswith("_repeated")
-    file = ROOT / "configs" / "sweep" / f"{name.removesuffix('_repeated')}.yaml"
+    file = ROOT / "configs" / "sweep" / f"{name.removesuffix('_one_seed')}.yaml"
     sweep = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert {run["sweep"]["seed"] for run in final} == set(sweep["final"]["seeds"])
     made = {(run["sweep"]["method"], run["fit"]["git"]) for run in final}
     assert len(made) == len({method for method, _ in made})
-    assert not again or len({commit for _, commit in made}) == 1
     assert all("test" in run for run in final)
     assert not any("test" in run for run in runs if run["sweep"]["stage"] == "select")
     assert not re.search(r"/(tmp|home|root|work)/", text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import fmean
 
@@ -10,6 +9,7 @@ import pytest
 import yaml
 
 from replora.config_files import find_config, packaged_configs
+from replora.reports.runs import read_runs
 from replora.sweeps.plan import ONLY, Point
 from replora.sweeps.sweep_file import SweepError, read_sweep
 from tests.sweeps.small_sweep import SMALL, write_sweep
@@ -144,8 +144,8 @@ def test_shipped_sweeps_are_fair_and_complete(name):
     assert sweep.select
     assert sweep.final or name == "sweep/method_rates.yaml", "which compares rates alone"
     assert sweep.seconds_per_trial, "a dry run says what it costs"
-    numbers = {"sweep/method_rates.yaml": 2, "sweep/tied_low_data.yaml": 3, "sweep/commonsense_tasks.yaml": 3}
-    seeds = range(numbers.get(name, 1))
+    three = dict.fromkeys((f"sweep/{of}.yaml" for of in ("digits_low_data", "tied_low_data", "commonsense_tasks")), 3)
+    seeds = range((three | {"sweep/method_rates.yaml": 2}).get(name, 1))
     assert {trial.arguments[-3] for trial in sweep.selection_trials()} == {f"--seed_everything={s}" for s in seeds}
     assert all("--data.protocol=tune" in trial.arguments for trial in sweep.selection_trials())
     assert not any("--data.protocol=tune" in trial.arguments for trial in sweep.planned_final_trials())
@@ -156,8 +156,8 @@ def test_shipped_sweeps_are_fair_and_complete(name):
 @pytest.mark.parametrize("name", ["ablation", "digits_low_data", "transfer_low_data"])
 def test_the_stated_cost_is_the_recorded_one(name):
     """Within half of it, for start-up is not recorded. (Of commonsense the expensive sizes are not recorded.)"""
-    records = Path(__file__).parents[2].joinpath("results", name, "runs.jsonl").read_text("utf-8").splitlines()
-    measured = fmean(json.loads(line)["fit"]["seconds"] for line in records)
+    records = read_runs([Path(__file__).parents[2] / "results" / name])
+    measured = fmean(run["fit"]["seconds"] for run in records)
     assert measured / 1.5 < read_sweep(find_config(f"sweep/{name}.yaml")).seconds_per_trial < 1.5 * measured
 
 

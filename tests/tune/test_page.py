@@ -66,15 +66,18 @@ def test_the_prior_is_what_was_fitted() -> None:
     for name, used in prior["used"].items():
         ends = sorted(fitted[name] for fitted in prior["fitted"].values())
         assert ends[0] - 0.0005 <= used <= ends[1] + 0.0005
+    now = [found["slope"] for found in prior["results_of_now"].values()]
+    assert f"with the results of now its slopes are {now[0]:.3f} and {now[1]:.3f} instead of {curve.SLOPE}" in PAGE
     counts = {name: fitted["curves"] for name, fitted in prior["fitted"].items()}
     assert f"{sum(counts.values())} curves of sweeps of this project, {counts['digits']} of them on digits" in PAGE
 
 
 def test_the_prior_is_fitted_to_the_results() -> None:
+    """To those that it was fitted to, and beside them to those of now."""
     script = load("tune_prior")
-    for name, sweeps in script.SWEEPS.items():
-        lines = [line for sweep in sweeps for line in script.curves(sweep)]
-        assert script.fitted(lines) == pytest.approx(read("prior")["fitted"][name], abs=0.001)
+    for source, curves in (("fitted", script.curves_then()), ("results_of_now", script.curves_now())):
+        for name, found in script.fitted(curves).items():
+            assert found == pytest.approx(read("prior")[source][name], abs=0.001)
 
 
 def test_the_factors_are_the_best_of_the_measured_rates() -> None:
