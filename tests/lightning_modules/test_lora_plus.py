@@ -40,15 +40,15 @@ def test_what_it_cannot_do_is_said():
 
 
 def test_a_run(tmp_path, monkeypatch):
-    """A and the head have a quarter of the rate of quickstart.yaml, which the record names, and B has 16 times that."""
+    """A and the head have half the rate of quickstart.yaml, which the record names, and B has 16 times that."""
     monkeypatch.chdir(tmp_path)
     options = ["--model.pretrained=false", "--data.shots=1", "--trainer.max_epochs=2", "--trainer.limit_test_batches=1"]
     main(["fit", "--config=quickstart.yaml", "--config=adapter/lora_plus.yaml", "--run_dir=run", *options])
     recorded = read_results(tmp_path / "run")["fit"]["optimizer"]
-    assert (recorded["class"], recorded["lr"]) == ("LoRAPlus", 0.0025)
+    assert (recorded["class"], recorded["lr"]) == ("LoRAPlus", 0.005)
     state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=False)["optimizer_states"][0]
     rates = [group["initial_lr"] for group in state["param_groups"]]
     assert rates[-1] == pytest.approx(16 * rates[0])
-    assert rates[0] == 0.0025
+    assert rates[0] == 0.005
     (bank,) = adapters_of(open_run(tmp_path / "run").model).factor_banks()
     assert len(state["param_groups"][-1]["params"]) == len(bank.last_matrices())

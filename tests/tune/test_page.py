@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from replora.config_files import read_config
+from replora.io import read_csv
 from replora.tune import curve
 from tests.test_scripts import load
 
@@ -78,6 +79,25 @@ def test_the_prior_is_fitted_to_the_results() -> None:
     for source, curves in (("fitted", script.curves_then()), ("results_of_now", script.curves_now())):
         for name, found in script.fitted(curves).items():
             assert found == pytest.approx(read("prior")[source][name], abs=0.001)
+
+
+def test_the_factors_of_lora_plus_and_dora() -> None:
+    """By the mean over six tasks and all sizes, relative to LoRA's best."""
+    values: dict[str, dict[float, dict[str, list[float]]]] = {}
+    for run in read_csv(ROOT / "results" / "other_tasks" / "runs.csv"):
+        if run["stage"] == "select":
+            of_rate = values.setdefault(run["method"], {}).setdefault(float(run["learning_rate"]), {})
+            of_rate.setdefault(run["task"], []).append(float(run["validation"]))
+    means = {m: {rate: fmean(map(fmean, tasks.values())) for rate, tasks in of.items()} for m, of in values.items()}
+    best = {method: max(of_method, key=lambda rate: of_method[rate]) for method, of_method in means.items()}
+    assert (best["LoRA"], best["LoRA+"], best["DoRA"]) == (0.01, 0.005, 0.02)
+    config = read_config(ROOT / "configs" / "adapter" / "lora_plus.yaml")
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == "0.5x"
+    of_tasks = {
+        task: max(values["LoRA+"], key=lambda rate: fmean(values["LoRA+"][rate][task]))
+        for task in values["LoRA+"][0.005]
+    }
+    assert sorted(of_tasks.values()) == [0.005] * 5 + [0.01]
 
 
 def test_the_factors_are_the_best_of_the_measured_rates() -> None:
