@@ -265,6 +265,24 @@ def test_validation_means_of_the_method_page() -> None:
         assert f"| {method} | {100 * means[0]:.1f} | {100 * means[1]:.1f} |" in page
 
 
+def test_validation_means_of_small_tasks_on_the_method_page() -> None:
+    """And what docs/evidence.md says of the earlier defaults there."""
+    page = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())
+    runs = [
+        run for run in table("transfer_low_data", "runs.csv") if (run["stage"], run["examples"]) == ("final", "800")
+    ]
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        found.setdefault(run["method"], []).append(float(run["validation"]))
+    lora, replora, gelu, wide = (
+        f"{100 * statistics.fmean(found[method]):.1f}"
+        for method in ("LoRA", "RepLoRA", "RepLoRA, GELU", "RepLoRA, width 64, GELU")
+    )
+    assert f"LoRA {lora}, RepLoRA {replora}, with GELU {gelu}, with width 64 and GELU {wide})" in page
+    of_wide = [run for run in runs if (run["method"], run["task"]) == ("RepLoRA, width 64, GELU", "sprites_location")]
+    assert sum(float(run["test"]) < 0.09 for run in of_wide) == 4
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_are_whole_and_those_of_a_method_of_one_commit(name: str) -> None:
     text = runs_of(name)

@@ -68,7 +68,7 @@ def test_the_prior_is_what_was_fitted() -> None:
         ends = sorted(fitted[name] for fitted in prior["fitted"].values())
         assert ends[0] - 0.0005 <= used <= ends[1] + 0.0005
     now = [found["slope"] for found in prior["results_of_now"].values()]
-    assert f"with the results of now its slopes are {now[0]:.3f} and {now[1]:.3f} instead of {curve.SLOPE}" in PAGE
+    assert f"with the results of now the slopes are {now[0]:.3f} for other tasks and {now[1]:.3f} for digits" in PAGE
     counts = {name: fitted["curves"] for name, fitted in prior["fitted"].items()}
     assert f"{sum(counts.values())} curves of sweeps of this project, {counts['digits']} of them on digits" in PAGE
 
@@ -81,23 +81,50 @@ def test_the_prior_is_fitted_to_the_results() -> None:
             assert found == pytest.approx(read("prior")[source][name], abs=0.001)
 
 
+def means(sweep: str) -> dict[str, dict[float, dict[str, float]]]:
+    """Method -> rate -> task -> mean validation accuracy over the sizes and seeds of the first stage."""
+    found: dict[str, dict[float, dict[str, list[float]]]] = {}
+    for run in read_csv(ROOT / "results" / sweep / "runs.csv"):
+        if run["stage"] == "select":
+            of_rate = found.setdefault(run["method"], {}).setdefault(float(run["learning_rate"]), {})
+            of_rate.setdefault(run["task"], []).append(float(run["validation"]))
+    return {
+        method: {rate: {task: fmean(values) for task, values in tasks.items()} for rate, tasks in of_method.items()}
+        for method, of_method in found.items()
+    }
+
+
+def over_tasks(of_method: dict[float, dict[str, float]]) -> dict[float, float]:
+    return {rate: fmean(tasks.values()) for rate, tasks in of_method.items()}
+
+
+def factor(config: str) -> str:
+    settings = read_config(ROOT / "configs" / "adapter" / f"{config}.yaml")["model"]["init_args"]["optimizer"]
+    return str(settings["init_args"]["lr"])
+
+
 def test_the_factors_of_lora_plus_and_dora() -> None:
     """By the mean over six tasks and all sizes, relative to LoRA's best."""
-    values: dict[str, dict[float, dict[str, list[float]]]] = {}
-    for run in read_csv(ROOT / "results" / "other_tasks" / "runs.csv"):
-        if run["stage"] == "select":
-            of_rate = values.setdefault(run["method"], {}).setdefault(float(run["learning_rate"]), {})
-            of_rate.setdefault(run["task"], []).append(float(run["validation"]))
-    means = {m: {rate: fmean(map(fmean, tasks.values())) for rate, tasks in of.items()} for m, of in values.items()}
-    best = {method: max(of_method, key=lambda rate: of_method[rate]) for method, of_method in means.items()}
+    found = means("other_tasks")
+    by_rate = {method: over_tasks(of_method) for method, of_method in found.items()}
+    best = {method: max(values, key=lambda rate: values[rate]) for method, values in by_rate.items()}
     assert (best["LoRA"], best["LoRA+"], best["DoRA"]) == (0.01, 0.005, 0.02)
-    config = read_config(ROOT / "configs" / "adapter" / "lora_plus.yaml")
-    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == "0.5x"
-    of_tasks = {
-        task: max(values["LoRA+"], key=lambda rate: fmean(values["LoRA+"][rate][task]))
-        for task in values["LoRA+"][0.005]
-    }
+    assert (factor("lora_plus"), factor("dora")) == ("0.5x", "1x")
+    lora_plus = found["LoRA+"]
+    of_tasks = {task: max(lora_plus, key=lambda rate: lora_plus[rate][task]) for task in lora_plus[0.005]}
     assert sorted(of_tasks.values()) == [0.005] * 5 + [0.01]
+
+
+def test_the_factor_of_the_linear_probe_and_what_lora_s_rate_suits() -> None:
+    digits = {method: over_tasks(of_method) for method, of_method in means("digits_low_data").items()}
+    others = over_tasks(means("transfer_low_data")["linear probe"])
+    assert factor("linear_probe") == "10x"
+    assert digits["linear probe"][0.1] == max(digits["linear probe"].values())
+    assert others[0.1] > max(others.values()) - 0.005
+    for method in ("LoRA", "RepLoRA", "linear, width 64", "DoRA"):
+        values = digits[method]
+        assert max(values, key=lambda rate: values[rate]) in (0.005, 0.01, 0.02)
+        assert values[0.01] > max(values.values()) - 0.02
 
 
 def test_the_factors_are_the_best_of_the_measured_rates() -> None:
