@@ -285,11 +285,10 @@ def test_validation_means_of_small_tasks_on_the_method_page() -> None:
 
 
 def test_a_page_is_of_one_commit_and_one_torch() -> None:
-    """Two sweeps of docs/evidence.md wait to be run again."""
-    waiting = {"ablation", "tied_low_data"}
+    """One sweep of docs/evidence.md waits to be run again."""
     made = {name: {(row["commit"], row["torch"]) for row in table(name, "provenance.csv")} for name in NAMES}
     assert all(len(versions) == 1 for versions in made.values())
-    on_page = [made[name] for name in NAMES if name != "other_tasks" and name not in waiting]
+    on_page = [made[name] for name in NAMES if name not in ("other_tasks", "ablation")]
     assert len(set.union(*on_page)) == 1
 
 
