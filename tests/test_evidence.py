@@ -285,10 +285,9 @@ def test_validation_means_of_small_tasks_on_the_method_page() -> None:
 
 
 def test_a_page_is_of_one_commit_and_one_torch() -> None:
-    """One sweep of docs/evidence.md waits to be run again."""
     made = {name: {(row["commit"], row["torch"]) for row in table(name, "provenance.csv")} for name in NAMES}
     assert all(len(versions) == 1 for versions in made.values())
-    on_page = [made[name] for name in NAMES if name not in ("other_tasks", "ablation")]
+    on_page = [made[name] for name in NAMES if name != "other_tasks"]
     assert len(set.union(*on_page)) == 1
 
 
