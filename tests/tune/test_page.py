@@ -98,6 +98,10 @@ def over_tasks(of_method: dict[float, dict[str, float]]) -> dict[float, float]:
     return {rate: fmean(tasks.values()) for rate, tasks in of_method.items()}
 
 
+def best_rate(values: dict[float, float]) -> float:
+    return max(values, key=lambda rate: values[rate])
+
+
 def factor(config: str) -> str:
     settings = read_config(ROOT / "configs" / "adapter" / f"{config}.yaml")["model"]["init_args"]["optimizer"]
     return str(settings["init_args"]["lr"])
@@ -106,13 +110,11 @@ def factor(config: str) -> str:
 def test_the_factors_of_lora_plus_and_dora() -> None:
     """By the mean over six tasks and all sizes, relative to LoRA's best."""
     found = means("other_tasks")
-    by_rate = {method: over_tasks(of_method) for method, of_method in found.items()}
-    best = {method: max(values, key=lambda rate: values[rate]) for method, values in by_rate.items()}
+    best = {method: best_rate(over_tasks(of_method)) for method, of_method in found.items()}
     assert (best["LoRA"], best["LoRA+"], best["DoRA"]) == (0.01, 0.005, 0.02)
     assert (factor("lora_plus"), factor("dora")) == ("0.5x", "1x")
-    lora_plus = found["LoRA+"]
-    of_tasks = {task: max(lora_plus, key=lambda rate: lora_plus[rate][task]) for task in lora_plus[0.005]}
-    assert sorted(of_tasks.values()) == [0.005] * 5 + [0.01]
+    by_task = [best_rate({rate: of[task] for rate, of in found["LoRA+"].items()}) for task in found["LoRA+"][0.005]]
+    assert sorted(by_task) == [0.005] * 5 + [0.01]
 
 
 def test_the_factor_of_the_linear_probe_and_what_lora_s_rate_suits() -> None:
@@ -123,21 +125,14 @@ def test_the_factor_of_the_linear_probe_and_what_lora_s_rate_suits() -> None:
     assert others[0.1] > max(others.values()) - 0.005
     for method in ("LoRA", "RepLoRA", "linear, width 64", "DoRA"):
         values = digits[method]
-        assert max(values, key=lambda rate: values[rate]) in (0.005, 0.01, 0.02)
+        assert best_rate(values) in (0.005, 0.01, 0.02)
         assert values[0.01] > max(values.values()) - 0.02
 
 
 def test_the_factors_are_the_best_of_the_measured_rates() -> None:
     """Relative to LoRA's 0.01 on digits, by the mean over both sizes and seeds."""
-    text = (ROOT / "results" / "tune" / "method_rates" / "runs.jsonl").read_text(encoding="utf-8")
-    values: dict[str, dict[float, dict[str, list[float]]]] = {}
-    for run in map(json.loads, text.splitlines()):
-        sweep = run["sweep"]
-        of_rate = values.setdefault(sweep["method"], {}).setdefault(sweep["grid"]["model.optimizer.lr"], {})
-        of_rate.setdefault(json.dumps(sweep["size"]), []).append(run["fit"]["metrics"]["val/accuracy"])
+    found = means("tune/method_rates")
     for method, config in (("BitFit", "bitfit"), ("full", "full")):
-        means = {rate: fmean(map(fmean, sizes.values())) for rate, sizes in values[method].items()}
-        best = max(means, key=lambda rate: means[rate])
-        factor = read_config(ROOT / "configs" / "adapter" / f"{config}.yaml")["model"]["init_args"]["optimizer"]
-        assert factor["init_args"]["lr"] == f"{best / 0.01:g}x"
+        best = best_rate(over_tasks(found[method]))
+        assert factor(config) == f"{best / 0.01:g}x"
         assert f"(`{best / 0.01:g}x`)" in PAGE
