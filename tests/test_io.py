@@ -21,7 +21,7 @@ from replora.io import csv_text, markdown, read_csv, replace_text
 from replora.reports.report import write_report
 from tests.cli.test_own_data import TINY
 from tests.fuzz import fuzz
-from tests.reports.test_report import result, write
+from tests.reports.fake_results import result, write
 
 FORMULAS = ["=1+1", "+cmd|'a'!A1", "-1+cmd|'a'!A1", "@SUM(A1)", "\tx", "\rx", '=HYPERLINK("http://x")', "'=1", "''=1"]
 NUMBERS = ["-0.5", "+0.9", "-1e-05", "-3.4%", "-0.4 to +0.9", "-inf", "-", "0.25", "-0.4 (-1.1 to +0.2)", "-1,234"]

@@ -11,7 +11,7 @@ import pytest
 from replora.reports.grouping import group_runs
 from replora.reports.scores import Scores
 from replora.reports.statistics import compare_paired, data_needed_interval, half_widths, proportion_error, t_interval
-from tests.reports.test_report import result
+from tests.reports.fake_results import result
 
 TRIALS = 8_000  # the standard error of 95 % is then 0.24 points
 NOMINAL = pytest.approx(0.95, abs=0.02)

@@ -19,7 +19,7 @@ from replora.reports.render.page import FIGURE_SPACE, POINT_SPACE, page
 from replora.reports.report import write_report
 from replora.reports.scores import Scores
 from replora.reports.sections.benchmarks import benchmark_section
-from tests.reports.test_report import SIZES, result, row, write
+from tests.reports.fake_results import SIZES, result, row, write
 
 OPTIONS = {"rank": 8, "factors": "mlp", "hidden": 16, "activation": "tanh"}
 

@@ -10,7 +10,7 @@ import pytest
 from replora.reports.grouping import group_runs
 from replora.reports.report import write_report
 from replora.reports.sections.learning_rates import selections
-from tests.reports.test_report import result, row, table, write
+from tests.reports.fake_results import result, row, table, write
 
 RATES = (0.0025, 0.01, 0.04, 0.16)
 # Task -> test accuracy at each rate, which the validation scores equal; the mean of the other tasks is best at CHOSEN.

@@ -10,7 +10,7 @@ import pytest
 from replora.reports.report import write_report
 from replora.reports.runs import ReportError, read_runs
 from replora.results import ResultsError
-from tests.reports.test_report import result, write
+from tests.reports.fake_results import result, write
 
 
 def test_no_results(tmp_path):
