@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from replora.sweeps.part import Part
+from replora.sweeps.part import WHOLE, Part
 from replora.sweeps.plan import Sweep, Trial
 from replora.sweeps.progress import duration
 from replora.sweeps.state import recorded
@@ -20,7 +20,7 @@ def describe_plan(
     home: Path,
     at_once: int | None,
     unsure: str = "",
-    part: Part | None = None,
+    part: Part = WHOLE,
     gpus_per_trial: float = 0,
 ) -> str:
     """The trials of a sweep and their expected cost by stage and in all.
@@ -36,7 +36,6 @@ def describe_plan(
     Raises:
         TrialError: The directory holds trials with other options.
     """
-    part = part or Part()
     trials = part.planned(sweep)
     runs = {trial.folder for trial in part.left(home, trials)}
     measured: dict[tuple[str, ...], list[float]] = {}

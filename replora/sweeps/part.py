@@ -1,14 +1,15 @@
-"""Which trials of a sweep one process is asked to run: a stage, a shard, a single trial, the failed ones."""
+"""Which trials of a sweep one process is asked to run: some methods, tasks or sizes, a stage, a shard, a single one."""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from replora.errors import nearest
-from replora.sweeps.plan import Stage, Sweep, Trial
+from replora.sweeps.plan import ONLY, Cell, Point, Stage, Sweep, Trial
 from replora.sweeps.state import state_of
 from replora.sweeps.sweep_file import SweepError
 
@@ -22,17 +23,24 @@ class Part:
         shard: `(i, n)`: every n-th trial of a stage, from the i-th on.
         folder: Directory of the only trial to run; None for all.
         failed: Whether only trials that have failed before are run.
+        cells: `Trial.cell` of the only trials to run; None for all.
     """
 
     stage: Stage | None = None
     shard: tuple[int, int] = (1, 1)
     folder: str | None = None
     failed: bool = False
+    cells: frozenset[Cell] | None = None
+
+    def has(self, cell: Cell) -> bool:
+        """Whether trials of the cell belong to the part."""
+        return self.cells is None or cell in self.cells
 
     def of(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials of the part, from all trials of one stage: the same in every process."""
         number, count = self.shard
-        return [trial for trial in trials[number - 1 :: count] if self.folder in (None, trial.folder)]
+        of_cells = [trial for trial in trials if self.has(trial.cell)]
+        return [trial for trial in of_cells[number - 1 :: count] if self.folder in (None, trial.folder)]
 
     def left(self, home: Path, trials: Sequence[Trial]) -> list[Trial]:
         """Those of these trials that the part does not leave out for their state."""
@@ -45,17 +53,73 @@ class Part:
         return [one for stage, trials in stages.items() if self.stage in (None, stage) for one in self.of(trials)]
 
 
+WHOLE = Part()
+
+
+def named_cells(
+    sweep: Sweep,
+    methods: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    sizes: Sequence[str | float] | None = None,
+) -> frozenset[Cell] | None:
+    """`Trial.cell` of these methods, tasks and sizes; None if all three are None.
+
+    A point of an axis goes by its value, such as `dtd` or `0.1`, or by its name in tables, such as
+    `train_fraction=0.1`.
+
+    Raises:
+        SweepError: A list is empty, or the sweep has nothing of that name.
+    """
+    if methods is tasks is sizes is None:
+        return None
+    of_methods = _named("--methods", "method", methods, {method.name: method.name for method in sweep.methods}, sweep)
+    of_tasks = _named("--tasks", "task", tasks, _spellings(sweep.tasks), sweep)
+    of_sizes = _named("--sizes", "size", sizes, _spellings(sweep.sizes), sweep)
+    return frozenset(itertools.product(of_methods, of_tasks, of_sizes))
+
+
+def _named(
+    option: str, kind: str, wanted: Sequence[str | float] | None, spellings: Mapping[str, str], sweep: Sweep
+) -> list[str]:
+    """The names of what is wanted; all names if nothing is said."""
+    if wanted is None:
+        return list(spellings.values())
+    if list(spellings) == [ONLY.name]:
+        raise SweepError(f"{option}: the sweep {sweep.name!r} has no axis {kind}s. Leave the option out.")
+    known = list(spellings)
+    if not wanted:
+        raise SweepError(f"{option} names no {kind}. {nearest('', known)}")
+    texts = [value if isinstance(value, str) else f"{value:g}" for value in wanted]
+    found = {**spellings, **{name: name for name in spellings.values()}}
+    for text in texts:
+        if text not in found:
+            raise SweepError(f"{option}: the sweep {sweep.name!r} has no {kind} {text!r}. {nearest(text, known)}")
+    return [found[text] for text in texts]
+
+
+def _spellings(points: Sequence[Point]) -> dict[str, str]:
+    """Value of a point, such as `dtd`, `0.1`, or `ARC-Easy` for `tasks=["ARC-Easy"]` -> its name.
+
+    A value that two points share, such as `shots=1` and `train_fraction=1`, would not tell them apart: their names do.
+    """
+    values = [re.sub(r'^\["([^"]*)"\]$', r"\1", point.name.partition("=")[2]) for point in points]
+    return {
+        value if values.count(value) == 1 and "=" not in value else point.name: point.name
+        for value, point in zip(values, points, strict=True)
+    }
+
+
 def find_trial(sweep: Sweep, name: str) -> Trial:
     """The trial with a number or a directory.
 
     Args:
         sweep: The sweep.
-        name: Number from 1 in the order of `Part().planned`, or directory below that of the sweep.
+        name: Number from 1 in the order of `WHOLE.planned`, or directory below that of the sweep.
 
     Raises:
         SweepError: There is none.
     """
-    trials = Part().planned(sweep)
+    trials = WHOLE.planned(sweep)
     if re.fullmatch(r"[+-]?\d+", name):
         if 1 <= int(name) <= len(trials):
             return trials[int(name) - 1]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-
-from replora.errors import RepLoRAError, nearest
 
 Stage = Literal["select", "final"]
 Source = Literal["own_task", "other_tasks"]  # whose validation scores select a point
@@ -139,20 +137,6 @@ class Sweep:
         more = (seed for seed in itertools.count() if seed not in seeds)
         seeds = [*seeds, *itertools.islice(more, max(0, count - len(seeds)))][:count]
         return replace(self, select=replace(self.select, seeds=seeds))
-
-    def with_methods(self, names: Sequence[str]) -> Sweep:
-        """The sweep with these of its methods alone; their trials stay the same.
-
-        Raises:
-            RepLoRAError: It has no such method, or no name is given.
-        """
-        known = [method.name for method in self.methods]
-        if not names:
-            raise RepLoRAError(f"--methods names no method. {nearest('', known)}")
-        for name in names:
-            if name not in known:
-                raise RepLoRAError(f"--methods: the sweep {self.name!r} has no method {name!r}. {nearest(name, known)}")
-        return replace(self, methods=[method for method in self.methods if method.name in names])
 
     def selection_trials(self) -> list[Trial]:
         """Every method, task and size at every point of its grid, seed after seed: early results are balanced."""

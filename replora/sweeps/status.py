@@ -9,7 +9,7 @@ from typing import get_args
 from rich.table import Table
 
 from replora.progress import table_console
-from replora.sweeps.part import Part
+from replora.sweeps.part import WHOLE
 from replora.sweeps.plan import Sweep, Trial
 from replora.sweeps.state import State, holder_of, state_of
 from replora.sweeps.trial import reason_of_failure
@@ -18,7 +18,7 @@ from replora.sweeps.trial import reason_of_failure
 def show_list(home: Path, sweep: Sweep, trials: Sequence[Trial]) -> None:
     """Print the number in the sweep, the state and the directory of each trial, for `--list`."""
     shown = {trial.folder for trial in trials}
-    numbered = enumerate(Part().planned(sweep), start=1)
+    numbered = enumerate(WHOLE.planned(sweep), start=1)
     for number, trial in numbered:
         if trial.folder in shown:
             print(f"{number:>5}  {state_of(home, trial):<7}  {trial.folder}")

@@ -13,7 +13,7 @@ from replora.errors import RepLoRAError
 from replora.progress import table_console
 from replora.reports.summary import format_metric
 from replora.results import stored, write_json
-from replora.sweeps.part import Part
+from replora.sweeps.part import WHOLE, Part
 from replora.sweeps.plan import Cell, Point, Sweep, Trial
 from replora.sweeps.progress import Progress
 from replora.sweeps.select import Per, Rule, Selection, select_points, selection_rule
@@ -30,7 +30,7 @@ class UnfinishedSweepError(RepLoRAError):
 
 
 def run_sweep(
-    sweep: Sweep, home: Path, queue: Scheduler | LocalQueue, choice: Per | None = None, part: Part | None = None
+    sweep: Sweep, home: Path, queue: Scheduler | LocalQueue, choice: Per | None = None, part: Part = WHOLE
 ) -> None:
     """Run the trials that are not finished yet.
 
@@ -45,7 +45,6 @@ def run_sweep(
         RepLoRAError: A directory holds other trials, no cluster answers, or no point can be selected.
         UnfinishedSweepError: Trials failed too often; the others are finished.
     """
-    part = part or Part()
     (home / LOCKS).mkdir(parents=True, exist_ok=True)  # first, so that the directory is known as that of a sweep
     failures: dict[str, str] = {}
     if sweep.select:
@@ -55,9 +54,9 @@ def run_sweep(
             trials = part.of(sweep.selection_trials())
             failures |= _run_stage(queue, sweep, home, part, trials, dict.fromkeys(sweep.cells(), will_be))
         if part.stage != "select" or part.shard == (1, 1):
-            chosen = selections_so_far(sweep, home, rule)
-            if chosen or part == Part():
-                print_selections(sweep, chosen)
+            chosen = selections_so_far(sweep, home, rule, part)
+            if chosen or part == WHOLE:
+                print_selections(sweep, chosen, part)
     if sweep.final and part.stage != "select":
         if sweep.select:
             planned = {trial.folder for trial in part.of(sweep.planned_final_trials())}
@@ -69,7 +68,7 @@ def run_sweep(
             waiting = planned - {trial.folder for trial in finals}
             if waiting and part.stage == "final":
                 failures |= dict.fromkeys(sorted(waiting), "no point is selected yet")
-            elif waiting and part != Part():
+            elif waiting and part != WHOLE:
                 print(
                     f"{len(waiting)} final trials wait for a selection. The same command runs them later.",
                     flush=True,
@@ -86,8 +85,8 @@ def run_sweep(
         )
 
 
-def check_sweep(sweep: Sweep) -> None:
-    """Parse command lines that together contain every option of the sweep, because one mistake would fail many trials.
+def check_sweep(trials: Sequence[Trial]) -> None:
+    """Parse command lines that together contain every option of the trials, as one mistake would fail many of them.
 
     Of an axis of numbers only one point is parsed, of an axis of names every point.
 
@@ -95,7 +94,7 @@ def check_sweep(sweep: Sweep) -> None:
         TrialError: An option is not valid, or the first stage would see test images.
     """
     seen: set[tuple[str, ...]] = set()
-    for trial in [*sweep.selection_trials(), *(sweep.planned_final_trials() if sweep.select else sweep.only_trials())]:
+    for trial in trials:
         parts = {"method": trial.method, "task": _kinds(trial.task), "size": _kinds(trial.size)}
         found = {(trial.stage, name, text) for name, text in parts.items()}
         found.add((trial.stage, trial.method, _kinds(trial.grid)))
@@ -125,7 +124,8 @@ def _run_stage(
         for trial in {trial.method: trial for trial in done}.values():
             check_same_configuration(home, trial)
     stage = trials[0].stage if trials else ""
-    names = [method.name for method in sweep.methods]
+    there = {trial.method for trial in trials}
+    names = [method.name for method in sweep.methods if method.name in there]
     metric = sweep.select.metric if sweep.select else "val/accuracy"
     metric = metric if stage == "select" else metric.replace("val/", "test/", 1)
     with Progress(f"{sweep.name}, {stage}", names, left, done, metric) as progress:
@@ -141,26 +141,28 @@ def _run_stage(
     return {trial.folder: progress.failures.get(trial.folder, "was not reached") for trial in missing}
 
 
-def selections_so_far(sweep: Sweep, home: Path, rule: Rule) -> dict[Cell, Selection]:
-    """`Trial.cell` -> selection, for the cells whose deciding trials of the first stage have all ended.
+def selections_so_far(sweep: Sweep, home: Path, rule: Rule, part: Part = WHOLE) -> dict[Cell, Selection]:
+    """`Trial.cell` -> selection, for the cells of the part whose deciding trials of the first stage have all ended.
 
     Prints the missing trials of the other cells: without them a grid would have fewer points than the other grids.
     """
     assert sweep.select is not None
     results = [(trial, finished(home, trial)) for trial in sweep.selection_trials()]
-    missing = [trial for trial, result in results if result is None]
-    lacking, cells = {trial.cell for trial in missing}, sweep.cells()
-    waiting = {cell for cell in cells if not lacking.isdisjoint(rule.deciding(cell, cells))}
+    lacking, cells = {trial.cell for trial, result in results if result is None}, sweep.cells()
+    deciding = {cell: lacking.intersection(rule.deciding(cell, cells)) for cell in cells if part.has(cell)}
+    waiting = {cell for cell, others in deciding.items() if others}
+    awaited = set[Cell]().union(*deciding.values())
+    missing = [trial for trial, result in results if result is None and trial.cell in awaited]
     if missing:
         listed = "".join(f"\n  {trial.folder}" for trial in missing[:10])
         more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
         print(
-            f"Nothing is chosen, and no final trial starts, for {len(waiting)} of {len(cells)} combinations of "
+            f"Nothing is chosen, and no final trial starts, for {len(waiting)} of {len(deciding)} combinations of "
             f"method, task and size, because trials of their grids did not end:{listed}{more}",
             flush=True,
         )
     chosen = select_points(sweep.select, results, rule)
-    return {cell: selection for cell, selection in chosen.items() if cell not in waiting}
+    return {cell: selection for cell, selection in chosen.items() if cell in deciding and cell not in waiting}
 
 
 def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -> None:
@@ -187,15 +189,15 @@ def _record_selections(home: Path, finals: Sequence[Trial], descriptions: Mappin
                 write_json(home / trial.folder / "results.json", stored(results | {"sweep": label}))
 
 
-def print_selections(sweep: Sweep, chosen: dict[Cell, Selection]) -> None:
-    """Print one row per method, task and size. Ties, noise and edges of a grid are marked."""
+def print_selections(sweep: Sweep, chosen: dict[Cell, Selection], part: Part) -> None:
+    """Print one row per method, task and size of the part. Ties, noise and edges of a grid are marked."""
     if all(len(method.grid) == 1 for method in sweep.methods):
         return
     elsewhere = " of the other tasks" if sweep.select and sweep.select.source == "other_tasks" else ""
     table = Table(title=f"chosen on the validation images{elsewhere}", title_style="bold", title_justify="left")
     for column in ("task", "size", "method", "chosen", "mean"):
         table.add_column(column, no_wrap=column == "method")
-    for cell in sweep.cells():
+    for cell in filter(part.has, sweep.cells()):
         method, task, size = cell
         choice = chosen.get(cell)
         if choice is None:

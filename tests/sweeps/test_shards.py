@@ -177,6 +177,46 @@ def test_methods_are_run_alone(folder, capsys):
     assert all("/RepLoRA/" in line[2] for line in shown)
 
 
+def test_sizes_are_run_alone(folder, capsys):
+    """Their selection needs no other size, and the whole sweep goes on later without repeating them."""
+    write_sweep(folder / "s.yaml", sizes={"data.shots": [1, 2]})
+    here("--shard=1/1", "--sizes=[2]")
+    shown = capsys.readouterr().out
+    assert "Nothing is chosen" not in shown
+    finished = {path.parent for path in (folder / "runs").rglob("results.json")}
+    assert finished
+    assert all("shots=2" in str(path) for path in finished)
+    assert {path.parts[path.parts.index("s") + 1] for path in finished} == {"select", "final"}
+    here("--list=true")
+    states = [line.split()[1:] for line in capsys.readouterr().out.splitlines()]
+    assert {state for state, trial in states if "shots=2" in trial} == {"done"}
+    assert {state for state, trial in states if "shots=2" not in trial} == {"waiting"}
+
+
+def test_another_size_that_decides_is_awaited(folder, capsys):
+    """With one point for all sizes, the selection waits for trials that this part does not run."""
+    write_sweep(folder / "s.yaml", sizes={"data.shots": [1, 2]})
+    here("--shard=1/1", "--sizes=[2]", "--methods=[LoRA]", "--choice=per_method")
+    shown = capsys.readouterr().out
+    assert "for 1 of 1 combinations" in shown
+    awaited = [line.strip() for line in shown.splitlines() if line.startswith("  select/")]
+    assert awaited
+    assert all("/LoRA/shots=1/" in trial for trial in awaited)
+    assert not (folder / "runs" / "s" / "final").exists()
+
+
+def test_tasks_go_by_their_values(folder, capsys):
+    tasks = {"data.tasks": [["ARC-Easy"], ["boolq"]]}
+    write_sweep(folder / "s.yaml", tasks=tasks, sizes=[{"data.shots": 1}, {"data.train_fraction": 1.0}])
+    here("--list=true", "--tasks=[ARC-Easy]", "--sizes=[train_fraction=1]", "--stage=select")
+    shown = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
+    assert shown
+    assert all("ARC-Easy" in trial and "train_fraction=1/" in trial for trial in shown)
+    with pytest.raises(SystemExit):
+        here("--list=true", "--sizes=[1]")
+    assert "has no size '1'. Known: 'shots=1', 'train_fraction=1'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -191,6 +231,10 @@ def test_methods_are_run_alone(folder, capsys):
         (["--trial="], "what follows '--trial=' is empty"),
         (["--methods=[LoRa]"], "has no method 'LoRa'. Did you mean 'LoRA'"),
         (["--methods=[]"], "--methods names no method"),
+        (["--sizes=[3]"], "--sizes: the sweep 's' has no size '3'. Known: "),
+        (["--sizes=[]"], "--sizes names no size"),
+        (["--tasks=[digits]"], "--tasks: the sweep 's' has no axis tasks. Leave the option out"),
+        (["--trial=1", "--sizes=[1]"], "--trial cannot be combined with --sizes"),
         (["--trial=1", "--shard=1/2"], "--trial cannot be combined with --shard"),
         (["--dry_run=true", "--list=true"], "--dry_run cannot be combined with --list"),
         (["--shard=1/2", "--address=auto"], "--address cannot be combined with --shard"),

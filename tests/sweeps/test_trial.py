@@ -175,6 +175,7 @@ def test_the_first_stage_leaves_the_test_images_alone(tmp_path, changes):
 
 def test_a_protocol_hidden_in_an_axis_is_found(tmp_path):
     """The stage's options come last, but one that holds them may come first."""
+    from replora.sweeps.part import WHOLE
     from replora.sweeps.sweep import check_sweep
 
     tasks = [{"data.image_size": 32}, {"data.image_size": 32, "data.init_args.protocol": "holdout"}]
@@ -182,11 +183,11 @@ def test_a_protocol_hidden_in_an_axis_is_found(tmp_path):
     options = SMALL["options"] | {"data.protocol": "tune"}
     final = {"seeds": [0], "options": {"data.protocol": "holdout"}}
     file = write_sweep(tmp_path / "s.yaml", select=select, options=options, tasks=tasks[:1], final=final)
-    check_sweep(read_sweep(file))
+    check_sweep(WHOLE.planned(read_sweep(file)))
     tasks[1]["data.image_size"] = 16
     file = write_sweep(tmp_path / "s.yaml", select=select, options=options, tasks=tasks, final=final)
     with pytest.raises(TrialError, match=r"select/image_size=16/LoRA/(.|\n)*here it is holdout"):
-        check_sweep(read_sweep(file))
+        check_sweep(WHOLE.planned(read_sweep(file)))
 
 
 def test_a_mistake_in_the_options_is_found_before_anything_runs(sweep, tmp_path):

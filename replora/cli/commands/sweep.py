@@ -30,6 +30,8 @@ def sweep(
     choice: Literal["per_size", "per_method"] | None = None,
     make_report: bool = True,
     methods: list[str] | None = None,
+    tasks: list[str] | None = None,
+    sizes: list[str | float] | None = None,
     stage: Literal["select", "final"] | None = None,
     retry_failed: bool = False,
     shard: str | None = None,
@@ -70,6 +72,8 @@ def sweep(
         make_report: Whether to end with a report in OUT/report. After failures it covers the finished trials. With
             --shard or --trial it is made by the process after which no trial is left.
         methods: Names of the only methods to run, such as [LoRA,RepLoRA]. Default: all.
+        tasks: The only tasks to run, such as [dtd,eurosat]. Default: all.
+        sizes: The only sizes of training sets to run, such as [0.01,0.1]. Default: all.
         stage: The only stage to run. Default: both.
         retry_failed: Run only the trials that failed before. Without it, they are run with all others that are left.
         shard: i/n, such as 2/8: run every 8th trial of a stage from the 2nd on, in this process and without Ray. 1/1
@@ -83,7 +87,7 @@ def sweep(
     drop_task_variables()  # before anything imports Lightning
     from replora.config_files import find_config
     from replora.run_directory import left_as_found, locked
-    from replora.sweeps.part import Part, find_trial, parse_shard
+    from replora.sweeps.part import WHOLE, Part, find_trial, named_cells, parse_shard
     from replora.sweeps.state import recorded
     from replora.sweeps.sweep import UnfinishedSweepError, check_sweep, run_sweep
     from replora.sweeps.sweep_file import read_sweep
@@ -102,29 +106,30 @@ def sweep(
             "--workers cannot be combined with --gpus_per_trial: which GPU a trial has is decided by Ray. Leave "
             "--workers out; --max_concurrent limits the number of trials."
         )
-    for name, value in {"stage": stage, "methods": methods, "retry_failed": retry_failed}.items():
+    parts: dict[str, Any] = {"stage": stage, "methods": methods, "tasks": tasks, "sizes": sizes}
+    for name, value in (parts | {"retry_failed": retry_failed}).items():
         _not_together(trial=trial, **{name: value})
-    whole = read_sweep(find_config(config), options)
-    home = out or Path("runs") / whole.name
+    plan = read_sweep(find_config(config), options)
+    home = out or Path("runs") / plan.name
     if select_seeds is not None:
-        whole = whole.with_select_seeds(select_seeds)
-    if stage and not getattr(whole, stage):
+        plan = plan.with_select_seeds(select_seeds)
+    if stage and not getattr(plan, stage):
         raise RepLoRAError(f"--stage {stage}: {config} has no such stage.")
-    plan = whole if methods is None else whole.with_methods(methods)
     if trial is None:
-        part = Part(stage, (1, 1) if shard is None else parse_shard(shard), failed=retry_failed)
+        of_all = (1, 1) if shard is None else parse_shard(shard)
+        part = Part(stage, of_all, failed=retry_failed, cells=named_cells(plan, methods, tasks, sizes))
     else:
-        one = find_trial(whole, trial)
+        one = find_trial(plan, trial)
         part = Part(one.stage, folder=one.folder)
     if list or status:
         from replora.sweeps.status import show_list, show_status
 
         shown = part.left(home, part.planned(plan))
-        show_list(home, whole, shown) if list else show_status(home, shown)
+        show_list(home, plan, shown) if list else show_status(home, shown)
         return
     scheduled = trial is None and shard is None and not dry_run
     if not scheduled:
-        check_sweep(plan) if trial is None else check_options(one)
+        check_sweep(Part(cells=part.cells).planned(plan)) if trial is None else check_options(one)
     check_output(home, None, [Path(config)], folder=True, is_own=_is_sweep)
     if dry_run:
         from replora.sweeps.cost import describe_plan
@@ -148,28 +153,28 @@ def sweep(
                 resources = Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures)
                 scheduler = Cluster(address, resources, len(left))
             with scheduler:
-                check_sweep(plan)
+                check_sweep(Part(cells=part.cells).planned(plan))
                 try:
                     run_sweep(plan, home, scheduler, choice, part)
                 except UnfinishedSweepError as error:
                     failure = error
             if make_report and any(files_named("results.json", home)):
-                _report(whole, home)
+                _report(plan, home)
             if failure:
                 raise failure
     else:
         from replora.sweeps.local_queue import LocalQueue
 
         run_sweep(plan, home, LocalQueue(max(1, round(cpus_per_trial)), max_failures), choice, part)
-        if make_report and all(recorded(home, trial) for trial in Part().planned(whole)):
-            _report(whole, home)
+        if make_report and all(recorded(home, trial) for trial in WHOLE.planned(plan)):
+            _report(plan, home)
 
 
 def _report(sweep: Sweep, home: Path) -> None:
     from replora.reports.report import write_report
-    from replora.sweeps.part import Part
+    from replora.sweeps.part import WHOLE
 
-    files = write_report([home], home / "report", {trial.folder for trial in Part().planned(sweep)})
+    files = write_report([home], home / "report", {trial.folder for trial in WHOLE.planned(sweep)})
     print(f"report: {files[1]}")
 
 
