@@ -141,9 +141,26 @@ def test_dry_run_finds_mistakes(tmp_path, monkeypatch, capsys):
     assert "no_such_option" in capsys.readouterr().err
 
 
+def test_another_size_says_nothing_of_the_cost(tmp_path):
+    """One shot took 10 seconds a trial; fifty of them are taken to last as the file says."""
+    methods = {name: {"configs": content["configs"]} for name, content in SMALL["methods"].items()}
+    changes = {"sizes": {"data.shots": [1, 50]}, "methods": methods, "select": None, "seconds_per_trial": 400}
+    sweep = read_sweep(write_sweep(tmp_path / "s.yaml", **changes))
+    for trial in sweep.only_trials():
+        if trial.size.name == "shots=1" and trial.method == "LoRA":
+            written(tmp_path, trial, 0.5, seconds=10)
+    shown = describe_plan(sweep, tmp_path, 1).splitlines()[-1]
+    mean = (2 * 10 + 4 * 400) / 6  # RepLoRA with one shot takes as long as LoRA
+    assert (
+        f"6 to run: about 27 minutes with 1 at once ({mean:.1f} seconds per trial, from 2 finished ones, of the"
+        in shown
+    )
+    assert shown.endswith("same stage, size and method, and for sizes without any the sweep's file)")
+
+
 def test_the_estimate_is_of_trials_alike(tmp_path):
     """Finished: 10 seconds at one shot, 100 at two, of LoRA's first stage. RepLoRA's take as long; so do, at first,
-    the final ones: as the mean of all, 55."""
+    the final ones of each size."""
     sweep = read_sweep(write_sweep(tmp_path / "s.yaml", sizes={"data.shots": [1, 2]}, final={"seeds": [0]}))
     for trial in sweep.selection_trials():
         if trial.method == "LoRA":
@@ -160,8 +177,8 @@ def test_the_estimate_is_of_trials_alike(tmp_path):
     changed = read_sweep(write_sweep(tmp_path / "s.yaml", options=SMALL["options"] | {"data.batch_size": 4}))
     with pytest.raises(TrialError, match=r"other options(.|\n)*--data.batch_size=8(.|\n)*--data.batch_size=4"):
         describe_plan(changed, tmp_path, 1)
-    # Left: two of RepLoRA to select and two final ones, all with one shot; 20 and 2000 seconds.
-    assert "about 34 minutes with 1 at once (505.0 seconds" in describe_plan(sweep, tmp_path, 1)
+    # Left: two of RepLoRA to select and two final ones, all with one shot, which took 10 seconds in the first stage.
+    assert "about 40 seconds with 1 at once (10.0 seconds" in describe_plan(sweep, tmp_path, 1)
 
 
 def test_mistakes_end_before_ray_starts(tmp_path, monkeypatch, capsys):
