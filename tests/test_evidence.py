@@ -290,7 +290,13 @@ def test_readme_quotes_the_answers_on_digits() -> None:
     one_seed = re.search(r"([+-]\d+\.\d points), 95 % interval ([+-]\d+\.\d to [+-]\d+\.\d)", other)
     assert one_seed
     assert f"with rates that one seed selected instead of three {one_seed[1]}, {one_seed[2]})" in readme
-    for name in ("transfer_low_data", "real_vit_low_data", "other_tasks"):
+    alone = re.search(
+        r"On these tasks alone: significantly worse, ([+-]\d+\.\d points, [+-]\d+\.\d to [+-]\d+\.\d) over",
+        reservations("commonsense_tasks", "RepLoRA and LoRA"),
+    )
+    assert alone
+    assert f"of two tasks (on these two alone {alone[1]}, by the selection of one rate)" in readme
+    for name in ("transfer_low_data", "real_vit_low_data", "other_tasks", "commonsense_tasks"):
         assert any(line.startswith("> RepLoRA and LoRA: no significant difference") for line in lines_of(name))
 
 
