@@ -1,0 +1,68 @@
+"""The section of docs/tolerance.md on a language model agrees with the runs in results/tolerance/commonsense_rates."""
+
+from __future__ import annotations
+
+import gzip
+import statistics
+from pathlib import Path
+
+import pytest
+
+from replora.io import read_csv
+from replora.reports.report import write_report
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" / "tolerance" / "commonsense_rates"
+PAGE = " ".join((ROOT / "docs" / "tolerance.md").read_text(encoding="utf-8").split())
+RATES = ("0.006", "0.012", "0.024", "0.048")
+SEEDS = ("0", "1", "2")
+
+
+@pytest.fixture(scope="module")
+def scores() -> dict[tuple[str, str, str], float]:
+    """Method, rate, seed -> accuracy on validation questions in percent."""
+    return {
+        (run["method"], run["learning_rate"], run["seed"]): 100 * float(run["validation"])
+        for run in read_csv(RESULTS / "runs.csv")
+    }
+
+
+def test_the_table_is_that_of_the_runs(scores) -> None:
+    assert len(scores) == 48
+    for method in dict.fromkeys(method for method, _, _ in scores):
+        means = [f"{statistics.fmean(scores[method, rate, seed] for seed in SEEDS):.1f}" for rate in RATES]
+        assert f"| {method} | {' | '.join(means)} |" in PAGE
+
+
+def test_what_is_said_of_the_rates(scores) -> None:
+    ahead = {
+        (clipped, rate): [scores[f"RepLoRA{clipped}", rate, s] - scores[f"LoRA{clipped}", rate, s] for s in SEEDS]
+        for clipped in ("", ", not clipped")
+        for rate in RATES
+    }
+    near = [statistics.fmean(ahead[clipped, rate]) for clipped, rate in ahead if rate in RATES[:2]]
+    assert all(-2.5 < difference < 0 for difference in near), "at the lower two rates it is behind"
+    for rate, wanted in (("0.024", 5), ("0.048", 5)):
+        found = [difference for (_, of), values in ahead.items() if of == rate for difference in values]
+        assert sum(difference > 0 for difference in found) == wanted, rate
+    said = "ahead by {:.1f} points with clipping and {:.1f} without at 0.024, and by {:.1f} and {:.1f} at 0.048"
+    means = [statistics.fmean(ahead[clipped, rate]) for rate in RATES[2:] for clipped in ("", ", not clipped")]
+    assert said.format(*means) in PAGE
+    failed = {m: sum(scores[m, "0.048", s] < 30 for s in SEEDS) for m, _, _ in scores}
+    assert failed == {"LoRA": 3, "LoRA, not clipped": 3, "RepLoRA": 2, "RepLoRA, not clipped": 1}
+    for rate in RATES:
+        clipped, free = (statistics.fmean(scores[m, rate, s] for s in SEEDS) for m in ("LoRA", "LoRA, not clipped"))
+        assert abs(clipped - free) < 2
+    best = {
+        row["learning rate"]
+        for row in read_csv(ROOT / "results" / "commonsense_tasks" / "choices.csv")
+        if (row["task"], row["size"], row["method"]) == ("ARC-Easy", "10 %", "LoRA")
+    }
+    assert best == {"0.003"}
+
+
+def test_the_report_is_made_again_from_its_runs(tmp_path) -> None:
+    write_report([RESULTS], tmp_path)
+    assert (tmp_path / "report.md").read_text("utf-8") == (RESULTS / "report.md").read_text("utf-8")
+    stored = gzip.decompress((RESULTS / "runs.jsonl.gz").read_bytes()).decode("utf-8")
+    assert (tmp_path / "runs.jsonl").read_text("utf-8") == stored
