@@ -13,7 +13,7 @@ import pytest
 from replora.cli.main import main
 from replora.results import read_results, write_json
 from replora.sweeps.cost import describe_plan
-from replora.sweeps.part import Part
+from replora.sweeps.part import Part, named_cells
 from replora.sweeps.plan import Sweep, Trial
 from replora.sweeps.select import Rule, Selection, select_points, selection_rule
 from replora.sweeps.sweep import selections_so_far
@@ -165,6 +165,13 @@ def test_a_task_waits_for_the_others_alone(tmp_path, capsys):
     assert rule == OTHERS == selection_rule(tmp_path, source="other_tasks"), "as selection.json records it"
     assert {cell[1] for cell in selections_so_far(sweep, tmp_path, rule)} == {"task=a"}
     assert "for 2 of 3 combinations" in capsys.readouterr().out
+    ready, waiting = (Part(cells=named_cells(sweep, tasks=[task])) for task in ("a", "b"))
+    assert {cell[1] for cell in selections_so_far(sweep, tmp_path, rule, ready)} == {"task=a"}
+    assert capsys.readouterr().out == ""
+    assert selections_so_far(sweep, tmp_path, rule, waiting) == {}, "though its own grid is whole"
+    shown = capsys.readouterr().out
+    assert "for 1 of 1 combinations" in shown
+    assert {line.split("/")[1] for line in shown.splitlines() if line.startswith("  select/")} == {"task=a"}
 
 
 def test_a_sweep_end_to_end(tmp_path, monkeypatch, capsys):
