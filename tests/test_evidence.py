@@ -368,7 +368,7 @@ def test_runs_are_whole_and_those_of_a_method_of_one_commit(name: str) -> None:
     assert not re.search(r"/(tmp|home|root|work)/", text)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "tolerance/commonsense_rates"])
 def test_a_report_is_made_again_from_its_runs(name: str, tmp_path: Path) -> None:
     write_report([ROOT / "results" / name], tmp_path)
     stored = {file.name.removesuffix(".gz") for file in (ROOT / "results" / name).iterdir()}

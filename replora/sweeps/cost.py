@@ -83,19 +83,21 @@ def _expected(
         NotMeasuredError: There is nothing to estimate them by.
     """
     means = {alike: statistics.fmean(seconds) for alike, seconds in measured.items()}
-    seconds = [next((means[alike] for alike in _similar(trial) if alike in means), None) for trial in left]
-    count = sum(len(seconds) for alike, seconds in measured.items() if len(alike) == 1)
+    # The narrowest group comes last and counts.
+    seconds = {trial.folder: means[alike] for trial in left for alike in reversed(_similar(trial)) if alike in means}
+    unknown = [trial for trial in left if trial.folder not in seconds]
+    count = sum(len(of_size) for alike, of_size in measured.items() if len(alike) == 1)
     finished_ones = f"from {count} finished ones, of the same stage, size and method"
-    unknown = [trial for trial, known in zip(left, seconds, strict=True) if known is None]
     if not unknown:
-        return [known for known in seconds if known is not None], f"{finished_ones} where there are any"
-    if sweep.seconds_per_trial is not None:
-        others, source = [sweep.seconds_per_trial] * len(unknown), "the sweep's file"
-    else:
+        return [seconds[trial.folder] for trial in left], f"{finished_ones} where there are any"
+    if sweep.seconds_per_trial is None:
         others, source = measure_steps(unknown)
-    rest = iter(others)
-    filled = [next(rest) if known is None else known for known in seconds]
-    return filled, f"{finished_ones}, and for sizes without any {source}" if means else source
+    else:
+        others, source = [sweep.seconds_per_trial] * len(unknown), "the sweep's file"
+    if seconds:
+        source = f"{finished_ones}, and for sizes without any {source}"
+    seconds.update(zip((trial.folder for trial in unknown), others, strict=True))
+    return [seconds[trial.folder] for trial in left], source
 
 
 def _hours(seconds: float, at_once: int | None, gpus_per_trial: float) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replora.errors import nearest
-from replora.sweeps.plan import ONLY, Cell, Point, Stage, Sweep, Trial
+from replora.sweeps.plan import ONLY, Cell, Point, Stage, Sweep, Trial, shown
 from replora.sweeps.state import state_of
 from replora.sweeps.sweep_file import SweepError
 
@@ -72,28 +72,26 @@ def named_cells(
     """
     if methods is tasks is sizes is None:
         return None
-    of_methods = _named("--methods", "method", methods, {method.name: method.name for method in sweep.methods}, sweep)
-    of_tasks = _named("--tasks", "task", tasks, _spellings(sweep.tasks), sweep)
-    of_sizes = _named("--sizes", "size", sizes, _spellings(sweep.sizes), sweep)
+    of_methods = _named(sweep, "method", methods, {method.name: method.name for method in sweep.methods})
+    of_tasks = _named(sweep, "task", tasks, _spellings(sweep.tasks))
+    of_sizes = _named(sweep, "size", sizes, _spellings(sweep.sizes))
     return frozenset(itertools.product(of_methods, of_tasks, of_sizes))
 
 
-def _named(
-    option: str, kind: str, wanted: Sequence[str | float] | None, spellings: Mapping[str, str], sweep: Sweep
-) -> list[str]:
-    """The names of what is wanted; all names if nothing is said."""
+def _named(sweep: Sweep, kind: str, wanted: Sequence[str | float] | None, spellings: Mapping[str, str]) -> list[str]:
+    """The names of what the option --methods, --tasks or --sizes wants; all names if nothing is said."""
     if wanted is None:
         return list(spellings.values())
     if list(spellings) == [ONLY.name]:
-        raise SweepError(f"{option}: the sweep {sweep.name!r} has no axis {kind}s. Leave the option out.")
+        raise SweepError(f"--{kind}s: the sweep {sweep.name!r} has no axis {kind}s. Leave the option out.")
     known = list(spellings)
     if not wanted:
-        raise SweepError(f"{option} names no {kind}. {nearest('', known)}")
-    texts = [value if isinstance(value, str) else f"{value:g}" for value in wanted]
+        raise SweepError(f"--{kind}s names no {kind}. {nearest('', known)}")
+    texts = [shown(value) for value in wanted]
     found = {**spellings, **{name: name for name in spellings.values()}}
     for text in texts:
         if text not in found:
-            raise SweepError(f"{option}: the sweep {sweep.name!r} has no {kind} {text!r}. {nearest(text, known)}")
+            raise SweepError(f"--{kind}s: the sweep {sweep.name!r} has no {kind} {text!r}. {nearest(text, known)}")
     return [found[text] for text in texts]
 
 

@@ -211,6 +211,11 @@ def written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def shown(value: Any) -> str:
+    """A value as the names of points have it: 0.10 -> `0.1`."""
+    return f"{value:g}" if isinstance(value, float) else written(value)
+
+
 def directory_name(name: str) -> str:
     """A name without what a directory may not have: `width 64, GELU` -> `width-64,-GELU`."""
     return re.sub(r"[^\w.=,+-]+", "-", name).strip("-.")

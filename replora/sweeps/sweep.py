@@ -147,22 +147,24 @@ def selections_so_far(sweep: Sweep, home: Path, rule: Rule, part: Part = WHOLE) 
     Prints the missing trials of the other cells: without them a grid would have fewer points than the other grids.
     """
     assert sweep.select is not None
-    results = [(trial, finished(home, trial)) for trial in sweep.selection_trials()]
-    lacking, cells = {trial.cell for trial, result in results if result is None}, sweep.cells()
-    deciding = {cell: lacking.intersection(rule.deciding(cell, cells)) for cell in cells if part.has(cell)}
-    waiting = {cell for cell, others in deciding.items() if others}
-    awaited = set[Cell]().union(*deciding.values())
-    missing = [trial for trial, result in results if result is None and trial.cell in awaited]
+    cells = sweep.cells()
+    deciding = {cell: rule.deciding(cell, cells) for cell in cells if part.has(cell)}
+    needed = set[Cell]().union(*deciding.values())
+    trials = [trial for trial in sweep.selection_trials() if trial.cell in needed or part.has(trial.cell)]
+    results = [(trial, finished(home, trial)) for trial in trials]
+    missing = [trial for trial, result in results if result is None and trial.cell in needed]
+    lacking = {trial.cell for trial in missing}
+    ready = {cell for cell, others in deciding.items() if lacking.isdisjoint(others)}
     if missing:
         listed = "".join(f"\n  {trial.folder}" for trial in missing[:10])
         more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
         print(
-            f"Nothing is chosen, and no final trial starts, for {len(waiting)} of {len(deciding)} combinations of "
-            f"method, task and size, because trials of their grids did not end:{listed}{more}",
+            f"Nothing is chosen, and no final trial starts, for {len(deciding) - len(ready)} of {len(deciding)} "
+            f"combinations of method, task and size, because trials of their grids did not end:{listed}{more}",
             flush=True,
         )
     chosen = select_points(sweep.select, results, rule)
-    return {cell: selection for cell, selection in chosen.items() if cell in deciding and cell not in waiting}
+    return {cell: selection for cell, selection in chosen.items() if cell in ready}
 
 
 def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -> None:

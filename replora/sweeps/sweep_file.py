@@ -58,7 +58,7 @@ from replora.sweeps.plan import (
     StagePlan,
     Sweep,
     directory_name,
-    written,
+    shown,
 )
 
 LEAST_TASKS = 3  # of a selection on the other tasks: with two of them, a mean and its noise are known
@@ -322,8 +322,4 @@ def _kind(value: Any) -> str:
 
 def _named(options: Options) -> str:
     """{"data.train_fraction": 0.1} -> `train_fraction=0.1`."""
-    return ",".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in options.items())
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else written(value)
+    return ",".join(f"{name.rpartition('.')[2]}={shown(value)}" for name, value in options.items())

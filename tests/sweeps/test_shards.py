@@ -215,6 +215,9 @@ def test_tasks_go_by_their_values(folder, capsys):
     with pytest.raises(SystemExit):
         here("--list=true", "--sizes=[1]")
     assert "has no size '1'. Known: 'shots=1', 'train_fraction=1'" in capsys.readouterr().err
+    write_sweep(folder / "s.yaml", sizes={"data.shots": [1, 2000000]})
+    here("--list=true", "--sizes=[2000000]")
+    assert "shots=2000000/" in capsys.readouterr().out, "not as 2e+06"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def sweep(
     make_report: bool = True,
     methods: list[str] | None = None,
     tasks: list[str] | None = None,
-    sizes: list[str | float] | None = None,
+    sizes: list[str | int | float] | None = None,
     stage: Literal["select", "final"] | None = None,
     retry_failed: bool = False,
     shard: str | None = None,
@@ -121,6 +121,7 @@ def sweep(
     else:
         one = find_trial(plan, trial)
         part = Part(one.stage, folder=one.folder)
+    asked = Part(cells=part.cells).planned(plan)
     if list or status:
         from replora.sweeps.status import show_list, show_status
 
@@ -129,7 +130,7 @@ def sweep(
         return
     scheduled = trial is None and shard is None and not dry_run
     if not scheduled:
-        check_sweep(Part(cells=part.cells).planned(plan)) if trial is None else check_options(one)
+        check_sweep(asked) if trial is None else check_options(one)
     check_output(home, None, [Path(config)], folder=True, is_own=_is_sweep)
     if dry_run:
         from replora.sweeps.cost import describe_plan
@@ -153,7 +154,7 @@ def sweep(
                 resources = Resources(cpus_per_trial, gpus_per_trial, max_concurrent, max_failures)
                 scheduler = Cluster(address, resources, len(left))
             with scheduler:
-                check_sweep(Part(cells=part.cells).planned(plan))
+                check_sweep(asked)
                 try:
                     run_sweep(plan, home, scheduler, choice, part)
                 except UnfinishedSweepError as error:
