@@ -29,7 +29,8 @@ def right_answers(predictions: Path, metrics: Sequence[str]) -> dict[str, dict[s
 def with_right_answers(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The results of a run, with the right answers of its test from the `predictions.jsonl` beside them.
 
-    A file of another test, or one that cannot be read, adds nothing.
+    Its list of evaluations has them too, so that `stored` keeps them. A file of another test, or one that cannot be
+    read, adds nothing.
     """
     test = content.get("test", {})
     if "tasks" not in test or "right" in test:
@@ -42,4 +43,6 @@ def with_right_answers(content: dict[str, Any], folder: Path) -> dict[str, Any]:
                     return content
     except (OSError, ValueError, KeyError, TypeError):
         return content
-    return {**content, "test": {**test, "right": found}}
+    told = {**test, "right": found}
+    evaluations = [told if evaluation is test else evaluation for evaluation in content.get("evaluations", [])]
+    return {**content, "test": told} | ({"evaluations": evaluations} if evaluations else {})

@@ -283,6 +283,9 @@ def test_the_report_compares_runs_with_the_untuned_model(home, finished, tmp_pat
         of_task = [key for key in before if key[0] == task]
         assert int(rows[name]["gained"]) == sum(after[key] and not before[key] for key in of_task)
         assert int(rows[name]["lost"]) == sum(before[key] and not after[key] for key in of_task)
+    assert "Left out of the tables" not in page  # each test is in the tables, with its answers
+    main(["report", str(tmp_path / "report" / "runs.jsonl"), f"--out={tmp_path / 'kept'}"])  # which the lines keep
+    assert (tmp_path / "kept" / "untuned.csv").read_text() == (tmp_path / "report" / "untuned.csv").read_text()
     # The answers of another test that lie beside the results are not taken for those of this one.
     file = tmp_path / "untuned" / "predictions.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
