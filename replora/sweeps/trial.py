@@ -343,9 +343,10 @@ def _check_same_arguments(folder: Path, trial: Trial) -> None:
     before = _arguments_there(folder)
     if before is not None and before != trial.arguments:
         left, now = sorted(set(before) - set(trial.arguments)), sorted(set(trial.arguments) - set(before))
+        none = "nothing more" if left or now else "another order"
         raise TrialError(
-            f"{folder} holds a trial with other options.\n  there: {' '.join(left) or 'another order'}\n"
-            f"  here:  {' '.join(now) or 'another order'}\nChoose another directory with --out, or delete that one."
+            f"{folder} holds a trial with other options.\n  there: {' '.join(left) or none}\n"
+            f"  here:  {' '.join(now) or none}\nChoose another directory with --out, or delete that one."
         )
 
 

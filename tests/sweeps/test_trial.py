@@ -140,6 +140,9 @@ def test_a_directory_of_a_trial_with_other_options(home, final):
         TrialError, match=r"other options(.|\n)*there: --data.shuffle_seed=0\n *here: *--data.shuffle_seed=7"
     ):
         finished(home / "runs", other)
+    more = replace(trial, arguments=[*trial.arguments, "--data.root=here"])
+    with pytest.raises(TrialError, match=r"there: nothing more\n *here: *--data.root=here"):
+        finished(home / "runs", more)
 
 
 def test_defaults_that_changed_since_are_noticed(home, final, tmp_path):
