@@ -167,7 +167,7 @@ def test_shipped_sweeps_cover_what_they_say():
     low_data = {f"{data}_low_data" for data in (*images, "commonsense")}
     others = {"other_tasks", "vtab_other_tasks"}
     tuning = {"vtab_grid", "ablation", "training_length", "method_rates", "commonsense_rates"}
-    assert named == low_data | others | tuning | {"commonsense_tasks"}
+    assert named == low_data | others | tuning | {"commonsense_tasks", "real_vit_tasks"}
     tasks = [task.options["data.tasks"] for task in read_sweep(find_config("sweep/commonsense_tasks.yaml")).tasks]
     assert tasks == [["ARC-Easy"], ["openbookqa"], ["boolq"], ["piqa"]]
     for name in others:
@@ -175,6 +175,10 @@ def test_shipped_sweeps_cover_what_they_say():
         assert sweep.select
         assert sweep.final
         assert (sweep.select.source, sweep.final.points) == ("other_tasks", "all")
+    real = read_sweep(find_config("sweep/real_vit_tasks.yaml"))
+    assert real.select
+    assert real.final
+    assert (real.select.source, real.final.points, len(real.tasks)) == ("other_tasks", "selected", 4)
     grid = read_sweep(find_config("sweep/vtab_grid.yaml"))
     assert len(grid.tasks) == 19
     assert all(len(method.grid) == 25 for method in grid.methods)
