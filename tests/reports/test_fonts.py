@@ -15,7 +15,7 @@ import pytest
 import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.ttLib.tables._g_l_y_f import Glyph
-from matplotlib import font_manager
+from matplotlib.font_manager import fontManager
 from PIL import Image
 
 from lightning_modules.callbacks.prediction_writer import COLUMNS
@@ -32,8 +32,10 @@ NAMES = [
 
 
 @pytest.fixture(autouse=True)
-def fonts() -> Iterator[None]:
-    """Each test starts with matplotlib's own fonts, and fails at any warning."""
+def fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test starts with matplotlib's own fonts alone, whatever this machine has, and fails at any warning."""
+    own = [font for font in fontManager.ttflist if Path(font.fname).is_relative_to(mpl.get_data_path())]
+    monkeypatch.setattr(fontManager, "ttflist", own)
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
@@ -81,14 +83,10 @@ def test_a_font_of_the_machine_is_used(tmp_path: Path, caplog: pytest.LogCapture
     builder.setupOS2()
     builder.setupPost()
     builder.save(tmp_path / "cats.ttf")
-    before = list(font_manager.fontManager.ttflist)
-    try:
-        font_manager.fontManager.addfont(str(tmp_path / "cats.ttf"))
-        use_fonts_for(["猫"])
-        assert mpl.rcParams["font.family"][-1] == "Only Cats"
-        assert drawable("猫犬") == r"猫\u72ac"
-    finally:
-        font_manager.fontManager.ttflist[:] = before
+    fontManager.addfont(str(tmp_path / "cats.ttf"))
+    use_fonts_for(["猫"])
+    assert mpl.rcParams["font.family"][-1] == "Only Cats"
+    assert drawable("猫犬") == r"猫\u72ac"
     assert not caplog.messages
 
 
