@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from replora.reports.render.charts import _bottom, _plain_ticks, draw_curves, styles
+from replora.reports.render.charts import _bottom, _plain_ticks, draw_curves, draw_dots, styles
 from replora.reports.render.fonts import pyplot
 from replora.reports.statistics import Mean
 
@@ -53,3 +53,15 @@ def test_a_collapsed_run_is_an_arrow_with_its_value(tmp_path, monkeypatch):
     draw_curves(tmp_path / "b.png", {"p": {"LoRA": curve}}, "x", "accuracy, %")
     assert written == ["\u219310"]
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_dots_have_half_a_row_to_each_edge(tmp_path, monkeypatch, count):
+    """With two methods the default margin puts them onto the frame."""
+    limits = []
+    monkeypatch.setattr(
+        "replora.reports.render.charts._save", lambda figure, _: limits.append(figure.axes[0].get_ylim())
+    )
+    draw_dots(tmp_path / "a.png", {"p": {f"m{n}": Mean(0.5, 0.4, 0.6, 3, None) for n in range(count)}}, "x")
+    assert limits == [(count - 0.5, -0.5)]
+    pyplot().close("all")

@@ -164,6 +164,30 @@ def test_what_limits_the_answer(folder: Path) -> None:
     assert (choice["learning rate"], choice["remark"], choice["seeds"]) == ("0.01", "noise, lowest", "1")
 
 
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        (["fashion_mnist"], "these validation images"),
+        (
+            ["letters", "sprites_location", "fashion_mnist"],
+            "validation images of 2 of these tasks, fashion_mnist, sprites_location",
+        ),
+        (["letters"], "validation images of other data (Digits, SmallImages)"),
+    ],
+)
+def test_the_tasks_on_which_replora_alone_was_tuned(tmp_path: Path, tasks: list[str], said: str) -> None:
+    ours = {"options": {"rank": 8, "factors": "mlp", "activation": "tanh", "hidden": 16}}
+    runs = [
+        result(method, data={"dataset": "SmallImages", "task": task}, stage=stage) | (ours if method != "LoRA" else {})
+        for task in tasks
+        for method in ("LoRA", "RepLoRA")
+        for stage in ("select", "final")
+    ]
+    write_report([write(tmp_path / "runs", runs)], tmp_path / "out")
+    words = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"width and activation were selected on (.*?) \(sweep/", words)) == {said}
+
+
 def test_sizes_in_parts_and_in_shots_do_not_say_the_same_twice(tmp_path: Path) -> None:
     write_report([Path(__file__).parents[2] / "results" / "quickstart"], tmp_path / "out")
     words = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")

@@ -209,7 +209,7 @@ def draw_dots(file: Path, panels: Mapping[str, Mapping[str, Mean]], x_label: str
         axis.set_xlabel(x_label)
         axis.set_title(drawable(title), fontsize=11)
         axis.grid(axis="x", alpha=0.3)
-    axes[0][0].invert_yaxis()
+    axes[0][0].set_ylim(len(methods) - 0.5, -0.5)  # half a row around each method, however few
     for axis in list(axes.flat)[len(panels) :]:
         axis.axis("off")
     return _save(figure, file)

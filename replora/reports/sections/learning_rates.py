@@ -13,7 +13,10 @@ from replora.reports.statistics import Mean, mean_over_seeds
 from replora.reports.tasks import ordered_tasks
 
 TUNED_ACTIVATION = "tanh"  # with a width of twice the rank, the default that the ablation selected
-TUNED_ON = ("Digits", "SmallImages")  # data sets whose validation images selected it
+TUNED_ON = {  # data set -> tasks whose validation images selected it
+    "Digits": {"digits"},
+    "SmallImages": {"digits", "fashion_mnist", "sprites_location", "sprites_orientation"},
+}
 FRACTIONS = {f"val/{name}" for name in HEADLINES}  # metrics in [0, 1]
 
 
@@ -36,7 +39,7 @@ def learning_rate_section(group: Group, folder: Path, prefix: str) -> list[Block
     blocks: list[Block] = [
         Heading(3, "Learning rates"),
         Paragraph(
-            "Selected on validation examples alone. Methods are compared at their own best rates, from grids with "
+            "Selected on validation examples alone. Methods are compared at their own selected rates, from grids with "
             "equal numbers of points; at one shared rate any of them can be made to look better. A selection at the "
             f"edge of its grid may have a better one beyond.{tuned_alone(group)}"
         ),
@@ -78,11 +81,17 @@ def tuned_alone(group: Group) -> str:
     )
     if not tuned:
         return ""
-    same = group.conditions.get("dataset") in TUNED_ON
+    tasks = {run.task for run in group.runs}
+    same = tasks & TUNED_ON.get(str(group.conditions.get("dataset")), set())
+    if same == tasks:
+        images = "these validation images"
+    elif same:
+        images = f"validation images of {len(same)} of these tasks, {', '.join(ordered_tasks(same))}"
+    else:
+        images = f"validation images of other data ({', '.join(TUNED_ON)})"
     return (
-        " RepLoRA alone was tuned further: its default width and activation were selected on "
-        + ("these validation images" if same else f"validation images of other data ({', '.join(TUNED_ON)})")
-        + " (sweep/ablation.yaml, sweep/transfer_low_data.yaml), which equal grids do not make up for."
+        f" RepLoRA alone was tuned further: its default width and activation were selected on {images} "
+        "(sweep/ablation.yaml, sweep/transfer_low_data.yaml), which equal grids do not make up for."
     )
 
 
