@@ -39,6 +39,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -69,16 +70,18 @@ class SweepError(RepLoRAError):
     """A sweep's file is not valid, or would compare methods unfairly."""
 
 
-def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None) -> Sweep:
+def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None, source: Source | None = None) -> Sweep:
     """Read and check a sweep's file.
 
     Args:
         file: The YAML file.
         more_options: Options of every trial that replace those of the file.
+        source: Replaces the file's `source`: whose runs select the point of a task.
 
     Raises:
         SweepError: A key is missing, unknown or of a wrong type, the grids of two methods differ in size, points would
-            be selected by other than validation images, or `more_options` sets an option that the trials vary.
+            be selected by other than validation images, `more_options` sets an option that the trials vary, or `source`
+            needs more tasks or a first stage.
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -100,6 +103,10 @@ def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None) -> Swe
         overriding=dict(more_options or {}),
         seconds_per_trial=top.number("seconds_per_trial"),
     )
+    if source is not None:
+        if sweep.select is None:
+            raise SweepError(f"{file} has no stage `select`, so there is nothing for source: {source} to select.")
+        sweep = replace(sweep, select=replace(sweep.select, source=source))
     _check_grid_sizes(file, sweep)
     _check_stages(file, sweep)
     _check_unique_folders(file, sweep)

@@ -203,3 +203,27 @@ def test_a_sweep_end_to_end(tmp_path, monkeypatch, capsys):
     assert "val/accuracy" not in capsys.readouterr().out, "nothing is run"
     results = [read_results(file.parent) for file in Path("runs/s/final").rglob("results.json")]
     assert {r["sweep"]["chosen_by"]["choice"] for r in results} == {"per_method"}
+    main(["sweep", f"--config={file}", "--shard=1/1", "--source=own_task"])
+    shown = capsys.readouterr().out
+    assert "chosen on the validation images\n" in shown
+    assert "val/accuracy" not in shown, "nothing is run"
+    results = [read_results(file.parent) for file in Path("runs/s/final").rglob("results.json")]
+    assert {r["sweep"]["chosen_by"]["source"] for r in results} == {"own_task"}
+
+
+def test_the_command_line_has_the_last_word_on_whose_runs_select(tmp_path: Path, capsys: Any) -> None:
+    file = write_sweep(tmp_path / "s.yaml", tasks={"data.task": list(VALUES)})
+    (there, here) = read_sweep(file), read_sweep(file, source="other_tasks")
+    assert there.select
+    assert here.select
+    assert (there.select.source, here.select.source) == ("own_task", "other_tasks")
+    assert here.selection_trials() == there.selection_trials()
+    for changes, message in (
+        ({"tasks": None}, "source: other_tasks needs at least 3 tasks"),
+        ({"select": None, "methods": {"LoRA": {"configs": ["adapter/lora.yaml"]}}}, "there is nothing for source: oth"),
+    ):
+        write_sweep(file, **changes)
+        with pytest.raises(SystemExit) as ended:
+            main(["sweep", f"--config={file}", "--source=other_tasks", "--dry_run=true"])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err

@@ -28,6 +28,7 @@ def sweep(
     max_failures: int = 1,
     select_seeds: int | None = None,
     choice: Literal["per_size", "per_method"] | None = None,
+    source: Literal["own_task", "other_tasks"] | None = None,
     make_report: bool = True,
     methods: list[str] | None = None,
     tasks: list[str] | None = None,
@@ -69,6 +70,8 @@ def sweep(
             first stage. Default: the seeds of the file.
         choice: Whether each size has its own selected point, or each method and task one point for all sizes. Default:
             as the directory of the sweep records it, else per_size.
+        source: Whether the point of a task is selected by its own runs, or by those of all other tasks, which leaves
+            the validation labels of the task alone. Default: that of the file.
         make_report: Whether to end with a report in OUT/report. After failures it covers the finished trials. With
             --shard or --trial it is made by the process after which no trial is left.
         methods: Names of the only methods to run, such as [LoRA,RepLoRA]. Default: all.
@@ -109,7 +112,7 @@ def sweep(
     parts: dict[str, Any] = {"stage": stage, "methods": methods, "tasks": tasks, "sizes": sizes}
     for name, value in (parts | {"retry_failed": retry_failed}).items():
         _not_together(trial=trial, **{name: value})
-    plan = read_sweep(find_config(config), options)
+    plan = read_sweep(find_config(config), options, source)
     home = out or Path("runs") / plan.name
     if select_seeds is not None:
         plan = plan.with_select_seeds(select_seeds)
