@@ -49,10 +49,11 @@ def run_sweep(
     failures: dict[str, str] = {}
     if sweep.select:
         rule = selection_rule(home, choice, sweep.select.source)
+        will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
+        rules = dict.fromkeys(sweep.cells(), will_be)
+        _record_selections(home, sweep.selection_trials(), rules)
         if part.stage != "final":
-            will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
-            trials = part.of(sweep.selection_trials())
-            failures |= _run_stage(queue, sweep, home, part, trials, dict.fromkeys(sweep.cells(), will_be))
+            failures |= _run_stage(queue, sweep, home, part, part.of(sweep.selection_trials()), rules)
         if part.stage != "select" or part.shard == (1, 1):
             chosen = selections_so_far(sweep, home, rule, part)
             if chosen or part == WHOLE:
@@ -176,12 +177,13 @@ def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -
             print(f"{trial.folder}: {trial.grid.name} is chosen now; the former choice's is {moved}", flush=True)
 
 
-def _record_selections(home: Path, finals: Sequence[Trial], descriptions: Mapping[Cell, dict[str, Any]]) -> None:
+def _record_selections(home: Path, trials: Sequence[Trial], descriptions: Mapping[Cell, dict[str, Any]]) -> None:
     """Let finished trials name the selection of now: reports show it, and among runs at all points tell its by it.
 
-    More seeds, or another rule for sizes, may select the same point by other means.
+    More seeds, another rule for sizes, or other tasks may select the same point by other means. The first stage is the
+    same for every rule.
     """
-    for trial in finals:
+    for trial in trials:
         results = recorded(home, trial)
         if results is None or results["sweep"].get("chosen_by") == descriptions[trial.cell]:
             continue

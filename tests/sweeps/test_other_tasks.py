@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ def chosen(sweep: Sweep, rule: Rule, value=value_of) -> dict[str, Selection]:
     results = [(trial, measured(value(trial))) for trial in sweep.selection_trials()]
     found = select_points(sweep.select, results, rule)
     return {task.partition("=")[2]: selection for (_, task, _), selection in found.items()}
+
+
+def remarks(report: Path) -> Counter[str]:
+    """How many selections of a report have a remark."""
+    with (report / "choices.csv").open(encoding="utf-8") as stream:
+        return Counter(remark for row in csv.DictReader(stream) for remark in row["remark"].split(", "))
 
 
 def points(selections: dict[str, Selection]) -> dict[str, str]:
@@ -199,6 +206,7 @@ def test_a_sweep_end_to_end(tmp_path, monkeypatch, capsys):
     with (report / "shots_regret.csv").open(encoding="utf-8") as stream:
         (line,) = csv.DictReader(stream)
     assert (line["tasks"], line["rates in the window"]) == ("3", "2")
+    assert remarks(report)["other tasks"] == 3
     main(["sweep", f"--config={file}", "--shard=1/1", "--choice=per_method"])
     assert "val/accuracy" not in capsys.readouterr().out, "nothing is run"
     results = [read_results(file.parent) for file in Path("runs/s/final").rglob("results.json")]
@@ -209,6 +217,8 @@ def test_a_sweep_end_to_end(tmp_path, monkeypatch, capsys):
     assert "val/accuracy" not in shown, "nothing is run"
     results = [read_results(file.parent) for file in Path("runs/s/final").rglob("results.json")]
     assert {r["sweep"]["chosen_by"]["source"] for r in results} == {"own_task"}
+    assert remarks(report)["other tasks"] == 0, "the first stage was run for them, and selects for itself now"
+    assert "0 validation labels of the task itself" not in (report / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_command_line_has_the_last_word_on_whose_runs_select(tmp_path: Path, capsys: Any) -> None:
