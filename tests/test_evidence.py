@@ -19,7 +19,10 @@ from replora.reports.statistics import t_interval
 from replora.results import parse_results
 
 ROOT = Path(__file__).parents[1]
-PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("evidence", "other_tasks")}
+PAGES = {
+    name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("evidence", "other_tasks", "other_tasks_pretrained")
+}
 REPORTS = sorted((ROOT / "results").glob("*/report.md"))
 NAMES = [report.parent.name for report in REPORTS]
 
@@ -115,7 +118,7 @@ def test_no_rate_above_the_best_is_tolerated_by_the_pretrained_vit() -> None:
 
 
 def test_letters_alone_tolerate_a_higher_rate_with_the_pretrained_vit() -> None:
-    """What docs/other_tasks.md says below the tables of this ViT, docs/claims.md and docs/tolerance.md after it."""
+    """What docs/other_tasks_pretrained.md says below its tables, docs/claims.md and docs/tolerance.md after it."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for run in table("real_vit_tasks", "runs.csv"):
         if run["stage"] == "select":
@@ -131,11 +134,64 @@ def test_letters_alone_tolerate_a_higher_rate_with_the_pretrained_vit() -> None:
     for method, task in found:
         assert found[method, task]["0.01"] <= min(0.36, found["LoRA", task]["0.01"])
     assert "significantly" not in reservations("real_vit_tasks", "RepLoRA and LoRA: no significant difference")
-    (page,) = PAGES["other_tasks"].split("## A pre-trained ViT-S")[1:]
-    assert "There 0.01 is ten points better (52 to 42 %)" in page
+    assert "There 0.01 is ten points better (52 to 42 %)" in " ".join(PAGES["other_tasks_pretrained"].split())
     for name in ("claims", "tolerance"):
         words = " ".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").split())
         assert "showed it on one task of five: at three times LoRA's best rate, letters trained with RepLoRA" in words
+
+
+def test_between_the_sizes_of_language_tasks_the_sign_changes_at_rates_of_other_tasks() -> None:
+    """What docs/other_tasks_pretrained.md says below the tables of the language model."""
+    page = " ".join(PAGES["other_tasks_pretrained"].split())
+    known = reservations("commonsense_other_tasks", "RepLoRA and LoRA: no significant difference")
+    assert "On these tasks alone: no significant difference, -0.2" in known
+    paired = {(row["size"], row["units"]): row for row in table("commonsense_other_tasks", "size_paired.csv")}
+    alone = [paired[size, "5 seeds, these tasks"] for size in ("2 %", "10 %")]
+    assert [row["95 % interval"] for row in alone] == ["+0.3 to +0.9", "-1.7 to -0.4"]
+    assert not any(excludes_0(row["with test examples"]) for row in alone)
+    assert not any(excludes_0(row["95 % interval"]) for cell, row in paired.items() if cell[1] == "3 tasks")
+    choices = table("commonsense_other_tasks", "choices.csv")
+    assert sum("noise" in row["remark"] for row in choices) == 10
+    rates = {(row["task"], row["size"], row["method"]): float(row["learning rate"]) for row in choices}
+    scores: dict[tuple[str, str, str], list[float]] = {}
+    of_own: dict[tuple[str, str, str], list[float]] = {}
+    for name, found in (("commonsense_other_tasks", scores), ("commonsense_tasks", of_own)):
+        for run in sorted(table(name, "runs.csv"), key=lambda run: run["seed"]):
+            if run["stage"] == "final":
+                cell = (run["task"], f"{100 * float(run['amount']):.0f} %", run["method"])
+                found.setdefault(cell, []).append(100 * float(run["test"]))
+    differences = {
+        (task, size): np.subtract(scores[task, size, "RepLoRA"], scores[task, size, "LoRA"])
+        for task, size, method in scores
+        if method == "LoRA"
+    }
+    apart = {
+        ("openbookqa", "2 %"): (0.006, 0.003),
+        ("openbookqa", "10 %"): (0.0015, 0.003),
+        ("boolq", "10 %"): (0.0015, 0.006),
+    }
+    for cell, (ours, free) in apart.items():
+        assert [rates[*cell, method] for method in ("RepLoRA", "LoRA")] == [ours, free]
+        assert (differences[cell].mean() > 0) == (ours > free)
+    equal = {cell for cell in differences if rates[*cell, "RepLoRA"] == rates[*cell, "LoRA"]}
+    assert equal == {("ARC-Easy", "2 %"), ("ARC-Easy", "10 %"), ("boolq", "2 %")}
+    behind = {cell for cell in equal if t_interval(differences[cell])[1] < 0}
+    assert behind == {("ARC-Easy", "10 %")}
+    assert differences["ARC-Easy", "10 %"].mean() == pytest.approx(-1.2)
+    assert not any(t_interval(differences[cell])[0] > 0 for cell in equal)
+
+    def mean(found: dict[tuple[str, str, str], list[float]], method: str) -> str:
+        return f"{statistics.fmean(value for cell in found if cell[2] == method for value in found[cell]):.1f}"
+
+    assert f"LoRA has {mean(scores, 'LoRA')} % instead of {mean(of_own, 'LoRA')} at rates" in page
+    assert f"RepLoRA {mean(scores, 'RepLoRA')} instead of {mean(of_own, 'RepLoRA')}." in page
+    few = [
+        f"{statistics.fmean(found['ARC-Easy', '2 %', method]):.1f}"
+        for method in ("LoRA", "RepLoRA")
+        for found in (scores, of_own)
+    ]
+    assert "LoRA has {} % instead of {} and RepLoRA {} instead of {}.".format(*few) in page
+    assert rates["ARC-Easy", "2 %", "LoRA"] == rates["ARC-Easy", "2 %", "RepLoRA"] == 0.012
 
 
 def test_rates_from_other_tasks_do_not_tell_the_methods_apart() -> None:
@@ -342,8 +398,9 @@ def test_readme_quotes_the_answers_on_digits() -> None:
     tasks = {row["task"] for row in table("commonsense_tasks", "choices.csv")}
     assert len(tasks) == 3
     assert "135 million on 2 and 10 % of the questions of three tasks, and none" in readme
-    assert "[from the others](docs/other_tasks.md), nor on four of them with that ViT-S" in readme
-    for name in ("transfer_low_data", "real_vit_low_data", "other_tasks", "commonsense_tasks", "real_vit_tasks"):
+    assert "on four of them with that ViT-S or on the three tasks with that language model" in readme
+    of_own = ("transfer_low_data", "real_vit_low_data", "commonsense_tasks")
+    for name in (*of_own, "other_tasks", "real_vit_tasks", "commonsense_other_tasks"):
         assert any(line.startswith("> RepLoRA and LoRA: no significant difference") for line in lines_of(name))
 
 
@@ -395,9 +452,9 @@ def test_validation_means_of_small_tasks_on_the_method_page() -> None:
 
 def test_a_page_is_of_one_commit_and_one_torch() -> None:
     made = {name: {(row["commit"], row["torch"]) for row in table(name, "provenance.csv")} for name in NAMES}
-    assert all(len(versions) == 1 for versions in made.values())
-    on_page = [made[name] for name in NAMES if name != "other_tasks"]
-    assert len(set.union(*on_page)) == 1
+    for page in PAGES.values():
+        linked = re.findall(r"\]\(\.\./results/(\w+)/report\.md\)", page)
+        assert len(set[tuple[str, str]]().union(*(made[name] for name in linked))) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -405,8 +462,8 @@ def test_runs_are_whole_and_those_of_a_method_of_one_commit(name: str) -> None:
     text = runs_of(name)
     runs = [parse_results(line, name) for line in text.splitlines()]
     final = [run for run in runs if run["sweep"]["stage"] == "final"]
-    file = ROOT / "configs" / "sweep" / f"{name.removesuffix('_one_seed').removesuffix('_one_rate')}.yaml"
-    sweep = yaml.safe_load(file.read_text(encoding="utf-8"))
+    (of_sweep,) = {run["sweep"]["name"] for run in runs}
+    sweep = yaml.safe_load((ROOT / "configs" / "sweep" / f"{of_sweep}.yaml").read_text(encoding="utf-8"))
     assert {run["sweep"]["seed"] for run in final} == set(sweep["final"]["seeds"])
     made = {(run["sweep"]["method"], run["fit"]["git"]) for run in final}
     assert len(made) == len({method for method, _ in made})
