@@ -17,7 +17,7 @@ from replora.sweeps.part import WHOLE, Part
 from replora.sweeps.plan import Cell, Point, Sweep, Trial
 from replora.sweeps.progress import Progress
 from replora.sweeps.select import Per, Rule, Selection, select_points, selection_rule
-from replora.sweeps.state import LOCKS, claimed, holder_of, recorded
+from replora.sweeps.state import LOCKS, claimed, holder_of
 from replora.sweeps.trial import check_options, check_same_configuration, finished, set_aside_other_point
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _record_selections(home: Path, trials: Sequence[Trial], descriptions: Mappin
     same for every rule.
     """
     for trial in trials:
-        results = recorded(home, trial)
+        results = finished(home, trial)
         if results is None or results["sweep"].get("chosen_by") == descriptions[trial.cell]:
             continue
         with claimed(home, trial) as mine:

@@ -14,11 +14,13 @@ import pytest
 from replora.cli.main import main
 from replora.results import read_results, write_json
 from replora.sweeps.cost import describe_plan
+from replora.sweeps.local_queue import LocalQueue
 from replora.sweeps.part import Part, named_cells
 from replora.sweeps.plan import Sweep, Trial
 from replora.sweeps.select import Rule, Selection, select_points, selection_rule
-from replora.sweeps.sweep import selections_so_far
+from replora.sweeps.sweep import run_sweep, selections_so_far
 from replora.sweeps.sweep_file import SweepError, read_sweep
+from replora.sweeps.trial import TrialError
 from tests.sweeps.small_sweep import SMALL, write_sweep
 
 OTHERS = Rule(source="other_tasks")
@@ -219,6 +221,22 @@ def test_a_sweep_end_to_end(tmp_path, monkeypatch, capsys):
     assert {r["sweep"]["chosen_by"]["source"] for r in results} == {"own_task"}
     assert remarks(report)["other tasks"] == 0, "the first stage was run for them, and selects for itself now"
     assert "0 validation labels of the task itself" not in (report / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_refused_command_leaves_what_others_record(tmp_path: Path) -> None:
+    """In a directory that holds trials with other options, a new rule of selection is not theirs."""
+    own = planned(tmp_path / "own", select=SMALL["select"])
+    for trial in own.selection_trials():
+        arguments = [*trial.arguments, "--data.batch_size=3"]
+        (tmp_path / "home" / trial.folder).mkdir(parents=True)
+        (tmp_path / "home" / trial.folder / "trial.json").write_text(json.dumps({"arguments": arguments}))
+        label = {"sweep": {"chosen_by": {"source": "own_task"}}}
+        write_json(tmp_path / "home" / trial.folder / "results.json", {"format": 1} | measured(0.5) | label)
+    files = {file: file.read_bytes() for file in (tmp_path / "home").rglob("results.json")}
+    with pytest.raises(TrialError, match="holds a trial with other options"):
+        run_sweep(planned(tmp_path / "others"), tmp_path / "home", LocalQueue(1, 0))
+    assert len(files) == 9
+    assert {file: file.read_bytes() for file in files} == files
 
 
 def test_the_command_line_has_the_last_word_on_whose_runs_select(tmp_path: Path, capsys: Any) -> None:
