@@ -145,7 +145,10 @@ class Run:
 
     @property
     def from_other_tasks(self) -> bool:
-        """Whether options are selected by the validation scores of other tasks, and not by those of the own one."""
+        """Whether options are selected by the validation scores of other tasks, and not by those of the own one.
+
+        Final runs have the last word: the first stage is the same for both, and may have been run for the other one.
+        """
         return self.chosen_by.get("source") == "other_tasks"
 
     @property

@@ -41,9 +41,11 @@ class Scores:
         self.average = "mean of all tasks"
         if len(self.averaged) < len(self.tasks):
             self.average = f"mean of {len(self.averaged)} of {len(self.tasks)} tasks"
+        sources = {run.from_other_tasks for run in group.final or group.selection}
         self.choosing = {
             size: {
-                0 if run.from_other_tasks else run.validation_examples
+                0 if by_others else run.validation_examples
+                for by_others in sources
                 for run in group.selection
                 if run.size == size and not run.diverged
             }

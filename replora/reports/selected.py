@@ -50,7 +50,8 @@ def find_selected(group: Group, method: str, task: str, size: Size) -> Selected 
     """The selected point of one method, task and size; None if no point qualifies."""
     there = _of(group.selection, method, task, size)
     finals = [run for run in _of(group.final, method, task, size) if run.chosen_by.get("means")]
-    elsewhere = _other_tasks(group, method, task, size) if any(r.from_other_tasks for r in there or finals) else None
+    by_others = any(run.from_other_tasks for run in finals or there)
+    elsewhere = _other_tasks(group, method, task, size) if by_others else None
     if elsewhere is None:
         counts = {run.validation_examples for run in there or finals if not run.diverged}
         (examples,) = counts if len(counts) == 1 else (None,)

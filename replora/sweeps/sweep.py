@@ -49,11 +49,10 @@ def run_sweep(
     failures: dict[str, str] = {}
     if sweep.select:
         rule = selection_rule(home, choice, sweep.select.source)
-        will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
-        rules = dict.fromkeys(sweep.cells(), will_be)
-        _record_selections(home, sweep.selection_trials(), rules)
         if part.stage != "final":
-            failures |= _run_stage(queue, sweep, home, part, part.of(sweep.selection_trials()), rules)
+            will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
+            trials = part.of(sweep.selection_trials())
+            failures |= _run_stage(queue, sweep, home, part, trials, dict.fromkeys(sweep.cells(), will_be))
         if part.stage != "select" or part.shard == (1, 1):
             chosen = selections_so_far(sweep, home, rule, part)
             if chosen or part == WHOLE:
@@ -65,7 +64,6 @@ def run_sweep(
             finals = [trial for trial in selected if trial.folder in planned]
             _set_aside_other_points(sweep, home, finals)
             descriptions = {cell: choice.describe() for cell, choice in chosen.items()}
-            _record_selections(home, finals, descriptions)
             waiting = planned - {trial.folder for trial in finals}
             if waiting and part.stage == "final":
                 failures |= dict.fromkeys(sorted(waiting), "no point is selected yet")
@@ -117,13 +115,21 @@ def _run_stage(
     rules: Mapping[Cell, dict[str, Any]],
 ) -> dict[str, str]:
     """Run a stage. `rules`: `Trial.cell` -> rule of its selection. Returns directory -> reason of each failed trial."""
+    ended: set[str] = set()
+    relabeled: list[Trial] = []  # finished ones that name another selection
+    for trial in trials:
+        if results := finished(home, trial):
+            ended.add(trial.folder)
+            if trial.cell in rules and results["sweep"].get("chosen_by") != rules[trial.cell]:
+                relabeled.append(trial)
     trials = part.left(home, trials)
-    done = [trial for trial in trials if finished(home, trial)]
-    finished_before = {trial.folder for trial in done}
-    left = [trial for trial in trials if trial.folder not in finished_before]
+    done = [trial for trial in trials if trial.folder in ended]
+    left = [trial for trial in trials if trial.folder not in ended]
     if left:  # new trials must have the defaults of the finished ones; one trial per method is enough
         for trial in {trial.method: trial for trial in done}.values():
             check_same_configuration(home, trial)
+    for trial in relabeled:
+        _name_selection(home, trial, rules[trial.cell])
     stage = trials[0].stage if trials else ""
     there = {trial.method for trial in trials}
     names = [method.name for method in sweep.methods if method.name in there]
@@ -177,20 +183,16 @@ def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -
             print(f"{trial.folder}: {trial.grid.name} is chosen now; the former choice's is {moved}", flush=True)
 
 
-def _record_selections(home: Path, trials: Sequence[Trial], descriptions: Mapping[Cell, dict[str, Any]]) -> None:
-    """Let finished trials name the selection of now: reports show it, and among runs at all points tell its by it.
+def _name_selection(home: Path, trial: Trial, selection: Mapping[str, Any]) -> None:
+    """Let a finished trial name the selection of now: reports show it, and among runs at all points tell its by it.
 
     More seeds, another rule for sizes, or other tasks may select the same point by other means. The first stage is the
     same for every rule.
     """
-    for trial in trials:
-        results = finished(home, trial)
-        if results is None or results["sweep"].get("chosen_by") == descriptions[trial.cell]:
-            continue
-        with claimed(home, trial) as mine:
-            if mine:
-                label = results["sweep"] | {"chosen_by": descriptions[trial.cell]}
-                write_json(home / trial.folder / "results.json", stored(results | {"sweep": label}))
+    with claimed(home, trial) as mine:
+        if mine and (results := finished(home, trial)):
+            label = results["sweep"] | {"chosen_by": selection}
+            write_json(home / trial.folder / "results.json", stored(results | {"sweep": label}))
 
 
 def print_selections(sweep: Sweep, chosen: dict[Cell, Selection], part: Part) -> None:

@@ -72,6 +72,21 @@ def test_what_is_lost_at_the_selected_rate_around_it_and_at_worst(report: Path) 
     assert (paired["mean"], paired["wins / ties / losses"], paired["units"]) == ("+10.0", "1 / 1 / 1", "3 tasks")
 
 
+@pytest.mark.parametrize("source", ["own_task", "other_tasks"])
+def test_final_runs_say_whose_labels_selected(tmp_path: Path, source: str) -> None:
+    """The first stage is the same for both, and may have been run for the other one."""
+    found = runs()
+    other = {"own_task": "other_tasks", "other_tasks": "own_task"}[source]
+    for one in found:
+        one["sweep"]["chosen_by"]["source"] = source if one["sweep"]["stage"] == "final" else other
+    write_report([write(tmp_path / "runs", found)], tmp_path / "out")
+    choice = row(tmp_path / "out", "choices", task="a", method="LoRA")
+    assert ("other tasks" in choice["remark"]) == (source == "other_tasks")
+    words = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert ("0 validation labels of the task itself and 400 of other tasks" in words) == (source == "other_tasks")
+    assert ("100 % (800 + 200)" in words) == (source == "own_task")
+
+
 def test_only_the_selected_point_is_in_the_other_tables(report: Path) -> None:
     """The mean of 60, 80 and 70, and half a point for the second draw."""
     assert row(report, "size", method="LoRA")["100 % (800)"].startswith("71.0 ± ")
