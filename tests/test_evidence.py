@@ -48,14 +48,33 @@ def reservations(name: str, answer: str) -> str:
     return lines[next(place for place, line in enumerate(lines) if line.startswith(f"> {answer}")) + 2]
 
 
+def linked(page: str) -> list[str]:
+    """The folders of results whose reports a text links."""
+    return re.findall(r"\]\(\.\./results/(\w+)/report\.md\)", page)
+
+
+def final_scores(name: str) -> dict[tuple[str, str, str], list[float]]:
+    """(task, amount, method) -> test accuracies in percent, in the order of the seeds."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for run in sorted(table(name, "runs.csv"), key=lambda run: int(run["seed"])):
+        if run["stage"] == "final":
+            found.setdefault((run["task"], run["amount"], run["method"]), []).append(100 * float(run["test"]))
+    return found
+
+
+def paired_differences(scores: dict[tuple[str, str, str], list[float]]) -> dict[tuple[str, str], np.ndarray]:
+    """(task, amount) -> RepLoRA minus LoRA of each seed, in percentage points."""
+    cells = dict.fromkeys((task, amount) for task, amount, _ in scores)
+    return {cell: np.subtract(scores[*cell, "RepLoRA"], scores[*cell, "LoRA"]) for cell in cells}
+
+
 def excludes_0(interval: str) -> bool:
     low, high = map(float, interval.split(" to "))
     return low > 0 or high < 0
 
 
 def test_every_experiment_is_on_one_page_and_every_section_has_one() -> None:
-    linked = [set(re.findall(r"\]\(\.\./results/(\w+)/report\.md\)", page)) for page in PAGES.values()]
-    assert sorted(name for names in linked for name in names) == NAMES
+    assert sorted(name for page in PAGES.values() for name in set(linked(page))) == NAMES
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -63,7 +82,7 @@ def test_every_figure_in_a_table_stands_in_the_report_that_the_section_links(pag
     allowed: set[str] = set()
     rows = quotes = 0
     for line in PAGES[page].splitlines():
-        for name in re.findall(r"\]\(\.\./results/(\w+)/report\.md\)", line):
+        for name in linked(line):
             allowed = set(lines_of(name))
         if line.startswith("| ") and any(character.isdigit() for character in line):
             assert line in allowed, line
@@ -152,32 +171,23 @@ def test_between_the_sizes_of_language_tasks_the_sign_changes_at_rates_of_other_
     assert not any(excludes_0(row["95 % interval"]) for cell, row in paired.items() if cell[1] == "3 tasks")
     choices = table("commonsense_other_tasks", "choices.csv")
     assert sum("noise" in row["remark"] for row in choices) == 10
-    rates = {(row["task"], row["size"], row["method"]): float(row["learning rate"]) for row in choices}
-    scores: dict[tuple[str, str, str], list[float]] = {}
-    of_own: dict[tuple[str, str, str], list[float]] = {}
-    for name, found in (("commonsense_other_tasks", scores), ("commonsense_tasks", of_own)):
-        for run in sorted(table(name, "runs.csv"), key=lambda run: run["seed"]):
-            if run["stage"] == "final":
-                cell = (run["task"], f"{100 * float(run['amount']):.0f} %", run["method"])
-                found.setdefault(cell, []).append(100 * float(run["test"]))
-    differences = {
-        (task, size): np.subtract(scores[task, size, "RepLoRA"], scores[task, size, "LoRA"])
-        for task, size, method in scores
-        if method == "LoRA"
-    }
+    amounts = {"2 %": "0.02", "10 %": "0.1"}
+    rates = {(row["task"], amounts[row["size"]], row["method"]): float(row["learning rate"]) for row in choices}
+    scores, of_own = final_scores("commonsense_other_tasks"), final_scores("commonsense_tasks")
+    differences = paired_differences(scores)
     apart = {
-        ("openbookqa", "2 %"): (0.006, 0.003),
-        ("openbookqa", "10 %"): (0.0015, 0.003),
-        ("boolq", "10 %"): (0.0015, 0.006),
+        ("openbookqa", "0.02"): (0.006, 0.003),
+        ("openbookqa", "0.1"): (0.0015, 0.003),
+        ("boolq", "0.1"): (0.0015, 0.006),
     }
     for cell, (ours, free) in apart.items():
         assert [rates[*cell, method] for method in ("RepLoRA", "LoRA")] == [ours, free]
         assert (differences[cell].mean() > 0) == (ours > free)
     equal = {cell for cell in differences if rates[*cell, "RepLoRA"] == rates[*cell, "LoRA"]}
-    assert equal == {("ARC-Easy", "2 %"), ("ARC-Easy", "10 %"), ("boolq", "2 %")}
+    assert equal == {("ARC-Easy", "0.02"), ("ARC-Easy", "0.1"), ("boolq", "0.02")}
     behind = {cell for cell in equal if t_interval(differences[cell])[1] < 0}
-    assert behind == {("ARC-Easy", "10 %")}
-    assert differences["ARC-Easy", "10 %"].mean() == pytest.approx(-1.2)
+    assert behind == {("ARC-Easy", "0.1")}
+    assert differences["ARC-Easy", "0.1"].mean() == pytest.approx(-1.2)
     assert not any(t_interval(differences[cell])[0] > 0 for cell in equal)
 
     def mean(found: dict[tuple[str, str, str], list[float]], method: str) -> str:
@@ -186,12 +196,12 @@ def test_between_the_sizes_of_language_tasks_the_sign_changes_at_rates_of_other_
     assert f"LoRA has {mean(scores, 'LoRA')} % instead of {mean(of_own, 'LoRA')} at rates" in page
     assert f"RepLoRA {mean(scores, 'RepLoRA')} instead of {mean(of_own, 'RepLoRA')}." in page
     few = [
-        f"{statistics.fmean(found['ARC-Easy', '2 %', method]):.1f}"
+        f"{statistics.fmean(found['ARC-Easy', '0.02', method]):.1f}"
         for method in ("LoRA", "RepLoRA")
         for found in (scores, of_own)
     ]
     assert "LoRA has {} % instead of {} and RepLoRA {} instead of {}.".format(*few) in page
-    assert rates["ARC-Easy", "2 %", "LoRA"] == rates["ARC-Easy", "2 %", "RepLoRA"] == 0.012
+    assert rates["ARC-Easy", "0.02", "LoRA"] == rates["ARC-Easy", "0.02", "RepLoRA"] == 0.012
 
 
 def test_rates_from_other_tasks_do_not_tell_the_methods_apart() -> None:
@@ -293,12 +303,10 @@ def test_one_selection_makes_the_loss_on_a_language_task() -> None:
     assert [row["remark"] for row in few.values()] == ["noise", "noise, lowest"]
     assert float(few["LoRA"]["learning rate"]) == 8 * float(few["RepLoRA"]["learning rate"])
     values: dict[tuple[str, str], list[float]] = {}
-    scores: dict[tuple[str, str, str, str], float] = {}
     for run in table("commonsense_tasks", "runs.csv"):
         if run["stage"] == "select" and (run["task"], run["amount"]) == ("openbookqa", "0.02"):
             values.setdefault((run["method"], run["learning_rate"]), []).append(100 * float(run["validation"]))
-        elif run["stage"] == "final":
-            scores[run["task"], run["amount"], run["method"], run["seed"]] = 100 * float(run["test"])
+    scores = final_scores("commonsense_tasks")
     for method in few:
         means = [statistics.fmean(of_seeds) for (name, _), of_seeds in values.items() if name == method]
         assert len(means) == 5
@@ -306,14 +314,10 @@ def test_one_selection_makes_the_loss_on_a_language_task() -> None:
     untuned = json.loads((ROOT / "results/commonsense_smollm2/cloze_openbookqa-untuned.json").read_text("utf-8"))
     without = 100 * untuned["test"]["metrics"]["test/acc_norm"]
     assert f"below the untuned model ({without:.1f} %," in page
-    assert all(scores["openbookqa", "0.02", "RepLoRA", str(seed)] < without for seed in range(5))
-    differing = set()
-    for task, amount in {cell[:2] for cell in scores}:
-        found = [scores[task, amount, "RepLoRA", str(s)] - scores[task, amount, "LoRA", str(s)] for s in range(5)]
-        low, high = t_interval(np.array(found))
-        if low > 0 or high < 0:
-            differing.add((task, amount))
-    assert len(scores) == 2 * 2 * 3 * 5
+    assert all(score < without for score in scores["openbookqa", "0.02", "RepLoRA"])
+    assert sum(map(len, scores.values())) == 2 * 2 * 3 * 5
+    intervals = {cell: t_interval(found) for cell, found in paired_differences(scores).items()}
+    differing = {cell for cell, (low, high) in intervals.items() if low > 0 or high < 0}
     assert differing == {("openbookqa", "0.02")}
     again = {(row["task"], row["learning rate"]) for row in table("commonsense_tasks_one_rate", "choices.csv")}
     assert again == {("ARC-Easy", "0.003"), ("openbookqa", "0.006"), ("boolq", "0.0015")}
@@ -452,9 +456,11 @@ def test_validation_means_of_small_tasks_on_the_method_page() -> None:
 
 def test_a_page_is_of_one_commit_and_one_torch() -> None:
     made = {name: {(row["commit"], row["torch"]) for row in table(name, "provenance.csv")} for name in NAMES}
+    assert all(len(versions) == 1 for versions in made.values())
+    on_page = [made[name] for name in NAMES if name != "other_tasks"]
+    assert len(set.union(*on_page)) == 1
     for page in PAGES.values():
-        linked = re.findall(r"\]\(\.\./results/(\w+)/report\.md\)", page)
-        assert len(set[tuple[str, str]]().union(*(made[name] for name in linked))) == 1
+        assert len(set.union(*(made[name] for name in linked(page)))) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
