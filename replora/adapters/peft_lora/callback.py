@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from replora.adapters.peft_lora.client import is_peft_model
 from replora.adapters.peft_lora.file import FILE_NAME, write
 from replora.adapters.peft_lora.generators import Reparameterized, host_of
 from replora.adapters.wrappers import is_sharded
@@ -21,6 +23,9 @@ _log = logging.get_logger("transformers.replora")  # with the level that the use
 
 _SHORT = (torch.float16, torch.bfloat16)
 
+# Before it a Trainer reads back, where a checkpoint has folders of further adapters, these alone.
+_READS_ALL_ADAPTERS = (5, 23)
+
 
 class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
     """Checks, before the first step of a Trainer, that it trains what `replora.reparameterize` made, and says so.
@@ -30,7 +35,8 @@ class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
     It refuses an optimizer that was made before `reparameterize`, which would train nothing, and a frozen adapter. It
     warns where weight decay would pull RepLoRA's diagonals to 0. Generators that a trainer has rounded to 16 bits, as
     TRL does on a quantized model, are kept in float32: there a step is too small to change a diagonal of 1. Where a
-    checkpoint has no generators beside the adapter, it writes them.
+    checkpoint has no generators beside the adapter, it writes them. It warns where the installed transformers has
+    resumed a run without the weights of the checkpoint's adapter.
     """
 
     def on_init_end(self, *_args: Any, model: Any = None, **_: Any) -> None:
@@ -59,6 +65,13 @@ class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
             raise RepLoRAError(
                 f"RepLoRACallback: the adapter {' and '.join(map(repr, every))} is frozen. Load it with "
                 "PeftModel.from_pretrained(..., is_trainable=True), or call model.set_adapter(name)."
+            )
+        if state.global_step and "default" in trained and _resumes_without_default(model):
+            warnings.warn(
+                f"transformers {transformers.__version__} does not read the adapter 'default' of a checkpoint with "
+                f"further adapters: it trains on from what the model had before, after {state.global_step} steps. "
+                "Install transformers>=5.23, or load the adapter of the checkpoint when the model is made.",
+                stacklevel=2,
             )
         if short := {p.dtype for one in trained.values() for p in one.parameters() if p.dtype in _SHORT}:
             warnings.warn(
@@ -90,6 +103,13 @@ class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
 def _generators(model: nn.Module | None) -> dict[str, Any]:
     present = getattr(host_of(model), "replora", None) if model is not None else None
     return present.generators() if isinstance(present, Reparameterized) else {}
+
+
+def _resumes_without_default(model: nn.Module) -> bool:
+    """Whether this model's adapter `default` is not read back when a Trainer of the installed version resumes."""
+    host: Any = host_of(model)
+    installed = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    return is_peft_model(host) and len(host.peft_config) > 1 and installed < _READS_ALL_ADAPTERS
 
 
 def _has_shares(model: nn.Module, optimizer: Any) -> bool:

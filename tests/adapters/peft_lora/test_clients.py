@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
@@ -16,6 +17,8 @@ from tests.adapters.peft_lora.test_reparameterize import build, output, train, w
 
 ROWS = [{"input_ids": torch.arange(8) + i, "labels": torch.arange(8) + i} for i in range(16)]
 FILE = "replora_generators.safetensors"
+# Those before 5.23 resume without the adapter `default` where there are others, of plain LoRA as well.
+READS_ALL_ADAPTERS = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
 
 
 def trainer_of(model: nn.Module, folder: Path, **options: Any) -> Trainer:
@@ -246,10 +249,15 @@ def test_the_reference_of_dpo_is_the_adapter_as_it_was(tmp_path: Path) -> None:
     trainer.train()
     assert not torch.equal(output(model.eval()), expected)
     resumed = start(save_strategy="no")
-    resumed.train(resume_from_checkpoint=str(tmp_path / "dpo" / "checkpoint-2"))
-    assert_equal(resumed.model, model)
+    if READS_ALL_ADAPTERS:
+        resumed.train(resume_from_checkpoint=str(tmp_path / "dpo" / "checkpoint-2"))
+        assert_equal(resumed.model, model)
     model.set_adapter("ref")
     assert torch.equal(output(model), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers, "__version__", "5.22.2")
+        with pytest.warns(UserWarning, match=r"transformers 5.22.2 does not read .*'default'.* after 2 steps"):
+            start(save_strategy="no").train(resume_from_checkpoint=str(tmp_path / "dpo" / "checkpoint-2"))
 
 
 def test_an_adapter_that_the_trainer_made_is_reparameterized_afterwards(tmp_path: Path) -> None:
