@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replora.errors import nearest
 from replora.sweeps.plan import ONLY, Cell, Point, Stage, Sweep, Trial, shown
 from replora.sweeps.state import state_of
-from replora.sweeps.sweep_file import SweepError
+from replora.sweeps.sweep_file import SweepError, check_tasks
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,40 @@ def named_cells(
     """
     if methods is tasks is sizes is None:
         return None
-    of_methods = _named(sweep, "method", methods, {method.name: method.name for method in sweep.methods})
-    of_tasks = _named(sweep, "task", tasks, _spellings(sweep.tasks))
-    of_sizes = _named(sweep, "size", sizes, _spellings(sweep.sizes))
-    return frozenset(itertools.product(of_methods, of_tasks, of_sizes))
+    return frozenset(itertools.product(*_names(sweep, methods, tasks, sizes)))
+
+
+def only_named(
+    sweep: Sweep,
+    methods: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    sizes: Sequence[str | float] | None = None,
+) -> Sweep:
+    """The sweep of these methods, tasks and sizes alone: unlike in a `Part`, no others take part in a selection.
+
+    Raises:
+        SweepError: A list is empty, the sweep has nothing of that name, or too few tasks remain to select for each
+            other.
+    """
+    of_methods, of_tasks, of_sizes = _names(sweep, methods, tasks, sizes)
+    small = replace(
+        sweep,
+        methods=[method for method in sweep.methods if method.name in of_methods],
+        tasks=[task for task in sweep.tasks if task.name in of_tasks],
+        sizes=[size for size in sweep.sizes if size.name in of_sizes],
+    )
+    check_tasks("--only_these", small)
+    return small
+
+
+def _names(
+    sweep: Sweep, methods: Sequence[str] | None, tasks: Sequence[str] | None, sizes: Sequence[str | float] | None
+) -> tuple[list[str], list[str], list[str]]:
+    return (
+        _named(sweep, "method", methods, {method.name: method.name for method in sweep.methods}),
+        _named(sweep, "task", tasks, _spellings(sweep.tasks)),
+        _named(sweep, "size", sizes, _spellings(sweep.sizes)),
+    )
 
 
 def _named(sweep: Sweep, kind: str, wanted: Sequence[str | float] | None, spellings: Mapping[str, str]) -> list[str]:

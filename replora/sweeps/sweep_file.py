@@ -157,13 +157,26 @@ def _check_grid_sizes(file: Path, sweep: Sweep) -> None:
         raise SweepError(f"{file}: there is neither a stage `select` nor a stage `final`, so nothing would run.")
 
 
-def _check_stages(file: Path, sweep: Sweep) -> None:
+def check_tasks(where: Path | str, sweep: Sweep) -> None:
+    """Refuse too few tasks to select for each other.
+
+    Args:
+        where: What says which tasks there are, for the message.
+        sweep: The sweep.
+
+    Raises:
+        SweepError: The runs of other tasks are to select, and there are less than `LEAST_TASKS` tasks.
+    """
     if sweep.select and sweep.select.source == "other_tasks" and len(sweep.tasks) < LEAST_TASKS:
         there = ", ".join(task.name for task in sweep.tasks if task is not ONLY) or "no axis `tasks`"
         raise SweepError(
-            f"{file}, select, source: other_tasks needs at least {LEAST_TASKS} tasks, so that each has two others by "
+            f"{where}: source: other_tasks needs at least {LEAST_TASKS} tasks, so that each has two others by "
             f"which its point is selected; there is {there}. Add tasks, or take own_task."
         )
+
+
+def _check_stages(file: Path, sweep: Sweep) -> None:
+    check_tasks(file, sweep)
     if sweep.final and sweep.final.points == "all" and sweep.select is None:
         raise SweepError(
             f"{file}, final, points: all runs the points that are not selected as well, so it needs a stage `select`. "

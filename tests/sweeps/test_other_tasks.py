@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ from replora.cli.main import main
 from replora.results import read_results, write_json
 from replora.sweeps.cost import describe_plan
 from replora.sweeps.local_queue import LocalQueue
-from replora.sweeps.part import Part, named_cells
+from replora.sweeps.part import Part, named_cells, only_named
 from replora.sweeps.plan import Sweep, Trial
 from replora.sweeps.select import Rule, Selection, select_points, selection_rule
 from replora.sweeps.sweep import run_sweep, selections_so_far
@@ -181,6 +182,40 @@ def test_a_task_waits_for_the_others_alone(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "for 1 of 1 combinations" in shown
     assert {line.split("/")[1] for line in shown.splitlines() if line.startswith("  select/")} == {"task=a"}
+
+
+def test_only_these_tasks_select_for_each_other(tmp_path: Path, capsys: Any) -> None:
+    """A fourth task is part of the sweep, and waited for, unless the command says that three are all of it."""
+    sweep = planned(tmp_path, tasks={"data.task": [*VALUES, "d"]})
+    for trial in sweep.selection_trials():
+        if trial.task.name != "task=d":
+            written(tmp_path / "runs", trial, measured(value_of(trial)))
+    part = Part(cells=named_cells(sweep, tasks=list(VALUES)))
+    assert selections_so_far(sweep, tmp_path / "runs", OTHERS, part) == {}
+    small = only_named(sweep, tasks=list(VALUES))
+    found = selections_so_far(small, tmp_path / "runs", OTHERS)
+    assert {cell[1].partition("=")[2]: selection.point.name for cell, selection in found.items()} == CHOSEN
+    capsys.readouterr()
+    options = [f"--config={tmp_path / 's.yaml'}", f"--out={tmp_path / 'runs'}", "--tasks=[a,b,c]", "--list=true"]
+    main(["sweep", *options, "--only_these=true"])
+    shown = capsys.readouterr().out
+    assert (shown.count("select/"), shown.count("final/")) == (9, 18)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--only_these names nothing. Add --methods, --tasks or --sizes"),
+        (["--tasks=[a,b]"], "--only_these: source: other_tasks needs at least 3 tasks.*there is task=a, task=b"),
+        (["--tasks=[a,e]"], "has no task 'e'"),
+    ],
+)
+def test_too_few_of_these_are_refused(options: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
+    planned(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", f"--config={tmp_path / 's.yaml'}", "--only_these=true", "--dry_run=true", *options])
+    assert ended.value.code == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
 
 
 def test_a_sweep_end_to_end(tmp_path, monkeypatch, capsys):

@@ -33,6 +33,7 @@ def sweep(
     methods: list[str] | None = None,
     tasks: list[str] | None = None,
     sizes: list[str | int | float] | None = None,
+    only_these: bool = False,
     stage: Literal["select", "final"] | None = None,
     retry_failed: bool = False,
     shard: str | None = None,
@@ -77,6 +78,8 @@ def sweep(
         methods: Names of the only methods to run, such as [LoRA,RepLoRA]. Default: all.
         tasks: The only tasks to run, such as [dtd,eurosat]. Default: all.
         sizes: The only sizes of training sets to run, such as [0.01,0.1]. Default: all.
+        only_these: Treat what --methods, --tasks and --sizes name as the whole sweep. Without it, what they leave out
+            is to be run as well: a selection over several tasks or sizes waits for it.
         stage: The only stage to run. Default: both.
         retry_failed: Run only the trials that failed before. Without it, they are run with all others that are left.
         shard: i/n, such as 2/8: run every 8th trial of a stage from the 2nd on, in this process and without Ray. 1/1
@@ -90,7 +93,7 @@ def sweep(
     drop_task_variables()  # before anything imports Lightning
     from replora.config_files import find_config
     from replora.run_directory import left_as_found, locked
-    from replora.sweeps.part import WHOLE, Part, find_trial, named_cells, parse_shard
+    from replora.sweeps.part import WHOLE, Part, find_trial, named_cells, only_named, parse_shard
     from replora.sweeps.state import recorded
     from replora.sweeps.sweep import UnfinishedSweepError, check_sweep, run_sweep
     from replora.sweeps.sweep_file import read_sweep
@@ -113,6 +116,11 @@ def sweep(
     for name, value in (parts | {"retry_failed": retry_failed}).items():
         _not_together(trial=trial, **{name: value})
     plan = read_sweep(find_config(config), options, source)
+    if only_these:
+        if methods is tasks is sizes is None:
+            raise RepLoRAError("--only_these names nothing. Add --methods, --tasks or --sizes, or leave it out.")
+        plan = only_named(plan, methods, tasks, sizes)
+        methods = tasks = sizes = None
     home = out or Path("runs") / plan.name
     if select_seeds is not None:
         plan = plan.with_select_seeds(select_seeds)
