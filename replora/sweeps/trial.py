@@ -258,9 +258,12 @@ def set_aside_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> Pa
     """
     folder = home / trial.folder
     before = _arguments_there(folder)
+    if before is None:  # as where results alone were copied
+        then = results_there(folder).get("sweep", {}).get("grid")
+        return set_aside(folder) if then not in (None, trial.grid.options) else None
     of_grid = tuple(f"--{option}=" for point in grid for option in point.options)
-    same = [[a for a in arguments if not a.startswith(of_grid)] for arguments in (before or [], trial.arguments)]
-    if before is None or before == trial.arguments or same[0] != same[1]:
+    same = [[a for a in arguments if not a.startswith(of_grid)] for arguments in (before, trial.arguments)]
+    if before == trial.arguments or same[0] != same[1]:
         return None
     return set_aside(folder)
 

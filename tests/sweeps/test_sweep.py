@@ -81,6 +81,19 @@ def test_one_point_for_all_sizes_waits_for_all_sizes(tmp_path):
     assert len(found) == 2
 
 
+def test_results_that_came_alone_are_set_aside_as_well(tmp_path):
+    """Without `trial.json` a final trial counted as finished, whatever its point."""
+    sweep = read_sweep(write_sweep(tmp_path / "s.yaml"))
+    grid = sweep.methods[0].grid
+    low, high = (sweep.final_trials({("LoRA", "", "shots=1"): point})[0] for point in grid)
+    label = {"sweep": {"grid": dict(low.grid.options)}}
+    write_json(tmp_path / low.folder / "results.json", {"format": 1} | label)
+    assert set_aside_other_point(tmp_path, low, grid) is None
+    assert finished_trial(tmp_path, low)
+    assert set_aside_other_point(tmp_path, high, grid) == tmp_path / "final/LoRA/shots=1/seed=0.former-1"
+    assert finished_trial(tmp_path, high) is None
+
+
 def test_the_final_trial_of_a_former_choice_is_set_aside(tmp_path):
     sweep = read_sweep(write_sweep(tmp_path / "s.yaml"))
     grid = sweep.methods[0].grid
