@@ -382,30 +382,42 @@ def test_replora_is_nowhere_significantly_better_than_lora() -> None:
         assert "not significantly better than LoRA" in page.replace("[", "")
 
 
-def test_readme_quotes_the_answers_on_digits() -> None:
-    lines = lines_of("digits_low_data")
-    answer = next(line for line in lines if line.startswith("> RepLoRA and LoRA: no significant difference"))
-    found = re.search(r"([+-]\d+\.\d points, 95 % interval [+-]\d+\.\d to [+-]\d+\.\d, \d draws)", answer)
-    former = next(
-        line for line in lines if line.startswith("> RepLoRA, width 64, GELU against LoRA: significantly worse")
-    )
-    behind = re.search(r"([+-]\d+\.\d points)", former)
-    assert found
-    assert behind
+README_TABLE = {
+    "small ViT, 8 to 800 digits": ("digits_low_data",),
+    "small ViT, 1 to 100 % of small tasks": ("transfer_low_data", "other_tasks"),
+    "pre-trained ViT-S, 20 to 800 images": ("real_vit_low_data", "real_vit_tasks"),
+    "language model of 135 million, 2 and 10 % of the questions": ("commonsense_tasks", "commonsense_other_tasks"),
+}
+DIFFERENCE = re.compile(r"([+-]\d+\.\d) points, 95 % interval ([+-]\d+\.\d to [+-]\d+\.\d), (\d (?:draws|tasks))")
+
+
+def test_readme_quotes_the_answers() -> None:
+    """Each cell of the table is the answer of one report: the mean, its interval, and what it is over."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = {cells[1].strip(): cells[2:4] for line in readme.splitlines() if len(cells := line.split("|")) == 5}
+    assert {row for row in rows if row.startswith(("small", "pre-trained", "language"))} == set(README_TABLE)
+    for row, names in README_TABLE.items():
+        assert len([cell for cell in rows[row] if cell.strip()]) == len(names)
+        for cell, name in zip(rows[row], names, strict=False):
+            start = "> RepLoRA and LoRA: no significant difference"
+            (answer,) = (line for line in lines_of(name) if line.startswith(start))
+            found = DIFFERENCE.search(answer)
+            assert found
+            assert cell.strip().removesuffix(" of CIFAR-10") == ", ".join(found.groups())
+
+
+def test_readme_says_where_replora_is_worse_on_digits() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"no significant difference on digits ({found[1]}" in readme
-    assert f"significantly worse ({behind[1]})" in readme
-    other = next(line for line in lines_of("digits_low_data_one_seed") if line.startswith("> RepLoRA against LoRA"))
-    one_seed = re.search(r"([+-]\d+\.\d points), 95 % interval ([+-]\d+\.\d to [+-]\d+\.\d)", other)
-    assert one_seed
-    assert f"with rates that one seed selected instead of three {one_seed[1]}, {one_seed[2]})" in readme
-    tasks = {row["task"] for row in table("commonsense_tasks", "choices.csv")}
-    assert len(tasks) == 3
-    assert "135 million on 2 and 10 % of the questions of three tasks, and none" in readme
-    assert "on four of them with that ViT-S or on the three tasks with that language model" in readme
-    of_own = ("transfer_low_data", "real_vit_low_data", "commonsense_tasks")
-    for name in (*of_own, "other_tasks", "real_vit_tasks", "commonsense_other_tasks"):
-        assert any(line.startswith("> RepLoRA and LoRA: no significant difference") for line in lines_of(name))
+    (one_seed,) = (line for line in lines_of("digits_low_data_one_seed") if line.startswith("> RepLoRA against LoRA"))
+    found = DIFFERENCE.search(one_seed)
+    assert found
+    assert "significantly worse" in one_seed
+    instead = "significantly worse with rates that one seed selected instead of three"
+    assert f"{instead} ({found[1]} points, {found[2]})" in readme
+    former = "> RepLoRA, width 64, GELU against LoRA: significantly worse"
+    (behind,) = (DIFFERENCE.search(line) for line in lines_of("digits_low_data") if line.startswith(former))
+    assert behind
+    assert f"64 and GELU ({behind[1]})" in readme
 
 
 def test_validation_means_of_the_method_page() -> None:
