@@ -23,6 +23,7 @@ PAGES = {
     name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     for name in ("evidence", "other_tasks", "other_tasks_pretrained")
 }
+CLAIMS = " ".join((ROOT / "docs" / "claims.md").read_text(encoding="utf-8").split())
 REPORTS = sorted((ROOT / "results").glob("*/report.md"))
 NAMES = [report.parent.name for report in REPORTS]
 
@@ -68,6 +69,19 @@ def paired_differences(scores: dict[tuple[str, str, str], list[float]]) -> dict[
     return {cell: np.subtract(scores[*cell, "RepLoRA"], scores[*cell, "LoRA"]) for cell in cells}
 
 
+def over_seeds(name: str, method: str, other: str, amount: str | None = None) -> np.ndarray:
+    """`method` minus `other` of each seed in percentage points, averaged over tasks and sizes."""
+    scores = final_scores(name)
+    cells = [cell for cell in dict.fromkeys(key[:2] for key in scores) if amount in (None, cell[1])]
+    return np.mean([np.subtract(scores[*cell, method], scores[*cell, other]) for cell in cells], axis=0)
+
+
+def apart(differences: np.ndarray, words: str) -> str:
+    """A mean difference and its interval, as pages say it of two methods that reports do not compare."""
+    low, high = t_interval(differences)
+    return f"{differences.mean():.1f} points {words}, {low:+.1f} to {high:+.1f}"
+
+
 def excludes_0(interval: str) -> bool:
     low, high = map(float, interval.split(" to "))
     return low > 0 or high < 0
@@ -100,7 +114,24 @@ def test_what_the_page_calls_significant_is_so_in_the_ablation() -> None:
     def excluding(column: str) -> set[str]:
         return {row["difference"].removesuffix(" - LoRA") for row in rows if excludes_0(row[column])}
 
+    page = " ".join(PAGES["evidence"].split())
     rows = [row for row in table("ablation", "size_paired.csv") if row["size"].startswith("100 %")]
+    (linear,) = (row["mean"] for row in rows if row["difference"] == "linear - LoRA")
+    assert f"as far behind, by {linear.removeprefix('-')} points, with a wider interval" in page
+    assert f"RepLoRA is {apart(over_seeds('ablation', 'RepLoRA', 'linear', '1.0'), 'ahead of it')}" in page
+    with_width = over_seeds("digits_low_data", "RepLoRA", "linear, width 64")
+    assert f"as well as RepLoRA, which is {apart(with_width, 'ahead')}" in page
+    validated: dict[str, list[float]] = {}
+    for run in table("ablation", "runs.csv"):
+        if (run["stage"], run["amount"]) == ("final", "1.0"):
+            validated.setdefault(run["method"], []).append(float(run["validation"]))
+    assert max(validated, key=lambda method: statistics.fmean(validated[method])) == "scale exponent 1"
+    (chosen,) = (
+        row
+        for row in table("ablation", "choices.csv")
+        if row["method"] == "scale exponent 1" and row["size"].startswith("100 %")
+    )
+    assert "highest" in chosen["remark"]
     neither = {"RepLoRA", "linear", "not shared"}
     assert excluding("95 % interval") == {row["difference"].removesuffix(" - LoRA") for row in rows} - neither
     assert excluding("with test examples") == {"activation ReLU", "rank 2, width 4", "rank 32, width 64"}
@@ -112,6 +143,10 @@ def test_with_forty_images_alone_tied_factors_differ_from_lora() -> None:
     differing = {(row["difference"], row["size"]) for row in rows if excludes_0(row["95 % interval"])}
     of_forty = {(f"{method} - LoRA", "5 % (40 + 200)") for method in ("RepLoRA", "LoRA, rank 4", "RepLoRA, tied")}
     assert differing == of_forty | {("LoRA, rank 4 - LoRA", "all sizes")}
+    tied = apart(over_seeds("tied_low_data", "RepLoRA, tied", "LoRA, rank 4"), "ahead")
+    assert f"(the tied factors are {tied})" in " ".join(PAGES["evidence"].split())
+    trained = {row["method"]: row["trained"] for row in table("tied_low_data", "methods.csv")}
+    assert f"({trained['RepLoRA, tied']} and {trained['LoRA']})" in " ".join(PAGES["evidence"].split())
     assert not any(excludes_0(row["with test examples"]) for row in rows)
 
 
@@ -152,6 +187,9 @@ def test_letters_alone_tolerate_a_higher_rate_with_the_pretrained_vit() -> None:
     assert (ours["0.01"], ours["0.003"], free["0.01"]) == (0.52, 0.42, 0.04)
     for method, task in found:
         assert found[method, task]["0.01"] <= min(0.36, found["LoRA", task]["0.01"])
+    clothes = [found[method, "fashion_mnist"]["0.01"] for method in ("RepLoRA", "LoRA")]
+    words = "falls to chance ({:.0f} %), where LoRA keeps {:.0f} %".format(*(100 * share for share in clothes))
+    assert words in " ".join(PAGES["other_tasks_pretrained"].split())
     assert "significantly" not in reservations("real_vit_tasks", "RepLoRA and LoRA: no significant difference")
     assert "There 0.01 is ten points better (52 to 42 %)" in " ".join(PAGES["other_tasks_pretrained"].split())
     for name in ("claims", "tolerance"):
@@ -265,6 +303,50 @@ def test_the_rates_of_other_tasks_are_not_those_at_which_lora_fails() -> None:
     assert min(means, key=means.__getitem__) == "linear"
 
 
+def test_what_single_rates_show_on_six_tasks() -> None:
+    """What docs/other_tasks.md says of rates that its tables do not have one by one."""
+    page = " ".join(PAGES["other_tasks"].split())
+    scores: dict[tuple[str, str, str], list[float]] = {}  # rate, task, method
+    letters: dict[str, list[float]] = {}  # of all images at the highest rate
+    for run in table("other_tasks", "runs.csv"):
+        if run["stage"] != "select":
+            test = 100 * float(run["test"])
+            scores.setdefault((run["learning_rate"], run["task"], run["method"]), []).append(test)
+            if (run["learning_rate"], run["task"], run["amount"]) == ("0.04", "letters", "1.0"):
+                letters.setdefault(run["method"], []).append(test)
+
+    def ahead(method: str, rate: str) -> dict[str, float]:
+        """Task -> points ahead of LoRA, on average over sizes and draws."""
+        of_rate = {(task, name): statistics.fmean(found) for (of, task, name), found in scores.items() if of == rate}
+        return {task: of_rate[task, method] - of_rate[task, "LoRA"] for task, name in of_rate if name == method}
+
+    ours = ahead("RepLoRA", "0.04")
+    digits, location = ours.pop("digits"), ours.pop("sprites_location")
+    assert f"where RepLoRA is {digits:.1f} points ahead over all sizes" in page
+    assert f"ahead by at most {max(ours.values()):.1f} points, and behind by {-location:.1f} on the location" in page
+    ends = [statistics.fmean(letters[method]) for method in ("RepLoRA", "LoRA")]
+    assert "RepLoRA ({:.1f} %) no less than LoRA ({:.1f} %)".format(*ends) in page
+    intervals = {}
+    for rate in ("0.0025", "0.005", "0.01", "0.02", "0.04"):
+        lead = np.array(list(ahead("DoRA", rate).values()))
+        assert len(lead) == 6
+        intervals[rate] = t_interval(lead)
+    low, high = intervals.pop("0.04")
+    assert f"where it is ahead by {lead.mean():.1f} points, {low:+.1f} to {high:+.1f}" in page
+    assert all(low < 0 for low, _ in intervals.values())
+    at_selected = final_scores("other_tasks")
+    tasks = dict.fromkeys(task for task, _, _ in at_selected)
+    linear = [
+        statistics.fmean(
+            np.mean(at_selected[task, amount, "RepLoRA"]) - np.mean(at_selected[task, amount, "linear"])
+            for of, amount, method in at_selected
+            if (of, method) == (task, "linear")
+        )
+        for task in tasks
+    ]
+    assert f"RepLoRA is {apart(np.array(linear), 'ahead of `linear`')}" in page
+
+
 def test_selections_on_digits_are_mostly_noise() -> None:
     """24 of 42 by the mean of three seeds, of which one is an exact tie; a tie is not called an edge."""
     remarks = [row["remark"] for row in table("digits_low_data", "choices.csv")]
@@ -287,7 +369,10 @@ def test_one_seed_selects_otherwise_than_three() -> None:
     sizes = list(dict.fromkeys(size for _, size in rates[0]))
     equal = [cell for cell, rate in rates[0].items() if rates[1][cell] == rate]
     assert all(three[method][sizes.index(size)] == one[method][sizes.index(size)] for method, size in equal)
-    assert {("LoRA", "1 %"), ("RepLoRA", "5 %")}.isdisjoint(equal)
+    assert {("LoRA", "1 %"), ("RepLoRA", "5 %"), ("LoRA", "2 %"), ("RepLoRA", "2 %")}.isdisjoint(equal)
+    pairs = zip(*([np.subtract(of["RepLoRA"], of["LoRA"]) for of in scores]), strict=True)
+    moved = [abs(after - before) > 1 for before, after in pairs]
+    assert [size for size, much in zip(sizes, moved, strict=True) if much] == ["1 %", "2 %", "5 %"]
     assert one["LoRA"][sizes.index("1 %")] > three["LoRA"][sizes.index("1 %")] + 2
     assert one["RepLoRA"][sizes.index("5 %")] < three["RepLoRA"][sizes.index("5 %")] - 2
     answer = "> RepLoRA against LoRA: significantly worse, -1.4 points"
@@ -367,6 +452,13 @@ def test_at_the_highest_rate_replora_is_often_ahead_and_sometimes_fails() -> Non
     assert sum(difference > 0 for difference in ahead["RepLoRA"]) == 14
     assert statistics.median(ahead["RepLoRA"]) == pytest.approx(0.025)
     assert sum(difference > 0 for difference in ahead["DoRA"]) == 20
+    behind = statistics.fmean(ahead["RepLoRA"])
+    assert f"{-100 * behind:.1f} points behind on average" in " ".join(PAGES["evidence"].split())
+    assert f"{-100 * behind:.1f} points behind on average" in CLAIMS
+    assert sum(found["DoRA"][cell] > value for cell, value in found["RepLoRA"].items()) == 18
+    chance = {cell for cell, value in found["RepLoRA"].items() if value < 0.15}
+    assert chance == {(amount, "2") for amount in ("0.3", "0.5", "1.0")}
+    assert "three of nine runs with 240 images and more fell to chance, which LoRA never did" in CLAIMS
     failed = {method: sum(value < 0.15 for value in values.values()) for method, values in found.items()}
     former = "RepLoRA, width 64, GELU"
     assert [failed[name] for name in ("RepLoRA", "LoRA", "DoRA", former)] == [3, 0, 0, 10]
@@ -384,7 +476,7 @@ def test_replora_is_nowhere_significantly_better_than_lora() -> None:
 
 README_TABLE = {
     "small ViT, 8 to 800 digits": ("digits_low_data",),
-    "small ViT, 1 to 100 % of small tasks": ("transfer_low_data", "other_tasks"),
+    "small ViT, small tasks": ("transfer_low_data", "other_tasks"),
     "pre-trained ViT-S, 20 to 800 images": ("real_vit_low_data", "real_vit_tasks"),
     "language model of 135 million, 2 and 10 % of the questions": ("commonsense_tasks", "commonsense_other_tasks"),
 }
@@ -404,6 +496,23 @@ def test_readme_quotes_the_answers() -> None:
             found = DIFFERENCE.search(answer)
             assert found
             assert cell.strip().removesuffix(" of CIFAR-10") == ", ".join(found.groups())
+
+
+def test_claims_say_how_much_the_intervals_leave_replora() -> None:
+    names = [name for of_row in README_TABLE.values() for name in of_row]
+    answers = [line for name in names for line in lines_of(name) if re.match("> RepLoRA (and|against) LoRA: ", line)]
+    ends = [float(found[2].split(" to ")[1]) for line in answers if (found := DIFFERENCE.search(line))]
+    assert len(ends) == len(names)
+    assert f"end at {min(ends)} to {max(ends)} points in its favor" in CLAIMS
+
+
+def test_claims_quote_the_tolerance_of_the_small_vit() -> None:
+    rows = json.loads((ROOT / "results" / "tolerance" / "tolerance.json").read_text(encoding="utf-8"))["rows"]
+    means = {(row["method"], row["rate"]): 100 * statistics.fmean(row["accuracy"]) for row in rows}
+    of_lora = {rate: mean for (method, rate), mean in means.items() if method == "LoRA"}
+    assert max(of_lora, key=of_lora.__getitem__) == 0.05 / 5
+    ours, free = (means[method, 0.05] for method in ("RepLoRA", "LoRA"))
+    assert f"reaches {ours:.1f} % with RepLoRA and {free:.1f} with LoRA" in CLAIMS
 
 
 def test_readme_says_where_replora_is_worse_on_digits() -> None:

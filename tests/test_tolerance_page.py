@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from replora.io import read_csv
+from replora.reports.statistics import t_interval
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results" / "tolerance" / "commonsense_rates"
@@ -43,9 +46,18 @@ def test_what_is_said_of_the_rates(scores) -> None:
     for rate in RATES[2:]:
         found = [difference for (_, of), values in ahead.items() if of == rate for difference in values]
         assert sum(difference > 0 for difference in found) == 5, rate
-    said = "ahead by {:.1f} points with clipping and {:.1f} without at 0.024, and by {:.1f} and {:.1f} at 0.048"
-    means = [statistics.fmean(ahead[clipped, rate]) for rate in RATES[2:] for clipped in ("", ", not clipped")]
-    assert said.format(*means) in PAGE
+    intervals = {cell: t_interval(np.array(values)) for cell, values in ahead.items()}
+    assert all(low < 0 < high for low, high in intervals.values())
+    means = {cell: statistics.fmean(values) for cell, values in ahead.items()}
+    clipped, free = (
+        f"{means[kind, '0.024']:.1f}{{}} (-{-low:.1f} to +{high:.1f})"
+        for kind in ("", ", not clipped")
+        for low, high in [intervals[kind, "0.024"]]
+    )
+    said = f"by {clipped.format(' points')} and {free.format('')} at 0.024, and by {{:.1f}} and {{:.1f}} at 0.048"
+    assert said.format(means["", "0.048"], means[", not clipped", "0.048"]) in PAGE
+    widths = [(high - low) / 2 for (_, rate), (low, high) in intervals.items() if rate == "0.048"]
+    assert {round(width) for width in widths} == {26}
     failed = {m: sum(scores[m, "0.048", s] < 30 for s in SEEDS) for m, _, _ in scores}
     assert failed == {"LoRA": 3, "LoRA, not clipped": 3, "RepLoRA": 2, "RepLoRA, not clipped": 1}
     for rate in RATES:
@@ -57,3 +69,12 @@ def test_what_is_said_of_the_rates(scores) -> None:
         if (row["task"], row["size"], row["method"]) == ("ARC-Easy", "10 %", "LoRA")
     }
     assert best == {"0.003"}
+
+
+def test_at_the_highest_rate_the_update_of_replora_is_the_larger() -> None:
+    """What the page says in short of norms, which its table has for 0.05 alone."""
+    rows = json.loads((RESULTS.parent / "tolerance.json").read_text("utf-8"))["rows"]
+    ends = {(row["method"], row["rate"]): row["update_norm"][-1] for row in rows}
+    assert 4 < ends["RepLoRA", 0.1] / ends["LoRA", 0.1] < 5
+    small = [ends[method, 0.05] for method in ("RepLoRA", "LoRA, weight normalization")]
+    assert all(norm < ends["LoRA", 0.05] / 2 for norm in small)
