@@ -254,18 +254,22 @@ def set_aside_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> Pa
         grid: Grid of its method.
 
     Returns:
-        The new directory; None if nothing had to be renamed.
+        The new directory; None if nothing had to be renamed, or if a corrupt file does not say what it holds.
     """
     folder = home / trial.folder
+    try:
+        return set_aside(folder) if _at_other_point(folder, trial, grid) else None
+    except UnreadableFileError:  # `run_trial` names the file
+        return None
+
+
+def _at_other_point(folder: Path, trial: Trial, grid: Iterable[Point]) -> bool:
     before = _arguments_there(folder)
     if before is None:  # as where results alone were copied
-        then = results_there(folder).get("sweep", {}).get("grid")
-        return set_aside(folder) if then not in (None, trial.grid.options) else None
+        return results_there(folder).get("sweep", {}).get("grid") not in (None, trial.grid.options)
     of_grid = tuple(f"--{option}=" for point in grid for option in point.options)
     same = [[a for a in arguments if not a.startswith(of_grid)] for arguments in (before, trial.arguments)]
-    if before == trial.arguments or same[0] != same[1]:
-        return None
-    return set_aside(folder)
+    return before != trial.arguments and same[0] == same[1]
 
 
 def set_aside(folder: Path) -> Path:
