@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ def edges_of(point: Mapping[str, Any], grid: Sequence[Mapping[str, Any]]) -> dic
     """Option of a point -> whether its value is the lowest or highest of several numbers."""
     edges = {}
     for option, value in point.items():
-        others = {other[option] for other in grid if option in other}
+        others = _values_of(option, grid)
         if len(others) > 1 and all(isinstance(other, int | float) for other in others):
             edges[option] = value in (min(others), max(others))
     return edges
@@ -77,11 +77,20 @@ def _off_center(point: Mapping[str, Any], grid: Mapping[str, Mapping[str, Any]])
     """Distance from the middle of the grid in steps, over all of its options."""
     distance = 0.0
     for option, value in point.items():
-        axis = list(dict.fromkeys(other[option] for other in grid.values() if option in other))
+        axis = _values_of(option, grid.values())
         if all(isinstance(other, int | float) for other in axis):
             axis.sort()
         distance += abs(axis.index(value) - (len(axis) - 1) / 2)
     return distance
+
+
+def _values_of(option: str, grid: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """The different values of an option in a grid, in its order; a list or a mapping is one value."""
+    found: list[Any] = []
+    for point in grid:
+        if option in point and point[option] not in found:
+            found.append(point[option])
+    return found
 
 
 def is_proportion(metric: str) -> bool:

@@ -88,3 +88,13 @@ def test_a_corrupt_final_trial_alone_runs_again(tmp_path: Path, lost: tuple[str,
     (home / first / lost[-1]).write_bytes(b"\0" * 9)
     assert run(sweep, home) == [first]
     assert run(sweep, home) == []
+
+
+def test_a_grid_over_lists_and_mappings(tmp_path: Path) -> None:
+    """Its points are compared, not hashed; the third is in the middle of five."""
+    options = [[0.9, 0.99], [0.9, 0.999], {"a": [1]}, None, [0.9, 0.9]]
+    methods = {"LoRA": {"configs": ["adapter/lora.yaml"], "grid": {"model.optimizer.betas": options}}}
+    sweep = planned(tmp_path, methods=methods)
+    finals = run(sweep, tmp_path / "home")[-2:]
+    assert results_of(tmp_path / "home", finals[0])["sweep"]["grid"] == {"model.optimizer.betas": {"a": [1]}}
+    assert run(sweep, tmp_path / "home") == []
