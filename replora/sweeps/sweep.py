@@ -18,7 +18,13 @@ from replora.sweeps.plan import Cell, Point, Sweep, Trial
 from replora.sweeps.progress import Progress
 from replora.sweeps.select import Per, Rule, Selection, select_points, selection_rule
 from replora.sweeps.state import LOCKS, claimed, holder_of
-from replora.sweeps.trial import check_options, check_same_configuration, finished, set_aside_other_point
+from replora.sweeps.trial import (
+    at_other_point,
+    check_options,
+    check_same_configuration,
+    finished,
+    set_aside_other_point,
+)
 
 if TYPE_CHECKING:
     from replora.sweeps.local_queue import LocalQueue
@@ -62,7 +68,6 @@ def run_sweep(
             planned = {trial.folder for trial in part.of(sweep.planned_final_trials())}
             selected = sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
             finals = [trial for trial in selected if trial.folder in planned]
-            _set_aside_other_points(sweep, home, finals)
             descriptions = {cell: choice.describe() for cell, choice in chosen.items()}
             waiting = planned - {trial.folder for trial in finals}
             if waiting and part.stage == "final":
@@ -115,19 +120,28 @@ def _run_stage(
     rules: Mapping[Cell, dict[str, Any]],
 ) -> dict[str, str]:
     """Run a stage. `rules`: `Trial.cell` -> rule of its selection. Returns directory -> reason of each failed trial."""
-    ended: set[str] = set()
+    trials = part.left(home, trials)
+    grids = {method.name: method.grid for method in sweep.methods}
+    done: list[Trial] = []
+    left: list[Trial] = []
+    former: list[Trial] = []  # at another point than the selected one
     relabeled: list[Trial] = []  # finished ones that name another selection
     for trial in trials:
-        if results := finished(home, trial):
-            ended.add(trial.folder)
+        if trial.stage == "final" and at_other_point(home, trial, grids[trial.method]):
+            former.append(trial)
+            left.append(trial)
+        elif results := finished(home, trial):
+            done.append(trial)
             if trial.cell in rules and results["sweep"].get("chosen_by") != rules[trial.cell]:
                 relabeled.append(trial)
-    trials = part.left(home, trials)
-    done = [trial for trial in trials if trial.folder in ended]
-    left = [trial for trial in trials if trial.folder not in ended]
+        else:
+            left.append(trial)
     if left:  # new trials must have the defaults of the finished ones; one trial per method is enough
         for trial in {trial.method: trial for trial in done}.values():
             check_same_configuration(home, trial)
+    # Nothing is changed before this line, where the directory turns out to be that of another sweep.
+    for trial in former:
+        _set_aside_other_point(home, trial, grids[trial.method])
     for trial in relabeled:
         _name_selection(home, trial, rules[trial.cell])
     stage = trials[0].stage if trials else ""
@@ -174,13 +188,11 @@ def selections_so_far(sweep: Sweep, home: Path, rule: Rule, part: Part = WHOLE) 
     return {cell: selection for cell, selection in chosen.items() if cell in ready}
 
 
-def _set_aside_other_points(sweep: Sweep, home: Path, finals: Sequence[Trial]) -> None:
-    grids = {method.name: method.grid for method in sweep.methods}
-    for trial in finals:
-        with claimed(home, trial) as mine:
-            moved = set_aside_other_point(home, trial, grids[trial.method]) if mine else None
-        if moved:
-            print(f"{trial.folder}: {trial.grid.name} is chosen now; the former choice's is {moved}", flush=True)
+def _set_aside_other_point(home: Path, trial: Trial, grid: Sequence[Point]) -> None:
+    with claimed(home, trial) as mine:
+        moved = set_aside_other_point(home, trial, grid) if mine else None
+    if moved:
+        print(f"{trial.folder}: {trial.grid.name} is chosen now; the former choice's is {moved}", flush=True)
 
 
 def _name_selection(home: Path, trial: Trial, selection: Mapping[str, Any]) -> None:

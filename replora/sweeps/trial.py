@@ -256,17 +256,18 @@ def set_aside_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> Pa
     Returns:
         The new directory; None if nothing had to be renamed, or if a corrupt file does not say what it holds.
     """
+    return set_aside(home / trial.folder) if at_other_point(home, trial, grid) else None
+
+
+def at_other_point(home: Path, trial: Trial, grid: Iterable[Point]) -> bool:
+    """Whether `set_aside_other_point` would rename the directory."""
     folder = home / trial.folder
     try:
-        return set_aside(folder) if _at_other_point(folder, trial, grid) else None
+        before = _arguments_there(folder)
+        if before is None:  # as where results alone were copied
+            return results_there(folder).get("sweep", {}).get("grid") not in (None, trial.grid.options)
     except UnreadableFileError:  # `run_trial` names the file
-        return None
-
-
-def _at_other_point(folder: Path, trial: Trial, grid: Iterable[Point]) -> bool:
-    before = _arguments_there(folder)
-    if before is None:  # as where results alone were copied
-        return results_there(folder).get("sweep", {}).get("grid") not in (None, trial.grid.options)
+        return False
     of_grid = tuple(f"--{option}=" for point in grid for option in point.options)
     same = [[a for a in arguments if not a.startswith(of_grid)] for arguments in (before, trial.arguments)]
     return before != trial.arguments and same[0] == same[1]

@@ -15,6 +15,7 @@ from replora.sweeps.plan import Sweep, Trial
 from replora.sweeps.progress import Progress
 from replora.sweeps.sweep import run_sweep
 from replora.sweeps.sweep_file import read_sweep
+from replora.sweeps.trial import TrialError
 from tests.sweeps.small_sweep import SMALL, write_sweep
 
 Value = Callable[[Trial], float | None]
@@ -98,3 +99,30 @@ def test_a_grid_over_lists_and_mappings(tmp_path: Path) -> None:
     finals = run(sweep, tmp_path / "home")[-2:]
     assert results_of(tmp_path / "home", finals[0])["sweep"]["grid"] == {"model.optimizer.betas": {"a": [1]}}
     assert run(sweep, tmp_path / "home") == []
+
+
+def test_a_retry_of_failed_trials_changes_no_finished_one(tmp_path: Path) -> None:
+    """Another point is selected meanwhile: a final trial that failed moves there, one that has ended stays."""
+    sweep, home = planned(tmp_path), tmp_path / "home"
+    run(sweep, home, at_rate(0.01))
+    done, failed = (f"final/LoRA/shots=1/seed={seed}" for seed in (0, 1))
+    (home / failed / "results.json").unlink()
+    (home / failed / "error.txt").write_text("The disk was full.")
+    before = results_of(home, done)
+    select_again(sweep, home, at_rate(0.02))
+    assert run(sweep, home, part=Part(failed=True)) == [failed]
+    assert results_of(home, done) == before
+    assert results_of(home, failed)["sweep"]["grid"] == {"model.optimizer.lr": 0.02}
+    assert run(sweep, home) == [done]
+
+
+def test_nothing_is_set_aside_where_a_sweep_is_refused(tmp_path: Path) -> None:
+    """One final trial is at a former point, the next one has other options."""
+    sweep, home = planned(tmp_path), tmp_path / "home"
+    run(sweep, home, at_rate(0.01))
+    select_again(sweep, home, at_rate(0.02))
+    other = home / "final/LoRA/shots=1/seed=1/trial.json"
+    other.write_text(other.read_text().replace("--data.batch_size=8", "--data.batch_size=3"))
+    with pytest.raises(TrialError, match="holds a trial with other options"):
+        run(sweep, home)
+    assert results_of(home, "final/LoRA/shots=1/seed=0")["sweep"]["grid"] == {"model.optimizer.lr": 0.01}
