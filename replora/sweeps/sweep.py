@@ -14,10 +14,10 @@ from replora.progress import table_console
 from replora.reports.summary import format_metric
 from replora.results import stored, write_json
 from replora.sweeps.part import WHOLE, Part
-from replora.sweeps.plan import Cell, Point, Sweep, Trial
+from replora.sweeps.plan import Cell, Point, Stage, Sweep, Trial
 from replora.sweeps.progress import Progress
 from replora.sweeps.select import Per, Rule, Selection, select_points, selection_rule
-from replora.sweeps.state import LOCKS, claimed, holder_of
+from replora.sweeps.state import LOCKS, claimed, holder_of, recorded
 from replora.sweeps.trial import (
     at_other_point,
     check_options,
@@ -136,9 +136,10 @@ def _run_stage(
                 relabeled.append(trial)
         else:
             left.append(trial)
-    if left:  # new trials must have the defaults of the finished ones; one trial per method is enough
-        for trial in {trial.method: trial for trial in done}.values():
-            check_same_configuration(home, trial)
+    for method in dict.fromkeys(trial.method for trial in left):
+        # New trials must have the defaults of the finished ones, of which one is enough; the part may have none.
+        if one := _finished_one(sweep, home, left[0].stage, method):
+            check_same_configuration(home, one)
     # Nothing is changed before this line, where the directory turns out to be that of another sweep.
     for trial in former:
         _set_aside_other_point(home, trial, grids[trial.method])
@@ -186,6 +187,23 @@ def selections_so_far(sweep: Sweep, home: Path, rule: Rule, part: Part = WHOLE) 
         )
     chosen = select_points(sweep.select, results, rule)
     return {cell: selection for cell, selection in chosen.items() if cell in ready}
+
+
+def _finished_one(sweep: Sweep, home: Path, stage: Stage, method: str) -> Trial | None:
+    """A finished trial of a method with its configuration, at the point that it has been run at; None if none has it.
+
+    Raises:
+        TrialError: Its directory holds a trial with other arguments.
+    """
+    (grid,) = (one.grid for one in sweep.methods if one.name == method)
+    for trial in sweep.selection_trials() if stage == "select" else sweep.planned_final_trials():
+        if trial.method == method and (home / trial.folder / "fit.yaml").is_file() and (there := recorded(home, trial)):
+            of_point = [{trial.cell: point} for point in grid if point.options == there["sweep"].get("grid")]
+            at_point = [one for selected in of_point for one in sweep.final_trials(selected)]
+            for one in [trial] if stage == "select" else at_point:
+                if one.folder == trial.folder and finished(home, one):
+                    return one
+    return None
 
 
 def _set_aside_other_point(home: Path, trial: Trial, grid: Sequence[Point]) -> None:

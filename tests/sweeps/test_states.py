@@ -126,3 +126,33 @@ def test_nothing_is_set_aside_where_a_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrialError, match="holds a trial with other options"):
         run(sweep, home)
     assert results_of(home, "final/LoRA/shots=1/seed=0")["sweep"]["grid"] == {"model.optimizer.lr": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("part", "lacking", "stage"),
+    [
+        (WHOLE, "lr=0.01", "select"),
+        (Part(failed=True), "lr=0.01", "select"),
+        (Part(shard=(1, 2)), "lr=0.01", "select"),
+        (Part("final", folder="final/LoRA/shots=1/seed=0"), "final/LoRA/shots=1/seed=0", "final"),
+        (Part(cells=frozenset({("LoRA", "", "shots=2")})), "final/LoRA/shots=2", "final"),
+    ],
+)
+def test_every_part_is_compared_with_the_defaults_of_finished_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: Part, lacking: str, stage: str
+) -> None:
+    """Also where none of them is of the part."""
+    sweep, home = planned(tmp_path, sizes={"data.shots": [1, 2]}), tmp_path / "home"
+    for folder in run(sweep, home, at_rate(0.02)):
+        (home / folder / "fit.yaml").touch()
+        if lacking in folder:
+            (home / folder / "results.json").unlink()
+            (home / folder / "error.txt").write_text("The disk was full.")
+
+    def differs(_: Path, trial: Trial) -> None:
+        assert trial.grid.name == "lr=0.02", "the point that it has been run at"
+        raise TrialError(f"{trial.folder} was begun with other defaults")
+
+    monkeypatch.setattr("replora.sweeps.sweep.check_same_configuration", differs)
+    with pytest.raises(TrialError, match=f"^{stage}/.* was begun with other defaults"):
+        run(sweep, home, part=part)
