@@ -12,15 +12,17 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from replora.io import replace_text
+from replora.io import UnreadableFileError, replace_text
 from replora.reports.choice import Choice, Ties, choose
 from replora.run_directory import files_named
 from replora.sweeps.plan import Cell, Point, Source, StagePlan, Trial
 from replora.sweeps.sweep_file import SweepError
+from replora.sweeps.trial import results_there
 
 Per = Literal["per_size", "per_method"]
 RULE_FILE = "selection.json"
@@ -91,10 +93,10 @@ class Selection:
 
 
 def selection_rule(home: Path, choice: Per | None = None, source: Source = "own_task") -> Rule:
-    """The rule of the sweep in `home`, which is written there when it is first asked for.
+    """The rule of the sweep in `home`: that of its file, else the one that its final runs record.
 
-    A sweep whose final runs began before there was such a file selected the first of equally good points, and goes on
-    so.
+    A sweep whose final runs began before there was a rule for ties selected the first of equally good points, and goes
+    on so.
 
     Args:
         home: Directory of the sweep.
@@ -103,6 +105,7 @@ def selection_rule(home: Path, choice: Per | None = None, source: Source = "own_
 
     Raises:
         SweepError: The file cannot be read.
+        ResultsError: The results of a final run are of a newer format.
     """
     file = home / RULE_FILE
     if file.is_file():
@@ -114,10 +117,27 @@ def selection_rule(home: Path, choice: Per | None = None, source: Source = "own_
         except (ValueError, TypeError) as error:
             raise SweepError(f"{file} holds no rule of a selection: {error}. Delete it to select again.") from error
     else:
-        rule = Rule("lowest" if any(files_named("trial.json", home / "final")) else "middle")
-    rule = Rule(rule.ties, choice or rule.choice, source)
-    replace_text(file, json.dumps(asdict(rule)) + "\n")
-    return rule
+        rule = _rule_of_final_runs(home)
+    return Rule(rule.ties, choice or rule.choice, source)
+
+
+def write_rule(home: Path, rule: Rule) -> None:
+    """Record the rule of the sweep in `home`, if it is another one than before."""
+    text = json.dumps(asdict(rule)) + "\n"
+    file = home / RULE_FILE
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        replace_text(file, text)
+
+
+def _rule_of_final_runs(home: Path) -> Rule:
+    """The rule that the newest of the final runs names; of runs from before there was one, `lowest`."""
+    files = sorted(files_named("results.json", home / "final"), key=lambda file: file.stat().st_mtime, reverse=True)
+    former = Rule("lowest" if files or any(files_named("trial.json", home / "final")) else "middle")
+    for file in files:
+        with suppress(UnreadableFileError):  # its trial runs again
+            if named := results_there(file.parent).get("sweep", {}).get("chosen_by"):
+                return Rule(named.get("ties", former.ties), named.get("choice", former.choice))
+    return former
 
 
 def select_points(

@@ -16,7 +16,7 @@ from replora.results import stored, write_json
 from replora.sweeps.part import WHOLE, Part
 from replora.sweeps.plan import Cell, Point, Stage, Sweep, Trial
 from replora.sweeps.progress import Progress
-from replora.sweeps.select import Per, Rule, Selection, select_points, selection_rule
+from replora.sweeps.select import Per, Rule, Selection, select_points, selection_rule, write_rule
 from replora.sweeps.state import LOCKS, claimed, holder_of, recorded
 from replora.sweeps.trial import (
     at_other_point,
@@ -53,12 +53,12 @@ def run_sweep(
     """
     (home / LOCKS).mkdir(parents=True, exist_ok=True)  # first, so that the directory is known as that of a sweep
     failures: dict[str, str] = {}
-    if sweep.select:
-        rule = selection_rule(home, choice, sweep.select.source)
+    rule = selection_rule(home, choice, sweep.select.source) if sweep.select else None
+    if sweep.select and rule:
         if part.stage != "final":
             will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
             trials = part.of(sweep.selection_trials())
-            failures |= _run_stage(queue, sweep, home, part, trials, dict.fromkeys(sweep.cells(), will_be))
+            failures |= _run_stage(queue, sweep, home, part, trials, dict.fromkeys(sweep.cells(), will_be), rule)
         if part.stage != "select" or part.shard == (1, 1):
             chosen = selections_so_far(sweep, home, rule, part)
             if chosen or part == WHOLE:
@@ -79,7 +79,7 @@ def run_sweep(
                 )
         else:
             finals, descriptions = part.of(sweep.only_trials()), {}
-        failures |= _run_stage(queue, sweep, home, part, finals, descriptions)
+        failures |= _run_stage(queue, sweep, home, part, finals, descriptions, rule)
     if failures:
         listed = "\n".join(f"  {folder}: {reason}" for folder, reason in list(failures.items())[:10])
         more = f"\n  and {len(failures) - 10} more" if len(failures) > 10 else ""
@@ -117,35 +117,56 @@ def _run_stage(
     home: Path,
     part: Part,
     trials: Sequence[Trial],
-    rules: Mapping[Cell, dict[str, Any]],
+    labels: Mapping[Cell, dict[str, Any]],
+    rule: Rule | None,
 ) -> dict[str, str]:
-    """Run a stage. `rules`: `Trial.cell` -> rule of its selection. Returns directory -> reason of each failed trial."""
+    """Run a stage.
+
+    Args:
+        queue: Runs the trials.
+        sweep: The sweep.
+        home: Directory of the trials.
+        part: The trials to run.
+        trials: Those of the stage that belong to the part.
+        labels: `Trial.cell` -> its selection, as results name it; empty without a selection.
+        rule: The rule of the selection, which the directory records.
+
+    Returns:
+        Directory -> reason of each trial that failed.
+
+    Raises:
+        TrialError: The directory holds trials with other options or defaults. It is not changed.
+    """
     trials = part.left(home, trials)
+    if not trials:
+        return {}
+    stage = trials[0].stage
     grids = {method.name: method.grid for method in sweep.methods}
     done: list[Trial] = []
     left: list[Trial] = []
     former: list[Trial] = []  # at another point than the selected one
     relabeled: list[Trial] = []  # finished ones that name another selection
     for trial in trials:
-        if trial.stage == "final" and at_other_point(home, trial, grids[trial.method]):
+        if stage == "final" and at_other_point(home, trial, grids[trial.method]):
             former.append(trial)
             left.append(trial)
         elif results := finished(home, trial):
             done.append(trial)
-            if trial.cell in rules and results["sweep"].get("chosen_by") != rules[trial.cell]:
+            if trial.cell in labels and results["sweep"].get("chosen_by") != labels[trial.cell]:
                 relabeled.append(trial)
         else:
             left.append(trial)
     for method in dict.fromkeys(trial.method for trial in left):
         # New trials must have the defaults of the finished ones, of which one is enough; the part may have none.
-        if one := _finished_one(sweep, home, left[0].stage, method):
+        if one := _finished_one(sweep, home, stage, method):
             check_same_configuration(home, one)
-    # Nothing is changed before this line, where the directory turns out to be that of another sweep.
+    # Nothing is changed before this line, as the directory may turn out to be that of another sweep.
+    if rule:
+        write_rule(home, rule)
     for trial in former:
         _set_aside_other_point(home, trial, grids[trial.method])
     for trial in relabeled:
-        _name_selection(home, trial, rules[trial.cell])
-    stage = trials[0].stage if trials else ""
+        _name_selection(home, trial, labels[trial.cell])
     there = {trial.method for trial in trials}
     names = [method.name for method in sweep.methods if method.name in there]
     metric = sweep.select.metric if sweep.select else "val/accuracy"
@@ -154,7 +175,7 @@ def _run_stage(
         if done:
             progress.console.print(f"{stage}: {len(done)} of {len(trials)} trials are finished already")
         if left:
-            queue.run(home, sweep.name, left, [rules.get(trial.cell) for trial in left], progress)
+            queue.run(home, sweep.name, left, [labels.get(trial.cell) for trial in left], progress)
     missing = [trial for trial in left if not finished(home, trial)]
     others = {trial.folder: holder for trial in missing if (holder := holder_of(home, trial))}
     for folder, holder in others.items():

@@ -18,7 +18,7 @@ from replora.sweeps.cost import describe_plan
 from replora.sweeps.local_queue import LocalQueue
 from replora.sweeps.part import Part, named_cells, only_named
 from replora.sweeps.plan import Sweep, Trial
-from replora.sweeps.select import Rule, Selection, select_points, selection_rule
+from replora.sweeps.select import Rule, Selection, select_points, selection_rule, write_rule
 from replora.sweeps.sweep import run_sweep, selections_so_far
 from replora.sweeps.sweep_file import SweepError, read_sweep
 from replora.sweeps.trial import TrialError
@@ -172,6 +172,7 @@ def test_a_task_waits_for_the_others_alone(tmp_path, capsys):
         if trial.task.name != "task=a":
             written(tmp_path, trial, measured(value_of(trial)))
     rule = selection_rule(tmp_path, source="other_tasks")
+    write_rule(tmp_path, rule)
     assert rule == OTHERS == selection_rule(tmp_path, source="other_tasks"), "as selection.json records it"
     assert {cell[1] for cell in selections_so_far(sweep, tmp_path, rule)} == {"task=a"}
     assert "for 2 of 3 combinations" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import pytest
 from replora.cli.main import main
 from replora.results import read_results
 from replora.sweeps.plan import StagePlan
-from replora.sweeps.select import Rule, select_points, selection_rule
+from replora.sweeps.select import Rule, select_points, selection_rule, write_rule
 from replora.sweeps.sweep_file import SweepError, read_sweep
 from tests.sweeps.small_sweep import SMALL, write_sweep
 
@@ -137,6 +137,7 @@ def test_a_sweep_keeps_the_rule_it_began_with(tmp_path):
     (old / "trial.json").write_text("{}")
     assert selection_rule(tmp_path / "old") == Rule("lowest", "per_size")
     assert selection_rule(tmp_path / "old", "per_method") == Rule("lowest", "per_method")
+    write_rule(tmp_path / "old", Rule("lowest", "per_method"))
     assert selection_rule(tmp_path / "old") == Rule("lowest", "per_method"), "the choice is recorded"
     for damaged in ("", "[]", '{"ties": "lowest"', '{"ties": "first"}', '{"choice": null}', '{"rule": 1}'):
         (tmp_path / "old" / "selection.json").write_text(damaged)

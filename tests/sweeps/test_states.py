@@ -13,6 +13,7 @@ from replora.results import write_json
 from replora.sweeps.part import WHOLE, Part
 from replora.sweeps.plan import Sweep, Trial
 from replora.sweeps.progress import Progress
+from replora.sweeps.select import Rule, selection_rule
 from replora.sweeps.sweep import run_sweep
 from replora.sweeps.sweep_file import read_sweep
 from replora.sweeps.trial import TrialError
@@ -156,3 +157,55 @@ def test_every_part_is_compared_with_the_defaults_of_finished_trials(
     monkeypatch.setattr("replora.sweeps.sweep.check_same_configuration", differs)
     with pytest.raises(TrialError, match=f"^{stage}/.* was begun with other defaults"):
         run(sweep, home, part=part)
+
+
+def test_a_refused_command_changes_no_rule(tmp_path: Path) -> None:
+    sweep, home = planned(tmp_path), tmp_path / "home"
+    run(sweep, home)
+    rule = (home / "selection.json").read_bytes()
+    other = planned(tmp_path, options=SMALL["options"] | {"data.batch_size": 3})
+    for part in (WHOLE, Part("final"), Part(failed=True)):
+        with pytest.raises(TrialError, match="holds a trial with other options"):
+            run(other, home, part=part, choice="per_method")
+        assert (home / "selection.json").read_bytes() == rule
+    (home / "selection.json").unlink()
+    with pytest.raises(TrialError, match="holds a trial with other options"):
+        run(other, home)
+    assert not (home / "selection.json").exists()
+
+
+def test_the_rule_is_written_before_a_trial_runs_and_only_where_it_changes(tmp_path: Path) -> None:
+    sweep, home = planned(tmp_path), tmp_path / "home"
+    seen: list[str] = []
+
+    def value(_: Trial) -> float:
+        seen.append((home / "selection.json").read_text())
+        return 0.5
+
+    run(sweep, home, value)
+    assert len(set(seen)) == 1
+    before = (home / "selection.json").stat().st_mtime_ns
+    run(sweep, home)
+    assert (home / "selection.json").stat().st_mtime_ns == before
+    run(sweep, home, choice="per_method")
+    assert json.loads((home / "selection.json").read_text())["choice"] == "per_method"
+
+
+def test_without_its_file_the_rule_is_that_of_the_final_runs(tmp_path: Path) -> None:
+    """As the message about a corrupt file asks to delete it."""
+    methods = {"LoRA": {"configs": ["adapter/lora.yaml"], "grid": {"model.optimizer.lr": [0.01, 0.02, 0.04]}}}
+    sweep, home = planned(tmp_path, methods=methods), tmp_path / "home"
+    run(sweep, home, choice="per_method")
+    final = "final/LoRA/shots=1/seed=0"
+    assert results_of(home, final)["sweep"]["grid"] == {"model.optimizer.lr": 0.02}, "the middle of three"
+    (home / "selection.json").unlink()
+    (home / "final/LoRA/shots=1/seed=1/results.json").write_text("")
+    assert selection_rule(home) == Rule("middle", "per_method")
+    assert run(sweep, home) == ["final/LoRA/shots=1/seed=1"]
+    assert json.loads((home / "selection.json").read_text())["choice"] == "per_method"
+    for folder in (final, "final/LoRA/shots=1/seed=1"):
+        content = results_of(home, folder)
+        del content["sweep"]["chosen_by"]["ties"]
+        write_json(home / folder / "results.json", content)
+    (home / "selection.json").unlink()
+    assert selection_rule(home) == Rule("lowest", "per_method"), "of a release in which the first of equal ones won"
