@@ -73,9 +73,14 @@ def write_report(
     skipped: list[str] = []
     contents = read_runs(sources, skipped)
     if trials is not None:
-        leftovers = [c for c in contents if c.get("sweep", {}).get("trial") not in trials]
-        contents = [c for c in contents if c not in leftovers]
-        skipped += [f"{_name(content)} does not belong to the sweep as its file is now" for content in leftovers]
+        of_sweep: list[dict[str, Any]] = []
+        for content in contents:
+            if content.get("sweep", {}).get("trial") in trials:
+                of_sweep.append(content)
+            else:
+                why = "does not belong to the sweep as its file is now, or as --only_these limits it"
+                skipped.append(f"{_name(content)} {why}")
+        contents = of_sweep
     groups = group_runs(contents)
     if not groups:
         reasons = "".join(f"\n  {reason}" for reason in skipped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,6 +93,7 @@ def sweep(
 
     drop_task_variables()  # before anything imports Lightning
     from replora.config_files import find_config
+    from replora.reports.runs import ReportError
     from replora.run_directory import left_as_found, locked
     from replora.sweeps.part import WHOLE, Part, find_trial, named_cells, only_named, parse_shard
     from replora.sweeps.state import recorded
@@ -112,8 +114,9 @@ def sweep(
             "--workers cannot be combined with --gpus_per_trial: which GPU a trial has is decided by Ray. Leave "
             "--workers out; --max_concurrent limits the number of trials."
         )
-    parts: dict[str, Any] = {"stage": stage, "methods": methods, "tasks": tasks, "sizes": sizes}
-    for name, value in (parts | {"retry_failed": retry_failed}).items():
+    named: dict[str, Any] = {"methods": methods, "tasks": tasks, "sizes": sizes}
+    parts = {"stage": stage, "retry_failed": retry_failed} | ({} if only_these else named)
+    for name, value in parts.items():
         _not_together(trial=trial, **{name: value})
     plan = read_sweep(find_config(config), options, source)
     if only_these:
@@ -171,7 +174,12 @@ def sweep(
                 except UnfinishedSweepError as error:
                     failure = error
             if make_report and any(files_named("results.json", home)):
-                _report(plan, home)
+                try:
+                    _report(plan, home)
+                except ReportError as error:
+                    if failure is None:
+                        raise
+                    print(f"There is no report: {error}", file=sys.stderr)  # the failures are why
             if failure:
                 raise failure
     else:
