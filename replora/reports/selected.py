@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,9 @@ def find_selected(group: Group, method: str, task: str, size: Size) -> Selected 
     there = _of(group.selection, method, task, size)
     finals = [run for run in _of(group.final, method, task, size) if run.chosen_by.get("means")]
     by_others = any(run.from_other_tasks for run in finals or there)
-    elsewhere = _other_tasks(group, method, task, size) if by_others else None
+    newest = max(finals, key=lambda run: str(run.results.get("fit", {}).get("date", "")), default=None)
+    named = next((run.chosen_by for run in (newest, *there) if run), {})
+    elsewhere = _other_tasks(group, method, task, size, named) if by_others else None
     if elsewhere is None:
         counts = {run.validation_examples for run in there or finals if not run.diverged}
         (examples,) = counts if len(counts) == 1 else (None,)
@@ -60,8 +62,7 @@ def find_selected(group: Group, method: str, task: str, size: Size) -> Selected 
         of_tasks = [max(run.validation_examples or 0 for run in runs) for runs in elsewhere.values()]
         examples, labels = 0, sum(of_tasks)
     grid = {_name(point): _options(point) for point in sorted(set(map(_point, there)), key=_ascending)}
-    if finals:
-        newest = max(finals, key=lambda run: str(run.results.get("fit", {}).get("date", "")))
+    if newest:
         rule = newest.chosen_by
         known = {name: [mean] for name, mean in rule["means"].items() if mean is not None}
         best = choose(known, {name: {} for name in known}, rule["metric"], rule.get("mode", "max"), "lowest", examples)
@@ -85,7 +86,8 @@ def find_selected(group: Group, method: str, task: str, size: Size) -> Selected 
         values = _values(there, rule["metric"])
         found = _choose(there, grid, rule, all_seeds, examples)
     else:
-        values = _over_tasks([_values(runs, rule["metric"]) for runs in elsewhere.values()], all_seeds)
+        of_size = ([run for run in runs if run.size == size] for runs in elsewhere.values())
+        values = _over_tasks([_values(runs, rule["metric"]) for runs in of_size if runs], all_seeds)
         usable = {name: list(of_tasks.values()) for name, of_tasks in values.items() if name in grid}
         found = choose(usable, grid, rule["metric"], rule.get("mode", "max"), rule.get("ties", "middle"), None)
     if found is None:
@@ -97,11 +99,17 @@ def find_selected(group: Group, method: str, task: str, size: Size) -> Selected 
     return Selected(rate, decay, value, metric, False, seeds, examples, tied, noise, edge, False, labels)
 
 
-def _other_tasks(group: Group, method: str, task: str, size: Size) -> dict[str, list[Run]]:
-    """Each other task -> its runs of the first stage that did not diverge."""
+def _other_tasks(group: Group, method: str, task: str, size: Size, rule: Mapping[str, Any]) -> dict[str, list[Run]]:
+    """Each other task -> its runs of the first stage that did not diverge.
+
+    They are of the tasks and sizes that the rule names; where it names none, of all other tasks and the same size.
+    """
     others: dict[str, list[Run]] = {}
     for run in group.selection:
-        if (run.method, run.size) == (method, size) and run.task != task and not run.diverged:
+        label = run.results.get("sweep", {})
+        of_tasks = label.get("task") in rule["tasks"] if "tasks" in rule else run.task != task
+        of_sizes = label.get("size") in rule["sizes"] if "sizes" in rule else run.size == size
+        if run.method == method and of_tasks and of_sizes and not run.diverged:
             others.setdefault(run.task, []).append(run)
     return others
 

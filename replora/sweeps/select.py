@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 from replora.io import UnreadableFileError, replace_text
 from replora.reports.choice import Choice, Ties, choose
 from replora.run_directory import files_named
-from replora.sweeps.plan import Cell, Point, Source, StagePlan, Trial
+from replora.sweeps.plan import Cell, Options, Point, Source, StagePlan, Sweep, Trial
 from replora.sweeps.sweep_file import SweepError
 from replora.sweeps.trial import results_there
 
@@ -52,6 +52,14 @@ class Rule:
             and (other[1] == task) == (self.source == "own_task")
             and (other[2] == size or self.choice == "per_method")
         ]
+
+    def elsewhere(self, cell: Cell, sweep: Sweep) -> dict[str, list[Options]]:
+        """The tasks and sizes that decide, as results name them, where these are others than those of the cell."""
+        _, task, size = cell
+        others = self.source == "other_tasks"
+        tasks = [point.options for point in sweep.tasks if (point.name == task) != others]
+        sizes = [point.options for point in sweep.sizes if point.name == size or self.choice == "per_method"]
+        return ({"tasks": tasks} if others else {}) | ({"sizes": sizes} if len(sizes) > 1 else {})
 
 
 @dataclass(frozen=True)

@@ -58,17 +58,18 @@ def run_sweep(
         if part.stage != "final":
             will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
             trials = part.of(sweep.selection_trials())
-            failures |= _run_stage(queue, sweep, home, part, trials, dict.fromkeys(sweep.cells(), will_be), rule)
+            labels = {cell: will_be | rule.elsewhere(cell, sweep) for cell in sweep.cells()}
+            failures |= _run_stage(queue, sweep, home, part, trials, labels, rule)
         if part.stage != "select" or part.shard == (1, 1):
             chosen = selections_so_far(sweep, home, rule, part)
             if chosen or part == WHOLE:
                 print_selections(sweep, chosen, part)
     if sweep.final and part.stage != "select":
-        if sweep.select:
+        if rule:
             planned = {trial.folder for trial in part.of(sweep.planned_final_trials())}
             selected = sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
             finals = [trial for trial in selected if trial.folder in planned]
-            descriptions = {cell: choice.describe() for cell, choice in chosen.items()}
+            labels = {cell: choice.describe() | rule.elsewhere(cell, sweep) for cell, choice in chosen.items()}
             waiting = planned - {trial.folder for trial in finals}
             if waiting and part.stage == "final":
                 failures |= dict.fromkeys(sorted(waiting), "no point is selected yet")
@@ -78,8 +79,8 @@ def run_sweep(
                     flush=True,
                 )
         else:
-            finals, descriptions = part.of(sweep.only_trials()), {}
-        failures |= _run_stage(queue, sweep, home, part, finals, descriptions, rule)
+            finals, labels = part.of(sweep.only_trials()), {}
+        failures |= _run_stage(queue, sweep, home, part, finals, labels, rule)
     if failures:
         listed = "\n".join(f"  {folder}: {reason}" for folder, reason in list(failures.items())[:10])
         more = f"\n  and {len(failures) - 10} more" if len(failures) > 10 else ""

@@ -116,6 +116,35 @@ def test_before_final_runs_the_rule_is_that_of_the_sweep() -> None:
     assert {(c.examples, c.elsewhere) for c in selections(group).values() if c} == {(0, 400)}
 
 
+def test_only_tasks_and_sizes_that_decided_are_counted() -> None:
+    """Where runs name them; here a decides for b, b for a, and c is of a larger sweep in the same directory."""
+    decided = {"a": "b", "b": "a", "c": "a"}
+    for selected, lora_on_b in ((CHOSEN, 0.01), (None, 0.0025)):
+        contents = runs(selected)
+        for one in contents:
+            one["sweep"]["chosen_by"]["tasks"] = [{"data.task": decided[one["sweep"]["task"]["data.task"]]}]
+        (group,) = group_runs(contents)
+        found = {(method, task): choice for (method, task, _), choice in selections(group).items() if choice}
+        assert {(choice.examples, choice.elsewhere) for choice in found.values()} == {(0, 200)}
+        assert found["LoRA", "b"].rate == lora_on_b, "recorded, or selected by a alone"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_one_point_for_all_sizes_counts_the_labels_of_all_sizes(named: bool) -> None:
+    """At one size 200 labels of each task select, at the other 300."""
+    contents = []
+    for size, labels in ((1.0, 200), (0.1, 300)):
+        for one in runs():
+            one["data"] |= {"train_fraction": size, "split_sizes": {"val": labels, "test": 1000}}
+            one["sweep"]["size"] = {"data.train_fraction": size}
+            if named:
+                one["sweep"]["chosen_by"]["sizes"] = [{"data.train_fraction": 0.1}, {"data.train_fraction": 1.0}]
+            contents.append(one)
+    (group,) = group_runs(contents)
+    found = {(size.amount, choice.elsewhere) for (_, _, size), choice in selections(group).items() if choice}
+    assert found == ({(0.1, 600), (1.0, 600)} if named else {(0.1, 600), (1.0, 400)})
+
+
 def test_a_run_that_diverged_counts_as_nothing_right(tmp_path: Path) -> None:
     contents = runs(draws=1)
     for content in contents:

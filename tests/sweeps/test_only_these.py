@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
 from replora.cli.main import main
-from replora.sweeps.part import Part
+from replora.sweeps.part import Part, only_named
 from replora.sweeps.plan import Sweep, Trial
-from tests.sweeps.test_states import Instant, planned, run
+from tests.sweeps.small_sweep import SMALL
+from tests.sweeps.test_states import Instant, planned, results_of, run
 
 SMALLER = ["--sizes=[2]", "--only_these=true"]
 
@@ -69,3 +71,23 @@ def test_failures_are_told_although_there_is_nothing_to_report(
     shown = capsys.readouterr().err
     assert "2 trials failed:\n  select/LoRA/shots=2/lr=0.01/seed=0: The disk is full." in shown
     assert "There is no report: " in shown
+
+
+def test_results_name_the_tasks_and_sizes_that_decided(tmp_path: Path) -> None:
+    """Where they are others than those of the run: reports count and select by them."""
+    tasks, sizes = [{"data.task": name} for name in "abcd"], [{"data.shots": 1}, {"data.shots": 2}]
+    select = SMALL["select"] | {"source": "other_tasks"}
+    sweep = planned(tmp_path, tasks={"data.task": list("abcd")}, sizes={"data.shots": [1, 2]}, select=select)
+    home, first = tmp_path / "home", ("select/task=a/LoRA/shots=1/lr=0.01/seed=0", "final/task=a/LoRA/shots=1/seed=0")
+    run(only_named(sweep, tasks=["a", "b", "c"]), home)
+    for folder in first:
+        label = results_of(home, folder)["sweep"]["chosen_by"]
+        assert (label["tasks"], "sizes" in label) == (tasks[1:3], False)
+    run(sweep, home, choice="per_method")
+    for folder in first:
+        label = results_of(home, folder)["sweep"]["chosen_by"]
+        assert (label["tasks"], label["sizes"]) == (tasks[1:], sizes)
+    own = replace(sweep, select=replace(sweep.select, source="own_task"))  # type: ignore[type-var]
+    run(own, home, choice="per_size")
+    assert not {"tasks", "sizes"} & results_of(home, first[1])["sweep"]["chosen_by"].keys()
+    assert run(own, home) == []
