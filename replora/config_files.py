@@ -47,7 +47,7 @@ def read_config(file: Path) -> dict[str, Any]:
     """The content of a configuration file.
 
     Raises:
-        RepLoRAError: It is not a YAML mapping, or its aliases expand to more than `MOST_NODES` entries.
+        RepLoRAError: It is not a YAML mapping, or `parse_yaml` refuses it.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -69,7 +69,26 @@ def parse_config(text: str, file: str) -> dict[str, Any]:
         file: Where it stands, for messages.
 
     Raises:
-        RepLoRAError: It is not a YAML mapping, or its aliases expand to more than `MOST_NODES` entries.
+        RepLoRAError: It is not a YAML mapping, or `parse_yaml` refuses it.
+    """
+    content = parse_yaml(text, file)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        kind = "empty" if content is None else f"not a mapping but a {type(content).__name__}"
+        kind = "a mapping of keys that are no text" if isinstance(content, dict) else kind
+        raise RepLoRAError(f"{file} is no configuration: it is {kind}. Its first lines are like `model:` and `data:`.")
+    return content
+
+
+def parse_yaml(text: str, file: str) -> Any:
+    """The content of a YAML text, in which no key of a mapping is there twice.
+
+    Args:
+        text: YAML.
+        file: Where it stands, for messages.
+
+    Raises:
+        RepLoRAError: It is not YAML, a key is there twice, of which YAML would take the last, or its aliases expand to
+            more than `MOST_NODES` entries.
     """
     import yaml  # light verbs read no file
 
@@ -79,18 +98,37 @@ def parse_config(text: str, file: str) -> dict[str, Any]:
             raise RepLoRAError(
                 f"{file}: its aliases expand to more than {MOST_NODES:,} entries. Write it without them."
             )
-        content = yaml.safe_load(text)
+        if root is not None and (twice := _key_there_twice(root, set())):
+            key, first = twice
+            mark = key.start_mark
+            raise RepLoRAError(
+                f"{file}, line {mark.line + 1}, column {mark.column + 1}: the key {key.value!r} is there twice, first "
+                f"in line {first.start_mark.line + 1}. Remove one of them, or rename it."
+            )
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise RepLoRAError(f"{file}{where} is not valid YAML: {getattr(error, 'problem', None) or 'wrong'}.") from error
     except RecursionError as error:
         raise RepLoRAError(f"{file} is nested too deeply to be read.") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        kind = "empty" if content is None else f"not a mapping but a {type(content).__name__}"
-        kind = "a mapping of keys that are no text" if isinstance(content, dict) else kind
-        raise RepLoRAError(f"{file} is no configuration: it is {kind}. Its first lines are like `model:` and `data:`.")
-    return content
+
+
+def _key_there_twice(node: yaml.Node, seen: set[int]) -> tuple[yaml.Node, yaml.Node] | None:
+    """The first key below a YAML node that its mapping has already, and that earlier one."""
+    if id(node) in seen or not isinstance(node.value, list):
+        return None
+    seen.add(id(node))
+    keys: dict[tuple[str, str], yaml.Node] = {}
+    for child in node.value:
+        key, value = child if isinstance(child, tuple) else (None, child)
+        if key is not None and isinstance(key.value, str) and not key.tag.endswith(":merge"):
+            if (key.tag, key.value) in keys:
+                return key, keys[key.tag, key.value]
+            keys[key.tag, key.value] = key
+        if found := _key_there_twice(value, seen):
+            return found
+    return None
 
 
 def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:

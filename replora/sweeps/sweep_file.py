@@ -43,9 +43,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml  # type: ignore[import-untyped]
-
-from replora.config_files import find_config, read_config
+from replora.config_files import find_config, parse_yaml, read_config
 from replora.errors import RepLoRAError, nearest
 from replora.identity import flat_options
 from replora.sweeps.plan import (
@@ -79,14 +77,18 @@ def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None, source
         source: Replaces the file's `source`: whose runs select the point of a task.
 
     Raises:
-        SweepError: A key is missing, unknown or of a wrong type, the grids of two methods differ in size, points would
+        SweepError: A key is missing, unknown, there twice or of a wrong type, the grids of two methods differ in size, points would
             be selected by other than validation images, `more_options` sets an option that the trials vary, or `source`
             needs more tasks or a first stage.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise SweepError(f"{file} cannot be read as a sweep: {error}") from error
+    try:
+        content = parse_yaml(text, str(file))
+    except RepLoRAError as error:
+        raise SweepError(str(error)) from error
     top = _Section(str(file), content)
     known = {"base", "options", "tasks", "sizes", "methods", "select", "final", "seconds_per_trial"}
     top.only(known, required={"base", "methods"})
@@ -114,10 +116,14 @@ def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None, source
     return sweep
 
 
-def _method(top: _Section, name: str, content: Any) -> Method:
+def _method(top: _Section, name: Any, content: Any) -> Method:
+    if not isinstance(name, str):
+        raise SweepError(
+            f"{top.where}, methods: the name {name!r} is no text, as YAML reads it. Put it in quotes, such as 'no'."
+        )
     section = _Section(f"{top.where}, methods: {name}", content or {})
     section.only({"configs", "options", "grid"})
-    return Method(str(name), section.names("configs"), section.options("options"), section.axis("grid"))
+    return Method(name, section.names("configs"), section.options("options"), section.axis("grid"))
 
 
 def _stage(top: _Section, name: str) -> StagePlan | None:

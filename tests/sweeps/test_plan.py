@@ -56,6 +56,33 @@ def test_later_options_win(tmp_path):
     assert trial.folder == "final/LoRA/shots=2/seed=3", "a point of a list is called by its first option"
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("  LoRA: {}\n  DoRA: {}\n  LoRA: {}\n", r"line 5, column 3.*the key 'LoRA' is there twice, first in line 3"),
+        ("  LoRA:\n    options: {data.root: a, data.root: b}\n", r"line 4.*'data.root' is there twice"),
+        ("  no: {}\n", r"methods: the name False is no text, as YAML reads it\. Put it in quotes"),
+        ("  8: {}\n", r"methods: the name 8 is no text"),
+    ],
+)
+def test_keys_that_would_get_lost_are_refused(tmp_path, text, message):
+    """YAML lets the last of equal keys win, and reads `no` as a truth value."""
+    (tmp_path / "s.yaml").write_text(f"base: [quickstart.yaml]\nmethods:\n{text}final: {{seeds: [0]}}\n")
+    with pytest.raises(SweepError, match=message):
+        read_sweep(tmp_path / "s.yaml")
+
+
+def test_merged_keys_of_yaml_are_not_twice(tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        "base: [quickstart.yaml]\nmethods:\n  LoRA: &lora {options: {data.root: a}}\n"
+        "  DoRA: {<<: *lora, options: {data.root: b}}\nfinal: {seeds: [0]}\n"
+    )
+    assert [method.options for method in read_sweep(tmp_path / "s.yaml").methods] == [
+        {"data.root": "a"},
+        {"data.root": "b"},
+    ]
+
+
 def test_numbers_as_yaml_reads_them_as_text(tmp_path):
     file = tmp_path / "s.yaml"
     file.write_text(yaml.safe_dump(SMALL).replace("- 0.02", "- 2e-2").replace("- 0.01", "- 1.e-2"))
