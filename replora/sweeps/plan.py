@@ -183,13 +183,27 @@ class Sweep:
     def _cells(self) -> Iterator[tuple[Point, Point, Method]]:
         return itertools.product(self.tasks, self.sizes, self.methods)
 
+    def layers(
+        self, plan: StagePlan, method: Method, task: Point, size: Point, point: Point, seed: int
+    ) -> dict[str, Options]:
+        """Where the options of a trial are set, as its file says it -> options; later ones win."""
+        return {
+            "options": self.options,
+            "tasks": task.options,
+            "sizes": size.options,
+            f"methods: {method.name}, options": method.options,
+            f"methods: {method.name}, grid": point.options,
+            f"{'select' if plan is self.select else 'final'}, options": plan.options,
+            "--options": self.overriding,
+            "seeds": dict.fromkeys(SEED_OPTIONS, seed),
+        }
+
     def _trial(self, stage: Stage, method: Method, task: Point, size: Point, point: Point, seed: int) -> Trial:
         plan = self.select if stage == "select" else self.final
         assert plan is not None
         options: Options = {}
-        for part in (self.options, task.options, size.options, method.options, point.options, plan.options):
-            options |= part
-        options |= self.overriding | dict.fromkeys(SEED_OPTIONS, seed)
+        for layer in self.layers(plan, method, task, size, point, seed).values():
+            options |= layer  # an option stays where it was first: stored trials are compared with this order
         configs = [f"--config={name}" for name in (*self.base, *method.configs)]
         # The name of a run at the selected point has no point: if another one is selected later, two runs of one seed
         # must not remain.

@@ -45,7 +45,7 @@ from typing import Any, Literal, get_args
 
 from replora.config_files import find_config, parse_yaml, read_config
 from replora.errors import RepLoRAError, nearest
-from replora.identity import flat_options
+from replora.identity import flat_options, plain_option
 from replora.sweeps.plan import (
     ONLY,
     SEED_OPTIONS,
@@ -77,7 +77,8 @@ def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None, source
         source: Replaces the file's `source`: whose runs select the point of a task.
 
     Raises:
-        SweepError: A key is missing, unknown, there twice or of a wrong type, the grids of two methods differ in size, points would
+        SweepError: A key is missing, unknown, there twice or of a wrong type, an option would be undone by an earlier
+            one that it is to replace in part, the grids of two methods differ in size, points would
             be selected by other than validation images, `more_options` sets an option that the trials vary, or `source`
             needs more tasks or a first stage.
     """
@@ -113,6 +114,7 @@ def read_sweep(file: Path, more_options: Mapping[str, Any] | None = None, source
     _check_stages(file, sweep)
     _check_unique_folders(file, sweep)
     _check_overrides(file, sweep)
+    _check_order(file, sweep)
     return sweep
 
 
@@ -213,12 +215,58 @@ def _check_overrides(file: Path, sweep: Sweep) -> None:
         if option in ("config", "run_dir", "ckpt_path"):
             raise SweepError(f"--options: {option} is what a sweep sets for each trial. Change {file} instead.")
         for own, where in _varied(sweep):
-            paths = [f"{name.replace('.init_args', '')}." for name in (option, own)]  # may be left out
-            if paths[0].startswith(paths[1]) or paths[1].startswith(paths[0]):
+            if _overlap(option, own):
                 raise SweepError(
                     f"--options: {option} would undo {own}, which {file} varies ({where}). Copy the file and change it "
                     "there."
                 )
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two options are the same, or one contains the other."""
+    one, other = f"{plain_option(one)}.", f"{plain_option(other)}."
+    return one.startswith(other) or other.startswith(one)
+
+
+def _check_order(file: Path, sweep: Sweep) -> None:
+    """Check that of two options that overlap the one that is set last has the last word.
+
+    Trials give an option where it is set first, with the value that is set last. Stored trials are compared with this
+    order, so that it has to stay, and what it would turn around is refused.
+    """
+    names = dict.fromkeys([*sweep.options, *sweep.overriding, *(option for option, _ in _varied(sweep))])
+    pairs = [pair for pair in itertools.combinations(names, 2) if _overlap(*pair)]
+    stages = [stage for stage in (sweep.select, sweep.final) if stage and pairs]
+    for stage, task, size, method in itertools.product(stages, sweep.tasks, sweep.sizes, sweep.methods):
+        for point in method.grid:
+            layers = sweep.layers(stage, method, task, size, point, stage.seeds[0])
+            for pair in pairs:
+                if all(any(option in options for options in layers.values()) for option in pair):
+                    _check_pair(file, layers, pair)
+
+
+def _check_pair(file: Path, layers: Mapping[str, Options], pair: tuple[str, str]) -> None:
+    places = [(where, option) for where, options in layers.items() for option in options]
+    first = {option: min(n for n, (_, name) in enumerate(places) if name == option) for option in pair}
+    last = {option: max(n for n, (_, name) in enumerate(places) if name == option) for option in pair}
+    early, late = sorted(pair, key=last.__getitem__)
+    if first[early] < first[late]:
+        return
+    where = {option: places[last[option]][0] for option in pair}
+    outer, inner = sorted(pair, key=lambda option: len(plain_option(option)))
+    if _part_of(layers[where[outer]][outer], outer, inner) != layers[where[inner]][inner]:
+        raise SweepError(
+            f"{file}: {late} ({where[late]}) would be undone by {early} ({where[early]}), because it is set before it "
+            f"as well ({places[first[late]][0]}), which decides the order. Leave {late} out there."
+        )
+
+
+def _part_of(value: Any, outer: str, inner: str) -> Any:
+    """What the value of an option says of an option that lies in it; None if it says nothing."""
+    for key in plain_option(inner).split(".")[plain_option(outer).count(".") + 1 :]:
+        value = value if isinstance(value, Mapping) else {}
+        value = value[key] if key in value else (value.get("init_args") or {}).get(key)
+    return value
 
 
 def _varied(sweep: Sweep) -> Iterator[tuple[str, str]]:

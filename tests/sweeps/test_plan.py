@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
 
@@ -54,6 +55,40 @@ def test_later_options_win(tmp_path):
     trial = read_sweep(file, {"data.root": "b"}).final_trials({("LoRA", "", "shots=2"): ONLY})[0]
     assert {"--trainer.max_epochs=9", "--data.batch_size=3", "--data.root=b"} < set(trial.arguments)
     assert trial.folder == "final/LoRA/shots=2/seed=3", "a point of a list is called by its first option"
+
+
+OPTIMIZER = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.5, "weight_decay": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("of_all", "of_method", "message"),
+    [
+        (
+            {"model.optimizer.lr": 0.01},
+            {"model.optimizer": OPTIMIZER},
+            r"model\.optimizer\.lr \(methods: LoRA, grid\) would be undone by model\.optimizer \(methods: LoRA, opt"
+            r".* set before it as well \(options\)",
+        ),
+        (
+            {"model.optimizer.weight_decay": 0.2},
+            {"model.optimizer": OPTIMIZER, "model.optimizer.weight_decay": 0.3},
+            r"model\.optimizer\.weight_decay \(methods: LoRA, options\) would be undone by model\.optimizer \(methods",
+        ),
+        ({"data.a": 1}, {"data.init_args.a": 2, "data.a": 3}, r"data\.a \(methods: LoRA, options\) would be undone by"),
+        # Here the order is right, or the values agree.
+        ({}, {"model.optimizer": OPTIMIZER}, ""),
+        ({"data.a": 1}, {"data.init_args.a": 2}, ""),
+        ({"data.a": 1}, {"data.init_args.a": 2, "data.a": 2}, ""),
+        ({"model.optimizer.weight_decay": 0.2}, {"model.optimizer": OPTIMIZER, "model.optimizer.eps": 1}, ""),
+        ({"model.optimizer.weight_decay": 0}, {"model.optimizer": OPTIMIZER, "model.optimizer.weight_decay": 0.1}, ""),
+    ],
+)
+def test_where_an_earlier_option_would_win_the_file_is_refused(tmp_path, of_all, of_method, message):
+    """An option stands where it is set first. Where it contains another one, or lies in it, the last of both wins."""
+    lora = {"configs": ["adapter/lora.yaml"], "options": of_method, "grid": {"model.optimizer.lr": [0.01, 0.02]}}
+    file = write_sweep(tmp_path / "s.yaml", methods={"LoRA": lora}, options=of_all)
+    with pytest.raises(SweepError, match=message) if message else nullcontext():
+        read_sweep(file)
 
 
 @pytest.mark.parametrize(
