@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from replora.progress import table_console
 from replora.sweeps.part import WHOLE
-from replora.sweeps.plan import Sweep, Trial
+from replora.sweeps.plan import Cell, Sweep, Trial
 from replora.sweeps.state import State, holder_of, state_of
 from replora.sweeps.trial import reason_of_failure
 
@@ -24,12 +24,13 @@ def show_list(home: Path, sweep: Sweep, trials: Sequence[Trial]) -> None:
             print(f"{number:>5}  {state_of(home, trial):<7}  {trial.folder}")
 
 
-def show_status(home: Path, trials: Sequence[Trial]) -> None:
+def show_status(home: Path, trials: Sequence[Trial], lost: Iterable[Cell] = ()) -> None:
     """Print how many trials of each stage are done, running, failed and waiting, for `--status`.
 
     Args:
         home: Directory of the sweep, which need not exist.
         trials: Trials of both stages.
+        lost: Cells that have no final trial, because each point of their grids has a run that diverged.
     """
     states = {trial.folder: state_of(home, trial) for trial in trials}
     title = str(home) if home.is_dir() else f"{home} does not exist yet"
@@ -46,3 +47,5 @@ def show_status(home: Path, trials: Sequence[Trial]) -> None:
             print(f"running: {trial.folder}, {holder_of(home, trial) or 'ended just now'}")
         elif states[trial.folder] == "failed":
             print(f"failed: {trial.folder}: {reason_of_failure(home, trial)}")
+    for cell in sorted(lost):
+        print(f"no final trial: {', '.join(filter(None, cell))}: each point of its grid has a run that diverged")

@@ -61,12 +61,14 @@ def run_sweep(
             labels = {cell: will_be | rule.elsewhere(cell, sweep) for cell in sweep.cells()}
             failures |= _run_stage(queue, sweep, home, part, trials, labels, rule)
         if part.stage != "select" or part.shard == (1, 1):
-            chosen = selections_so_far(sweep, home, rule, part)
-            if chosen or part == WHOLE:
-                print_selections(sweep, chosen, part)
+            found = selections_so_far(sweep, home, rule, part)
+            if found or part == WHOLE:
+                print_selections(sweep, found, part)
     if sweep.final and part.stage != "select":
         if rule:
-            planned = {trial.folder for trial in part.of(sweep.planned_final_trials())}
+            chosen = {cell: selection for cell, selection in found.items() if selection}
+            lost = found.keys() - chosen.keys()
+            planned = {trial.folder for trial in part.of(sweep.planned_final_trials()) if trial.cell not in lost}
             selected = sweep.final_trials({cell: choice.point for cell, choice in chosen.items()})
             finals = [trial for trial in selected if trial.folder in planned]
             labels = {cell: choice.describe() | rule.elsewhere(cell, sweep) for cell, choice in chosen.items()}
@@ -82,10 +84,9 @@ def run_sweep(
             finals, labels = part.of(sweep.only_trials()), {}
         failures |= _run_stage(queue, sweep, home, part, finals, labels, rule)
     if failures:
-        listed = "\n".join(f"  {folder}: {reason}" for folder, reason in list(failures.items())[:10])
-        more = f"\n  and {len(failures) - 10} more" if len(failures) > 10 else ""
+        listed = _listed([f"{folder}: {reason}" for folder, reason in failures.items()])
         raise UnfinishedSweepError(
-            f"{len(failures)} trials failed:\n{listed}{more}\nTheir error.txt and output.log in {home} say more. The "
+            f"{len(failures)} trials failed:{listed}\nTheir error.txt and output.log in {home} say more. The "
             "same command tries them again, and repeats nothing that is finished."
         )
 
@@ -185,11 +186,31 @@ def _run_stage(
     return {trial.folder: progress.failures.get(trial.folder, "was not reached") for trial in missing}
 
 
-def selections_so_far(sweep: Sweep, home: Path, rule: Rule, part: Part = WHOLE) -> dict[Cell, Selection]:
+def selections_so_far(sweep: Sweep, home: Path, rule: Rule, part: Part = WHOLE) -> dict[Cell, Selection | None]:
     """`Trial.cell` -> selection, for the cells of the part whose deciding trials of the first stage have all ended.
 
-    Prints the missing trials of the other cells: without them a grid would have fewer points than the other grids.
+    It is None where each point of the grid has a run that diverged. Prints these cells, and the missing trials of the
+    other ones: without them a grid would have fewer points than the other grids.
     """
+    found, missing = _selections(sweep, home, rule, part)
+    count = sum(part.has(cell) for cell in sweep.cells())
+    if missing:
+        print(
+            f"Nothing is chosen, and no final trial starts, for {count - len(found)} of {count} combinations of "
+            f"method, task and size, because trials of their grids did not end:{_listed(missing)}",
+            flush=True,
+        )
+    if lost := [", ".join(filter(None, cell)) for cell, selection in found.items() if selection is None]:
+        print(
+            f"No point is left for {len(lost)} of {count} combinations of method, task and size, which have no final "
+            f"trial: each point of their grids has a run that diverged.{_listed(lost)}",
+            flush=True,
+        )
+    return found
+
+
+def _selections(sweep: Sweep, home: Path, rule: Rule, part: Part) -> tuple[dict[Cell, Selection | None], Sequence[str]]:
+    """What `selections_so_far` returns, and the directories of the missing trials."""
     assert sweep.select is not None
     cells = sweep.cells()
     deciding = {cell: rule.deciding(cell, cells) for cell in cells if part.has(cell)}
@@ -198,17 +219,38 @@ def selections_so_far(sweep: Sweep, home: Path, rule: Rule, part: Part = WHOLE) 
     results = [(trial, finished(home, trial)) for trial in trials]
     missing = [trial for trial, result in results if result is None and trial.cell in needed]
     lacking = {trial.cell for trial in missing}
-    ready = {cell for cell, others in deciding.items() if lacking.isdisjoint(others)}
-    if missing:
-        listed = "".join(f"\n  {trial.folder}" for trial in missing[:10])
-        more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
-        print(
-            f"Nothing is chosen, and no final trial starts, for {len(deciding) - len(ready)} of {len(deciding)} "
-            f"combinations of method, task and size, because trials of their grids did not end:{listed}{more}",
-            flush=True,
-        )
     chosen = select_points(sweep.select, results, rule)
-    return {cell: selection for cell, selection in chosen.items() if cell in ready}
+    ready = {cell: chosen.get(cell) for cell, others in deciding.items() if lacking.isdisjoint(others)}
+    return ready, [trial.folder for trial in missing]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f"\n  and {len(names) - 10} more" if len(names) > 10 else ""
+    return "".join(f"\n  {name}" for name in names[:10]) + more
+
+
+def without_point(sweep: Sweep, home: Path, choice: Per | None = None) -> set[Cell]:
+    """The cells that have no final trial, because each point of their grids has a run that diverged.
+
+    Raises:
+        RepLoRAError: The directory holds trials with other options, or its rule cannot be read.
+    """
+    if sweep.select is None or sweep.final is None:
+        return set()
+    found, _ = _selections(sweep, home, selection_rule(home, choice, sweep.select.source), WHOLE)
+    return {cell for cell, selection in found.items() if selection is None}
+
+
+def has_ended(sweep: Sweep, home: Path, choice: Per | None = None) -> bool:
+    """Whether no trial of the sweep is left to run or running.
+
+    Raises:
+        RepLoRAError: The directory holds trials with other options, or its rule cannot be read.
+    """
+    left = [trial for trial in WHOLE.planned(sweep) if recorded(home, trial) is None]
+    if any(trial.stage == "select" for trial in left):
+        return False
+    return not left or {trial.cell for trial in left} <= without_point(sweep, home, choice)
 
 
 def _finished_one(sweep: Sweep, home: Path, stage: Stage, method: str) -> Trial | None:
@@ -247,7 +289,7 @@ def _name_selection(home: Path, trial: Trial, selection: Mapping[str, Any]) -> N
             write_json(home / trial.folder / "results.json", stored(results | {"sweep": label}))
 
 
-def print_selections(sweep: Sweep, chosen: dict[Cell, Selection], part: Part) -> None:
+def print_selections(sweep: Sweep, found: Mapping[Cell, Selection | None], part: Part) -> None:
     """Print one row per method, task and size of the part. Ties, noise and edges of a grid are marked."""
     if all(len(method.grid) == 1 for method in sweep.methods):
         return
@@ -257,9 +299,10 @@ def print_selections(sweep: Sweep, chosen: dict[Cell, Selection], part: Part) ->
         table.add_column(column, no_wrap=column == "method")
     for cell in filter(part.has, sweep.cells()):
         method, task, size = cell
-        choice = chosen.get(cell)
+        choice = found.get(cell)
         if choice is None:
-            table.add_row(task, size, method, "nothing: trials are missing, or every point diverged", "")
+            why = "every point diverged" if cell in found else "trials are missing"
+            table.add_row(task, size, method, f"nothing: {why}", "")
             continue
         assert sweep.select is not None
         mean = format_metric(sweep.select.metric, choice.mean)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from replora.cli.main import main
 from replora.results import write_json
 from replora.sweeps.part import WHOLE, Part
 from replora.sweeps.plan import Sweep, Trial
 from replora.sweeps.progress import Progress
 from replora.sweeps.select import Rule, selection_rule
-from replora.sweeps.sweep import run_sweep
+from replora.sweeps.sweep import UnfinishedSweepError, run_sweep
 from replora.sweeps.sweep_file import read_sweep
 from replora.sweeps.trial import TrialError
 from tests.sweeps.small_sweep import SMALL, write_sweep
@@ -209,3 +211,47 @@ def test_without_its_file_the_rule_is_that_of_the_final_runs(tmp_path: Path) -> 
         write_json(home / folder / "results.json", content)
     (home / "selection.json").unlink()
     assert selection_rule(home) == Rule("lowest", "per_method"), "of a release in which the first of equal ones won"
+
+
+def test_where_every_point_diverged_nothing_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is a result: by no part of the sweep is a final run promised or missed, and the last one writes the report."""
+    sweep, home = planned(tmp_path, sizes={"data.shots": [1, 2]}), tmp_path / "home"
+
+    def diverged(trial: Trial) -> float | None:
+        return None if trial.size.name == "shots=1" else 0.5
+
+    run(sweep, home, diverged, Part("select"))
+    assert "nothing: every point diverged" in capsys.readouterr().out
+    for part in (Part(shard=(1, 2)), Part("final", shard=(2, 2)), Part("final"), Part(failed=True), WHOLE):
+        assert not any("shots=1" in folder for folder in run(sweep, home, part=part))
+        shown = capsys.readouterr().out
+        assert "final trials wait" not in shown
+        assert "No point is left for 1 of 2 combinations" in shown
+        assert "\n  LoRA, shots=1\n" in shown
+    reported: list[Path] = []
+    monkeypatch.setattr("replora.sweeps.sweep.check_sweep", lambda _: None)
+    monkeypatch.setattr("replora.cli.commands.sweep._report", lambda _, folder: reported.append(folder))
+    options = ["sweep", f"--config={tmp_path / 's.yaml'}", f"--out={home}"]
+    main([*options, "--shard=1/2"])
+    assert reported == [home]
+    capsys.readouterr()
+    main([*options, "--status=true"])
+    shown = capsys.readouterr().out
+    assert re.search(r"select \W+4 \W+0 \W+0 \W+0 \W", shown)
+    assert re.search(r"final \W+2 \W+0 \W+0 \W+0 \W", shown)
+    assert "no final trial: LoRA, shots=1: each point of its grid has a run that diverged" in shown
+    (home / "final/LoRA/shots=2/seed=0/results.json").unlink()
+    main([*options, "--trial=select/LoRA/shots=1/lr=0.01/seed=0"])
+    assert reported == [home], "a final run of the other size is left"
+
+
+def test_a_selection_that_waits_is_no_divergence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep, home = planned(tmp_path), tmp_path / "home"
+    run(sweep, home, lambda _: None, Part("select", folder="select/LoRA/shots=1/lr=0.01/seed=0"))
+    with pytest.raises(UnfinishedSweepError, match=r"2 trials failed:(.|\n)*no point is selected yet"):
+        run(sweep, home, part=Part("final"))
+    assert "No point is left" not in capsys.readouterr().out
+    main(["sweep", f"--config={tmp_path / 's.yaml'}", f"--out={home}", "--status=true"])
+    assert re.search(r"final \W+0 \W+0 \W+0 \W+2 \W", capsys.readouterr().out)

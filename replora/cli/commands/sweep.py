@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,9 +96,9 @@ def sweep(
     from replora.config_files import find_config
     from replora.reports.runs import ReportError
     from replora.run_directory import left_as_found, locked
-    from replora.sweeps.part import WHOLE, Part, find_trial, named_cells, only_named, parse_shard
+    from replora.sweeps.part import Part, find_trial, named_cells, only_named, parse_shard
     from replora.sweeps.state import recorded
-    from replora.sweeps.sweep import UnfinishedSweepError, check_sweep, run_sweep
+    from replora.sweeps.sweep import UnfinishedSweepError, check_sweep, has_ended, run_sweep, without_point
     from replora.sweeps.sweep_file import read_sweep
     from replora.sweeps.trial import check_options
 
@@ -139,8 +140,12 @@ def sweep(
     if list or status:
         from replora.sweeps.status import show_list, show_status
 
-        shown = part.left(home, part.planned(plan))
-        show_list(home, plan, shown) if list else show_status(home, shown)
+        lost = set()
+        with suppress(RepLoRAError):  # what would be refused is shown all the same
+            lost = without_point(plan, home, choice)
+        planned = [one for one in part.planned(plan) if one.stage == "select" or one.cell not in lost]
+        shown = part.left(home, planned)
+        show_list(home, plan, shown) if list else show_status(home, shown, filter(part.has, lost))
         return
     scheduled = trial is None and shard is None and not dry_run
     if not scheduled:
@@ -186,7 +191,7 @@ def sweep(
         from replora.sweeps.local_queue import LocalQueue
 
         run_sweep(plan, home, LocalQueue(max(1, round(cpus_per_trial)), max_failures), choice, part)
-        if make_report and all(recorded(home, trial) for trial in WHOLE.planned(plan)):
+        if make_report and has_ended(plan, home, choice):
             _report(plan, home)
 
 
