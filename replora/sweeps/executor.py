@@ -81,7 +81,7 @@ class Cluster(Scheduler):
     Args:
         address: `HOST:PORT`, `auto` for the cluster that this machine belongs to, or None to start one here.
         resources: Resources of a trial.
-        trials: Number of trials that are left to run (>= 0): more workers are of no use.
+        trials: Number of trials that are known to be left (>= 0): more workers do not start early.
 
     Raises:
         RepLoRAError: There is no cluster at the address, or it is too small for a single trial.

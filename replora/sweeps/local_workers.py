@@ -28,18 +28,19 @@ class LocalWorkers(Scheduler):
         count: Largest number of trials at the same time (>= 1).
         threads: CPU threads of a trial (>= 1), unless OMP_NUM_THREADS is set.
         failures: How often a failed trial is retried (>= 0).
+        trials: Number of trials that are known to be left (>= 0): more workers do not start early.
     """
 
-    def __init__(self, count: int, threads: int, failures: int) -> None:
+    def __init__(self, count: int, threads: int, failures: int, trials: int) -> None:
         super().__init__(failures)
-        self.count, self.threads = count, threads
+        self.count, self.threads, self.trials = count, threads, trials
         self.idle: list[_Worker] = []
         self.busy: dict[Connection, _Worker] = {}
 
     def __enter__(self) -> LocalWorkers:
         in_main_thread = threading.current_thread() is threading.main_thread()
         self.former_handler = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
-        self.idle = [_Worker(self.threads) for _ in range(self.count)]
+        self.idle = [_Worker(self.threads) for _ in range(min(self.count, self.trials))]
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from replora.cli.main import run as main
 from replora.errors import RepLoRAError
+from replora.sweeps.local_workers import LocalWorkers
 from tests.sweeps.small_sweep import SMALL, finished, measurements, start, wait_for_processes, write_sweep
 
 
@@ -131,3 +132,28 @@ def test_the_estimate_is_for_the_workers(tmp_path: Path, capsys: pytest.CaptureF
     assert "with 2 at once" in capsys.readouterr().out
     with pytest.raises(RepLoRAError, match=r"--workers 0 is too small\. It must be at least 1"):
         main(["sweep", f"--config={file}", f"--out={tmp_path / 'out'}", "--workers=0"])
+
+
+def test_few_trials_at_first_limit_only_what_is_started_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Final trials at a former point count as finished until another one is selected."""
+    started: list[int] = []
+
+    class Idle:
+        def __init__(self, threads: int) -> None:
+            started.append(threads)
+
+        def kill(self) -> None:
+            pass
+
+    monkeypatch.setattr("replora.sweeps.local_workers._Worker", Idle)
+    room: list[int] = []
+
+    def remember(_sweep: object, _home: object, queue: LocalWorkers, *_: object) -> None:
+        room.append(queue.capacity())
+
+    monkeypatch.setattr("replora.sweeps.sweep.check_sweep", lambda _: None)
+    monkeypatch.setattr("replora.sweeps.sweep.run_sweep", remember)
+    file = write_sweep(tmp_path / "s.yaml", methods={"LoRA": {"configs": ["adapter/lora.yaml"]}}, select=None)
+    main(["sweep", f"--config={file}", f"--out={tmp_path / 'out'}", "--workers=4", "--cpus_per_trial=3"])
+    assert started == [3, 3], "there are two trials"
+    assert room == [4]

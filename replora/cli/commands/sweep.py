@@ -164,9 +164,8 @@ def sweep(
             if workers:
                 from replora.sweeps.local_workers import LocalWorkers
 
-                scheduler: LocalWorkers | Cluster = LocalWorkers(
-                    min(workers, max(1, len(left))), max(1, round(cpus_per_trial)), max_failures
-                )
+                threads = max(1, round(cpus_per_trial))
+                scheduler: LocalWorkers | Cluster = LocalWorkers(workers, threads, max_failures, len(left))
             else:
                 from replora.sweeps.executor import Cluster, Resources
 
