@@ -16,7 +16,7 @@ from typing import Any
 from replora.sweeps.plan import Trial
 from replora.sweeps.progress import Progress
 from replora.sweeps.state import claimed
-from replora.sweeps.trial import TrialError, finished, reason_of_failure, run_trial
+from replora.sweeps.trial import TrialError, finished, leave_reason, reason_of_failure, run_trial
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class LocalQueue:
             else:
                 progress.ended(trial, results)
                 return
+        leave_reason(home, trial, reason)
         progress.failed(trial, reason)
 
 

@@ -15,7 +15,7 @@ from replora.errors import RepLoRAError
 from replora.sweeps.plan import Trial
 from replora.sweeps.progress import Progress
 from replora.sweeps.state import claimed
-from replora.sweeps.trial import run_trial
+from replora.sweeps.trial import leave_reason, run_trial
 
 Outcome = tuple[dict[str, Any] | None, str, list[str]]  # results or None, why it failed, and what was corrupt before
 
@@ -88,6 +88,9 @@ class Scheduler(ABC):
                     continue
                 job.failures += 1
                 if job.failures > self.failures:
+                    with claimed(home, job.trial) as mine:
+                        if mine:
+                            leave_reason(home, job.trial, reason)
                     progress.failed(job.trial, reason)
                 else:
                     job.at_once = max(1, at_once // 2)

@@ -288,6 +288,14 @@ def reason_of_failure(home: Path, trial: Trial) -> str:
     return lines[0].strip() if lines else "its process died (out of memory?)"
 
 
+def leave_reason(home: Path, trial: Trial, reason: str) -> None:
+    """Write `error.txt` for a trial that could not do so, because its process died for example. Its lock is held."""
+    file = home / trial.folder / "error.txt"
+    if not file.exists():
+        with contextlib.suppress(OSError):  # as where it is written
+            replace_text(file, f"{reason}\n")
+
+
 def _discard_corrupt(folder: Path, tell: Callable[[str], None]) -> None:
     """Delete what a trial cannot go on from: all of it if its arguments are not known, else only the corrupt file."""
     for file, read in (

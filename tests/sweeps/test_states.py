@@ -6,19 +6,22 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from replora.cli.main import main
 from replora.results import write_json
+from replora.sweeps.local_queue import LocalQueue
 from replora.sweeps.part import WHOLE, Part
 from replora.sweeps.plan import Sweep, Trial
 from replora.sweeps.progress import Progress
+from replora.sweeps.scheduler import Job, Outcome, Scheduler
 from replora.sweeps.select import Rule, selection_rule
+from replora.sweeps.state import state_of
 from replora.sweeps.sweep import UnfinishedSweepError, run_sweep
 from replora.sweeps.sweep_file import read_sweep
-from replora.sweeps.trial import TrialError
+from replora.sweeps.trial import TrialError, reason_of_failure
 from tests.sweeps.small_sweep import SMALL, write_sweep
 
 Value = Callable[[Trial], float | None]
@@ -255,3 +258,45 @@ def test_a_selection_that_waits_is_no_divergence(tmp_path: Path, capsys: pytest.
     assert "No point is left" not in capsys.readouterr().out
     main(["sweep", f"--config={tmp_path / 's.yaml'}", f"--out={home}", "--status=true"])
     assert re.search(r"final \W+0 \W+0 \W+0 \W+2 \W", capsys.readouterr().out)
+
+
+class Dying(Scheduler):
+    """Its workers die in each trial, and write nothing."""
+
+    def start(self, _home: Path, _sweep: str, job: Job) -> str:
+        self.folder = job.trial.folder
+        return self.folder
+
+    def wait(self) -> list[str]:
+        return [self.folder]
+
+    def outcome(self, _running: Any) -> Outcome:
+        return None, "its process died (out of memory?)", []
+
+    def capacity(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("queue", [Dying(failures=1), LocalQueue(threads=1, failures=1)])
+def test_a_trial_that_left_no_error_has_failed_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue: Scheduler | LocalQueue
+) -> None:
+    """`--status` says so, and `--retry_failed` runs it; what the trial itself has written stays."""
+
+    def dies(*_: object) -> NoReturn:
+        raise TrialError("its process died (out of memory?)")
+
+    monkeypatch.setattr("replora.sweeps.local_queue.run_trial", dies)
+    sweep, home = planned(tmp_path), tmp_path / "home"
+    first, second = sweep.selection_trials()
+    (home / second.folder).mkdir(parents=True)
+    (home / second.folder / "error.txt").write_text("The disk was full.")
+    with pytest.raises(UnfinishedSweepError, match=f"{first.folder}: its process died"):
+        run_sweep(sweep, home, queue, part=Part("select"))
+    assert [state_of(home, trial) for trial in (first, second)] == ["failed", "failed"]
+    assert [reason_of_failure(home, trial) for trial in (first, second)] == [
+        "its process died (out of memory?)",
+        "The disk was full.",
+    ]
+    assert run(sweep, home, part=Part("select", failed=True)) == [first.folder, second.folder]
+    assert [state_of(home, trial) for trial in (first, second)] == ["done", "done"]
