@@ -147,15 +147,16 @@ def _run_stage(
     done: list[Trial] = []
     left: list[Trial] = []
     former: list[Trial] = []  # at another point than the selected one
-    relabeled: list[Trial] = []  # finished ones that name another selection
+    relabeled: list[tuple[Trial, dict[str, Any]]] = []  # finished ones that name another selection, or a former file
     for trial in trials:
         if stage == "final" and at_other_point(home, trial, grids[trial.method]):
             former.append(trial)
             left.append(trial)
         elif results := finished(home, trial):
             done.append(trial)
-            if trial.cell in labels and results["sweep"].get("chosen_by") != labels[trial.cell]:
-                relabeled.append(trial)
+            named = {"name": sweep.name} | ({"chosen_by": labels[trial.cell]} if trial.cell in labels else {})
+            if results["sweep"] != results["sweep"] | named:
+                relabeled.append((trial, named))
         else:
             left.append(trial)
     for method in dict.fromkeys(trial.method for trial in left):
@@ -167,8 +168,8 @@ def _run_stage(
         write_rule(home, rule)
     for trial in former:
         _set_aside_other_point(home, trial, grids[trial.method])
-    for trial in relabeled:
-        _name_selection(home, trial, labels[trial.cell])
+    for trial, named in relabeled:
+        _relabel(home, trial, named)
     there = {trial.method for trial in trials}
     names = [method.name for method in sweep.methods if method.name in there]
     metric = sweep.select.metric if sweep.select else "val/accuracy"
@@ -277,16 +278,15 @@ def _set_aside_other_point(home: Path, trial: Trial, grid: Sequence[Point]) -> N
         print(f"{trial.folder}: {trial.grid.name} is chosen now; the former choice's is {moved}", flush=True)
 
 
-def _name_selection(home: Path, trial: Trial, selection: Mapping[str, Any]) -> None:
-    """Let a finished trial name the selection of now: reports show it, and among runs at all points tell its by it.
+def _relabel(home: Path, trial: Trial, named: Mapping[str, Any]) -> None:
+    """Let a finished trial name the sweep and the selection of now: reports go by them.
 
-    More seeds, another rule for sizes, or other tasks may select the same point by other means. The first stage is the
-    same for every rule.
+    The file may have been renamed. More seeds, another rule for sizes, or other tasks may select the same point by
+    other means. The first stage is the same for every rule.
     """
     with claimed(home, trial) as mine:
         if mine and (results := finished(home, trial)):
-            label = results["sweep"] | {"chosen_by": selection}
-            write_json(home / trial.folder / "results.json", stored(results | {"sweep": label}))
+            write_json(home / trial.folder / "results.json", stored(results | {"sweep": results["sweep"] | named}))
 
 
 def print_selections(sweep: Sweep, found: Mapping[Cell, Selection | None], part: Part) -> None:

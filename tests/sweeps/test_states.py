@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -300,3 +301,16 @@ def test_a_trial_that_left_no_error_has_failed_as_well(
     ]
     assert run(sweep, home, part=Part("select", failed=True)) == [first.folder, second.folder]
     assert [state_of(home, trial) for trial in (first, second)] == ["done", "done"]
+
+
+@pytest.mark.parametrize("stages", [{}, {"methods": {"LoRA": {"configs": ["adapter/lora.yaml"]}}, "select": None}])
+def test_finished_trials_name_the_sweep_as_its_file_is_called_now(tmp_path: Path, stages: dict[str, Any]) -> None:
+    """A file that was renamed, with the same directory: a report has one section."""
+    sweep, home = planned(tmp_path, **stages), tmp_path / "home"
+    folders = run(sweep, home)
+    before = {folder: results_of(home, folder) for folder in folders}
+    again = replace(sweep, name="renamed")
+    assert run(again, home) == []
+    assert {results_of(home, folder)["sweep"]["name"] for folder in folders} == {"renamed"}
+    assert run(sweep, home) == []
+    assert {folder: results_of(home, folder) for folder in folders} == before
