@@ -6,7 +6,7 @@ import itertools
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -59,8 +59,12 @@ def check_unused(run_dir: Path) -> None:
 
 
 @contextmanager
-def left_as_found(run_dir: Path, verb: str, fresh: bool, started: Callable[[], bool]) -> Iterator[None]:
-    """Remove what a verb has written if it ends in an error before it starts: its configuration and empty logs.
+def left_as_found(
+    run_dir: Path, verb: str, fresh: bool, started: Callable[[], bool], lock: AbstractContextManager[None]
+) -> Iterator[None]:
+    """Hold a lock, and remove what a verb has written if it ends in an error before it starts.
+
+    That is its configuration, and empty logs. A process that the lock keeps out removes nothing.
 
     Args:
         run_dir: Directory of the run, which need not exist.
@@ -68,28 +72,35 @@ def left_as_found(run_dir: Path, verb: str, fresh: bool, started: Callable[[], b
         fresh: Whether `create_unique` has just made the directory, and the one in which it lies if that is empty.
         started: Whether the verb has begun its work, after which everything stays. In the directory of an earlier run,
             whose record tells nothing of this verb, a log of metrics tells.
+        lock: That of the directory (`locked`).
+
+    Raises:
+        RunDirectoryError: Another process has the lock.
     """
     before = {run_dir, *run_dir.rglob("*")} if run_dir.exists() and not fresh else set()
     file = run_dir / f"{verb}.yaml"
     former = file.read_bytes() if file.is_file() else None
     recorded = (run_dir / "results.json").exists()
     parents = [run_dir.parent] if fresh else [folder for folder in run_dir.parents if not folder.exists()]
-    try:
-        yield
-    except Exception:
-        new = sorted({run_dir, *run_dir.rglob("*")} - before, reverse=True)  # what lies in a folder before the folder
-        own = {f"{verb}.yaml", "logs", LOCK, HOLDER}
-        others = [path for path in new if path.is_file() and path.relative_to(run_dir).parts[0] not in own]
-        begun = any(path.name == "metrics.csv" for path in new) if recorded else started()
-        if not begun and not others:
-            for path in new:
-                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-            if former is not None:
-                file.write_bytes(former)
-            for folder in parents:
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
-        raise
+    with lock:
+        try:
+            yield
+        except Exception:
+            new = sorted(
+                {run_dir, *run_dir.rglob("*")} - before, reverse=True
+            )  # what lies in a folder before the folder
+            own = {f"{verb}.yaml", "logs", LOCK, HOLDER}
+            others = [path for path in new if path.is_file() and path.relative_to(run_dir).parts[0] not in own]
+            begun = any(path.name == "metrics.csv" for path in new) if recorded else started()
+            if not begun and not others:
+                for path in new:
+                    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+                if former is not None:
+                    file.write_bytes(former)
+                for folder in parents:
+                    if folder.is_dir() and not any(folder.iterdir()):
+                        folder.rmdir()
+            raise
 
 
 @contextmanager
@@ -120,6 +131,30 @@ def locked(folder: Path, what: str, remedy: str) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def locked_workplace(folder: Path, what: str, remedy: str) -> Iterator[None]:
+    """`locked` for a directory of many runs, which goes again if a command ends in an error before it holds a file.
+
+    Args:
+        folder: The directory; it is created if it does not exist. If it was there before, it is emptied and stays.
+        what: What runs in it, for the message of the other process: "A sweep".
+        remedy: What the other process can do instead, as a sentence.
+
+    Raises:
+        RunDirectoryError: Another process has it.
+    """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    with locked(folder, what, remedy):  # first: a process that it keeps out removes nothing
+        try:
+            yield
+        except Exception:
+            if not any({*files} - {LOCK, HOLDER} for _, _, files in os.walk(folder)):
+                for path in (*sorted(folder.rglob("*"), reverse=True), *made):
+                    with suppress(OSError):  # another process may begin there in the same moment
+                        path.rmdir() if path.is_dir() else path.unlink()
+            raise
 
 
 def files_named(name: str, folder: Path) -> Iterator[Path]:

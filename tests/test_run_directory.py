@@ -6,10 +6,22 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar, NoReturn
 
 import pytest
+from filelock import FileLock, Timeout
 
-from replora.run_directory import RunDirectoryError, check_unused, create_unique, last_checkpoint, locked
+from replora.cli.main import run
+from replora.run_directory import (
+    HOLDER,
+    LOCK,
+    RunDirectoryError,
+    check_unused,
+    create_unique,
+    last_checkpoint,
+    locked,
+    locked_workplace,
+)
 
 
 def test_new_directories_are_unique_when_many_ask_at_once(tmp_path: Path) -> None:
@@ -56,3 +68,52 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     assert killed.returncode < 0
     with locked(tmp_path, "A fit", "Wait for it."):
         pass
+
+
+class Late(FileLock):
+    """The lock of a command that starts in a new directory at the same moment as another one, which gets it."""
+
+    others: ClassVar[list[FileLock]] = []
+
+    def acquire(self, *_: object, **__: object) -> NoReturn:
+        other = FileLock(self.lock_file)
+        other.acquire()
+        self.others.append(other)
+        Path(self.lock_file).with_name(HOLDER).write_text("A fit of process 1 on node1")
+        raise Timeout(self.lock_file)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sweep --config=sweep/quickstart_low_data.yaml --workers=1 --out",
+        "tune --config=quickstart.yaml --out",
+        "fit --config=quickstart.yaml --run_dir",
+    ],
+)
+def test_who_comes_late_leaves_the_lock_of_the_other(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "new" / "home"
+    monkeypatch.setattr("replora.run_directory.FileLock", Late)
+    with pytest.raises(RunDirectoryError, match="is in use by A fit of process 1 on node1"):
+        run([*command.split(), str(home)])
+    assert {LOCK, HOLDER} <= {file.name for file in home.iterdir()}
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_command_that_ends_in_an_error_before_it_begins_leaves_nothing(tmp_path: Path, begun: bool) -> None:
+    """Not even a folder, unless that was there before."""
+
+    def fails(home: Path) -> NoReturn:
+        (home / ".locks" / "select").mkdir(parents=True)
+        if begun:
+            (home / ".locks" / "select" / "a.lock").touch()
+        raise ZeroDivisionError
+
+    (tmp_path / "empty").mkdir()
+    for home in (tmp_path / "new" / "home", tmp_path / "empty"):
+        with pytest.raises(ZeroDivisionError), locked_workplace(home, "A sweep", "Wait for it."):
+            fails(home)
+    assert (tmp_path / "new").exists() == begun
+    assert any((tmp_path / "empty").iterdir()) == begun

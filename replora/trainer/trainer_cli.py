@@ -283,7 +283,7 @@ class TrainerCLI(LightningCLI):
         elif first and self.verb == "fit" and resumed is None and not self.options.trainer.fast_dev_run:
             check_unused(given)
         if first:
-            self.resources.enter_context(left_as_found(given, self.verb, fresh, self._has_started))
             remedy = "Wait until it ends, stop it, or choose another directory with --run_dir."
-            self.resources.enter_context(locked(given, f"the {self.verb}", remedy))
+            lock = locked(given, f"the {self.verb}", remedy)
+            self.resources.enter_context(left_as_found(given, self.verb, fresh, self._has_started, lock))
         return given

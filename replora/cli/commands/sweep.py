@@ -95,7 +95,7 @@ def sweep(
     drop_task_variables()  # before anything imports Lightning
     from replora.config_files import find_config
     from replora.reports.runs import ReportError
-    from replora.run_directory import left_as_found, locked
+    from replora.run_directory import locked_workplace
     from replora.sweeps.part import Part, find_trial, named_cells, only_named, parse_shard
     from replora.sweeps.state import recorded
     from replora.sweeps.sweep import UnfinishedSweepError, check_sweep, has_ended, run_sweep, without_point
@@ -158,7 +158,7 @@ def sweep(
         print(describe_plan(plan, home, *room, part=part, gpus_per_trial=gpus_per_trial))
     elif scheduled:
         remedy = "Wait until it ends, stop it, or choose another directory with --out."
-        with left_as_found(home, "sweep", False, lambda: False), locked(home, "A sweep", remedy):
+        with locked_workplace(home, "A sweep", remedy):
             failure = None
             left = [one for one in part.left(home, part.planned(plan)) if recorded(home, one) is None]
             if workers:

@@ -48,7 +48,7 @@ def tune(
         dry_run: Print the candidates and the expected time, and run nothing else.
     """
     # Only here: the light verbs of the command line do not wait for torch.
-    from replora.run_directory import left_as_found, locked
+    from replora.run_directory import locked_workplace
     from replora.tune.budget import Clock, parse_budget
     from replora.tune.plan import default_home
     from replora.tune.tune import Request, run_tune
@@ -69,7 +69,7 @@ def tune(
         run_tune(request, home, clock, dry_run=True)
         return
     remedy = "Wait until it ends, stop it, or choose another directory with --out."
-    with left_as_found(home, "tune", False, lambda: False), locked(home, "A tune", remedy):
+    with locked_workplace(home, "A tune", remedy):
         run_tune(request, home, clock)
 
 
