@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from replora.sweeps.progress import Progress
 from replora.sweeps.select import Per, Rule, Selection, select_points, selection_rule, write_rule
 from replora.sweeps.state import LOCKS, claimed, holder_of, recorded
 from replora.sweeps.trial import (
+    TrialError,
     at_other_point,
     check_options,
     check_same_configuration,
@@ -233,21 +235,17 @@ def _listed(names: Sequence[str]) -> str:
 def without_point(sweep: Sweep, home: Path, choice: Per | None = None) -> set[Cell]:
     """The cells that have no final trial, because each point of their grids has a run that diverged.
 
-    Raises:
-        RepLoRAError: The directory holds trials with other options, or its rule cannot be read.
+    None are known in a directory that the sweep is refused in.
     """
-    if sweep.select is None or sweep.final is None:
-        return set()
-    found, _ = _selections(sweep, home, selection_rule(home, choice, sweep.select.source), WHOLE)
-    return {cell for cell, selection in found.items() if selection is None}
+    if sweep.select and sweep.final:
+        with suppress(RepLoRAError):
+            found, _ = _selections(sweep, home, selection_rule(home, choice, sweep.select.source), WHOLE)
+            return {cell for cell, selection in found.items() if selection is None}
+    return set()
 
 
 def has_ended(sweep: Sweep, home: Path, choice: Per | None = None) -> bool:
-    """Whether no trial of the sweep is left to run or running.
-
-    Raises:
-        RepLoRAError: The directory holds trials with other options, or its rule cannot be read.
-    """
+    """Whether no trial of the sweep is left to run or running."""
     left = [trial for trial in WHOLE.planned(sweep) if recorded(home, trial) is None]
     if any(trial.stage == "select" for trial in left):
         return False
@@ -257,8 +255,7 @@ def has_ended(sweep: Sweep, home: Path, choice: Per | None = None) -> bool:
 def _finished_one(sweep: Sweep, home: Path, stage: Stage, method: str) -> Trial | None:
     """A finished trial of a method with its configuration, at the point that it has been run at; None if none has it.
 
-    Raises:
-        TrialError: Its directory holds a trial with other arguments.
+    One with other options, which the whole sweep would be refused for, is left to the part that it belongs to.
     """
     (grid,) = (one.grid for one in sweep.methods if one.name == method)
     for trial in sweep.selection_trials() if stage == "select" else sweep.planned_final_trials():
@@ -266,8 +263,9 @@ def _finished_one(sweep: Sweep, home: Path, stage: Stage, method: str) -> Trial 
             of_point = [{trial.cell: point} for point in grid if point.options == there["sweep"].get("grid")]
             at_point = [one for selected in of_point for one in sweep.final_trials(selected)]
             for one in [trial] if stage == "select" else at_point:
-                if one.folder == trial.folder and finished(home, one):
-                    return one
+                with suppress(TrialError):
+                    if one.folder == trial.folder and finished(home, one):
+                        return one
     return None
 
 

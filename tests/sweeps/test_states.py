@@ -20,7 +20,7 @@ from replora.sweeps.progress import Progress
 from replora.sweeps.scheduler import Job, Outcome, Scheduler
 from replora.sweeps.select import Rule, selection_rule
 from replora.sweeps.state import state_of
-from replora.sweeps.sweep import UnfinishedSweepError, run_sweep
+from replora.sweeps.sweep import UnfinishedSweepError, has_ended, run_sweep
 from replora.sweeps.sweep_file import read_sweep
 from replora.sweeps.trial import TrialError, reason_of_failure
 from tests.sweeps.small_sweep import SMALL, write_sweep
@@ -314,3 +314,17 @@ def test_finished_trials_name_the_sweep_as_its_file_is_called_now(tmp_path: Path
     assert {results_of(home, folder)["sweep"]["name"] for folder in folders} == {"renamed"}
     assert run(sweep, home) == []
     assert {folder: results_of(home, folder) for folder in folders} == before
+
+
+def test_a_part_with_options_of_its_own_goes_on(tmp_path: Path) -> None:
+    """Another machine may have the data elsewhere: trials that are not of the part are compared in theirs."""
+    sizes = {"data.shots": [1, 2]}
+    first, second = (Part(cells=frozenset({("LoRA", "", f"shots={shots}")})) for shots in (1, 2))
+    for part, root in ((first, "here"), (second, "there")):
+        sweep = planned(tmp_path, sizes=sizes, options=SMALL["options"] | {"data.root": root})
+        for folder in run(sweep, tmp_path / "home", part=part):
+            (tmp_path / "home" / folder / "fit.yaml").touch()
+    assert len(list((tmp_path / "home").rglob("results.json"))) == 8
+    final = tmp_path / "home/final/LoRA/shots=1/seed=0/results.json"
+    final.unlink()
+    assert not has_ended(sweep, tmp_path / "home")

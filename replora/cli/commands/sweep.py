@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,8 +79,8 @@ def sweep(
         methods: Names of the only methods to run, such as [LoRA,RepLoRA]. Default: all.
         tasks: The only tasks to run, such as [dtd,eurosat]. Default: all.
         sizes: The only sizes of training sets to run, such as [0.01,0.1]. Default: all.
-        only_these: Treat what --methods, --tasks and --sizes name as the whole sweep. Without it, what they leave out
-            is to be run as well: a selection over several tasks or sizes waits for it.
+        only_these: Treat what --methods, --tasks and --sizes name as the whole sweep, also for the numbers of --trial.
+            Without it, what they leave out is to be run as well: a selection over several tasks or sizes waits for it.
         stage: The only stage to run. Default: both.
         retry_failed: Run only the trials that failed before. Without it, they are run with all others that are left.
         shard: i/n, such as 2/8: run every 8th trial of a stage from the 2nd on, in this process and without Ray. 1/1
@@ -140,9 +139,7 @@ def sweep(
     if list or status:
         from replora.sweeps.status import show_list, show_status
 
-        lost = set()
-        with suppress(RepLoRAError):  # what would be refused is shown all the same
-            lost = without_point(plan, home, choice)
+        lost = without_point(plan, home, choice)
         planned = [one for one in part.planned(plan) if one.stage == "select" or one.cell not in lost]
         shown = part.left(home, planned)
         show_list(home, plan, shown) if list else show_status(home, shown, filter(part.has, lost))
