@@ -27,7 +27,8 @@
 An axis is either a mapping of options to lists of values, which stands for all combinations, or a list of mappings of
 options to values, each of which is one point, named by its first option. Options are applied in this order, and later
 ones win: sweep, task, size, method, point of the grid, stage, `--options` of the command line. Last comes the seed: it
-sets `seed_everything`, `data.subset_seed` and `data.shuffle_seed`, so that each seed draws other training images.
+sets `seed_everything`, `data.subset_seed` and `data.shuffle_seed`, so that each seed draws other training images. A
+file is refused in which an option would lose against an earlier one that contains it, or that it contains.
 
 Without `select` every method has one point. Without `final` the sweep ends with the selection.
 """
