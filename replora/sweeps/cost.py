@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from replora.sweeps.part import WHOLE, Part
-from replora.sweeps.plan import Sweep, Trial
+from replora.sweeps.plan import Cell, Sweep, Trial
 from replora.sweeps.progress import duration
 from replora.sweeps.state import recorded
 from replora.sweeps.step_time import NotMeasuredError, measure_steps
@@ -22,6 +22,7 @@ def describe_plan(
     unsure: str = "",
     part: Part = WHOLE,
     gpus_per_trial: float = 0,
+    lost: Collection[Cell] = (),
 ) -> str:
     """The trials of a sweep and their expected cost by stage and in all.
 
@@ -32,11 +33,12 @@ def describe_plan(
         unsure: Reason why that number is not known or may be smaller.
         part: The part of it that would run. Default: all.
         gpus_per_trial: GPUs of a trial.
+        lost: Cells that have no final trial, because each point of their grids has a run that diverged.
 
     Raises:
         TrialError: The directory holds trials with other options.
     """
-    trials = part.planned(sweep)
+    trials = [trial for trial in part.planned(sweep) if trial.stage == "select" or trial.cell not in lost]
     runs = {trial.folder for trial in part.left(home, trials)}
     measured: dict[tuple[str, ...], list[float]] = {}
     lines: list[str] = []

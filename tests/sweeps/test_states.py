@@ -246,6 +246,8 @@ def test_where_every_point_diverged_nothing_is_waited_for(
     assert re.search(r"select \W+4 \W+0 \W+0 \W+0 \W", shown)
     assert re.search(r"final \W+2 \W+0 \W+0 \W+0 \W", shown)
     assert "no final trial: LoRA, shots=1: each point of its grid has a run that diverged" in shown
+    main([*options, "--dry_run=true"])
+    assert "6 trials (4 to select + 2 final), 0 to run: nothing to do" in capsys.readouterr().out
     (home / "final/LoRA/shots=2/seed=0/results.json").unlink()
     main([*options, "--trial=select/LoRA/shots=1/lr=0.01/seed=0"])
     assert reported == [home], "a final run of the other size is left"

@@ -152,7 +152,8 @@ def sweep(
         from replora.sweeps.cost import describe_plan
 
         room = (workers, "") if workers else _trials_at_once(address, cpus_per_trial, gpus_per_trial, max_concurrent)
-        print(describe_plan(plan, home, *room, part=part, gpus_per_trial=gpus_per_trial))
+        lost = without_point(plan, home, choice)
+        print(describe_plan(plan, home, *room, part=part, gpus_per_trial=gpus_per_trial, lost=lost))
     elif scheduled:
         remedy = "Wait until it ends, stop it, or choose another directory with --out."
         with locked_workplace(home, "A sweep", remedy):
