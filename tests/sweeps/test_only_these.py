@@ -11,8 +11,8 @@ import pytest
 from replora.cli.main import main
 from replora.sweeps.part import Part, only_named
 from replora.sweeps.plan import Sweep, Trial
+from tests.sweeps.instant import Instant, planned, results_of, run
 from tests.sweeps.small_sweep import SMALL
-from tests.sweeps.test_states import Instant, planned, results_of, run
 
 SMALLER = ["--sizes=[2]", "--only_these=true"]
 
