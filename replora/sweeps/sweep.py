@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +55,18 @@ def run_sweep(
     """
     (home / LOCKS).mkdir(parents=True, exist_ok=True)  # first, so that the directory is known as that of a sweep
     failures: dict[str, str] = {}
+    compared: list[_Stage] = []  # whose records are not changed yet, as the next stage may refuse the directory
     rule = selection_rule(home, choice, sweep.select.source) if sweep.select else None
     if sweep.select and rule:
         if part.stage != "final":
             will_be = {"metric": sweep.select.metric, "mode": sweep.select.mode} | asdict(rule)
-            trials = part.of(sweep.selection_trials())
             labels = {cell: will_be | rule.elsewhere(cell, sweep) for cell in sweep.cells()}
-            failures |= _run_stage(queue, sweep, home, part, trials, labels, rule)
+            first = _compared(sweep, home, part, part.of(sweep.selection_trials()), labels)
+            if first.left:
+                _record(sweep, home, [first], rule)
+            else:
+                compared.append(first)
+            failures |= _run_stage(queue, sweep, home, first)
         if part.stage != "select" or part.shard == (1, 1):
             found = selections_so_far(sweep, home, rule, part)
             if found or part == WHOLE:
@@ -84,7 +89,10 @@ def run_sweep(
                 )
         else:
             finals, labels = part.of(sweep.only_trials()), {}
-        failures |= _run_stage(queue, sweep, home, part, finals, labels, rule)
+        compared.append(_compared(sweep, home, part, finals, labels))
+    _record(sweep, home, compared, rule)
+    if compared and compared[-1].name == "final":
+        failures |= _run_stage(queue, sweep, home, compared[-1])
     if failures:
         listed = _listed([f"{folder}: {reason}" for folder, reason in failures.items()])
         raise UnfinishedSweepError(
@@ -115,72 +123,83 @@ def _kinds(point: Point) -> str:
     return str({name: "number" if isinstance(v, int | float) else v for name, v in point.options.items()})
 
 
-def _run_stage(
-    queue: Scheduler | LocalQueue,
-    sweep: Sweep,
-    home: Path,
-    part: Part,
-    trials: Sequence[Trial],
-    labels: Mapping[Cell, dict[str, Any]],
-    rule: Rule | None,
-) -> dict[str, str]:
-    """Run a stage.
+@dataclass(frozen=True)
+class _Stage:
+    """What is to be done in a stage, after its directories were compared with it.
 
-    Args:
-        queue: Runs the trials.
-        sweep: The sweep.
-        home: Directory of the trials.
-        part: The trials to run.
-        trials: Those of the stage that belong to the part.
+    Attributes:
+        name: The stage; None if it has no trial in this part.
         labels: `Trial.cell` -> its selection, as results name it; empty without a selection.
-        rule: The rule of the selection, which the directory records.
+        done: Trials that have ended.
+        left: Trials to run.
+        former: Those to run whose directories hold a trial at another point than the selected one.
+        relabeled: Those that have ended and name another selection, or a former file, and what they are to name.
+    """
 
-    Returns:
-        Directory -> reason of each trial that failed.
+    name: Stage | None
+    labels: Mapping[Cell, dict[str, Any]]
+    done: list[Trial]
+    left: list[Trial]
+    former: list[Trial]
+    relabeled: list[tuple[Trial, dict[str, Any]]]
+
+
+def _compared(
+    sweep: Sweep, home: Path, part: Part, trials: Sequence[Trial], labels: Mapping[Cell, dict[str, Any]]
+) -> _Stage:
+    """Compare the trials of a part in one stage with what their directories hold. Nothing is changed.
 
     Raises:
-        TrialError: The directory holds trials with other options or defaults. It is not changed.
+        TrialError: The directory holds trials with other options or defaults.
     """
     trials = part.left(home, trials)
-    if not trials:
-        return {}
-    stage = trials[0].stage
+    stage = _Stage(trials[0].stage if trials else None, labels, [], [], [], [])
     grids = {method.name: method.grid for method in sweep.methods}
-    done: list[Trial] = []
-    left: list[Trial] = []
-    former: list[Trial] = []  # at another point than the selected one
-    relabeled: list[tuple[Trial, dict[str, Any]]] = []  # finished ones that name another selection, or a former file
     for trial in trials:
-        if stage == "final" and at_other_point(home, trial, grids[trial.method]):
-            former.append(trial)
-            left.append(trial)
+        if trial.stage == "final" and at_other_point(home, trial, grids[trial.method]):
+            stage.former.append(trial)
+            stage.left.append(trial)
         elif results := finished(home, trial):
-            done.append(trial)
+            stage.done.append(trial)
             named = {"name": sweep.name} | ({"chosen_by": labels[trial.cell]} if trial.cell in labels else {})
             if results["sweep"] != results["sweep"] | named:
-                relabeled.append((trial, named))
+                stage.relabeled.append((trial, named))
         else:
-            left.append(trial)
-    for method in dict.fromkeys(trial.method for trial in left):
+            stage.left.append(trial)
+    for method in dict.fromkeys(trial.method for trial in stage.left):
         # New trials must have the defaults of the finished ones, of which one is enough; the part may have none.
-        if one := _finished_one(sweep, home, stage, method):
+        if one := _finished_one(sweep, home, trials[0].stage, method):
             check_same_configuration(home, one)
-    # Nothing is changed before this line, as the directory may turn out to be that of another sweep.
-    if rule:
+    return stage
+
+
+def _record(sweep: Sweep, home: Path, stages: Sequence[_Stage], rule: Rule | None) -> None:
+    """Record the rule, set former final trials aside, and let finished trials name the sweep and selection of now."""
+    grids = {method.name: method.grid for method in sweep.methods}
+    if rule and any(stage.name for stage in stages):
         write_rule(home, rule)
-    for trial in former:
-        _set_aside_other_point(home, trial, grids[trial.method])
-    for trial, named in relabeled:
-        _relabel(home, trial, named)
-    there = {trial.method for trial in trials}
+    for stage in stages:
+        for trial in stage.former:
+            _set_aside_other_point(home, trial, grids[trial.method])
+        for trial, named in stage.relabeled:
+            _relabel(home, trial, named)
+
+
+def _run_stage(queue: Scheduler | LocalQueue, sweep: Sweep, home: Path, stage: _Stage) -> dict[str, str]:
+    """Run the trials of a stage that are left. Returns directory -> reason of each trial that failed."""
+    done, left = stage.done, stage.left
+    there = {trial.method for trial in (*done, *left)}
+    if not there:
+        return {}
     names = [method.name for method in sweep.methods if method.name in there]
     metric = sweep.select.metric if sweep.select else "val/accuracy"
-    metric = metric if stage == "select" else metric.replace("val/", "test/", 1)
-    with Progress(f"{sweep.name}, {stage}", names, left, done, metric) as progress:
+    metric = metric if stage.name == "select" else metric.replace("val/", "test/", 1)
+    with Progress(f"{sweep.name}, {stage.name}", names, left, done, metric) as progress:
         if done:
-            progress.console.print(f"{stage}: {len(done)} of {len(trials)} trials are finished already")
+            progress.console.print(f"{stage.name}: {len(done)} of {len(done) + len(left)} trials are finished already")
         if left:
-            queue.run(home, sweep.name, left, [labels.get(trial.cell) for trial in left], progress)
+            labels = [stage.labels.get(trial.cell) for trial in left]
+            queue.run(home, sweep.name, left, labels, progress)
     missing = [trial for trial in left if not finished(home, trial)]
     others = {trial.folder: holder for trial in missing if (holder := holder_of(home, trial))}
     for folder, holder in others.items():

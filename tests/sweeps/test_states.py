@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -268,3 +269,21 @@ def test_a_part_with_options_of_its_own_goes_on(tmp_path: Path) -> None:
     final = tmp_path / "home/final/LoRA/shots=1/seed=0/results.json"
     final.unlink()
     assert not has_ended(sweep, tmp_path / "home")
+
+
+@pytest.mark.parametrize("options", [{"choice": "per_method"}, {"part": Part("select"), "choice": "per_method"}])
+def test_final_trials_of_another_sweep_refuse_a_command_before_it_changes_the_first_stage(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Where the first stage has ended, nothing is recorded until the second one is compared, if it is asked for."""
+    sweep, home = planned(tmp_path), tmp_path / "home"
+    run(sweep, home)
+    final = home / "final/LoRA/shots=1/seed=1/trial.json"
+    final.write_text(final.read_text().replace("--data.batch_size=8", "--data.batch_size=3"))
+    before = {file: file.read_bytes() for file in home.rglob("*.json")}
+    with (
+        pytest.raises(TrialError, match="holds a trial with other options") if "part" not in options else nullcontext()
+    ):
+        run(sweep, home, **options)
+    after = {file: file.read_bytes() for file in home.rglob("*.json")}
+    assert (after == before) == ("part" not in options)
