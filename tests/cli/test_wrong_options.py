@@ -157,6 +157,7 @@ FILES = {
     "model:\n\t- x\n": "line 2, column 1 is not valid YAML",
     "a: &a [x, x]\nb: &b [*a, *a]\nc: *nowhere\n": "is not valid YAML",
     "a: &a [*a]\n": "aliases expand",
+    "data:\n  seed: 8\n  seed: 9\n": "line 3, column 3: the key 'seed' is there twice, first in line 2",
     "3: x\n": "is no configuration",
     "model: !!python/object/apply:os.system [echo]\n": "is not valid YAML",
     "[" * 4000: "nested too deeply",
