@@ -14,7 +14,10 @@ import pytest
 import yaml
 
 from replora.io import read_csv
+from replora.reports.grouping import group_runs
 from replora.reports.report import write_report
+from replora.reports.runs import read_runs
+from replora.reports.sections.regret import Regrets
 from replora.reports.statistics import t_interval
 from replora.results import parse_results
 
@@ -281,7 +284,8 @@ def test_dora_forgives_and_linear_does_not_at_rates_around_those_of_other_tasks(
     linear = next(row for row in rows if (row["difference"], row["score"]) == ("linear - LoRA", "at the selected rate"))
     assert linear["95 % interval"].endswith("to -0.0"), "rounded: the answer above calls it significant"
     assert any(line.startswith("> linear against LoRA: significantly worse") for line in lines_of("other_tasks"))
-    assert signs == {("DoRA", score): True for score in around} | {("linear", score): False for score in around}
+    behind = {("linear", score): False for score in around} | {("LoRA, whole qkv", "worst of the window"): False}
+    assert signs == {("DoRA", score): True for score in around} | behind
     dora = [row for row in rows if row["difference"] == "DoRA - LoRA" and row["score"] in around]
     assert [row["wins / ties / losses"] for row in dora] == ["6 / 0 / 0"] * 2
 
@@ -334,17 +338,33 @@ def test_what_single_rates_show_on_six_tasks() -> None:
     low, high = intervals.pop("0.04")
     assert f"where it is ahead by {lead.mean():.1f} points, {low:+.1f} to {high:+.1f}" in page
     assert all(low < 0 for low, _ in intervals.values())
-    at_selected = final_scores("other_tasks")
-    tasks = dict.fromkeys(task for task, _, _ in at_selected)
-    linear = [
-        statistics.fmean(
-            np.mean(at_selected[task, amount, "RepLoRA"]) - np.mean(at_selected[task, amount, "linear"])
-            for of, amount, method in at_selected
-            if (of, method) == (task, "linear")
-        )
-        for task in tasks
-    ]
-    assert f"RepLoRA is {apart(np.array(linear), 'ahead of `linear`')}" in page
+
+
+def test_what_two_methods_differ_by_around_rates_of_other_tasks() -> None:
+    """Pairs that docs/other_tasks.md tells apart and the report does not: it compares with LoRA alone."""
+    (group,) = group_runs(read_runs([ROOT / "results" / "other_tasks"]))
+    regrets = Regrets(group, shots=False)
+
+    def ahead(method: str, other: str, measure: str) -> np.ndarray:
+        ours, theirs = (regrets.by_task(name, regrets.sizes["all sizes"], measure) for name in (method, other))
+        assert len(ours) == 6
+        return np.array([100 * (ours[task] - theirs[task]) for task in ours])
+
+    def said(differences: np.ndarray) -> str:
+        low, high = t_interval(differences)
+        return f"{low:+.1f} to {high:+.1f}"
+
+    page = " ".join(PAGES["other_tasks"].split())
+    average, worst = (ahead("DoRA", "LoRA, whole qkv", measure) for measure in ("average", "worst"))
+    assert f"by {average.mean():.1f} points on average within the window, {said(average)}" in page
+    assert f"and by {worst.mean():.1f} at worst, {said(worst)}" in page
+    selected, average = (ahead("RepLoRA", "linear", measure) for measure in ("selected", "average"))
+    assert f"RepLoRA is {selected.mean():.1f} points ahead of `linear`, {said(selected)}, at the selected rate" in page
+    assert f"and {average.mean():.1f} points ahead, {said(average)}, on average within the window" in page
+    whole = [row for row in table("other_tasks", "size_regret_paired.csv") if "whole qkv" in row["difference"]]
+    signs = {row["score"]: row["95 % interval"] for row in whole if row["size"] == "all sizes"}
+    assert {score for score, interval in signs.items() if excludes_0(interval)} == {"worst of the window"}
+    assert all(row["mean"].startswith("-") for row in whole if row["size"] == "all sizes")
 
 
 def test_selections_on_digits_are_mostly_noise() -> None:
