@@ -86,9 +86,7 @@ def left_as_found(
         try:
             yield
         except Exception:
-            new = sorted(
-                {run_dir, *run_dir.rglob("*")} - before, reverse=True
-            )  # what lies in a folder before the folder
+            new = sorted({run_dir, *run_dir.rglob("*")} - before, reverse=True)  # a folder after what lies in it
             own = {f"{verb}.yaml", "logs", LOCK, HOLDER}
             others = [path for path in new if path.is_file() and path.relative_to(run_dir).parts[0] not in own]
             begun = any(path.name == "metrics.csv" for path in new) if recorded else started()
