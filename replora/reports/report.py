@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from replora.errors import nearest
 from replora.io import csv_text, new_or_existing, replace_text
 from replora.reports.grouping import group_runs
 from replora.reports.render.charts import vector_files
 from replora.reports.render.document import Block, Contents, Heading, Paragraph, Table, as_csv, as_markdown
 from replora.reports.render.latex import latex
 from replora.reports.render.page import page
-from replora.reports.runs import Group, ReportError, Run, counted, read_runs
+from replora.reports.runs import REFERENCE, Group, ReportError, Run, counted, read_runs
 from replora.reports.sections.benchmarks import benchmark_section
 from replora.reports.sections.commonsense import commonsense_section
 from replora.reports.sections.comparisons import answer_section
@@ -50,6 +51,7 @@ def write_report(
     *,
     format: Literal["page", "latex"] = "page",
     all_tasks: bool = False,
+    reference: str | None = None,
 ) -> list[Path]:
     """Write the report of the runs in `sources`.
 
@@ -62,12 +64,14 @@ def write_report(
         trials: Trials of the sweep whose report it is; results of other trials are left out and named. Default: all.
         format: `latex` also writes each table as LaTeX and each picture as PDF and SVG.
         all_tasks: Whether means include tasks that are trained on at most one example per ten classes.
+        reference: The method that all others are compared with, by its name in the tables. Default: LoRA, or the first
+            method where there is none.
 
     Returns:
         The files; `report.html` is the second.
 
     Raises:
-        ReportError: There are no results.
+        ReportError: There are no results, or no run of the reference.
         MixedTracksError: Results of both tracks of VTAB-1K are among them.
     """
     skipped: list[str] = []
@@ -85,7 +89,10 @@ def write_report(
     if not groups:
         reasons = "".join(f"\n  {reason}" for reason in skipped)
         raise ReportError(f"The files hold no run that was trained or tested, so there is nothing to report.{reasons}")
-    groups = [replace(group, all_tasks=all_tasks) for group in groups]
+    methods = list(dict.fromkeys(method for group in groups for method in group.methods))
+    if reference is not None and reference not in methods:
+        raise ReportError(f"The runs have no method {reference!r} to compare with. {nearest(reference, methods)}")
+    groups = [replace(group, all_tasks=all_tasks, reference=reference or REFERENCE) for group in groups]
     with new_or_existing(folder):
         return _write(folder, groups, contents, skipped, format)
 

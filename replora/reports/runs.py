@@ -17,6 +17,7 @@ from replora.results import UNTRAINED, ResultsError, parse_results, read_results
 from replora.run_directory import files_named
 
 # Order of the methods in tables; other methods follow by name.
+REFERENCE = "LoRA"  # the method that others are compared with, unless a report is asked for another one
 UNTUNED = "untuned"  # the method of a test of weights that nothing trained
 METHOD_ORDER = (UNTUNED, "full fine-tuning", "linear probe", "BitFit", "LoRA", "DoRA", "linear", "RepLoRA")
 # Runs are compared by the first of these metrics that they have; `score` is the mean over tasks with different metrics.
@@ -184,12 +185,15 @@ class Group:
         conditions: What they have in common.
         runs: All of them.
         all_tasks: Whether means include tasks on which a run is `scarce`.
+        reference: The method with which the others are compared, and which stands in gray behind them where they are
+            many. A group without it takes its first one for the comparisons.
     """
 
     title: str
     conditions: dict[str, Any]
     runs: list[Run]
     all_tasks: bool = False
+    reference: str = REFERENCE
 
     @property
     def methods(self) -> list[str]:

@@ -27,6 +27,7 @@ class Scores:
         by_hand = stage == "val" and not group.conditions["sweep"]
         self.runs = [run for run in (group.runs if by_hand else group.final) if run.size.shots == shots]
         self.shots = shots
+        self.reference = group.reference
         self.methods = ordered({run.method for run in self.runs})
         self.sizes = sorted({run.size for run in self.runs})
         self.seeds = sorted({run.seed for run in self.runs})

@@ -231,6 +231,32 @@ def test_the_verb(runs, tmp_path, capsys, monkeypatch):
     assert "7 measured on test data" in (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
 
 
+def test_another_method_may_be_the_one_to_compare_with(runs, tmp_path, capsys):
+    """Where that is RepLoRA, each other method is told of, and no data are needed to reach itself."""
+    write(
+        tmp_path / "runs",
+        [*runs, *(result("linear probe", 0.4, size=size, seed=seed) for size in SIZES for seed in (0, 1))],
+    )
+    main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "probe"), "--reference", "linear probe"])
+    found = {row["difference"] for row in table(tmp_path / "probe", "size_paired")}
+    assert found == {"LoRA - linear probe", "RepLoRA - linear probe"}
+    few = row(tmp_path / "probe", "size_paired", difference="LoRA - linear probe", size="10 % (80)")
+    assert few["mean"] == "+12.0"
+    assert "> LoRA and linear probe: " in (tmp_path / "probe" / "report.md").read_text("utf-8")
+    assert "linear probe needs for that" in table(tmp_path / "probe", "size_data_needed")[0]
+    write_report([tmp_path / "runs"], tmp_path / "own", reference="RepLoRA")
+    assert {row["difference"] for row in table(tmp_path / "own", "size_paired")} == {
+        "LoRA - RepLoRA",
+        "linear probe - RepLoRA",
+    }
+    assert not (tmp_path / "own" / "size_data_needed.csv").exists()
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "none"), "--reference", "Lora"])
+    assert ended.value.code == 2
+    assert "The runs have no method 'Lora' to compare with. Did you mean 'LoRA'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_one_size_is_a_picture_of_dots(tmp_path):
     write_report([write(tmp_path / "runs", [result("LoRA", 0.5), result("tanh | wide", 0.6)])], tmp_path / "out")
     assert row(tmp_path / "out", "size", method="tanh | wide")["100 % (800)"] == "60.0"

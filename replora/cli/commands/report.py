@@ -14,11 +14,13 @@ def report(
     overwrite: bool = False,
     format: Literal["page", "latex"] = "page",
     all_tasks: bool = False,
+    reference: str | None = None,
 ) -> None:
     """Make tables and pictures of finished runs: Markdown, CSV, PNG and one HTML page with everything in it.
 
         replora-cli report runs/quickstart_low_data --out report
         replora-cli report runs/a runs/b results/digits --out report
+        replora-cli report runs/quickstart_low_data --reference "linear probe" --out report_probe
 
     The report is made from results.json files alone. It begins with the outcome of each comparison. It has benchmark
     tables, accuracy against the amount of data, the amount of data with which one method reaches another, paired
@@ -32,6 +34,7 @@ def report(
         overwrite: Whether to write into a directory that holds anything else; files of the same names are replaced.
         format: latex also writes each table as LaTeX (.tex, package booktabs) and each picture as PDF and SVG.
         all_tasks: Whether means over tasks include those that are trained on at most one example per ten classes.
+        reference: The method that all others are compared with, by its name in the tables, such as DoRA. Default: LoRA.
     """
     from replora.reports.report import is_report, write_report
 
@@ -40,5 +43,5 @@ def report(
     inside = [run for run in sources if (run if run.is_dir() else run.parent).resolve() == out.resolve()]
     read = [] if is_report(out) else inside
     check_output(out, overwrite, read, folder=True, is_own=is_report)
-    files = write_report(sources, out, format=format, all_tasks=all_tasks)
+    files = write_report(sources, out, format=format, all_tasks=all_tasks, reference=reference)
     print(f"report: {files[1]}")

@@ -24,7 +24,6 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 GRAY = "#B0B0B0"
 MARKERS = ("o", "^", "D", "v", "s", "P", "X", "*")
 LINES = ("--", "-", "-.", (0, (5, 1, 1, 1, 1, 1)), ":", (0, (3, 1)), (0, (1, 1)), (0, (6, 2)))
-REFERENCE = "LoRA"  # in gray behind every other method where there are many
 FEW = 6  # largest number of methods for one panel with a legend
 # The same method looks the same in every picture.
 PLACES = {"LoRA": 0, "RepLoRA": 1, "DoRA": 2, "linear": 3, "linear probe": 4}
@@ -179,13 +178,14 @@ def _legend(figure: Any, axes: Any, width: float, panels: int) -> None:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=11)
 
 
-def draw_dots(file: Path, panels: Mapping[str, Mapping[str, Mean]], x_label: str) -> Path:
+def draw_dots(file: Path, panels: Mapping[str, Mapping[str, Mean]], x_label: str, reference: str = "") -> Path:
     """Draw one dot per method with its 95 % interval, in the given order, and one panel per amount of data.
 
     Args:
         file: The PNG file.
-        panels: Title of a panel -> method -> mean as a fraction, shown in percent. A gray line marks LoRA's mean.
+        panels: Title of a panel -> method -> mean as a fraction, shown in percent.
         x_label: Label of the x axis of every panel.
+        reference: The method whose mean a gray line marks, if it is there.
     """
     methods = list(dict.fromkeys(method for means in panels.values() for method in means))
     plt = pyplot([*panels, *methods])
@@ -203,7 +203,7 @@ def draw_dots(file: Path, panels: Mapping[str, Mapping[str, Mean]], x_label: str
             ends = [[center - 100 * (mean.low or 0)], [100 * (mean.high or 0) - center]] if known else None
             style = {key: look[method][key] for key in ("color", "marker")}
             axis.errorbar([center], [place], xerr=ends, capsize=4, markersize=8, linewidth=1.8, **style)
-            if method == REFERENCE:
+            if method == reference:
                 axis.axvline(center, color=GRAY, linewidth=1, zorder=0)
         axis.set_yticks(range(len(methods)), list(map(drawable, methods)), fontsize=11)
         axis.set_xlabel(x_label)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from replora.reports.render.charts import REFERENCE
 from replora.reports.render.document import Answer, Block, Heading, Table
-from replora.reports.runs import Group, Size, counted
+from replora.reports.runs import REFERENCE, Group, Size, counted
 from replora.reports.scores import Scores
 from replora.reports.sections.provenance import origins
 from replora.reports.statistics import Comparison
@@ -19,7 +18,7 @@ RULE = "A difference is called significant if its 95 % interval by Student's t e
 
 
 def answer_section(group: Group, several: bool) -> list[Block]:
-    """One answer per comparison with the reference; with many methods, that of RepLoRA alone.
+    """One answer per comparison with the reference; with many methods, that of RepLoRA alone (else of LoRA).
 
     Args:
         group: Runs of one table.
@@ -33,7 +32,7 @@ def answer_section(group: Group, several: bool) -> list[Block]:
         reference, others = compared(scores)
         complete = {run.method for run in scores.runs if run.status == "complete"}
         others = [method for method in others if {method, reference} <= complete]
-        shown = others if len(others) <= ANSWERS else [m for m in others if m == FIRST]
+        shown = others if len(others) <= ANSWERS else [m for m in others if m in (FIRST, REFERENCE)][:1]
         answers += [_answer(scores, method, reference, group.title if several else "") for method in shown]
     return list(dict.fromkeys(answers))  # sizes in parts and in shots may have the same one
 
@@ -80,7 +79,7 @@ def paired_section(scores: Scores, name: str) -> list[Block]:
 
 def compared(scores: Scores) -> tuple[str, list[str]]:
     """The reference, and the other methods in the order of their comparisons with it."""
-    reference = REFERENCE if REFERENCE in scores.methods else scores.methods[0]
+    reference = scores.reference if scores.reference in scores.methods else scores.methods[0]
     return reference, sorted((m for m in scores.methods if m != reference), key=lambda m: m != FIRST)
 
 

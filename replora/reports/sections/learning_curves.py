@@ -6,7 +6,7 @@ import itertools
 import statistics
 from pathlib import Path
 
-from replora.reports.render.charts import FEW, REFERENCE, draw_curves
+from replora.reports.render.charts import FEW, draw_curves
 from replora.reports.render.document import Block, Heading, Picture
 from replora.reports.runs import Group, Run, ordered, spread
 from replora.reports.statistics import Mean
@@ -34,7 +34,7 @@ def learning_curve_section(group: Group, folder: Path, prefix: str) -> list[Bloc
             continue
         file = folder / f"{prefix}course_{measure.replace('/', '_')}.png"
         axis = f"{label} {group.final[0].metric}, %" if measure == "val" else label
-        behind = (f"{REFERENCE}, same size", panels[REFERENCE]) if REFERENCE in panels else None
+        behind = (f"{group.reference}, same size", panels[group.reference]) if group.reference in panels else None
         draw_curves(file, panels, "epoch", axis, logarithmic=False, zoom=measure == "val", behind=behind)
         some = f" {len(shown)} of {len(sizes)} sizes are shown." if len(shown) < len(sizes) else ""
         caption = f"Learning curves: {label} by epoch, mean over the tasks and seeds of the final runs.{some}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from replora.reports.render.charts import FEW, REFERENCE, draw_curves, draw_heat_maps
+from replora.reports.render.charts import FEW, draw_curves, draw_heat_maps
 from replora.reports.render.document import Block, Heading, Paragraph, Picture, Table
 from replora.reports.runs import HEADLINES, Group, Run, Size, ordered, spread
 from replora.reports.selected import Selected, find_selected
@@ -48,6 +48,7 @@ def learning_rate_section(group: Group, folder: Path, prefix: str) -> list[Block
             methods,
             sizes,
             ringed,
+            group.reference,
             folder / f"{prefix}learning_rate.png",
             metric,
             f"{over}, at the best weight decay of each rate. {ring} Arrows: less than half of the panel's best, the "
@@ -100,11 +101,12 @@ def _curves(
     methods: Sequence[str],
     sizes: Sequence[Size],
     ringed: Mapping[tuple[str, Size], Selected],
+    reference: str,
     file: Path,
     label: str,
     note: str,
 ) -> Picture:
-    """One panel per size with one line per method; with many methods, one panel per method with LoRA in gray behind."""
+    """One panel per size with a line per method; with many methods, one per method, the reference in gray behind."""
     names = {size: str(size) + (" of the data" if not size.shots else "") for size in sizes}
     if len(methods) <= FEW:
         panels = {names[size]: {method: _over_rates(_of(runs, method, size)) for method in methods} for size in sizes}
@@ -114,10 +116,10 @@ def _curves(
     shown = spread(sizes)
     panels = {method: {names[size]: _over_rates(_of(runs, method, size)) for size in shown} for method in methods}
     rings = {(method, names[size]): choice.rate for (method, size), choice in ringed.items()}
-    behind = (f"{REFERENCE}, same size", panels[REFERENCE]) if REFERENCE in panels else None
+    behind = (f"{reference}, same size", panels[reference]) if reference in panels else None
     draw_curves(file, panels, "learning rate (peak)", label, marked=rings, clip=True, behind=behind)
     some = f", {len(shown)} of {len(sizes)} sizes" if len(shown) < len(sizes) else ""
-    gray = f", {REFERENCE}'s curves in gray" if behind else ""
+    gray = f", {reference}'s curves in gray" if behind else ""
     return Picture(file, f"Validation score against the learning rate, one panel per method{some}{gray}", note)
 
 

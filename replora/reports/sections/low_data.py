@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from replora.reports.render.charts import FEW, REFERENCE, draw_curves, draw_dots
+from replora.reports.render.charts import FEW, draw_curves, draw_dots
 from replora.reports.render.document import Block, Heading, Picture, Table
 from replora.reports.runs import Group, spread
 from replora.reports.scores import Scores
@@ -65,8 +65,8 @@ def _figure(scores: Scores, file: Path) -> Picture:
             for size in shown
         }
         dots = {title: {m: mean for m, mean in of.items() if mean is not None} for title, of in means.items()}
-        draw_dots(file, dots, f"test {metric}, %")
-        caption += " The gray line is LoRA's mean." if REFERENCE in scores.methods else ""
+        draw_dots(file, dots, f"test {metric}, %", scores.reference)
+        caption += f" The gray line is {scores.reference}'s mean." if scores.reference in scores.methods else ""
         caption += f" {len(shown)} of {len(scores.sizes)} sizes are shown." if len(shown) < len(scores.sizes) else ""
     return Picture(file, caption)
 
@@ -123,20 +123,21 @@ def _intervals(scores: Scores, name: str) -> list[Block]:
 
 
 def _data_needed(scores: Scores, name: str) -> list[Block]:
-    """The amount of data with which LoRA reaches the accuracy of RepLoRA, and the reverse."""
-    if not {FIRST, REFERENCE} <= set(scores.methods):
+    """The amount of data with which the reference reaches the accuracy of RepLoRA, and the reverse."""
+    first, reference = FIRST, scores.reference
+    if first == reference or not {first, reference} <= set(scores.methods):
         return []
     task = scores.panels[0]
-    curves = {m: {x: mean.value for x, mean in scores.curve(m, task).items()} for m in (FIRST, REFERENCE)}
+    curves = {m: {x: mean.value for x, mean in scores.curve(m, task).items()} for m in (first, reference)}
     if any(not curve for curve in curves.values()):
         return []
     by_seed = {
-        m: {scores.place(size): scores.over_seeds(m, size, task) for size in scores.sizes} for m in (FIRST, REFERENCE)
+        m: {scores.place(size): scores.over_seeds(m, size, task) for size in scores.sizes} for m in (first, reference)
     }
     rows = []
     for size in scores.sizes:
         cells = [scores.name(size)]
-        for target, seeker in ((FIRST, REFERENCE), (REFERENCE, FIRST)):
+        for target, seeker in ((first, reference), (reference, first)):
             place = scores.place(size)
             accuracy = curves[target].get(place)
             if accuracy is None:
@@ -150,8 +151,8 @@ def _data_needed(scores: Scores, name: str) -> list[Block]:
             cells += [f"{100 * accuracy:.1f}", f"{needed.bound} {needed.size:.3g}{ratio}".strip(), interval]
         rows.append(cells)
     unit = scores.axis.partition(" (+")[0]
-    columns = ["size", f"{FIRST} reaches", f"{REFERENCE} needs for that", f"95 % interval ({REFERENCE})"]
-    columns += [f"{REFERENCE} reaches", f"{FIRST} needs", f"95 % interval ({FIRST})"]
+    columns = ["size", f"{first} reaches", f"{reference} needs for that", f"95 % interval ({reference})"]
+    columns += [f"{reference} reaches", f"{first} needs", f"95 % interval ({first})"]
     note = (
         "In brackets as a multiple of what the other had. Straight lines over the logarithm of the size between "
         "measured sizes; nothing is extrapolated. The interval holds the amounts at which the paired difference of the "

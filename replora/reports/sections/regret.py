@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from replora.reports.render.charts import FEW, REFERENCE, draw_curves, draw_dots
+from replora.reports.render.charts import FEW, draw_curves, draw_dots
 from replora.reports.render.document import Block, Heading, Paragraph, Picture, Table
 from replora.reports.runs import Group, Run, Size
 from replora.reports.scores import Scores
@@ -153,9 +153,9 @@ def _figure(regrets: Regrets, file: Path) -> Picture:
         }
         for measure, title in MEASURES.items()
     }
-    draw_dots(file, dots, f"{metric} lost, %")
+    draw_dots(file, dots, f"{metric} lost, %", scores.reference)
     caption += " Mean over all sizes." if several else ""
-    caption += f" The gray line is {REFERENCE}'s mean." if REFERENCE in regrets.methods else ""
+    caption += f" The gray line is {scores.reference}'s mean." if scores.reference in regrets.methods else ""
     return Picture(file, caption)
 
 
