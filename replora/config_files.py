@@ -116,16 +116,19 @@ def parse_yaml(text: str, file: str) -> Any:
 
 def _key_there_twice(node: yaml.Node, seen: set[int]) -> tuple[yaml.Node, yaml.Node] | None:
     """The first key below a YAML node that its mapping has already, and that earlier one."""
+    import yaml  # light verbs read no file
+
     if id(node) in seen or not isinstance(node.value, list):
         return None
     seen.add(id(node))
-    keys: dict[tuple[str, str], yaml.Node] = {}
+    keys: dict[object, yaml.Node] = {}
     for child in node.value:
         key, value = child if isinstance(child, tuple) else (None, child)
         if key is not None and isinstance(key.value, str) and not key.tag.endswith(":merge"):
-            if (key.tag, key.value) in keys:
-                return key, keys[key.tag, key.value]
-            keys[key.tag, key.value] = key
+            read = yaml.constructor.SafeConstructor().construct_object(key)  # of `yes` and `true` the same
+            if read in keys:
+                return key, keys[read]
+            keys[read] = key
         if found := _key_there_twice(value, seen):
             return found
     return None

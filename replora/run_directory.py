@@ -151,7 +151,10 @@ def locked_workplace(folder: Path, what: str, remedy: str) -> Iterator[None]:
             if not any({*files} - {LOCK, HOLDER} for _, _, files in os.walk(folder)):
                 for path in (*sorted(folder.rglob("*"), reverse=True), *made):
                     with suppress(OSError):  # another process may begin there in the same moment
-                        path.rmdir() if path.is_dir() else path.unlink()
+                        if path.is_dir():
+                            path.rmdir()
+                        elif path.name in (LOCK, HOLDER):
+                            path.unlink()
             raise
 
 

@@ -64,8 +64,8 @@ def write_report(
         trials: Trials of the sweep whose report it is; results of other trials are left out and named. Default: all.
         format: `latex` also writes each table as LaTeX and each picture as PDF and SVG.
         all_tasks: Whether means include tasks that are trained on at most one example per ten classes.
-        reference: The method that all others are compared with, by its name in the tables. Default: LoRA, or the first
-            method where there is none.
+        reference: The method that all others are compared with, by its name in the tables. Default, and in tables that
+            do not have it: LoRA, or the first method where there is none.
 
     Returns:
         The files; `report.html` is the second.
@@ -89,10 +89,14 @@ def write_report(
     if not groups:
         reasons = "".join(f"\n  {reason}" for reason in skipped)
         raise ReportError(f"The files hold no run that was trained or tested, so there is nothing to report.{reasons}")
-    methods = list(dict.fromkeys(method for group in groups for method in group.methods))
-    if reference is not None and reference not in methods:
-        raise ReportError(f"The runs have no method {reference!r} to compare with. {nearest(reference, methods)}")
-    groups = [replace(group, all_tasks=all_tasks, reference=reference or REFERENCE) for group in groups]
+    measured = [{run.method for run in group.final} for group in groups]
+    if reference is not None and not any(reference in methods for methods in measured):
+        close = nearest(reference, sorted(set().union(*measured)))
+        raise ReportError(f"No final run is of the method {reference!r}, with which to compare. {close}")
+    groups = [
+        replace(group, all_tasks=all_tasks, reference=reference if reference in methods else REFERENCE)
+        for group, methods in zip(groups, measured, strict=True)
+    ]
     with new_or_existing(folder):
         return _write(folder, groups, contents, skipped, format)
 

@@ -186,7 +186,7 @@ class Group:
         runs: All of them.
         all_tasks: Whether means include tasks on which a run is `scarce`.
         reference: The method with which the others are compared, and which stands in gray behind them where they are
-            many. A group without it takes its first one for the comparisons.
+            many. Without it they are compared with the first one.
     """
 
     title: str

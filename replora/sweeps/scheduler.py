@@ -7,6 +7,7 @@ import platform
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class Scheduler(ABC):
                     continue
                 job.failures += 1
                 if job.failures > self.failures:
-                    with claimed(home, job.trial) as mine:
+                    with suppress(OSError), claimed(home, job.trial) as mine:  # a full disk fails no other trial
                         if mine:
                             leave_reason(home, job.trial, reason)
                     progress.failed(job.trial, reason)

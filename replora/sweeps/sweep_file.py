@@ -62,6 +62,7 @@ from replora.sweeps.plan import (
 )
 
 LEAST_TASKS = 3  # of a selection on the other tasks: with two of them, a mean and its noise are known
+NOT_SAID = object()
 OPTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
@@ -255,18 +256,28 @@ def _check_pair(file: Path, layers: Mapping[str, Options], pair: tuple[str, str]
         return
     where = {option: places[last[option]][0] for option in pair}
     outer, inner = sorted(pair, key=lambda option: len(plain_option(option)))
-    if _part_of(layers[where[outer]][outer], outer, inner) != layers[where[inner]][inner]:
+    said = _part_of(layers[where[outer]][outer], outer, inner)
+    if said is not NOT_SAID and said != layers[where[inner]][inner]:
         raise SweepError(
             f"{file}: {late} ({where[late]}) would be undone by {early} ({where[early]}), because it is set before it "
-            f"as well ({places[first[late]][0]}), which decides the order. Leave {late} out there."
+            f"as well ({places[first[late]][0]}), which decides the order. Leave {late} out there; if trials were run, "
+            "choose another directory with --out."
         )
 
 
 def _part_of(value: Any, outer: str, inner: str) -> Any:
-    """What the value of an option says of an option that lies in it; None if it says nothing."""
+    """What the value of an option says of an option that lies in it.
+
+    `NOT_SAID` where it names a class or arguments and not that one, which then keeps the value that it has.
+    """
     for key in plain_option(inner).split(".")[plain_option(outer).count(".") + 1 :]:
-        value = value if isinstance(value, Mapping) else {}
-        value = value[key] if key in value else (value.get("init_args") or {}).get(key)
+        if not isinstance(value, Mapping):
+            return NOT_SAID
+        arguments = value.get("init_args") or {}
+        if key in value or key in arguments:
+            value = value[key] if key in value else arguments[key]
+        else:
+            return NOT_SAID if {"class_path", "init_args"} & value.keys() else None
     return value
 
 

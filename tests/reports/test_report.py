@@ -232,7 +232,7 @@ def test_the_verb(runs, tmp_path, capsys, monkeypatch):
 
 
 def test_another_method_may_be_the_one_to_compare_with(runs, tmp_path, capsys):
-    """Where that is RepLoRA, each other method is told of, and no data are needed to reach itself."""
+    """A table without it is compared with LoRA."""
     write(
         tmp_path / "runs",
         [*runs, *(result("linear probe", 0.4, size=size, seed=seed) for size in SIZES for seed in (0, 1))],
@@ -249,11 +249,18 @@ def test_another_method_may_be_the_one_to_compare_with(runs, tmp_path, capsys):
         "LoRA - RepLoRA",
         "linear probe - RepLoRA",
     }
-    assert not (tmp_path / "own" / "size_data_needed.csv").exists()
+    assert "LoRA needs for that" in table(tmp_path / "own", "size_data_needed")[0]
+    other_sweep = [
+        result(method, 0.5, sweep="t", seed=seed) for method in ("full", "LoRA", "RepLoRA") for seed in (0, 1)
+    ]
+    write(tmp_path / "runs", [*runs, result("linear probe", 0.4), *other_sweep])
+    write_report([tmp_path / "runs"], tmp_path / "two", reference="linear probe")
+    compared = {row["difference"] for row in table(tmp_path / "two", "2_size_paired")}
+    assert compared == {"full - LoRA", "RepLoRA - LoRA"}, "a table without the wanted one"
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "none"), "--reference", "Lora"])
     assert ended.value.code == 2
-    assert "The runs have no method 'Lora' to compare with. Did you mean 'LoRA'" in capsys.readouterr().err
+    assert "No final run is of the method 'Lora', with which to compare. Did you mean 'LoRA'" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 

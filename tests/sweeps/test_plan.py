@@ -75,7 +75,10 @@ OPTIMIZER = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.5, "weight
             r"model\.optimizer\.weight_decay \(methods: LoRA, options\) would be undone by model\.optimizer \(methods",
         ),
         ({"data.a": 1}, {"data.init_args.a": 2, "data.a": 3}, r"data\.a \(methods: LoRA, options\) would be undone by"),
-        # Here the order is right, or the values agree.
+        ({"model.optimizer.lr": 0.01}, {"model.optimizer": {"weight_decay": 0.1}}, r"grid\) would be undone by"),
+        # Here the order is right, the values agree, or a class keeps what is said before it.
+        ({"model.optimizer.lr": 0.01}, {"model.optimizer": "torch.optim.SGD"}, ""),
+        ({"model.optimizer.lr": 0.01}, {"model.optimizer": {"class_path": "SGD", "init_args": {"momentum": 0.9}}}, ""),
         ({}, {"model.optimizer": OPTIMIZER}, ""),
         ({"data.a": 1}, {"data.init_args.a": 2}, ""),
         ({"data.a": 1}, {"data.init_args.a": 2, "data.a": 2}, ""),
@@ -96,6 +99,7 @@ def test_where_an_earlier_option_would_win_the_file_is_refused(tmp_path, of_all,
     [
         ("  LoRA: {}\n  DoRA: {}\n  LoRA: {}\n", r"line 5, column 3.*the key 'LoRA' is there twice, first in line 3"),
         ("  LoRA:\n    options: {data.root: a, data.root: b}\n", r"line 4.*'data.root' is there twice"),
+        ("  LoRA:\n    options: {data.root: {0.1: a, 0.10: b}}\n", r"line 4.*the key '0.10' is there twice"),
         ("  no: {}\n", r"methods: the name False is no text, as YAML reads it\. Put it in quotes"),
         ("  8: {}\n", r"methods: the name 8 is no text"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from contextlib import nullcontext
@@ -242,6 +243,17 @@ def test_a_trial_that_left_no_error_has_failed_as_well(
     ]
     assert run(sweep, home, part=Part("select", failed=True)) == [first.folder, second.folder]
     assert [state_of(home, trial) for trial in (first, second)] == ["done", "done"]
+
+
+def test_a_full_disk_ends_no_other_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason of a failure cannot be noted then; the failure itself is told all the same."""
+
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("replora.sweeps.scheduler.claimed", full)
+    with pytest.raises(UnfinishedSweepError, match=r"^2 trials failed"):
+        run_sweep(planned(tmp_path), tmp_path / "home", Dying(failures=0), part=Part("select"))
 
 
 @pytest.mark.parametrize("stages", [{}, {"methods": {"LoRA": {"configs": ["adapter/lora.yaml"]}}, "select": None}])

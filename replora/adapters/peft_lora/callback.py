@@ -66,11 +66,12 @@ class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
                 f"RepLoRACallback: the adapter {' and '.join(map(repr, every))} is frozen. Load it with "
                 "PeftModel.from_pretrained(..., is_trainable=True), or call model.set_adapter(name)."
             )
-        if state.global_step and "default" in trained and _resumes_without_default(model):
+        shares = optimizer is not None and _has_shares(model, optimizer)  # read in another way
+        if state.global_step and "default" in trained and not shares and _resumes_without_default(model):
             warnings.warn(
                 f"transformers {transformers.__version__} does not read the adapter 'default' of a checkpoint with "
-                f"further adapters: it trains on from what the model had before, after {state.global_step} steps. "
-                "Install transformers>=5.23, or load the adapter of the checkpoint when the model is made.",
+                f"further adapters. Unless the model was made with that adapter, training goes on after "
+                f"{state.global_step} steps from what it had before: install transformers>=5.23.",
                 stacklevel=2,
             )
         if short := {p.dtype for one in trained.values() for p in one.parameters() if p.dtype in _SHORT}:
@@ -79,7 +80,7 @@ class RepLoRACallback(TrainerCallback):  # type: ignore[misc]
                 "Give the callback to the trainer when it is made, or call model.replora.float() before.",
                 stacklevel=2,
             )
-        if optimizer is not None and not _has_shares(model, optimizer):
+        if optimizer is not None and not shares:
             parameters = {id(p): name for one in trained.values() for name, p in one.named_parameters()}
             _check_optimizer(optimizer, parameters, [bank for one in trained.values() for bank in one.factor_banks()])
         if state.is_world_process_zero:

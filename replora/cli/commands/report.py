@@ -34,7 +34,8 @@ def report(
         overwrite: Whether to write into a directory that holds anything else; files of the same names are replaced.
         format: latex also writes each table as LaTeX (.tex, package booktabs) and each picture as PDF and SVG.
         all_tasks: Whether means over tasks include those that are trained on at most one example per ten classes.
-        reference: The method that all others are compared with, by its name in the tables, such as DoRA. Default: LoRA.
+        reference: The method that all others are compared with, by its name in the tables, such as DoRA. Default, and
+            in tables that do not have it: LoRA.
     """
     from replora.reports.report import is_report, write_report
 

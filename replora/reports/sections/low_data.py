@@ -7,7 +7,7 @@ from pathlib import Path
 
 from replora.reports.render.charts import FEW, draw_curves, draw_dots
 from replora.reports.render.document import Block, Heading, Picture, Table
-from replora.reports.runs import Group, spread
+from replora.reports.runs import REFERENCE, Group, spread
 from replora.reports.scores import Scores
 from replora.reports.sections.comparisons import FIRST, paired_section
 from replora.reports.sections.provenance import origins
@@ -124,8 +124,8 @@ def _intervals(scores: Scores, name: str) -> list[Block]:
 
 def _data_needed(scores: Scores, name: str) -> list[Block]:
     """The amount of data with which the reference reaches the accuracy of RepLoRA, and the reverse."""
-    first, reference = FIRST, scores.reference
-    if first == reference or not {first, reference} <= set(scores.methods):
+    first, reference = FIRST, scores.reference if scores.reference != FIRST else REFERENCE
+    if not {first, reference} <= set(scores.methods):
         return []
     task = scores.panels[0]
     curves = {m: {x: mean.value for x, mean in scores.curve(m, task).items()} for m in (first, reference)}
