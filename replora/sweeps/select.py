@@ -55,11 +55,13 @@ class Rule:
 
     def elsewhere(self, cell: Cell, sweep: Sweep) -> dict[str, list[Options]]:
         """The tasks and sizes that decide, as results name them, where these are others than those of the cell."""
-        _, task, size = cell
-        others = self.source == "other_tasks"
-        tasks = [point.options for point in sweep.tasks if (point.name == task) != others]
-        sizes = [point.options for point in sweep.sizes if point.name == size or self.choice == "per_method"]
-        return ({"tasks": tasks} if others else {}) | ({"sizes": sizes} if len(sizes) > 1 else {})
+        deciding = self.deciding(cell, sweep.cells())
+        named: dict[str, list[Options]] = {}
+        for kind, points, place in (("tasks", sweep.tasks, 1), ("sizes", sweep.sizes, 2)):
+            names = {other[place] for other in deciding}
+            if names != {cell[place]}:
+                named[kind] = [point.options for point in points if point.name in names]
+        return named
 
 
 @dataclass(frozen=True)
