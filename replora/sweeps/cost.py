@@ -38,7 +38,7 @@ def describe_plan(
     Raises:
         TrialError: The directory holds trials with other options.
     """
-    trials = [trial for trial in part.planned(sweep) if trial.stage == "select" or trial.cell not in lost]
+    trials = part.planned(sweep, lost)
     runs = {trial.folder for trial in part.left(home, trials)}
     measured: dict[tuple[str, ...], list[float]] = {}
     lines: list[str] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,11 +46,19 @@ class Part:
         """Those of these trials that the part does not leave out for their state."""
         return [trial for trial in trials if not self.failed or state_of(home, trial) == "failed"]
 
-    def planned(self, sweep: Sweep) -> list[Trial]:
-        """The trials of the part in both stages, with those of the second at `ONLY` before points are selected."""
+    def planned(self, sweep: Sweep, lost: Collection[Cell] = ()) -> list[Trial]:
+        """The trials of the part in both stages, with those of the second at `ONLY` before points are selected.
+
+        Args:
+            sweep: The sweep.
+            lost: Cells that have no final trial, because each point of their grids has a run that diverged.
+        """
         finals = sweep.planned_final_trials() if sweep.select else sweep.only_trials()
-        stages = {"select": sweep.selection_trials(), "final": finals}
-        return [one for stage, trials in stages.items() if self.stage in (None, stage) for one in self.of(trials)]
+        stages = {
+            "select": self.of(sweep.selection_trials()),
+            "final": [trial for trial in self.of(finals) if trial.cell not in lost],
+        }
+        return [one for stage, trials in stages.items() if self.stage in (None, stage) for one in trials]
 
 
 WHOLE = Part()

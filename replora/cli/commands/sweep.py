@@ -140,8 +140,7 @@ def sweep(
         from replora.sweeps.status import show_list, show_status
 
         lost = without_point(plan, home, choice)
-        planned = [one for one in part.planned(plan) if one.stage == "select" or one.cell not in lost]
-        shown = part.left(home, planned)
+        shown = part.left(home, part.planned(plan, lost))
         show_list(home, plan, shown) if list else show_status(home, shown, filter(part.has, lost))
         return
     scheduled = trial is None and shard is None and not dry_run
