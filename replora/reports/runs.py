@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,18 @@ class Size:
         return f"{self.amount:g} per class" if self.shots else f"{100 * self.amount:g} %"
 
 
+def headline(measured: Collection[str]) -> str:
+    """The one of `HEADLINES` that runs are compared by.
+
+    Args:
+        measured: Names of the metrics of a run with their splits, such as `test/acc_norm`.
+
+    Returns:
+        Its name without a split; `accuracy` if none of them was measured.
+    """
+    return next((name for name in HEADLINES if any(f"{s}/{name}" in measured for s in ("test", "val"))), "accuracy")
+
+
 @dataclass(frozen=True)
 class Run:
     """One run of a report.
@@ -75,8 +87,7 @@ class Run:
     @property
     def metric(self) -> str:
         """Name of the metric that the run is compared by, without its split; `accuracy` if it has none."""
-        measured = self.metrics("test") or self.metrics("fit")
-        return next((name for name in HEADLINES if any(f"{s}/{name}" in measured for s in ("test", "val"))), "accuracy")
+        return headline(self.metrics("test") or self.metrics("fit"))
 
     @property
     def score(self) -> float | None:

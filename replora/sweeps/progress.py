@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from replora.reports.runs import headline
 from replora.reports.summary import format_metric
 from replora.results import status_of
 from replora.sweeps.plan import Trial
@@ -28,11 +29,11 @@ class Progress:
         methods: Names of all methods, in the order of the rows.
         trials: Trials that will run.
         done: Trials that were finished before.
-        metric: Metric whose newest value is shown.
+        metric: Metric whose newest value is shown; None for the one that reports compare the tests of a run by.
     """
 
     def __init__(
-        self, stage: str, methods: Sequence[str], trials: Sequence[Trial], done: Sequence[Trial], metric: str
+        self, stage: str, methods: Sequence[str], trials: Sequence[Trial], done: Sequence[Trial], metric: str | None
     ) -> None:
         self.stage, self.methods, self.metric = stage, methods, metric
         self.state = {trial.folder: "waiting" for trial in trials} | {trial.folder: "done" for trial in done}
@@ -61,12 +62,13 @@ class Progress:
 
     def ended(self, trial: Trial, results: dict[str, Any]) -> None:
         self._count(trial, "done")
-        value = value_of(results, self.metric)
+        metric = self.metric or f"test/{headline(results.get('test', {}).get('metrics', {}))}"
+        value = value_of(results, metric)
         status = status_of(results, results.get("test", {}).get("partial", [])).partition(":")[0]
-        shown = format_metric(self.metric, value) if value is not None else "no value"
+        shown = format_metric(metric, value) if value is not None else "no value"
         shown = {"complete": shown, "partial": f"{shown}, partial"}.get(status, status)
         self.newest[trial.method] = shown
-        self._tell(f"{trial.folder}  {self.metric} {shown}")
+        self._tell(f"{trial.folder}  {metric} {shown}")
 
     def failed(self, trial: Trial, reason: str) -> None:
         self._count(trial, "failed")
@@ -87,7 +89,7 @@ class Progress:
         table.add_column("method", no_wrap=True)
         for column in STATES:
             table.add_column(column, justify="right")
-        table.add_column(f"newest {self.metric}", justify="right")
+        table.add_column(f"newest {self.metric or 'test'}", justify="right")
         for method in self.methods:
             counts = Counter(self.state[folder] for folder, name in self.method.items() if name == method)
             table.add_row(method, *(str(counts[state]) for state in STATES), self.newest.get(method, ""))

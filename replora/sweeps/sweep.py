@@ -192,8 +192,8 @@ def _run_stage(queue: Scheduler | LocalQueue, sweep: Sweep, home: Path, stage: _
     if not there:
         return {}
     names = [method.name for method in sweep.methods if method.name in there]
-    metric = sweep.select.metric if sweep.select else "val/accuracy"
-    metric = metric if stage.name == "select" else metric.replace("val/", "test/", 1)
+    metric = sweep.select.metric if sweep.select else None
+    metric = metric.replace("val/", "test/", 1) if metric and stage.name == "final" else metric
     with Progress(f"{sweep.name}, {stage.name}", names, left, done, metric) as progress:
         if done:
             progress.console.print(f"{stage.name}: {len(done)} of {len(done) + len(left)} trials are finished already")
