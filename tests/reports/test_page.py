@@ -164,6 +164,19 @@ def test_what_limits_the_answer(folder: Path) -> None:
     assert (choice["learning rate"], choice["remark"], choice["seeds"]) == ("0.01", "noise, lowest", "1")
 
 
+def test_rates_that_no_run_selected_are_named(tmp_path: Path) -> None:
+    """Two runs at one rate look like a comparison; that nothing chose the rate is what limits it most."""
+    given = [result("LoRA", rate=0.02), result("LoRA", rate=0.005, seed=1), result("DoRA"), result("linear probe")]
+    unknown = given[3]
+    unknown["fit"]["optimizer"] = unknown["sweep"]["grid"] = {}  # so nothing is said of its rate
+    write_report([write(tmp_path / "runs", given)], tmp_path / "out")
+    words = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "- No runs here selected these learning rates (LoRA: 0.005, 0.02; DoRA: 0.01). At one rate for all" in words
+    selecting = [result("LoRA", stage="select", rate=rate) for rate in (0.005, 0.02)]
+    write_report([write(tmp_path / "more", [*given[1:], *selecting])], tmp_path / "again")
+    assert "rates (DoRA: 0.01)." in (tmp_path / "again" / "report.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("tasks", "said"),
     [

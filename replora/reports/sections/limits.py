@@ -16,7 +16,7 @@ def limits_section(group: Group) -> list[Block]:
     """A list of limits; empty without a test."""
     if not any(run.score is not None for run in group.final):
         return []
-    texts = [*_of_intervals(group), *_of_selection(group), *_of_origin(group)]
+    texts = [*_of_intervals(group), *_of_selection(group), *_of_given_rates(group), *_of_origin(group)]
     return [Paragraph("What limits this:"), Bullets(list(dict.fromkeys(texts)))]  # sizes in parts and in shots agree
 
 
@@ -70,6 +70,21 @@ def _of_selection(group: Group) -> Iterable[str]:
     noisy = f"{noise} of {len(found)} selections are noise: the next best point lies within one standard error{tied}"
     sure = "In no selection does the next best point lie within one standard error"
     yield f"Options were selected{on}{by}{data}. {noisy if noise else sure}.{tuned_alone(group)}"
+
+
+def _of_given_rates(group: Group) -> Iterable[str]:
+    """Names the methods whose learning rates no run of the group selected."""
+    selected = {run.method for run in group.selection} | {run.method for run in group.final if run.chosen_by}
+    given: dict[str, set[float]] = {}
+    for run in group.final:
+        if run.method not in selected and run.rate is not None:
+            given.setdefault(run.method, set()).add(run.rate)
+    if given:
+        named = "; ".join(f"{method}: {', '.join(f'{rate:g}' for rate in sorted(given[method]))}" for method in given)
+        yield (
+            f"No runs here selected these learning rates ({named}). At one rate for all, any method can be made to "
+            f"look better.{'' if selected else tuned_alone(group)}"
+        )
 
 
 def _of_origin(group: Group) -> Iterable[str]:
