@@ -10,12 +10,14 @@ import pytest
 import yaml
 
 from replora.config_files import find_config, packaged_configs
+from replora.io import read_csv
 from replora.reports.runs import read_runs
 from replora.sweeps.plan import ONLY, Point
 from replora.sweeps.sweep_file import SweepError, read_sweep
 from tests.sweeps.small_sweep import SMALL, write_sweep
 
 SHIPPED = sorted(name for name in packaged_configs() if name.startswith("sweep/"))
+GIVEN_RATES = "sweep/commonsense_data_needed.yaml"  # the one without a first stage
 
 
 def test_the_product_of_everything(tmp_path):
@@ -204,7 +206,7 @@ def test_a_file_that_is_no_sweep(tmp_path):
         read_sweep(tmp_path / "absent.yaml")
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name != GIVEN_RATES])
 def test_shipped_sweeps_are_fair_and_complete(name):
     sweep = read_sweep(find_config(name))
     assert sweep.select
@@ -217,6 +219,26 @@ def test_shipped_sweeps_are_fair_and_complete(name):
     assert not any("--data.protocol=tune" in trial.arguments for trial in sweep.planned_final_trials())
     for config in (*sweep.base, *(config for method in sweep.methods for config in method.configs)):
         assert find_config(config).is_file()
+
+
+def test_given_rates_are_those_that_validation_questions_selected():
+    """Of both methods, at the smaller amounts; then the file is `commonsense_tasks` without its first stage."""
+    sweep, selecting = (read_sweep(find_config(name)) for name in (GIVEN_RATES, "sweep/commonsense_tasks.yaml"))
+    assert not sweep.select
+    choices = read_csv(Path(__file__).parents[2] / "results" / "commonsense_tasks_one_rate" / "choices.csv")
+    selected = {(row["task"], method.name): set() for row in choices for method in sweep.methods}
+    for row in choices:
+        selected[row["task"], row["method"]].add(float(row["learning rate"]))
+    given = {task.options["data.tasks"][0]: task.options["model.optimizer.lr"] for task in sweep.tasks}
+    assert selected == {(task, method.name): {given[task]} for task in given for method in sweep.methods}
+    assert sweep.sizes == selecting.sizes
+    assert [method.configs for method in sweep.methods] == [method.configs for method in selecting.methods]
+    assert sweep.final
+    assert selecting.final
+    assert sweep.final.seeds == selecting.final.seeds
+    trials = sweep.planned_final_trials()
+    assert len(trials) == 3 * 4 * 2 * 5
+    assert all("--data.protocol=final" in trial.arguments for trial in trials)
 
 
 @pytest.mark.parametrize("name", ["ablation", "digits_low_data", "transfer_low_data"])
@@ -233,7 +255,8 @@ def test_shipped_sweeps_cover_what_they_say():
     low_data = {f"{data}_low_data" for data in (*images, "commonsense")}
     others = {"other_tasks", "vtab_other_tasks"}
     tuning = {"vtab_grid", "ablation", "training_length", "method_rates", "commonsense_rates"}
-    assert named == low_data | others | tuning | {"commonsense_tasks", "real_vit_tasks"}
+    language_and_real = {"commonsense_tasks", "commonsense_data_needed", "real_vit_tasks"}
+    assert named == low_data | others | tuning | language_and_real
     tasks = [task.options["data.tasks"] for task in read_sweep(find_config("sweep/commonsense_tasks.yaml")).tasks]
     assert tasks == [["ARC-Easy"], ["openbookqa"], ["boolq"], ["piqa"]]
     for name in others:
