@@ -68,6 +68,19 @@ def test_data_that_one_needs_to_reach_the_other(report):
     assert needed["RepLoRA needs"] == "at most 80"
 
 
+def test_a_thousand_examples_and_more_are_whole_numbers(tmp_path):
+    """1,000 images, as VTAB-1K has, were written as 1e+03."""
+    runs = []
+    for method, scores in (("LoRA", (0.5, 0.7)), ("RepLoRA", (0.6, 0.8))):
+        for size, count, score in zip((0.1, 1.0), (1000, 10000), scores, strict=True):
+            data = {"train_size": count}
+            runs += [result(method, score + seed / 100, size=size, seed=seed, data=data) for seed in (0, 1)]
+    write_report([write(tmp_path / "runs", runs)], tmp_path / "out")
+    few, many = (row(tmp_path / "out", "size_data_needed", size=size) for size in ("10 % (1000)", "100 % (10000)"))
+    assert few["LoRA needs for that"] == "3162 (3.16 x)", "half of the way over the logarithm"
+    assert (few["RepLoRA needs"], many["LoRA needs for that"]) == ("at most 1000", "more than 10000")
+
+
 def test_pairs_are_of_the_same_seed(report):
     few = row(report, "size_paired", size="10 % (80)")
     assert (few["mean"], few["wins / ties / losses"], few["p"]) == ("+9.0", "2 / 0 / 0", "0.5")

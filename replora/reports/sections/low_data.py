@@ -147,8 +147,8 @@ def _data_needed(scores: Scores, name: str) -> list[Block]:
             ratio = "" if needed.bound else f" ({needed.size / place:.2f} x)"
             ends = data_needed_interval(by_seed[seeker], by_seed[target][place])
             # If both ends are the same bound, it is shown once.
-            interval = " to ".join(dict.fromkeys(f"{end.bound} {end.size:.3g}".strip() for end in ends or ()))
-            cells += [f"{100 * accuracy:.1f}", f"{needed.bound} {needed.size:.3g}{ratio}".strip(), interval]
+            interval = " to ".join(dict.fromkeys(f"{end.bound} {_rounded(end.size)}".strip() for end in ends or ()))
+            cells += [f"{100 * accuracy:.1f}", f"{needed.bound} {_rounded(needed.size)}{ratio}".strip(), interval]
         rows.append(cells)
     unit = scores.axis.partition(" (+")[0]
     columns = ["size", f"{first} reaches", f"{reference} needs for that", f"95 % interval ({reference})"]
@@ -160,3 +160,8 @@ def _data_needed(scores: Scores, name: str) -> list[Block]:
     )
     caption = f"Data to reach the other's mean accuracy ({task}), in {unit}"
     return [Heading(3, "Data needed"), Table(f"{name}_data_needed", caption, columns, rows, note)]
+
+
+def _rounded(amount: float) -> str:
+    """Three digits, and from 100 on a whole number: 2251 examples, not 2.25e+03."""
+    return f"{amount:.3g}" if amount < 100 else f"{amount:.0f}"
