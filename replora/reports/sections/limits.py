@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from replora.reports.render.document import Block, Bullets, Paragraph
-from replora.reports.runs import Group
+from replora.reports.runs import Group, ordered
 from replora.reports.scores import Scores
 from replora.reports.sections.comparisons import RULE
 from replora.reports.sections.learning_rates import selections, tuned_alone
@@ -80,7 +80,9 @@ def _of_given_rates(group: Group) -> Iterable[str]:
         if run.method not in selected and run.rate is not None:
             given.setdefault(run.method, set()).add(run.rate)
     if given:
-        named = "; ".join(f"{method}: {', '.join(f'{rate:g}' for rate in sorted(given[method]))}" for method in given)
+        named = "; ".join(
+            f"{method}: {', '.join(f'{rate:g}' for rate in sorted(given[method]))}" for method in ordered(given)
+        )
         yield (
             f"No runs here selected these learning rates ({named}). At one rate for all, any method can be made to "
             f"look better.{'' if selected else tuned_alone(group)}"
