@@ -23,6 +23,7 @@ from tests.published import (
     apart,
     excludes_0,
     final_scores,
+    interval_of,
     lines_of,
     linked,
     over_seeds,
@@ -181,6 +182,26 @@ def test_one_selection_makes_the_loss_on_a_language_task() -> None:
     for name, mean in {"commonsense_tasks": "-0.5", "commonsense_tasks_one_rate": "-0.1"}.items():
         known = reservations(name, "RepLoRA and LoRA")
         assert f"On these tasks alone: no significant difference, {mean}" in known
+
+
+def test_thirty_percent_of_the_questions_are_not_enough() -> None:
+    """For RepLoRA to reach LoRA with all of them, at the rate that the smaller amounts selected for both."""
+    page, name = " ".join(PAGES["evidence"].split()), "commonsense_data_needed"
+    found = final_scores(name)
+    scores = {(method, amount): np.array(values) for (_, amount, method), values in found.items()}
+    assert {len(values) for values in scores.values()} == {5}
+    behind = {method: scores[method, "0.3"] - scores["LoRA", "1.0"] for method in ("RepLoRA", "LoRA")}
+    lost = -behind["RepLoRA"].mean()
+    assert f"is {lost:.1f} points behind LoRA with all of them, {interval_of(behind['RepLoRA'])}, so" in page
+    assert t_interval(behind["RepLoRA"])[1] < 0
+    itself = f"loses about as much, {-behind['LoRA'].mean():.1f} points, {interval_of(behind['LoRA'])}."
+    assert itself in page
+    assert all((scores[method, "0.3"] - scores[method, "0.1"]).mean() < 0 for method in ("RepLoRA", "LoRA"))
+    assert not any(excludes_0(row["95 % interval"]) for row in table(name, "size_paired.csv"))
+    rates = {(run["stage"], run["learning_rate"]) for run in table(name, "runs.csv")}
+    assert rates == {("final", "0.003")}
+    again = final_scores("commonsense_tasks_one_rate")
+    assert all(found[cell] == again[cell] for cell in found if cell[1] in ("0.02", "0.1")), "the same runs, repeated"
 
 
 def test_no_run_on_boolq_is_better_than_one_answer_throughout() -> None:
