@@ -241,7 +241,7 @@ def test_given_rates_are_those_that_validation_questions_selected():
     assert all("--data.protocol=final" in trial.arguments for trial in trials)
 
 
-@pytest.mark.parametrize("name", ["ablation", "digits_low_data", "transfer_low_data"])
+@pytest.mark.parametrize("name", ["ablation", "commonsense_data_needed", "digits_low_data", "transfer_low_data"])
 def test_the_stated_cost_is_the_recorded_one(name):
     """Within half of it, for start-up is not recorded. (Of commonsense the expensive sizes are not recorded.)"""
     records = read_runs([Path(__file__).parents[2] / "results" / name])
