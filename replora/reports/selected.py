@@ -61,7 +61,8 @@ def find_selected(group: Group, method: str, task: str, size: Size) -> Selected 
     else:
         of_tasks = [max(run.validation_examples or 0 for run in runs) for runs in elsewhere.values()]
         examples, labels = 0, sum(of_tasks)
-    grid = {_name(point): _options(point) for point in sorted(set(map(_point, there)), key=_ascending)}
+    tried = there or [run for runs in (elsewhere or {}).values() for run in runs]
+    grid = {_name(point): _options(point) for point in sorted(set(map(_point, tried)), key=_ascending)}
     if newest:
         rule = newest.chosen_by
         known = {name: [mean] for name, mean in rule["means"].items() if mean is not None}

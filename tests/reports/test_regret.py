@@ -109,6 +109,31 @@ def test_no_label_of_the_task_is_counted(report: Path) -> None:
     assert (choice["learning rate"], choice["remark"]) == ("0.04", "other tasks")
 
 
+def test_a_task_without_a_first_stage_of_its_own_is_counted(tmp_path: Path) -> None:
+    """Its rate comes from two tasks that were not tested, here for RepLoRA the highest that LoRA does not have."""
+    chosen = {method: dict.fromkeys("abc", rate) for method, rate in (("LoRA", 0.01), ("RepLoRA", 0.16))}
+    found = [
+        one
+        for one in runs(chosen)
+        if (one["data"]["task"] == "c") == (one["sweep"]["stage"] == "final")
+        and (
+            one["sweep"]["stage"] == "select"
+            or one["sweep"]["grid"] | one["sweep"]["chosen_by"]["point"] == one["sweep"]["grid"]
+        )
+    ]
+    assert len(found) == 2 * 2 * len(RATES) + 2 * 2
+    write_report([write(tmp_path / "runs", found)], tmp_path / "out")
+    words = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert (
+        "Options were selected on 0 validation labels of the task itself and 400 of other tasks with 1 seed." in words
+    )
+    assert "In no selection does the next best point lie within one standard error." in words
+    choices = [row(tmp_path / "out", "choices", task="c", method=method) for method in SCORES]
+    assert [choice["learning rate"] for choice in choices] == ["0.01", "0.16"]
+    assert [choice["remark"] for choice in choices] == ["other tasks", "highest, other tasks"]
+    assert {choice["points tried"] for choice in choices} == {"4"}
+
+
 def test_before_final_runs_the_rule_is_that_of_the_sweep() -> None:
     (group,) = group_runs(runs(selected=None))
     found = {(method, task): choice.rate for (method, task, _), choice in selections(group).items() if choice}

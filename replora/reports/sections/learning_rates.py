@@ -61,8 +61,9 @@ def learning_rate_section(group: Group, folder: Path, prefix: str) -> list[Block
 
 
 def selections(group: Group) -> dict[tuple[str, str, Size], Selected | None]:
-    """The selected point of each method, task and size of the first stage."""
-    runs = [run for run in group.selection if run.rate is not None]
+    """The selected point of each method, task and size of the first stage, or that final runs record of other tasks."""
+    recorded = [run for run in group.final if run.chosen_by.get("means")]
+    runs = [run for run in (*group.selection, *recorded) if run.rate is not None]
     return {
         (method, task, size): find_selected(group, method, task, size)
         for task in ordered_tasks({run.task for run in runs})
@@ -208,7 +209,8 @@ def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Selected
     """The selected point of each method, task and size, and whether its learning rate is at an edge of the grid."""
     rows = []
     for (method, task, size), choice in found.items():
-        there = [run for run in _of(runs, method, size) if run.task == task]
+        of_method = _of(runs, method, size)
+        there = [run for run in of_method if run.task == task] or of_method  # other tasks have the same grid
         points = len({(run.rate, run.decay) for run in there})
         row = [task, str(size), method]
         if choice is None:

@@ -53,7 +53,8 @@ def _test_part(scores: Scores) -> str:
 
 
 def _of_selection(group: Group) -> Iterable[str]:
-    found = [choice for choice in selections(group).values() if choice is not None]
+    tested = {(run.method, run.task, run.size) for run in group.final}
+    found = [choice for cell, choice in selections(group).items() if choice is not None and cell in tested]
     if not found:
         return
     noise, ties = sum(bool(c.noise or c.tied) for c in found), sum(c.tied > 0 for c in found)
