@@ -11,7 +11,9 @@ from replora.reports.grouping import group_runs
 from replora.reports.runs import read_runs
 from replora.reports.sections.regret import Regrets
 from replora.reports.statistics import t_interval
+from replora.results import read_results
 from tests.published import (
+    CLAIMS,
     PAGES,
     ROOT,
     apart,
@@ -94,6 +96,36 @@ def test_between_the_sizes_of_language_tasks_the_sign_changes_at_rates_of_other_
     ]
     assert "LoRA has {} % instead of {} and RepLoRA {} instead of {}.".format(*few) in page
     assert rates["ARC-Easy", "0.02", "LoRA"] == rates["ARC-Easy", "0.02", "RepLoRA"] == 0.012
+
+
+def test_piqa_is_tested_at_the_rate_of_three_tasks_without_a_label_of_its_own() -> None:
+    """What docs/other_tasks_pretrained.md says around the tables of PIQA."""
+    page, name = " ".join(PAGES["other_tasks_pretrained"].split()), "commonsense_piqa"
+    runs = table(name, "runs.csv")
+    selecting = [run for run in runs if run["stage"] == "select"]
+    assert {run["task"] for run in selecting} == {"ARC-Easy", "openbookqa", "boolq"}
+    assert {run["task"] for run in runs if run["stage"] == "final"} == {"piqa"}
+    assert f"{len(selecting)} runs that select, which are those above, and {len(runs) - len(selecting)} that" in page
+    above = {
+        tuple(run[key] for key in ("method", "task", "learning_rate", "seed", "validation"))
+        for run in table("commonsense_other_tasks", "runs.csv")
+        if run["stage"] == "select" and run["amount"] == "0.02"
+    }
+    again = {tuple(run[key] for key in ("method", "task", "learning_rate", "seed", "validation")) for run in selecting}
+    assert again == above
+    chosen = {row["learning rate"] for row in table(name, "choices.csv") if row["task"] == "piqa"}
+    assert chosen == {"0.006"}
+    scores = {method: np.array(values) for (_, _, method), values in final_scores(name).items()}
+    amounts = [run["examples"] for run in runs if run["task"] == "piqa" and run["method"] == "LoRA"]
+    assert sorted(amounts) == ["321", "321", "322", "322", "322"], "one is too long in two draws"
+    untuned = read_results(ROOT / "results" / "commonsense_untuned" / "piqa.json")["test"]
+    assert (untuned["weights"]["source"], untuned["tasks"]["piqa"]["items"]) == ("untrained", 500)
+    before = 100 * untuned["metrics"]["test/acc_norm"]
+    assert f"the untuned model, which has {before:.1f} % (" in page
+    assert f"untuned {before:.1f} %, LoRA" in CLAIMS
+    assert all(2 < values.mean() - before < 3 for values in scores.values())
+    (row,) = table(name, "size_paired.csv")
+    assert (row["wins / ties / losses"], excludes_0(row["95 % interval"])) == ("0 / 3 / 2", False)
 
 
 def test_rates_from_other_tasks_do_not_tell_the_methods_apart() -> None:
