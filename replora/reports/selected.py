@@ -27,6 +27,7 @@ class Selected:
         examples: Number of validation examples of the task that select; None if it is not known.
         tied: Number of other points that are equally good.
         noise: Whether the next best point lies within one standard error; None if the error is not known.
+        points: Number of points of the grid.
         edge: `lowest` or `highest` if the learning rate is at an edge of its grid and no other point is equally good.
         shared: Whether all sizes share the point.
         elsewhere: Number of validation examples of other tasks that select instead; None if the task itself selects.
@@ -41,6 +42,7 @@ class Selected:
     examples: int | None
     tied: int
     noise: bool | None
+    points: int
     edge: str
     shared: bool = False
     elsewhere: int | None = None
@@ -61,6 +63,7 @@ def find_selected(group: Group, method: str, task: str, size: Size) -> Selected 
     else:
         of_tasks = [max(run.validation_examples or 0 for run in runs) for runs in elsewhere.values()]
         examples, labels = 0, sum(of_tasks)
+    # Other tasks have the same grid.
     tried = there or [run for runs in (elsewhere or {}).values() for run in runs]
     grid = {_name(point): _options(point) for point in sorted(set(map(_point, tried)), key=_ascending)}
     if newest:
@@ -77,7 +80,9 @@ def find_selected(group: Group, method: str, task: str, size: Size) -> Selected 
             edge = "" if tied else _edge(newest.rate, newest.decay, grid)
             value, shared = known[best.point][0], rule.get("choice") == "per_method"
             metric, decay = rule["metric"], newest.decay
-            return Selected(newest.rate, decay, value, metric, True, seeds, examples, tied, noise, edge, shared, labels)
+            return Selected(
+                newest.rate, decay, value, metric, True, seeds, examples, tied, noise, len(grid), edge, shared, labels
+            )
     if not there:
         return None
     rule = next((run.chosen_by for run in group.runs if run.chosen_by), {})
@@ -97,7 +102,7 @@ def find_selected(group: Group, method: str, task: str, size: Size) -> Selected 
     assert rate is not None
     value, edge = statistics.fmean(values[found.point].values()), "" if found.tied else _edge(rate, decay, grid)
     seeds, metric, tied, noise = len(all_seeds), rule["metric"], found.tied, found.noise
-    return Selected(rate, decay, value, metric, False, seeds, examples, tied, noise, edge, False, labels)
+    return Selected(rate, decay, value, metric, False, seeds, examples, tied, noise, len(grid), edge, False, labels)
 
 
 def _other_tasks(group: Group, method: str, task: str, size: Size, rule: Mapping[str, Any]) -> dict[str, list[Run]]:

@@ -209,12 +209,10 @@ def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Selected
     """The selected point of each method, task and size, and whether its learning rate is at an edge of the grid."""
     rows = []
     for (method, task, size), choice in found.items():
-        of_method = _of(runs, method, size)
-        there = [run for run in of_method if run.task == task] or of_method  # other tasks have the same grid
-        points = len({(run.rate, run.decay) for run in there})
         row = [task, str(size), method]
         if choice is None:
-            rows.append([*row, "", "", "", "", "", str(points)])
+            points = {(run.rate, run.decay) for run in _of(runs, method, size) if run.task == task}
+            rows.append([*row, "", "", "", "", "", str(len(points))])
             continue
         value = f"{100 * choice.value:.1f}" if choice.metric in FRACTIONS else f"{choice.value:.4g} ({choice.metric})"
         decay = "" if choice.decay is None else f"{choice.decay:g}"
@@ -222,7 +220,7 @@ def _choices(runs: Sequence[Run], found: Mapping[tuple[str, str, Size], Selected
         apart = "" if choice.elsewhere is None else "other tasks"
         remark = ", ".join(filter(None, [noise, choice.edge, "all sizes" if choice.shared else "", apart]))
         seeds = "" if choice.seeds is None else str(choice.seeds)
-        rows.append([*row, f"{choice.rate:g}", remark, decay, value, seeds, str(points)])
+        rows.append([*row, f"{choice.rate:g}", remark, decay, value, seeds, str(choice.points)])
     metrics = sorted({choice.metric for choice in found.values() if choice})
     recorded = {choice.recorded for choice in found.values() if choice}
     source = {
