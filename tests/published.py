@@ -16,9 +16,16 @@ PAGES = {
     name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     for name in ("evidence", "other_tasks", "other_tasks_pretrained")
 }
-CLAIMS = " ".join((ROOT / "docs" / "claims.md").read_text(encoding="utf-8").split())
 REPORTS = sorted((ROOT / "results").glob("*/report.md"))
 NAMES = [report.parent.name for report in REPORTS]
+
+
+def text_of(page: str) -> str:
+    """The text of a page such as `docs/claims.md`, with one space for each line break."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+CLAIMS = text_of("docs/claims.md")
 
 
 def lines_of(name: str) -> list[str]:

@@ -31,6 +31,7 @@ from tests.published import (
     reservations,
     runs_of,
     table,
+    text_of,
 )
 
 
@@ -61,7 +62,7 @@ def test_what_the_page_calls_significant_is_so_in_the_ablation() -> None:
     def excluding(column: str) -> set[str]:
         return {row["difference"].removesuffix(" - LoRA") for row in rows if excludes_0(row[column])}
 
-    page = " ".join(PAGES["evidence"].split())
+    page = text_of("docs/evidence.md")
     rows = [row for row in table("ablation", "size_paired.csv") if row["size"].startswith("100 %")]
     (linear,) = (row["mean"] for row in rows if row["difference"] == "linear - LoRA")
     assert f"as far behind, by {linear.removeprefix('-')} points, with a wider interval" in page
@@ -93,9 +94,9 @@ def test_with_forty_images_alone_tied_factors_differ_from_lora() -> None:
     tied = apart(over_seeds("tied_low_data", "RepLoRA, tied", "LoRA, rank 4"), "ahead")
     few = apart(over_seeds("tied_low_data", "RepLoRA, tied", "LoRA, rank 4", "0.02"), "ahead")
     words = f"(the tied factors are {tied}), except with 16 images alone ({few})"
-    assert words in " ".join(PAGES["evidence"].split())
+    assert words in text_of("docs/evidence.md")
     trained = {row["method"]: row["trained"] for row in table("tied_low_data", "methods.csv")}
-    assert f"({trained['RepLoRA, tied']} and {trained['LoRA']})" in " ".join(PAGES["evidence"].split())
+    assert f"({trained['RepLoRA, tied']} and {trained['LoRA']})" in text_of("docs/evidence.md")
     assert not any(excludes_0(row["with test examples"]) for row in rows)
 
 
@@ -155,7 +156,7 @@ def test_one_seed_selects_otherwise_than_three() -> None:
 
 def test_one_selection_makes_the_loss_on_a_language_task() -> None:
     """What docs/evidence.md says below their tables; another rate for RepLoRA with 99 questions, and it is gone."""
-    page = " ".join(PAGES["evidence"].split())
+    page = text_of("docs/evidence.md")
     chosen = {(row["task"], row["size"], row["method"]): row for row in table("commonsense_tasks", "choices.csv")}
     few = {method: chosen["openbookqa", "2 %", method] for method in ("LoRA", "RepLoRA")}
     assert [row["remark"] for row in few.values()] == ["noise", "noise, lowest"]
@@ -186,7 +187,7 @@ def test_one_selection_makes_the_loss_on_a_language_task() -> None:
 
 def test_thirty_percent_of_the_questions_are_not_enough() -> None:
     """For RepLoRA to reach LoRA with all of them, at the rate that the smaller amounts selected for both."""
-    page, name = " ".join(PAGES["evidence"].split()), "commonsense_data_needed"
+    page, name = text_of("docs/evidence.md"), "commonsense_data_needed"
     found = final_scores(name)
     scores = {(method, amount): np.array(values) for (_, amount, method), values in found.items()}
     assert {len(values) for values in scores.values()} == {5}
@@ -206,7 +207,7 @@ def test_thirty_percent_of_the_questions_are_not_enough() -> None:
 
 def test_no_run_on_boolq_is_better_than_one_answer_throughout() -> None:
     """With 2 % six of ten runs answer all questions alike, at the highest rate: they err on the same ones."""
-    page = " ".join(PAGES["evidence"].split())
+    page = text_of("docs/evidence.md")
     assert 'no run in the table is above 64.4 %, which the answer "yes" throughout gives' in page
     assert "six of the ten runs there give no other answer" in page
     runs = [json.loads(line) for line in runs_of("commonsense_tasks").splitlines()]
@@ -246,7 +247,7 @@ def test_at_the_highest_rate_replora_is_often_ahead_and_sometimes_fails() -> Non
     assert statistics.median(ahead["RepLoRA"]) == pytest.approx(0.025)
     assert sum(difference > 0 for difference in ahead["DoRA"]) == 20
     behind = statistics.fmean(ahead["RepLoRA"])
-    assert f"{-100 * behind:.1f} points behind on average" in " ".join(PAGES["evidence"].split())
+    assert f"{-100 * behind:.1f} points behind on average" in text_of("docs/evidence.md")
     assert f"{-100 * behind:.1f} points behind on average" in CLAIMS
     assert sum(found["DoRA"][cell] > value for cell, value in found["RepLoRA"].items()) == 18
     chance = {cell for cell, value in found["RepLoRA"].items() if value < 0.15}
@@ -263,7 +264,7 @@ def test_replora_is_nowhere_significantly_better_than_lora() -> None:
     assert len(answers) >= len(NAMES) - 1
     assert not any("significantly better" in answer for answer in answers)
     for file in ("README.md", "docs/index.md", "docs/peft.md"):
-        page = " ".join((ROOT / file).read_text(encoding="utf-8").split())
+        page = text_of(file)
         assert "not significantly better than LoRA" in page.replace("[", "")
 
 
@@ -309,7 +310,7 @@ def test_claims_quote_the_tolerance_of_the_small_vit() -> None:
 
 
 def test_readme_says_where_replora_is_worse_on_digits() -> None:
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    readme = text_of("README.md")
     (one_seed,) = (line for line in lines_of("digits_low_data_one_seed") if line.startswith("> RepLoRA against LoRA"))
     found = DIFFERENCE.search(one_seed)
     assert found
@@ -334,7 +335,7 @@ def test_validation_means_of_the_method_page() -> None:
 
 
 def test_what_the_method_page_says_of_rates_in_the_ablation() -> None:
-    page = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())
+    page = text_of("docs/method.md")
     found: dict[tuple[str, bool], dict[str, float]] = {}
     for run in table("ablation", "runs.csv"):
         if run["stage"] == "select":
@@ -352,7 +353,7 @@ def test_what_the_method_page_says_of_rates_in_the_ablation() -> None:
 
 def test_validation_means_of_small_tasks_on_the_method_page() -> None:
     """And what docs/evidence.md says of the earlier defaults there."""
-    page = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())
+    page = text_of("docs/method.md")
     runs = [
         run for run in table("transfer_low_data", "runs.csv") if (run["stage"], run["examples"]) == ("final", "800")
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import statistics
 
 import numpy as np
@@ -14,7 +15,6 @@ from replora.reports.statistics import t_interval
 from replora.results import read_results
 from tests.published import (
     CLAIMS,
-    PAGES,
     ROOT,
     apart,
     excludes_0,
@@ -24,6 +24,7 @@ from tests.published import (
     paired_differences,
     reservations,
     table,
+    text_of,
 )
 
 
@@ -45,17 +46,17 @@ def test_letters_alone_tolerate_a_higher_rate_with_the_pretrained_vit() -> None:
         assert found[method, task]["0.01"] <= min(0.36, found["LoRA", task]["0.01"])
     clothes = [found[method, "fashion_mnist"]["0.01"] for method in ("RepLoRA", "LoRA")]
     words = "falls to chance ({:.0f} %), where LoRA keeps {:.0f} %".format(*(100 * share for share in clothes))
-    assert words in " ".join(PAGES["other_tasks_pretrained"].split())
+    assert words in text_of("docs/other_tasks_pretrained.md")
     assert "significantly" not in reservations("real_vit_tasks", "RepLoRA and LoRA: no significant difference")
-    assert "There 0.01 is ten points better (52 to 42 %)" in " ".join(PAGES["other_tasks_pretrained"].split())
+    assert "There 0.01 is ten points better (52 to 42 %)" in text_of("docs/other_tasks_pretrained.md")
     for name in ("claims", "tolerance"):
-        words = " ".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").split())
+        words = text_of(f"docs/{name}.md")
         assert "showed it on one task of five: at three times LoRA's best rate, letters trained with RepLoRA" in words
 
 
 def test_between_the_sizes_of_language_tasks_the_sign_changes_at_rates_of_other_tasks() -> None:
     """What docs/other_tasks_pretrained.md says below the tables of the language model."""
-    page = " ".join(PAGES["other_tasks_pretrained"].split())
+    page = text_of("docs/other_tasks_pretrained.md")
     known = reservations("commonsense_other_tasks", "RepLoRA and LoRA: no significant difference")
     assert "On these tasks alone: no significant difference, -0.2" in known
     paired = {(row["size"], row["units"]): row for row in table("commonsense_other_tasks", "size_paired.csv")}
@@ -100,19 +101,19 @@ def test_between_the_sizes_of_language_tasks_the_sign_changes_at_rates_of_other_
 
 def test_piqa_is_tested_at_the_rate_of_three_tasks_without_a_label_of_its_own() -> None:
     """What docs/other_tasks_pretrained.md says around the tables of PIQA."""
-    page, name = " ".join(PAGES["other_tasks_pretrained"].split()), "commonsense_piqa"
+    page, name = text_of("docs/other_tasks_pretrained.md"), "commonsense_piqa"
     runs = table(name, "runs.csv")
     selecting = [run for run in runs if run["stage"] == "select"]
     assert {run["task"] for run in selecting} == {"ARC-Easy", "openbookqa", "boolq"}
     assert {run["task"] for run in runs if run["stage"] == "final"} == {"piqa"}
     assert f"{len(selecting)} runs that select, which are those above, and {len(runs) - len(selecting)} that" in page
-    above = {
-        tuple(run[key] for key in ("method", "task", "learning_rate", "seed", "validation"))
+    above = [
+        run
         for run in table("commonsense_other_tasks", "runs.csv")
         if run["stage"] == "select" and run["amount"] == "0.02"
-    }
-    again = {tuple(run[key] for key in ("method", "task", "learning_rate", "seed", "validation")) for run in selecting}
-    assert again == above
+    ]
+    what = operator.itemgetter("method", "task", "learning_rate", "seed", "validation")
+    assert set(map(what, selecting)) == set(map(what, above))
     chosen = {row["learning rate"] for row in table(name, "choices.csv") if row["task"] == "piqa"}
     assert chosen == {"0.006"}
     scores = {method: np.array(values) for (_, _, method), values in final_scores(name).items()}
@@ -192,7 +193,7 @@ def test_the_rates_of_other_tasks_are_not_those_at_which_lora_fails() -> None:
 
 def test_what_single_rates_show_on_six_tasks() -> None:
     """What docs/other_tasks.md says of rates that its tables do not have one by one."""
-    page = " ".join(PAGES["other_tasks"].split())
+    page = text_of("docs/other_tasks.md")
     scores: dict[tuple[str, str, str], list[float]] = {}  # rate, task, method
     letters: dict[str, list[float]] = {}  # of all images at the highest rate
     for run in table("other_tasks", "runs.csv"):
@@ -233,7 +234,7 @@ def test_what_two_methods_differ_by_around_rates_of_other_tasks() -> None:
         assert len(ours) == 6
         return np.array([100 * (ours[task] - theirs[task]) for task in ours])
 
-    page = " ".join(PAGES["other_tasks"].split())
+    page = text_of("docs/other_tasks.md")
     average, worst = (ahead("DoRA", "LoRA, whole qkv", measure) for measure in ("average", "worst"))
     assert f"by {average.mean():.1f} points on average within the window, {interval_of(average)}" in page
     assert f"and by {worst.mean():.1f} at worst, {interval_of(worst)}" in page

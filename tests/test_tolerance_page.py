@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import statistics
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from replora.io import read_csv
 from replora.reports.statistics import t_interval
+from tests.published import ROOT, text_of
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results" / "tolerance" / "commonsense_rates"
-PAGE = " ".join((ROOT / "docs" / "tolerance.md").read_text(encoding="utf-8").split())
+PAGE = text_of("docs/tolerance.md")
 RATES = ("0.006", "0.012", "0.024", "0.048")
 SEEDS = ("0", "1", "2")
 

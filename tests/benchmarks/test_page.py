@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.published import ROOT, text_of
 
 
 def results(name: str) -> Any:
@@ -23,10 +22,6 @@ def test_all_rows_come_from_one_commit_and_one_machine() -> None:
     assert len({one["git"].removesuffix("-dirty") for one in found}) == 1
     assert len({json.dumps(one["versions"], sort_keys=True) for one in found}) == 1
     assert len({one["machine"]["cpu"] for one in found}) == 1
-
-
-def text(page: str) -> str:
-    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -148,15 +143,15 @@ def memory() -> list[str]:
 
 @pytest.mark.parametrize("part", [training_step, compiled, whole_runs, inference, scaling, loading, startup, memory])
 def test_the_text_quotes_the_results(part: Any) -> None:
-    page = text("docs/benchmarks.md").partition("## Results")[0]
+    page = text_of("docs/benchmarks.md").partition("## Results")[0]
     assert [sentence for sentence in part() if sentence not in page] == []
 
 
 def test_other_pages_quote_them_too() -> None:
     step = results("training_step-vit_base-batch16-cpu-fp32")["replora"]["ratio_to_peft_lora"]
-    assert f"A training step of ViT-B/16 takes {step:.3f} of the time of PEFT's LoRA on a CPU" in text("README.md")
+    assert f"A training step of ViT-B/16 takes {step:.3f} of the time of PEFT's LoRA on a CPU" in text_of("README.md")
     fit, static = (results("compilation")[way] for way in ("fit", "static"))
     evaluation, training = (round(fit[batch]["seconds"]) for batch in ("validation, 32", "training, 16"))
     wanted = f"the evaluation's graph takes {evaluation} and the training's {training} seconds of one processor core"
-    assert wanted in text("docs/video.md")
-    assert f"cost another {static['validation, 4']['seconds']:.0f} seconds" in text("docs/video.md")
+    assert wanted in text_of("docs/video.md")
+    assert f"cost another {static['validation, 4']['seconds']:.0f} seconds" in text_of("docs/video.md")

@@ -112,15 +112,14 @@ def test_no_label_of_the_task_is_counted(report: Path) -> None:
 def test_a_task_without_a_first_stage_of_its_own_is_counted(tmp_path: Path) -> None:
     """Its rate comes from two tasks that were not tested, here for RepLoRA the highest that LoRA does not have."""
     chosen = {method: dict.fromkeys("abc", rate) for method, rate in (("LoRA", 0.01), ("RepLoRA", 0.16))}
-    found = [
-        one
-        for one in runs(chosen)
-        if (one["data"]["task"] == "c") == (one["sweep"]["stage"] == "final")
-        and (
-            one["sweep"]["stage"] == "select"
-            or one["sweep"]["grid"] | one["sweep"]["chosen_by"]["point"] == one["sweep"]["grid"]
-        )
-    ]
+
+    def kept(one: dict[str, Any]) -> bool:
+        sweep, tested = one["sweep"], one["data"]["task"] == "c"
+        if sweep["stage"] == "select":
+            return not tested
+        return tested and one["fit"]["optimizer"]["lr"] == chosen[sweep["method"]]["c"]
+
+    found = list(filter(kept, runs(chosen)))
     assert len(found) == 2 * 2 * len(RATES) + 2 * 2
     write_report([write(tmp_path / "runs", found)], tmp_path / "out")
     words = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 
 from replora.sweeps.plan import Sweep, Trial
 from replora.sweeps.progress import Progress
-from replora.sweeps.sweep import run_sweep
+from replora.sweeps.sweep import UnfinishedSweepError, run_sweep
 from tests.sweeps.instant import planned
 
 RATE = {"LoRA": {"configs": ["adapter/lora.yaml"], "grid": {"model.optimizer.lr": [0.01]}}}
@@ -27,7 +27,7 @@ class Measured:
 
 
 def lines(sweep: Sweep, home: Path, queue: Measured, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    with pytest.raises(Exception, match="was not reached"):  # for nothing is written
+    with pytest.raises(UnfinishedSweepError, match="was not reached"):  # for nothing is written
         run_sweep(sweep, home, queue)  # type: ignore[arg-type]
     return [line for line in capsys.readouterr().out.splitlines() if "seed=" in line and line.startswith("[")]
 

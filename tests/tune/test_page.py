@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -12,10 +11,10 @@ import pytest
 from replora.config_files import read_config
 from replora.io import read_csv
 from replora.tune import curve
+from tests.published import ROOT, text_of
 from tests.test_scripts import load
 
-ROOT = Path(__file__).parents[2]
-PAGE = " ".join((ROOT / "docs" / "tune.md").read_text(encoding="utf-8").split())
+PAGE = text_of("docs/tune.md")
 
 
 def read(name: str) -> Any:
