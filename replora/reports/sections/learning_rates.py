@@ -61,8 +61,9 @@ def learning_rate_section(group: Group, folder: Path, prefix: str) -> list[Block
 
 
 def selections(group: Group) -> dict[tuple[str, str, Size], Selected | None]:
-    """The selected point of each method, task and size of the first stage, or that final runs record of other tasks."""
-    recorded = [run for run in group.final if run.chosen_by.get("means")]
+    """The selected point of each method, task and size; as final runs record it for a task without a first stage."""
+    own = {run.task for run in group.selection}
+    recorded = [run for run in group.final if run.task not in own and run.chosen_by.get("means")]
     runs = [run for run in (*group.selection, *recorded) if run.rate is not None]
     return {
         (method, task, size): find_selected(group, method, task, size)
