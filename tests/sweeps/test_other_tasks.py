@@ -245,6 +245,7 @@ def test_a_sweep_end_to_end(tmp_path, monkeypatch, capsys):
         (line,) = csv.DictReader(stream)
     assert (line["tasks"], line["rates in the window"]) == ("3", "2")
     assert remarks(report)["other tasks"] == 3
+    assert "0 validation labels of the task itself" in (report / "report.md").read_text(encoding="utf-8")
     main(["sweep", f"--config={file}", "--shard=1/1", "--choice=per_method"])
     assert "val/accuracy" not in capsys.readouterr().out, "nothing is run"
     results = [read_results(file.parent) for file in Path("runs/s/final").rglob("results.json")]

@@ -53,8 +53,8 @@ def _test_part(scores: Scores) -> str:
 
 
 def _of_selection(group: Group) -> Iterable[str]:
-    tested = {(run.method, run.task, run.size) for run in group.final}
-    found = [choice for cell, choice in selections(group).items() if choice is not None and cell in tested]
+    tested = {run.task for run in group.final}
+    found = [choice for (_, task, _), choice in selections(group).items() if choice is not None and task in tested]
     if not found:
         return
     noise, ties = sum(bool(c.noise or c.tied) for c in found), sum(c.tied > 0 for c in found)
