@@ -62,9 +62,10 @@ class Progress:
 
     def ended(self, trial: Trial, results: dict[str, Any]) -> None:
         self._count(trial, "done")
-        metric = self.metric or f"test/{headline(results.get('test', {}).get('metrics', {}))}"
+        test = results.get("test", {})
+        metric = self.metric or f"test/{headline(test.get('metrics', {}))}"
         value = value_of(results, metric)
-        status = status_of(results, results.get("test", {}).get("partial", [])).partition(":")[0]
+        status = status_of(results, test.get("partial", [])).partition(":")[0]
         shown = format_metric(metric, value) if value is not None else "no value"
         shown = {"complete": shown, "partial": f"{shown}, partial"}.get(status, status)
         self.newest[trial.method] = shown

@@ -17,10 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import replora
 from tests.benchmarks.holder import hold
+from tests.published import ROOT, text_of
 from tests.tiny_llama import write_tiny_llama
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "benchmarks.md"
 # The benchmarks that have the common options.
 SCRIPTS = sorted(
     file.stem
@@ -361,7 +360,7 @@ def test_the_networks_of_rank_128_are_five_percent_of_the_step_of_lora(benchmark
             step()
         products[name] = counted.get_total_flops()
     assert round(products["replora"] / products["lora"] - 1, 2) == 0.05
-    assert "themselves 5 % of the multiplications of LoRA's step" in " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert "themselves 5 % of the multiplications of LoRA's step" in text_of("docs/benchmarks.md")
 
 
 def test_page_shows_the_results_files(benchmark) -> None:
